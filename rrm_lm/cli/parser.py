@@ -35,8 +35,8 @@ _EXPECTED = {
     "dict": "a mapping",
 }
 _UNKNOWN_REMEDY = "correct it, or remove it; --help_all lists every setting"
-# Never written into an output folder, which people share.
-_SECRET = {"hub_token"}
+# Not written with the settings of a run: output folders are shared, and a run that is repeated is a new one.
+_NOT_WRITTEN = {"hub_token", "resume_from_checkpoint"}
 
 
 def parse(dataclass_types: Sequence[type], argv: Sequence[str], *, command: str, examples: str = "") -> tuple[Any, ...]:
@@ -71,7 +71,7 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str], *, command: str,
         *settings, stray = parser.parse_args_into_dataclasses(
             flags, return_remaining_strings=True, look_for_args_file=False
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         source = f"{config} and {_FLAGS}" if config is not None else _FLAGS
         reason = " ".join(str(error).split())
         raise ConfigError(
@@ -90,7 +90,7 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str], *, command: str,
 def write_resolved(path: str | os.PathLike[str], *configs: Any) -> None:
     """Write every setting of `configs` as YAML that `--config` reads again, with a heading for each dataclass.
 
-    Tokens are left out. Raises CheckpointError if it cannot be written.
+    Tokens, and whether the run was resumed, are left out. Raises CheckpointError if it cannot be written.
     """
     import yaml
 
@@ -99,7 +99,7 @@ def write_resolved(path: str | os.PathLike[str], *configs: Any) -> None:
         values = {
             field.name: _plain(getattr(config, field.name))
             for field in dataclasses.fields(config)
-            if field.init and field.name not in _SECRET
+            if field.init and field.name not in _NOT_WRITTEN
         }
         body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
         parts.append(f"# {type(config).__name__}\n{body}")

@@ -9,26 +9,25 @@ from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from rrm_lm.cli.judged import judge, write_judgement
 from rrm_lm.cli.parser import write_resolved
 from rrm_lm.cli.reward import RunArguments
 from rrm_lm.cli.reward_data import read_feedback
+from rrm_lm.cli.reward_save import check_saved, plain_model, write_merged
 from rrm_lm.cli.settings import DataArguments, ModelArguments, read_template
 from rrm_lm.cli.shown import show_example
-from rrm_lm.errors import CheckpointError, ConfigError, DataError
+from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.scorers import RewardScorer
 from rrm_lm.feedback.datasets import Feedback
 from rrm_lm.feedback.splits import LeakageReport
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.generation import Progress
-from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, load_tokenizer, process_state, set_seed
-from rrm_lm.models.reward import RewardModel, RewardSettings, load_reward_model, merge_reward_model
+from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state, set_seed
+from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.storage import write_json
-from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.checkpoints import OutputFolder, checkpoint_to_resume
 from rrm_lm.training.examples import Example, ExampleBuilder
@@ -38,7 +37,6 @@ from rrm_lm.training.reward_trainer import RewardTrainer
 logger = logging.getLogger(__name__)
 
 _CHECKED = 4  # examples whose rewards must be the same after a reload
-_MERGED_GAP = 1e-3  # how far rewards may be apart after merging in float32, relative to 1 + reward
 _FRAME = 16  # tokens kept for what the chat template puts around a critique
 
 
@@ -90,6 +88,7 @@ class RewardRun:
             examples, checked = self._examples(builder, train, heldout)
             if self.main:
                 show_example(chat, examples[0], rewarded=not self.config.critique_first)
+            trainer = self._first_trainer(model, chat, examples, checked)
             folder.begin()
             if self.main:
                 write_resolved(self.folder / "config.yaml", self.data, self.model_args, self.config, self.more)
@@ -97,10 +96,11 @@ class RewardRun:
                     write_json(self.folder / "leakage.json", leak.to_dict())
             process_state().wait_for_everyone()
             if self.config.critique_first:
-                examples, checked = self._with_own_critiques(model, chat, builder, train, heldout, examples)
+                examples, checked = self._with_own_critiques(trainer, chat, builder, train, heldout)
                 if self.main:
                     show_example(chat, examples[0])
-            trainer = self._train(model, chat, examples, checked)
+                trainer = make_trainer(model, self.config, examples, chat, checked)
+            self._train(trainer)
             self._save(trainer, chat, checked or examples)
             self._judge(trainer, chat, train, heldout, leak, builder)
 
@@ -144,7 +144,14 @@ class RewardRun:
         length, critique_length = self._fitted(backbone), config.max_critique_length
         settings = RewardSettings(name, config.critique_first, length, critique_length, args.model_revision)
         set_seed(config.seed)  # the adapter's and the head's first weights do not depend on what was loaded before
-        model = RewardModel.create(backbone, args.lora(), settings)
+        try:
+            model = RewardModel.create(backbone, args.lora(), settings)
+        except ValueError as error:
+            raise ConfigError(
+                f"LoRA with these settings cannot be put on this model: {error}",
+                where="lora_r, lora_alpha, lora_dropout, lora_target_modules",
+                remedy="leave out --lora_target_modules to adapt all linear layers",
+            ) from error
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(
             "%s: %.1f M parameters, %.2f M trained; prefix sharing %s",
@@ -198,19 +205,22 @@ class RewardRun:
             )
         return examples, checked
 
+    def _first_trainer(
+        self, model: RewardModel, chat: ChatFormat, examples: list[Example], checked: list[Example]
+    ) -> RewardTrainer:
+        """The reward's trainer; the critic's, where critiques are to be written before the reward is read."""
+        if not self.config.critique_first:
+            return make_trainer(model, self.config, examples, chat, checked)
+        written = [Example(e.rows, e.lines, origin=e.origin) for e in examples if e.critique_tokens]
+        return make_trainer(model, critic_config(self.config), written, chat)
+
     def _with_own_critiques(
-        self,
-        model: RewardModel,
-        chat: ChatFormat,
-        builder: ExampleBuilder,
-        train: Feedback,
-        heldout: Feedback,
-        examples: list[Example],
+        self, critic: RewardTrainer, chat: ChatFormat, builder: ExampleBuilder, train: Feedback, heldout: Feedback
     ) -> tuple[list[Example], list[Example]]:
         """Learn to write people's critiques, then replace them by the model's own, read before the reward."""
-        written = [Example(e.rows, e.lines, origin=e.origin) for e in examples if e.critique_tokens]
-        logger.info("learning to write critiques from %d examples", len(written))
-        RewardTrainer(model, critic_config(self.config), written, processing_class=chat.tokenizer).train()
+        logger.info("learning to write critiques from %d examples", len(critic.train_dataset))
+        critic.train()
+        model = plain_model(critic)
         sides = []
         for comparisons in (train.comparisons, heldout.comparisons):
             logger.info("writing own critiques of %d pairs", len(comparisons))
@@ -230,54 +240,21 @@ class RewardRun:
 
     # -- training and saving --------------------------------------------------------------------------------------
 
-    def _train(
-        self, model: RewardModel, chat: ChatFormat, examples: list[Example], checked: list[Example]
-    ) -> RewardTrainer:
-        trainer = RewardTrainer(model, self.config, examples, checked, processing_class=chat.tokenizer)
+    def _train(self, trainer: RewardTrainer) -> None:
         result = trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
-        return trainer
 
     def _save(self, trainer: RewardTrainer, chat: ChatFormat, examples: list[Example]) -> None:
-        """Save, reload in a fresh object, and fail unless its rewards are the same."""
         trainer.save_model(str(self.folder))
         trainer.accelerator.wait_for_everyone()
         if not self.main:
             return
-        model, sample = trainer.accelerator.unwrap_model(trainer.model), examples[:_CHECKED]
-        fresh, _ = load_reward_model(self.folder, **self.model_args.loading())
-        fresh.backbone.can_share = model.backbone.can_share
-        before, after = (_rewards(m, sample) for m in (model, fresh.to(model.device)))
-        if before != after:
-            raise CheckpointError(
-                f"The saved model gives other rewards than the trained one ({after[:2]} instead of {before[:2]})",
-                where=str(self.folder),
-                expected="identical rewards after a reload",
-                remedy="do not use this folder; please report the model and the library versions",
-            )
-        logger.info("saved to %s; reloaded, and its rewards are identical", self.folder)
-        del fresh
+        model, sample = plain_model(trainer), examples[:_CHECKED]
+        check_saved(model, self.folder, sample, **self.model_args.loading())
         if self.more.merge:
-            self._merge(chat, sample, before, exact=model.backbone.causal_lm.dtype == torch.float32)
-
-    def _merge(self, chat: ChatFormat, examples: list[Example], rewards: list[float], *, exact: bool) -> None:
-        """Write the merged checkpoint and compare its rewards. In float32 merging changes no more than rounding."""
-        folder = self.folder / "merged"
-        merge_reward_model(self.folder, folder, chat.tokenizer, trust_remote_code=self.model_args.trust_remote_code)
-        classifier: Any = load_sequence_classifier(str(folder), dtype="float32")
-        lines = [line for example in examples for line in example.lines]
-        with torch.no_grad():
-            merged = [float(classifier(torch.tensor([line.ids[: line.reward_at + 1]])).logits) for line in lines]
-        gap = max(abs(a - b) / (1 + abs(a)) for a, b in zip(rewards, merged, strict=True))
-        if exact and gap > _MERGED_GAP:
-            raise CheckpointError(
-                f"The merged checkpoint gives other rewards than the adapter ({merged[:2]} instead of {rewards[:2]})",
-                where=str(folder),
-                expected=f"the same rewards to {_MERGED_GAP:g}",
-                remedy="use the adapter; please report the model and the library versions",
-            )
-        logger.info("merged checkpoint in %s; its rewards differ by at most %.1g", folder, gap)
+            code = self.model_args.trust_remote_code
+            write_merged(model, self.folder, self.folder / "merged", chat, sample, trust_remote_code=code)
 
     def _judge(
         self,
@@ -292,7 +269,7 @@ class RewardRun:
             logger.info("no comparisons are held out, so nothing is judged")
             return
         scorer = RewardScorer(
-            trainer.accelerator.unwrap_model(trainer.model),
+            plain_model(trainer),
             chat,
             self.folder.resolve().name,
             micro_batch_tokens=2 * self.config.micro_batch_tokens,
@@ -316,6 +293,28 @@ class RewardRun:
             configuration={**asdict(self.data), **_told(self.model_args), **_told(self.config)},
             base_model=str(self.model_args.model_name_or_path),
         )
+
+
+def make_trainer(
+    model: RewardModel,
+    config: RewardConfig,
+    examples: list[Example],
+    chat: ChatFormat,
+    checked: list[Example] | None = None,
+) -> RewardTrainer:
+    """A trainer.
+
+    Raises:
+        ConfigError: Settings of Hugging Face's that do not fit this machine, with their words.
+    """
+    try:
+        return RewardTrainer(model, config, examples, checked, processing_class=chat.tokenizer)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"No trainer can be made with these settings: {' '.join(str(error).split())}",
+            where="the settings of Hugging Face's Trainer",
+            remedy="leave the setting out, or install what it needs",
+        ) from error
 
 
 def critic_config(config: RewardConfig) -> RewardConfig:
@@ -343,15 +342,6 @@ def _bar(shown: bool) -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield tell
-
-
-def _rewards(model: RewardModel, examples: list[Example]) -> list[float]:
-    model.eval()
-    rows = [row for example in examples for row in example.rows]
-    lines = [line for example in examples for line in example.lines]
-    with torch.no_grad():
-        batch = collate(rows, model.backbone.pad_id).to(model.device)
-        return model(batch, lines, with_critiques=False).rewards.tolist()
 
 
 def _told(config: Any) -> dict[str, object]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,8 +48,8 @@ def sample(
     The distribution is the model's own under `temperature`, `top_p` and `top_k`: defaults in the model's generation
     config (a repetition penalty, a hidden top-k) do not apply. Every batch is seeded from `seed` and its number, so
     equal calls give equal samples, and other `batch_tokens` other ones. With `independent`, every response is seeded
-    from `seed`, its prompt and its number instead: then what a prompt gets does not depend on the prompts beside it.
-    The global random state is left as it was.
+    from `seed`, its prompt and its number instead: then what a prompt gets does not depend on the prompts beside it,
+    and equal prompts get equal responses. The global random state is left as it was.
 
     Args:
         model: A causal language model (plain, PEFT or sharded) with `.generate()`.
@@ -76,26 +76,24 @@ def sample(
     """
     _check_settings(max_new_tokens, temperature, top_p, num_return)
     _check_prompts(model, prompts, max_new_tokens)
-    own = independent and temperature > 0
+    shape = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
+    apart = independent and bool(shape)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0 and not own,
+        do_sample=bool(shape) and not apart,
         pad_token_id=pad_id,
         eos_token_id=list(eos_ids),
-        num_return_sequences=1 if own else num_return,
+        num_return_sequences=1 if apart else num_return,
         use_cache=True,
-        **({"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 and not own else {}),
+        **({} if apart else shape),
     )
     results: list[list[list[int]]] = [[] for _ in prompts]
     started, generated, done = time.perf_counter(), 0, 0
     with _ready_to_sample(model):
         for number, batch in enumerate(_batches([len(p) for p in prompts], max_new_tokens, num_return, batch_tokens)):
             chosen = [prompts[i] for i in batch]
-            if own:
-                chosen = [prompt for prompt in chosen for _ in range(num_return)]
-                seeds = [_own_seed(seed, prompts[i], n) for i in batch for n in range(num_return)]
-                noise = _OwnNoise(seeds, temperature, top_p, top_k, _device(model))
-                rows = _generate(model, chosen, pad_id, config, LogitsProcessorList([noise]))
+            if apart:
+                rows = _generate_apart(model, chosen, pad_id, config, seed, num_return, shape)
             else:
                 with _seeded(seed, number, model):
                     rows = _generate(model, chosen, pad_id, config)
@@ -133,6 +131,21 @@ def _generate(
     return output[:, width:].tolist()
 
 
+def _generate_apart(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    pad_id: int,
+    config: GenerationConfig,
+    seed: int,
+    num_return: int,
+    shape: Mapping[str, float],
+) -> list[list[int]]:
+    """As `_generate`, but each row draws its own random numbers."""
+    seeds = [_own_seed(seed, prompt, number) for prompt in prompts for number in range(num_return)]
+    noise = LogitsProcessorList([_OwnNoise(seeds, _device(model), **shape)])  # type: ignore[arg-type]
+    return _generate(model, [prompt for prompt in prompts for _ in range(num_return)], pad_id, config, noise)
+
+
 class _OwnNoise(LogitsProcessor):
     """Gumbel noise from a random stream for each row: the token of the largest noisy logit is a sample of the softmax.
 
@@ -140,7 +153,7 @@ class _OwnNoise(LogitsProcessor):
     """
 
     def __init__(
-        self, seeds: Sequence[int], temperature: float, top_p: float, top_k: int, device: torch.device
+        self, seeds: Sequence[int], device: torch.device, *, temperature: float, top_p: float, top_k: int
     ) -> None:
         self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.shape = LogitsProcessorList([TemperatureLogitsWarper(temperature)])

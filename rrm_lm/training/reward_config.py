@@ -12,6 +12,11 @@ from rrm_lm.models.pretrained import default_device
 
 GRADE_USES = ("none", "margin", "target", "weight")
 CRITIQUE_VIEWS = ("reward", "all")
+# Settings of Hugging Face's that would fail or do nothing, and what is done instead.
+_NOT_HERE = {
+    "neftune_noise_alpha": "embeddings without noise, as rewards are read from them",
+    "use_liger_kernel": "layers as transformers has them; what is fused here is fused where it is exact",
+}
 
 
 @dataclass
@@ -90,6 +95,15 @@ class RewardConfig(TrainingArguments):
             raise ConfigError(
                 f"critique_view is {self.critique_view!r}", where="critique_view", expected="reward or all"
             )
+        for name, reason in _NOT_HERE.items():
+            if getattr(self, name):
+                raise ConfigError(f"{name} cannot be used here", where=name, expected=reason, remedy="leave it out")
+        if getattr(self, "train_sampling_strategy", "random") not in ("random", "sequential"):
+            raise ConfigError(
+                f"train_sampling_strategy is {self.train_sampling_strategy!r}",
+                where="train_sampling_strategy",
+                expected="random or sequential; inside a step, lengths are grouped anyway (micro_batch_tokens)",
+            )
         for name in ("critique_weight", "rating_weight", "critique_weight_end", "center_rewards_coefficient"):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -98,6 +112,8 @@ class RewardConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}", where=name, expected="at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}", where="seed", expected="at least 0 and below 2^32")
         if self.grade_scale <= 0:
             raise ConfigError(f"grade_scale is {self.grade_scale}", where="grade_scale", expected="above 0")
         if not 0 <= self.label_smoothing_factor < 0.5:

@@ -37,8 +37,8 @@ ASKED = (Message("system", "Be brief."), Message("user", "What is 2+2?"))
 
 
 def alike(found: Any, expected: Tensor) -> None:
-    """Equal to what 30 layers of float32 sums in another order leave: 1e-4 of rewards of size 1 to 10."""
-    torch.testing.assert_close(torch.as_tensor(found), expected, atol=1e-4, rtol=1e-4)
+    """Equal to what 30 layers of float32 sums in another order leave. Below 1e-5 where this was written."""
+    torch.testing.assert_close(torch.as_tensor(found), expected, atol=3e-5, rtol=3e-5)
 
 
 @pytest.fixture(scope="module")

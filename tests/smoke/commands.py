@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -110,6 +111,12 @@ def rewards_of(folder: Path) -> list[tuple[float, float]]:
 
 def adapter(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "adapter_model.safetensors")
+
+
+def same(left: Path, right: Path) -> bool:
+    """Whether two folders hold the same adapter, bit for bit."""
+    one, other = adapter(left), adapter(right)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -317,6 +317,12 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "no dtype": (("--dtype", "int3"), "'int3' is not a dtype for weights", "dtype"),
     "nothing to check on": (("--eval_strategy", "steps", "--eval_fraction", "0"), "evaluation during", "eval_strategy"),
     "merge of a writer": (("--critique_first", "true", "--merge", "true"), "cannot write the critiques", "merge"),
+    "no rank": (("--lora_r", "0"), "LoRA with these settings cannot be put on this model", "lora_r"),
+    "no such layer": (("--lora_target_modules", "nothing"), "Target modules nothing not found", "lora_target_modules"),
+    "noise": (("--neftune_noise_alpha", "5"), "neftune_noise_alpha cannot be used here", "neftune_noise_alpha"),
+    "no order": (("--train_sampling_strategy", "group_by_length"), "is 'group_by_length'", "train_sampling_strategy"),
+    "no seed": (("--seed", "-1"), "seed is -1", "seed"),
+    "shards on one process": (("--fsdp", "full_shard"), "Using fsdp only works in distributed", "the settings of"),
     "no room": (("--max_critique_length", "512"), "max_critique_length is 512", "max_critique_length"),
     "two checks that do not fit": (
         ("--load_best_model_at_end", "true", "--eval_strategy", "epoch"), "The settings do not fit", "the command line"

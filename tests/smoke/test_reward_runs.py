@@ -1,0 +1,152 @@
+"""Runs of `rrm-lm reward` that are stopped, go on, or find their folder taken."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rrm_lm.storage import lock, verify
+from rrm_lm.training.reward_trainer import RewardTrainer
+from tests.smoke.commands import contents, pair_rows, read, rewards_of, same, train, write_rows
+
+# -- interruptions --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch, step: int) -> Any:
+    """Somebody presses control-C in this step."""
+    own = RewardTrainer.training_step
+
+    def training_step(self: RewardTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return own(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardTrainer, "training_step", training_step)
+        yield
+
+
+@contextlib.contextmanager
+def a_nan(monkeypatch: pytest.MonkeyPatch, step: int) -> Any:
+    """The loss of this step is no number."""
+    own = RewardTrainer._loss
+
+    def loss(self: RewardTrainer, *args: Any) -> Any:
+        return own(self, *args) * (math.nan if self.state.global_step == step else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardTrainer, "_loss", loss)
+        yield
+
+
+CHECKPOINTS = ("--save_strategy", "steps", "--save_steps", 2, "--max_steps", 6)
+
+
+@pytest.mark.parametrize(("trouble", "code"), [(interrupted, 130), (a_nan, 2)])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    trouble: Any, code: int, tiny: Path, pairs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(capsys, tiny, pairs, tmp_path / "whole", *CHECKPOINTS).code == 0
+    with trouble(monkeypatch, 3):
+        stopped = train(capsys, tiny, pairs, tmp_path / "parts", *CHECKPOINTS)
+    assert stopped.code == code, stopped.err
+    if code == 2:
+        assert stopped.error["error"].startswith("The loss is nan; training stopped before the step")
+        assert f"step 4, feedback from {pairs}, row " in stopped.error["where"]
+        assert "--resume_from_checkpoint true" in stopped.error["what to do"]
+    assert verify(tmp_path / "parts" / "checkpoint-2") == []
+    assert not (tmp_path / "parts" / "checkpoint-4").exists()
+    assert not (tmp_path / "parts" / "adapter_model.safetensors").exists()
+    assert read(tmp_path / "parts" / "run.json")["outcome"].startswith("stopped by")
+    refused = train(capsys, tiny, pairs, tmp_path / "parts", *CHECKPOINTS)
+    assert refused.code == 2 and "--resume_from_checkpoint true" in refused.error["what to do"]
+    rest = train(capsys, tiny, pairs, tmp_path / "parts", *CHECKPOINTS, "--resume_from_checkpoint", "true")
+    assert rest.code == 0, rest.err
+    assert "resume_from_checkpoint" not in (tmp_path / "parts" / "config.yaml").read_text()  # it repeats the whole run
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert rewards_of(tmp_path / "whole") == rewards_of(tmp_path / "parts")
+    steps = [log["step"] for log in read(tmp_path / "parts" / "trainer_state.json")["log_history"]]
+    assert steps == [log["step"] for log in read(tmp_path / "whole" / "trainer_state.json")["log_history"]]
+
+
+def test_a_learning_rate_that_blows_up(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ("--learning_rate", 1e30, "--save_strategy", "steps", "--save_steps", 1)
+    result = train(capsys, tiny, pairs, tmp_path / "out", *words)
+    assert result.code == 2
+    assert result.error["error"].startswith("The loss is nan; training stopped before the step")
+    assert "lower --learning_rate" in result.error["what to do"]
+
+
+def test_resuming_where_there_is_nothing_to_resume(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    assert train(capsys, tiny, pairs, tmp_path / "out").code == 0
+    before = contents(tmp_path / "out")
+    result = train(capsys, tiny, pairs, tmp_path / "out", "--resume_from_checkpoint", "true")
+    assert result.code == 2
+    assert result.error["error"] == "There is no whole checkpoint to resume from"
+    assert contents(tmp_path / "out") == before
+
+
+def test_resuming_another_run(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    assert train(capsys, tiny, pairs, tmp_path / "out", *CHECKPOINTS, "--max_steps", 2).code == 0
+    before = contents(tmp_path / "out")
+    words = ("--resume_from_checkpoint", "true", "--lora_r", 8)
+    result = train(capsys, tiny, pairs, tmp_path / "out", *CHECKPOINTS, *words)
+    assert result.code == 2
+    assert "lora_r was 4 and is 8" in result.error["error"]
+    assert contents(tmp_path / "out") == before
+
+
+# -- the output folder ----------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_needs_leave_to_replace_the_first(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    assert train(capsys, tiny, pairs, tmp_path / "out").code == 0
+    (tmp_path / "out" / "left-over.txt").write_text("of the first run")
+    before = contents(tmp_path / "out")
+    refused = train(capsys, tiny, pairs, tmp_path / "out")
+    assert refused.code == 2
+    assert "holds an earlier run of `rrm-lm reward`" in refused.error["error"]
+    assert "--overwrite_output_dir true" in refused.error["what to do"]
+    assert contents(tmp_path / "out") == before
+    again = train(capsys, tiny, pairs, tmp_path / "out", "--overwrite_output_dir", "true", "--seed", 1)
+    assert again.code == 0
+    assert not (tmp_path / "out" / "left-over.txt").exists()
+    assert contents(tmp_path / "out")["adapter_model.safetensors"] != before["adapter_model.safetensors"]
+
+
+def test_overwriting_keeps_the_first_run_until_the_input_is_known_to_be_good(
+    tiny: Path, pairs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert train(capsys, tiny, pairs, tmp_path / "out").code == 0
+    before = contents(tmp_path / "out")
+    bad = write_rows(tmp_path / "bad.jsonl", [*pair_rows(3), {"prompt": "who?", "chosen": "", "rejected": "no"}])
+    words = ("--overwrite_output_dir", "true")
+    assert train(capsys, tiny, bad, tmp_path / "out", *words).code == 2
+    assert contents(tmp_path / "out") == before
+    assert train(capsys, tmp_path / "no-model", pairs, tmp_path / "out", *words).code == 2
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_folder_in_use(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    with lock(tmp_path / "out" / ".lock", what="The output folder"):
+        result = train(capsys, tiny, pairs, tmp_path / "out", "--overwrite_output_dir", "true")
+    assert result.code == 2
+    assert "The output folder is in use by another run: process " in result.error["error"]
+    assert result.error["where"] == str(tmp_path / "out")
+    assert contents(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize("overwrite", ["true", "false"])
+def test_a_folder_of_somebody_else(overwrite: str, tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    write_rows(tmp_path / "out" / "thesis.jsonl", [{"years": 3}])
+    before = contents(tmp_path / "out")
+    result = train(capsys, tiny, pairs, tmp_path / "out", "--overwrite_output_dir", overwrite)
+    assert result.code == 2
+    assert result.error["error"] == "The output folder holds files that no run of this program made: thesis.jsonl"
+    assert contents(tmp_path / "out") == before
+    assert not (tmp_path / "out" / ".lock").exists()
