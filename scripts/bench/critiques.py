@@ -1,12 +1,13 @@
 """Does language help? Comparisons alone against the same comparisons with what people wrote about the responses.
 
-    python scripts/bench/critiques.py --set assistant --seeds 3
-    python scripts/bench/critiques.py --set feedbackqa --seeds 1        (where ../shared/data is beside the checkout)
+    python scripts/bench/critiques.py --set assistant --seeds 0 1 2
+    python scripts/bench/critiques.py --set feedbackqa --seeds 0        (where ../shared/data is beside the checkout)
     python scripts/bench/critiques.py --summarise                       (writes results/critiques.json from the runs)
 
 Every arm of a seed and budget trains on the same comparisons, in the same order, for the same number of passes, with
-the same first weights, and is judged on the same held-out pairs. Each finished run is kept in
-results/critiques_runs.jsonl, so the script can be stopped and goes on where it was.
+the same first weights, and is judged on the same held-out pairs: the held-out file's, and those of some prompts of the
+training file that no arm trains on. Each finished run is kept in results/critiques_runs.jsonl, so the script can be
+stopped and goes on where it was; several of it can run side by side on other seeds.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from rrm_lm.cli.settings import ModelArguments
 from rrm_lm.evaluation.metrics import paired_difference
 from rrm_lm.evaluation.scorers import RewardScorer
 from rrm_lm.feedback.datasets import load_feedback
-from rrm_lm.feedback.records import Comparison
+from rrm_lm.feedback.records import Comparison, Prompt
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.critique_reader import CritiqueReader
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.self_critique import with_own_critiques
@@ -44,13 +46,18 @@ from rrm_lm.training.reward_config import RewardConfig
 from rrm_lm.training.reward_trainer import RewardTrainer
 
 MODEL = "smollm2-135m"
+BATCH = 2  # small budgets need many small steps
 RUNS = RESULTS / "critiques_runs.jsonl"
 DATA = Path(__file__).parents[2] / "data" / "assistant"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of using the words. `weight` 0 does not use them."""
+    """One way of using the words.
+
+    `weight` 0 does not learn to write them; `read` regresses on ratings that a reader finds in them, `stars` on the
+    person's own ratings, which nobody can read better out of the words.
+    """
 
     weight: float = 0.0
     weight_end: float | None = None
@@ -58,6 +65,8 @@ class Arm:
     critique_first: bool = False
     critic_epochs: float = 2.0
     samples: int = 1
+    stars: bool = False
+    read: bool = False
 
 
 ARMS = {
@@ -66,6 +75,9 @@ ARMS = {
     "reward": Arm(weight=1.0, view="reward"),
     "reward_low": Arm(weight=0.3, view="reward"),
     "reward_fading": Arm(weight=1.0, weight_end=0.0, view="reward"),
+    "read": Arm(read=True),
+    "read_all": Arm(read=True, weight=1.0, view="all"),
+    "stars": Arm(stars=True),
     "critique_first": Arm(weight=0.3, view="all", critique_first=True, samples=2),
 }
 
@@ -78,37 +90,37 @@ class Setting:
     heldout: Path
     max_length: int
     max_critique_length: int
-    heldout_pairs: int
+    spare_prompts: int
 
 
 SETS = {
-    "assistant": Setting(DATA / "train.jsonl.gz", DATA / "heldout.jsonl.gz", 320, 48, 160),
-    "feedbackqa": Setting(SHARED / "feedbackqa/train.jsonl.gz", SHARED / "feedbackqa/dev.jsonl.gz", 384, 64, 160),
+    "assistant": Setting(DATA / "train.jsonl.gz", DATA / "heldout.jsonl.gz", 320, 48, 70),
+    "feedbackqa": Setting(SHARED / "feedbackqa/train.jsonl.gz", SHARED / "feedbackqa/dev.jsonl.gz", 384, 64, 30),
 }
 
 
 def run(name: str, arm: Arm, budget: int, seed: int, epochs: float, learning_rate: float) -> dict[str, Any]:
     """Train one arm and judge it; returns the margin of each held-out pair and what it cost."""
     setting = SETS[name]
-    train = random.Random(seed).sample(load_feedback(str(setting.train)).comparisons, budget)
-    heldout = random.Random(0).sample(
-        load_feedback(str(setting.heldout)).comparisons,
-        min(setting.heldout_pairs, len(load_feedback(str(setting.heldout)).comparisons)),
-    )
+    pool, heldout = split(setting)
+    train = random.Random(seed).sample(pool, budget)
     tokenizer: Any = load_tokenizer(MODEL)
     backbone = Backbone(load_causal_lm(MODEL, dtype="float32"), int(tokenizer.pad_token_id))
     settings = RewardSettings(MODEL, arm.critique_first, setting.max_length, setting.max_critique_length)
+    if arm.read:
+        train = with_read_ratings(CritiqueReader(backbone, tokenizer), train)
     set_seed(seed)
     model = RewardModel.create(backbone, ModelArguments().lora(), settings)
     chat = ChatFormat(tokenizer, setting.max_length, setting.max_critique_length)
     builder = ExampleBuilder(
-        chat, backbone, with_critiques=arm.weight > 0, narrow=arm.view == "reward" and not arm.critique_first
-    )
+        chat, backbone, with_critiques=arm.weight > 0, pair_ratings=arm.stars or arm.read,
+        narrow=arm.view == "reward" and not arm.critique_first,
+    )  # fmt: skip
     examples = builder.comparisons(train)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         config = RewardConfig(
-            output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=8, learning_rate=learning_rate,
+            output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=BATCH, learning_rate=learning_rate,
             critique_weight=arm.weight, critique_weight_end=arm.weight_end, save_strategy="no", seed=seed,
             logging_strategy="no", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
         )  # fmt: skip
@@ -117,12 +129,44 @@ def run(name: str, arm: Arm, budget: int, seed: int, epochs: float, learning_rat
         RewardTrainer(model, config, examples, processing_class=tokenizer).train()
     seconds = time.perf_counter() - started
     scorer = RewardScorer(model, chat, critique_samples=arm.samples, seed=seed)
-    scores = scorer.score([pair.prompt for pair in heldout], [[pair.chosen, pair.rejected] for pair in heldout])
+    rewards = scores(scorer, heldout)
+    margins = [rewards[pair.prompt, pair.chosen] - rewards[pair.prompt, pair.rejected] for pair in heldout]
     return {
         "set": name, "budget": budget, "seed": seed, "epochs": epochs, "learning_rate": learning_rate,
-        "seconds": round(seconds, 1), "margins": [round(left - right, 5) for left, right in scores],
+        "seconds": round(seconds, 1), "margins": [round(margin, 5) for margin in margins],
         "prompts": [pair.prompt_id for pair in heldout],
     }  # fmt: skip
+
+
+def with_read_ratings(reader: CritiqueReader, pairs: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with ratings that were read out of their critiques in place of the person's."""
+    reader.fit(pairs)
+    ratings = iter(reader.ratings([texts for p in pairs for texts in (p.chosen_critiques, p.rejected_critiques)]))
+    return [replace(pair, chosen_rating=next(ratings), rejected_rating=next(ratings)) for pair in pairs]
+
+
+def split(setting: Setting) -> tuple[list[Comparison], list[Comparison]]:
+    """Comparisons to draw from, and held-out ones: the held-out file, and every comparison of some other prompts."""
+    train, heldout = (list(load_feedback(str(path)).comparisons) for path in (setting.train, setting.heldout))
+    prompts = sorted({pair.prompt_id for pair in train})
+    random.Random(123).shuffle(prompts)
+    spare = set(prompts[: setting.spare_prompts])
+    heldout += [pair for pair in train if pair.prompt_id in spare]
+    return [pair for pair in train if pair.prompt_id not in spare], heldout
+
+
+def scores(scorer: RewardScorer, pairs: Sequence[Comparison]) -> dict[tuple[Prompt, str], float]:
+    """The reward of every response, each computed once."""
+    groups: dict[Prompt, list[str]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.prompt, []).extend((pair.chosen, pair.rejected))
+    responses = [list(dict.fromkeys(texts)) for texts in groups.values()]
+    rewards = scorer.score(list(groups), responses)
+    return {
+        (prompt, text): reward
+        for prompt, texts, found in zip(groups, responses, rewards, strict=True)
+        for text, reward in zip(texts, found, strict=True)
+    }
 
 
 def _own_critiques(
@@ -201,15 +245,15 @@ def _gain(rows: Sequence[dict[str, Any]], base: dict[int, dict[str, Any]]) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, default="assistant")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["pairs", "reward"])
-    parser.add_argument("--budgets", nargs="+", type=int, default=[32, 96, 256])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["pairs", "all", "reward", "stars"])
+    parser.add_argument("--budgets", nargs="+", type=int, default=[16, 32, 64])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--summarise", action="store_true", help="only write the summary of the finished runs")
     args = parser.parse_args()
     done = {key(row) for row in read_runs()}
-    for seed in range(0 if args.summarise else args.seeds):
+    for seed in () if args.summarise else args.seeds:
         for budget in args.budgets:
             for name in args.arms:
                 place = (args.set, name, budget, seed, args.epochs, args.learning_rate)
