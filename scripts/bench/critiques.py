@@ -28,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 from common import RESULTS, SHARED, machine, save
+from critique_reader import CritiqueReader
 
 from rrm_lm.cli.settings import ModelArguments
 from rrm_lm.evaluation.metrics import paired_difference
@@ -35,7 +36,6 @@ from rrm_lm.evaluation.scorers import RewardScorer
 from rrm_lm.feedback.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison, Prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.critique_reader import CritiqueReader
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.self_critique import with_own_critiques
