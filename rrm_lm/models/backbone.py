@@ -208,7 +208,7 @@ class Backbone(nn.Module):
         top = min(int(self.config.vocab_size), 64) - 1
         ids = torch.randint(1, top, (12,), generator=torch.Generator().manual_seed(0)).tolist()
         lines = [tuple(ids[:8]), tuple(ids[:5] + ids[9:12]), tuple(ids[:6])]
-        with _evaluating(self):
+        with evaluating(self):
             alone = _line_ends(self, [share([line]) for line in lines])
             try:
                 shared = _line_ends(self, [share(lines)])
@@ -239,7 +239,7 @@ def _chosen(choices: list[_Choice]) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode; every module is put back into its own mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -272,7 +272,7 @@ def check_logits(backbone: Backbone) -> None:
     """
     ids = torch.arange(1, 6, device=backbone.device)[None]
     batch = collate([share([tuple(ids[0].tolist())])], backbone.pad_id).to(backbone.device)
-    with torch.no_grad(), _evaluating(backbone), backbone.using(None):
+    with torch.no_grad(), evaluating(backbone), backbone.using(None):
         mine = backbone.logits(backbone(batch, None))
         theirs = backbone.causal_lm(input_ids=ids, use_cache=False).logits.float()
     if _difference(backbone, mine, theirs) > 1:

@@ -1,8 +1,12 @@
-"""The reward model: a LoRA adapter and a scalar head on the frozen backbone. The only place that reads a reward."""
+"""The reward model: a LoRA adapter and a scalar head on the frozen backbone. The only place that reads a reward.
+
+An ensemble has several heads on the one adapter (see :mod:`rrm_lm.models.ensemble`), combined into one reward.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.models.fast_layers import speed_up_layers
 from rrm_lm.models.fast_lora import speed_up
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, refuse_pickles, resolve
@@ -27,6 +32,8 @@ from rrm_lm.text.chat import ChatFormat, Line
 
 ADAPTER = "reward"
 SETTINGS_FILE = "reward_model.json"
+logger = logging.getLogger(__name__)
+
 _HEAD_KEY = "base_model.model.score.weight"
 _LOGIT_CHUNK = 1024  # critique tokens whose logits are held at once
 
@@ -36,12 +43,18 @@ class RewardOutput:
     """What one batch gives.
 
     Attributes:
-        rewards: (lines,) one reward for each line.
+        rewards: (lines,) one reward for each line, its members combined.
         critique_nll: (critique tokens,) negative log-likelihood of each token of each line's critique, in order.
+        members: (lines, heads) the reward of each member; by default there is one, with these rewards.
     """
 
     rewards: Tensor
     critique_nll: Tensor
+    members: Tensor = None  # type: ignore[assignment]  # filled in below
+
+    def __post_init__(self) -> None:
+        if self.members is None:
+            self.members = self.rewards.unsqueeze(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +67,9 @@ class RewardSettings:
         max_length: Longest prompt plus response in tokens.
         max_critique_length: Longest critique in tokens.
         revision: Branch, tag or commit of the backbone on the Hub.
+        ensemble_heads: How many members score; 1 is no ensemble.
+        ensemble: How they are combined (:data:`rrm_lm.models.ensemble.COMBINATIONS`).
+        ensemble_k: With mean_minus_std: how many standard deviations are taken off.
     """
 
     base_model: str
@@ -61,6 +77,34 @@ class RewardSettings:
     max_length: int | None = None
     max_critique_length: int = 128
     revision: str | None = None
+    ensemble_heads: int = 1
+    ensemble: str = "mean"
+    ensemble_k: float = 1.0
+
+    def __post_init__(self) -> None:
+        Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)  # refuses what is none
+
+    @property
+    def combination(self) -> Ensemble:
+        """How members become one reward."""
+        return Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)
+
+    def combined(self, ensemble: str | None, ensemble_k: float | None) -> RewardSettings:
+        """The same with another way to combine members; ``None`` keeps what is there.
+
+        Raises:
+            ConfigError: There is no such way.
+        """
+        changes = {"ensemble": ensemble, "ensemble_k": ensemble_k}
+        changed = {name: value for name, value in changes.items() if value is not None}
+        if changed and self.ensemble_heads == 1:
+            logger.warning("%s has no effect: the reward model has one member", " and ".join(changed))
+        return replace(self, **changed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved; nothing of ensembles where there is none."""
+        alone = self.ensemble_heads == 1
+        return {name: value for name, value in asdict(self).items() if not (alone and name.startswith("ensemble"))}
 
 
 class RewardModel(nn.Module):
@@ -76,7 +120,8 @@ class RewardModel(nn.Module):
         self.backbone = backbone
         self.settings = settings
         # The scale keeps first rewards near N(0, 1) for hidden states of unit variance (Stiennon et al. 2020).
-        self.head = nn.Linear(backbone.hidden_size, 1, bias=False, device=backbone.device, dtype=torch.float32)
+        heads = settings.combination.heads
+        self.head = nn.Linear(backbone.hidden_size, heads, bias=False, device=backbone.device, dtype=torch.float32)
         nn.init.normal_(self.head.weight, std=(backbone.hidden_size + 1) ** -0.5)
 
     @classmethod
@@ -111,16 +156,17 @@ class RewardModel(nn.Module):
         """
         hidden = self.backbone(batch, ADAPTER)
         ends = _gather(hidden, [batch.at(number, line.reward_at) for number, line in enumerate(lines)])
-        rewards = self.head(ends.float()).squeeze(-1)
+        members = self.head(ends.float())
+        rewards = self.settings.combination(members)
         places, targets = [], []
         for number, line in enumerate(lines) if with_critiques else ():
             for position in line.critique:
                 places.append(batch.at(number, position - 1))
                 targets.append(line.ids[position])
         if not places:
-            return RewardOutput(rewards, rewards.new_zeros(0))
+            return RewardOutput(rewards, rewards.new_zeros(0), members)
         nll = self._critique_nll(_gather(hidden, places), torch.tensor(targets, device=hidden.device))
-        return RewardOutput(rewards, nll)
+        return RewardOutput(rewards, nll, members)
 
     def _critique_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         def nll(states: Tensor, tokens: Tensor) -> Tensor:
@@ -142,7 +188,11 @@ class RewardModel(nn.Module):
         return state
 
     def save(self, folder: Path, tokenizer: Any) -> None:
-        """Write a PEFT ``SEQ_CLS`` adapter folder with its head, the tokenizer and :data:`SETTINGS_FILE`."""
+        """Write a PEFT ``SEQ_CLS`` adapter folder with its head, the tokenizer and :data:`SETTINGS_FILE`.
+
+        `AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1)` reads it; of an ensemble, with
+        as many labels as there are members, whose rewards are its logits.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.adapter_state(), folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config = LoraConfig(**self.backbone.model.peft_config[ADAPTER].to_dict())
@@ -154,7 +204,7 @@ class RewardModel(nn.Module):
         config.revision = self.settings.revision
         config.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
-        write_json(folder / SETTINGS_FILE, asdict(self.settings))
+        write_json(folder / SETTINGS_FILE, self.settings.to_dict())
 
     def load_adapter_state(self, folder: Path) -> None:
         """Put a saved adapter and head into this model.
@@ -177,7 +227,8 @@ class RewardModel(nn.Module):
                 "The adapter has no scalar head for this model",
                 where=str(folder),
                 expected=f"a tensor {_HEAD_KEY} of shape {tuple(self.head.weight.shape)}",
-                remedy="train with TaskType.SEQ_CLS (rrm-lm reward does), and use the backbone it was trained on",
+                remedy="train with TaskType.SEQ_CLS (rrm-lm reward does), and use the backbone (and, for an ensemble, "
+                "the ensemble_heads) it was trained with",
             )
         self._refuse_misfit(state, folder)
         set_peft_model_state_dict(self.backbone.model, state, adapter_name=ADAPTER)
@@ -203,7 +254,13 @@ class RewardModel(nn.Module):
 
 
 def load_reward_model(
-    folder: str | Path, *, base_model: str | None = None, trainable: bool = False, **loading: Any
+    folder: str | Path,
+    *,
+    base_model: str | None = None,
+    trainable: bool = False,
+    ensemble: str | None = None,
+    ensemble_k: float | None = None,
+    **loading: Any,
 ) -> tuple[RewardModel, ChatFormat]:
     """Load a reward model that :meth:`RewardModel.save` wrote, or any PEFT ``SEQ_CLS`` LoRA adapter with a scalar head.
 
@@ -211,6 +268,7 @@ def load_reward_model(
         folder: Adapter folder.
         base_model: Backbone to use instead of the recorded one.
         trainable: Leave the adapter trainable.
+        ensemble, ensemble_k: How the members of an ensemble are combined, instead of the recorded way.
         loading: Passed to :func:`rrm_lm.models.pretrained.load_causal_lm` (dtype, attn_implementation ...). A revision
             is the backbone's; by default the recorded one.
 
@@ -218,6 +276,7 @@ def load_reward_model(
         The model in evaluation mode (unless trainable), and the chat format it was trained with.
 
     Raises:
+        ConfigError: There is no such way to combine members.
         ModelError: The adapter's weights are a pickle, or the backbone cannot be loaded.
         CheckpointError: The adapter's weights are missing or broken, or do not fit the backbone.
     """
@@ -225,6 +284,7 @@ def load_reward_model(
     refuse_pickles(folder)
     config: Any = LoraConfig.from_pretrained(str(folder))
     settings = read_settings(folder) or RewardSettings(str(config.base_model_name_or_path), revision=config.revision)
+    settings = settings.combined(ensemble, ensemble_k)
     if base_model is not None:
         settings = replace(settings, base_model=base_model, revision=None)
     if loading.get("revision") is None:
@@ -268,6 +328,9 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
     RewardBench, TRL and vLLM read it. Its ``config.pad_token_id`` is the tokenizer's pad token, because such models
     find the last token of a sequence by it. :data:`SETTINGS_FILE` comes along and says how the adapter was trained.
 
+    Of an ensemble the head is the mean of the members' heads, whatever they are combined by otherwise: such checkpoints
+    give one number, by one linear head.
+
     Args:
         folder: The adapter, as :meth:`RewardModel.save` wrote it.
         output: Where the checkpoint goes; one that is there is replaced.
@@ -287,7 +350,7 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
         with _quiet():  # a report that `score` is new and `lm_head` unused, which is how it must be
             plain = AutoModelForSequenceClassification.from_pretrained(
                 base,
-                num_labels=1,
+                num_labels=settings.ensemble_heads if settings else 1,
                 pad_token_id=tokenizer.pad_token_id,
                 use_safetensors=True,
                 dtype=torch.float32,
@@ -299,13 +362,21 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
             where=str(base),
             remedy="leave out --merge; rrm-lm score and rrm-lm evaluate read the adapter as it is",
         ) from error
-    merged = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
-    merged.config.num_labels = 1
+    merged: Any = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
+    _average_heads(merged.score)
+    merged.config.num_labels = merged.num_labels = 1
     with staged_folder(output, replace=True) as staged:
         merged.save_pretrained(str(staged))
         tokenizer.save_pretrained(str(staged))
         if settings is not None:
-            write_json(staged / SETTINGS_FILE, asdict(settings))
+            write_json(staged / SETTINGS_FILE, replace(settings, ensemble_heads=1).to_dict())
+
+
+def _average_heads(score: nn.Linear) -> None:
+    """Make a head of several outputs one of their mean."""
+    if score.out_features > 1:
+        score.weight = nn.Parameter(score.weight.detach().mean(0, keepdim=True), requires_grad=False)
+        score.out_features = 1
 
 
 @contextmanager

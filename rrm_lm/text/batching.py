@@ -98,6 +98,12 @@ def _common_length(lines: Sequence[Sequence[tuple[int, int]]], start: int) -> in
     return shortest - start
 
 
+def common_beginning(lines: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all lines begin with."""
+    first, last = min(lines), max(lines)  # in the order of tuples, what these two share all of them do
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+
+
 @dataclass(slots=True)
 class Batch:
     """Rows padded to one length, ready for the model.

@@ -131,6 +131,18 @@ class ChatFormat:
             lines.append(Line(ids, plain.response_start, len(ids) - 1, range(len(start), len(ids))))
         return lines
 
+    @staticmethod
+    def sampled_line(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Line:
+        """The line of a response exactly as it was sampled, not encoded anew; its reward is read at its last token.
+
+        Args:
+            prompt_ids: What :meth:`prompt_ids` gave.
+            response_ids: What was sampled after it, one token or more; it ends in the end-of-turn token, unless
+                sampling ran out of tokens.
+        """
+        ids = (*prompt_ids, *response_ids)
+        return Line(ids, len(prompt_ids), len(ids) - 1)
+
     def encode(
         self, prompt: Prompt, responses: Sequence[str], critiques: Sequence[Sequence[str]] | None = None
     ) -> Encoded:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrm_lm.text.batching import Row, attention_mask, collate, length_groups, share
+from rrm_lm.text.batching import Row, attention_mask, collate, common_beginning, length_groups, share
 
 # Few token ids, so that lines often share prefixes of every length, repeat, or begin one another.
 LINES = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=8), min_size=1, max_size=6)
@@ -286,3 +286,9 @@ def test_groups_do_not_depend_on_the_order_of_items() -> None:
     one = length_groups(lengths, 64)
     other = length_groups(lengths[::-1], 64)
     assert [[lengths[i] for i in group] for group in one] == [[lengths[::-1][i] for i in group] for group in other]
+
+
+def test_the_common_beginning() -> None:
+    assert common_beginning([(1, 2, 3), (1, 2), (1, 2, 4)]) == 2
+    assert common_beginning([(1, 2), (3, 2)]) == 0
+    assert common_beginning([(1, 2)]) == 2

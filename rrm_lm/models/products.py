@@ -1,0 +1,128 @@
+"""The matrix products of a rollout: adapters added into copies of the weights, and these laid out for few rows.
+
+A rollout multiplies the same weights with a few rows, hundreds of times. On CPUs much of the time of such a product is
+spent on laying out the weights anew (MKL, fp32, 16 rows: half of the processor's speed and less); laid out for oneDNN
+once, they are read as they are. The weights themselves are not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+_EXACT = (torch.float32, torch.float64)  # a sum of weight and adapter in fewer bits would lose most of the adapter
+
+
+class Product:
+    """``x W^T + bias``, with a copy of W laid out for it where that is faster.
+
+    Args:
+        weight: (out, in).
+        bias: (out,) or None.
+        packed: Lay the weight out for oneDNN (see :func:`can_pack`).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, packed: bool) -> None:
+        self.packed = packed
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if packed else weight
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """(n, out) and (n, in) -> (n, out): the product added to what was there, which may be changed."""
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, total, self.weight, self.bias, "add")
+        if self.bias is not None:
+            total = total + self.bias
+        return total.addmm_(x, self.weight.t())
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether weights of this kind can be laid out for oneDNN; found out on a small product."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    some, x = torch.randn(24, 16, generator=generator), torch.randn(3, 16, generator=generator)
+    bias, total = torch.randn(24, generator=generator), torch.randn(3, 24, generator=generator)
+    expected = nn.functional.linear(x, some, bias)
+    try:
+        product = Product(some, bias, packed=True)
+        pairs = ((product(x), expected), (product.add_to(total.clone(), x), total + expected))
+    except (RuntimeError, AttributeError, TypeError):  # these operators are torch's own, for its compiler
+        return False
+    return all(torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4) for mine, theirs in pairs)
+
+
+def whole_weight(module: nn.Module, adapter: str | None) -> tuple[Tensor, Tensor | None] | None:
+    """Weight (out, in) and bias of a linear layer with an adapter added in.
+
+    The tensors are the layer's own where there is nothing to add, so they are only to be read.
+
+    Returns:
+        None for a layer that is not of a kind known here, or whose adapter cannot be added without loss.
+    """
+    base: Any = module.base_layer if isinstance(module, BaseTunerLayer) else module
+    if type(base) not in (nn.Linear, Conv1D):
+        return None
+    weight = base.weight.t() if type(base) is Conv1D else base.weight
+    if not isinstance(module, BaseTunerLayer):
+        return weight, base.bias
+    if type(module) is not PeftLinear or module.merged:
+        return None
+    if adapter is None or adapter not in module.lora_A:
+        return weight, base.bias
+    a, b = module.lora_A[adapter], module.lora_B[adapter]
+    plain = adapter not in module.lora_variant and a.bias is None and b.bias is None
+    if not plain or weight.dtype not in _EXACT or a.weight.dtype != weight.dtype:
+        return None
+    return torch.addmm(weight, b.weight, a.weight, alpha=module.scaling[adapter]), base.bias
+
+
+def products_of(model: nn.Module, adapter: str | None, packed: bool) -> dict[nn.Module, Product]:
+    """A product for every linear layer of a model that is faster with one; for the others there is none.
+
+    Args:
+        model: A model, or a part of one.
+        adapter: The adapter to add in.
+        packed: Lay the weights out for oneDNN.
+    """
+    made: dict[nn.Module, Product] = {}
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module in inside:
+            continue
+        adapted = isinstance(module, BaseTunerLayer)
+        found = whole_weight(module, adapter) if adapted or packed else None
+        if found is None:
+            continue
+        made[module] = Product(*found, packed)
+        inside.update(module.modules())
+    return made
+
+
+@contextmanager
+def computing_with(products: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Let modules compute with other functions; each has its own way back afterwards."""
+    own = {module: module.__dict__.get("forward") for module in products}
+    try:
+        for module, product in products.items():
+            module.forward = product
+        yield
+    finally:
+        for module, forward in own.items():
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = forward

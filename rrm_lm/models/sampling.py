@@ -1,0 +1,165 @@
+"""The distribution that responses are drawn from, for the drawing and for the log-probabilities that train on it.
+
+Temperature first, then the most likely `top_k` tokens, then the smallest set of those with probability `top_p`
+(nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751): the order of transformers. Where several tokens are equally
+likely at the border, all of them are kept, so what is drawn never depends on how a sort breaks ties.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rrm_lm.errors import ConfigError
+
+_CANDIDATES = (64, 1024)  # most likely tokens in which a nucleus is looked for first; a sort of all of them is slow
+_BLOCK = 256  # tokens whose weights are added up together when one is drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are drawn.
+
+    Attributes:
+        max_new_tokens: Most tokens of a response.
+        temperature: What logits are divided by. 0 takes the most likely token at each step: the distribution is then
+            that of temperature 1 with nothing but this token left.
+        top_p: Draw from the smallest set of tokens with at least this probability; 1 for all.
+        top_k: Draw from this many most likely tokens; 0 for all.
+
+    Raises:
+        ConfigError: A setting outside its range.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, right, expected in (
+            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 (most likely token) or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more"),
+        ):
+            if not right:
+                raise ConfigError(f"{name} is {value}", expected=expected)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens may be left out."""
+        return self.temperature == 0 or self.top_p < 1 or self.top_k > 0
+
+    def log_probs(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probability of each token in the distribution it is drawn from, differentiable in the logits.
+
+        A token that truncation would leave out (the policy has moved since it was drawn) counts as kept, so that the
+        result is finite.
+
+        Args:
+            logits: (n, vocabulary) next-token logits as the model gives them.
+            tokens: (n,) token ids.
+
+        Returns:
+            (n,) in float32 or better.
+        """
+        scaled = self._scale(logits)
+        chosen = scaled.gather(-1, tokens[:, None]).squeeze(-1)
+        if self.truncates:
+            left_out = scaled < self._threshold(scaled.detach())
+            left_out = left_out.scatter(-1, tokens[:, None], False)
+            scaled = scaled.masked_fill(left_out, float("-inf"))
+        return chosen - scaled.logsumexp(-1)
+
+    def shape(self, logits: Tensor) -> Tensor:
+        """Logits after temperature and truncation, (n, vocabulary); minus infinity for tokens that are left out."""
+        scaled = self._scale(logits)
+        if not self.truncates:
+            return scaled
+        return scaled.masked_fill(scaled < self._threshold(scaled.detach()), float("-inf"))
+
+    def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """A token for each row. The same logits and number give the same token, whatever other rows there are.
+
+        Args:
+            logits: (n, vocabulary) next-token logits as the model gives them. They are overwritten: another tensor of
+                their size would cost more than the drawing.
+            uniform: (n,) numbers in [0, 1), one for each row; float64, since float32 has fewer steps than a large
+                vocabulary needs.
+
+        Returns:
+            (n,) token ids.
+        """
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        weights = logits if logits.dtype == torch.float64 else logits.float()
+        weights = weights if self.temperature == 1 else weights.div_(self.temperature)
+        if self.truncates:
+            weights.masked_fill_(weights < self._threshold(weights), float("-inf"))
+        return _invert(weights.sub_(weights.amax(-1, keepdim=True)).exp_(), uniform)
+
+    def _scale(self, logits: Tensor) -> Tensor:
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits if self.temperature in (0, 1) else logits / self.temperature
+
+    @torch.no_grad()
+    def _threshold(self, scaled: Tensor) -> Tensor:
+        """(n, 1): the smallest logit that is kept."""
+        vocabulary = scaled.shape[-1]
+        if self.temperature == 0:
+            return scaled.amax(-1, keepdim=True)
+        kept = min(self.top_k, vocabulary) if self.top_k > 0 else vocabulary
+        if self.top_p == 1:
+            return scaled.topk(kept, dim=-1).values[:, -1:]
+        total = scaled.logsumexp(-1, keepdim=True)
+        if kept < vocabulary:
+            least = scaled.topk(kept, dim=-1).values[:, -1:]
+            total = scaled.masked_fill(scaled < least, float("-inf")).logsumexp(-1, keepdim=True)
+        return self._nucleus(scaled, total, [*(count for count in _CANDIDATES if count < kept), kept])
+
+    def _nucleus(self, scaled: Tensor, total: Tensor, candidates: list[int]) -> Tensor:
+        """(n, 1): the smallest logit of the nucleus, looked for in ever more candidates where it is not yet found."""
+        likely = scaled.topk(candidates[0], dim=-1).values
+        # The nucleus ends with the token that reaches top_p; `count` stand before it.
+        count = ((likely - total).exp().cumsum(-1) < self.top_p).sum(-1, keepdim=True)
+        threshold = likely.gather(-1, count.clamp_max(candidates[0] - 1))
+        rows = (count[:, 0] == candidates[0]).nonzero()[:, 0] if len(candidates) > 1 else ()
+        if len(rows):
+            threshold[rows] = self._nucleus(scaled[rows], total[rows], candidates[1:])
+        return threshold
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which the running sum of each row's weights passes its uniform number times their sum.
+
+    The sum runs over blocks of tokens first and then inside one block, in float64: a running sum over a whole
+    vocabulary in float32 would never choose unlikely tokens behind likely ones, and costs more.
+    """
+    rows, vocabulary = weights.shape
+    if vocabulary % _BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, -vocabulary % _BLOCK))
+    blocks = weights.view(rows, -1, _BLOCK)
+    sums = _double(blocks.sum(-1))
+    until = sums.cumsum(-1)
+    goal = uniform.to(until)[:, None] * until[:, -1:]
+    block = _first_above(until, goal)
+    own = sums.gather(-1, block)
+    rest = ((goal - (until.gather(-1, block) - own)) / own).clamp_min(0.0)
+    inside = _double(blocks[torch.arange(rows, device=block.device), block[:, 0]]).cumsum(-1)
+    token = _first_above(inside, rest * inside[:, -1:])
+    return (block * _BLOCK + token)[:, 0]
+
+
+def _first_above(until: Tensor, goal: Tensor) -> Tensor:
+    """(n, 1): the first place where a running sum is above its goal; rounding never leads behind the last increase."""
+    total = until[:, -1:]
+    place = (until <= goal).sum(-1, keepdim=True)
+    last = (until < total).sum(-1, keepdim=True)  # the first place with all of the sum: nothing is added behind it
+    return torch.minimum(place, last)
+
+
+def _double(x: Tensor) -> Tensor:
+    return x if x.device.type == "mps" else x.double()
