@@ -8,7 +8,7 @@ from typing import Any
 
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import Tally
-from rrm_lm.feedback.records import Comparison, Critique, Origin, Prompt, Rating
+from rrm_lm.feedback.records import Comparison, Critique, Origin, Prompt, Rating, prompt_id
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.text.batching import Row
 from rrm_lm.text.chat import ChatFormat, Encoded, Line
@@ -33,6 +33,7 @@ class Example:
         pairs: Preferences between lines.
         ratings: (line, rating in [0, 1]).
         origin: File and row, for messages.
+        prompt_id: Which prompts count as the same (see :func:`rrm_lm.feedback.records.prompt_id`).
     """
 
     rows: tuple[Row, ...]
@@ -40,6 +41,7 @@ class Example:
     pairs: tuple[Pair, ...] = ()
     ratings: tuple[tuple[int, float], ...] = ()
     origin: str = ""
+    prompt_id: str = ""
 
     @property
     def critique_tokens(self) -> int:
@@ -126,7 +128,7 @@ class ExampleBuilder:
             encoded = self._encode(prompt, [response], [texts], origin) if texts or numbers else None
             if encoded is not None:
                 mean = [(0, sum(numbers) / len(numbers))] if numbers else []
-                examples.append(self._lay(encoded, (), mean, origin))
+                examples.append(self._lay(encoded, (), mean, origin, prompt_id(prompt)))
         return examples
 
     def own_critiques(self, records: Sequence[Comparison], lines: Sequence[Sequence[Sequence[Line]]]) -> list[Example]:
@@ -141,7 +143,7 @@ class ExampleBuilder:
         for record, (chosen, rejected) in zip(records, lines, strict=True):
             pairs = tuple(Pair(n, len(chosen) + n, record.margin) for n in range(len(chosen)))
             encoded = Encoded((tuple(chosen), tuple(rejected)))
-            examples.append(self._lay(encoded, pairs, (), record.origin))
+            examples.append(self._lay(encoded, pairs, (), record.origin, record.prompt_id))
         return examples
 
     def _comparison(self, record: Comparison) -> Example | None:
@@ -158,7 +160,7 @@ class ExampleBuilder:
             return None
         numbers = [(0, record.chosen_rating), (second, record.rejected_rating)] if self.pair_ratings else []
         rated = [(line, rating) for line, rating in numbers if rating is not None]
-        return self._lay(encoded, (Pair(0, second, record.margin),), rated, record.origin)
+        return self._lay(encoded, (Pair(0, second, record.margin),), rated, record.origin, record.prompt_id)
 
     def _encode(
         self, prompt: Prompt, responses: Sequence[str], critiques: Sequence[Sequence[str]] | None, origin: Origin
@@ -172,10 +174,15 @@ class ExampleBuilder:
         return encoded
 
     def _lay(
-        self, encoded: Encoded, pairs: tuple[Pair, ...], ratings: Sequence[tuple[int, float]], origin: Origin
+        self,
+        encoded: Encoded,
+        pairs: tuple[Pair, ...],
+        ratings: Sequence[tuple[int, float]],
+        origin: Origin,
+        about: str,
     ) -> Example:
         lines = tuple(line for group in encoded.lines for line in group)
         if self.narrow:
             lines = tuple(replace(line, critique_view=line.reward_at) if line.critique else line for line in lines)
         rows = tuple(self.backbone.rows([line.ids for line in lines], [line.blind for line in lines]))
-        return Example(rows, lines, pairs, tuple(ratings), str(origin))
+        return Example(rows, lines, pairs, tuple(ratings), str(origin), about)

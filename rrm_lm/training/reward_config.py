@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 from rrm_lm.errors import ConfigError
+from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.models.pretrained import default_device
+
+logger = logging.getLogger(__name__)
 
 GRADE_USES = ("none", "margin", "target", "weight")
 CRITIQUE_VIEWS = ("reward", "all")
@@ -83,6 +87,17 @@ class RewardConfig(TrainingArguments):
     critique_samples: int = field(default=1, metadata={"help": "With critique_first: own critiques for each response."})
     critique_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of own critiques."})
 
+    ensemble_heads: int = field(
+        default=1,
+        metadata={"help": "Members of a reward ensemble: heads on one adapter, each trained on prompts of its own."},
+    )
+    ensemble: str = field(
+        default="mean", metadata={"help": "With ensemble_heads: how members are combined: mean, min or mean_minus_std."}
+    )
+    ensemble_k: float = field(
+        default=1.0, metadata={"help": "With mean_minus_std: standard deviations that are taken off the mean."}
+    )
+
     def __post_init__(self) -> None:
         if default_device().type == "cpu":
             # Else every process of a launch on such a machine takes itself for the only one. Not `use_cpu`, which would
@@ -112,6 +127,9 @@ class RewardConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}", where=name, expected="at least 1")
+        Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)  # refuses what is none
+        if self.ensemble_heads > 1 and not self.center_rewards_coefficient:
+            logger.warning("without center_rewards_coefficient the members' rewards may differ by constants")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}", where="seed", expected="at least 0 and below 2^32")
         if self.grade_scale <= 0:

@@ -26,6 +26,7 @@ from rrm_lm.text.batching import Batch, collate, length_groups
 from rrm_lm.training.checkpoints import VerifiedCheckpoints
 from rrm_lm.training.examples import Example
 from rrm_lm.training.losses import bradley_terry, centering, graded_target, rating_regression
+from rrm_lm.training.member_weights import member_weights
 from rrm_lm.training.reward_config import RewardConfig
 
 _ITEMS = ("pairs", "ratings", "critiques")  # what losses are averaged over: pairs, ratings, critique tokens
@@ -129,15 +130,14 @@ class RewardTrainer(VerifiedCheckpoints, Trainer):
         examples = examples or [self.train_dataset[0]]  # a pass that only keeps the other processes company
         batch, lines = self._collate(examples)
         output = model(batch, lines, with_critiques=self.critique_weight > 0)
-        losses = pair_losses(output, examples, self.args)
         parts = {
-            "pairs": losses.sum(),
-            "ratings": rating_losses(output, examples).sum(),
+            "pairs": pair_losses(output, examples, self.args).sum(),
+            "ratings": rating_losses(output, examples, self.args.seed).sum(),
             "critiques": output.critique_nll.sum(),
         }
         weights = {"pairs": 1.0, "ratings": self.args.rating_weight, "critiques": self.critique_weight}
         # Every parameter takes part in every pass, also where nothing is learned from it: DDP waits for them all.
-        loss = output.rewards.sum() * 0.0
+        loss = output.members.sum() * 0.0
         for number, name in enumerate(_ITEMS):
             loss = loss + weights[name] * parts[name] / totals[number]
         if weighted:
@@ -199,13 +199,15 @@ class RewardTrainer(VerifiedCheckpoints, Trainer):
         self._sums["critiques"] += len(output.critique_nll)
         self._sums["accuracy"] += float((margins > 0).sum() + 0.5 * (margins == 0).sum())
         self._sums["margin"] += float(margins.sum())
+        self._sums["lines"] += len(output.members)
+        self._sums["disagreement"] += float(output.members.std(-1, correction=0).sum())
         self._sums["tokens"] += sum(len(row) for example in examples for row in example.rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss to what Trainer logs. Sums are of all processes."""
         if "loss" in logs:
             names = sorted({*self._sums, "pairs", "ratings", "critiques", "tokens", "accuracy", "margin",
-                            "loss_pairs", "loss_ratings", "loss_critiques"})  # fmt: skip
+                            "loss_pairs", "loss_ratings", "loss_critiques", "lines", "disagreement"})  # fmt: skip
             values: Any = torch.tensor([self._sums[name] for name in names], dtype=torch.float64)
             if self.accelerator.num_processes > 1:
                 values = self.accelerator.reduce(values.float().to(self.args.device), reduction="sum")
@@ -216,6 +218,8 @@ class RewardTrainer(VerifiedCheckpoints, Trainer):
             if sums["pairs"]:
                 logs["accuracy"] = round(sums["accuracy"] / sums["pairs"], 4)
                 logs["margin"] = round(sums["margin"] / sums["pairs"], 4)
+            if self.args.ensemble_heads > 1 and sums["lines"]:
+                logs["disagreement"] = round(sums["disagreement"] / sums["lines"], 4)
             logs["tokens"] = int(sums["tokens"])
             self._sums.clear()
         super().log(logs, start_time)
@@ -242,7 +246,8 @@ class RewardTrainer(VerifiedCheckpoints, Trainer):
                 members = [with_pairs[index] for index in group]
                 batch, lines = self._collate(members)
                 output = model(batch, lines, with_critiques=False)
-                losses.append(pair_losses(output, members, self.args))
+                combined = RewardOutput(output.rewards, output.critique_nll)  # as it is used, every pair counted once
+                losses.append(pair_losses(combined, members, self.args))
                 margins.append(pair_margins(output.rewards, members))
         if not losses:
             return {}
@@ -292,20 +297,23 @@ def pair_margins(rewards: Tensor, examples: Sequence[Example]) -> Tensor:
 
 
 def pair_losses(output: RewardOutput, examples: Sequence[Example], args: RewardConfig) -> Tensor:
-    """(pairs,) Bradley-Terry losses with grades, smoothing and centring as configured."""
+    """(pairs,) Bradley-Terry losses with grades, smoothing and centring as configured.
+
+    Of an ensemble: the mean over members, each with its own weight for the pair.
+    """
     chosen, rejected, grades = _pair_places(examples)
     if not chosen:
         return output.rewards.new_zeros(0)
-    left, right = output.rewards[chosen], output.rewards[rejected]
+    left, right = output.members[chosen], output.members[rejected]
     known = [grade / args.grade_scale if grade is not None else None for grade in grades]
     shift = target = weight = None
     if args.grades == "margin":
-        shift = left.new_tensor([grade or 0.0 for grade in known])
+        shift = left.new_tensor([grade or 0.0 for grade in known])[:, None]
     elif args.grades == "target":
         certain = [math.inf if grade is None else grade for grade in known]
-        target = graded_target(left.new_tensor(certain))
+        target = graded_target(left.new_tensor(certain))[:, None]
     elif args.grades == "weight":
-        weight = left.new_tensor([1.0 if grade is None else grade for grade in known])
+        weight = left.new_tensor([1.0 if grade is None else grade for grade in known])[:, None]
     losses = bradley_terry(
         left,
         right,
@@ -317,11 +325,11 @@ def pair_losses(output: RewardOutput, examples: Sequence[Example], args: RewardC
         losses = losses * weight
     if args.center_rewards_coefficient:
         losses = losses + args.center_rewards_coefficient * centering(left, right)
-    return losses
+    return _over_members(losses, [example for example in examples for _ in example.pairs], args.seed)
 
 
-def rating_losses(output: RewardOutput, examples: Sequence[Example]) -> Tensor:
-    """(ratings,) rating-regression losses."""
+def rating_losses(output: RewardOutput, examples: Sequence[Example], seed: int = 0) -> Tensor:
+    """(ratings,) rating-regression losses; of an ensemble as for pairs."""
     places, ratings, offset = [], [], 0
     for example in examples:
         places += [offset + line for line, _ in example.ratings]
@@ -329,4 +337,15 @@ def rating_losses(output: RewardOutput, examples: Sequence[Example]) -> Tensor:
         offset += len(example.lines)
     if not places:
         return output.rewards.new_zeros(0)
-    return rating_regression(output.rewards[places], output.rewards.new_tensor(ratings))
+    rewards = output.members[places]
+    losses = rating_regression(rewards, rewards.new_tensor(ratings)[:, None].expand_as(rewards))
+    return _over_members(losses, [example for example in examples for _ in example.ratings], seed)
+
+
+def _over_members(losses: Tensor, examples: Sequence[Example], seed: int) -> Tensor:
+    """(items, heads) losses -> (items,), each member's weighted by how often it is shown the item's prompt."""
+    heads = losses.shape[-1]
+    if heads == 1:
+        return losses.squeeze(-1)
+    weights = [member_weights(seed, heads, example.prompt_id) for example in examples]
+    return (losses * losses.new_tensor(weights)).mean(-1)

@@ -1,0 +1,189 @@
+"""Watching for over-optimisation while a policy is trained: measure, write down, say so, and stop if asked to.
+
+The callback knows nothing of models: it is given a function that takes a measurement, and one that reads all of them
+(`rrm_lm/evaluation/monitors.py` has it). Any Hugging Face or TRL trainer that calls its callbacks can carry it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from rrm_lm.errors import CheckpointError, ConfigError
+from rrm_lm.storage import write_jsonl
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "over_optimisation.jsonl"
+NAMES = ("gold", "proxy")
+_NUMBERS = ("proxy", "gold", "kl")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One sample that the policy wrote in answer to a held-out prompt.
+
+    Attributes:
+        prompt: Number of the prompt in the held-out set, from 0.
+        prompt_id: The request that the prompt grew out of; intervals are clustered by it.
+        response: What the policy wrote.
+        proxy: The reward that is optimised; NaN if it has none.
+        gold: The reward it is judged by: gold, or that of an independent model; NaN if it has none.
+        kl: log p(response) under the policy minus that under the reference, in nats.
+        tokens: How many tokens were generated.
+        finished: Whether it ended by itself.
+    """
+
+    prompt: int
+    prompt_id: str
+    response: str
+    proxy: float
+    gold: float
+    kl: float
+    tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The samples of one step, always of the same prompts; `names` are those of the gold and the proxy reward."""
+
+    step: int
+    samples: tuple[Probe, ...]
+    names: tuple[str, str] = NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the measurements so far say.
+
+    Attributes:
+        sentence: In words, for the log.
+        stop: Why training should stop; "" if it should not.
+        numbers: What to log, by name.
+    """
+
+    sentence: str
+    stop: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+Measure = Callable[[int], Sequence[Probe]]
+Read = Callable[[Sequence[Measurement]], Reading]
+
+
+class OverOptimisationCallback(TrainerCallback):
+    """Measures a policy on held-out prompts before the first step, every few steps, and after the last one.
+
+    The file has one line for each measurement, whole at any time, so that it can be watched while training runs. A run
+    that resumes goes on with the measurements up to the step that it resumes from.
+
+    Args:
+        measure: Takes the number of the step, and gives what the policy writes now, always on the same prompts. It must
+            leave the global random state as it was, or a resumed run is another one. In a distributed run every process
+            calls it, and it must give every process the same samples.
+        read: Says what the measurements so far mean.
+        folder: Where :data:`FILE_NAME` goes: the run's output folder.
+        names: What the gold and the proxy reward are called in reports.
+        every: Steps between two measurements.
+        stop: Whether to end training when `read` gives a reason to; else the reason is only logged, once.
+        log: Takes the numbers too, with every measurement: the trainer's `log`.
+
+    Raises:
+        ConfigError: `every` is less than 1.
+    """
+
+    def __init__(
+        self,
+        measure: Measure,
+        read: Read,
+        folder: str | Path,
+        *,
+        names: tuple[str, str] = NAMES,
+        every: int = 10,
+        stop: bool = False,
+        log: Callable[[dict[str, float]], object] | None = None,
+    ) -> None:
+        if every < 1:
+            raise ConfigError(f"{every} steps between two measurements", where="every", expected="at least 1")
+        self.measure, self.read, self.file = measure, read, Path(folder) / FILE_NAME
+        self.names, self.every, self.stop, self.log = names, every, stop, log
+        self.measurements: list[Measurement] = []
+        self.stopped_because = ""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure where the run begins; or take up the measurements of an earlier part of it, and no other ones."""
+        earlier = read_measurements(self.file) if state.global_step > 0 and self.file.is_file() else []
+        self.measurements = [one for one in earlier if one.step <= state.global_step]
+        self.stopped_because = ""
+        if not self.measurements:
+            self._take(state, control)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure, every so many steps."""
+        if state.global_step % self.every == 0:
+            self._take(state, control)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure what training ended with."""
+        self._take(state, control)
+
+    def _take(self, state: TrainerState, control: TrainerControl) -> None:
+        step = state.global_step
+        if self.measurements and self.measurements[-1].step == step:
+            return
+        taken = Measurement(step, tuple(self.measure(step)), self.names)
+        if self.measurements and _prompts(self.measurements[-1]) != _prompts(taken):
+            logger.warning("the held-out prompts are others than before: measurements begin anew at step %d", step)
+            self.measurements = []
+        self.measurements.append(taken)
+        reading = self.read(self.measurements)
+        if state.is_world_process_zero:
+            write_jsonl(self.file, map(asdict, self.measurements))
+            logger.info("step %d, held out: %s", step, reading.sentence)
+        if self.log is not None and reading.numbers:
+            self.log({f"held_out/{name}": value for name, value in reading.numbers.items()})
+        if reading.stop and not self.stopped_because:
+            self.stopped_because = reading.stop
+            if state.is_world_process_zero:
+                logger.warning("over-optimisation at step %d: %s", step, reading.stop)
+        if reading.stop and self.stop:
+            control.should_training_stop = True
+
+
+def _prompts(one: Measurement) -> set[tuple[int, str]]:
+    return {(probe.prompt, probe.prompt_id) for probe in one.samples}
+
+
+def read_measurements(file: str | Path) -> list[Measurement]:
+    """The measurements in a file that the callback wrote, in the order of the steps.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is none that the callback wrote.
+    """
+    measurements = []
+    try:
+        for line in Path(file).read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            samples = tuple(Probe(**{**entry, **_finite(entry)}) for entry in row["samples"])
+            gold, proxy = row.get("names", NAMES)
+            measurements.append(Measurement(int(row["step"]), samples, (str(gold), str(proxy))))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"The measurements cannot be read ({error})",
+            where=f"{file}, line {len(measurements) + 1}",
+            expected='lines {"step": ..., "samples": [...]}, as PPO writes them',
+            remedy="move the file away, or copy it again",
+        ) from error
+    return sorted(measurements, key=lambda one: one.step)
+
+
+def _finite(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a sample; JSON has null where there was none."""
+    return {name: float("nan") if entry[name] is None else float(entry[name]) for name in _NUMBERS}

@@ -1,0 +1,146 @@
+"""The prompts of policy training: encoded once, checked before anything is trained, drawn in an order of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.feedback.records import Message, Origin, Prompt, check_prompt
+from rrm_lm.text.chat import ChatFormat
+
+
+@dataclass(frozen=True, slots=True)
+class PromptItem:
+    """One prompt.
+
+    Attributes:
+        ids: Token ids up to where the response begins.
+        prompt: The messages, for rewards that read text.
+    """
+
+    ids: tuple[int, ...]
+    prompt: Prompt
+
+
+def encode_prompts(
+    dataset: Sequence[Any],
+    chat: ChatFormat | None,
+    tokenizer: Any,
+    collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+) -> list[PromptItem]:
+    """Encode every prompt of a data set.
+
+    Args:
+        dataset: Prompts as messages; or rows with ``input_ids``, as TRL has them.
+        chat: How prompts are written; for messages.
+        tokenizer: Turns rows back into text, for rewards that read text.
+        collator: Makes ``input_ids`` and ``attention_mask`` of rows that do not have them.
+
+    Raises:
+        DataError: No prompts, one without a user turn, one without tokens, or something that is no prompt.
+    """
+    if not len(dataset):
+        raise DataError("There is no prompt to respond to", expected="at least one prompt")
+    items = []
+    for number in range(len(dataset)):
+        row, origin = dataset[number], Origin("the prompts", number + 1)
+        if isinstance(row, Mapping):
+            ids = _row_ids(row, collator, origin)
+            item = PromptItem(ids, (Message("user", tokenizer.decode(list(ids), skip_special_tokens=True)),))
+        elif chat is not None and row and isinstance(row[0], Message):
+            check_prompt(row, origin)
+            item = PromptItem(tuple(chat.prompt_ids(row)), row)
+        else:
+            check_prompt(row if isinstance(row, tuple) else (), origin)  # an empty prompt is told as such
+            raise DataError("This is no prompt", where=str(origin), expected="messages, or a row with input_ids")
+        if not item.ids:
+            raise DataError("The prompt has no tokens", where=str(origin), remedy="drop this row")
+        items.append(item)
+    return items
+
+
+def _row_ids(row: Mapping[str, Any], collator: Any, origin: Origin) -> tuple[int, ...]:
+    mask = None
+    if "input_ids" not in row and collator is not None:
+        padded = collator([row])
+        row, mask = {"input_ids": padded["input_ids"][0]}, padded.get("attention_mask", [None])[0]
+    if "input_ids" not in row:
+        raise DataError(
+            f"The row has no input_ids (it has {', '.join(map(str, row))})",
+            where=str(origin),
+            expected="prompts as messages, or tokenised as TRL has them",
+        )
+    ids = [int(token) for token in row["input_ids"]]
+    return tuple(ids if mask is None else [token for token, real in zip(ids, mask, strict=True) if int(real)])
+
+
+def check_room(items: Sequence[PromptItem], new_tokens: int, positions: int | None) -> None:
+    """Refuse prompts that leave no room for a response.
+
+    Args:
+        items: The prompts.
+        new_tokens: Longest response.
+        positions: How many positions the model has; ``None`` if it does not say.
+
+    Raises:
+        ConfigError: The longest prompt and a response do not fit.
+    """
+    longest = max(range(len(items)), key=lambda number: len(items[number].ids))
+    if positions is not None and len(items[longest].ids) + new_tokens > positions:
+        raise ConfigError(
+            f"A prompt of {len(items[longest].ids)} tokens and a response of {new_tokens} do not fit the model's "
+            f"{positions} positions",
+            where=f"the prompts, row {longest + 1}"
+            + (f": {_beginning(items[longest])}" if items[longest].prompt else ""),
+            remedy="shorten prompts with max_length, or set a smaller response_length",
+        )
+
+
+def _beginning(item: PromptItem) -> str:
+    text = item.prompt[-1].content
+    return repr(text if len(text) <= 60 else text[:60] + "...")
+
+
+class PromptOrder(Sampler[list[int]]):
+    """Which prompts each update takes: all of them in a new random order, again and again, without end.
+
+    The order is a function of the seed and the update's number, so that a resumed run goes on where it stopped. Each
+    process takes its share of every update. (TRL drops the rest of each pass; a data set that is smaller than a batch
+    then gives no batches at all.)
+
+    Args:
+        count: How many prompts there are.
+        size: Prompts per update and process.
+        seed: Of the order.
+        process, processes: Which process this is of how many.
+    """
+
+    def __init__(self, count: int, size: int, seed: int, process: int = 0, processes: int = 1) -> None:
+        self.count, self.size, self.seed = count, size, seed
+        self.process, self.processes = process, processes
+        self.start = 0  # updates that are behind us
+        self._passes: dict[int, list[int]] = {}
+
+    def __iter__(self) -> Iterator[list[int]]:
+        update = self.start
+        while True:
+            yield self.update(update)
+            update += 1
+
+    def update(self, number: int) -> list[int]:
+        """The prompts that this process takes in one update, counted from 0."""
+        first = (number * self.processes + self.process) * self.size
+        return [self._at(place) for place in range(first, first + self.size)]
+
+    def _at(self, place: int) -> int:
+        number = place // self.count
+        if number not in self._passes:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            self._passes = {key: value for key, value in self._passes.items() if key >= number - 1}
+            self._passes[number] = torch.randperm(self.count, generator=generator).tolist()
+        return self._passes[number][place % self.count]

@@ -1,0 +1,349 @@
+"""Where rewards come from: what is asked, how, and what happens when the answer is no good.
+
+A source reads the text of a response, or its tokens exactly as they were sampled. Several are summed with weights, and
+each is logged by itself. A source that fails stops the training with the text it failed at: a policy trained on
+rewards that are not what was meant is worse than none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from rrm_lm.errors import ConfigError, TrainingError
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.models.backbone import evaluating
+from rrm_lm.models.ensemble import EnsembleReward
+from rrm_lm.models.reward import RewardModel
+from rrm_lm.text.batching import collate, length_groups, share
+from rrm_lm.text.chat import Line
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 200  # characters of a text that an error quotes
+
+
+class RewardSource(Protocol):
+    """Rewards responses by their text.
+
+    Attributes:
+        name: What it is called in logs.
+    """
+
+    name: str
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+        """One number for each response; the prompts stand beside them."""
+        ...
+
+
+@runtime_checkable
+class TokenRewardSource(Protocol):
+    """Rewards responses by their tokens as they were sampled."""
+
+    name: str
+
+    def score_lines(self, lines: Sequence[Line]) -> Sequence[float]:
+        """One number for each line, read at its ``reward_at``."""
+        ...
+
+
+class Scorer(Protocol):
+    """What `rrm_lm.evaluation.scorers` makes of reward models, classifiers and judges."""
+
+    @property
+    def name(self) -> str: ...
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]: ...
+
+
+class PythonReward:
+    """A Python function ``f(prompts, responses) -> numbers``.
+
+    Args:
+        function: The function; or where it is: ``module:function``, or ``path/to/file.py:function``.
+        name: What to call it; by default the function's name.
+
+    Raises:
+        ConfigError: There is no such function.
+    """
+
+    def __init__(self, function: str | Callable[..., Any], name: str | None = None) -> None:
+        self._function = load_function(function) if isinstance(function, str) else function
+        self.name = name or getattr(self._function, "__name__", "function")
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+        return self._function(prompts, responses)
+
+
+class ScorerReward:
+    """Any scorer: a reward model on a backbone of its own, a sequence classifier (its tokenizer different or not), a
+    judge. It encodes prompts and responses with its own chat format.
+
+    A response without text has no tokens for it to read; it gets the lowest reward of its batch (0 if none has any).
+
+    Args:
+        scorer: The scorer.
+        name: What to call it; by default the scorer's name.
+    """
+
+    def __init__(self, scorer: Scorer, name: str | None = None) -> None:
+        self._scorer = scorer
+        self.name = name or Path(scorer.name).name
+        self._has_warned = False
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        groups: dict[Prompt, list[int]] = {}  # a prompt's responses together, so that it is computed once
+        for number, prompt in enumerate(prompts):
+            if responses[number].strip():
+                groups.setdefault(prompt, []).append(number)
+        rewards = [math.nan] * len(responses)
+        if groups:
+            found = self._scorer.score(list(groups), [[responses[i] for i in group] for group in groups.values()])
+            for group, values in zip(groups.values(), found, strict=True):
+                for number, value in zip(group, values, strict=True):
+                    rewards[number] = value
+        empty = [number for number, response in enumerate(responses) if not response.strip()]
+        if empty and not self._has_warned:
+            self._has_warned = True
+            logger.warning("%s: a response without text gets the lowest reward of its batch", self.name)
+        lowest = min((reward for reward in rewards if math.isfinite(reward)), default=0.0)
+        for number in empty:
+            rewards[number] = lowest
+        return rewards
+
+
+class ClassifierOnTokens:
+    """A sequence-classification model that reads the policy's own tokens, as TRL's PPO asks its reward model.
+
+    Args:
+        model: With a ``score`` head of one output.
+        name: What to call it.
+        micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
+    """
+
+    def __init__(self, model: Any, name: str = "reward_model", micro_batch_tokens: int = 4096) -> None:
+        self.model, self.name, self.micro_batch_tokens = model.eval(), name, micro_batch_tokens
+
+    @torch.no_grad()
+    def score_lines(self, lines: Sequence[Line]) -> list[float]:
+        rewards = [0.0] * len(lines)
+        device = next(self.model.parameters()).device
+        for group in length_groups([len(line.ids) for line in lines], self.micro_batch_tokens):
+            batch = collate([share([lines[i].ids]) for i in group], pad_id=0).to(device)
+            hidden = getattr(self.model, self.model.base_model_prefix)(
+                input_ids=batch.input_ids,
+                attention_mask=batch.is_real.long(),
+                position_ids=batch.position_ids,
+                use_cache=False,
+            ).last_hidden_state
+            ends = torch.stack([hidden[row, lines[i].reward_at] for row, i in enumerate(group)])
+            for i, reward in zip(group, self.model.score(ends).squeeze(-1).float().tolist(), strict=True):
+                rewards[i] = reward
+        return rewards
+
+
+class AdapterReward:
+    """A reward model of this project on a backbone that is there already: it reads the policy's own tokens.
+
+    :class:`rrm_lm.training.ppo_trainer.PPOTrainer` asks an agent's own reward by itself; this is for other trainers.
+
+    Args:
+        model: As :func:`rrm_lm.models.agent_files.put_reward` makes it.
+        name: What to call it.
+        micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
+    """
+
+    def __init__(self, model: RewardModel, name: str = "reward", micro_batch_tokens: int = 4096) -> None:
+        self.model, self.name, self.micro_batch_tokens = model, name, micro_batch_tokens
+
+    @torch.no_grad()
+    def score_lines(self, lines: Sequence[Line]) -> list[float]:
+        backbone = self.model.backbone
+        families: dict[tuple[int, ...], list[int]] = {}  # responses to one prompt, which is then computed once
+        for number, line in enumerate(lines):
+            families.setdefault(line.ids[: line.response_start], []).append(number)
+        members = list(families.values())
+        rows = [backbone.rows([lines[number].ids for number in family]) for family in members]
+        sizes = [len(family) for family in rows]
+        found: dict[int, list[float]] = {}
+        with evaluating(self.model):
+            for group in length_groups(
+                [max(map(len, family)) for family in rows], self.micro_batch_tokens, sizes=sizes
+            ):
+                numbers = [number for i in group for number in members[i]]
+                batch = collate([row for i in group for row in rows[i]], backbone.pad_id).to(backbone.device)
+                output = self.model(batch, [lines[number] for number in numbers], with_critiques=False)
+                found |= zip(numbers, output.members.float().tolist(), strict=True)
+        return self.model.settings.combination.rewards([found[number] for number in range(len(lines))])
+
+
+class RewardSum:
+    """A weighted sum of sources.
+
+    Args:
+        sources: The sources, each with a name of its own.
+        weights: Their weights; 1 each if not given.
+
+    Raises:
+        ConfigError: No source, two of one name, or another number of weights.
+    """
+
+    def __init__(
+        self, sources: Sequence[RewardSource | TokenRewardSource], weights: Sequence[float] | None = None
+    ) -> None:
+        if not sources:
+            raise ConfigError(
+                "There is no reward to train on",
+                expected="a reward model, a sequence classifier or a Python function",
+                remedy="pass one or more rewards",
+            )
+        names = [source.name for source in sources]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ConfigError(f"Two rewards are called {twice[0]!r}", remedy="give them names of their own")
+        self.weights = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
+        if len(self.weights) != len(sources):
+            raise ConfigError(
+                f"There are {len(self.weights)} weights for {len(sources)} rewards",
+                where="reward_weights",
+                expected="one weight for each of " + ", ".join(names),
+            )
+        self.sources = list(sources)
+        self._constant: set[str] = set()
+
+    def __call__(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], lines: Sequence[Line]
+    ) -> dict[str, list[float]]:
+        """For each source, by name, the rewards of some responses.
+
+        Raises:
+            TrainingError: A source raised, gave another number of rewards than there are responses, or something that
+                is not a finite number. The message quotes the text.
+        """
+        found = {}
+        for source in self.sources:
+            if isinstance(source, TokenRewardSource):
+                values = source.score_lines(lines)
+            else:
+                values = _ask(source, prompts, responses)
+            found[source.name] = _checked(source.name, values, prompts, responses)
+            self._warn_constant(source.name, found[source.name])
+        return found
+
+    def total(self, by_source: dict[str, list[float]]) -> list[float]:
+        """The weighted sums."""
+        columns = [by_source[source.name] for source in self.sources]
+        return [
+            sum(w * value for w, value in zip(self.weights, row, strict=True)) for row in zip(*columns, strict=True)
+        ]
+
+    def _warn_constant(self, name: str, rewards: list[float]) -> None:
+        if len(rewards) > 1 and len(set(rewards)) == 1 and name not in self._constant:
+            self._constant.add(name)
+            logger.warning(
+                "the reward %s is %g for each of %d responses: nothing can be learned from a constant",
+                name,
+                rewards[0],
+                len(rewards),
+            )
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function that ``module:function`` or ``path/to/file.py:function`` names.
+
+    Raises:
+        ConfigError: It cannot be found or loaded, or is no function.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise ConfigError(
+            f"{spec!r} names no function",
+            expected="module:function or path/to/file.py:function",
+        )
+    try:
+        if place.endswith(".py"):
+            file = Path(place).expanduser().resolve()
+            described = importlib.util.spec_from_file_location(f"reward_{file.stem}", file)
+            assert described is not None and described.loader is not None
+            module = importlib.util.module_from_spec(described)
+            described.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except Exception as error:  # whatever the module's own code raises
+        raise ConfigError(
+            f"The reward function cannot be loaded ({type(error).__name__}: {error})",
+            where=spec,
+            remedy="give the file's path, or a module that can be imported from here",
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"There is no function {name!r}", where=place, expected="def f(prompts, responses)")
+    return function
+
+
+def _ask(source: RewardSource, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+    try:
+        return source(prompts, responses)
+    except Exception as error:
+        # Which text it was is found by asking again, one by one; what raises only in company is told of the first.
+        guilty = next((i for i in range(len(responses)) if _raises(source, prompts[i], responses[i])), 0)
+        raise TrainingError(
+            f"The reward {source.name} raised {type(error).__name__}: {error}",
+            where=_quoted(prompts[guilty], responses[guilty]),
+            remedy="mend the reward for this response, and go on with --resume_from_checkpoint true",
+        ) from error
+
+
+def _raises(source: RewardSource, prompt: Prompt, response: str) -> bool:
+    try:
+        source([prompt], [response])
+    except Exception:
+        return True
+    return False
+
+
+def _checked(name: str, values: Any, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    values = values.tolist() if hasattr(values, "tolist") else values
+    try:
+        count = len(values)
+    except TypeError:
+        count = -1
+    if count != len(responses):
+        found = f"{count} rewards" if count >= 0 else repr(values)[:_SHOWN]
+        raise TrainingError(
+            f"The reward {name} gave {found} for {len(responses)} responses",
+            where=_quoted(prompts[0], responses[0]),
+            expected="a list with one number for each response",
+        )
+    rewards = []
+    for prompt, response, value in zip(prompts, responses, values, strict=True):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise TrainingError(
+                f"The reward {name} gave {value!r}",
+                where=_quoted(prompt, response),
+                expected="a finite number",
+                remedy="mend the reward for this response, and go on with --resume_from_checkpoint true",
+            )
+        rewards.append(value if isinstance(value, EnsembleReward) else number)
+    return rewards
+
+
+def _quoted(prompt: Prompt, response: str) -> str:
+    asked = prompt[-1].content if prompt else ""
+    return f"response {_short(response)} to {_short(asked)}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")

@@ -1,0 +1,137 @@
+"""Settings of supervised fine-tuning: TRL's SFTConfig with defaults for LoRA and for the device, and what is ours."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl.trainer.sft_config import SFTConfig as TRLConfig
+
+from rrm_lm.errors import ConfigError
+from rrm_lm.models.pretrained import default_device, default_dtype
+
+SOURCES = ("demonstrations", "corrections", "chosen")
+# Settings of TRL's and Hugging Face's that would fail or do nothing, and what is done instead.
+_NOT_HERE = {
+    "packing": "a row for each example: packed ones see each other under every attention but flash attention",
+    "padding_free": "padded rows; --train_sampling_strategy group_by_length leaves little padding",
+    "assistant_only_loss": "the last response alone is learned, whatever the prompt holds",
+    "use_liger_kernel": "layers as transformers has them; what is fused here is fused where it is exact",
+}
+
+
+@dataclass
+class SFTConfig(TRLConfig):
+    """How a policy learns to imitate responses. Names are TRL's and Hugging Face's wherever they have one."""
+
+    # Defaults that differ from TRL's.
+    output_dir: str | None = field(default="outputs/sft", metadata={"help": "Where the policy and results go."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of the adapter."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Responses per step and process."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the responses."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up steps, or their share of all steps below 1."})
+    logging_steps: float = field(default=5, metadata={"help": "Log every this many steps."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
+    max_length: int | None = field(
+        default=1024, metadata={"help": "Longest prompt plus response in tokens; longer ones lose their oldest turns."}
+    )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Mixed precision with bfloat16; unset: on GPUs that have it, never on CPUs."}
+    )
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Recompute activations, for memory at the cost of time; unset: on GPUs, never on CPUs.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Earlier name of activation_checkpointing.", "nargs": "?", "const": True}
+    )
+    completion_only_loss: bool | None = field(
+        default=True, metadata={"help": "Always true: the loss is on the response and its end-of-turn token."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Not used: examples bring their file and row along, for messages."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: every trained parameter takes part in every pass."}
+    )
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin batches in memory, for GPUs."})
+
+    # TRL would make tokens from text with these. Here text/chat.py does; the model's settings are ModelArguments'.
+    model_init_kwargs: dict[str, Any] | str | None = field(default=None, init=False)
+    trust_remote_code: bool = field(default=False, init=False)
+    chat_template_path: str | None = field(default=None, init=False)
+    dataset_text_field: str = field(default="text", init=False)
+    dataset_kwargs: dict[str, Any] | str | None = field(default=None, init=False)
+    dataset_num_proc: int | None = field(default=None, init=False)
+    eos_token: str | None = field(default=None, init=False)
+    pad_token: str | None = field(default=None, init=False)
+    truncation_mode: str = field(default="keep_start", init=False)
+    shuffle_dataset: bool = field(default=False, init=False)
+    packing_strategy: str = field(default="bfd", init=False)
+    eval_packing: bool | None = field(default=None, init=False)
+
+    # What is ours.
+    sft_on: list[str] = field(
+        default_factory=lambda: ["demonstrations", "corrections"],
+        metadata={
+            "help": "What is imitated, one or more of: demonstrations, corrections (the corrected text) and chosen "
+            "(the chosen response of each comparison)."
+        },
+    )
+    micro_batch_tokens: int = field(
+        default=2048, metadata={"help": "Most padded tokens at once when the held-out loss is measured at the end."}
+    )
+
+    def __post_init__(self) -> None:
+        self._check()
+        on_cpu = self.use_cpu or default_device().type == "cpu"
+        if default_device().type == "cpu":
+            # Else every process of a launch on such a machine takes itself for the only one. Not `use_cpu`, which would
+            # be written down with the settings and bind whoever repeats the run to the CPU.
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+        if self.bf16 is None:
+            self.bf16 = not (on_cpu or self.fp16) and default_dtype() == torch.bfloat16
+        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
+            self.activation_checkpointing = not on_cpu
+        self.dataset_kwargs = {"skip_prepare_dataset": True}  # examples are tokens and labels already
+        super().__post_init__()
+        if self.label_smoothing_factor > 0 and self.loss_type == "chunked_nll":
+            self.loss_type = "nll"  # Hugging Face smooths what it computes from logits, and chunks have none
+
+    def _check(self) -> None:
+        """Raise a ConfigError for settings that make no sense."""
+        for name, reason in _NOT_HERE.items():
+            if getattr(self, name):
+                raise ConfigError(f"{name} cannot be used here", where=name, expected=reason, remedy="leave it out")
+        if self.completion_only_loss is False:
+            raise ConfigError(
+                "completion_only_loss is false",
+                where="completion_only_loss",
+                expected="true: the prompt is what others said, and is not imitated",
+            )
+        unknown = [source for source in self.sft_on if source not in SOURCES]
+        if unknown or not self.sft_on:
+            raise ConfigError(
+                f"sft_on is {', '.join(self.sft_on) or 'empty'}",
+                where="sft_on",
+                expected=f"one or more of {', '.join(SOURCES)}",
+            )
+        for name in ("micro_batch_tokens", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}", where=name, expected="at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}", where="seed", expected="at least 0 and below 2^32")
+        if not 0 <= self.label_smoothing_factor < 0.5:
+            raise ConfigError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}",
+                where="label_smoothing_factor",
+                expected="at least 0 and below 0.5",
+            )

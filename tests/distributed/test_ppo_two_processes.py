@@ -1,0 +1,109 @@
+"""Two real processes (gloo, on the CPU) train to the same policy as one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rrm_lm.training.ppo_trainer import PPOTrainer
+from rrm_lm.training.reward_sources import PythonReward
+from tests.tiny_policy import counting, logs, tiny_agent, trainer
+
+torch.set_num_threads(1)
+
+
+def train(folder: Path, processes: int) -> PPOTrainer:
+    """Three updates of eight episodes, unevenly spread over processes and micro-batches."""
+    agent = tiny_agent(value="adapter", reward=True)
+    made = trainer(
+        folder,
+        agent,
+        per_device_train_batch_size=8 // processes,
+        samples_per_prompt=2,
+        micro_batch_tokens=60,
+        max_steps=3,
+        optim="sgd",
+        learning_rate=0.02,
+        max_grad_norm=0.1,
+        whiten_rewards=True,
+        normalize_rewards=True,
+        kl_control="adaptive",
+        kl_target=0.1,
+        missing_eos_penalty=0.5,
+        save_strategy="steps",
+        save_steps=3,
+        rewards=[PythonReward(counting)],
+    )
+    agent.roll_out = responses  # type: ignore[method-assign]
+    made.train()
+    return made
+
+
+def responses(prompts: Sequence[Sequence[int]], sampling: Any, *, num_return: int, **_: Any) -> list[list[list[int]]]:
+    """A prompt's responses are a function of it, so that they do not depend on which process has it."""
+    found = []
+    for ids in prompts:
+        generator = torch.Generator().manual_seed(sum(ids))
+        lengths = torch.randint(1, 7, (num_return,), generator=generator).tolist()
+        found.append([torch.randint(3, 300, (length,), generator=generator).tolist() for length in lengths])
+        found[-1][0][-1] = 2
+    return found
+
+
+def learned(made: PPOTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in made.agent.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node=2",
+            f"--master_port={port}",
+            __file__,
+            tmp_path,
+        ],
+        env={**os.environ, "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=220,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = train(tmp_path / "one", 1)
+    both = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    begun = dict(tiny_agent(value="adapter", reward=True).named_parameters())
+    for name, parameter in learned(one).items():
+        assert float((parameter - begun[name]).detach().abs().max()) > 1e-6, name
+        for other in both:
+            torch.testing.assert_close(other["learned"][name], parameter, atol=2e-6, rtol=1e-5, msg=name)
+    for mine, theirs in zip(both[0]["logs"], logs(one), strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert float(mine[key]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), key
+    assert both[0]["steering"] == pytest.approx(one.steering.kl.coefficient)
+    assert (tmp_path / "two" / "checkpoint-3" / "rng_state_1.pth").is_file()
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    done = train(out / "two", 2)
+    assert done.accelerator.num_processes == 2
+    found = {"learned": learned(done), "logs": logs(done), "steering": done.steering.kl.coefficient}
+    torch.save(found, out / f"rank{done.accelerator.process_index}.pt")
