@@ -1,0 +1,107 @@
+"""Ensembles of rewards: several heads on one reward adapter, how they are combined, and how far they disagree.
+
+Every member is a linear head on the same hidden states; all are trained together with the adapter, each on its own
+bootstrap of the prompts (the linear-layer ensemble of Zhang et al. 2024, arXiv 2401.16635, with the masks of Osband et
+al. 2016, arXiv 1602.04621). Scoring costs one pass of the model, however many members there are.
+
+What the disagreement of such members says: which directions of the hidden states the feedback does not pin down,
+because few prompts speak of them (each member missed some of these) or none (each member kept what it began with
+there). What it does not say: whether the hidden states themselves are right. What the adapter does not see, or takes
+for quality by mistake, all members share. Members with adapters of their own would differ there, too, at as many
+passes and adapters as there are members; those fine-tuned from one pretrained model still share much of what they get
+wrong (Eisenstein et al. 2023, arXiv 2312.09244).
+
+Comparisons fix a member's rewards only up to a constant for each prompt. The weight `center_rewards_coefficient` pulls
+every member's to zero, so that minimum and standard deviation compare like with like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rrm_lm.errors import ConfigError
+
+COMBINATIONS = ("mean", "min", "mean_minus_std")
+
+
+class EnsembleReward(float):
+    """A reward that knows how far the members of its ensemble are apart; otherwise a number like any other.
+
+    Attributes:
+        std: The standard deviation of the members' rewards, dividing by their number.
+    """
+
+    std: float
+
+    def __new__(cls, reward: float, std: float) -> EnsembleReward:
+        made = super().__new__(cls, reward)
+        made.std = std
+        return made
+
+    def __reduce__(self) -> Any:
+        return EnsembleReward, (float(self), self.std)
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """How members are combined into one reward.
+
+    ``min`` and ``mean_minus_std`` are the worst-case and (with the standard deviation in place of the variance) the
+    uncertainty-weighted reward of Coste et al. 2023 (arXiv 2310.02743).
+
+    Attributes:
+        heads: How many members there are.
+        combine: One of :data:`COMBINATIONS`.
+        k: With mean_minus_std: how many standard deviations are taken off the mean.
+
+    Raises:
+        ConfigError: No members, or another way to combine them.
+    """
+
+    heads: int = 1
+    combine: str = "mean"
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.heads < 1:
+            raise ConfigError(f"ensemble_heads is {self.heads}", where="ensemble_heads", expected="at least 1")
+        if self.combine not in COMBINATIONS:
+            raise ConfigError(
+                f"ensemble is {self.combine!r}", where="ensemble", expected="one of " + ", ".join(COMBINATIONS)
+            )
+        if not 0 <= self.k < float("inf"):
+            raise ConfigError(f"ensemble_k is {self.k}", where="ensemble_k", expected="0 or more")
+
+    def __call__(self, members: Tensor) -> Tensor:
+        """(..., heads) rewards of the members -> (...) rewards. Of one member, its own, whatever `combine` is."""
+        if members.shape[-1] == 1:
+            return members.squeeze(-1)
+        if self.combine == "min":
+            return members.amin(-1)
+        mean = members.mean(-1)
+        return mean if self.combine == "mean" else mean - self.k * members.std(-1, correction=0)
+
+    def rewards(self, members: Sequence[Sequence[float]]) -> list[float]:
+        """One reward for each response; of an ensemble each an :class:`EnsembleReward`.
+
+        Args:
+            members: For each response, the reward of each member.
+        """
+        if self.heads == 1:
+            return [one[0] for one in members]
+        if not members:
+            return []
+        table = torch.tensor([list(one) for one in members], dtype=torch.float64)
+        found = zip(self(table).tolist(), table.std(-1, correction=0).tolist(), strict=True)
+        return [EnsembleReward(reward, std) for reward, std in found]
+
+
+def disagreement(rewards: Sequence[float]) -> float | None:
+    """The mean standard deviation over members of some rewards; ``None`` where they are not an ensemble's."""
+    spreads = [reward.std for reward in rewards if isinstance(reward, EnsembleReward)]
+    return sum(spreads) / len(spreads) if spreads else None
