@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.feedback.records import Comparison, Origin, Prompt
+from rrm_lm.feedback.records import Prompt
 
 GoldReward = Callable[[Prompt, str], float]
 View = Callable[[Prompt, str], tuple[Prompt, str]]
 Critic = Callable[[Prompt, str], str]
+
+NO_ANSWER = "no answer"  # an abstention that says nothing about the question: asked again, it may get a verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +27,17 @@ class Verdict:
     """What an overseer said about several responses to one prompt.
 
     Attributes:
-        preferred: Index of the best response; None when the overseer cannot tell them apart.
+        preferred: Index of the best response; None when the overseer cannot tell them apart, or abstains.
         strength: How much better it is, at least 0, in the overseer's own units; None if not graded.
         reason: Why, in words; may be empty.
+        abstained: Why there is no verdict at all, such as "refused" or `NO_ANSWER`; "" where there is one. That two
+            responses are equally good is a verdict; an abstention says nothing about them.
     """
 
     preferred: int | None
     strength: float | None = None
     reason: str = ""
+    abstained: str = ""
 
 
 @runtime_checkable
@@ -54,7 +59,7 @@ class Overseer(Protocol):
         ...
 
     def critique(self, prompt: Prompt, response: str) -> str:
-        """Say in words what is good or bad about one response."""
+        """Say in words what is good or bad about one response; "" for nothing to say."""
         ...
 
 
@@ -164,31 +169,3 @@ def _uniform(*parts: str) -> float:
     """A number strictly between 0 and 1 that depends on the parts alone."""
     digest = hashlib.blake2b("\x1d".join(parts).encode(), digest_size=8).digest()
     return ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52
-
-
-def gather_comparison(
-    overseer: Overseer,
-    prompt: Prompt,
-    responses: tuple[str, str],
-    *,
-    origin: Origin,
-    with_critiques: bool = False,
-    source: str = "",
-) -> Comparison | None:
-    """Ask the overseer about two responses and record the answer; None when it cannot tell them apart."""
-    if responses[0] == responses[1]:
-        return None
-    verdict = overseer.compare(prompt, responses)
-    if verdict.preferred is None:
-        return None
-    chosen, rejected = responses[verdict.preferred], responses[1 - verdict.preferred]
-    return Comparison(
-        prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
-        margin=verdict.strength,
-        chosen_critiques=(overseer.critique(prompt, chosen),) if with_critiques else (),
-        rejected_critiques=(overseer.critique(prompt, rejected),) if with_critiques else (),
-        source=source or overseer.name,
-        origin=origin,
-    )

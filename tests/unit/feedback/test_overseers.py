@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.feedback.overseers import Overseer, SimulatedOverseer, Verdict, gather_comparison, see_first_words
-from rrm_lm.feedback.records import Message, Origin
+from rrm_lm.feedback.overseers import Overseer, SimulatedOverseer, Verdict, see_first_words
+from rrm_lm.feedback.records import Message
 
 ASK = (Message("user", "Say something short."),)
 
@@ -105,19 +105,3 @@ def test_misuse_is_refused():
             SimulatedOverseer(shorter_is_better, **options)
     with pytest.raises(ConfigError, match="at least 1 word"):
         see_first_words(0)
-
-
-def test_gathering_a_comparison_records_the_verdict_and_the_words():
-    overseer = SimulatedOverseer(
-        shorter_is_better, name="brief", critic=lambda prompt, response: f"{len(response.split())} words."
-    )
-    here = Origin("made", 3)
-    record = gather_comparison(overseer, ASK, ("a b c", "a"), origin=here, with_critiques=True)
-    assert record is not None
-    assert (record.chosen, record.rejected, record.margin, record.source) == ("a", "a b c", None, "brief")
-    assert (record.chosen_critiques, record.rejected_critiques) == (("1 words.",), ("3 words.",))
-    assert record.origin == here
-    plain = gather_comparison(overseer, ASK, ("a b c", "a"), origin=here)
-    assert plain is not None and plain.chosen_critiques == ()
-    assert gather_comparison(overseer, ASK, ("a b", "c d"), origin=here) is None
-    assert gather_comparison(overseer, ASK, ("a", "a"), origin=here) is None
