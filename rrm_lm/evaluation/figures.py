@@ -341,13 +341,19 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def curves(
-    panels: Sequence[tuple[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]], *, share: Sequence[str] = ()
+    panels: Sequence[tuple[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]],
+    *,
+    share: Sequence[str] = (),
+    whole: Sequence[str] = (),
+    unit: str = "step",
 ) -> Figure:
     """Training curves side by side.
 
     Args:
         panels: Title, and lines by name, each `(steps, values)`.
         share: Titles of the panels whose values are shares, shown as percentages.
+        whole: Titles of those among them that show the whole range from 0 to 100%.
+        unit: What steps are called.
     """
     colors = (ACCENT, BASELINE, BAD, MUTED, INK)
 
@@ -362,11 +368,13 @@ def curves(
                 axes.plot(steps, values, color=colors[i % len(colors)], linewidth=1.8, label=name,
                           marker="o" if sparse else None, markersize=3.5)  # fmt: skip
             axes.set_title(title, loc="left", fontsize=10.5, color=INK)
-            axes.set_xlabel("step")
+            axes.set_xlabel(unit)
             axes.tick_params(length=0)
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
             if title in share:
                 axes.yaxis.set_major_formatter(FuncFormatter(percent))
+            if title in whole:
+                axes.set_ylim(-0.04, 1.04)
             if len(lines) > 1:
                 axes.legend(labelcolor=MUTED, fontsize=8.5)
 

@@ -44,6 +44,11 @@ class Card:
     language: str | None = None
     version: str = __version__
 
+    @property
+    def heads(self) -> int:
+        """How many outputs the model has: one for each member of an ensemble, unless it is merged."""
+        return int(str(self.training.get("ensemble_heads", 1))) if self.kind == "adapter" else 1
+
 
 def write_model_card(evaluation: Evaluation, card: Card, path: Path) -> None:
     """Write the card to `path` (a README.md) in one step."""

@@ -17,6 +17,7 @@ from typing import Any
 from rrm_lm.evaluation.benchmarks import SECTIONS
 from rrm_lm.evaluation.results import Evaluation, Example, SetResult
 from rrm_lm.feedback.records import Prompt
+from rrm_lm.models.ensemble import EnsembleReward
 from rrm_lm.storage import write_json, write_jsonl
 
 # Text of a prompt alone (response None), or of a prompt and a response: what the model reads, as one string.
@@ -101,7 +102,14 @@ def _row(example: Example) -> dict[str, Any]:
         "length_chosen": len(comparison.chosen),
         "length_rejected": len(comparison.rejected),
         "not_scored_because": example.reason or None,
+        **_disagreement(example),
     }
+
+
+def _disagreement(example: Example) -> dict[str, float]:
+    """The standard deviations of rewards over the members of an ensemble; nothing for other models."""
+    rewards = {"std_chosen": example.reward_chosen, "std_rejected": example.reward_rejected}
+    return {name: reward.std for name, reward in rewards.items() if isinstance(reward, EnsembleReward)}
 
 
 def rewardbench_summary(

@@ -83,7 +83,11 @@ def score_shard(
                     expected=f"rewards for {[len(row) for row in responses][:3]}... responses",
                     remedy="return a list with one reward per response for every prompt, in the order given",
                 )
-            rewards += [(i, [float(x) for x in row]) for i, row in zip(chunk, scores, strict=True)]
+            # A float of a kind of its own may know more than its value (EnsembleReward does).
+            rewards += [
+                (i, [x if isinstance(x, float) else float(x) for x in row])
+                for i, row in zip(chunk, scores, strict=True)
+            ]
             bar.update(sum(map(len, responses)))
     return rewards
 

@@ -75,21 +75,30 @@ class RewardScorer:
         self.critique_samples, self.temperature, self.seed = critique_samples, temperature, seed
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
-        """For each prompt, the rewards of its responses; NaN where a response has no tokens."""
+        """For each prompt, the rewards of its responses; NaN where a response has no tokens.
+
+        Rewards of an ensemble know its disagreement (:class:`rrm_lm.models.ensemble.EnsembleReward`).
+        """
         lines = self._lines(prompts, responses)
         rows = [self.model.backbone.rows([line.ids for per in group for line in per]) for group in lines]
         flat = [[line for per in group for line in per] for group in lines]
-        rewards: dict[int, list[float]] = {}
+        members: dict[int, list[list[float]]] = {}  # for each prompt's lines, the rewards of the model's members
         self.model.eval()
         backbone = self.model.backbone
         for group in _groups(rows, self.micro_batch_tokens):
             batch = _collate(backbone, [rows[i] for i in group], self.padding_side)
-            members = [line for i in group for line in flat[i]]
+            together = [line for i in group for line in flat[i]]
             with torch.inference_mode():
-                found = iter(self.model(batch, members, with_critiques=False).rewards.float().tolist())
+                found = iter(self.model(batch, together, with_critiques=False).members.float().tolist())
             for i in group:
-                rewards[i] = [next(found) for _ in flat[i]]
-        return [_mean_per_response(lines[i], rewards.get(i, [])) for i in range(len(prompts))]
+                members[i] = [next(found) for _ in flat[i]]
+        return [self._combined(lines[i], members.get(i, [])) for i in range(len(prompts))]
+
+    def _combined(self, lines: Sequence[Sequence[Line]], members: Sequence[Sequence[float]]) -> list[float]:
+        """A reward for each response: each member's mean over the response's lines, and the members combined."""
+        ensemble = self.model.settings.combination
+        by_member = [_mean_per_response(lines, [row[head] for row in members]) for head in range(ensemble.heads)]
+        return ensemble.rewards(list(zip(*by_member, strict=True)))
 
     def _lines(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[list[Line]]]:
         """For each prompt and response, its lines: one, one for each own critique, or none if it has no tokens."""
@@ -193,6 +202,8 @@ def load_scorer(
     critique_samples: int = 1,
     critique_temperature: float = 0.7,
     seed: int = 0,
+    ensemble: str | None = None,
+    ensemble_k: float | None = None,
     max_length: int | None = None,
     pad_token: str | None = None,
     chat_template: str | None = None,
@@ -208,11 +219,13 @@ def load_scorer(
         title: What to call it in results; by default its name.
         base_model: Backbone of an adapter, instead of the recorded one.
         micro_batch_tokens, critique_samples, critique_temperature, seed: See the scorers.
+        ensemble, ensemble_k: How the members of a reward ensemble are combined, instead of the recorded way.
         max_length: Longest conversation, for models that do not record it.
         pad_token, chat_template: For tokenizers of other people's models that have none.
         loading: dtype, attn_implementation, revision, trust_remote_code.
 
     Raises:
+        ConfigError: There is no such way to combine members.
         ModelError: No such model, or none that gives rewards this way.
         CheckpointError: An adapter whose weights are broken or do not fit its backbone.
     """
@@ -221,7 +234,8 @@ def load_scorer(
     if adapter is not None:
         if not Path(path).is_dir():
             loading["revision"] = None  # it was the adapter's; the backbone's is recorded in it
-        reward_model, chat = load_reward_model(adapter, base_model=base_model, **loading)
+        combining = {"ensemble": ensemble, "ensemble_k": ensemble_k}
+        reward_model, chat = load_reward_model(adapter, base_model=base_model, **combining, **loading)
         chat.max_length = chat.max_length or _within(max_length, reward_model.backbone.config)
         logger.info("%s: a reward model (LoRA adapter with a scalar head)", name)
         return RewardScorer(

@@ -1,0 +1,51 @@
+"""How a policy's texts have changed: length, endings, repetition and stock phrases. Pure functions of the texts.
+
+A policy that is optimised too far first shows it here: it writes longer, repeats itself, or ends everything alike.
+Words are runs of characters between white space, lower-cased; a text shorter than the run that is counted has no share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+RUN = 4  # words, as in "seq-rep-4" (Welleck et al. 2020, arXiv 1908.04319)
+
+
+def word_runs(text: str, length: int) -> list[tuple[str, ...]]:
+    """Every run of `length` words of a text, in order."""
+    words = text.lower().split()
+    return [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
+
+
+def distinct(text: str, length: int = 2) -> float:
+    """Share of a text's word runs that are different ones: distinct-n of Li et al. 2016 (arXiv 1510.03055).
+
+    1 without any repetition; NaN for a text with no such run.
+    """
+    runs = word_runs(text, length)
+    return len(set(runs)) / len(runs) if runs else math.nan
+
+
+def repeated(text: str, length: int = RUN) -> float:
+    """Share of a text's word runs that have stood in it before: 0 without repetition, NaN with no such run."""
+    return 1 - distinct(text, length)
+
+
+def stock_phrases(texts: Sequence[Sequence[str]], length: int = RUN) -> list[list[float]]:
+    """For each prompt and text, the share of its word runs that also stand in a response to another prompt.
+
+    It rises when a policy writes the same thing whatever it is asked. It also rises with the number of texts, so only
+    equal numbers of texts to the same prompts may be compared. NaN for a text with no such run.
+
+    Args:
+        texts: For each prompt, one policy's responses to it.
+        length: Words in a run.
+    """
+    runs = [[word_runs(text, length) for text in group] for group in texts]
+    prompts_with = Counter(run for group in runs for run in {run for text in group for run in text})
+    return [
+        [sum(prompts_with[run] > 1 for run in text) / len(text) if text else math.nan for text in group]
+        for group in runs
+    ]

@@ -1,0 +1,64 @@
+"""Gold rewards: the simulated user of a file of requests, and functions that people name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.evaluation.gold import checked, load_gold, rewards_by
+from rrm_lm.feedback.plain_user import PlainUser
+from tests.unit.evaluation.policies import asked
+from tests.unit.evaluation.samples import FunctionScorer
+
+EGG = asked("How long should I boil an egg?")
+
+
+def test_the_simulated_user_judges_its_own_requests(tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text(json.dumps({"topic": "cooking", "request": EGG[0].content, "mentions": ["minutes"]}) + "\n")
+    answer = "Eight minutes in boiling water. Enjoy!"
+    rewards = load_gold(str(file))([EGG, EGG, asked("Who are you?")], [answer, "", answer])
+    assert rewards[0] == PlainUser.from_file(file).gold(EGG, answer) == 1.0
+    assert 0 <= rewards[1] < rewards[0] and math.isnan(rewards[2])
+
+
+def test_a_function_in_a_file_or_a_module(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text("def shorter(prompts, responses):\n    return [-len(text) for text in responses]\n")
+    assert load_gold(f"{file}:shorter")([EGG, EGG], ["ab", "abc"]) == [-2.0, -3.0]
+    assert load_gold("tests.unit.evaluation.policies:reward_of_length")([EGG], ["abc"]) == [3.0]
+    with pytest.raises(ConfigError, match="no function 'longer'"):
+        load_gold(f"{file}:longer")
+
+
+@pytest.mark.parametrize("name", ["gold", "no_such_file.jsonl"])
+def test_names_that_are_neither_a_file_nor_a_function(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"There is no gold reward .* module:function"):
+        load_gold(name)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda prompts, responses: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda prompts, responses: [1.0], "returned 1 rewards for 2 responses"),
+        (lambda prompts, responses: ["good", "bad"], "could not convert string to float"),
+        (lambda prompts, responses: None, "not iterable"),
+    ],
+)
+def test_faults_say_what_the_function_was_given(function, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        checked(function, "mine:gold")([EGG, EGG], ["the offending text", "another"])
+    assert "the offending text" in caught.value.where and "mine:gold" in caught.value.where
+
+
+def test_a_scorer_is_asked_once_for_equal_responses() -> None:
+    scorer = FunctionScorer(lambda _, response: float(len(response)))
+    other = asked("And rice?")
+    rewards = rewards_by(scorer)([EGG, other, EGG, EGG], ["aa", "b", "aa", "ccc"])
+    assert rewards == [2.0, 1.0, 2.0, 3.0]
+    assert sorted(scorer.calls[0]) == [("And rice?", ("b",)), (EGG[0].content, ("aa", "ccc"))]
