@@ -44,8 +44,8 @@ $(STAMP): pyproject.toml
 fetch: install ## fetch and convert the embedded default model, once
 	@$(BIN)/rrm-lm fetch $(MODEL) < /dev/null
 
-demo: install fetch ## train a reward model on data/assistant, judge it, and leave a report page
-	@HF_HUB_OFFLINE=1 $(BIN)/rrm-lm reward --config configs/demo.yaml --output_dir $(DEMO) < /dev/null
+demo: install fetch ## feedback to reward model to policy to a page that compares, on data/assistant
+	@HF_HUB_OFFLINE=1 $(BIN)/rrm-lm run --config configs/demo.yaml --output_dir $(DEMO) < /dev/null
 	@echo
 	@echo "The report: file://$(CURDIR)/$(DEMO)/report.html"
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  rrm-lm evaluate --model outputs/demo --dataset my_pairs.jsonl
+  rrm-lm evaluate --model outputs/demo/reward --dataset my_pairs.jsonl
   rrm-lm evaluate --model Skywork/Skywork-Reward-V2-Qwen3-0.6B --dataset allenai/reward-bench --split filtered
   rrm-lm evaluate --model smollm2-135m --dataset my_pairs.jsonl other_pairs.csv     (a language model as a judge)
 """

@@ -18,9 +18,15 @@ from rrm_lm.errors import ConfigError, RRMError
 
 # Each command's module has `run(argv) -> exit code`, where argv is what follows the command's name.
 COMMANDS = {
+    "run": ("rrm_lm.cli.run", "run a whole pipeline: feedback to reward model to policy to a page that compares"),
     "reward": ("rrm_lm.cli.reward", "train a reward model on comparisons and critiques, and judge it"),
     "evaluate": ("rrm_lm.cli.evaluate", "judge a reward model on held-out preferences, with error bars"),
     "score": ("rrm_lm.cli.score", "give each response in a file its reward"),
+    "sft": ("rrm_lm.cli.sft", "train a policy to imitate demonstrations, corrections or chosen responses"),
+    "policy": ("rrm_lm.cli.policy", "train a policy against reward models or functions, with PPO"),
+    "chat": ("rrm_lm.cli.chat", "talk to a policy or any language model in the terminal"),
+    "collect": ("rrm_lm.cli.collect", "let an overseer compare and criticise a policy's answers: new feedback"),
+    "compare": ("rrm_lm.cli.compare", "judge policies on held-out prompts, against what they started from"),
     "fetch": ("rrm_lm.cli.fetch", "make the embedded default model ready (no Hub needed)"),
 }
 
@@ -77,16 +83,20 @@ def help_text() -> str:
     return f"""\
 usage: rrm-lm COMMAND [--config FILE.yaml] [--SETTING VALUE ...]
 
-Reward models from comparisons and critiques, judged on held-out preferences.
+From feedback, the words included, to reward models and policies, judged on held-out evidence.
 
 Commands:
 {commands}
 
 Examples:
   rrm-lm fetch smollm2-135m
-  rrm-lm reward --config configs/demo.yaml
+  rrm-lm run --config configs/demo.yaml
   rrm-lm reward --config configs/hh.yaml --dataset_name my_pairs.jsonl --learning_rate 1e-4
-  rrm-lm evaluate --model outputs/demo --dataset my_pairs.jsonl
+  rrm-lm evaluate --model outputs/demo/reward --dataset my_pairs.jsonl
+  rrm-lm sft --dataset_name my_pairs.jsonl --sft_on chosen
+  rrm-lm policy --prompts my_prompts.jsonl --reward_model outputs/demo/reward
+  rrm-lm chat outputs/sft
+  rrm-lm compare outputs/sft --prompts my_pairs.jsonl --reward_model outputs/demo/reward
   rrm-lm score --help
 
 Options:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 EXAMPLES = """\
 examples:
-  rrm-lm reward --config configs/demo.yaml
+  rrm-lm reward --config configs/reward.yaml
   rrm-lm reward --dataset_name my_feedback.jsonl --output_dir outputs/mine
   rrm-lm reward --config configs/hh.yaml --learning_rate 1e-4 --max_steps 20
-  rrm-lm reward --config configs/demo.yaml --resume_from_checkpoint true
+  rrm-lm reward --config configs/reward.yaml --resume_from_checkpoint true
   accelerate launch scripts/train_reward.py --config configs/ultrafeedback.yaml
 """
 
@@ -26,16 +27,21 @@ class RunArguments:
     )
 
 
-def run(argv: list[str]) -> int:
-    """Train, save, reload and judge a reward model."""
+def read(argv: list[str]) -> tuple[Any, ...]:
+    """The settings."""
     from rrm_lm.cli.parser import parse
     from rrm_lm.cli.settings import DataArguments, ModelArguments
     from rrm_lm.training.reward_config import RewardConfig
 
-    data, model, config, more = parse(
+    return parse(
         [DataArguments, ModelArguments, RewardConfig, RunArguments], argv, command="rrm-lm reward", examples=EXAMPLES
     )
+
+
+def run(argv: list[str]) -> int:
+    """Train, save, reload and judge a reward model."""
+    settings = read(argv)
     from rrm_lm.cli.reward_run import RewardRun
 
-    RewardRun(data, model, config, more).run()
+    RewardRun(*settings).run()
     return 0

@@ -49,7 +49,7 @@ class RewardRun:
                 "There is no feedback to learn from",
                 where="dataset_name",
                 expected="one or more files, folders or Hub sets",
-                remedy="pass --dataset_name my_feedback.jsonl, or --config configs/demo.yaml",
+                remedy="pass --dataset_name my_feedback.jsonl, or --config configs/reward.yaml",
             )
         if more.merge and config.critique_first:
             raise ConfigError(
@@ -142,7 +142,16 @@ class RewardRun:
         if config.learns_critiques:
             check_logits(backbone)
         length, critique_length = self._fitted(backbone), config.max_critique_length
-        settings = RewardSettings(name, config.critique_first, length, critique_length, args.model_revision)
+        settings = RewardSettings(
+            name,
+            config.critique_first,
+            length,
+            critique_length,
+            args.model_revision,
+            config.ensemble_heads,
+            config.ensemble,
+            config.ensemble_k,
+        )
         set_seed(config.seed)  # the adapter's and the head's first weights do not depend on what was loaded before
         try:
             model = RewardModel.create(backbone, args.lora(), settings)

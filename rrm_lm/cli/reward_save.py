@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rrm_lm.errors import CheckpointError
 from rrm_lm.models.pretrained import load_sequence_classifier
@@ -40,7 +41,7 @@ def check_saved(model: RewardModel, folder: Path, examples: list[Example], **loa
     """
     fresh, _ = load_reward_model(folder, **loading)
     fresh.backbone.can_share = model.backbone.can_share
-    before, after = (_rewards(m, examples) for m in (model, fresh.to(model.device)))
+    before, after = (_members(m, examples).tolist() for m in (model, fresh.to(model.device)))
     if before != after:
         raise CheckpointError(
             f"The saved model gives other rewards than the trained one ({after[:2]} instead of {before[:2]})",
@@ -73,7 +74,7 @@ def write_merged(
     lines = [line for example in examples for line in example.lines]
     with torch.no_grad():
         merged = [float(classifier(torch.tensor([line.ids[: line.reward_at + 1]])).logits) for line in lines]
-    rewards = _rewards(model, examples)
+    rewards = _members(model, examples).mean(-1).tolist()  # one number is their mean, however they are combined here
     gap = max(abs(a - b) / (1 + abs(a)) for a, b in zip(rewards, merged, strict=True))
     if model.backbone.causal_lm.dtype == torch.float32 and gap > _MERGED_GAP:
         raise CheckpointError(
@@ -85,10 +86,11 @@ def write_merged(
     logger.info("merged checkpoint in %s; its rewards differ by at most %.1g", output, gap)
 
 
-def _rewards(model: RewardModel, examples: list[Example]) -> list[float]:
+def _members(model: RewardModel, examples: list[Example]) -> Tensor:
+    """(lines, heads) rewards of each member."""
     model.eval()
     rows = [row for example in examples for row in example.rows]
     lines = [line for example in examples for line in example.lines]
     with torch.no_grad():
         batch = collate(rows, model.backbone.pad_id).to(model.device)
-        return model(batch, lines, with_critiques=False).rewards.tolist()
+        return model(batch, lines, with_critiques=False).members

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  rrm-lm score --model outputs/demo --dataset responses.jsonl                       (rewards to the terminal)
-  rrm-lm score --model outputs/demo --dataset responses.jsonl --output_file rewards.jsonl
+  rrm-lm score --model outputs/demo/reward --dataset responses.jsonl                       (rewards to the terminal)
+  rrm-lm score --model outputs/demo/reward --dataset responses.jsonl --output_file rewards.jsonl
 a row of responses.jsonl: {"prompt": "How do I boil an egg?", "completion": "Eight minutes in boiling water."}
 """
 
@@ -31,7 +31,10 @@ class ScoreArguments(ScoringArguments):
 
 
 def run(argv: list[str]) -> int:
-    """Write one line for each distinct response: its prompt, its text, its reward and where it stands."""
+    """Write one line for each distinct response: its prompt, its text, its reward and where it stands.
+
+    Of a reward ensemble also ``std``, the standard deviation over its members.
+    """
     from rrm_lm.cli.parser import parse
 
     (args,) = parse([ScoreArguments], argv, command="rrm-lm score", examples=EXAMPLES)
@@ -50,6 +53,7 @@ def run(argv: list[str]) -> int:
             "prompt": [{"role": m.role, "content": m.content} for m in prompt],
             "response": response,
             "reward": rewards[prompt][response],
+            **_disagreement(rewards[prompt][response]),
             "origin": origin,
         }
         for prompt, found in origins.items()
@@ -65,6 +69,13 @@ def run(argv: list[str]) -> int:
         for row in rows:
             print(json_text(row, indent=None))
     return 0
+
+
+def _disagreement(reward: float) -> dict[str, float]:
+    """How far the members of an ensemble are apart; nothing for other models."""
+    from rrm_lm.models.ensemble import EnsembleReward
+
+    return {"std": reward.std} if isinstance(reward, EnsembleReward) else {}
 
 
 def _origins(sets: dict[str, Feedback]) -> dict[Prompt, dict[str, str]]:

@@ -52,6 +52,15 @@ class ScoringArguments:
     critique_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of those critiques."})
     seed: int = field(default=0, metadata={"help": "Seed of those critiques."})
 
+    ensemble: str | None = field(
+        default=None,
+        metadata={"help": "Reward ensembles: mean, min or mean_minus_std of the members; unset: as trained."},
+    )
+    ensemble_k: float | None = field(
+        default=None,
+        metadata={"help": "With mean_minus_std: standard deviations that are taken off; unset: as trained."},
+    )
+
     def __post_init__(self) -> None:
         for name in ("max_length", "micro_batch_tokens", "critique_samples"):
             value = getattr(self, name)
@@ -66,7 +75,7 @@ class ScoringArguments:
 
     def require(self) -> None:
         """Raise a ConfigError if there is no model, or nothing to score."""
-        for name, example in (("model", "outputs/demo"), ("dataset", "my_pairs.jsonl")):
+        for name, example in (("model", "outputs/demo/reward"), ("dataset", "my_pairs.jsonl")):
             if not getattr(self, name):
                 raise ConfigError(f"`{name}` is not given", where="the command line", remedy=f"pass --{name} {example}")
 
@@ -106,6 +115,8 @@ def make_scorer(args: ScoringArguments) -> Scorer:
         critique_samples=args.critique_samples,
         critique_temperature=args.critique_temperature,
         seed=args.seed,
+        ensemble=args.ensemble,
+        ensemble_k=args.ensemble_k,
         max_length=args.max_length,
         pad_token=args.pad_token,
         chat_template=read_template(args.chat_template_path),

@@ -50,3 +50,15 @@ def _append(text: Text, chat: ChatFormat, line: Line, mark: str) -> None:
             text.append(piece, _STYLE[kind])
         if kind == ("critique" if behind else "response"):
             text.append(mark, "bold red")
+
+
+def show_learned(chat: ChatFormat, line: Line, origin: str) -> None:
+    """Print a prompt, and the response that is learned from its first token to the one that ends it, to stderr."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"One example as the model sees it ({origin}). The words in {OPEN} {CLOSE} are learned.")
+    words = {
+        kind: chat.tokenizer.decode(list(ids))
+        for kind, ids in (("prompt", line.ids[: line.response_start]), ("response", line.ids[line.response_start :]))
+    }
+    text = Text("[imitated] ", "bold cyan").append(words["prompt"], _STYLE["prompt"])
+    console.print(text.append(OPEN, "green").append(words["response"], _STYLE["critique"]).append(CLOSE, "green"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,25 @@ from typing import Any
 import pytest
 import yaml
 
-from rrm_lm.cli import reward_run
+from rrm_lm.cli import pipeline, policy_run, reward_run, sft_run
 from rrm_lm.cli.main import main
 from rrm_lm.feedback.datasets import HUB_NAME
 from rrm_lm.feedback.files import READERS, data_suffix
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-SCRIPTS = {"scripts/train_reward.py": "reward", "scripts/evaluate.py": "evaluate", "scripts/score.py": "score"}
+EVERY = sorted((ROOT / "configs").glob("*.yaml"))
+PIPELINES = [path for path in EVERY if path.stem == "demo"]  # a section for each command
+CONFIGS = [path for path in EVERY if path not in PIPELINES]
+SCRIPTS = {
+    "scripts/train_reward.py": "reward",
+    "scripts/train_sft.py": "sft",
+    "scripts/train_policy.py": "policy",
+    "scripts/evaluate.py": "evaluate",
+    "scripts/score.py": "score",
+}
+RUNS = (reward_run.RewardRun, sft_run.SFTRun, policy_run.PolicyRun)  # what commands start once their settings are read
 
+every_file = pytest.mark.parametrize("path", EVERY, ids=lambda path: path.stem)
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
@@ -45,16 +56,18 @@ def commands(path: Path) -> list[list[str]]:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The runs that would start, with their settings, from the project's folder."""
     started: list[Any] = []
-    monkeypatch.setattr(reward_run.RewardRun, "run", lambda self: started.append(self))
+    for kind in RUNS:
+        monkeypatch.setattr(kind, "run", lambda self: started.append(self))
     monkeypatch.chdir(ROOT)
     return started
 
 
 def test_there_are_those_that_the_project_promises() -> None:
-    assert {"demo", "hh", "ultrafeedback", "helpsteer3"} <= {path.stem for path in CONFIGS}
+    promised = {"demo", "hh", "hh_policy", "policy", "reward", "ultrafeedback", "helpsteer3", "sft"}
+    assert promised <= {path.stem for path in EVERY}
 
 
-@every_config
+@every_file
 def test_the_first_lines_say_what_it_does_how_long_and_the_command(path: Path) -> None:
     text = "\n".join(head(path))
     assert len(head(path)[0]) > 40
@@ -70,7 +83,9 @@ def test_its_commands_start_a_run_with_its_settings(path: Path, runs: list[Any])
         assert main(words) == 0
         (run,) = runs
         runs.clear()
-        settings = {**vars(run.data), **vars(run.model_args), **vars(run.config), **vars(run.more)}
+        settings = {
+            key: value for part in vars(run).values() if is_dataclass(part) for key, value in vars(part).items()
+        }
         overridden = {word[2:].replace("-", "_") for word in words[3:] if word.startswith("--")}
         for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
             assert key in overridden or settings[key] == value, key
@@ -83,7 +98,10 @@ def test_its_commands_start_a_run_with_its_settings(path: Path, runs: list[Any])
 @every_config
 def test_its_own_files_are_there_and_the_others_are_names_of_hub_sets(path: Path) -> None:
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for name in [*settings["dataset_name"], *settings.get("eval_dataset_name", [])]:
+    kinds = ("dataset_name", "eval_dataset_name", "prompts", "eval_prompts")
+    names = [name for kind in kinds for name in settings.get(kind, [])]
+    assert names
+    for name in names:
         local = data_suffix(Path(name)) in READERS
         assert (ROOT / name).is_file() if local else HUB_NAME.fullmatch(name), name
 
@@ -96,7 +114,7 @@ def test_an_unknown_key_in_it_names_the_nearest(
     wrong = tmp_path / path.name
     wrong.write_text(text.replace("\nlearning_rate:", "\nlearnin_rate:"), encoding="utf-8")
     line = text[: text.index("\nlearning_rate:")].count("\n") + 2
-    assert main(["reward", "--config", str(wrong)]) == 2
+    assert main([commands(path)[0][0], "--config", str(wrong)]) == 2
     message = capsys.readouterr().err
     assert f"There is no setting `learnin_rate` in line {line} (did you mean `learning_rate`?)" in message
     assert f"where: {wrong}" in message
@@ -110,7 +128,21 @@ def test_a_word_where_a_number_belongs_is_named_with_its_line(
     text = re.sub(r"\nmax_length: \d+", "\nmax_length: long", path.read_text(encoding="utf-8"))
     wrong = tmp_path / path.name
     wrong.write_text(text, encoding="utf-8")
-    assert main(["reward", "--config", str(wrong)]) == 2
+    assert main([commands(path)[0][0], "--config", str(wrong)]) == 2
     line = text[: text.index("\nmax_length:")].count("\n") + 2
     assert f"where: {wrong}, line {line}" in capsys.readouterr().err
     assert not runs
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_every_section_of_a_pipeline_is_one_that_its_command_accepts(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[Any] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(pipeline.Pipeline, "run", lambda self: self._check() or planned.append(self) or 0)
+    for words in commands(path):
+        assert main(words) == 0
+        assert main([*words, "--rounds", "2"]) == 0
+    names = [stage.name for stage in planned[1].stages]
+    assert names == ["reward", "sft", "policy", "collect-2", "reward-2", "policy-2", "compare"]

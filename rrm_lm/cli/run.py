@@ -1,0 +1,94 @@
+"""`rrm-lm run`: from feedback to a policy and a page that compares it, stage by stage, each at most once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rrm_lm.errors import ConfigError
+
+EXAMPLES = """\
+examples:
+  rrm-lm run --config configs/demo.yaml
+  rrm-lm run --config configs/demo.yaml --output_dir outputs/longer --policy.total_episodes 512
+  rrm-lm run --config configs/demo.yaml --rounds 2      (new feedback on the policy's own answers, then both again)
+a section of the file holds the settings of the command of that name; the value `$reward` is that stage's folder.
+Started again, finished stages whose settings and files are the same are not run again, and a stopped one goes on.
+"""
+
+
+@dataclass
+class RunArguments:
+    """The stages, and where everything goes. A section's settings are those of its command: see its `--help`."""
+
+    output_dir: str = field(
+        default="outputs/run", metadata={"help": "Where everything goes: a folder a stage, and report.html."}
+    )
+    rounds: int = field(
+        default=1,
+        metadata={"help": "Each further round collects feedback on the policy's answers and trains both again."},
+    )
+    reward: dict | None = field(default=None, metadata={"help": "Settings of `rrm-lm reward` (section of the file)."})
+    sft: dict | None = field(
+        default=None, metadata={"help": "Settings of `rrm-lm sft` (section); without it there is no such stage."}
+    )
+    policy: dict | None = field(default=None, metadata={"help": "Settings of `rrm-lm policy` (section)."})
+    collect: dict | None = field(
+        default=None, metadata={"help": "Settings of `rrm-lm collect` (section); needed for more than one round."}
+    )
+    compare: dict | None = field(
+        default=None, metadata={"help": "Settings of `rrm-lm compare` (section); without it there is no such stage."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ConfigError(f"rounds is {self.rounds}", where="rounds", expected="at least 1")
+        if self.rounds > 1 and self.collect is None:
+            raise ConfigError(
+                f"{self.rounds} rounds need new feedback, and nothing says who gives it",
+                where="rounds",
+                remedy="add a section `collect` with an overseer; see rrm-lm collect --help",
+            )
+
+
+def run(argv: list[str]) -> int:
+    """Run what is left of the stages."""
+    from rrm_lm.cli.parser import parse
+
+    words, flags = take_stage_flags(argv)
+    (args,) = parse([RunArguments], words, command="rrm-lm run", examples=EXAMPLES)
+    from rrm_lm.cli.pipeline import Pipeline
+
+    return Pipeline(args, config_file(words), flags).run()
+
+
+def config_file(argv: list[str]) -> Path:
+    """The file after `--config`.
+
+    Raises:
+        ConfigError: There is none: stages have too many settings for flags.
+    """
+    for place, word in enumerate(argv):
+        if word.startswith("--config"):
+            return Path(word.partition("=")[2] or argv[place + 1])
+    raise ConfigError(
+        "There is no file of stages", where="the command line", remedy="rrm-lm run --config configs/demo.yaml"
+    )
+
+
+def take_stage_flags(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Split `--policy.learning_rate 1e-4` off the other words: those, and by stage the flags without its name."""
+    words: list[str] = []
+    flags: dict[str, list[str]] = {}
+    target = words
+    for word in argv:
+        found = re.fullmatch(r"--(\w+)\.([\w-]+)(=.*)?", word, flags=re.DOTALL)
+        if found:
+            target = flags.setdefault(found[1], [])
+            target.append(f"--{found[2]}{found[3] or ''}")
+        else:
+            if word.startswith("--"):
+                target = words
+            target.append(word)
+    return words, flags

@@ -1,0 +1,49 @@
+"""`rrm-lm sft`: from responses that people showed, corrected or preferred to a policy that imitates them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+EXAMPLES = """\
+examples:
+  rrm-lm sft --config configs/sft.yaml
+  rrm-lm sft --dataset_name my_demonstrations.jsonl --output_dir outputs/mine
+  rrm-lm sft --dataset_name my_pairs.jsonl --sft_on chosen --num_train_epochs 2
+  rrm-lm sft --model_name_or_path outputs/mine --dataset_name my_corrections.jsonl    (train a policy on)
+  rrm-lm sft --config configs/sft.yaml --resume_from_checkpoint true
+  accelerate launch scripts/train_sft.py --config configs/sft.yaml
+a row of my_demonstrations.jsonl: {"prompt": "How do I boil an egg?", "completion": "Eight minutes in boiling water."}
+"""
+
+
+@dataclass
+class SFTRunArguments:
+    """What else `rrm-lm sft` does."""
+
+    merge: bool = field(
+        default=False, metadata={"help": "Also write a plain causal language model to OUTPUT_DIR/merged."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace what an earlier run left in output_dir."}
+    )
+
+
+def read(argv: list[str]) -> tuple[Any, ...]:
+    """The settings."""
+    from rrm_lm.cli.parser import parse
+    from rrm_lm.cli.settings import DataArguments, ModelArguments
+    from rrm_lm.training.sft_config import SFTConfig
+
+    return parse(
+        [DataArguments, ModelArguments, SFTConfig, SFTRunArguments], argv, command="rrm-lm sft", examples=EXAMPLES
+    )
+
+
+def run(argv: list[str]) -> int:
+    """Train, save, reload and check a policy, and measure its held-out loss."""
+    settings = read(argv)
+    from rrm_lm.cli.sft_run import SFTRun
+
+    SFTRun(*settings).run()
+    return 0

@@ -1,0 +1,106 @@
+"""`rrm-lm policy` on tiny models: the prompts, the rewards, and a run with few, quick updates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tests.smoke.commands import Result, read, run, write_rows
+
+QUESTIONS = [
+    *("what is the moon made of?", "who lives in the sea?", "is the answer blue?", "what was asked?", "who is it?"),
+    "why is the sea blue?",
+]
+HELD_OUT = ["what is the sea made of?", "who lives in the moon?", "please tell me a story", "is the moon blue?"]
+CHECKPOINTS = ("--save_strategy", "steps", "--save_steps", 2, "--max_steps", 6)
+# Rewards in a file of their own, as people have them.
+REWARDS = """
+def counting(prompts, responses):
+    assert len(prompts) == len(responses)
+    return [len(text) / 10 - sum(text.count(vowel) for vowel in "aeiou") / 3 for text in responses]
+
+def short(prompts, responses):
+    return [-len(text) for text in responses]
+
+def gold(prompts, responses):
+    return [text.count("e") + len(text) / 50 for text in responses]
+
+def falling(prompts, responses, calls=[]):
+    calls.append(1)
+    return [-100.0 * len(calls) + len(text) / 100 for text in responses]
+
+def raising(prompts, responses):
+    for text in responses:
+        if len(text) > 1:
+            raise KeyError("no such word")
+    return [0.0] * len(responses)
+
+def nothing(prompts, responses):
+    return [float("nan")] * len(responses)
+
+def one(prompts, responses):
+    return [1.0]
+
+def constant(prompts, responses):
+    return [2.5] * len(responses)
+
+number = 3
+"""
+
+
+def write_prompts(folder: Path) -> Path:
+    """Prompts to learn on, held-out ones and rewards: prompts.jsonl, heldout.jsonl and rewards.py in a folder."""
+    write_rows(folder / "heldout.jsonl", [{"prompt": question} for question in HELD_OUT])
+    (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
+    return write_rows(folder / "prompts.jsonl", [{"prompt": question} for question in QUESTIONS])
+
+
+def teach(capture: Any, model: Path, prompts: Path, output: Path, *more: object) -> Result:
+    """`rrm-lm policy` with few, quick updates of `counting`; `more` overrides, and may name another reward."""
+    settings: dict[str, object] = {
+        "reward_function": f"{prompts.parent / 'rewards.py'}:counting",
+        "response_length": 6,
+        "temperature": 1,
+        "per_device_train_batch_size": 4,
+        "num_ppo_epochs": 2,
+        "max_steps": 3,
+        "learning_rate": "1e-2",
+        "eval_fraction": 0,
+        "save_strategy": "no",
+        "dtype": "float32",
+        "use_cpu": "true",
+        "lora_r": 4,
+    }
+    given = {str(word).removeprefix("--") for word in more if str(word).startswith("--")}
+    if "reward_model" in given:
+        settings.pop("reward_function")
+    flags = [word for name, value in settings.items() if name not in given for word in (f"--{name}", value)]
+    return run(
+        capture, "policy", "--model_name_or_path", model, "--prompts", prompts, "--output_dir", output, *flags, *more
+    )
+
+
+def updates(folder: Path) -> list[dict[str, Any]]:
+    """What was logged of each update of a finished run, but for times."""
+    log = read(folder / "trainer_state.json")["log_history"]
+    timed = ("eps", "tokens_per_second")
+    return [
+        {name: value for name, value in entry.items() if not name.startswith("time/") and name not in timed}
+        for entry in log
+        if "objective/scores" in entry
+    ]
+
+
+def measured(folder: Path) -> list[dict[str, Any]]:
+    """The measurements of the monitor."""
+    return [json.loads(line) for line in (folder / "over_optimisation.jsonl").read_text().splitlines()]
+
+
+def same_values(left: Path, right: Path) -> bool:
+    """Whether two folders hold the same value function, bit for bit."""
+    one, other = (load_file(folder / "value.safetensors") for folder in (left, right))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,49 @@
+"""Two processes train a policy as one does. A real launch on the CPU, where the processes talk through gloo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.smoke.commands import adapter, read
+from tests.smoke.policies import measured, teach, updates, write_prompts
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.timeout(400)
+def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+    """Both leave the same kinds of things; and what every process does for itself is the same in all of them."""
+    prompts = write_prompts(tmp_path / "data")
+    gold = f"{prompts.parent / 'rewards.py'}:gold"
+    words = ("--eval_prompts", prompts.parent / "heldout.jsonl", "--gold", gold, "--max_steps", 2)
+    one = teach(capsys, tiny, prompts, tmp_path / "one", *words)
+    assert one.code == 0, one.err
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("ACCELERATE_USE_CPU", None)
+    more = ["--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 2, "--use_cpu", "false"]
+    more += ["--save_strategy", "steps", "--save_steps", 1]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(ROOT / "scripts" / "train_policy.py"), *map(str, more), "--output_dir", str(tmp_path / "two")],
+        capture_output=True, text=True, check=False, env=environment, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "[process 0] saved to" in done.stderr and "[process 1] saved to" not in done.stderr
+    assert done.stderr.count("update 1 of 2: ") == 1 and done.stderr.count("One prompt as the model sees it") == 1
+    assert {path.name for path in (tmp_path / "two").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    assert read(tmp_path / "two" / "run.json")["outcome"] == "finished"
+    # The policy before training is the same, and so are the episodes of an update; what they hold is drawn apart.
+    assert measured(tmp_path / "two")[0] == measured(tmp_path / "one")[0]
+    assert [entry["episode"] for entry in updates(tmp_path / "two")] == [4, 8]
+    assert "2 updates of 4 episodes each" in (tmp_path / "two" / "report.html").read_text()
+    mine, theirs = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    assert mine.keys() == theirs.keys() and all(torch.isfinite(tensor).all() for tensor in theirs.values())

@@ -1,0 +1,55 @@
+"""Two processes imitate as one does. A real launch on the CPU, where the processes talk through gloo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.smoke.commands import adapter, pair_rows, read, run, write_rows
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+    """Half the batch on each of two processes is the whole batch on one, however many tokens each half has.
+
+    Plain gradient descent: Adam's first step is the sign of the gradient, also where that is nothing but rounding.
+    """
+    data = write_rows(tmp_path / "pairs.jsonl", pair_rows(24))
+    held = write_rows(tmp_path / "held.jsonl", pair_rows(5, seed=3))
+    settings = {
+        "model_name_or_path": tiny, "dataset_name": data, "eval_dataset_name": held, "sft_on": "chosen",
+        "max_length": 120, "max_steps": 3, "save_strategy": "steps", "save_steps": 2, "warmup_steps": 0,
+        "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0, "lr_scheduler_type": "constant", "lora_r": 4,
+        "dtype": "float32", "disable_tqdm": "true", "per_device_train_batch_size": 8,
+    }  # fmt: skip
+    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    one = run(capsys, "sft", *words, "--output_dir", tmp_path / "one", "--use_cpu", "true")
+    assert one.code == 0, one.err
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("ACCELERATE_USE_CPU", None)
+    words = ["--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 4, "--use_cpu", "false"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(ROOT / "scripts" / "train_sft.py"), *map(str, words), "--output_dir", str(tmp_path / "two")],
+        capture_output=True, text=True, check=False, env=environment, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "[process 0] saved to" in done.stderr and "[process 1] saved to" not in done.stderr
+    mine, theirs = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(theirs[name], mine[name], atol=1e-5, rtol=1e-4, msg=name)
+    for name in ("eval_loss", "eval_loss_difference"):
+        results = [read(tmp_path / folder / "eval_results.json")[name] for folder in ("one", "two")]
+        assert results[0] == pytest.approx(results[1], abs=1e-4)
+    assert read(tmp_path / "two" / "run.json")["outcome"] == "finished"
+    assert {path.name for path in (tmp_path / "two").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}

@@ -1,0 +1,146 @@
+"""The plan of `rrm-lm run`, and when a stage is run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rrm_lm.cli.pipeline import plan
+from rrm_lm.cli.run import RunArguments, config_file, take_stage_flags
+from rrm_lm.cli.stages import Stage
+from rrm_lm.errors import CheckpointError, ConfigError
+
+FILE = """\
+output_dir: out
+reward:
+  dataset_name: train.jsonl
+  learning_rate: 1e-4
+  save_strategy: no
+sft:
+  dataset_name: [train.jsonl]
+policy:
+  model_name_or_path: $sft
+  prompts: [prompts.jsonl]
+collect:
+  overseer: user.py:overseer
+compare:
+  prompts: [heldout.jsonl]
+"""
+
+
+def planned(folder: Path, rounds: int = 1, text: str = FILE, **flags: list[str]) -> list[Stage]:
+    file = folder / "run.yaml"
+    file.write_text(text)
+    sections = {key: value for key, value in yaml.safe_load(text).items() if isinstance(value, dict)}
+    return plan(RunArguments(output_dir="out", rounds=rounds, **sections), file, flags)
+
+
+def settings(stage: Stage) -> dict[str, Any]:
+    return yaml.load(stage.settings, Loader=yaml.BaseLoader)
+
+
+def test_each_stage_takes_what_those_before_it_made(tmp_path: Path) -> None:
+    reward, sft, policy, compare = planned(tmp_path)
+    assert [stage.name for stage in (reward, sft, policy, compare)] == ["reward", "sft", "policy", "compare"]
+    assert settings(policy)["model_name_or_path"] == "out/sft"
+    assert settings(policy)["reward_model"] == ["out/reward"]
+    assert settings(compare)["policies"] == ["out/sft", "out/policy"]
+    assert settings(compare)["proxy"] == "out/reward"
+
+
+def test_values_reach_the_commands_as_they_were_written(tmp_path: Path) -> None:
+    """YAML alone would make a text of 1e-4 and false of no."""
+    reward = planned(tmp_path)[0]
+    assert "learning_rate: 1e-4\n" in reward.settings
+    assert "save_strategy: no\n" in reward.settings
+
+
+def test_what_is_set_is_not_wired(tmp_path: Path) -> None:
+    text = FILE.replace("  prompts: [prompts.jsonl]\n", "  prompts: [prompts.jsonl]\n  reward_model: other\n")
+    assert settings(planned(tmp_path, text=text)[2])["reward_model"] == "other"
+
+
+def test_a_further_round_collects_on_the_policy_and_trains_both_again(tmp_path: Path) -> None:
+    stages = planned(tmp_path, rounds=3)
+    names = "reward sft policy collect-2 reward-2 policy-2 collect-3 reward-3 policy-3 compare"
+    assert [stage.name for stage in stages] == names.split()
+    by_name = {stage.name: settings(stage) for stage in stages}
+    assert by_name["collect-3"] == {"overseer": "user.py:overseer", "policy": "out/policy-2", "round": "3"}
+    files = ["out/collect-3/feedback.jsonl", "out/collect-2/feedback.jsonl", "train.jsonl"]
+    assert by_name["reward-3"]["dataset_name"] == files
+    assert by_name["policy-3"]["model_name_or_path"] == "out/policy-2"
+    assert by_name["policy-3"]["reward_model"] == ["out/reward-3"]
+    assert by_name["reward"]["dataset_name"] == "train.jsonl"
+
+
+def test_a_stage_that_does_not_come_before_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no stage \$policy before") as caught:
+        planned(tmp_path, text=FILE.replace("$sft", "$policy"))
+    assert "section policy" in caught.value.where and "$sft" in caught.value.expected
+
+
+def test_flags_of_a_stage_that_there_is_not_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no section polcy"):
+        planned(tmp_path, polcy=["--max_steps", "3"])
+
+
+def test_flags_are_sorted_by_stage() -> None:
+    words, flags = take_stage_flags(["--config", "a.yaml", "--policy.max_steps", "3", "--rounds", "2", "--sft.seed=1"])
+    assert words == ["--config", "a.yaml", "--rounds", "2"]
+    assert flags == {"policy": ["--max_steps", "3"], "sft": ["--seed=1"]}
+    assert config_file(words) == Path("a.yaml")
+
+
+def test_more_rounds_need_someone_to_ask() -> None:
+    with pytest.raises(ConfigError, match="nothing says who gives it"):
+        RunArguments(rounds=2)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}\n")
+    made = Stage("reward", "reward", f"dataset_name: [{data}]\n", (), tmp_path / "out", tmp_path / "records")
+    made.start()
+    made.folder.mkdir()
+    (made.folder / "adapter_model.safetensors").write_bytes(b"weights")
+    return made
+
+
+def test_a_stage_is_done_until_its_inputs_or_outputs_change(stage: Stage) -> None:
+    assert not stage.is_done()
+    stage.finish(1.5)
+    assert stage.is_done()
+    assert not Stage("reward", "reward", stage.settings, ("--seed", "1"), stage.folder, stage.records).is_done()
+    weights = stage.folder / "adapter_model.safetensors"
+    weights.write_bytes(b"other weights")
+    assert not stage.is_done()
+    weights.write_bytes(b"weights")
+    assert stage.is_done()
+    (stage.folder.parent / "data.jsonl").write_text("{}\n{}\n")
+    assert not stage.is_done()
+
+
+def test_a_page_written_again_changes_nothing(stage: Stage) -> None:
+    stage.finish(1.5)
+    (stage.folder / "report.html").write_text("a page")
+    (stage.folder / "scores.jsonl").write_text("{}\n")
+    assert stage.is_done()
+
+
+def test_a_stopped_stage_goes_on_only_with_the_same_inputs(stage: Stage) -> None:
+    assert not stage.can_go_on()
+    (stage.folder / "checkpoint-3").mkdir()
+    assert stage.can_go_on()
+    (stage.folder.parent / "data.jsonl").write_text("{}\n{}\n")
+    assert not stage.can_go_on()
+
+
+def test_a_stage_that_left_nothing_is_not_done(stage: Stage) -> None:
+    (stage.folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="left no weights"):
+        stage.finish(1.0)
+    assert not stage.is_done()

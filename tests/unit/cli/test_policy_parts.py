@@ -1,0 +1,59 @@
+"""Small parts of `rrm-lm policy`: names of rewards, the line of an update, and the reward as training has it."""
+
+from __future__ import annotations
+
+import pytest
+
+from rrm_lm.cli.policy_lines import line_of
+from rrm_lm.cli.policy_monitor import Optimised
+from rrm_lm.cli.policy_rewards import short_names
+from rrm_lm.evaluation.policy_samples import Drawn, rewards_of_drawn
+from rrm_lm.evaluation.training_history import Update
+from rrm_lm.training.reward_sources import PythonReward, RewardSum
+from tests.tiny import prompt_of, tiny_chat
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["outputs/reward"], ["reward"]),
+        (["outputs/a/reward", "outputs/b/reward"], ["a/reward", "b/reward"]),
+        (["rewards.py:polite", "my.rewards:short"], ["polite", "short"]),
+        (["one.py:f", "two.py:f"], ["one.py:f", "two.py:f"]),
+        (["reward", "outputs/reward"], ["reward", "outputs/reward"]),
+        (["org/model"], ["model"]),
+        (["/models/x/"], ["x"]),
+    ],
+)
+def test_rewards_are_called_by_what_tells_them_apart(names: list[str], short: list[str]) -> None:
+    assert list(short_names(names).values()) == short
+
+
+def test_the_line_of_an_update() -> None:
+    measures = {"reward": 0.541, "kl": 1.318, "finished": 0.94, "length": 31.46}
+    update = Update(3, True, measures, {"short": 0.541})
+    said = "update  3 of 40: reward +0.541, KL 1.318, 94% ended, 31.5 tokens, 21.8 s, 13 min left"
+    assert line_of(update, 40, 21.84, 780) == said
+    last = Update(40, True, measures, {"short": 1.0, "polite": -0.459})
+    said = "update 40 of 40: reward +0.541 (short +1.000, polite -0.459), KL 1.318, 94% ended, 31.5 tokens, 9.0 s"
+    assert line_of(last, 40, 9, 0) == said
+
+
+def test_the_optimised_reward_is_that_of_training() -> None:
+    """Summed, and less the penalty where the token that ends a response did not come."""
+    chat, prompt = tiny_chat(), prompt_of("who is it?")
+    ids = chat.prompt_ids(prompt)
+    words = chat.tokenizer("the moon", add_special_tokens=False).input_ids
+    drawn = [Drawn(chat.sampled_line(ids, [*words, *end]), "the moon", bool(end)) for end in ([chat.end_id], [])]
+    seen: list[str] = []
+
+    def length(prompts: list, responses: list[str]) -> list[float]:
+        seen.extend(responses)
+        return [float(len(text)) for text in responses]
+
+    rewards = RewardSum([PythonReward(length)], [0.5])
+    reward = Optimised(rewards, chat.tokenizer, [chat.end_id], penalty=1.5)
+    assert rewards_of_drawn(reward, [prompt], [drawn]) == [[4.0, 2.5]]
+    assert seen == ["the moon", "the moon"]
+    free = Optimised(rewards, chat.tokenizer, [chat.end_id], penalty=None)
+    assert rewards_of_drawn(free, [prompt, prompt], [drawn[:1], drawn[1:]]) == [[4.0], [4.0]]
