@@ -51,6 +51,17 @@ def matrix_ceiling(rows: int = 1024, inner: int = 576, outer: int = 1536, repeat
     return best
 
 
+def read_ceiling(megabytes: int = 512, repeats: int = 4) -> float:
+    """Bytes per second at which memory that is in no cache is read, the best of a few."""
+    numbers = torch.ones(megabytes * 2**20 // 4)
+    best = 0.0
+    for _ in range(repeats):
+        started = time.perf_counter()
+        numbers.sum()
+        best = max(best, 4 * numbers.numel() / (time.perf_counter() - started))
+    return best
+
+
 def peak_rss_mb() -> float:
     """Peak resident memory of this process in megabytes.
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ class Rounds:
         return mean(gold(prompt, text) for prompt, group in zip(prompts, groups, strict=True) for text in group)
 
 
-def _wordy(seed: int) -> object:
+def _wordy(seed: int) -> Any:
     """A tiny model that says a few words, at first about equally often."""
     model = tiny_model(seed=seed)
     head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
@@ -147,9 +148,12 @@ def after_two_rounds(folder: Path, seed: int) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_two_rounds_are_better_than_one(tmp_path: Path) -> None:
+    """From others the reward model learns that more of the moon is better, and too much of it they never show; the
+    policy goes there, and only its own responses can tell."""
     start = Rounds(tmp_path / "start", seed=0).score()
     one = after_one_round(tmp_path / "one", seed=0)
     two = after_two_rounds(tmp_path / "two", seed=0)
-    print(start, one, two)
+    assert one < start - 1, (start, one)
+    assert two > one + 2, (start, one, two)
