@@ -11,7 +11,7 @@ examples:
   rrm-lm collect outputs/policy --prompts my_prompts.jsonl --overseer my_overseers.py:judge --output_dir outputs/round2
   rrm-lm collect outputs/policy --prompts my_prompts.jsonl --overseer llm:Qwen/Qwen3-8B --base_url http://127.0.0.1:8000/v1
   rrm-lm collect smollm2-135m --prompts data/assistant/train.jsonl.gz --overseer data/assistant/requests.jsonl
-then: rrm-lm reward --dataset_name outputs/round2/feedback.jsonl
+then: rrm-lm reward --dataset_name outputs/round2
 """
 
 

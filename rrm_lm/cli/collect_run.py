@@ -14,7 +14,7 @@ from rrm_lm.cli.progress import advance
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.policy_samples import draw
 from rrm_lm.feedback.collection import Collected, collect
-from rrm_lm.feedback.llm_judge import ServedJudge
+from rrm_lm.feedback.llm_judge import SERVED, ServedJudge
 from rrm_lm.feedback.overseers import Overseer
 from rrm_lm.feedback.plain_user import PlainUser
 from rrm_lm.feedback.prompts import load_prompts
@@ -29,7 +29,6 @@ from rrm_lm.training.reward_sources import load_function
 logger = logging.getLogger(__name__)
 
 FEEDBACK, COUNTS = "feedback.jsonl", "counts.json"
-_SERVED = "llm:"
 
 
 def collect_feedback(args: CollectArguments) -> Collected:
@@ -87,8 +86,8 @@ def load_overseer(name: str, base_url: str) -> Overseer:
     Raises:
         ConfigError: None of these, or a function that returns something else.
     """
-    if name.startswith(_SERVED):
-        return ServedJudge(name.removeprefix(_SERVED), base_url)
+    if name.startswith(SERVED):
+        return ServedJudge(name.removeprefix(SERVED), base_url)
     if Path(name).expanduser().is_file():
         return PlainUser.from_file(Path(name).expanduser())
     if ":" not in name:

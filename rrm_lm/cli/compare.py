@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rrm_lm.errors import ConfigError
+from rrm_lm.feedback.llm_judge import SERVED
 
-SERVED = "llm:"  # before the name of a judge that is behind a server
 EXAMPLES = """\
 examples:
   rrm-lm compare outputs/demo/policy --prompts data/assistant/heldout.jsonl.gz --gold data/assistant/requests.jsonl

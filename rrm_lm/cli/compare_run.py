@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from rrm_lm.cli.compare import SERVED, CompareArguments, DrawingArguments
+from rrm_lm.cli.compare import CompareArguments, DrawingArguments
 from rrm_lm.cli.compared import write_comparison
 from rrm_lm.cli.progress import advance
 from rrm_lm.cli.settings import column_map, read_template
@@ -24,7 +24,7 @@ from rrm_lm.evaluation.policy_report import PolicyReportData
 from rrm_lm.evaluation.policy_results import GOLD, PairVerdict, PolicyComparison, Sample, Written
 from rrm_lm.evaluation.policy_samples import Drawn, draw, log_probs, rewards_of_drawn
 from rrm_lm.evaluation.scorers import load_scorer
-from rrm_lm.feedback.llm_judge import ServedJudge
+from rrm_lm.feedback.llm_judge import SERVED, ServedJudge
 from rrm_lm.feedback.prompts import load_prompts
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.adapter_files import ADAPTER_CONFIG, model_file, read_json

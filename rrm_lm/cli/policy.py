@@ -131,7 +131,10 @@ class MonitorArguments:
     )
     stop_when_over_optimised: bool = field(
         default=False,
-        metadata={"help": "End training when gold reward has fallen below its best by more than its 95%% interval."},
+        metadata={
+            "help": "End training when gold reward has fallen below its best by more than its 95%% interval, and "
+            "put back the policy that was best, which is kept in OUTPUT_DIR/best meanwhile."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -44,7 +44,7 @@ def write_what_is_left(
     trainer.save_metrics("train", _results(trainer, result, updates, ended))
     taken = [] if monitor is None else monitor.callback.measurements
     data = TrainingReportData(
-        title=folder.name or "policy",
+        title=_title(folder),
         updates=updates,
         planned=trainer.state.max_steps // steps,
         episodes=episodes,
@@ -60,19 +60,29 @@ def write_what_is_left(
     logger.info("report: %s", folder / "report.html")
 
 
+def _title(folder: Path) -> str:
+    """A policy is called by its folder; in a run of several stages, by the run's and the stage's."""
+    return "/".join(part for part in folder.absolute().parts[-2:] if part not in ("", "/", "outputs"))
+
+
 def _ended_because(trainer: Any, monitor: Monitor | None) -> str:
-    """Why training ended before its last update; "" if it did not."""
+    """Why training ended before its last update, or with an earlier policy; "" if it did neither."""
+    watched = None if monitor is None else monitor.callback
+    if watched is not None and watched.put_back is not None:
+        return f"{watched.stopped_because}; the policy is that of step {watched.put_back}, the best one"
     if trainer.stop_reason:
         return f"{trainer.stop_reason}; the policy is the last one that was in order"
-    if monitor is not None and monitor.callback.stopped_because and trainer.state.global_step < trainer.state.max_steps:
-        return monitor.callback.stopped_because
+    if watched is not None and watched.stopped_because and trainer.state.global_step < trainer.state.max_steps:
+        return watched.stopped_because
     return ""
 
 
 def _before_and_after(monitor: Monitor, trainer: Any) -> PolicyComparison:
-    """By the first and the last measurement; where an earlier policy was put back, by a new one of that."""
-    taken = monitor.callback.measurements
-    after = monitor.measure(trainer.state.global_step) if trainer.stop_reason else taken[-1].samples
+    """By the first measurement and that of the policy that was kept; by a new one, if it was never measured."""
+    taken, best = monitor.callback.measurements, monitor.callback.put_back
+    kept = next((one for one in taken if one.step == best), taken[-1])
+    unknown = trainer.stop_reason and best is None
+    after = monitor.measure(trainer.state.global_step) if unknown else kept.samples
     return before_and_after(monitor.prompts, taken[0].samples, after, monitor.callback.names)
 
 

@@ -17,7 +17,7 @@ from rrm_lm.evaluation.monitors import watch
 from rrm_lm.evaluation.policy_samples import Drawn, held_out_probe
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.sampling import Sampling
-from rrm_lm.training.over_optimisation import Measure, OverOptimisationCallback
+from rrm_lm.training.over_optimisation import BestPolicy, Measure, OverOptimisationCallback
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.ppo_prompts import PromptItem
 from rrm_lm.training.ppo_rollouts import Rollouts
@@ -106,6 +106,13 @@ class Monitor:
             names=(gold[0], _proxy_name(rewards, gold[0])),
             every=args.monitor_steps * training.steps_per_update,
             stop=args.stop_when_over_optimised,
+            best=BestPolicy(
+                folder,
+                trainer.save_model,
+                trainer._load_from_checkpoint,
+                writes=trainer.args.should_save,
+                wait=trainer.accelerator.wait_for_everyone,
+            ),
             log=trainer.log,
         )
         trainer.add_callback(self.callback)

@@ -115,7 +115,7 @@ def _rloo(parts: Parts) -> Training:
     from rrm_lm.training.rloo import rloo_trainer
 
     backbone, config, policy = parts.policy.backbone, parts.config, parts.policy
-    if policy.adapter is None:  # before the reward's: the first one is the one that TRL computes with
+    if policy.adapter is None:
         put_fresh_adapter(backbone, parts.model)
         policy = policy._replace(adapter=POLICY)
     rewards = parts.put_rewards(backbone)

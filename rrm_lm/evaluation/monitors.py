@@ -348,4 +348,5 @@ def watch(measurements: Sequence[Measurement]) -> Reading:
             f"gold reward is {-fallen.value:.3f} below that of step {found.fall.best_step} "
             f"(interval {-fallen.high:.3f} to {-fallen.low:.3f}, {found.prompts} prompts)"
         )
-    return Reading("; ".join(parts), stop, numbers)
+    golden = [(point.gold.value, -point.step) for point in found.points if point.gold is not None]
+    return Reading("; ".join(parts), stop, numbers, -max(golden)[1] if golden else None)

@@ -42,7 +42,7 @@ class TrainingReportData:
         updates: In order.
         planned: How many updates there should have been.
         episodes: In an update.
-        ended: Why training ended early; "" if it did not.
+        ended: Why training ended early, or with an earlier policy; "" if it did neither.
         comparison: The policy after training against before, from `before_and_after`; None without held-out prompts.
         measurements: Of the over-optimisation monitor.
         configuration, environment: Tables of settings and of versions and hardware.
@@ -134,9 +134,9 @@ def course(data: TrainingReportData) -> str:
     total = sum(sum(update.seconds.values()) for update in data.updates)
     if total > 0:
         text += f", {duration(total)} in all"
-    if data.ended:
+    if data.ended and made < data.planned:
         return f"{text}. It ended early, {data.planned} were planned: {data.ended}."
-    return text + "."
+    return f"{text}. {_capital(data.ended)}." if data.ended else text + "."
 
 
 def _capital(text: str) -> str:

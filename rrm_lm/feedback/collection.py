@@ -270,8 +270,8 @@ class _Answers:
 
     def __init__(self, journal: Journal, at_once: int, progress: Progress | None) -> None:
         self.journal, self.at_once, self.progress = journal, at_once, progress
-        # A later answer to one question replaces an earlier one.
-        self.known = {_key(entry): entry for entry in journal.entries if entry.get("abstained") != NO_ANSWER}
+        # A later answer to one question replaces an earlier one; where none came, it is asked again.
+        self.known = {_key(entry): entry for entry in journal.entries if _came(entry)}
 
     def verdicts(self, overseer: Overseer, pairs: Sequence[Pair]) -> list[Verdict]:
         def ask(question: Entry, pair: Pair) -> Entry:
@@ -312,6 +312,10 @@ class _Answers:
 def _question(kind: str, prompt: Prompt, responses: Sequence[str]) -> Entry:
     messages = [{"role": message.role, "content": message.content} for message in prompt]
     return {"asked": kind, "prompt": messages, "responses": list(responses)}
+
+
+def _came(entry: Entry) -> bool:
+    return entry.get("abstained") != NO_ANSWER and entry.get("critique") != ""
 
 
 def _key(entry: Entry) -> str:

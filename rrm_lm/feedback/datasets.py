@@ -49,6 +49,7 @@ SPLIT_NAMES = {
     "eval": "test",
     "heldout": "test",
 }
+BESIDE = ("counts.json", "manifest.json", "run.json")  # what this program writes into a folder beside feedback
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 NumberedRow = tuple[int, dict[str, Any]]
@@ -215,7 +216,8 @@ def _files_of(path: Path, split: str) -> list[Path]:
     """A file itself; of a folder, the data files of the split, or all of them if their names tell no split."""
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.is_file() and data_suffix(file) in READERS)
+    files = (file for file in path.iterdir() if file.is_file() and file.name not in BESIDE)
+    found = sorted(file for file in files if data_suffix(file) in READERS)
     if not found:
         raise DataError(
             "the folder has no data file", where=str(path), expected="a file with one of " + ", ".join(READERS)

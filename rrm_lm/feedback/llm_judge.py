@@ -24,6 +24,7 @@ from rrm_lm.feedback.records import Prompt
 
 logger = logging.getLogger(__name__)
 
+SERVED = "llm:"  # before the name of a model, where a setting takes other kinds of judges, too
 INCONSISTENT = "another verdict in the other order"
 TOO_LONG = "too long for the model"
 TURNED_DOWN = "turned down by the server"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from rrm_lm.errors import CheckpointError, ConfigError
-from rrm_lm.storage import write_jsonl
+from rrm_lm.storage import commit_folder, verify, write_json, write_jsonl
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "over_optimisation.jsonl"
+BEST = "best"
+_STAGED = ".best.staging-policy"  # hidden and marked as unfinished, as all that is staged
+_STEP_FILE = "held_out.json"
 NAMES = ("gold", "proxy")
 _NUMBERS = ("proxy", "gold", "kl")
 
@@ -67,15 +71,67 @@ class Reading:
         sentence: In words, for the log.
         stop: Why training should stop; "" if it should not.
         numbers: What to log, by name.
+        best_step: Of the measurement with the best gold reward; None where none has any.
     """
 
     sentence: str
     stop: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
+    best_step: int | None = None
 
 
 Measure = Callable[[int], Sequence[Probe]]
 Read = Callable[[Sequence[Measurement]], Reading]
+
+
+class BestPolicy:
+    """The policy that did best on the held-out prompts so far, in a folder from which it is loaded like any other.
+
+    Args:
+        folder: The run's output folder; the policy is in its :data:`BEST`.
+        save: Writes the policy as it is now into a folder; every process calls it.
+        load: Puts the policy in a folder back; every process calls it.
+        writes: Whether this is the process that makes folders.
+        wait: Returns when all processes have called it.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        save: Callable[[str], object],
+        load: Callable[[str], object],
+        *,
+        writes: bool = True,
+        wait: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.folder = Path(folder) / BEST
+        self._staged = Path(folder) / _STAGED
+        self._save, self._load, self._writes, self._wait = save, load, writes, wait
+
+    def keep(self, step: int) -> None:
+        """Let the policy as it is now, after `step`, be the best one."""
+        if self._writes:
+            shutil.rmtree(self._staged, ignore_errors=True)
+            self._staged.mkdir(parents=True)
+        self._wait()
+        self._save(str(self._staged))
+        self._wait()
+        if self._writes:
+            write_json(self._staged / _STEP_FILE, {"step": step})
+            commit_folder(self._staged, self.folder, replace=True)
+        self._wait()
+
+    def put_back(self, step: int | None) -> bool:
+        """Make the policy of `step` the one that training ends with; false if it is not there, whole."""
+        problems = verify(self.folder)
+        if not problems and json.loads((self.folder / _STEP_FILE).read_text(encoding="utf-8"))["step"] != step:
+            problems = ["it is of another step"]
+        if problems:
+            logger.warning("the policy of step %s cannot be put back: %s: %s", step, self.folder, "; ".join(problems))
+            return False
+        self._load(str(self.folder))
+        logger.info("the policy of step %s, the best on the held-out prompts, was put back", step)
+        return True
 
 
 class OverOptimisationCallback(TrainerCallback):
@@ -93,6 +149,7 @@ class OverOptimisationCallback(TrainerCallback):
         names: What the gold and the proxy reward are called in reports.
         every: Steps between two measurements.
         stop: Whether to end training when `read` gives a reason to; else the reason is only logged, once.
+        best: With `stop`: keeps the best policy, which is put back when training has ended for that reason.
         log: Takes the numbers too, with every measurement: the trainer's `log`.
 
     Raises:
@@ -108,20 +165,23 @@ class OverOptimisationCallback(TrainerCallback):
         names: tuple[str, str] = NAMES,
         every: int = 10,
         stop: bool = False,
+        best: BestPolicy | None = None,
         log: Callable[[dict[str, float]], object] | None = None,
     ) -> None:
         if every < 1:
             raise ConfigError(f"{every} steps between two measurements", where="every", expected="at least 1")
         self.measure, self.read, self.file = measure, read, Path(folder) / FILE_NAME
         self.names, self.every, self.stop, self.log = names, every, stop, log
+        self.best = best if stop else None
         self.measurements: list[Measurement] = []
         self.stopped_because = ""
+        self.put_back: int | None = None  # the step whose policy training ended with, where it is not the last one
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure where the run begins; or take up the measurements of an earlier part of it, and no other ones."""
         earlier = read_measurements(self.file) if state.global_step > 0 and self.file.is_file() else []
         self.measurements = [one for one in earlier if one.step <= state.global_step]
-        self.stopped_because = ""
+        self.stopped_because, self.put_back = "", None
         if not self.measurements:
             self._take(state, control)
 
@@ -131,8 +191,13 @@ class OverOptimisationCallback(TrainerCallback):
             self._take(state, control)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure what training ended with."""
+        """Measure what training ended with; after over-optimisation, put the best policy back if that is asked for."""
         self._take(state, control)
+        if self.best is None or not self.stopped_because:
+            return
+        best = self.read(self.measurements).best_step
+        if self.best.put_back(best):
+            self.put_back = best
 
     def _take(self, state: TrainerState, control: TrainerControl) -> None:
         step = state.global_step
@@ -147,6 +212,8 @@ class OverOptimisationCallback(TrainerCallback):
         if state.is_world_process_zero:
             write_jsonl(self.file, map(asdict, self.measurements))
             logger.info("step %d, held out: %s", step, reading.sentence)
+        if self.best is not None and reading.best_step == step:
+            self.best.keep(step)
         if self.log is not None and reading.numbers:
             self.log({f"held_out/{name}": value for name, value in reading.numbers.items()})
         if reading.stop and not self.stopped_because:

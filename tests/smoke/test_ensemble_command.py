@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.smoke.commands import adapter, read, read_rows, rewards_of, run, train, write_rows
+from tests.smoke.policies import teach, updates, write_prompts
 
 
 @pytest.mark.timeout(240)
@@ -58,6 +59,24 @@ def test_an_ensemble_is_trained_saved_and_scored(tiny: Path, pairs: Path, tmp_pa
             <= mean["reward"] - math.sqrt(0.5) * std + 1e-6
         )
         assert plain["reward"] == pytest.approx(mean["reward"], abs=1e-3) and "std" not in plain
+
+
+@pytest.mark.timeout(240)
+def test_a_policy_is_rewarded_as_the_ensemble_is_told_to(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    """The same first episodes: the mean of three heads, their minimum, and the mean less what they disagree by."""
+    out = tmp_path / "ensemble"
+    assert train(capsys, tiny, pairs, out, "--ensemble_heads", 3, "--max_steps", 2).code == 0
+    prompts = write_prompts(tmp_path)
+    first: list[dict[str, Any]] = []
+    for how in (("mean",), ("min",), ("mean_minus_std", "--ensemble_k", 2)):
+        folder = tmp_path / how[0]
+        done = teach(capsys, tiny, prompts, folder, "--reward_model", out, "--max_steps", 1, "--ensemble", *how)
+        assert done.code == 0, done.err
+        first.append(updates(folder)[0])
+    mean, least, less = (entry["objective/scores"] for entry in first)
+    disagreement = first[0]["disagreement/ensemble"]
+    assert disagreement > 0 and {entry["disagreement/ensemble"] for entry in first} == {disagreement}
+    assert least < mean and less == pytest.approx(mean - 2 * disagreement, abs=1e-4)
 
 
 def test_one_head_says_nothing_of_ensembles(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:

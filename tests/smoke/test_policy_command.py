@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from rrm_lm.storage import verify
 from rrm_lm.training.ppo_trainer import PPOTrainer
-from tests.smoke.commands import contents, read, run, same, write_rows
+from tests.smoke.commands import adapter, contents, read, run, same, write_rows
 from tests.smoke.conftest import Trained
 from tests.smoke.policies import CHECKPOINTS, HELD_OUT, QUESTIONS, measured, same_values, teach, updates, write_prompts
 from tests.smoke.test_sft_command import shown_rows
@@ -320,14 +320,17 @@ def test_training_ends_where_kl_runs_away(tiny: Path, prompts: Path, tmp_path: P
 
 
 def test_training_ends_when_over_optimised(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
-    """A gold reward that falls whatever the policy does."""
+    """A gold reward that falls whatever the policy does: the best one is the one from before."""
     gold = ("--eval_prompts", prompts.parent / "heldout.jsonl", "--gold", *rewards(prompts, "falling"))
     words = (*gold, "--monitor_steps", 1, "--stop_when_over_optimised", "true")
     result = teach(capsys, tiny, prompts, tmp_path / "out", *words)
     assert result.code == 0, result.err
     assert [one["step"] for one in measured(tmp_path / "out")] == [0, 1]
     assert "warning: over-optimisation at step 1: gold reward is" in result.err
-    assert "below that of step 0" in read(tmp_path / "out" / "train_results.json")["ended"]
+    ended = read(tmp_path / "out" / "train_results.json")["ended"]
+    assert "below that of step 0" in ended and ended.endswith("the policy is that of step 0, the best one")
+    assert not any(value.any() for name, value in adapter(tmp_path / "out").items() if "lora_B" in name)
+    assert same_values(tmp_path / "out", tmp_path / "out" / "best")
     other = (*gold, "--monitor_steps", 1)
     assert teach(capsys, tiny, prompts, tmp_path / "on", *other).code == 0
     assert len(measured(tmp_path / "on")) == 4

@@ -247,6 +247,14 @@ def test_an_answer_that_did_not_come_is_asked_for_again_and_a_refusal_is_not(tmp
         assert len(second.compared) == again and found.counts.abstentions == {"refused": 1}
 
 
+def test_a_critique_that_did_not_come_is_asked_for_again(tmp_path: Path) -> None:
+    prompts, responses, path = [asked("p")], [["silent one", "words"]], tmp_path / "new.jsonl"
+    collect(Scripted(), prompts, responses, path=path)
+    second = Scripted()
+    assert collect(second, prompts, responses, path=path).counts.missing_critiques == 1
+    assert second.written == [(prompts[0], "silent one")] and not second.compared
+
+
 def test_the_answers_say_what_was_asked_and_by_whom(tmp_path: Path) -> None:
     collect(Scripted(), PROMPTS[:1], [["a", "bb"]], path=tmp_path / "new.jsonl", round_number=3)
     lines = [json.loads(line) for line in (tmp_path / ("new.jsonl" + ASKED)).read_text().splitlines()]

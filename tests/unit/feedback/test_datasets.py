@@ -69,6 +69,8 @@ def test_a_folder_with_named_splits_gives_the_one_asked_for(tmp_path):
 def test_a_folder_without_named_splits_gives_all_files_each_in_its_own_shape(tmp_path):
     write(tmp_path / "pairs.jsonl", pair())
     write(tmp_path / "words.jsonl", {"prompt": "Hi", "response": "Yo", "critique": "Rude."})
+    for beside in ("run.json", "counts.json"):  # of this program's own commands
+        (tmp_path / beside).write_text('{"comparisons": 1}')
     feedback = load_feedback(str(tmp_path))
     assert feedback.sizes() == {"comparisons": 1, "critiques": 1}
     assert [file.format for file in feedback.counts.files] == ["preference pairs", "critiques, ratings and corrections"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from transformers import TrainerControl, TrainerState
 
 from rrm_lm.errors import CheckpointError, ConfigError
 from rrm_lm.training.over_optimisation import (
+    BEST,
     FILE_NAME,
+    BestPolicy,
     Measurement,
     OverOptimisationCallback,
     Probe,
@@ -161,6 +165,78 @@ def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
 def test_every_must_be_a_number_of_steps(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="0 steps between two measurements"):
         OverOptimisationCallback(probes, Watch(), tmp_path, every=0)
+
+
+class Policy:
+    """A policy that is a number, worth the most at 4, saved and loaded in a file."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def measure(self, step: int) -> list[Probe]:
+        self.number = step
+        return probes(step, gold=-abs(step - 4.0))
+
+    def save(self, folder: str) -> None:
+        (Path(folder) / "weights").write_text(str(self.number))
+
+    def load(self, folder: str) -> None:
+        self.number = int((Path(folder) / "weights").read_text())
+
+    def callback(self, folder: Path, stop_at: int = 8) -> OverOptimisationCallback:
+        best = BestPolicy(folder, self.save, self.load)
+        return OverOptimisationCallback(self.measure, Best(stop_at), folder, every=2, stop=True, best=best)
+
+
+class Best(Watch):
+    """Says which measurement had the most gold, too."""
+
+    def __call__(self, measurements: Sequence[Measurement]) -> Reading:
+        best = max(measurements, key=lambda one: one.samples[0].gold).step
+        return replace(super().__call__(measurements), best_step=best)
+
+
+def test_the_best_policy_is_put_back(tmp_path: Path) -> None:
+    policy = Policy()
+    callback = policy.callback(tmp_path)
+    assert train(callback, 20) == 8
+    assert policy.number == callback.put_back == 4
+    assert (tmp_path / BEST / "weights").read_text() == "4"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_last_policy_stays_where_nothing_fell(tmp_path: Path) -> None:
+    policy = Policy()
+    callback = policy.callback(tmp_path, stop_at=100)
+    assert train(callback, 6) == 6
+    assert policy.number == 6 and callback.put_back is None
+
+
+def test_a_resumed_run_has_the_best_policy_of_before(tmp_path: Path) -> None:
+    train(Policy().callback(tmp_path, stop_at=100), 6)
+    policy = Policy()
+    assert train(policy.callback(tmp_path), 20, start=6) == 8
+    assert policy.number == 4
+
+
+@pytest.mark.parametrize(("fault", "said"), [("later", "of another step"), ("broken", "weights"), ("gone", "no such")])
+def test_a_best_policy_that_is_not_there_is_named(
+    fault: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Policy()
+    callback = policy.callback(tmp_path)
+    best = callback.best
+    assert best is not None
+    policy.number = 4
+    best.keep(6 if fault == "later" else 4)
+    if fault == "broken":
+        (tmp_path / BEST / "weights").write_text("5")
+    elif fault == "gone":
+        shutil.rmtree(tmp_path / BEST)
+    policy.number = 8
+    assert not best.put_back(4)
+    assert policy.number == 8
+    assert "policy of step 4 cannot be put back" in caplog.text and said in caplog.text
 
 
 def test_a_real_trainer_carries_it(tmp_path: Path) -> None:
