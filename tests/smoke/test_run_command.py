@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +141,54 @@ def test_a_stage_that_fails_stops_the_run_and_keeps_the_others(config: Path, tmp
     assert result.code == 2
     assert "[2/3] policy: stopped" in result.err and "nothing.jsonl" in result.err
     assert (tmp_path / "out" / "reward" / "adapter_model.safetensors").is_file()
+
+
+WAITING = """
+import os, time
+from pathlib import Path
+
+def slow(prompts, responses, calls=[]):  # for the monitor, and for each update
+    calls.append(1)
+    if len(calls) > 2 and os.environ.get("WAIT"):
+        Path(os.environ["WAIT"]).touch()
+        time.sleep(600)
+    return [float(len(text)) for text in responses]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_run_goes_on_inside_its_stage(config: Path, tmp_path: Path, capfd: Any) -> None:
+    """SIGKILL in the policy's second update: the reward model is not trained again, nor is the first update made."""
+    (tmp_path / "slow.py").write_text(WAITING)
+    text = config.read_text().replace(
+        "response_length: 6", f"response_length: 6\n  reward_function: {tmp_path}/slow.py:slow"
+    )
+    head, policy = text.split("policy:\n", 1)
+    config.write_text(
+        head + "policy:\n" + policy.replace("save_strategy: no", "save_strategy: steps\n  save_steps: 1", 1)
+    )
+    waiting = tmp_path / "waiting"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rrm_lm", "run", "--config", config],
+        env={**os.environ, "WAIT": str(waiting)},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not waiting.is_file():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    rest = run(capfd, "run", "--config", config)
+    assert rest.code == 0, rest.err
+    assert ran(rest.err) == ["policy", "compare"]
+    assert "update 1 of 2" not in rest.err and "update 2 of 2" in rest.err
 
 
 # -- collecting -------------------------------------------------------------------------------------------------------
