@@ -209,9 +209,11 @@ def tiny_chat(
     return ChatFormat(tiny_tokenizer(template), max_length, max_critique_length)
 
 
-def save_tiny_model(folder: Path, family: str = "llama", *, seed: int = 0, tokenizer: Any = None) -> Path:
+def save_tiny_model(
+    folder: Path, family: str = "llama", *, seed: int = 0, tokenizer: Any = None, layers: int = 2
+) -> Path:
     """Write a tiny model and its tokenizer as a folder that every command takes as a model."""
-    tiny_model(family, seed=seed).save_pretrained(str(folder))
+    tiny_model(family, seed=seed, layers=layers).save_pretrained(str(folder))
     (tokenizer if tokenizer is not None else tiny_tokenizer()).save_pretrained(str(folder))
     AutoConfig.from_pretrained(str(folder))
     return folder

@@ -33,10 +33,11 @@ def tiny_agent(
     dropout: float = 0.0,
     sharing: bool | None = None,
     seed: int = 0,
+    layers: int = 2,
 ) -> AgentModel:
     """An agent on a tiny backbone; the same arguments give the same weights."""
     torch.manual_seed(seed + 1)
-    backbone = Backbone(tiny_model(family, seed=seed), pad_id=0, sharing=sharing)
+    backbone = Backbone(tiny_model(family, seed=seed, layers=layers), pad_id=0, sharing=sharing)
     agent = AgentModel.create(backbone, lora(family, random=random, dropout=dropout), value=value)
     if reward:
         agent.add_reward(RewardModel.create(backbone, lora(family), RewardSettings("tiny")))

@@ -64,7 +64,6 @@ class PolicyConfig(PPOConfig):
     reward_model_path: str = field(default="", init=False)
     dataset_num_proc: int | None = field(default=None, init=False)
     local_rollout_forward_batch_size: int = field(default=64, init=False)
-    ds3_gather_for_generation: bool = field(default=True, init=False)
     world_size: int | None = field(default=None, init=False)
     num_total_batches: int | None = field(default=None, init=False)
     micro_batch_size: int | None = field(default=None, init=False)

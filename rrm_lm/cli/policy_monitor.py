@@ -17,6 +17,7 @@ from rrm_lm.evaluation.monitors import watch
 from rrm_lm.evaluation.policy_samples import Drawn, held_out_probe
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.sampling import Sampling
+from rrm_lm.models.sharding import inside
 from rrm_lm.training.over_optimisation import BestPolicy, Measure, OverOptimisationCallback
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.ppo_prompts import PromptItem
@@ -98,6 +99,7 @@ class Monitor:
             seed=config.seed,
             batch_tokens=config.rollout_batch_tokens,
             micro_batch_tokens=config.micro_batch_tokens,
+            within=lambda function: inside(trainer.model, function),
         )
         self.callback = OverOptimisationCallback(
             self.measure,

@@ -21,7 +21,7 @@ from rrm_lm.cli.policy_lines import show_prompt
 from rrm_lm.cli.policy_monitor import Monitor
 from rrm_lm.cli.policy_prompts import fit_chat, read_prompts
 from rrm_lm.cli.policy_rewards import Load, Rewards, gold_reward, scorer_loader
-from rrm_lm.cli.policy_save import check_saved_policy, write_merged_policy
+from rrm_lm.cli.policy_save import check_saved_policy, logits_of, write_merged_policy
 from rrm_lm.cli.policy_start import check_start, load_start
 from rrm_lm.cli.policy_trainers import Parts, Training, make_training
 from rrm_lm.cli.settings import ModelArguments, read_template
@@ -111,7 +111,9 @@ class PolicyRun:
             "reward_function": self.rewards.reward_function,
             "algorithm": self.more.algorithm,
             "lora_r": self.model_args.lora_r,
-            "episodes": self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps,
+            "episodes": self.config.per_device_train_batch_size
+            * self.config.gradient_accumulation_steps
+            * process_state().num_processes,
             **{name: getattr(self.config, name) for name in names},
         }
 
@@ -147,16 +149,18 @@ class PolicyRun:
         trainer.save_model(str(self.folder))
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        if not self.main:
-            return
+        root = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         # Any tokens behind a prompt will do: every logit has to be the same.
         prompts = [policy.chat.prompt_ids(prompt) for prompt in train[:_CHECKED]]
         sample = [ChatFormat.sampled_line(ids, (*ids[-8:], policy.chat.end_id)) for ids in prompts]
-        check_saved_policy(policy, self.folder, sample, **self.model_args.loading())
+        logits = logits_of(root, policy, sample)
+        if not self.main:
+            return
+        check_saved_policy(logits, policy, self.folder, sample, **self.model_args.loading())
         if self.more.merge:
             code = self.model_args.trust_remote_code
-            write_merged_policy(policy, self.folder, self.folder / "merged", sample, trust_remote_code=code)
+            merged = self.folder / "merged"
+            write_merged_policy(logits, policy, self.folder, merged, sample, trust_remote_code=code)
 
 
 @contextmanager

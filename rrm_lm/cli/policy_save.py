@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rrm_lm.errors import CheckpointError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.policy_files import Policy, load_policy, merge_policy
 from rrm_lm.models.pretrained import load_causal_lm
+from rrm_lm.models.sharding import fits, in_step
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import Line
 
@@ -22,22 +23,39 @@ logger = logging.getLogger(__name__)
 _MERGED_GAP = 1e-3  # how far log-probabilities may be apart after merging in float32, in nats
 
 
-def check_saved_policy(policy: Policy, folder: Path, lines: Sequence[Line], **loading: Any) -> None:
+def logits_of(root: nn.Module, policy: Policy, lines: Sequence[Line]) -> list[Tensor]:
+    """For each line the logits of the policy as it was trained. Called by all processes.
+
+    Args:
+        root: What is sharded, if anything is: the model of the trainer.
+        policy: The policy in it.
+        lines: Prompts with responses.
+    """
+    return in_step(root, lambda: [_logits(policy.backbone, policy.adapter, line) for line in lines])
+
+
+def check_saved_policy(
+    trained: Sequence[Tensor], policy: Policy, folder: Path, lines: Sequence[Line], **loading: Any
+) -> None:
     """Reload a saved policy in a fresh object and compare.
 
     Args:
-        policy: The policy as it was trained.
+        trained: Its logits as it was trained (:func:`logits_of`).
+        policy: The policy.
         folder: Where it was saved.
-        lines: What the logits are compared on, at every token of the responses.
+        lines: What the logits are of, at every token of the responses.
         loading: How its backbone was loaded.
 
     Raises:
         CheckpointError: Any logit is not the same, bit for bit.
     """
+    if not fits(policy.backbone):
+        logger.warning("saved to %s; not reloaded, since the whole model does not fit on one device", folder)
+        return
     fresh = load_policy(folder, **loading)
     fresh.backbone.to(policy.backbone.device)
-    for line in lines:
-        before, after = (_logits(p.backbone, p.adapter, line) for p in (policy, fresh))
+    for line, before in zip(lines, trained, strict=True):
+        after = _logits(fresh.backbone, fresh.adapter, line)
         if not torch.equal(before, after):
             gap = float((before - after).abs().max())
             raise CheckpointError(
@@ -49,11 +67,14 @@ def check_saved_policy(policy: Policy, folder: Path, lines: Sequence[Line], **lo
     logger.info("saved to %s; reloaded, and its logits are identical", folder)
 
 
-def write_merged_policy(policy: Policy, folder: Path, output: Path, lines: Sequence[Line], **loading: Any) -> None:
+def write_merged_policy(
+    trained: Sequence[Tensor], policy: Policy, folder: Path, output: Path, lines: Sequence[Line], **loading: Any
+) -> None:
     """Write the merged checkpoint, reload it as others would and compare.
 
     Args:
-        policy: The policy as it was trained.
+        trained: Its logits as it was trained (:func:`logits_of`).
+        policy: The policy.
         folder: Where its adapter was saved.
         output: Where the merged checkpoint goes.
         lines: What the log-probabilities are compared on.
@@ -66,10 +87,10 @@ def write_merged_policy(policy: Policy, folder: Path, output: Path, lines: Seque
     merge_policy(folder, output, policy.chat.tokenizer, **loading)
     merged: Any = load_causal_lm(str(output), dtype="float32").to(policy.backbone.device)  # type: ignore[arg-type]
     gap = 0.0
-    for line in lines:
+    for line, before in zip(lines, trained, strict=True):
         with torch.no_grad():
             logits = merged(torch.tensor([line.ids], device=merged.device), use_cache=False).logits[0].float()
-        own = _logits(policy.backbone, policy.adapter, line).log_softmax(-1)
+        own = before.log_softmax(-1)
         gap = max(gap, float((own - logits[line.response_start - 1 : -1].log_softmax(-1)).abs().max()))
     if policy.backbone.causal_lm.dtype == torch.float32 and gap > _MERGED_GAP:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from rrm_lm.cli.judged import judge, write_judgement
 from rrm_lm.cli.parser import write_resolved
 from rrm_lm.cli.reward import RunArguments
 from rrm_lm.cli.reward_data import read_feedback
-from rrm_lm.cli.reward_save import check_saved, plain_model, write_merged
+from rrm_lm.cli.reward_save import check_saved, members_of, plain_model, write_merged
 from rrm_lm.cli.settings import DataArguments, ModelArguments, read_template
 from rrm_lm.cli.shown import show_example
 from rrm_lm.errors import ConfigError, DataError
@@ -234,7 +234,8 @@ class RewardRun:
         for comparisons in (train.comparisons, heldout.comparisons):
             logger.info("writing own critiques of %d pairs", len(comparisons))
             with _bar(self.main) as progress:
-                lines = with_own_critiques(
+                lines = model.inside(
+                    with_own_critiques,
                     model,
                     chat,
                     [c.prompt for c in comparisons],
@@ -257,13 +258,15 @@ class RewardRun:
     def _save(self, trainer: RewardTrainer, chat: ChatFormat, examples: list[Example]) -> None:
         trainer.save_model(str(self.folder))
         trainer.accelerator.wait_for_everyone()
+        model, sample = plain_model(trainer), examples[:_CHECKED]
+        rewards = members_of(model, sample)
         if not self.main:
             return
-        model, sample = plain_model(trainer), examples[:_CHECKED]
-        check_saved(model, self.folder, sample, **self.model_args.loading())
+        check_saved(rewards, model, self.folder, sample, **self.model_args.loading())
         if self.more.merge:
             code = self.model_args.trust_remote_code
-            write_merged(model, self.folder, self.folder / "merged", chat, sample, trust_remote_code=code)
+            merged = self.folder / "merged"
+            write_merged(rewards, model, self.folder, merged, chat, sample, trust_remote_code=code)
 
     def _judge(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 from rrm_lm.errors import CheckpointError
 from rrm_lm.models.pretrained import load_sequence_classifier
 from rrm_lm.models.reward import RewardModel, load_reward_model, merge_reward_model
+from rrm_lm.models.sharding import fits
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.examples import Example
@@ -27,11 +28,22 @@ def plain_model(trainer: RewardTrainer) -> RewardModel:
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
-def check_saved(model: RewardModel, folder: Path, examples: list[Example], **loading: Any) -> None:
+def members_of(model: RewardModel, examples: list[Example]) -> Tensor:
+    """(lines, heads) rewards of each member. Called by all processes, if the model is sharded."""
+    model.eval()
+    rows = [row for example in examples for row in example.rows]
+    lines = [line for example in examples for line in example.lines]
+    with torch.no_grad():
+        batch = collate(rows, model.backbone.pad_id).to(model.device)
+        return model(batch, lines, with_critiques=False).members
+
+
+def check_saved(trained: Tensor, model: RewardModel, folder: Path, examples: list[Example], **loading: Any) -> None:
     """Reload a saved reward model in a fresh object and compare.
 
     Args:
-        model: The model as it was trained.
+        trained: Its rewards as it was trained (:func:`members_of`).
+        model: The model.
         folder: Where it was saved.
         examples: What the rewards are compared on.
         loading: How its backbone was loaded.
@@ -39,9 +51,12 @@ def check_saved(model: RewardModel, folder: Path, examples: list[Example], **loa
     Raises:
         CheckpointError: Any reward is not the same, bit for bit.
     """
+    if not fits(model):
+        logger.warning("saved to %s; not reloaded, since the whole model does not fit on one device", folder)
+        return
     fresh, _ = load_reward_model(folder, **loading)
     fresh.backbone.can_share = model.backbone.can_share
-    before, after = (_members(m, examples).tolist() for m in (model, fresh.to(model.device)))
+    before, after = trained.tolist(), members_of(fresh.to(model.device), examples).tolist()
     if before != after:
         raise CheckpointError(
             f"The saved model gives other rewards than the trained one ({after[:2]} instead of {before[:2]})",
@@ -53,12 +68,19 @@ def check_saved(model: RewardModel, folder: Path, examples: list[Example], **loa
 
 
 def write_merged(
-    model: RewardModel, folder: Path, output: Path, chat: ChatFormat, examples: list[Example], **loading: Any
+    trained: Tensor,
+    model: RewardModel,
+    folder: Path,
+    output: Path,
+    chat: ChatFormat,
+    examples: list[Example],
+    **loading: Any,
 ) -> None:
     """Write the merged checkpoint, reload it and compare.
 
     Args:
-        model: The model as it was trained.
+        trained: Its rewards as it was trained (:func:`members_of`).
+        model: The model.
         folder: Where its adapter was saved.
         output: Where the merged checkpoint goes.
         chat: Its chat format; the tokenizer is saved.
@@ -74,7 +96,7 @@ def write_merged(
     lines = [line for example in examples for line in example.lines]
     with torch.no_grad():
         merged = [float(classifier(torch.tensor([line.ids[: line.reward_at + 1]])).logits) for line in lines]
-    rewards = _members(model, examples).mean(-1).tolist()  # one number is their mean, however they are combined here
+    rewards = trained.mean(-1).tolist()  # one number is their mean, however they are combined here
     gap = max(abs(a - b) / (1 + abs(a)) for a, b in zip(rewards, merged, strict=True))
     if model.backbone.causal_lm.dtype == torch.float32 and gap > _MERGED_GAP:
         raise CheckpointError(
@@ -84,13 +106,3 @@ def write_merged(
             remedy="use the adapter; please report the model and the library versions",
         )
     logger.info("merged checkpoint in %s; its rewards differ by at most %.1g", output, gap)
-
-
-def _members(model: RewardModel, examples: list[Example]) -> Tensor:
-    """(lines, heads) rewards of each member."""
-    model.eval()
-    rows = [row for example in examples for row in example.rows]
-    lines = [line for example in examples for line in example.lines]
-    with torch.no_grad():
-        batch = collate(rows, model.backbone.pad_id).to(model.device)
-        return model(batch, lines, with_critiques=False).members

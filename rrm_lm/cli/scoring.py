@@ -124,4 +124,5 @@ def make_scorer(args: ScoringArguments) -> Scorer:
         attn_implementation=args.attn_implementation,
         revision=args.model_revision,
         trust_remote_code=args.trust_remote_code,
+        shard=True,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from rrm_lm.cli.heldout import check_leaks, hold_out, told
 from rrm_lm.cli.parser import write_resolved
-from rrm_lm.cli.policy_save import check_saved_policy, write_merged_policy
+from rrm_lm.cli.policy_save import check_saved_policy, logits_of, write_merged_policy
 from rrm_lm.cli.settings import DataArguments, ModelArguments, read_template
 from rrm_lm.cli.sft import SFTRunArguments
 from rrm_lm.cli.shown import show_learned
@@ -23,6 +23,7 @@ from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.fast_lora import speed_up
 from rrm_lm.models.policy_files import POLICY, Policy, PolicySettings, load_policy
 from rrm_lm.models.pretrained import process_state, set_seed
+from rrm_lm.models.sharding import in_step
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.checkpoints import OutputFolder, checkpoint_to_resume
@@ -178,14 +179,16 @@ class SFTRun:
     def _save(self, trainer: SFTTrainer, policy: Policy, examples: list[Imitation]) -> None:
         trainer.save_model(str(self.folder))
         trainer.accelerator.wait_for_everyone()
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        root = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        sample = [example.line for example in examples[:_CHECKED]]
+        logits = logits_of(root, policy, sample)
         if not self.main:
             return
-        sample = [example.line for example in examples[:_CHECKED]]
-        check_saved_policy(policy, self.folder, sample, **self.model_args.loading())
+        check_saved_policy(logits, policy, self.folder, sample, **self.model_args.loading())
         if self.more.merge:
             code = self.model_args.trust_remote_code
-            write_merged_policy(policy, self.folder, self.folder / "merged", sample, trust_remote_code=code)
+            merged = self.folder / "merged"
+            write_merged_policy(logits, policy, self.folder, merged, sample, trust_remote_code=code)
 
     def _measure(self, trainer: SFTTrainer, policy: Policy, checked: list[Imitation]) -> None:
         """The held-out loss of the policy and of the bare backbone on the same responses, and their difference."""
@@ -193,9 +196,12 @@ class SFTRun:
             logger.info("no responses are held out, so nothing is measured")
             return
         policy.backbone.eval()
-        lines = [example.line for example in checked]
+        lines, root = [example.line for example in checked], trainer.accelerator.unwrap_model(trainer.model)
         after, before = (
-            [float(nll.mean()) for nll in response_nll(policy.backbone, adapter, lines, self.config.micro_batch_tokens)]
+            [
+                float(nll.mean())
+                for nll in in_step(root, response_nll, policy.backbone, adapter, lines, self.config.micro_batch_tokens)
+            ]
             for adapter in (policy.adapter, None)
         )
         prompts = [example.prompt_id for example in checked]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -21,6 +21,14 @@ from rrm_lm.models.token_probs import token_log_probs
 from rrm_lm.text.batching import collate, length_groups
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.over_optimisation import Measure, Probe
+
+T = TypeVar("T")
+
+
+class Within(Protocol):
+    """Calls a function that computes with a policy."""
+
+    def __call__(self, function: Callable[[], T], /) -> T: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +195,7 @@ def held_out_probe(
     seed: int = 0,
     batch_tokens: int = 16384,
     micro_batch_tokens: int = 4096,
+    within: Within = lambda function: function(),
 ) -> Measure:
     """The `measure` of `OverOptimisationCallback`: what a policy writes now, its rewards, and how far it has moved.
 
@@ -199,6 +208,8 @@ def held_out_probe(
             distributions, so `sampling` may have a temperature but may not leave tokens out.
         proxy, gold: The reward that is optimised, and the one that it is judged by.
         micro_batch_tokens: See `log_probs`.
+        within: Calls what computes with the policy; of a sharded model its `inside`
+            (:class:`rrm_lm.models.sharding.Root`).
 
     Raises:
         ValueError: `sampling` leaves tokens out.
@@ -206,12 +217,15 @@ def held_out_probe(
     if sampling.truncates:
         raise ValueError("top-p, top-k or temperature 0 leave tokens out, and the KL divergence needs all of them")
 
-    def measure(step: int) -> list[Probe]:
+    def written() -> tuple[list[list[Drawn]], list[list[float]], list[list[float]]]:
         backbone, adapter = policy()
         drawn = draw(backbone, adapter, chat, prompts, sampling, samples=samples, seed=seed, batch_tokens=batch_tokens)
         options = {"micro_batch_tokens": micro_batch_tokens}
         own = log_probs(backbone, adapter, drawn, sampling.temperature, **options)
-        theirs = log_probs(*reference, drawn, sampling.temperature, **options)
+        return drawn, own, log_probs(*reference, drawn, sampling.temperature, **options)
+
+    def measure(step: int) -> list[Probe]:
+        drawn, own, theirs = within(written)
         rewards = [rewards_of_drawn(function, prompts, drawn) for function in (proxy, gold)]
         return [
             Probe(

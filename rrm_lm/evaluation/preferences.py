@@ -30,8 +30,8 @@ class Scorer(Protocol):
     """Whatever gives rewards: a reward model, someone else's classifier, a judge.
 
     `score` returns one list of rewards per prompt, one reward per response, in the order given; a higher reward is
-    better. A response that cannot be scored gets NaN. A scorer under fully sharded data parallelism needs every
-    process to call it alike: evaluate with `across_processes=False` then.
+    better. A response that cannot be scored gets NaN. It is called as often on every process, with no prompts where
+    one has fewer, so that sharded models can compute in step.
     """
 
     @property
@@ -72,7 +72,7 @@ def score_shard(
     rewards: list[tuple[int, list[float]]] = []
     total = sum(len(groups[prompts[i]]) for i in mine)
     with tqdm(total=total, desc="scoring", unit="response", disable=not progress) as bar:
-        for start in range(0, len(mine), CHUNK):
+        for start in range(0, -(-len(prompts) // world), CHUNK):  # as often on every process
             chunk = mine[start : start + CHUNK]
             responses = [list(groups[prompts[i]]) for i in chunk]
             scores = scorer.score([prompts[i] for i in chunk], responses)

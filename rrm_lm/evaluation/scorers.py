@@ -17,6 +17,7 @@ import torch
 from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.preferences import Scorer
 from rrm_lm.feedback.records import Message, Prompt
+from rrm_lm.models.adapter_files import model_file
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.pretrained import (
     load_causal_lm,
@@ -27,11 +28,13 @@ from rrm_lm.models.pretrained import (
 )
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, load_reward_model, read_settings
 from rrm_lm.models.self_critique import with_own_critiques
+from rrm_lm.models.sharding import is_sharded, most, shard_for_use
 from rrm_lm.text.batching import Batch, Row, collate, length_groups
 from rrm_lm.text.chat import ChatFormat, Line
 
 logger = logging.getLogger(__name__)
 
+_COMPANY = Line((0,), 0, 0)  # computed while other processes have more to do
 _ADAPTER_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 JUDGE_QUESTION = """\
 Here is a conversation and the assistant's next reply.
@@ -85,11 +88,13 @@ class RewardScorer:
         members: dict[int, list[list[float]]] = {}  # for each prompt's lines, the rewards of the model's members
         self.model.eval()
         backbone = self.model.backbone
-        for group in _groups(rows, self.micro_batch_tokens):
-            batch = _collate(backbone, [rows[i] for i in group], self.padding_side)
-            together = [line for i in group for line in flat[i]]
-            with torch.inference_mode():
-                found = iter(self.model(batch, together, with_critiques=False).members.float().tolist())
+        for group in _in_step(_groups(rows, self.micro_batch_tokens), self.model):
+            company = not group
+            together = [_COMPANY] if company else [line for i in group for line in flat[i]]
+            laid = [backbone.rows([_COMPANY.ids])] if company else [rows[i] for i in group]
+            with torch.no_grad():  # what a sharded model gathers in inference mode could not be trained with again
+                output = self.model(_collate(backbone, laid, self.padding_side), together, with_critiques=False)
+            found = iter(output.members.float().tolist())
             for i in group:
                 members[i] = [next(found) for _ in flat[i]]
         return [self._combined(lines[i], members.get(i, [])) for i in range(len(prompts))]
@@ -103,7 +108,8 @@ class RewardScorer:
     def _lines(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[list[Line]]]:
         """For each prompt and response, its lines: one, one for each own critique, or none if it has no tokens."""
         if self.model.settings.critique_first:
-            return with_own_critiques(
+            return self.model.inside(
+                with_own_critiques,
                 self.model,
                 self.chat,
                 prompts,
@@ -207,6 +213,7 @@ def load_scorer(
     max_length: int | None = None,
     pad_token: str | None = None,
     chat_template: str | None = None,
+    shard: bool = False,
     **loading: Any,
 ) -> Scorer:
     """Load whatever a name stands for, and say which kind it is.
@@ -222,6 +229,7 @@ def load_scorer(
         ensemble, ensemble_k: How the members of a reward ensemble are combined, instead of the recorded way.
         max_length: Longest conversation, for models that do not record it.
         pad_token, chat_template: For tokenizers of other people's models that have none.
+        shard: Shard a reward model, where this launch shards models. All processes must ask it alike, then.
         loading: dtype, attn_implementation, revision, trust_remote_code.
 
     Raises:
@@ -238,8 +246,11 @@ def load_scorer(
         reward_model, chat = load_reward_model(adapter, base_model=base_model, **combining, **loading)
         chat.max_length = chat.max_length or _within(max_length, reward_model.backbone.config)
         logger.info("%s: a reward model (LoRA adapter with a scalar head)", name)
+        if shard:
+            _ = reward_model.backbone.can_share  # found out while the model is whole
+            shard_for_use(reward_model)
         return RewardScorer(
-            reward_model.to(_device()),
+            reward_model if is_sharded(reward_model) else reward_model.to(_device()),
             chat,
             title or name,
             micro_batch_tokens=micro_batch_tokens,
@@ -268,7 +279,7 @@ def load_scorer(
 def _load_classifier(
     name: str, path: str, max_length: int | None, tokenizing: dict[str, Any], loading: dict[str, Any]
 ) -> tuple[Any, ChatFormat]:
-    file = _file(path, SETTINGS_FILE, loading.get("revision"))
+    file = model_file(path, SETTINGS_FILE, loading.get("revision"))
     settings = read_settings(file.parent) if file is not None else None
     if settings is not None and settings.critique_first:
         raise ModelError(
@@ -288,7 +299,7 @@ def _adapter_folder(path: str, revision: str | None) -> Path | None:
     Raises:
         ModelError: An adapter of another kind: computing without it would give the backbone's rewards unnoticed.
     """
-    config = _file(path, "adapter_config.json", revision)
+    config = model_file(path, "adapter_config.json", revision)
     if config is None:
         return None
     task = _read(config).get("task_type")
@@ -307,22 +318,9 @@ def _adapter_folder(path: str, revision: str | None) -> Path | None:
 
 
 def _is_classifier(path: str, revision: str | None) -> bool:
-    config = _file(path, "config.json", revision)
+    config = model_file(path, "config.json", revision)
     architectures = (_read(config).get("architectures") or []) if config is not None else []
     return any(str(name).endswith("ForSequenceClassification") for name in architectures)
-
-
-def _file(path: str, name: str, revision: str | None) -> Path | None:
-    """A file of a model in a folder or on the Hub; ``None`` where it has none of that name."""
-    if Path(path).is_dir():
-        return Path(path, name) if Path(path, name).is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(path, name, revision=revision))
-    except EntryNotFoundError:
-        return None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -365,6 +363,14 @@ def _groups(rows: Sequence[Sequence[Row]], max_tokens: int) -> list[list[int]]:
     present = [i for i, group in enumerate(rows) if group]
     groups = length_groups([max(map(len, rows[i])) for i in present], max_tokens, sizes=[len(rows[i]) for i in present])
     return [[present[i] for i in group] for group in groups]
+
+
+def _in_step(groups: list[list[int]], model: torch.nn.Module) -> list[list[int]]:
+    """The groups, and of a sharded model as many empty ones as other processes have more: all compute every layer."""
+    if not is_sharded(model):
+        return groups
+    device = torch.device(process_state().device or "cpu")
+    return groups + [[]] * (most(len(groups), device) - len(groups))
 
 
 def _collate(backbone: Backbone, groups: Sequence[Sequence[Row]], padding_side: str) -> Batch:

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.sharding import gather, put, settle
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -96,10 +97,23 @@ def adapter_weights(backbone: Backbone, adapter: str) -> dict[str, Tensor]:
     return get_peft_model_state_dict(backbone.model, adapter_name=adapter, save_embedding_layers=False)
 
 
-def write_weights(backbone: Backbone, adapter: str, folder: Path) -> None:
-    """Write an adapter's weights into a folder, as PEFT reads them."""
-    state = {key: value.detach().cpu().contiguous() for key, value in adapter_weights(backbone, adapter).items()}
-    save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+def whole_weights(backbone: Backbone, adapter: str) -> dict[str, Tensor]:
+    """An adapter's tensors, as they are written down. Called by all processes, if the model is sharded."""
+    return gather(adapter_weights(backbone, adapter))
+
+
+def write_weights(backbone: Backbone, adapter: str, folder: Path, write: bool = True) -> None:
+    """Write an adapter's weights into a folder, as PEFT reads them.
+
+    Args:
+        backbone: The model. If it is sharded, all processes call this.
+        adapter: Which of its adapters.
+        folder: The folder, which is there.
+        write: Off in processes that only give their shards.
+    """
+    state = whole_weights(backbone, adapter)
+    if write:
+        save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def read_weights(backbone: Backbone, adapter: str, folder: Path) -> None:
@@ -108,9 +122,18 @@ def read_weights(backbone: Backbone, adapter: str, folder: Path) -> None:
     Raises:
         CheckpointError: They are missing, broken, or not those of this adapter on this model.
     """
+    put_weights(backbone, adapter, load_weights(folder), folder)
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors in an adapter's folder, on the CPU.
+
+    Raises:
+        CheckpointError: They are missing or broken.
+    """
     file = folder / ADAPTER_WEIGHTS
     try:
-        state = load_file(file, device=str(backbone.device))
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The adapter's weights cannot be read ({error})",
@@ -118,10 +141,29 @@ def read_weights(backbone: Backbone, adapter: str, folder: Path) -> None:
             expected="a whole safetensors file",
             remedy="copy the folder again, or train again",
         ) from error
-    misfit = _misfit(state, adapter_weights(backbone, adapter))
+
+
+def put_weights(backbone: Backbone, adapter: str, state: dict[str, Tensor], folder: Path) -> None:
+    """Put tensors into an adapter of the backbone.
+
+    Args:
+        backbone: The model.
+        adapter: Which of its adapters.
+        state: The tensors by PEFT's names.
+        folder: Where they are from, for messages.
+
+    Raises:
+        CheckpointError: They are not those of this adapter on this model.
+    """
+    settle(backbone)
+    mine = adapter_weights(backbone, adapter)
+    # PEFT writes the frozen embeddings down, too, where they have an adapter.
+    state = {name: tensor for name, tensor in state.items() if ".base_layer." not in name}
+    misfit = _misfit(state, mine)
     if misfit:
         raise CheckpointError(misfit, where=str(folder), remedy="use the backbone the adapter was trained on")
-    set_peft_model_state_dict(backbone.model, state, adapter_name=adapter)
+    for name, tensor in mine.items():
+        put(tensor, state[name])
 
 
 def _misfit(theirs: dict[str, Tensor], mine: dict[str, Tensor]) -> str:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from rrm_lm.errors import ConfigError, ModelError
+from rrm_lm.models.adapter_files import adapter_weights
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding import roll_out
 from rrm_lm.models.fast_layers import speed_up_layers
@@ -24,6 +25,7 @@ from rrm_lm.models.fast_lora import speed_up
 from rrm_lm.models.policy_files import POLICY
 from rrm_lm.models.reward import ADAPTER, RewardModel
 from rrm_lm.models.sampling import Sampling
+from rrm_lm.models.sharding import Root, put
 from rrm_lm.models.token_probs import token_log_probs
 from rrm_lm.text.batching import Batch, Row
 from rrm_lm.text.chat import Line
@@ -50,7 +52,7 @@ class PolicyOutput:
     end_values: Tensor
 
 
-class AgentModel(nn.Module):
+class AgentModel(Root):
     """The root module. :meth:`create` makes the usual one.
 
     Args:
@@ -240,10 +242,8 @@ class AgentModel(nn.Module):
         return PolicyOutput(log_probs, values[before], entropy, values[ends])
 
     def roll_out(self, prompts: Sequence[Sequence[int]], sampling: Sampling, **options: Any) -> list[list[list[int]]]:
-        """Responses of the policy; see :func:`rrm_lm.models.decoding.roll_out`. A method of the root module, because
-        a sharded model must be told of every way into it.
-        """
-        return roll_out(self.backbone, self.policy_adapter, prompts, sampling, **options)
+        """Responses of the policy; see :func:`rrm_lm.models.decoding.roll_out`. Called by all processes."""
+        return self.inside(roll_out, self.backbone, self.policy_adapter, prompts, sampling, **options)
 
     def _trunks(self) -> list[Backbone]:
         backbones = (self.backbone, self.value_backbone, self.reference_backbone)
@@ -320,6 +320,7 @@ def _copy_adapter(backbone: Backbone, source: str, target: str) -> None:
     """A frozen copy of an adapter under another name."""
     config = LoraConfig(**backbone.model.peft_config[source].to_dict())
     backbone.add_adapter(target, config)
-    state = get_peft_model_state_dict(backbone.model, adapter_name=source, save_embedding_layers=False)
-    set_peft_model_state_dict(backbone.model, {key: value.clone() for key, value in state.items()}, target)
+    there = adapter_weights(backbone, target)
+    for name, tensor in adapter_weights(backbone, source).items():
+        put(there[name], tensor)
     set_trainable(backbone, target, False)

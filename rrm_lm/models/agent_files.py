@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, TaskType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,32 +18,42 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.policy_files import PolicySettings, save_policy
 from rrm_lm.models.pretrained import refuse_pickles, resolve
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings, read_settings
+from rrm_lm.models.sharding import gather, is_sharded, put, settle
 from rrm_lm.text.chat import ChatFormat
 
 VALUE_FILE = "value.safetensors"
 ALL_FILE = "trained.safetensors"
 
 
-def save_agent(agent: AgentModel, folder: Path, tokenizer: Any, settings: PolicySettings, *, whole: bool) -> None:
+def save_agent(
+    agent: AgentModel, folder: Path, tokenizer: Any, settings: PolicySettings, *, whole: bool, write: bool = True
+) -> None:
     """Write the policy as PEFT (or transformers) reads it, and :data:`VALUE_FILE` with the value function.
 
     Args:
-        agent: The agent.
+        agent: The agent. If it is sharded, all processes call this.
         folder: Where it goes; what else is there stays.
         tokenizer: Saved with the policy.
         settings: How the policy is used.
         whole: Also write what :func:`load_agent` needs of a policy whose own weights are trained.
+        write: Off in processes that only give their shards.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    values = trained_values(agent)
+    values = gather(trained_values(agent))
+    if write:
+        folder.mkdir(parents=True, exist_ok=True)
     if agent.policy_adapter is not None:
-        save_policy(agent.backbone, folder, tokenizer, settings, agent.policy_adapter)
+        save_policy(agent.backbone, folder, tokenizer, settings, agent.policy_adapter, write)
     else:
-        agent.backbone.causal_lm.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
-        if whole:
-            _write(trained(agent), folder / ALL_FILE)
-    _write(values, folder / VALUE_FILE)
+        model = agent.backbone.causal_lm
+        state = gather(model.state_dict()) if is_sharded(agent) else None
+        everything = gather(trained(agent)) if whole else {}
+        if write:
+            model.save_pretrained(str(folder), state_dict=state)
+            tokenizer.save_pretrained(str(folder))
+        if write and whole:
+            _write(everything, folder / ALL_FILE)
+    if write:
+        _write(values, folder / VALUE_FILE)
 
 
 def load_agent(agent: AgentModel, folder: Path) -> None:
@@ -52,6 +62,7 @@ def load_agent(agent: AgentModel, folder: Path) -> None:
     Raises:
         CheckpointError: Weights are missing or broken, or do not fit: another backbone, rank or value function.
     """
+    settle(agent)
     if agent.policy_adapter is not None:
         read_weights(agent.backbone, agent.policy_adapter, folder)
         load_values(agent, folder)
@@ -69,20 +80,21 @@ def load_values(agent: AgentModel, folder: Path) -> None:
 
 
 def trained(agent: nn.Module) -> dict[str, nn.Parameter]:
-    """Everything that is trained, by name."""
+    """Everything that is trained, by name: of a sharded model the shards, which the optimizer has."""
+    settle(agent)
     return {name: parameter for name, parameter in agent.named_parameters() if parameter.requires_grad}
 
 
 def trained_values(agent: AgentModel) -> dict[str, nn.Parameter]:
     """What is trained for the value function alone, by name."""
-    policy = agent.policy_adapter
+    policy, everything = agent.policy_adapter, trained(agent)
     mine = trained(agent.backbone) if policy is None else adapter_parameters(agent.backbone, policy)
     taken = {id(parameter) for parameter in mine.values()}
-    return {name: parameter for name, parameter in trained(agent).items() if id(parameter) not in taken}
+    return {name: parameter for name, parameter in everything.items() if id(parameter) not in taken}
 
 
-def snapshot(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """A copy of some parameters."""
+def snapshot(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of some parameters; of shards, shards (see :func:`rrm_lm.models.sharding.settle`)."""
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
@@ -107,13 +119,11 @@ def restore(parameters: dict[str, nn.Parameter], state: dict[str, Tensor], where
             expected="the same backbone and the same kind of value function",
             remedy="set value_function as it was then, or start without that checkpoint",
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state[name])
+    for name, parameter in parameters.items():
+        put(parameter, state[name])
 
 
-def _write(parameters: dict[str, nn.Parameter], file: Path) -> None:
-    state = {name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}
+def _write(state: dict[str, Tensor], file: Path) -> None:
     save_file(state, file, metadata={"format": "pt"})
 
 

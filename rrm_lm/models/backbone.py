@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rrm_lm.errors import ModelError
+from rrm_lm.models.sharding import device_of
 from rrm_lm.text.batching import Batch, Row, attention_mask, collate, share
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return device_of(next(self.model.parameters()))
 
     @property
     def decoder(self) -> Any:

@@ -16,10 +16,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.key_values import KeyValues, positions, visible
 from rrm_lm.models.lean_decoder import LeanDecoder
 from rrm_lm.models.products import Product, can_pack, computing_with, products_of
+from rrm_lm.models.sharding import is_shard, most
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +70,36 @@ class WholeDecoder:
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
+class InStep:
+    """Lets a sharded model be decoded with: all processes compute when one does, because its layers are in all of them.
+
+    A process that is done keeps the others company with a token of no consequence.
+    """
+
+    def __init__(self, decoder: Decoder, backbone: Backbone) -> None:
+        self.decoder, self.backbone = decoder, backbone
+
+    def __call__(self, ids: Tensor, starts: Tensor, cache: KeyValues) -> Tensor:
+        most(1, ids.device)
+        return self.decoder(ids, starts, cache)
+
+    def leave(self) -> None:
+        """Stay until all processes are done."""
+        device = self.backbone.device
+        while most(0, device):
+            cache = KeyValues(int(self.backbone.config.num_hidden_layers), 1, 1)
+            cache.place(0, [0])
+            nothing = torch.zeros((1, 1), dtype=torch.long, device=device)
+            self.decoder(nothing, nothing[0], cache)
+
+
 @contextmanager
 def decoding(backbone: Backbone, adapter: str | None, worth_packing: bool) -> Iterator[Decoder | None]:
     """The fastest decoder that computes what the model computes; its copies of weights are let go at the end.
 
     Inside, the model's linear layers may compute with copies of their weights. The model must be in evaluation mode,
-    with the adapter active and without gradients.
+    with the adapter active and without gradients. A sharded model (whose weights are not gathered) is decoded by its
+    own code in all processes alike (:class:`InStep`).
 
     Args:
         backbone: The model.
@@ -82,9 +108,13 @@ def decoding(backbone: Backbone, adapter: str | None, worth_packing: bool) -> It
 
     Yields:
         The decoder, or ``None`` for a model that none serves; the log says so once.
+
+    Raises:
+        ModelError: None serves a model that is sharded.
     """
     known = _agreeing.setdefault(backbone, {})
-    packed = worth_packing and can_pack(next(backbone.decoder.parameters()))
+    sharded = any(map(is_shard, backbone.model.parameters()))
+    packed = worth_packing and not sharded and can_pack(next(backbone.decoder.parameters()))
     for name in ("lean", "whole"):
         made = _make(name, backbone, adapter, packed) if known.get(name, True) else None
         if made is None:
@@ -94,9 +124,19 @@ def decoding(backbone: Backbone, adapter: str | None, worth_packing: bool) -> It
             known[name] = _agrees(backbone, adapter, decoder, products)
         if known[name]:
             with computing_with(products):
-                yield decoder
+                if not sharded:
+                    yield decoder
+                    return
+                company = InStep(decoder, backbone)
+                yield company
+                company.leave()
             return
         del made, decoder, products
+    if sharded:
+        raise ModelError(
+            f"The layers of {backbone.config.model_type} cannot be decoded one after the other while they are sharded",
+            remedy="gather the model for rollouts: --ds3_gather_for_generation true",
+        )
     if not known.get("said", False):
         logger.warning("Rollouts take .generate(): %s cannot be decoded here.", backbone.config.model_type)
         known["said"] = True
@@ -108,13 +148,15 @@ def _make(
 ) -> tuple[Decoder, dict[nn.Module, Product]] | None:
     """A decoder, and what the model's other linear layers compute with meanwhile; ``None`` where it cannot be made."""
     parameters = list(backbone.model.parameters())
-    sharded = any(hasattr(parameter, "full_tensor") for parameter in parameters)
-    if sharded or len({parameter.device for parameter in parameters}) > 1 or parameters[0].is_meta:
+    if len({parameter.device for parameter in parameters}) > 1 or parameters[0].is_meta:
         return None
+    sharded = any(map(is_shard, parameters))
     if name == "whole":
         if not backbone.can_mask:
             return None
-        return WholeDecoder(backbone), products_of(backbone.causal_lm, adapter, packed)
+        return WholeDecoder(backbone), {} if sharded else products_of(backbone.causal_lm, adapter, packed)
+    if sharded:
+        return None
     try:
         decoder = LeanDecoder(backbone, adapter, packed)
     except (TypeError, AttributeError):

@@ -46,17 +46,22 @@ def roll_out(
     end_ids: Sequence[int],
     num_return: int = 1,
     seed: int = 0,
+    first: int = 0,
     batch_tokens: int = 16384,
     progress: Progress | None = None,
 ) -> list[list[list[int]]]:
     """Responses of one adapter to prompts, drawn from exactly the distribution of `sampling`.
 
-    A response draws its own random numbers, from `seed`, its place in `prompts` and its number: other batches give the
-    same responses, to rounding of the logits. Autocasting is off: everything is computed in the model's own dtype. The
-    model, its mode and the global random state are left as they were.
+    A response draws its own random numbers, from `seed`, its prompt's place and its number: other batches, or several
+    calls that share the prompts among them, give the same responses, to rounding of the logits. Autocasting is off:
+    everything is computed in the model's own dtype. The model, its mode and the global random state are left as they
+    were.
 
     Families that no decoder serves (see :mod:`rrm_lm.models.decoders`) take :func:`rrm_lm.models.generation.sample`,
     with the same distribution but other random numbers for each batch.
+
+    Of a sharded model whose weights are not gathered (see :meth:`rrm_lm.models.sharding.Root.inside`), all processes
+    call this, with any prompts.
 
     Args:
         backbone: The model.
@@ -66,6 +71,7 @@ def roll_out(
         end_ids: Tokens that end a response.
         num_return: Responses per prompt.
         seed: Seed of the whole call.
+        first: Place of the first prompt, if these are some of more.
         batch_tokens: Most tokens (prompts, responses and padding) held at once; a single row may exceed it.
         progress: Called after each batch with responses done, responses in all, and tokens decoded per second.
 
@@ -82,8 +88,8 @@ def roll_out(
     rows = [_Row(tuple(prompt), n, k) for n, prompt in enumerate(prompts) for k in range(num_return)]
     results: list[list[list[int]]] = [[[] for _ in range(num_return)] for _ in prompts]
     generator = torch.Generator().manual_seed(seed % (1 << 63))
-    shape = (len(prompts), num_return, 0 if sampling.temperature == 0 else sampling.max_new_tokens)
-    uniform = torch.rand(shape, dtype=torch.float64, generator=generator)
+    shape = (first + len(prompts), num_return, 0 if sampling.temperature == 0 else sampling.max_new_tokens)
+    uniform = torch.rand(shape, dtype=torch.float64, generator=generator)[first:]
     batches = list(_batches(rows, sampling.max_new_tokens, batch_tokens))
     started, decoded, done = time.perf_counter(), 0, 0
     with _undisturbed(backbone), backbone.using(adapter):
@@ -93,7 +99,7 @@ def roll_out(
                 return sample(
                     backbone.model, prompts, pad_id=backbone.pad_id, eos_ids=end_ids,
                     max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
-                    top_k=sampling.top_k, seed=seed, num_return=num_return, batch_tokens=batch_tokens,
+                    top_k=sampling.top_k, seed=seed + first, num_return=num_return, batch_tokens=batch_tokens,
                     progress=progress,
                 )  # fmt: skip
             for batch in batches:

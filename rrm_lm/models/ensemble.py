@@ -80,7 +80,7 @@ class Ensemble:
     def __call__(self, members: Tensor) -> Tensor:
         """(..., heads) rewards of the members -> (...) rewards. Of one member, its own, whatever `combine` is."""
         if members.shape[-1] == 1:
-            return members.squeeze(-1)
+            return members.sum(-1)  # no view, which a sharded model may not give
         if self.combine == "min":
             return members.amin(-1)
         mean = members.mean(-1)

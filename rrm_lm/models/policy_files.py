@@ -72,7 +72,12 @@ class Policy(NamedTuple):
 
 
 def save_policy(
-    backbone: Backbone, folder: Path, tokenizer: Any, settings: PolicySettings, adapter: str = POLICY
+    backbone: Backbone,
+    folder: Path,
+    tokenizer: Any,
+    settings: PolicySettings,
+    adapter: str = POLICY,
+    write: bool = True,
 ) -> None:
     """Write a policy's adapter, its tokenizer and :data:`SETTINGS_FILE`.
 
@@ -82,9 +87,13 @@ def save_policy(
         tokenizer: Its pad token is the one that the policy is used with.
         settings: See :class:`PolicySettings`.
         adapter: Which of the backbone's adapters it is.
+        write: Off in processes that only give their shards: if the model is sharded, all of them call this.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_weights(backbone, adapter, folder)
+    if write:
+        folder.mkdir(parents=True, exist_ok=True)
+    write_weights(backbone, adapter, folder, write)
+    if not write:
+        return
     config = LoraConfig(**backbone.model.peft_config[adapter].to_dict())
     config.task_type = TaskType.CAUSAL_LM
     config.inference_mode = True

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, PeftModel, TaskType
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rrm_lm.errors import CheckpointError, ModelError
+from rrm_lm.models.adapter_files import ADAPTER_WEIGHTS, load_weights, put_weights, whole_weights
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.models.fast_layers import speed_up_layers
 from rrm_lm.models.fast_lora import speed_up
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, refuse_pickles, resolve
+from rrm_lm.models.sharding import Root, put, settle, whole
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.batching import Batch
 from rrm_lm.text.chat import ChatFormat, Line
@@ -107,7 +108,7 @@ class RewardSettings:
         return {name: value for name, value in asdict(self).items() if not (alone and name.startswith("ensemble"))}
 
 
-class RewardModel(nn.Module):
+class RewardModel(Root):
     """Scores responses, and knows how to write critiques of them with the same adapter.
 
     Args:
@@ -181,20 +182,29 @@ class RewardModel(nn.Module):
     # -- saving and loading ---------------------------------------------------------------------------------------
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Adapter and head under the names that PEFT gives them in a sequence-classification model."""
-        state = get_peft_model_state_dict(self.backbone.model, adapter_name=ADAPTER)
-        state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        state[_HEAD_KEY] = self.head.weight.detach().cpu().contiguous()
-        return state
+        """Adapter and head under the names that PEFT gives them in a sequence-classification model.
 
-    def save(self, folder: Path, tokenizer: Any) -> None:
+        Called by all processes, if the model is sharded.
+        """
+        settle(self)
+        return {**whole_weights(self.backbone, ADAPTER), _HEAD_KEY: whole(self.head.weight).cpu().contiguous()}
+
+    def save(self, folder: Path, tokenizer: Any, write: bool = True) -> None:
         """Write a PEFT ``SEQ_CLS`` adapter folder with its head, the tokenizer and :data:`SETTINGS_FILE`.
 
         `AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1)` reads it; of an ensemble, with
         as many labels as there are members, whose rewards are its logits.
+
+        Args:
+            folder: Where it goes; what else is there stays.
+            tokenizer: Saved with it.
+            write: Off in processes that only give their shards: if the model is sharded, all of them call this.
         """
+        state = self.adapter_state()
+        if not write:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.adapter_state(), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         config = LoraConfig(**self.backbone.model.peft_config[ADAPTER].to_dict())
         config.task_type = TaskType.SEQ_CLS
         config.modules_to_save = ["score"]
@@ -212,15 +222,7 @@ class RewardModel(nn.Module):
         Raises:
             CheckpointError: The folder's adapter does not fit this model.
         """
-        try:
-            state = load_file(folder / "adapter_model.safetensors", device=str(self.device))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"The adapter's weights cannot be read ({error})",
-                where=str(folder / "adapter_model.safetensors"),
-                expected="a whole safetensors file",
-                remedy="copy the folder again, or train again",
-            ) from error
+        state = load_weights(folder)
         head = state.pop(_HEAD_KEY, None)
         if head is None or head.shape != self.head.weight.shape:
             raise CheckpointError(
@@ -230,27 +232,9 @@ class RewardModel(nn.Module):
                 remedy="train with TaskType.SEQ_CLS (rrm-lm reward does), and use the backbone (and, for an ensemble, "
                 "the ensemble_heads) it was trained with",
             )
-        self._refuse_misfit(state, folder)
-        set_peft_model_state_dict(self.backbone.model, state, adapter_name=ADAPTER)
-        with torch.no_grad():
-            self.head.weight.copy_(head)
-
-    def _refuse_misfit(self, state: dict[str, Tensor], folder: Path) -> None:
-        """PEFT itself says nothing about weights that are missing, and those would stay as they began."""
-        mine = get_peft_model_state_dict(self.backbone.model, adapter_name=ADAPTER)
-        foreign, missing = sorted(state.keys() - mine.keys()), sorted(mine.keys() - state.keys())
-        other = sorted(key for key in state.keys() & mine.keys() if state[key].shape != mine[key].shape)
-        if foreign:
-            what = f"The adapter has weights that this model has no place for, such as {foreign[0]}"
-        elif missing:
-            what = f"The adapter has no weights for {len(missing)} places in this model, such as {missing[0]}"
-        elif other:
-            key = other[0]
-            shapes = f"{tuple(state[key].shape)}, not {tuple(mine[key].shape)}"
-            what = f"The adapter does not fit this model: {key} is {shapes}"
-        else:
-            return
-        raise CheckpointError(what, where=str(folder), remedy="use the backbone the adapter was trained on")
+        settle(self)
+        put_weights(self.backbone, ADAPTER, state, folder)
+        put(self.head.weight, head)
 
 
 def load_reward_model(

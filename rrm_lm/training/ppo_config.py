@@ -36,9 +36,23 @@ class PPOConfig(_TrlPPOConfig):
         default=False, metadata={"help": "Not needed: every trained parameter takes part in every pass."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: prompts are read by name."})
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Not needed: buffers are constants, the same on all processes."}
+    )
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Not used: batches are laid out in the step."})
 
     # What is ours.
+    allow_world_size_change: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint of another number of processes, at the same place in the data."},
+    )
+    ds3_gather_for_generation: bool = field(
+        default=True,
+        metadata={
+            "help": "Of a sharded policy: gather the whole model on each process for rollouts, which is much faster; "
+            "false where it does not fit."
+        },
+    )
     trl_compatible: bool = field(
         default=False,
         metadata={

@@ -124,7 +124,7 @@ class Grouping:
         return self._made[members]
 
     def _groups(self, members: tuple[int, ...]) -> list[Group]:
-        bundles = self._bundles(members)
+        bundles = self._bundles(members) if members else []
         rows = [self._rows(bundle) for bundle in bundles]
         found = length_groups(
             [max(map(len, per_bundle)) for per_bundle in rows], self._max_tokens, sizes=[len(r) for r in rows]

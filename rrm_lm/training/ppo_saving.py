@@ -14,7 +14,9 @@ from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.agent_files import load_agent, save_agent
 from rrm_lm.models.policy_files import PolicySettings
+from rrm_lm.models.sharding import gather
 from rrm_lm.storage import write_json
+from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.ppo_control import Steering
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ _TRAINER_STATE = "trainer_state.json"
 
 
 class PolicyCheckpoints(_Base):
-    """The part of the trainer that saves and loads; a mixin, in front of `VerifiedCheckpoints`.
+    """The part of the trainer that saves and loads; a mixin, in front of `PortableCheckpoints`.
 
     A checkpoint holds the policy's adapter, the value function, the optimizer, the schedule, random states, the
     position in the order of prompts (the number of updates), the KL coefficient, the rewards' scale, and the last
@@ -42,20 +44,22 @@ class PolicyCheckpoints(_Base):
     _staging: Path | None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the policy and the value function."""
-        Trainer.save_model(self, output_dir, _internal_call)  # TRL's would write the policy without its values
+        """Write the policy and the value function. Called by all processes."""
+        own: Any = PortableCheckpoints if self.is_fsdp_enabled else Trainer  # TRL's would leave the values out
+        own.save_model(self, output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if not self.args.should_save:
-            return
         folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-        checkpoint = self._staging is not None
-        save_agent(self.agent, folder, self.processing_class, self.settings, whole=checkpoint)
-        if checkpoint:
-            write_json(folder / STATE_FILE, self.steering.state())
-            if self.last_good is not None:
-                tensors = {name: tensor.cpu().contiguous() for name, tensor in self.last_good.items()}
-                save_file(tensors, folder / _LAST_GOOD, metadata={"format": "pt"})
+        checkpoint, write = self._staging is not None, bool(self.args.should_save)
+        if not (write or self.is_fsdp_enabled):
+            return
+        save_agent(self.agent, folder, self.processing_class, self.settings, whole=checkpoint, write=write)
+        last_good = gather(self.last_good or {}) if checkpoint else {}
+        if not (checkpoint and write):
+            return
+        write_json(folder / STATE_FILE, self.steering.state())
+        if last_good:
+            save_file(last_good, folder / _LAST_GOOD, metadata={"format": "pt"})
 
     def load_checkpoint(self, checkpoint: Path) -> None:
         """Put everything but the random states back.

@@ -27,8 +27,9 @@ from rrm_lm.models.agent import AgentModel, disable_dropout
 from rrm_lm.models.agent_files import restore, snapshot, trained
 from rrm_lm.models.policy_files import PolicySettings
 from rrm_lm.models.sampling import Sampling
+from rrm_lm.models.sharding import arrange, open_ways
 from rrm_lm.text.chat import ChatFormat, Line
-from rrm_lm.training.checkpoints import VerifiedCheckpoints, checkpoint_to_resume
+from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.ppo_control import KLControl, RewardScale, Steering, runaway
 from rrm_lm.training.ppo_estimates import Estimates, estimate
@@ -45,7 +46,7 @@ from rrm_lm.training.reward_sources import ClassifierOnTokens, RewardSource, Rew
 logger = logging.getLogger(__name__)
 
 
-class PPOTrainer(PolicyCheckpoints, PolicyReports, VerifiedCheckpoints, _TrlPPOTrainer):
+class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOTrainer):
     """Trains an agent's policy with PPO.
 
     Args:
@@ -180,7 +181,11 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, VerifiedCheckpoints, _TrlPPOT
         if args.activation_checkpointing:
             self.agent.activation_checkpointing_enable(args.activation_checkpointing_kwargs)  # type: ignore[arg-type]
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches or 1)
+        _ = self.agent.can_share  # found out while the model is whole
+        arrange(self.accelerator, self.agent)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        open_ways(self.agent)
+        self.agent.gathers = args.ds3_gather_for_generation
         self.model_wrapped = self.model
         handler: Any = self.callback_handler
         handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
@@ -206,7 +211,7 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, VerifiedCheckpoints, _TrlPPOT
             TrainingError: A reward failed, or a loss is not a number. The policy is the one from before that update.
             CheckpointError: The checkpoint is broken or does not fit.
         """
-        self._begin(checkpoint_to_resume(str(self.args.output_dir), resume_from_checkpoint))
+        self._begin(self.checkpoint_to_resume(resume_from_checkpoint))
         prompts = iter(self.dataloader)
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
@@ -228,13 +233,14 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, VerifiedCheckpoints, _TrlPPOT
     def roll_out(self, items: Sequence[PromptItem]) -> Rollouts:
         """Let the policy respond to prompts, `samples_per_prompt` times each."""
         args, count = self.args, self.args.samples_per_prompt
-        number = self.state.global_step * self.processes.count + self.accelerator.process_index
+        # What is drawn depends on the prompt's place in the update, not on the process that draws it.
         responses = self.agent.roll_out(
             [item.ids for item in items],
             self.sampling,
             end_ids=self.end_ids,
             num_return=count,
-            seed=args.seed * 1_000_003 + number,
+            seed=args.seed * 1_000_003 + self.state.global_step,
+            first=self.accelerator.process_index * len(items),
             batch_tokens=args.rollout_batch_tokens,
         )
         episodes = [item for item in items for _ in range(count)]
@@ -290,7 +296,7 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, VerifiedCheckpoints, _TrlPPOT
     def update(self, rollouts: Rollouts, estimates: Estimates, first: PolicyPass) -> Statistics:
         """Learn from the episodes, `num_ppo_epochs` times."""
         try:
-            return self.updater.run(estimates, self.grouping(rollouts.lines), first)
+            return self.updater.run(estimates, self.grouping(rollouts.lines), first, self.state.global_step)
         except TrainingError:
             self._restore_last_good()
             raise

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.models.agent import PolicyOutput
+from rrm_lm.models.sharding import whole
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.ppo_estimates import Estimates, with_ends
 from rrm_lm.training.ppo_losses import Total, policy_losses, value_losses
@@ -53,14 +54,37 @@ class Step:
     value_weights: Tensor
 
 
+def make_minibatches(args: PPOConfig, seed: int, process: int = 0, processes: int = 1) -> list[list[int]]:
+    """This process's episodes of each minibatch of one pass, at random; of all processes' together, one partition.
+
+    Args:
+        args: Sizes, and whose conventions: in TRL's way each process has a partition of its own.
+        seed: The same on all processes.
+        process, processes: Which one this is of how many.
+    """
+    count, size = args.local_batch_size, args.local_mini_batch_size
+    assert count is not None and size is not None
+    if args.trl_compatible:
+        order = np.random.permutation(count).tolist()
+        return [order[start : start + size] for start in range(0, count, size)]
+    order = torch.randperm(count * processes, generator=torch.Generator().manual_seed(seed)).tolist()
+    parts = [order[start : start + size * processes] for start in range(0, len(order), size * processes)]
+    return [[number % count for number in part if number // count == process] for part in parts]
+
+
 def plan_steps(
-    args: PPOConfig, order: Sequence[int], tokens: Tensor, valued: Tensor, total: Total, processes: int
+    args: PPOConfig,
+    minibatches: Sequence[list[int]],
+    tokens: Tensor,
+    valued: Tensor,
+    total: Total,
+    processes: int,
 ) -> list[Step]:
     """The optimizer steps of one pass over the episodes.
 
     Args:
         args: Sizes, and whose conventions.
-        order: The episodes in the order of this pass.
+        minibatches: This process's episodes of each.
         tokens: (episodes,) tokens of each response.
         valued: (episodes,) places of each response at which values are trained.
         total: Sums over processes.
@@ -69,9 +93,6 @@ def plan_steps(
     Raises:
         ConfigError: Sizes for which TRL's steps would reach from one pass into the next.
     """
-    size = args.local_mini_batch_size
-    assert size is not None
-    minibatches = [list(order[start : start + size]) for start in range(0, len(order), size)]
     if args.trl_compatible:
         return _trl_steps(args, minibatches, tokens, valued)
     steps = []
@@ -85,7 +106,7 @@ def plan_steps(
     return steps
 
 
-def _trl_steps(args: PPOConfig, minibatches: list[list[int]], tokens: Tensor, valued: Tensor) -> list[Step]:
+def _trl_steps(args: PPOConfig, minibatches: Sequence[list[int]], tokens: Tensor, valued: Tensor) -> list[Step]:
     """A step after every so many micro-batches, whatever minibatch they are of; each averages over its own tokens."""
     size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     parts = [members[start : start + size] for members in minibatches for start in range(0, len(members), size)]
@@ -177,13 +198,14 @@ class PolicyUpdate:
         self.total = total
         self.gradient_norms: list[float] = []
 
-    def run(self, estimates: Estimates, grouping: Grouping, first: PolicyPass) -> Statistics:
+    def run(self, estimates: Estimates, grouping: Grouping, first: PolicyPass, number: int = 0) -> Statistics:
         """`num_ppo_epochs` passes over the episodes.
 
         Args:
             estimates: What is learned.
             grouping: The episodes.
             first: The pass that the estimates were made of; graphs it kept are used and freed.
+            number: Of the update; how episodes are put into minibatches depends on it.
 
         Raises:
             TrainingError: A loss or a gradient is not a number. Nothing was changed by it.
@@ -192,8 +214,10 @@ class PolicyUpdate:
         statistics = Statistics(self.args, estimates)
         tokens, valued = estimates.is_response.sum(1), estimates.is_valued.sum(1)
         for epoch in range(self.args.num_ppo_epochs):
-            order = np.random.permutation(len(tokens)).tolist()
-            steps = plan_steps(self.args, order, tokens, valued, self.total, self.accelerator.num_processes)
+            seed = (self.args.seed * 1_000_003 + number) * 1_000 + epoch
+            where = self.accelerator.process_index, self.accelerator.num_processes
+            minibatches = make_minibatches(self.args, seed, *where)
+            steps = plan_steps(self.args, minibatches, tokens, valued, self.total, where[1])
             for step in steps:
                 groups = grouping(step.episodes)
                 kept = first.kept if epoch == 0 and len(steps) == 1 else {}
@@ -247,6 +271,6 @@ class PolicyUpdate:
         if not self.args.trl_compatible and self.args.max_grad_norm:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
-            self.gradient_norms.append(float(norm))
+            self.gradient_norms.append(float(whole(norm)))
         self.optimizer.step()
         self.optimizer.zero_grad()

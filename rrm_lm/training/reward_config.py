@@ -42,9 +42,16 @@ class RewardConfig(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: every trained parameter takes part in every pass."}
     )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Not needed: buffers are constants, the same on all processes."}
+    )
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Not used: batches are laid out in the step."})
 
     # What is ours.
+    allow_world_size_change: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint of another number of processes, at the same place in the data."},
+    )
     max_length: int | None = field(
         default=1024, metadata={"help": "Longest prompt plus response in tokens; longer ones lose their oldest turns."}
     )

@@ -17,16 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
 from rrm_lm.errors import TrainingError
 from rrm_lm.models.reward import RewardModel, RewardOutput
 from rrm_lm.text.batching import Batch, collate, length_groups
-from rrm_lm.training.checkpoints import VerifiedCheckpoints
 from rrm_lm.training.examples import Example
+from rrm_lm.training.global_batches import GlobalBatches
 from rrm_lm.training.losses import bradley_terry, centering, graded_target, rating_regression
 from rrm_lm.training.member_weights import member_weights
+from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.reward_config import RewardConfig
 
 _ITEMS = ("pairs", "ratings", "critiques")  # what losses are averaged over: pairs, ratings, critique tokens
@@ -53,7 +54,7 @@ def _as_they_are(examples: list[Any]) -> Any:
     return examples
 
 
-class RewardTrainer(VerifiedCheckpoints, Trainer):
+class RewardTrainer(PortableCheckpoints, Trainer):
     """Trains a :class:`RewardModel` on examples.
 
     Args:
@@ -93,6 +94,29 @@ class RewardTrainer(VerifiedCheckpoints, Trainer):
         self.model_accepts_loss_kwargs = True  # item counts of the whole global batch come as num_items_in_batch
         self._sums: dict[str, float] = defaultdict(float)
 
+    # -- processes ------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Example]:
+        """Every example once a pass, whatever the number of processes."""
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        batches = GlobalBatches(
+            len(self.train_dataset),
+            self._train_batch_size,
+            None if getattr(args, "train_sampling_strategy", "random") == "sequential" else seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            args.dataloader_drop_last,
+        )
+        # Its own generator: making an iterator must not move the random state that a resumed run starts from.
+        return DataLoader(
+            self.train_dataset, batch_sampler=batches, collate_fn=_as_they_are, generator=torch.Generator()
+        )
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        _ = self.accelerator.unwrap_model(self.model).backbone.can_mask  # found out while the model is whole
+        return super()._prepare_for_training(*args, **kwargs)
+
     # -- one step -------------------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | None = None) -> Tensor:
@@ -103,7 +127,9 @@ class RewardTrainer(VerifiedCheckpoints, Trainer):
         total = torch.zeros((), device=self.args.device)
         for number, members in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            # Trainer itself keeps gradients back until the last batch of a step.
+            waits = not last and self.accelerator.sync_gradients
+            with self.accelerator.no_sync(model) if waits else nullcontext():
                 loss = self._loss(model, members, totals)
                 self._refuse_nan(loss, members)
                 # Processes average their gradients, and each holds only its part of the global sum.
@@ -265,9 +291,10 @@ class RewardTrainer(VerifiedCheckpoints, Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the adapter and the head as PEFT reads them."""
-        if self.args.should_save:
+        write = bool(self.args.should_save)
+        if write or self.is_fsdp_enabled:
             folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-            self.accelerator.unwrap_model(self.model).save(folder, self.processing_class)
+            self.accelerator.unwrap_model(self.model).save(folder, self.processing_class, write)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.accelerator.unwrap_model(self.model).load_adapter_state(Path(resume_from_checkpoint))

@@ -50,7 +50,7 @@ from rrm_lm.models.policy_files import POLICY, Policy, PolicySettings, save_poli
 from rrm_lm.models.pretrained import align_pad
 from rrm_lm.models.sampling import Sampling
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.checkpoints import VerifiedCheckpoints
+from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.ppo_control import runaway
 from rrm_lm.training.ppo_prompts import PromptItem, PromptOrder, check_room, encode_prompts
@@ -152,7 +152,7 @@ def _with_adapter(policy: Policy, lora: LoraConfig | None) -> Policy:
     return policy._replace(adapter=adapter)
 
 
-class RLOOTrainer(VerifiedCheckpoints, _TrlRLOOTrainer):
+class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
     """TRL's trainer on an adapter of a shared backbone; made by :func:`rloo_trainer`.
 
     Args:
@@ -304,13 +304,18 @@ class RLOOTrainer(VerifiedCheckpoints, _TrlRLOOTrainer):
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
+    @property
+    def allows_world_size_change(self) -> bool:
+        return self.ppo.allow_world_size_change
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: TRL would write its card into the run's folder at every checkpoint."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.args.should_save:
+        write = bool(self.args.should_save)
+        if write or self.is_fsdp_enabled:
             folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-            save_policy(self.backbone, folder, self._saved_tokenizer, self.policy_settings, self.adapter)
+            save_policy(self.backbone, folder, self._saved_tokenizer, self.policy_settings, self.adapter, write)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         read_weights(self.backbone, self.adapter, Path(resume_from_checkpoint))

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 TAKEN = frozenset(
     {"num_mini_batches", "total_episodes", "response_length", "stop_token", "stop_token_id", "missing_eos_penalty"}
     | {"num_ppo_epochs", "kl_coef", "cliprange", "samples_per_prompt", "micro_batch_tokens", "rollout_batch_tokens"}
-    | {"reward_clip", "reward_weights", "max_kl", "reference"}
+    | {"reward_clip", "reward_weights", "max_kl", "reference", "allow_world_size_change"}
 )
 # Settings without which another objective would be trained on: the value that RLOO has, and what to do.
 REFUSED: dict[str, tuple[Any, str]] = {

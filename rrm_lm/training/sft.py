@@ -28,8 +28,8 @@ from rrm_lm.models.policy_files import Policy, PolicySettings, save_policy
 from rrm_lm.models.pretrained import align_pad
 from rrm_lm.text.batching import collate, length_groups, share
 from rrm_lm.text.chat import ChatFormat, Line
-from rrm_lm.training.checkpoints import VerifiedCheckpoints
 from rrm_lm.training.examples import FitCounts
+from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.sft_config import SFTConfig
 
 _IGNORED = -100  # the label of a token that is not learned, as transformers has it
@@ -133,7 +133,7 @@ def _ended(line: Line, chat: ChatFormat) -> Line:
 # -- training -------------------------------------------------------------------------------------------------------
 
 
-class SFTTrainer(VerifiedCheckpoints, TRLTrainer):
+class SFTTrainer(PortableCheckpoints, TRLTrainer):
     """TRL's trainer on examples that are tokens already, with verified checkpoints and adapter folders.
 
     Args:
@@ -193,9 +193,10 @@ class SFTTrainer(VerifiedCheckpoints, TRLTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the adapter as PEFT reads it. PEFT itself would put one that is not named `default` a folder deeper."""
-        if self.args.should_save:
+        write = bool(self.args.should_save)
+        if write or self.is_fsdp_enabled:
             folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-            save_policy(self.backbone, folder, self.processing_class, self.policy_settings, self.adapter)
+            save_policy(self.backbone, folder, self.processing_class, self.policy_settings, self.adapter, write)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         read_weights(self.backbone, self.adapter, Path(resume_from_checkpoint))

@@ -78,6 +78,10 @@ class SFTConfig(TRLConfig):
     eval_packing: bool | None = field(default=None, init=False)
 
     # What is ours.
+    allow_world_size_change: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint of another number of processes, at the same place in the data."},
+    )
     sft_on: list[str] = field(
         default_factory=lambda: ["demonstrations", "corrections"],
         metadata={

@@ -129,12 +129,18 @@ def _one_column_later(self: Any, column: int, starts: list[int], first: int = 0)
     self.first, self.column, self.low, self.high = first, column, min(starts) + (column > 0), max(starts)
 
 
-def test_sharded_weights_take_generate(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_weights_are_decoded_by_the_models_own_code(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing reads them; and a family that cannot be decoded so is told to gather."""
     expected = generated(backbone, PROMPTS)
     parameter = next(backbone.parameters())
     monkeypatch.setattr(parameter, "full_tensor", lambda: parameter, raising=False)
     assert greedy(backbone, PROMPTS) == expected
-    assert decoders._agreeing[backbone] == {"said": True}
+    assert decoders._agreeing[backbone] == {"whole": True}
+    decoders._agreeing[backbone] = {"whole": False}
+    with pytest.raises(ModelError, match="--ds3_gather_for_generation"):
+        greedy(backbone, PROMPTS)
 
 
 def test_a_prompt_without_tokens_is_refused(backbone: Backbone) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rrm_lm.errors import ConfigError
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.ppo_estimates import estimate
-from rrm_lm.training.ppo_update import Step, plan_steps
+from rrm_lm.training.ppo_update import Step, make_minibatches, plan_steps
 from tests.tiny_policy import config
 
 TOKENS = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8])
@@ -29,8 +29,13 @@ def settings(folder: Path, **more: Any) -> PPOConfig:
     return args
 
 
+def parted(args: PPOConfig, order: list[int]) -> list[list[int]]:
+    size = args.local_mini_batch_size or 1
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def planned(args: PPOConfig, processes: int = 1, total: Any = alone) -> list[Step]:
-    return plan_steps(args, ORDER, TOKENS, TOKENS + 1, total, processes)
+    return plan_steps(args, parted(args, ORDER), TOKENS, TOKENS + 1, total, processes)
 
 
 def test_every_token_of_a_minibatch_weighs_the_same(tmp_path: Path) -> None:
@@ -56,8 +61,18 @@ def test_weights_of_two_processes_average_to_those_of_one(tmp_path: Path) -> Non
     everything = TOKENS.sum()
     for mine in (TOKENS[:4], TOKENS[4:]):
         counts = torch.stack([everything, everything + 8]).float()
-        (step,) = plan_steps(args, [0, 1, 2, 3], mine, mine + 1, lambda _, counts=counts: counts, 2)
+        (step,) = plan_steps(args, [[0, 1, 2, 3]], mine, mine + 1, lambda _, counts=counts: counts, 2)
         assert (step.policy_weights / 2).tolist() == pytest.approx([1 / 36] * 4)
+
+
+def test_minibatches_of_all_processes_are_those_of_one(tmp_path: Path) -> None:
+    """Each process has its own part of every one, however uneven."""
+    one = make_minibatches(settings(tmp_path, num_mini_batches=2), 3)
+    halves = settings(tmp_path, num_mini_batches=2, per_device_train_batch_size=1)
+    parts = [make_minibatches(halves, 3, process, 2) for process in (0, 1)]
+    assert sorted(one[0] + one[1]) == list(range(8)) and one != make_minibatches(settings(tmp_path), 4)
+    for whole, first, second in zip(one, *parts, strict=True):
+        assert sorted(whole) == sorted(first + [4 + number for number in second])
 
 
 def test_trls_weights_are_per_micro_batch(tmp_path: Path) -> None:
@@ -83,7 +98,7 @@ def test_trls_steps_that_reach_into_the_next_pass_are_refused(tmp_path: Path) ->
         tmp_path, trl_compatible=True, per_device_train_batch_size=4, gradient_accumulation_steps=3, num_mini_batches=2
     )
     with pytest.raises(ConfigError, match="4 micro-batches a pass and 3 a step"):
-        plan_steps(args, list(range(12)), torch.ones(12), torch.ones(12), alone, 1)
+        plan_steps(args, parted(args, list(range(12))), torch.ones(12), torch.ones(12), alone, 1)
 
 
 def estimated(args: PPOConfig) -> Any:

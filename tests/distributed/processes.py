@@ -1,0 +1,89 @@
+"""Two real processes (gloo, on the CPU), data-parallel or sharded, and what they send each other."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
+
+from rrm_lm.models.sharding import settle
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(file: str, *words: object, timeout: float = 220) -> None:
+    """Run a file on two processes that know of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", file]
+    done = subprocess.run(
+        [*command, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def shard_on_cpu(**settings: str) -> None:
+    """Let Accelerate shard on the CPU, as `accelerate launch` with FSDP2 does on GPUs.
+
+    It knows sharding on accelerators alone, and takes plain data parallelism on the CPU without a word.
+
+    Args:
+        settings: Of Accelerate's launcher, such as ``reshard_after_forward="false"``.
+    """
+    own = AcceleratorState.__init__
+    given = {"version": "2", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", **settings}
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    os.environ.update({f"FSDP_{name.upper()}": value for name, value in given.items()})
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        own(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = self.distributed_type = DistributedType.FSDP
+            self.fsdp_plugin = kwargs.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
+
+    AcceleratorState.__init__ = init  # type: ignore[method-assign]
+
+
+def share_held(module: nn.Module) -> float:
+    """The share of a model's bytes that this process holds while nothing is computed."""
+    settle(module)
+    tensors = [parameter.detach() for parameter in module.parameters()]
+    held = [getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for tensor in tensors]
+    return sum(map(_bytes, held)) / sum(map(_bytes, tensors))
+
+
+def _bytes(tensor: Any) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@contextmanager
+def counting_bytes() -> Iterator[dict[str, int]]:
+    """Counts what this process gives to each kind of collective operation of gloo, by the profiler's account.
+
+    Numbers count as four bytes each, which those of gradients have.
+    """
+    found: dict[str, int] = {}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        yield found
+    for event in profile.events() or ():
+        if event.name.startswith("gloo:"):
+            for shape in event.input_shapes:
+                found[event.name] = found.get(event.name, 0) + 4 * prod(shape)
