@@ -8,6 +8,7 @@ loaded once.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -30,22 +31,23 @@ from rrm_lm.training.output_folder import OutputFolder
 from tests import tiny_policy, tiny_training
 
 BEFORE, SAVED, LAST = 2, 3, 4  # the checkpoint that there is, the one that is being saved, the end of the run
-SETTINGS: dict[str, Any] = {"max_steps": LAST, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+SETTINGS: dict[str, Any] = {"max_steps": LAST, "save_steps": 1, "save_total_limit": 1, "logging_strategy": "no"}
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree"}
 
 
-def make_reward(folder: Path) -> Any:
+def make_reward(folder: Path, **more: Any) -> Any:
     model = tiny_training.tiny_reward_model(dropout=0.3)
-    args = tiny_training.config(folder, **SETTINGS)
+    args = tiny_training.config(folder, **SETTINGS, **more)
     data = tiny_training.mixed(model)
     return tiny_training.RewardTrainer(model, args, data, processing_class=tiny_training.CHAT.tokenizer)
 
 
-def make_policy(folder: Path) -> Any:
-    return tiny_policy.trainer(folder, tiny_policy.tiny_agent(value="adapter"), **SETTINGS, kl_control="adaptive")
+def make_policy(folder: Path, **more: Any) -> Any:
+    agent = tiny_policy.tiny_agent(value="adapter")
+    return tiny_policy.trainer(folder, agent, **SETTINGS, kl_control="adaptive", **more)
 
 
-MAKERS: dict[str, Callable[[Path], Any]] = {"reward": make_reward, "policy": make_policy}
+MAKERS: dict[str, Callable[..., Any]] = {"reward": make_reward, "policy": make_policy}
 
 
 def weights(trainer: Any) -> dict[str, Tensor]:
@@ -111,6 +113,7 @@ class Kills(TrainerCallback):
         if state.global_step != SAVED:
             return
         shutil.copytree(self.folder, self.spare)
+        gc.freeze()  # or every child collects the garbage of all libraries: half a second
         reader, writer = os.pipe()
         child = self._saving(0, writer)
         if child is None:
@@ -120,7 +123,8 @@ class Kills(TrainerCallback):
         assert os.waitpid(child, 0)[1] == 0
         self._resume("whole")
         moments: list[int | float] = list(range(1, answer["writes"] + 1, self.every))
-        moments += [random.Random(7).uniform(0, answer["seconds"]) for _ in range(self.randomly)]
+        chance = random.Random(7)
+        moments += [chance.uniform(0, answer["seconds"]) for _ in range(self.randomly)]
         for moment in moments:
             shutil.rmtree(self.folder)
             shutil.copytree(self.spare, self.folder)
@@ -192,7 +196,7 @@ def main(root: Path, kind: str, every: int, randomly: int) -> None:
     straight.train()
     with OutputFolder(root / "run", command="test") as folder:
         pass
-    trainer = MAKERS[kind](folder)
+    trainer = MAKERS[kind](folder, save_strategy="steps")
     trainer.add_callback(Kills(kind, folder, weights(straight), every, randomly))
     trainer.train()
 

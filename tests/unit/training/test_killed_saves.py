@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("kind", "every", "randomly", "least"), [("reward", 1, 10, 50), ("policy", 3, 10, 30)])
+@pytest.mark.parametrize(("kind", "every", "randomly", "least"), [("reward", 1, 10, 60), ("policy", 4, 5, 20)])
 def test_killed_at_every_write_of_a_save(kind: str, every: int, randomly: int, least: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.killed_saves", str(tmp_path), kind, str(every), str(randomly)],
