@@ -19,10 +19,13 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from rrm_lm.cli import signals
+
 FAULT = 1
 _POLL = 1.0  # seconds between two looks
 _GRACE = 10.0  # seconds in which a process whose run has failed may end by itself
 _CLOSED = 3.0  # seconds from the end of a process's connections until it is seen to be gone
+_SHOWN = 200  # characters of an error that is a consequence of another
 _TOLD = 5.0  # seconds to wait for the first failure to be printed
 
 
@@ -70,6 +73,7 @@ class Together(Alone):
             self._store.set(f"done/{self._rank}", "")
 
     def tell(self, error: BaseException, print_error: Callable[[], object]) -> None:
+        signals.ignore_sigterm()  # which the launcher sends as soon as any process has ended
         text = " ".join(f"{type(error).__name__}: {error}".split())
         try:
             # Where a connection broke, the cause may be a process that is gone, which is seen a moment later only.
@@ -80,7 +84,7 @@ class Together(Alone):
                 self._store.set("told", "")
             elif first.text != text:  # most input is read by each of them, and is as faulty for each
                 self._wait_until_told()
-                _say(f"stopped, because process {first.rank} failed ({text[:300]})")
+                _say(f"stopped, because process {first.rank} failed ({text[:_SHOWN]})")
         except RuntimeError:  # the store is gone, and the launcher with it
             print_error()
 
@@ -132,7 +136,7 @@ class Together(Alone):
                 continue
             if not self._over.wait(_GRACE):
                 who = "" if first.rank < 0 else f"process {first.rank} failed: "
-                _say(f"stopped while it was waiting, because {who}{first.text[:300]}")
+                _say(f"stopped while it was waiting, because {who}{first.text[:_SHOWN]}")
                 self._leave(FAULT)
             return
 

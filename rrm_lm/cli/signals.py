@@ -51,6 +51,12 @@ def sigterm_ends_in_order() -> Iterator[None]:
         yield
 
 
+def ignore_sigterm() -> None:
+    """From here on; for a process that is ending already, and has something left to say."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class _StopRequest:
     """The signal that asked to stop, 0 while none has."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch.distributed import HashStore
 
-from rrm_lm.cli import failures
+from rrm_lm.cli import failures, signals
 from rrm_lm.cli.failures import Alone, Together
 from rrm_lm.errors import DataError
 
@@ -21,6 +21,7 @@ from rrm_lm.errors import DataError
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("_POLL", 0.02), ("_GRACE", 0.2), ("_CLOSED", 0.5), ("_TOLD", 0.3)):
         monkeypatch.setattr(failures, name, seconds)
+    monkeypatch.setattr(signals, "ignore_sigterm", lambda: None)
 
 
 @pytest.fixture
