@@ -66,7 +66,8 @@ class Writes:
         sync = os.fsync
         os.fsync = lambda descriptor: (self(), sync(descriptor))[1]
         # These write from compiled code, unseen by the hook: killed before, with half of the file, and after.
-        for module in (reward, agent_files, adapter_files, ppo_saving):
+        modules: list[Any] = [reward, agent_files, adapter_files, ppo_saving]
+        for module in modules:
             module.save_file = self._in_parts(module.save_file)
         torch.save = self._in_parts(torch.save)
 

@@ -157,15 +157,15 @@ def _joined() -> Alone:
     there = os.environ
     if int(there.get("WORLD_SIZE", "1")) < 2 or there.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return Alone()
-    from torch.distributed import PrefixStore, TCPStore
+    import torch.distributed as dist
 
     rank, local = int(there["RANK"]), int(there["LOCAL_RANK"])
     first = rank - local
     neighbours = [other for other in range(first, first + int(there["LOCAL_WORLD_SIZE"])) if other != rank]
     address, port = there["MASTER_ADDR"], int(there["MASTER_PORT"])
-    store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
+    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
     attempt = there.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Together(PrefixStore(f"rrm_lm/{attempt}", store), rank, neighbours)
+    return Together(dist.PrefixStore(f"rrm_lm/{attempt}", store), rank, neighbours)
 
 
 def process_prefix() -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -218,3 +219,12 @@ def test_help_names_each_flag_once(command: str, capsys: pytest.CaptureFixture[s
     for name in launching.OPTIONS:
         assert len(re.findall(rf"--{name}\b", page)) == 1, name
     assert max(map(len, page.splitlines())) <= 120
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="it is installed here")
+def test_what_is_not_installed_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv(launching.COMMAND, "")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert main(["reward", "--accelerate_config", "zero2"]) == 2
+    assert "DeepSpeed is not installed" in capsys.readouterr().err
