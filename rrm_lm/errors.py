@@ -43,3 +43,16 @@ class CheckpointError(RRMError):
 
 class TrainingError(RRMError):
     """Training that had to stop, for example at a loss that is not a number."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, by a signal. No fault: what libraries do on Ctrl-C is right for it.
+
+    Args:
+        signum: The signal.
+        checkpoint: What was saved before stopping; "" where nothing was.
+    """
+
+    def __init__(self, signum: int, checkpoint: str = "") -> None:
+        super().__init__(signum, checkpoint)
+        self.signum, self.checkpoint = signum, checkpoint

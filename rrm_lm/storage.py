@@ -20,6 +20,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -29,7 +30,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rrm_lm.errors import CheckpointError
+from rrm_lm.errors import CheckpointError, RRMError
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +166,16 @@ def commit_folder(staged: Path, path: Path, *, replace: bool = False) -> None:
     _sync(path.parent)
     if displaced is not None:
         shutil.rmtree(displaced, ignore_errors=True)
+
+
+def replace_files(staged: Path, folder: Path) -> None:
+    """Force every file under `staged` to disk and move it to its place under `folder`, over what is there."""
+    for file in sorted(path for path in staged.rglob("*") if path.is_file()):
+        place = folder / file.relative_to(staged)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _sync(file)
+        os.replace(file, place)
+        _sync(place.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -350,6 +361,32 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+# Torch and safetensors say it each in its own way; the last one is what torch says of a file that it could not end.
+_FULL_TEXT = re.compile(r"No space left|Disk quota exceeded|PytorchStreamWriter failed writing|unexpected pos \d+ vs")
+
+
+@contextlib.contextmanager
+def told_if_full(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Say in one message that the disk is full, whichever library has found it so.
+
+    Raises:
+        CheckpointError: Instead of the error of that library.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in _FULL or _FULL_TEXT.search(str(error))
+        if isinstance(error, RRMError) or not full:
+            raise
+        raise CheckpointError(
+            f"The disk is full ({' '.join(str(error).split())})",
+            where=str(folder),
+            expected="room for a checkpoint; those that were whole before still are",
+            remedy="free some space, and go on with --resume_from_checkpoint true",
+        ) from error
 
 
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}

@@ -23,7 +23,7 @@ from rrm_lm.models.policy_files import load_policy
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.sampling import Sampling
 from rrm_lm.storage import write_json
-from rrm_lm.training.checkpoints import OutputFolder
+from rrm_lm.training.output_folder import OutputFolder
 from rrm_lm.training.reward_sources import load_function
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from rrm_lm.models.policy_files import Policy, load_policy, read_policy_settings
 from rrm_lm.models.pretrained import process_state, resolve
 from rrm_lm.models.sampling import Sampling
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.checkpoints import OutputFolder
+from rrm_lm.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
 

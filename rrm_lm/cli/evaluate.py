@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
     args.require()
     from rrm_lm.cli.judged import judge, write_judgement
     from rrm_lm.models.pretrained import process_state
-    from rrm_lm.training.checkpoints import OutputFolder
+    from rrm_lm.training.output_folder import OutputFolder
 
     state = process_state()
     folder = OutputFolder(

@@ -8,6 +8,8 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
+from rrm_lm.cli import launching
+
 # Packages whose settings are documented by themselves; everything else is ours and printed in full.
 _INHERITED_FROM = ("transformers", "trl")
 _SOURCES = (
@@ -63,6 +65,8 @@ def command_help(
         parts.append("Examples:\n" + textwrap.indent(textwrap.dedent("\n".join(lines)), "  "))
     parts.append(textwrap.fill(_SOURCES, width))
     parts += [_section(parser, title, names, width) for title, names in own.items()]
+    if command.split()[-1] in launching.LAUNCHED:
+        parts.append(launching.help_text(width))
     if everything:
         parts += [_section(parser, title, names, width) for title, names in inherited.items()]
     elif inherited:

@@ -9,12 +9,17 @@ import difflib
 import importlib
 import logging
 import os
+import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 from rrm_lm import __version__
-from rrm_lm.errors import ConfigError, RRMError
+from rrm_lm.cli import failures, launching, signals
+from rrm_lm.cli.resuming import resume_command
+from rrm_lm.errors import ConfigError, Interrupted, RRMError
 
 # Each command's module has `run(argv) -> exit code`, where argv is what follows the command's name.
 COMMANDS = {
@@ -31,11 +36,12 @@ COMMANDS = {
 }
 
 USER_ERROR = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0 if it went well, 2 for an error to mend, 130 if it was stopped.
+    """Run one command and return the exit code.
+
+    It is 0 if all went well, 2 for an error to mend, and 130 or 143 where Ctrl-C or SIGTERM stopped it.
 
     Args:
         argv: The words after the program's name; by default those it was started with.
@@ -44,14 +50,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exception: Whatever is not an `RRMError` is a fault of this program and keeps its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _dispatch(words)
-    except RRMError as error:
-        print_error(error)
-        return USER_ERROR
-    except KeyboardInterrupt:
+    with failures.shared() as processes, signals.sigterm_ends_in_order():
+        try:
+            return _dispatch(words)
+        except RRMError as error:
+            processes.tell(error, partial(print_error, error))
+            return USER_ERROR
+        except KeyboardInterrupt as error:
+            cause = processes.cause()
+            if cause is not None:  # which the launcher ends the other processes for
+                print(f"{failures.process_prefix()}stopped, because process {cause.rank} failed", file=sys.stderr)
+                return failures.FAULT
+            return _interrupted(error, words)
+        except Exception as error:
+            if isinstance(processes, failures.Together):
+                processes.tell(error, _print_fault)
+                return failures.FAULT
+            raise
+
+
+def _print_fault() -> None:
+    print(f"{failures.process_prefix()}error: this is a fault of the program", file=sys.stderr)
+    traceback.print_exc()
+
+
+def _interrupted(error: KeyboardInterrupt, words: Sequence[str]) -> int:
+    """Say where to go on; returns the exit code of a program that the signal ended."""
+    signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+    if os.environ.get("RANK", "0") == "0":
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        if isinstance(error, Interrupted) and error.checkpoint:
+            print(f"  saved: {error.checkpoint}\n  go on: {resume_command(words)}", file=sys.stderr)
+    return signals.exit_code(signum)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -73,6 +103,10 @@ def _dispatch(words: list[str]) -> int:
             remedy="see rrm-lm --help",
         )
     show_log()
+    if name in launching.LAUNCHED:
+        options, rest = launching.take_options(rest)
+        if options and not {"-h", "--help", "--help_all", "--help-all"}.intersection(rest):
+            return launching.launch(name, options, rest)
     return importlib.import_module(COMMANDS[name][0]).run(rest)
 
 
@@ -103,7 +137,8 @@ Options:
   --help     this page; after a command, that command's settings
   --version  the version
 
-`python -m rrm_lm` is the same program. On several processes: accelerate launch scripts/train_reward.py --config ...
+`python -m rrm_lm` is the same program. On several processes: add --accelerate_config
+fsdp2 --num_processes 8 to reward, sft, policy, evaluate or score (their --help says more).
 """
 
 
@@ -113,7 +148,7 @@ def print_error(error: RRMError) -> None:
     from rich.text import Text
 
     parts = [("where", error.where), ("expected", error.expected), ("what to do", error.remedy)]
-    text = Text.assemble((f"{_process()}error: ", "bold red"), (error.what, "bold"))
+    text = Text.assemble((f"{failures.process_prefix()}error: ", "bold red"), (error.what, "bold"))
     for label, part in parts:
         if part:
             text.append(f"\n  {label}: ", "dim").append(part)
@@ -139,9 +174,4 @@ class _Plain(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return f"{_process()}{level}{super().format(record)}"
-
-
-def _process() -> str:
-    """`[process 3] ` in a distributed run, where the same line may come from several."""
-    return f"[process {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        return f"{failures.process_prefix()}{level}{super().format(record)}"

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import yaml
 
+from rrm_lm.cli import launching
 from rrm_lm.cli.main import COMMANDS
 from rrm_lm.cli.run import RunArguments
 from rrm_lm.cli.stage_views import minutes, stage_view
 from rrm_lm.cli.stages import Stage, section
 from rrm_lm.errors import ConfigError
 from rrm_lm.storage import write_text
-from rrm_lm.training.checkpoints import OutputFolder
+from rrm_lm.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Pipeline:
                 write_text(file, stage.settings)
                 module = importlib.import_module(COMMANDS[stage.command][0])
                 try:
-                    module.read(stage.words(file))
+                    module.read(_own_words(stage, file))
                 except ConfigError as error:
                     where = str(error.where or "").replace(str(file), f"{self.file}, section {stage.command}")
                     raise ConfigError(error.what, where=where, expected=error.expected, remedy=error.remedy) from error
@@ -102,6 +103,12 @@ class Pipeline:
     @staticmethod
     def _say(text: str) -> None:
         print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def _own_words(stage: Stage, file: Path) -> list[str]:
+    """The words of a stage's command without those for the launcher of its processes."""
+    words = stage.words(file)
+    return launching.take_options(words)[1] if stage.command in launching.LAUNCHED else words
 
 
 def plan(args: RunArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> list[Stage]:

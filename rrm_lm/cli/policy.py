@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from rrm_lm.cli.resuming import FolderArguments
 from rrm_lm.errors import ConfigError
 
 EXAMPLES = """\
@@ -159,7 +160,7 @@ class MonitorArguments:
 
 
 @dataclass
-class PolicyRunArguments:
+class PolicyRunArguments(FolderArguments):
     """What else `rrm-lm policy` does."""
 
     algorithm: str = field(
@@ -167,9 +168,6 @@ class PolicyRunArguments:
     )
     merge: bool = field(
         default=False, metadata={"help": "Also write a plain causal language model to OUTPUT_DIR/merged."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace what an earlier run left in output_dir."}
     )
 
     def __post_init__(self) -> None:

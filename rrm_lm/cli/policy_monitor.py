@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class Monitor:
             stop=args.stop_when_over_optimised,
             best=BestPolicy(
                 folder,
-                trainer.save_model,
+                partial(trainer.save_model, _internal_call=True),  # which uploads nothing
                 trainer._load_from_checkpoint,
                 writes=trainer.args.should_save,
                 wait=trainer.accelerator.wait_for_everyone,

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import copy
-import errno
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
 
 from rrm_lm.cli.parser import write_resolved
 from rrm_lm.cli.policy import MonitorArguments, PolicyRunArguments, PromptArguments, RewardArguments
@@ -24,16 +17,18 @@ from rrm_lm.cli.policy_rewards import Load, Rewards, gold_reward, scorer_loader
 from rrm_lm.cli.policy_save import check_saved_policy, logits_of, write_merged_policy
 from rrm_lm.cli.policy_start import check_start, load_start
 from rrm_lm.cli.policy_trainers import Parts, Training, make_training
+from rrm_lm.cli.resuming import identity, is_asked, origin
 from rrm_lm.cli.settings import ModelArguments, read_template
-from rrm_lm.errors import CheckpointError, ConfigError
+from rrm_lm.cli.signals import steps_are_finished
+from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.policy_files import PolicySettings
 from rrm_lm.models.pretrained import process_state, set_seed
+from rrm_lm.storage import told_if_full
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.checkpoints import OutputFolder, checkpoint_to_resume
+from rrm_lm.training.checkpoints import checkpoint_to_resume
+from rrm_lm.training.output_folder import OutputFolder
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_TEXT = re.compile(r"No space left|Disk quota exceeded|PytorchStreamWriter failed writing")
 _CHECKED = 4  # prompts at which the logits must be the same after a reload
 
 
@@ -60,12 +55,14 @@ class PolicyRun:
         """Everything; the output folder is locked while it lasts, and changed only once all inputs are good."""
         self.rewards.require()
         check_start(self.folder, self.model_args, self.rewards, self.config)
-        resume = str(self.config.resume_from_checkpoint or "false").lower() not in ("false", "no", "none")
+        processes = process_state().num_processes
         folder = OutputFolder(
             self.folder,
             command="rrm-lm policy",
-            identity=self._identity(),
-            resume=resume,
+            identity=identity(*self.settings, processes=processes),
+            allow_change=self.more.allow_config_change,
+            resume=is_asked(self.config.resume_from_checkpoint),
+            origin=origin(self.config.resume_from_checkpoint),
             overwrite=self.more.overwrite_output_dir,
             active=self.main,
             deferred=True,
@@ -94,28 +91,12 @@ class PolicyRun:
         if self.main:
             write_resolved(self.folder / "config.yaml", *self.settings)
         process_state().wait_for_everyone()
-        with _told_if_full(self.folder):
-            result = training.trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
+        with told_if_full(self.folder):
+            with steps_are_finished(training.trainer, every=training.steps_per_update):
+                result = training.trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
             self._save(training, train)
         episodes = int(self.config.batch_size or 0)  # which the trainer has worked out
         write_what_is_left(self.folder, training, result, monitor, self.settings, episodes)
-
-    def _identity(self) -> dict[str, Any]:
-        """What a run cannot change when it goes on."""
-        names = ("value_function", "reference", "samples_per_prompt", "seed")
-        return {
-            "model": self.model_args.model_name_or_path,
-            "prompts": self.data.prompts,
-            "eval_prompts": self.data.eval_prompts,
-            "reward_model": self.rewards.reward_model,
-            "reward_function": self.rewards.reward_function,
-            "algorithm": self.more.algorithm,
-            "lora_r": self.model_args.lora_r,
-            "episodes": self.config.per_device_train_batch_size
-            * self.config.gradient_accumulation_steps
-            * process_state().num_processes,
-            **{name: getattr(self.config, name) for name in names},
-        }
 
     def _check_monitor(self, watched: list[Prompt]) -> None:
         if watched or not self.monitor.has_gold:
@@ -146,7 +127,7 @@ class PolicyRun:
 
     def _save(self, training: Training, train: list[Prompt]) -> None:
         trainer, policy = training.trainer, training.policy
-        trainer.save_model(str(self.folder))
+        trainer.save_whole(self.folder)
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()
         root = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -161,19 +142,3 @@ class PolicyRun:
             code = self.model_args.trust_remote_code
             merged = self.folder / "merged"
             write_merged_policy(logits, policy, self.folder, merged, sample, trust_remote_code=code)
-
-
-@contextmanager
-def _told_if_full(folder: Path) -> Iterator[None]:
-    """Say in one message that the disk is full. Libraries that write weights say it each in its own way."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if getattr(error, "errno", None) not in _FULL and not _FULL_TEXT.search(str(error)):
-            raise
-        raise CheckpointError(
-            f"The disk is full ({error})",
-            where=str(folder),
-            expected="room for a checkpoint; those that were whole before still are",
-            remedy="free some space, and go on with --resume_from_checkpoint true",
-        ) from error

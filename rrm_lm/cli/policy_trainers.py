@@ -26,7 +26,7 @@ class Training(NamedTuple):
     """A trainer, and where to find what it trains.
 
     Attributes:
-        trainer: Has ``train``, ``save_model``, ``rewards``, ``end_ids`` and ``stop_reason``.
+        trainer: Has ``train``, ``save_whole``, ``rewards``, ``end_ids`` and ``stop_reason``.
         policy: What it trains.
         reference: The adapter that the KL divergence is from; None for the bare backbone.
         steps_per_update: How many of the steps that it counts make an update.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rrm_lm.cli.resuming import FolderArguments
+
 EXAMPLES = """\
 examples:
   rrm-lm reward --config configs/reward.yaml
@@ -16,14 +18,11 @@ examples:
 
 
 @dataclass
-class RunArguments:
+class RunArguments(FolderArguments):
     """What else `rrm-lm reward` does."""
 
     merge: bool = field(
         default=False, metadata={"help": "Also write a plain sequence-classification checkpoint to OUTPUT_DIR/merged."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace what an earlier run left in output_dir."}
     )
 
 

@@ -13,11 +13,13 @@ from tqdm.auto import tqdm
 
 from rrm_lm.cli.judged import judge, write_judgement
 from rrm_lm.cli.parser import write_resolved
+from rrm_lm.cli.resuming import identity, is_asked, origin
 from rrm_lm.cli.reward import RunArguments
 from rrm_lm.cli.reward_data import read_feedback
 from rrm_lm.cli.reward_save import check_saved, members_of, plain_model, write_merged
 from rrm_lm.cli.settings import DataArguments, ModelArguments, read_template
 from rrm_lm.cli.shown import show_example
+from rrm_lm.cli.signals import steps_are_finished
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.scorers import RewardScorer
 from rrm_lm.feedback.datasets import Feedback
@@ -29,8 +31,9 @@ from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.checkpoints import OutputFolder, checkpoint_to_resume
+from rrm_lm.training.checkpoints import checkpoint_to_resume
 from rrm_lm.training.examples import Example, ExampleBuilder
+from rrm_lm.training.output_folder import OutputFolder
 from rrm_lm.training.reward_config import RewardConfig
 from rrm_lm.training.reward_trainer import RewardTrainer
 
@@ -63,11 +66,14 @@ class RewardRun:
 
     def run(self) -> None:
         """Everything; the output folder is locked while it lasts, and changed only once all inputs are good."""
+        processes = process_state().num_processes
         folder = OutputFolder(
             self.folder,
             command="rrm-lm reward",
-            identity=self._identity(),
-            resume=self._resumes,
+            identity=identity(self.data, self.model_args, self.config, self.more, processes=processes),
+            allow_change=self.more.allow_config_change,
+            resume=is_asked(self.config.resume_from_checkpoint),
+            origin=origin(self.config.resume_from_checkpoint),
             overwrite=self.more.overwrite_output_dir,
             active=self.main,
             deferred=True,
@@ -103,18 +109,6 @@ class RewardRun:
             self._train(trainer)
             self._save(trainer, chat, checked or examples)
             self._judge(trainer, chat, train, heldout, leak, builder)
-
-    @property
-    def _resumes(self) -> bool:
-        return str(self.config.resume_from_checkpoint or "false").lower() not in ("false", "no", "none")
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "model": self.model_args.model_name_or_path,
-            "dataset_name": self.data.dataset_name,
-            "lora_r": self.model_args.lora_r,
-            "critique_first": self.config.critique_first,
-        }
 
     def _narrow(self, backbone: Backbone) -> bool:
         """Whether critiques are learned through the reward's token alone. A model that is to write them sees all."""
@@ -251,13 +245,13 @@ class RewardRun:
     # -- training and saving --------------------------------------------------------------------------------------
 
     def _train(self, trainer: RewardTrainer) -> None:
-        result = trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
+        with steps_are_finished(trainer):
+            result = trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
 
     def _save(self, trainer: RewardTrainer, chat: ChatFormat, examples: list[Example]) -> None:
-        trainer.save_model(str(self.folder))
-        trainer.accelerator.wait_for_everyone()
+        trainer.save_whole(self.folder)
         model, sample = plain_model(trainer), examples[:_CHECKED]
         rewards = members_of(model, sample)
         if not self.main:

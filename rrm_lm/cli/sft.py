@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rrm_lm.cli.resuming import FolderArguments
+
 EXAMPLES = """\
 examples:
   rrm-lm sft --config configs/sft.yaml
@@ -18,14 +20,11 @@ a row of my_demonstrations.jsonl: {"prompt": "How do I boil an egg?", "completio
 
 
 @dataclass
-class SFTRunArguments:
+class SFTRunArguments(FolderArguments):
     """What else `rrm-lm sft` does."""
 
     merge: bool = field(
         default=False, metadata={"help": "Also write a plain causal language model to OUTPUT_DIR/merged."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace what an earlier run left in output_dir."}
     )
 
 

@@ -11,9 +11,11 @@ from typing import Any
 from rrm_lm.cli.heldout import check_leaks, hold_out, told
 from rrm_lm.cli.parser import write_resolved
 from rrm_lm.cli.policy_save import check_saved_policy, logits_of, write_merged_policy
+from rrm_lm.cli.resuming import identity, is_asked, origin
 from rrm_lm.cli.settings import DataArguments, ModelArguments, read_template
 from rrm_lm.cli.sft import SFTRunArguments
 from rrm_lm.cli.shown import show_learned
+from rrm_lm.cli.signals import steps_are_finished
 from rrm_lm.errors import ConfigError, DataError, ModelError
 from rrm_lm.evaluation.metrics import mean_estimate
 from rrm_lm.feedback.datasets import Feedback
@@ -26,8 +28,9 @@ from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.models.sharding import in_step
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.checkpoints import OutputFolder, checkpoint_to_resume
+from rrm_lm.training.checkpoints import checkpoint_to_resume
 from rrm_lm.training.examples import FitCounts
+from rrm_lm.training.output_folder import OutputFolder
 from rrm_lm.training.sft import Imitation, SFTTrainer, imitations, response_nll, to_imitate
 from rrm_lm.training.sft_config import SFTConfig
 
@@ -53,12 +56,14 @@ class SFTRun:
 
     def run(self) -> None:
         """Everything; the output folder is locked while it lasts, and changed only once all inputs are good."""
-        resume = str(self.config.resume_from_checkpoint or "false").lower() not in ("false", "no", "none")
+        processes = process_state().num_processes
         folder = OutputFolder(
             self.folder,
             command="rrm-lm sft",
-            identity=self._identity(),
-            resume=resume,
+            identity=identity(self.data, self.model_args, self.config, self.more, processes=processes),
+            allow_change=self.more.allow_config_change,
+            resume=is_asked(self.config.resume_from_checkpoint),
+            origin=origin(self.config.resume_from_checkpoint),
             overwrite=self.more.overwrite_output_dir,
             active=self.main,
             deferred=True,
@@ -83,19 +88,12 @@ class SFTRun:
                 if leak is not None:
                     write_json(self.folder / "leakage.json", leak.to_dict())
             process_state().wait_for_everyone()
-            result = trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
+            with steps_are_finished(trainer):
+                result = trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
             trainer.save_metrics("train", result.metrics)
             trainer.save_state()
             self._save(trainer, policy, checked or examples)
             self._measure(trainer, policy, checked)
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "model": self.model_args.model_name_or_path,
-            "dataset_name": self.data.dataset_name,
-            "lora_r": self.model_args.lora_r,
-            "sft_on": self.config.sft_on,
-        }
 
     # -- what is learned ------------------------------------------------------------------------------------------
 
@@ -177,8 +175,7 @@ class SFTRun:
     # -- afterwards -----------------------------------------------------------------------------------------------
 
     def _save(self, trainer: SFTTrainer, policy: Policy, examples: list[Imitation]) -> None:
-        trainer.save_model(str(self.folder))
-        trainer.accelerator.wait_for_everyone()
+        trainer.save_whole(self.folder)
         root = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         sample = [example.line for example in examples[:_CHECKED]]
         logits = logits_of(root, policy, sample)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import yaml
 
 from rrm_lm import __version__
+from rrm_lm.cli import signals
 from rrm_lm.errors import CheckpointError, ConfigError
 from rrm_lm.storage import sha256, write_json, write_text
 
@@ -115,7 +115,7 @@ class Stage:
             more = [] if self.command == "collect" else ["--resume_from_checkpoint", "true"]
         self.start()
         began = time.perf_counter()
-        code = subprocess.call([sys.executable, "-m", "rrm_lm", self.command, *self.words(self.file), *more])
+        code = signals.call([sys.executable, "-m", "rrm_lm", self.command, *self.words(self.file), *more])
         if code == 0:
             self.finish(time.perf_counter() - began)
         return code

@@ -21,7 +21,9 @@ from rrm_lm.evaluation.results import Example, SetResult, summarise_set
 from rrm_lm.feedback.counts import ReadCounts
 from rrm_lm.feedback.records import Comparison, Prompt
 
-CHUNK = 256  # prompts handed to the scorer at once: enough to group by length, few enough to show progress
+CHUNK = 256  # most prompts handed to the scorer at once: enough to group by length, few enough to show progress
+_CHUNKS = 8  # at least so many of them, where the set is not tiny, so that as many processes have work
+_TINY = 4
 
 T = TypeVar("T")
 
@@ -40,9 +42,13 @@ class Scorer(Protocol):
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]: ...
 
 
-def shard(items: Sequence[T], rank: int, world: int) -> Sequence[T]:
-    """The part of the items that process `rank` of `world` takes: every world-th one, so lengths spread evenly."""
-    return items[rank::world]
+def chunks(items: Sequence[T]) -> list[Sequence[T]]:
+    """The items in the portions in which they are scored, which do not depend on the number of processes.
+
+    So a response is always scored in the same company, and its reward is the same to the last bit.
+    """
+    size = min(CHUNK, max(_TINY, -(-len(items) // _CHUNKS)))
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def group_by_prompt(comparisons: Sequence[Comparison]) -> dict[Prompt, list[str]]:
@@ -60,7 +66,7 @@ def score_shard(
 ) -> list[tuple[int, list[float]]]:
     """Score one process's share of the prompts: (number of the prompt, rewards of its responses) for each.
 
-    Prompts are taken from the longest to the shortest, so that a chunk holds similar lengths and a set that
+    Prompts are taken from the longest to the shortest, so that a portion holds similar lengths and a set that
     does not fit into memory fails at once and not after an hour.
 
     Raises:
@@ -68,12 +74,13 @@ def score_shard(
     """
     prompts = list(groups)
     sizes = [sum(len(m.content) for m in prompt) + max(map(len, groups[prompt])) for prompt in prompts]
-    mine = shard(sorted(range(len(prompts)), key=lambda i: (-sizes[i], i)), rank, world)
+    portions = chunks(sorted(range(len(prompts)), key=lambda i: (-sizes[i], i)))
+    mine = portions[rank::world]
+    mine += [()] * (-(-len(portions) // world) - len(mine))  # as often on every process: a sharded model needs all
     rewards: list[tuple[int, list[float]]] = []
-    total = sum(len(groups[prompts[i]]) for i in mine)
+    total = sum(len(groups[prompts[i]]) for chunk in mine for i in chunk)
     with tqdm(total=total, desc="scoring", unit="response", disable=not progress) as bar:
-        for start in range(0, -(-len(prompts) // world), CHUNK):  # as often on every process
-            chunk = mine[start : start + CHUNK]
+        for chunk in mine:
             responses = [list(groups[prompts[i]]) for i in chunk]
             scores = scorer.score([prompts[i] for i in chunk], responses)
             if [len(row) for row in scores] != [len(row) for row in responses]:

@@ -1,38 +1,32 @@
-"""Training checkpoints and the output folder of a run.
+"""Training checkpoints.
 
 A checkpoint is staged beside its place, gets a manifest with hashes last and is renamed: `checkpoint-40` is there whole
 or not at all, and resuming takes the newest one that verifies. (transformers writes checkpoints in place and resumes
-from the largest number unchecked, so an empty `checkpoint-99` hides good ones.) An output folder belongs to one run at
-a time.
+from the largest number unchecked, so an empty `checkpoint-99` hides good ones.)
 
 The primitives live in `rrm_lm/storage.py`, where the floors below can use them too; those that the floors above need
-are offered here again.
+are offered here again. Output folders are in `rrm_lm/training/output_folder.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rrm_lm.errors import CheckpointError
 from rrm_lm.storage import (
-    Owner,
-    clear_leftovers,
     commit_folder,
-    json_text,
-    lock,
-    now,
     remove_folder,
+    replace_files,
     staged_file,
     staged_folder,
+    told_if_full,
     verify,
     write_json,
     write_jsonl,
@@ -45,9 +39,9 @@ else:
     _Trainer = object  # a mixin: importing transformers here would cost every reader of a file name its seconds
 
 __all__ = [
-    "OutputFolder",
     "VerifiedCheckpoints",
     "checkpoint_to_resume",
+    "has_checkpoint",
     "newest_verified",
     "prune",
     "save_checkpoint",
@@ -65,8 +59,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # Hidden and marked as unfinished, so that nobody takes it for a checkpoint and `clear_leftovers` knows it.
 _STAGING_NAME = ".checkpoint.staging-trainer"
 _TRAINER_STATE = "trainer_state.json"
-_RUN_RECORD = "run.json"
-_LOCK = ".lock"
+_MODEL_STAGING_NAME = ".model.staging-trainer"
 
 
 def save_checkpoint(folder: str | os.PathLike[str], writer: Callable[[Path], object], *, replace: bool = False) -> None:
@@ -153,6 +146,11 @@ def prune(output_dir: str | os.PathLike[str], save_total_limit: int | None, *, k
         remove_folder(checkpoint)
 
 
+def has_checkpoint(output_dir: Path) -> bool:
+    """Whether there is a folder that is named like a checkpoint, whole or not."""
+    return bool(_checkpoints(output_dir))
+
+
 def _checkpoints(output_dir: Path) -> list[Path]:
     """The folders named checkpoint-<step>, by step."""
     if not output_dir.is_dir():
@@ -190,6 +188,18 @@ class VerifiedCheckpoints(_Trainer):
         run_dir = Path(super()._get_output_dir(trial))
         staging = run_dir / _STAGING_NAME
         name = f"checkpoint-{self.state.global_step}"
+        with told_if_full(run_dir):
+            try:
+                self._write_checkpoint(model, trial, staging, run_dir / name)
+            finally:
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self._to_push:
+            super()._push_from_checkpoint(str(run_dir / name))
+
+    def _write_checkpoint(self, model: Any, trial: Any, staging: Path, place: Path) -> None:
+        """Fill the staging folder, all processes together, and make what is in it the checkpoint `place`."""
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
@@ -199,16 +209,52 @@ class VerifiedCheckpoints(_Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
-        self._name_best_checkpoint(run_dir, staging / name)
+        self._name_best_checkpoint(place.parent, staging / place.name)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            commit_folder(staging / name, run_dir / name, replace=True)
-            staging.rmdir()
+            commit_folder(staging / place.name, place, replace=True)
             best = self.state.best_model_checkpoint
-            prune(run_dir, self.args.save_total_limit, keep=[run_dir / name, *([Path(best)] if best else [])])
+            prune(place.parent, self.args.save_total_limit, keep=[place, *([Path(best)] if best else [])])
+
+    def save_whole(self, folder: Path) -> None:
+        """`save_model`, after which each file in `folder` is the whole new one; until then, the one from before.
+
+        Every process calls it. Raises CheckpointError where the disk is full.
+        """
+        staging = folder / _MODEL_STAGING_NAME
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        if self._to_push:
-            super()._push_from_checkpoint(str(run_dir / name))
+        with told_if_full(folder):
+            try:
+                self.save_model(str(staging), _internal_call=True)  # which uploads nothing: it has not its place yet
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    replace_files(staging, folder)
+            finally:
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save")
+
+    def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
+        """Hugging Face's `<split>_results.json` and `all_results.json`, each in one step."""
+        if not self.is_world_process_zero():
+            return
+        folder = Path(str(self.args.output_dir))
+        write_json(folder / f"{split}_results.json", dict(sorted(metrics.items())))
+        every = folder / "all_results.json"
+        if combined:
+            earlier = json.loads(every.read_text(encoding="utf-8")) if every.is_file() else {}
+            write_json(every, dict(sorted({**earlier, **metrics}.items())))
+
+    def save_state(self) -> None:
+        """Hugging Face's `trainer_state.json`, in one step."""
+        if self.is_world_process_zero():
+            with staged_file(Path(str(self.args.output_dir)) / _TRAINER_STATE) as staged:
+                self.state.save_to_json(str(staged))
 
     def _name_best_checkpoint(self, run_dir: Path, staged: Path) -> None:
         """Record the best checkpoint under the name it will have, where transformers saw the staging folder's."""
@@ -225,157 +271,3 @@ class VerifiedCheckpoints(_Trainer):
             self._to_push.append(checkpoint_folder)
         else:
             super()._push_from_checkpoint(checkpoint_folder)
-
-
-class OutputFolder:
-    """The folder of one run: locked while the run lasts, and never mixed with the files of anything else.
-
-    Use it as a context manager; it yields the folder's path. `run.json` in it records who made it and how the run
-    ended. Hidden files are left alone. In a distributed run let all processes wait for the active one to enter before
-    they look into the folder: it puts back or removes what an interrupted run left.
-
-    Args:
-        path: The folder; it is made when it is missing.
-        command: What makes it, for example `rrm-lm reward`. A folder of another command is refused.
-        identity: Settings that make it this run and no other, for example the model and the data. Resuming with others
-            is refused, with each difference named.
-        resume: Whether to go on in a folder that this command made.
-        overwrite: Whether to delete what an earlier run of this command left. What anything else left is never deleted.
-        active: Off in all processes of a distributed run but the one that writes: then nothing is checked or locked.
-        deferred: Let the run begin when `begin` is called, not on entering. Until then, and if it never is (the input
-            turned out to be faulty), what an earlier run left stays as it was.
-
-    Raises:
-        CheckpointError: On entering: the folder is in use, or holds what this run may not touch.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        command: str,
-        identity: Mapping[str, Any] | None = None,
-        resume: bool = False,
-        overwrite: bool = False,
-        active: bool = True,
-        deferred: bool = False,
-    ) -> None:
-        self.path = Path(path)
-        self.command = command
-        self.identity: dict[str, Any] = json.loads(json_text(dict(identity or {})))
-        self.resume, self.overwrite, self.active, self.deferred = resume, overwrite, active, deferred
-        self._begun = False
-        self._owner = Owner.this_process()
-        self._held = contextlib.ExitStack()
-
-    def __enter__(self) -> Path:
-        if not self.active:
-            return self.path
-        if self.path.exists() and not self.path.is_dir():
-            raise CheckpointError("The output folder is a file", where=str(self.path), remedy="name another folder")
-        self._refuse_foreign()  # before the lock, so that a folder of somebody else does not even get a lock file
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(lock(self.path / _LOCK, what="The output folder"))
-            self._refuse_occupied()
-            if not self.deferred:
-                self.begin()
-            self._held = stack.pop_all()
-        return self.path
-
-    def begin(self) -> None:
-        """Delete what an earlier run left, if it is to be overwritten, and record that this run is under way."""
-        if not self.active or self._begun:
-            return
-        if self.overwrite and not self.resume:
-            for entry in self._contents():
-                if entry.is_dir() and not entry.is_symlink():
-                    remove_folder(entry)
-                else:
-                    entry.unlink()
-        self._begun = True
-        self._record(ended=None, outcome="running")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.active:
-            with self._held:
-                if self._begun:
-                    self._record(ended=now(), outcome="finished" if kind is None else f"stopped by {kind.__name__}")
-
-    def _contents(self) -> list[Path]:
-        if not self.path.is_dir():
-            return []
-        return sorted(e for e in self.path.iterdir() if e.name != _RUN_RECORD and not e.name.startswith("."))
-
-    def _earlier(self) -> dict[str, Any] | None:
-        """The record of the run that made the folder, or None where this program made none."""
-        try:
-            record = json.loads((self.path / _RUN_RECORD).read_text(encoding="utf-8"))
-            return record if record["program"] == "rrm_lm" and isinstance(record["identity"], dict) else None
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-
-    def _refuse_foreign(self) -> None:
-        contents, earlier = self._contents(), self._earlier()
-        names = ", ".join(entry.name for entry in contents[:5]) + (", ..." if len(contents) > 5 else "")
-        if contents and earlier is None:
-            raise CheckpointError(
-                f"The output folder holds files that no run of this program made: {names}",
-                where=str(self.path),
-                expected="a new folder, an empty one, or that of an earlier run",
-                remedy="choose another --output_dir, or move these files away",
-            )
-        if contents and earlier is not None and earlier.get("command") != self.command:
-            raise CheckpointError(
-                f"The output folder holds what `{earlier.get('command')}` made, and this is `{self.command}`: {names}",
-                where=str(self.path),
-                remedy="choose another --output_dir, or delete the folder if it is not needed",
-            )
-
-    def _refuse_occupied(self) -> None:
-        self._refuse_foreign()  # again: another run may have come and gone since the look before the lock
-        clear_leftovers(self.path)
-        contents, earlier = self._contents(), self._earlier()
-        if not contents or earlier is None:
-            return
-        if self.resume:
-            self._refuse_other_identity(earlier["identity"])
-        elif not self.overwrite:
-            resumable = "go on with that run by --resume_from_checkpoint true, " if _checkpoints(self.path) else ""
-            raise CheckpointError(
-                f"The output folder holds an earlier run of `{self.command}`, started {earlier.get('started')} "
-                f"({earlier.get('outcome')})",
-                where=str(self.path),
-                remedy=f"choose another --output_dir, {resumable}or replace it by --overwrite_output_dir true",
-            )
-
-    def _refuse_other_identity(self, earlier: Mapping[str, Any]) -> None:
-        differences = [
-            f"{name} was {earlier.get(name)!r} and is {self.identity.get(name)!r}"
-            for name in sorted({*earlier, *self.identity})
-            if earlier.get(name) != self.identity.get(name)
-        ]
-        if differences:
-            raise CheckpointError(
-                f"The run to resume is another one: {'; '.join(differences)}",
-                where=str(self.path),
-                remedy="resume with the settings of that run, or choose another --output_dir",
-            )
-
-    def _record(self, *, ended: str | None, outcome: str) -> None:
-        from rrm_lm import __version__
-
-        record = {
-            "program": "rrm_lm",
-            "version": __version__,
-            "command": self.command,
-            "command_line": self._owner.command,
-            "identity": self.identity,
-            "pid": self._owner.pid,
-            "host": self._owner.host,
-            "started": self._owner.started,
-            "ended": ended,
-            "outcome": outcome,
-        }
-        write_json(self.path / _RUN_RECORD, record)

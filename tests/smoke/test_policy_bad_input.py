@@ -210,11 +210,15 @@ def test_a_value_function_of_another_kind_cannot_be_gone_on_with(
     tiny: Path, prompts: Path, tmp_path: Path, capsys: Any
 ) -> None:
     assert teach(capsys, tiny, prompts, tmp_path / "one", *CHECKPOINTS).code == 0
-    words = ("--resume_from_checkpoint", tmp_path / "one" / "checkpoint-4", "--value_function", "adapter")
+    anyway = ("--resume_from_checkpoint", tmp_path / "one" / "checkpoint-4", "--allow_config_change", "true")
+    words = (*anyway[:2], "--value_function", "adapter")
+    result = teach(capsys, tiny, prompts, tmp_path / "two", *CHECKPOINTS, *words)
+    assert result.code == 2 and "value_function was 'head' and is 'adapter'" in result.error["error"]
+    words = (*anyway, "--value_function", "adapter")
     result = teach(capsys, tiny, prompts, tmp_path / "two", *CHECKPOINTS, *words)
     assert result.code == 2, result.err
     assert "The value function does not fit this agent" in result.error["error"]
-    words = ("--resume_from_checkpoint", tmp_path / "one" / "checkpoint-4", "--lora_r", 2)
+    words = (*anyway, "--lora_r", 2)
     result = teach(capsys, tiny, prompts, tmp_path / "three", *CHECKPOINTS, *words)
     assert result.code == 2 and "does not fit" in result.error["error"]
 

@@ -300,7 +300,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tiny: Path, prompts: Path, t
     assert not (tmp_path / "killed" / "adapter_model.safetensors").exists()
     (prompts.parent / "slow.py").write_text((prompts.parent / "rewards.py").read_text())
     words = ("--config", tmp_path / "killed.yaml", "--output_dir", tmp_path / "killed")
-    rest = run(capsys, "policy", *words, "--resume_from_checkpoint", "true")
+    refused = run(capsys, "policy", *words, "--resume_from_checkpoint", "true")  # the reward is other code now
+    assert refused.code == 2 and "contents of " in refused.error["error"] and "slow.py" in refused.error["error"]
+    rest = run(capsys, "policy", *words, "--resume_from_checkpoint", "true", "--allow_config_change", "true")
     assert rest.code == 0, rest.err
     check_same(tmp_path / "whole", tmp_path / "killed")
 

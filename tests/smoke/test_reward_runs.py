@@ -101,6 +101,26 @@ def test_resuming_another_run(tiny: Path, pairs: Path, tmp_path: Path, capsys: A
     assert contents(tmp_path / "out") == before
 
 
+def test_resuming_with_what_changed(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+    """Other data under the same name is refused, too; what decides nothing is not; and leave can be given."""
+    data = write_rows(tmp_path / "pairs.jsonl", pair_rows(12))
+    assert train(capsys, tiny, data, tmp_path / "out", *CHECKPOINTS).code == 0
+    write_rows(data, pair_rows(12, seed=1))
+    on = (*CHECKPOINTS, "--resume_from_checkpoint", "true", "--logging_steps", 1, "--save_steps", 3)
+    refused = train(capsys, tiny, data, tmp_path / "out", *on, "--learning_rate", 1e-4)
+    assert refused.code == 2 and "--allow_config_change true" in refused.error["what to do"]
+    found = refused.error["error"].removeprefix("The run to resume is another one: ").split("; ")
+    assert [difference.partition(" was ")[0] for difference in found] == [f"contents of {data}", "learning_rate"]
+    assert found[1] == "learning_rate was 0.005 and is 0.0001."[:-1]
+    # Also where the run goes on in another folder.
+    on = ("--max_steps", 6, "--save_strategy", "no", "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-4")
+    elsewhere = train(capsys, tiny, data, tmp_path / "new", *on)
+    assert elsewhere.code == 2 and f"contents of {data} was " in elsewhere.error["error"]
+    allowed = train(capsys, tiny, data, tmp_path / "new", *on, "--allow_config_change", "true")
+    assert allowed.code == 0, allowed.err
+    assert f"warning: goes on although it is not the same run: contents of {data} was" in allowed.err
+
+
 # -- the output folder ----------------------------------------------------------------------------------------------
 
 

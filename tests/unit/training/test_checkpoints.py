@@ -17,7 +17,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rrm_lm.errors import CheckpointError
 from rrm_lm.training import checkpoints
-from rrm_lm.training.checkpoints import OutputFolder, VerifiedCheckpoints, newest_verified, prune, save_checkpoint
+from rrm_lm.training.checkpoints import VerifiedCheckpoints, newest_verified, prune, save_checkpoint
+from rrm_lm.training.output_folder import OutputFolder
 
 
 def names(folder: Path) -> list[str]:
@@ -124,7 +125,7 @@ ALL_OPTIONS: list[dict[str, Any]] = [{}, {"resume": True}, {"overwrite": True}]
 
 HOLD = textwrap.dedent("""
     import sys
-    from rrm_lm.training.checkpoints import OutputFolder
+    from rrm_lm.training.output_folder import OutputFolder
     with OutputFolder(sys.argv[1], command="rrm-lm reward") as folder:
         (folder / "begun.txt").write_text("begun")
         print("held", flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import CheckpointError
-from rrm_lm.training.checkpoints import OutputFolder
+from rrm_lm.training.output_folder import OutputFolder
 
 
 def folder_of(path: Path, **options: Any) -> OutputFolder:

@@ -1,0 +1,195 @@
+"""The output folder of a run: one run at a time, never mixed with files of anything else, resumed by its like only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rrm_lm.errors import CheckpointError
+from rrm_lm.storage import Owner, clear_leftovers, json_text, lock, now, remove_folder, write_json
+from rrm_lm.training.checkpoints import has_checkpoint
+
+logger = logging.getLogger(__name__)
+
+RUN_RECORD = "run.json"
+_LOCK = ".lock"
+
+
+class OutputFolder:
+    """The folder of one run: locked while the run lasts, and never mixed with the files of anything else.
+
+    Use it as a context manager; it yields the folder's path. `run.json` in it records who made it and how the run
+    ended. Hidden files are left alone. In a distributed run let all processes wait for the active one to enter before
+    they look into the folder: it puts back or removes what an interrupted run left.
+
+    Args:
+        path: The folder; it is made when it is missing.
+        command: What makes it, for example `rrm-lm reward`. A folder of another command is refused.
+        identity: What makes it this run and no other, for example the model, the data and the settings. Resuming with
+            others is refused, with each difference named. What the earlier run did not record is not compared.
+        allow_change: Whether to go on all the same, with a warning that names them; None where nobody can ask for that.
+        resume: Whether to go on in a folder that this command made.
+        origin: The output folder of the run that is gone on with, where that may be another one.
+        overwrite: Whether to delete what an earlier run of this command left. What anything else left is never deleted.
+        active: Off in all processes of a distributed run but the one that writes: then nothing is checked or locked.
+        deferred: Let the run begin when `begin` is called, not on entering. Until then, and if it never is (the input
+            turned out to be faulty), what an earlier run left stays as it was.
+
+    Raises:
+        CheckpointError: On entering: the folder is in use, or holds what this run may not touch.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        command: str,
+        identity: Mapping[str, Any] | None = None,
+        allow_change: bool | None = None,
+        resume: bool = False,
+        origin: Path | None = None,
+        overwrite: bool = False,
+        active: bool = True,
+        deferred: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.command = command
+        self.identity: dict[str, Any] = json.loads(json_text(dict(identity or {})))
+        self.allow_change, self.origin = allow_change, origin
+        self.resume, self.overwrite, self.active, self.deferred = resume, overwrite, active, deferred
+        self._begun = False
+        self._owner = Owner.this_process()
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> Path:
+        if not self.active:
+            return self.path
+        if self.path.exists() and not self.path.is_dir():
+            raise CheckpointError("The output folder is a file", where=str(self.path), remedy="name another folder")
+        self._refuse_foreign()  # before the lock, so that a folder of somebody else does not even get a lock file
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock(self.path / _LOCK, what="The output folder"))
+            self._refuse_occupied()
+            if self.origin is not None and (earlier := _record_in(self.origin)) is not None:
+                self._refuse_other_identity(earlier["identity"])
+            if not self.deferred:
+                self.begin()
+            self._held = stack.pop_all()
+        return self.path
+
+    def begin(self) -> None:
+        """Delete what an earlier run left, if it is to be overwritten, and record that this run is under way."""
+        if not self.active or self._begun:
+            return
+        if self.overwrite and not self.resume:
+            for entry in self._contents():
+                if entry.is_dir() and not entry.is_symlink():
+                    remove_folder(entry)
+                else:
+                    entry.unlink()
+        self._begun = True
+        self._record(ended=None, outcome="running")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.active:
+            with self._held:
+                if not self._begun:
+                    return
+                try:
+                    self._record(ended=now(), outcome="finished" if kind is None else f"stopped by {kind.__name__}")
+                except CheckpointError as fault:
+                    if kind is None:
+                        raise
+                    logger.warning("how the run ended could not be written down: %s", fault)  # not instead of why
+
+    def _contents(self) -> list[Path]:
+        if not self.path.is_dir():
+            return []
+        return sorted(e for e in self.path.iterdir() if e.name != RUN_RECORD and not e.name.startswith("."))
+
+    def _earlier(self) -> dict[str, Any] | None:
+        return _record_in(self.path)
+
+    def _refuse_foreign(self) -> None:
+        contents, earlier = self._contents(), self._earlier()
+        names = ", ".join(entry.name for entry in contents[:5]) + (", ..." if len(contents) > 5 else "")
+        if contents and earlier is None:
+            raise CheckpointError(
+                f"The output folder holds files that no run of this program made: {names}",
+                where=str(self.path),
+                expected="a new folder, an empty one, or that of an earlier run",
+                remedy="choose another --output_dir, or move these files away",
+            )
+        if contents and earlier is not None and earlier.get("command") != self.command:
+            raise CheckpointError(
+                f"The output folder holds what `{earlier.get('command')}` made, and this is `{self.command}`: {names}",
+                where=str(self.path),
+                remedy="choose another --output_dir, or delete the folder if it is not needed",
+            )
+
+    def _refuse_occupied(self) -> None:
+        self._refuse_foreign()  # again: another run may have come and gone since the look before the lock
+        clear_leftovers(self.path)
+        contents, earlier = self._contents(), self._earlier()
+        if not contents or earlier is None:
+            return
+        if self.resume:
+            self._refuse_other_identity(earlier["identity"])
+        elif not self.overwrite:
+            resumable = "go on with that run by --resume_from_checkpoint true, " if has_checkpoint(self.path) else ""
+            raise CheckpointError(
+                f"The output folder holds an earlier run of `{self.command}`, started {earlier.get('started')} "
+                f"({earlier.get('outcome')})",
+                where=str(self.path),
+                remedy=f"choose another --output_dir, {resumable}or replace it by --overwrite_output_dir true",
+            )
+
+    def _refuse_other_identity(self, earlier: Mapping[str, Any]) -> None:
+        differences = [
+            f"{name} was {earlier[name]!r} and is {self.identity.get(name)!r}"
+            for name in sorted(earlier)
+            if earlier[name] != self.identity.get(name)
+        ]
+        if differences and self.allow_change:
+            logger.warning("goes on although it is not the same run: %s", "; ".join(differences))
+        elif differences:
+            allowing = "" if self.allow_change is None else "pass --allow_config_change true to go on all the same, "
+            raise CheckpointError(
+                f"The run to resume is another one: {'; '.join(differences)}",
+                where=str(self.path),
+                remedy=f"resume with the settings of that run, {allowing}or choose another --output_dir",
+            )
+
+    def _record(self, *, ended: str | None, outcome: str) -> None:
+        from rrm_lm import __version__
+
+        record = {
+            "program": "rrm_lm",
+            "version": __version__,
+            "command": self.command,
+            "command_line": self._owner.command,
+            "identity": self.identity,
+            "pid": self._owner.pid,
+            "host": self._owner.host,
+            "started": self._owner.started,
+            "ended": ended,
+            "outcome": outcome,
+        }
+        write_json(self.path / RUN_RECORD, record)
+
+
+def _record_in(folder: Path) -> dict[str, Any] | None:
+    """The record of the run that made a folder, or None where this program made none."""
+    try:
+        record = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
+        return record if record["program"] == "rrm_lm" and isinstance(record["identity"], dict) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

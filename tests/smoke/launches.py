@@ -1,0 +1,73 @@
+"""Commands on two processes, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = (sys.executable, "-m", "rrm_lm")
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
+
+
+def environment() -> dict[str, str]:
+    """Without a word about the CPU; one thread, so that sums are the same to the last bit."""
+    there = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    there.pop("ACCELERATE_USE_CPU", None)
+    return there
+
+
+class Launched:
+    """A launch that is under way.
+
+    Args:
+        words: The command.
+        log: File for what it prints.
+    """
+
+    def __init__(self, words: Sequence[object], log: Path) -> None:
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                list(map(str, words)), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment()
+            )
+
+    @property
+    def text(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text()
+
+    def wait_for(self, what: Callable[[], object], seconds: float = 120.0) -> None:
+        """Wait until something is true while it runs."""
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.text
+            time.sleep(0.05)
+
+    def workers(self) -> dict[int, psutil.Process]:
+        """Its processes by their rank."""
+        there = [child for child in psutil.Process(self.process.pid).children() if "RANK" in child.environ()]
+        return {int(child.environ()["RANK"]): child for child in there}
+
+    def end(self, seconds: float) -> tuple[int, float]:
+        """Wait for its end, no longer than that: the exit code, and how long it took."""
+        began = time.monotonic()
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.text) from None
+        return code, time.monotonic() - began
+
+    def close(self) -> None:
+        """End what is left of it, after a test that failed."""
+        if self.process.poll() is None:
+            for worker in self.workers().values():
+                worker.kill()
+            self.process.kill()
+            self.process.wait()

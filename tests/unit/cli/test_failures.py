@@ -1,0 +1,168 @@
+"""Which of several processes failed first, and what becomes of the others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from rrm_lm.cli import failures, signals
+from rrm_lm.cli.failures import Alone, Together
+from rrm_lm.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("_POLL", 0.02), ("_GRACE", 0.2), ("_CLOSED", 0.5), ("_TOLD", 0.3)):
+        monkeypatch.setattr(failures, name, seconds)
+    monkeypatch.setattr(signals, "ignore_sigterm", lambda: None)
+
+
+@pytest.fixture
+def neighbour() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+class Run:
+    """Processes 0 and 1 of a run in this process, each of which takes the other for its neighbour."""
+
+    def __init__(self) -> None:
+        self.store: Any = dist.HashStore()
+        self.left: list[int] = []
+        self.ranks = [Together(self.store, rank, [1 - rank], self.left.append) for rank in (0, 1)]
+
+    def end(self) -> None:
+        for rank in self.ranks:
+            rank.end()
+
+
+def test_one_process_tells_its_error() -> None:
+    told: list[str] = []
+    Alone().tell(ValueError("x"), lambda: told.append("x"))
+    assert told == ["x"] and Alone().cause() is None
+
+
+def test_the_first_failure_is_told_and_the_others_name_it(capsys: pytest.CaptureFixture[str]) -> None:
+    run, told = Run(), []
+    run.ranks[1].tell(DataError("no such word"), lambda: told.append(1))
+    run.ranks[0].tell(RuntimeError("Connection closed by peer"), lambda: told.append(0))
+    run.end()
+    assert told == [1]
+    assert "stopped, because process 1 failed (RuntimeError: Connection closed by peer)" in capsys.readouterr().err
+
+
+def test_what_both_find_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    run, told = Run(), []
+    for rank in (0, 1):
+        run.ranks[rank].tell(DataError("row 3 is empty"), lambda rank=rank: told.append(rank))
+    run.end()
+    assert told == [0] and capsys.readouterr().err == ""
+
+
+def test_the_others_wait_until_the_first_is_told() -> None:
+    run, order = Run(), []
+
+    def slowly() -> None:
+        time.sleep(0.1)
+        order.append("first")
+
+    first = threading.Thread(target=run.ranks[1].tell, args=(DataError("a"), slowly))
+    first.start()
+    while not run.store.check(["first"]):
+        time.sleep(0.001)
+    run.ranks[0].tell(DataError("b"), lambda: order.append("never"))
+    order.append("second")
+    first.join()
+    run.end()
+    assert order == ["first", "second"]
+
+
+def test_a_process_that_is_killed_is_told_of_by_its_neighbour(
+    neighbour: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store: Any = dist.HashStore()
+    left: list[int] = []
+    store.set("pid/1", str(neighbour.pid))
+    here = Together(store, 0, [1], left.append)
+    time.sleep(0.1)
+    assert here.cause() is None and not left
+    neighbour.kill()
+    told: list[int] = []
+    here.tell(RuntimeError("Connection closed by peer"), lambda: told.append(0))
+    here.end()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: Process 1 did not end by itself: it is gone (process id ")
+    assert "stopped, because process 1 failed" in lines[-1] and not told and not left
+
+
+def test_a_process_that_waits_for_one_that_is_gone_is_ended(
+    neighbour: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store: Any = dist.HashStore()
+    left: list[int] = []
+    store.set("pid/1", str(neighbour.pid))
+    here = Together(store, 0, [1], left.append)
+    neighbour.kill()
+    deadline = time.monotonic() + 5
+    while not left and time.monotonic() < deadline:
+        time.sleep(0.01)
+    here.end()
+    assert left == [failures.FAULT]
+    assert "stopped while it was waiting, because process 1 failed" in capsys.readouterr().err
+
+
+def test_a_process_that_is_done_is_not_missed(neighbour: subprocess.Popen[bytes]) -> None:
+    store: Any = dist.HashStore()
+    left: list[int] = []
+    store.set("pid/1", str(neighbour.pid))
+    store.set("done/1", "")
+    here = Together(store, 0, [1], left.append)
+    neighbour.kill()
+    neighbour.wait()
+    time.sleep(0.4)
+    assert here.cause() is None and not left
+    here.end()
+
+
+class Gone:
+    """A store whose launcher has died."""
+
+    def __init__(self) -> None:
+        self.alive = True
+
+    def __getattr__(self, name: str) -> Any:
+        def answer(*args: Any) -> Any:
+            if not self.alive:
+                raise RuntimeError("Connection reset by peer")
+
+        return answer
+
+
+def test_without_a_launcher_a_process_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    store, left, told = Gone(), [], []
+    here = Together(store, 0, [1], left.append)
+    store.alive = False
+    deadline = time.monotonic() + 5
+    while not left and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert left == [failures.FAULT] and "because the launcher is gone" in capsys.readouterr().err
+    here.tell(DataError("a"), lambda: told.append(0))
+    here.end()
+    assert told == [0]
+
+
+def test_outside_a_launch_there_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    with failures.shared() as here:
+        assert type(here) is Alone
+    assert failures.process_prefix() == ""
