@@ -164,7 +164,10 @@ class Tracer:
         return self._peak(start, shape)
 
     def policy(self, shape: RowShape, checkpointing: bool) -> Peak:
-        """Forward and backward of a policy with its value function.
+        """Forward and backward of a policy with its value function, as PPO does them.
+
+        The pass that gives the old log-probabilities is the first one that is learned from: while its graph is kept,
+        the next rows are computed without one.
 
         Args:
             shape: Of each row: a prompt and its samples.
@@ -181,6 +184,8 @@ class Tracer:
 
             def run(batch: Batch, lines: list[Line]) -> None:
                 output: Any = agent("policy", batch, lines, sampling)
+                with torch.no_grad():
+                    agent("policy", batch, lines, sampling)
                 (output.log_probs.sum() + output.values.sum()).backward()
 
             return agent.train(checkpointing), run
@@ -203,7 +208,7 @@ class Tracer:
                 rows = len(lines)
                 with backbone.using(POLICY):
                     decoder = self._decoder(backbone)
-                    cache = KeyValues(len(backbone.decoder.layers), rows, shape.line)
+                    cache = KeyValues(int(backbone.config.num_hidden_layers), rows, shape.line)
                     several = max(1, min(rows, _PREFILL_TOKENS // shape.prompt))
                     hidden = torch.empty(0)
                     for first in range(0, rows, several):
@@ -351,6 +356,8 @@ class AllocationPeak(TorchDispatchMode):
         self._alive: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # most calls; FakeTensorMode takes its time to answer
+            return args[0].fake_device
         result = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._add, result)
         self.most = max(self.most, self.now)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -87,23 +87,30 @@ class Job:
         return self.batch if task == "reward" else self.batch // self.samples_per_prompt
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Measured:
-    """What is known of a model: sizes, and what its passes take.
+    """What is known of a model: sizes, and what its passes take, which is found out when it is asked for.
 
     Attributes:
         sizes: Of the model and an adapter.
-        reward, ppo: Of a forward and backward pass, without and with recomputed activations.
-        rollout: Of sampling.
+        tried: Ways to learn: without recomputed activations, with them, or both in this order.
     """
 
     sizes: Footprint
-    reward: Mapping[bool, Peak]
-    ppo: Mapping[bool, Peak]
-    rollout: Peak
+    tried: tuple[bool, ...]
+    _trace: Callable[[str, bool], Peak]
+    _found: dict[tuple[str, bool], Peak] = field(default_factory=dict)
 
-    def peaks(self, task: str) -> Mapping[bool, Peak]:
-        return self.reward if task == "reward" else self.ppo
+    def peak(self, task: str, recomputed: bool = False) -> Peak:
+        """What a pass takes.
+
+        Args:
+            task: ``reward``, ``ppo``, or ``rollout`` for sampling.
+            recomputed: Whether layers recompute their activations.
+        """
+        if (task, recomputed) not in self._found:
+            self._found[task, recomputed] = self._trace(task, recomputed)
+        return self._found[task, recomputed]
 
 
 def measure(
@@ -133,12 +140,13 @@ def measure(
         ) from error
     tracer = Tracer(config, lora, dtype, attention=attention, value=job.value_function, share=share)
     tried = (False, True) if job.activation_checkpointing is None else (job.activation_checkpointing,)
-    return Measured(
-        sizes,
-        {recomputed: tracer.reward(job.pair, recomputed) for recomputed in tried},
-        {recomputed: tracer.policy(job.family, recomputed) for recomputed in tried},
-        tracer.rollout(job.episode),
-    )
+
+    def trace(task: str, recomputed: bool) -> Peak:
+        if task == "rollout":
+            return tracer.rollout(job.episode)
+        return tracer.reward(job.pair, recomputed) if task == "reward" else tracer.policy(job.family, recomputed)
+
+    return Measured(sizes, tried, trace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,16 +191,15 @@ def choose(task: str, strategy: str, processes: int, room: float, measured: Meas
     processes = 1 if strategy == "single" else processes
     trained = what_is_trained(task, measured.sizes, job)
     base = standing(strategy, processes, measured.sizes, trained)
-    peaks, left = measured.peaks(task), room - base.standing
-    recomputed, rows = _rows(peaks, left, job.rows(task))
-    samples = min(measured.rollout.rows_within(left), job.batch, _most_rows(measured.rollout)) if task == "ppo" else 1
-    fits = rows >= 1 and samples >= 1
+    left = room - base.standing
+    recomputed, rows = _rows(measured, task, left, job.rows(task))
+    rollout = measured.peak("rollout") if task == "ppo" else None
+    samples = 0 if rollout is None else min(rollout.rows_within(left), job.batch, _most_rows(rollout))
+    fits = rows >= 1 and (rollout is None or samples >= 1)
     if not fits:
-        recomputed, rows, samples = max(peaks), 1, 1
-    peak = peaks[recomputed]
-    memory = replace(
-        base, activations=peak.bytes(rows), rollout=measured.rollout.bytes(samples) if task == "ppo" else 0
-    )
+        recomputed, rows, samples = measured.tried[-1], 1, 1
+    peak = measured.peak(task, recomputed)
+    memory = replace(base, activations=peak.bytes(rows), rollout=0 if rollout is None else rollout.bytes(samples))
     passes = count_passes(task, rows, samples, job)
     return Choice(
         task,
@@ -200,7 +207,7 @@ def choose(task: str, strategy: str, processes: int, room: float, measured: Meas
         fits,
         recomputed,
         rows * peak.width,
-        samples * measured.rollout.width if task == "ppo" else 0,
+        0 if rollout is None else samples * rollout.width,
         memory,
         traffic(strategy, processes, measured.sizes, trained.trained, passes, recomputed),
         passes,
@@ -239,14 +246,15 @@ def count_passes(task: str, rows: int, samples: int, job: Job) -> Passes:
     )
 
 
-def _rows(peaks: Mapping[bool, Peak], room: float, wanted: int) -> tuple[bool, int]:
+def _rows(measured: Measured, task: str, room: float, wanted: int) -> tuple[bool, int]:
     """Whether to recompute activations, and how many rows then fit, up to as many as are wanted."""
-    for recomputed, peak in sorted(peaks.items()):
+    rows = 0
+    for recomputed in measured.tried:
+        peak = measured.peak(task, recomputed)
         rows = min(peak.rows_within(room), wanted, _most_rows(peak))
-        enough = min(wanted, max(1, _ROOMY // peak.width))
-        if rows >= enough or (rows >= 1 and recomputed == max(peaks)):
+        if rows >= min(wanted, max(1, _ROOMY // peak.width)):
             return recomputed, rows
-    return max(peaks), 0
+    return measured.tried[-1], rows
 
 
 def _most_rows(peak: Peak) -> int:
@@ -260,10 +268,10 @@ def plan(processes: int, room: float, measured: Measured, job: Job) -> list[Choi
 
 
 def recommended(choices: Sequence[Choice], task: str) -> Choice | None:
-    """The fastest strategy that fits: of those with all processes, the one that sends least; ``None`` if none fits."""
-    fitting = [choice for choice in choices if choice.task == task and choice.fits]
-    spread = [choice for choice in fitting if choice.strategy != "single"]
-    return next(iter(spread or fitting), None)
+    """The fastest strategy that fits, on all the processes there are; ``None`` if none fits."""
+    mine = [choice for choice in choices if choice.task == task]
+    several = any(choice.strategy == "ddp" for choice in mine)
+    return next((choice for choice in mine if choice.fits and not (several and choice.strategy == "single")), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,9 +118,9 @@ def planned(case: Case) -> dict[str, int]:
     job, kind = job_of(case), getattr(torch, dtype)
     known = measure(read_config(MODEL)[0], lora(), kind, job)
     parts = asdict(standing("single", 1, known.sizes, what_is_trained(task, known.sizes, job)))
-    parts["activations"] = known.peaks(task)[recomputed].bytes(rows)
+    parts["activations"] = known.peak(task, recomputed).bytes(rows)
     if task == "ppo":
-        parts["rollout"] = known.rollout.bytes(job.batch) + (known.sizes.head if kind == torch.float32 else 0)
+        parts["rollout"] = known.peak("rollout").bytes(job.batch) + (known.sizes.head if kind == torch.float32 else 0)
     worst = max(parts["activations"], parts["rollout"])
     return {**parts, "peak": sum(parts.values()) - parts["activations"] - parts["rollout"] + worst}
 

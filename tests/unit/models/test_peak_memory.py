@@ -24,16 +24,6 @@ from tests.tiny import lora, tiny_config, tiny_model
 LAYERS, ROWS = 6, 9
 PAIR = RowShape(prompt=40, response=24, responses=2)
 CLOSE = 0.15
-CASES = [
-    ("llama", torch.float32, False),
-    ("llama", torch.float32, True),
-    ("llama", torch.bfloat16, False),
-    ("llama", torch.bfloat16, True),
-    ("qwen3", torch.float32, False),
-    ("gemma3", torch.float32, False),
-    ("gpt_neox", torch.float32, False),
-    ("gpt2", torch.float32, True),
-]
 
 
 def tracer(family: str, dtype: torch.dtype = torch.float32, **more: Any) -> Tracer:
@@ -58,8 +48,15 @@ def learned(module: torch.nn.Module, run: Callable[[], None]) -> int:
     return peak_allocated(run)
 
 
-@pytest.mark.parametrize(("family", "dtype", "checkpointing"), CASES)
-@pytest.mark.parametrize("critique", [0, 8])
+@pytest.mark.parametrize(
+    ("family", "dtype", "checkpointing", "critique"),
+    [
+        ("llama", torch.float32, False, 0),
+        ("llama", torch.bfloat16, True, 8),
+        ("gemma3", torch.float32, False, 8),
+        ("gpt2", torch.float32, True, 0),
+    ],
+)
 def test_reward_model(family: str, dtype: torch.dtype, checkpointing: bool, critique: int) -> None:
     shape = RowShape(40, 24, 2, critique)
     model = RewardModel.create(backbone(family, dtype), lora(family), RewardSettings("tiny")).train()
@@ -75,7 +72,9 @@ def test_reward_model(family: str, dtype: torch.dtype, checkpointing: bool, crit
     assert expected == pytest.approx(learned(model, run), rel=CLOSE)
 
 
-@pytest.mark.parametrize(("family", "dtype", "checkpointing"), CASES)
+@pytest.mark.parametrize(
+    ("family", "dtype", "checkpointing"), [("llama", torch.float32, True), ("qwen3", torch.bfloat16, False)]
+)
 def test_policy(family: str, dtype: torch.dtype, checkpointing: bool) -> None:
     shape, sampling = RowShape(30, 20, 3), Sampling(20, 0.7)
     agent = AgentModel.create(backbone(family, dtype), lora(family))
@@ -87,6 +86,8 @@ def test_policy(family: str, dtype: torch.dtype, checkpointing: bool) -> None:
     def run() -> None:
         inputs, lines = batch(agent.backbone, shape, ROWS)
         output: Any = agent("policy", inputs, lines, sampling)
+        with torch.no_grad():
+            agent("policy", *batch(agent.backbone, shape, ROWS), sampling)
         (output.log_probs.sum() + output.values.sum()).backward()
 
     expected = tracer(family, dtype).policy(shape, checkpointing).bytes(ROWS)
@@ -99,9 +100,7 @@ def test_a_value_adapter_has_a_pass_of_its_own() -> None:
     assert 1.8 < adapter.layer_row / head.layer_row < 2.1
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype"), [("llama", torch.float32), ("llama", torch.bfloat16), ("gpt2", torch.float32)]
-)
+@pytest.mark.parametrize(("family", "dtype"), [("llama", torch.float32), ("gpt2", torch.float32)])
 def test_rollout(family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "can_pack", lambda weight: False)  # as on every device that is no CPU
     shape, rows = RowShape(60, 40), 24
@@ -154,6 +153,6 @@ def test_what_is_counted() -> None:
         for _ in range(3):
             gone = torch.ones(1000)  # 4000
             del gone
-        kept.view(10, 10).add_(held)  # neither a view nor what is done in place takes any
+        kept.view(10, 10).add_(1)  # neither a view nor what is done in place takes any
     assert (peak.now, peak.most) == (400, 4400)
-    assert float(kept.sum()) == 100.0
+    assert float(kept.sum()) == 200.0
