@@ -2,14 +2,15 @@
 
 What autograd keeps depends on the family, on the dtype of weights and adapters, on which layers compute fused and on
 what is recomputed. So it is not written down as a formula: a model of two layers and one of three run the pass itself
-under torch's FakeTensorMode, each for two numbers of rows, while every allocation is counted. From there on bytes grow
-in proportion to layers and to rows, since layers are alike and rows do not see each other.
+under torch's FakeTensorMode, for some numbers of rows, while every allocation is counted. Layers are alike, so each
+further one takes what the third took.
 """
 
 from __future__ import annotations
 
 import copy
 import weakref
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ from rrm_lm.text.batching import Batch, collate, share
 from rrm_lm.text.chat import Line
 
 _DEPTHS = (2, 3)
-_TOKENS = 512  # at least so many response tokens are traced, so that logits stand in whole chunks
+_CHUNK = 256  # response tokens whose logits are held at once, as in rrm_lm.models.token_probs
+_MOST_ROWS = 1 << 20
 _PREFILL_TOKENS = 2048  # as in rrm_lm.models.decoding
 
 _Run = Callable[[Batch, list[Line]], None]
@@ -87,31 +89,29 @@ class Peak:
     """Bytes at the peak of a computation, beside weights, their gradients and the optimizer's state.
 
     Attributes:
-        fixed: However many rows and layers there are.
-        row: More for each row.
-        layer: More for each layer.
-        layer_row: More for each row in each layer.
+        rows: Numbers of rows that were traced, growing.
+        base: For each of them, bytes whatever the number of layers.
+        layer: For each of them, bytes of a layer.
         layers: Layers of the model.
         width: Tokens of a row.
     """
 
-    fixed: float
-    row: float
-    layer: float
-    layer_row: float
+    rows: tuple[int, ...]
+    base: tuple[float, ...]
+    layer: tuple[float, ...]
     layers: int
     width: int
 
     def bytes(self, rows: int) -> int:
-        """At the peak, with so many rows."""
-        per_row = self.row + self.layers * self.layer_row
-        return max(0, round(self.fixed + self.layers * self.layer + rows * per_row))
+        """At the peak, with so many rows: on straight lines between those that were traced."""
+        found = [low + self.layers * layer for low, layer in zip(self.base, self.layer, strict=True)]
+        last = max(1, min(bisect_left(self.rows, rows), len(self.rows) - 1))
+        (few, many), (start, end) = self.rows[last - 1 : last + 1], found[last - 1 : last + 1]
+        return max(0, round(start + (rows - few) * (end - start) / (many - few)))
 
     def rows_within(self, room: float) -> int:
         """How many rows fit into so many bytes; 0 if not even one."""
-        per_row = self.row + self.layers * self.layer_row
-        left = room - self.fixed - self.layers * self.layer
-        return max(0, int(left / per_row)) if left > 0 else 0
+        return bisect_right(range(1, _MOST_ROWS), room, key=self.bytes)
 
 
 class Tracer:
@@ -265,9 +265,9 @@ class Tracer:
     # -- tracing --------------------------------------------------------------------------------------------------
 
     def _peak(self, start: Callable[[Backbone], tuple[nn.Module, _Run]], shape: RowShape) -> Peak:
-        """Trace a pass for two numbers of layers and two of rows."""
-        few = -(-_TOKENS // (shape.responses * (shape.response + shape.critique)))
-        batches = {rows: self._batch(shape, rows) for rows in (few, 2 * few)}
+        """Trace a pass for two numbers of layers and several of rows."""
+        whole = -(-_CHUNK // (shape.responses * (shape.response + shape.critique)))  # rows that fill a chunk of logits
+        batches = {rows: self._batch(shape, rows) for rows in sorted({1, whole, 4 * whole, 16 * whole})}
         found: dict[tuple[int, int], int] = {}
         for depth in _DEPTHS:
             with self._explained():
@@ -278,17 +278,14 @@ class Tracer:
                     _as_if_on_cpu(module)
                     for rows, (batch, lines) in batches.items():
                         found[depth, rows] = _measured(module, lambda b=batch, x=lines, f=run: f(_without_data(b), x))
-        (low, high), (_, many) = _DEPTHS, batches
-        layer = {rows: (found[high, rows] - found[low, rows]) / (high - low) for rows in batches}
-        bottom = {rows: found[low, rows] - low * layer[rows] for rows in batches}
-        row, layer_row = ((part[many] - part[few]) / (many - few) for part in (bottom, layer))
+        low, high = _DEPTHS
+        layer = [(found[high, rows] - found[low, rows]) / (high - low) for rows in batches]
         return Peak(
-            fixed=bottom[few] - few * row,
-            row=row,
-            layer=layer[few] - few * layer_row,
-            layer_row=layer_row,
+            rows=tuple(batches),
+            base=tuple(found[low, rows] - low * each for rows, each in zip(batches, layer, strict=True)),
+            layer=tuple(layer),
             layers=self.config.num_hidden_layers,
-            width=batches[few][0].input_ids.numel() // few,
+            width=batches[1][0].input_ids.numel(),
         )
 
     @contextmanager

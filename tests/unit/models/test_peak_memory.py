@@ -97,7 +97,7 @@ def test_policy(family: str, dtype: torch.dtype, checkpointing: bool) -> None:
 def test_a_value_adapter_has_a_pass_of_its_own() -> None:
     shape = RowShape(30, 20)
     head, adapter = (tracer("llama", value=kind).policy(shape, False) for kind in ("head", "adapter"))
-    assert 1.8 < adapter.layer_row / head.layer_row < 2.1
+    assert 1.8 < adapter.layer[-1] / head.layer[-1] < 2.1
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("llama", torch.float32), ("gpt2", torch.float32)])
@@ -125,8 +125,10 @@ def test_rows_that_fit_are_those_that_fit() -> None:
     assert peak.rows_within(0) == peak.rows_within(-1) == 0
 
 
-def test_bytes_grow_with_rows_and_layers() -> None:
-    assert Peak(10, 2, 5, 1, layers=3, width=7).bytes(4) == 10 + 3 * 5 + 4 * (2 + 3)
+def test_bytes_lie_on_lines_between_what_was_traced() -> None:
+    peak = Peak((1, 3, 5), (1.0, 3.0, 9.0), (10.0, 10.0, 20.0), layers=2, width=7)
+    assert [peak.bytes(rows) for rows in (1, 2, 3, 4, 5, 7)] == [21, 22, 23, 36, 49, 75]
+    assert [peak.rows_within(room) for room in (20.9, 21, 22.5, 36, 75)] == [0, 1, 2, 4, 7]
 
 
 def test_lines_that_share_nothing_take_more() -> None:

@@ -96,6 +96,7 @@ def test_ppo_takes_what_the_plan_says(
         samples_per_prompt=samples,
         micro_batch_tokens=rows * job.family.width,
         response_length=job.response_length,
+        temperature=0.7,
         activation_checkpointing=checkpointing,
     )
     assert isinstance(trainer, PPOTrainer)
