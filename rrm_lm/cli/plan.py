@@ -133,7 +133,7 @@ def run(argv: list[str]) -> int:
 
     name = str(model.model_name_or_path)
     config, is_adapter = read_config(name, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
-    dtype = to_dtype(model.dtype if model.dtype not in (None, "auto") else "bfloat16")
+    dtype: Any = to_dtype(model.dtype if model.dtype not in (None, "auto") else "bfloat16")
     job = args.job(is_adapter)
     # Other implementations take no mask for each pair of tokens; what they keep is what SDPA keeps.
     masked = model.attn_implementation in (None, "sdpa", "eager")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,16 +71,17 @@ class Page:
         precision = str(self.dtype).removeprefix("torch.")
         text = (
             Text()
-            .append(self.name, "bold")
+            .append(_short(self.name), "bold")
             .append(
-                f": {_count(sizes.parameters)} parameters, {gigabytes(sizes.weights)} GB in {precision}; "
-                f"LoRA of rank {self.rank}: {_count(sizes.adapter_parameters)}, {gigabytes(sizes.adapter)} GB\n"
+                f": {_count(sizes.parameters)} parameters, {gigabytes(sizes.weights)} GB in {precision}\n"
+                f"LoRA of rank {self.rank}: {_count(sizes.adapter_parameters)} parameters, "
+                f"{gigabytes(sizes.adapter)} GB an adapter\n"
+                f"{args.num_processes} x {args.gpu_memory}; {gigabytes(args.room)} GB of each are planned with\n"
             )
         )
         return text.append(
-            f"{args.num_processes} x {args.gpu_memory}, of which {gigabytes(args.room)} GB are planned with. "
-            f"Prompts up to {job.prompt_length} tokens, responses up to {job.response_length}; "
-            f"{job.batch} pairs or episodes a process and step\n"
+            f"{job.batch} pairs or episodes a process and step; prompts up to {job.prompt_length} tokens, "
+            f"responses {job.response_length}\n"
         )
 
     # -- tables ---------------------------------------------------------------------------------------------------
@@ -210,6 +212,14 @@ def as_json(
         "choices": [choice.to_dict() for choice in choices],
         "trl": [four_models(measured.sizes, job, lora).to_dict(args.num_processes) for lora in (False, True)],
     }
+
+
+def _short(name: str) -> str:
+    """A Hub id or alias as it is; of a path, the model's folder."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        return name
+    return (path.resolve().parent if path.is_file() else path.resolve()).name
 
 
 def _count(number: int) -> str:

@@ -94,9 +94,9 @@ def speed_up_layers(model: nn.Module, like: nn.Module | None = None) -> int:
 
 def _fitting(model: nn.Module) -> dict[tuple[type, str], bool]:
     """The kinds of layers that were sped up in a model."""
-    found = ((type(module), module.__dict__.get("forward")) for module in model.modules())
     names = (_norm_forward.__name__, _mlp_forward.__name__)
-    return {(kind, forward.__name__): True for kind, forward in found if getattr(forward, "__name__", "") in names}
+    found = ((type(module), getattr(module.__dict__.get("forward"), "__name__", "")) for module in model.modules())
+    return {key: True for key in found if key[1] in names}
 
 
 def _fused(module: Any) -> Any:

@@ -21,6 +21,7 @@ STRATEGIES = {
 }
 _MOMENTS = 2  # float32 numbers that AdamW keeps of each trained one
 # Blocks that FSDP2 has gathered at once: the one that computes, the buffer that it was received in, and the next one.
+# tests/distributed/test_gathered_blocks.py measures it.
 _GATHERED_BLOCKS = 3
 # DeepSpeed's defaults, in numbers: stage3_max_live_parameters, stage3_prefetch_bucket_size, reduce_bucket_size.
 _LIVE, _PREFETCHED, _BUCKET = 1_000_000_000, 50_000_000, 500_000_000

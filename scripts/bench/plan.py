@@ -90,7 +90,8 @@ def train_policy(backbone: Backbone, case: Case, folder: str, tokenizer: Any) ->
         rollout_batch_tokens=job.batch * job.episode.width, num_ppo_epochs=job.num_ppo_epochs, max_kl=None,
         response_length=job.response_length, temperature=0.7, learning_rate=1e-6,
     )  # fmt: skip
-    prompts = [{"input_ids": [1000 + number, *[28] * (job.prompt_length - 1)]} for number in range(job.batch)]
+    lengths = [job.prompt_length - number for number in range(job.batch)]  # uneven, as prompts are
+    prompts = [{"input_ids": [1000 + number, *[28] * (length - 1)]} for number, length in enumerate(lengths)]
     length = PythonReward(lambda _, responses: [float(len(response)) for response in responses], "length")
     PPOTrainer(args, tokenizer, agent, train_dataset=prompts, rewards=[length]).train()
 

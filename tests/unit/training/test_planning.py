@@ -84,7 +84,9 @@ def test_ppo_takes_what_the_plan_says(
     on = backbone()
     agent = AgentModel.create(on, lora())
     agent.add_reward(RewardModel.create(on, lora(), RewardSettings("tiny")))
-    prompts: Any = [{"input_ids": [3 + number, *[1] * (job.prompt_length - 1)]} for number in range(8 // samples)]
+    # Of uneven lengths, as prompts are: a batch without padding takes no mask.
+    lengths = [job.prompt_length - number for number in range(8 // samples)]
+    prompts: Any = [{"input_ids": [3 + number, *[1] * (length - 1)]} for number, length in enumerate(lengths)]
     responses = [[5 + number, *[1] * (job.response_length - 1)] for number in range(8)]
     monkeypatch.setattr(agent, "roll_out", tiny_policy.written(responses))
     rows = 4 // samples
@@ -200,7 +202,7 @@ def test_a_job_that_makes_no_sense(more: dict[str, Any], where: str) -> None:
 
 
 def test_layers_that_the_model_has_not() -> None:
-    wrong = lora()
+    wrong: Any = lora()
     wrong.target_modules = {"none_such"}
     with pytest.raises(ConfigError, match="LoRA with these settings"):
         measure(tiny_config("llama"), wrong, torch.float32, JOB)
