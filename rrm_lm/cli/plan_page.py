@@ -15,7 +15,7 @@ from rich.text import Text
 
 from rrm_lm.cli.plan import PlanArguments
 from rrm_lm.training.planning import TASKS, Choice, Job, Measured, four_models, recommended
-from rrm_lm.training.strategies import STRATEGIES
+from rrm_lm.training.strategies import SHARDED, STRATEGIES
 
 _COMMANDS = {"reward": "rrm-lm reward", "ppo": "rrm-lm policy"}
 
@@ -110,6 +110,8 @@ class Page:
             flags.append(f"--rollout_batch_tokens {best.rollout_batch_tokens}")
         if best.activation_checkpointing:
             flags.append("--activation_checkpointing true")
+        if task == "ppo" and best.strategy in SHARDED and not best.gather_for_generation:
+            flags.append("--ds3_gather_for_generation false")
         text = Text().append("use ", "dim").append(STRATEGIES[best.strategy], "bold green")
         return text.append(f" for {_COMMANDS[task]}: {' '.join(flags)}")
 
@@ -150,10 +152,11 @@ class Page:
             f"Offloaded, PPO: {gigabytes(offloaded.memory.host)} GB a process lie in the computer's memory, and "
             f"{gigabytes(offloaded.traffic.host)} GB a step come from there."
         )
-        if self.args.num_processes > 1:
+        sharded = [choice for choice in self.choices if choice.task == "ppo" and choice.strategy in SHARDED]
+        if not all(choice.gather_for_generation for choice in sharded):
             notes.append(
-                "Sharded weights are gathered again for every token of a batch of responses: the network decides how "
-                "long rollouts take."
+                "Rollouts of a sharded model gather it once a step where it fits as a whole. Elsewhere they gather it "
+                "layer by layer for every token (--ds3_gather_for_generation false): the network decides how long."
             )
         over = [
             four_models(self.measured.sizes, self.job, lora).peak(self.args.num_processes) for lora in (False, True)

@@ -13,7 +13,17 @@ from peft import LoraConfig
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.footprint import Footprint, footprint
 from rrm_lm.models.peak_memory import Peak, RowShape, Tracer
-from rrm_lm.training.strategies import STRATEGIES, Memory, Passes, Traffic, Trained, standing, traffic
+from rrm_lm.training.strategies import (
+    SHARDED,
+    STRATEGIES,
+    Memory,
+    Passes,
+    Traffic,
+    Trained,
+    standing,
+    traffic,
+    whole_model,
+)
 
 TASKS = {"reward": "reward model", "ppo": "PPO"}
 _ROOMY = 2048  # tokens of a micro-batch that keep a device busy enough not to recompute activations for larger ones
@@ -158,6 +168,7 @@ class Choice:
         fits: Whether it does.
         activation_checkpointing, micro_batch_tokens, rollout_batch_tokens: The settings to use; if it does not fit,
             those that need the least. Without rollouts, ``rollout_batch_tokens`` is 0.
+        gather_for_generation: Whether the whole of a sharded model is gathered for rollouts: where it fits.
         memory: At the peak, with these settings.
         traffic: Of a step, with these settings.
         passes: Of a step.
@@ -169,6 +180,7 @@ class Choice:
     activation_checkpointing: bool
     micro_batch_tokens: int
     rollout_batch_tokens: int
+    gather_for_generation: bool
     memory: Memory
     traffic: Traffic
     passes: Passes
@@ -193,13 +205,20 @@ def choose(task: str, strategy: str, processes: int, room: float, measured: Meas
     base = standing(strategy, processes, measured.sizes, trained)
     left = room - base.standing
     recomputed, rows = _rows(measured, task, left, job.rows(task))
-    rollout = measured.peak("rollout") if task == "ppo" else None
-    samples = 0 if rollout is None else min(rollout.rows_within(left), job.batch, _most_rows(rollout))
+    rollout, samples, whole = None, 0, 0
+    if task == "ppo":
+        rollout = measured.peak("rollout")
+        whole = whole_model(strategy, measured.sizes) if strategy in SHARDED else 0
+        if not rollout.rows_within(left - whole):
+            whole = 0
+        samples = min(rollout.rows_within(left - whole), job.batch, _most_rows(rollout))
     fits = rows >= 1 and (rollout is None or samples >= 1)
     if not fits:
-        recomputed, rows, samples = measured.tried[-1], 1, 1
+        recomputed, rows, samples, whole = measured.tried[-1], 1, 1, 0
     peak = measured.peak(task, recomputed)
-    memory = replace(base, activations=peak.bytes(rows), rollout=0 if rollout is None else rollout.bytes(samples))
+    memory = replace(
+        base, activations=peak.bytes(rows), rollout=0 if rollout is None else rollout.bytes(samples) + whole
+    )
     passes = count_passes(task, rows, samples, job)
     return Choice(
         task,
@@ -208,8 +227,17 @@ def choose(task: str, strategy: str, processes: int, room: float, measured: Meas
         recomputed,
         rows * peak.width,
         0 if rollout is None else samples * rollout.width,
+        whole > 0,
         memory,
-        traffic(strategy, processes, measured.sizes, trained.trained, passes, recomputed),
+        traffic(
+            strategy,
+            processes,
+            measured.sizes,
+            trained.trained,
+            passes,
+            checkpointing=recomputed,
+            gathering=whole > 0,
+        ),
         passes,
     )
 

@@ -19,6 +19,7 @@ STRATEGIES = {
     "zero3": "ZeRO-3",
     "fsdp2_offload": "FSDP2, offloaded",
 }
+SHARDED = ("fsdp2", "zero3", "fsdp2_offload")
 _MOMENTS = 2  # float32 numbers that AdamW keeps of each trained one
 # Blocks that FSDP2 has gathered at once: the one that computes, the buffer that it was received in, and the next one.
 # tests/distributed/test_gathered_blocks.py measures it.
@@ -127,6 +128,13 @@ def standing(strategy: str, processes: int, sizes: Footprint, trained: Trained) 
     return Memory(gathered=gathered, gradients=gradients, host=host)
 
 
+def whole_model(strategy: str, sizes: Footprint) -> int:
+    """Bytes that a process holds beside :func:`standing` while it has gathered the whole model for rollouts."""
+    if strategy == "zero3":
+        return sizes.weights
+    return max(0, sizes.weights - sizes.rest - (_GATHERED_BLOCKS - 1) * sizes.block)
+
+
 @dataclass(frozen=True, slots=True)
 class Passes:
     """How often the model is run in one step, on each process.
@@ -170,7 +178,14 @@ class Traffic:
 
 
 def traffic(
-    strategy: str, processes: int, sizes: Footprint, trained: int, passes: Passes, checkpointing: bool
+    strategy: str,
+    processes: int,
+    sizes: Footprint,
+    trained: int,
+    passes: Passes,
+    *,
+    checkpointing: bool = False,
+    gathering: bool = False,
 ) -> Traffic:
     """What travels in one step.
 
@@ -181,6 +196,8 @@ def traffic(
         trained: Bytes of what is trained.
         passes: Of a process in a step.
         checkpointing: Whether layers recompute their activations.
+        gathering: Whether the whole model is gathered for rollouts, once in a step, and not layer by layer for each
+            token.
     """
     if processes == 1 and strategy != "fsdp2_offload":
         return Traffic()
@@ -197,10 +214,10 @@ def traffic(
     learning = passes.forward + again * passes.training
     reduced = passes.training if strategy == "zero3" else passes.steps
     weights = others * (sizes.weights + trained)
-    gathers = learning + passes.decoding
+    decoding = min(1, passes.decoding) if gathering else passes.decoding
     return Traffic(
         trained=round(exchanged * reduced),
         learning=round(weights * learning),
-        rollout=round(weights * passes.decoding),
-        host=round(sizes.weights / processes * gathers) if strategy == "fsdp2_offload" else 0,
+        rollout=round(weights * decoding),
+        host=round(sizes.weights / processes * (learning + decoding)) if strategy == "fsdp2_offload" else 0,
     )

@@ -143,6 +143,15 @@ def test_what_is_chosen_stays_within_the_room() -> None:
             assert not choice.fits or choice.memory.peak <= room + 1
 
 
+def test_a_sharded_model_is_gathered_for_rollouts_where_it_fits() -> None:
+    measured = large("Llama-3.1-8B")
+    roomy, tight = (choose("ppo", "fsdp2", 8, room, measured, Job()) for room in (72e9, 18e9))
+    assert roomy.gather_for_generation and not tight.gather_for_generation
+    assert roomy.memory.rollout > measured.sizes.weights / 2 > tight.memory.rollout
+    assert roomy.traffic.rollout < measured.sizes.weights < tight.traffic.rollout
+    assert not choose("ppo", "ddp", 8, 72e9, measured, Job()).gather_for_generation
+
+
 def test_strategies_of_one_process_and_of_several() -> None:
     measured = tiny()
     assert {choice.strategy for choice in plan(1, ROOM, measured, JOB)} == {"single", "fsdp2_offload"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rrm_lm.models.footprint import Footprint
-from rrm_lm.training.strategies import STRATEGIES, Memory, Passes, Trained, standing, traffic
+from rrm_lm.training.strategies import STRATEGIES, Memory, Passes, Trained, standing, traffic, whole_model
 
 # Weights of 1000 bytes in half precision: four blocks of 200 and the rest.
 SIZES = Footprint(
@@ -16,8 +16,8 @@ TRAINED = Trained(trained=40, frozen=24, copied=40)
 PASSES = Passes(forward=3, training=8, decoding=20, steps=4)
 
 
-def received(strategy: str, processes: int = 4, passes: Passes = PASSES, checkpointing: bool = False) -> dict[str, int]:
-    return traffic(strategy, processes, SIZES, TRAINED.trained, passes, checkpointing).to_dict()
+def received(strategy: str, processes: int = 4, **more: bool) -> dict[str, int]:
+    return traffic(strategy, processes, SIZES, TRAINED.trained, PASSES, **more).to_dict()
 
 
 def test_one_process_holds_everything() -> None:
@@ -87,3 +87,12 @@ def test_under_zero3_recomputing_gathers_once_more_and_every_micro_batch_reduces
 def test_offloaded_shards_come_from_the_host_each_time() -> None:
     assert received("fsdp2_offload")["host"] == 250 * (3 + 2 * 8 + 20)
     assert received("fsdp2_offload", 1)["host"] == 1000 * (3 + 2 * 8 + 20)
+
+
+def test_a_whole_model_for_rollouts_is_received_once_and_held() -> None:
+    found = received("fsdp2", gathering=True)
+    assert found["rollout"] == 0.75 * 1040
+    assert found["learning"] == received("fsdp2")["learning"]
+    assert whole_model("zero3", SIZES) == 1000
+    # The rest of the model and two blocks are gathered anyway.
+    assert whole_model("fsdp2", SIZES) == 1000 - 200 - 2 * 200
