@@ -32,6 +32,7 @@ COMMANDS = {
     "chat": ("rrm_lm.cli.chat", "talk to a policy or any language model in the terminal"),
     "collect": ("rrm_lm.cli.collect", "let an overseer compare and criticise a policy's answers: new feedback"),
     "compare": ("rrm_lm.cli.compare", "judge policies on held-out prompts, against what they started from"),
+    "plan": ("rrm_lm.cli.plan", "what training takes on each GPU under each strategy, on paper, and what fits"),
     "fetch": ("rrm_lm.cli.fetch", "make the embedded default model ready (no Hub needed)"),
 }
 
@@ -131,6 +132,7 @@ Examples:
   rrm-lm policy --prompts my_prompts.jsonl --reward_model outputs/demo/reward
   rrm-lm chat outputs/sft
   rrm-lm compare outputs/sft --prompts my_pairs.jsonl --reward_model outputs/demo/reward
+  rrm-lm plan --model_name_or_path Qwen/Qwen3-8B --num_processes 8 --gpu_memory 80GB
   rrm-lm score --help
 
 Options:

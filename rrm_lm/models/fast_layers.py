@@ -66,13 +66,18 @@ def _mlp_forward(module: Any, x: Tensor) -> Tensor:
     return module.down_proj(_SwiGlu.apply(module.gate_proj(x), module.up_proj(x)))
 
 
-def speed_up_layers(model: nn.Module) -> int:
+def speed_up_layers(model: nn.Module, like: nn.Module | None = None) -> int:
     """Give norms and gated MLPs of a frozen fp32 model the fused computation, where it fits.
+
+    Args:
+        model: The model.
+        like: A model of the same family that was sped up: the kinds of layers that fitted there are taken to fit here,
+            and no other. For models without weights, on which nothing can be tried.
 
     Returns:
         How many modules were changed.
     """
-    fits: dict[tuple[type, str], bool] = {}
+    fits: dict[tuple[type, str], bool] = {} if like is None else _fitting(like)
     changed = 0
     for module in model.modules():
         forward = _fused(module)
@@ -80,11 +85,18 @@ def speed_up_layers(model: nn.Module) -> int:
             continue
         key = (type(module), forward.__name__)
         if key not in fits:
-            fits[key] = _agrees(module, forward)
+            fits[key] = like is None and _agrees(module, forward)
         if fits[key]:
             module.forward = MethodType(forward, module)
             changed += 1
     return changed
+
+
+def _fitting(model: nn.Module) -> dict[tuple[type, str], bool]:
+    """The kinds of layers that were sped up in a model."""
+    names = (_norm_forward.__name__, _mlp_forward.__name__)
+    found = ((type(module), getattr(module.__dict__.get("forward"), "__name__", "")) for module in model.modules())
+    return {key: True for key in found if key[1] in names}
 
 
 def _fused(module: Any) -> Any:

@@ -1,0 +1,162 @@
+"""How many bytes a model, an adapter and a cache have, from a configuration alone: no weights are loaded.
+
+The model is made on the meta device, by the same code that loads it, and PEFT puts the adapter on it: what is counted
+is what there would be.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rrm_lm.errors import ModelError
+from rrm_lm.models.pretrained import resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Sizes of a model with one LoRA adapter; bytes unless it says otherwise.
+
+    Attributes:
+        parameters: How many numbers the model has, tied ones once.
+        weights: Its weights.
+        layers: How many layers (blocks) it has.
+        block: The largest block's weights. A sharded model is gathered block by block.
+        rest: Weights outside of blocks: embedding, last norm, language-model head.
+        head: Weights of the language-model head.
+        adapter_parameters: Numbers of one adapter.
+        adapter: One adapter. PEFT keeps adapters in float32, also where the model is in half precision.
+        cache_token: Keys and values of one token, in all layers.
+        hidden_size, vocabulary: As the configuration has them.
+    """
+
+    parameters: int
+    weights: int
+    layers: int
+    block: int
+    rest: int
+    head: int
+    adapter_parameters: int
+    adapter: int
+    cache_token: int
+    hidden_size: int
+    vocabulary: int
+
+
+def read_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, bool]:
+    """The configuration of a model, without its weights.
+
+    Args:
+        name: A Hub id, a folder (of a model, or of an adapter, which means the model it is for), a ``config.json``, or
+            an embedded model's alias.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Allow Python code from the model's repository to run.
+
+    Returns:
+        The configuration, and whether the name was an adapter's.
+
+    Raises:
+        ModelError: There is none, or it is of no family that transformers knows.
+    """
+    path = Path(name).expanduser()
+    place, adapter = (str(path), None) if path.is_file() else (resolve(name, revision), _base_of(path))
+    if adapter is not None:
+        place = resolve(adapter)
+    try:
+        config = AutoConfig.from_pretrained(
+            place, revision=None if adapter else revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"The model's configuration could not be read ({reason[:300]})",
+            where=place,
+            expected="a config.json with the model_type of a family that transformers knows",
+            remedy="name a Hub id, a model's folder, or its config.json",
+        ) from error
+    return config, adapter is not None
+
+
+def _base_of(folder: Path) -> str | None:
+    """The model that the adapter in a folder is for; ``None`` where there is no adapter."""
+    file = folder / "adapter_config.json"
+    if (folder / "config.json").is_file() or not file.is_file():
+        return None
+    return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+
+
+def with_layers(config: Any, count: int) -> Any:
+    """The configuration of the same model with fewer layers."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = list(config.layer_types)[:count]
+    return config
+
+
+def model_without_weights(config: Any, dtype: torch.dtype, attention: str | None = None) -> Any:
+    """A causal language model of a configuration, on the device that is the default where this is called.
+
+    Raises:
+        ModelError: The family has no causal language model.
+    """
+    try:
+        model: Any = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, **({"attn_implementation": attention} if attention else {})
+        )
+    except (ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(
+            f"No language model can be made of this configuration ({' '.join(str(error).split())[:300]})",
+            where=str(getattr(config, "model_type", "")),
+            expected="a causal language model that transformers knows",
+        ) from error
+    return model.eval()
+
+
+def footprint(config: Any, lora: LoraConfig, dtype: torch.dtype) -> Footprint:
+    """Sizes of a model and of one adapter on it.
+
+    Args:
+        config: The model's configuration.
+        lora: What the adapter is like.
+        dtype: Of the model's weights.
+
+    Raises:
+        ModelError: The configuration is of no causal language model.
+        ValueError: The adapter names layers that the model does not have.
+    """
+    with torch.device("meta"):
+        model = model_without_weights(config, dtype)
+        text = model.config.get_text_config()
+        kinds = set(model._no_split_modules or ())
+        blocks = [_bytes(module) for module in model.modules() if type(module).__name__ in kinds]
+        parameters, weights = sum(p.numel() for p in model.parameters()), _bytes(model)
+        head = _bytes(model.get_output_embeddings())
+        adapted: Any = get_peft_model(model, copy.deepcopy(lora))
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    return Footprint(
+        parameters=parameters,
+        weights=weights,
+        layers=int(text.num_hidden_layers),
+        block=max(blocks, default=weights),
+        rest=weights - sum(blocks) if blocks else 0,
+        head=head,
+        adapter_parameters=sum(p.numel() for p in trained),
+        adapter=sum(p.nbytes for p in trained),
+        cache_token=2 * int(text.num_hidden_layers) * heads * size * dtype.itemsize,
+        hidden_size=int(text.hidden_size),
+        vocabulary=int(text.vocab_size),
+    )
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())

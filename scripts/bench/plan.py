@@ -1,0 +1,165 @@
+"""What `rrm-lm plan` says of the embedded model, against the memory that processes took when they trained it.
+
+    python scripts/bench/plan.py      writes scripts/bench/results/plan.json (about ten minutes on two cores)
+
+Each case trains two steps (reward model) or two updates (PPO, with its rollouts) in a process of its own. Measured is
+the peak of its resident memory above what it had before the model was loaded. Rows are all of the planned lengths, so
+that a plan for the longest ones is a plan for these. On a CPU rollouts lay out all matrices for oneDNN, the
+language-model head included, which on other devices they do not; its copy is added to the plan here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from common import machine, peak_rss_mb, save
+from peft import LoraConfig
+
+from rrm_lm.models.agent import AgentModel
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.footprint import read_config
+from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer
+from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.training.examples import Example, Pair
+from rrm_lm.training.planning import Job, measure, what_is_trained
+from rrm_lm.training.ppo_config import PPOConfig
+from rrm_lm.training.ppo_trainer import PPOTrainer
+from rrm_lm.training.reward_config import RewardConfig
+from rrm_lm.training.reward_sources import PythonReward
+from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.training.strategies import standing
+
+MODEL = "smollm2-135m"
+# task, dtype, whether activations are recomputed, rows of a micro-batch
+CASES = [
+    ("reward", "float32", False, 4),
+    ("reward", "float32", True, 4),
+    ("reward", "bfloat16", False, 4),
+    ("ppo", "float32", False, 4),
+    ("ppo", "float32", True, 4),
+    ("ppo", "bfloat16", False, 4),
+]
+Case = tuple[str, str, bool, int]
+
+
+def job_of(case: Case) -> Job:
+    return Job(prompt_length=96, response_length=48, batch=8, num_ppo_epochs=2, activation_checkpointing=case[2])
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM", target_modules="all-linear")
+
+
+def settings(folder: str, case: Case) -> dict[str, Any]:
+    return {
+        "output_dir": folder, "per_device_train_batch_size": job_of(case).batch, "max_steps": 2, "use_cpu": True,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "activation_checkpointing": case[2],
+        "bf16": False, "logging_steps": 1,
+    }  # fmt: skip
+
+
+def train_reward(backbone: Backbone, case: Case, folder: str, tokenizer: Any) -> None:
+    job = job_of(case)
+    model = RewardModel.create(backbone, lora(), RewardSettings(MODEL))
+    lines = tuple(job.pair.lines())
+    rows = tuple(backbone.rows([line.ids for line in lines]))
+    examples = [Example(rows, lines, (Pair(0, 1),), prompt_id=str(number)) for number in range(job.batch)]
+    args = RewardConfig(**settings(folder, case), micro_batch_tokens=case[3] * job.pair.width)
+    RewardTrainer(model, args, examples, processing_class=tokenizer).train()
+
+
+def train_policy(backbone: Backbone, case: Case, folder: str, tokenizer: Any) -> None:
+    job = job_of(case)
+    agent = AgentModel.create(backbone, lora())
+    agent.add_reward(RewardModel.create(backbone, lora(), RewardSettings(MODEL)))
+    args = PPOConfig(
+        **settings(folder, case), micro_batch_tokens=case[3] * job.family.width, num_sample_generations=0,
+        rollout_batch_tokens=job.batch * job.episode.width, num_ppo_epochs=job.num_ppo_epochs, max_kl=None,
+        response_length=job.response_length, temperature=0.7, learning_rate=1e-6,
+    )  # fmt: skip
+    lengths = [job.prompt_length - number for number in range(job.batch)]  # uneven, as prompts are
+    prompts = [{"input_ids": [1000 + number, *[28] * (length - 1)]} for number, length in enumerate(lengths)]
+    length = PythonReward(lambda _, responses: [float(len(response)) for response in responses], "length")
+    PPOTrainer(args, tokenizer, agent, train_dataset=prompts, rewards=[length]).train()
+
+
+def resident() -> int:
+    """Resident bytes of this process now."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
+
+
+def measured(case: Case, folder: str) -> int:
+    """Bytes that training took in this process at its worst moment."""
+    tokenizer: Any = load_tokenizer(MODEL)
+    torch.mm(torch.randn(512, 512), torch.randn(512, 512))  # the libraries' own buffers
+    gc.collect()
+    before = resident()
+    backbone = Backbone(load_causal_lm(MODEL, dtype=case[1]), int(tokenizer.pad_token_id))
+    (train_reward if case[0] == "reward" else train_policy)(backbone, case, folder, tokenizer)
+    return round(peak_rss_mb() * 2**20) - before
+
+
+def planned(case: Case) -> dict[str, int]:
+    """What the plan says, by parts."""
+    task, dtype, recomputed, rows = case
+    job, kind = job_of(case), getattr(torch, dtype)
+    known = measure(read_config(MODEL)[0], lora(), kind, job)
+    parts = asdict(standing("single", 1, known.sizes, what_is_trained(task, known.sizes, job)))
+    parts["activations"] = known.peak(task, recomputed).bytes(rows)
+    if task == "ppo":
+        parts["rollout"] = known.peak("rollout").bytes(job.batch) + (known.sizes.head if kind == torch.float32 else 0)
+    worst = max(parts["activations"], parts["rollout"])
+    return {**parts, "peak": sum(parts.values()) - parts["activations"] - parts["rollout"] + worst}
+
+
+def in_own_process(number: int, threads: int) -> int:
+    """Peak memory of a case, in a process that gives freed memory back at once."""
+    command = [sys.executable, __file__, "--case", str(number), "--threads", str(threads)]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return int(json.loads(output.strip().splitlines()[-1])["bytes"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", default="plan.json", help="file in scripts/bench/results")
+    parser.add_argument("--case", type=int, help="run one case here, and print what it took")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.case is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps({"bytes": measured(CASES[args.case], folder)}))
+        return
+    found = []
+    for number, case in enumerate(CASES):
+        on_paper, taken = planned(case), in_own_process(number, args.threads)
+        task, dtype, recomputed, rows = case
+        found.append(
+            {
+                "task": task, "dtype": dtype, "activation_checkpointing": recomputed, "micro_batch_rows": rows,
+                "measured": taken, "planned_over_measured": round(on_paper["peak"] / taken, 3), "planned": on_paper,
+            }
+        )  # fmt: skip
+        print(json.dumps({key: value for key, value in found[-1].items() if key != "planned"}), flush=True)
+    setting = {"model": MODEL, "job": asdict(job_of(CASES[0]))}
+    setting["job"].pop("activation_checkpointing")
+    print(save(args.output, {"setting": setting, "machine": machine(), "cases": found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What two real processes (gloo, on the CPU) hold while FSDP2 computes, against what the plan says they hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from transformers import LlamaConfig
+
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.footprint import footprint
+from rrm_lm.models.peak_memory import RowShape
+from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.text.batching import collate
+from rrm_lm.training.strategies import Trained, standing
+from tests.allocations import held, peak_allocated
+from tests.tiny import lora, tiny_model
+
+SHAPE = RowShape(prompt=8, response=4, responses=2)  # few tokens: what is large are the weights
+CONFIG = LlamaConfig(
+    vocab_size=500, hidden_size=128, intermediate_size=384, num_hidden_layers=8, num_attention_heads=4,
+    num_key_value_heads=2, pad_token_id=0,
+)  # fmt: skip
+
+
+def make() -> RewardModel:
+    return RewardModel.create(Backbone(tiny_model(config=CONFIG), 0, sharing=True), lora(), RewardSettings("tiny"))
+
+
+def learn(model: RewardModel) -> int:
+    """Bytes at the peak of a forward and backward pass, beside what the process holds; not in the first one."""
+    lines = SHAPE.lines()
+    batch = collate(model.backbone.rows([line.ids for line in lines]), 0)
+
+    def run() -> None:
+        model(batch, lines, with_critiques=False).members.sum().backward()
+
+    run()
+    return peak_allocated(run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_process_has_gathered_what_the_plan_says(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    subprocess.run(
+        [*command, "-m", "tests.distributed.test_gathered_blocks", str(tmp_path)],
+        cwd=root, check=True, timeout=200, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    found = json.loads((tmp_path / "found.json").read_text())
+    model = make()
+    sizes = footprint(CONFIG, lora(), torch.float32)
+    planned = standing("fsdp2", 2, sizes, Trained(held(model) - sizes.weights))
+    assert found["held"] == pytest.approx(planned.weights + planned.adapters, rel=0.01)
+    assert found["peak"] - learn(model) == pytest.approx(planned.gathered, rel=0.15)
+
+
+def main(folder: str) -> None:
+    """One of the two processes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    model = make()
+    for layer in model.backbone.decoder.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    parts = [p.to_local() for p in model.parameters()]  # pyright: ignore[reportCallIssue]
+    found = {"held": sum(part.nbytes for part in parts), "peak": learn(model)}
+    if dist.get_rank() == 0:
+        (Path(folder) / "found.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
