@@ -157,15 +157,15 @@ def _joined() -> Alone:
     there = os.environ
     if int(there.get("WORLD_SIZE", "1")) < 2 or there.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return Alone()
-    import torch.distributed as dist
+    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     rank, local = int(there["RANK"]), int(there["LOCAL_RANK"])
     first = rank - local
     neighbours = [other for other in range(first, first + int(there["LOCAL_WORLD_SIZE"])) if other != rank]
     address, port = there["MASTER_ADDR"], int(there["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
+    store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
     attempt = there.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Together(dist.PrefixStore(f"rrm_lm/{attempt}", store), rank, neighbours)
+    return Together(PrefixStore(f"rrm_lm/{attempt}", store), rank, neighbours)
 
 
 def process_prefix() -> str:

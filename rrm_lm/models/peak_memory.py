@@ -313,7 +313,7 @@ def _as_if_on_cpu(module: nn.Module) -> None:
     """Put tensors without data in the place of tensors on the meta device, where other kernels would compute."""
     made: dict[Tensor, Tensor] = {}
     for part in module.modules():
-        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        tables: list[Any] = [part._parameters, part._buffers]
         for table in tables:
             for name, tensor in table.items():
                 if tensor is not None and tensor not in made:

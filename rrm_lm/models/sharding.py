@@ -264,7 +264,7 @@ def shard_for_use(root: Root) -> bool:
 
     if process_state().num_processes == 1 or not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return False
-    accelerator = Accelerator(cpu=process_state().device.type == "cpu")
+    accelerator = Accelerator(cpu=str(process_state().device).startswith("cpu"))
     if not shards(accelerator):
         return False
     arrange(accelerator, root)

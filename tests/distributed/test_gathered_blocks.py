@@ -75,7 +75,7 @@ def main(folder: str) -> None:
     for layer in model.backbone.decoder.layers:
         fully_shard(layer)
     fully_shard(model)
-    parts = [p.to_local() for p in model.parameters()]  # pyright: ignore[reportCallIssue]
+    parts = [p.to_local() for p in model.parameters()]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     found = {"held": sum(part.nbytes for part in parts), "peak": learn(model)}
     if dist.get_rank() == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))

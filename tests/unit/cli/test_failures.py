@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch.distributed as dist
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from rrm_lm.cli import failures, signals
 from rrm_lm.cli.failures import Alone, Together
@@ -36,7 +36,7 @@ class Run:
     """Processes 0 and 1 of a run in this process, each of which takes the other for its neighbour."""
 
     def __init__(self) -> None:
-        self.store: Any = dist.HashStore()
+        self.store: Any = HashStore()
         self.left: list[int] = []
         self.ranks = [Together(self.store, rank, [1 - rank], self.left.append) for rank in (0, 1)]
 
@@ -89,7 +89,7 @@ def test_the_others_wait_until_the_first_is_told() -> None:
 def test_a_process_that_is_killed_is_told_of_by_its_neighbour(
     neighbour: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store: Any = dist.HashStore()
+    store: Any = HashStore()
     left: list[int] = []
     store.set("pid/1", str(neighbour.pid))
     here = Together(store, 0, [1], left.append)
@@ -107,7 +107,7 @@ def test_a_process_that_is_killed_is_told_of_by_its_neighbour(
 def test_a_process_that_waits_for_one_that_is_gone_is_ended(
     neighbour: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store: Any = dist.HashStore()
+    store: Any = HashStore()
     left: list[int] = []
     store.set("pid/1", str(neighbour.pid))
     here = Together(store, 0, [1], left.append)
@@ -121,7 +121,7 @@ def test_a_process_that_waits_for_one_that_is_gone_is_ended(
 
 
 def test_a_process_that_is_done_is_not_missed(neighbour: subprocess.Popen[bytes]) -> None:
-    store: Any = dist.HashStore()
+    store: Any = HashStore()
     left: list[int] = []
     store.set("pid/1", str(neighbour.pid))
     store.set("done/1", "")
