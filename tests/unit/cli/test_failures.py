@@ -166,3 +166,16 @@ def test_outside_a_launch_there_is_nobody(monkeypatch: pytest.MonkeyPatch) -> No
     with failures.shared() as here:
         assert type(here) is Alone
     assert failures.process_prefix() == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "broken"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:34567"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:1945: Connection reset by peer"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("closed by peer"), False),
+    ],
+)
+def test_connections_that_broke_are_known_by_their_words(error: Exception, broken: bool) -> None:
+    assert failures.is_broken_connection(error) is broken
