@@ -158,8 +158,9 @@ def _joined() -> Alone:
     there = os.environ
     if int(there.get("WORLD_SIZE", "1")) < 2 or there.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return Alone()
-    import torch.distributed as dist
+    import torch.distributed
 
+    dist: Any = torch.distributed  # whose stores are documented and not declared
     rank, local = int(there["RANK"]), int(there["LOCAL_RANK"])
     first = rank - local
     neighbours = [other for other in range(first, first + int(there["LOCAL_WORLD_SIZE"])) if other != rank]
