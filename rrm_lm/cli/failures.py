@@ -25,6 +25,7 @@ FAULT = 1
 _POLL = 1.0  # seconds between two looks
 _GRACE = 10.0  # seconds in which a process whose run has failed may end by itself
 _CLOSED = 3.0  # seconds from the end of a process's connections until it is seen to be gone
+_BROKEN = ("closed by peer", "reset by peer", "ncclremoteerror", "remote process exited")
 _SHOWN = 200  # characters of an error that is a consequence of another
 _TOLD = 5.0  # seconds to wait for the first failure to be printed
 
@@ -157,15 +158,22 @@ def _joined() -> Alone:
     there = os.environ
     if int(there.get("WORLD_SIZE", "1")) < 2 or there.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return Alone()
-    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+    import torch.distributed
 
+    dist: Any = torch.distributed  # whose stores are documented and not declared
     rank, local = int(there["RANK"]), int(there["LOCAL_RANK"])
     first = rank - local
     neighbours = [other for other in range(first, first + int(there["LOCAL_WORLD_SIZE"])) if other != rank]
     address, port = there["MASTER_ADDR"], int(there["MASTER_PORT"])
-    store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
+    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
     attempt = there.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Together(PrefixStore(f"rrm_lm/{attempt}", store), rank, neighbours)
+    return Together(dist.PrefixStore(f"rrm_lm/{attempt}", store), rank, neighbours)
+
+
+def is_broken_connection(error: Exception) -> bool:
+    """Whether an error is that of a collective operation whose other process is gone, of which gloo and NCCL tell."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _BROKEN)
 
 
 def process_prefix() -> str:

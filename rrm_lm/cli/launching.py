@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import shlex
@@ -162,6 +163,7 @@ def _run(file: Path, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    gc.freeze()  # the libraries' objects end with this process; to collect them at its end takes seconds
     try:
         args = launch_command_parser().parse_args(list(words))
         _refuse_more_than_devices(file, args)

@@ -65,14 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _interrupted(error, words)
         except Exception as error:
             if isinstance(processes, failures.Together):
-                processes.tell(error, _print_fault)
+                processes.tell(error, partial(_print_fault, error))
                 return failures.FAULT
             raise
 
 
-def _print_fault() -> None:
-    print(f"{failures.process_prefix()}error: this is a fault of the program", file=sys.stderr)
-    traceback.print_exc()
+def _print_fault(error: Exception) -> None:
+    what = "this is a fault of the program"
+    if failures.is_broken_connection(error):
+        what = "the connection to a process on another machine broke; the cause is told there"
+    print(f"{failures.process_prefix()}error: {what}", file=sys.stderr)
+    traceback.print_exception(error)
 
 
 def _interrupted(error: KeyboardInterrupt, words: Sequence[str]) -> int:

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
+import torch.distributed
 
 from rrm_lm.cli import failures, signals
 from rrm_lm.cli.failures import Alone, Together
 from rrm_lm.errors import DataError
+
+dist: Any = torch.distributed  # whose stores are documented and not declared
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ class Run:
     """Processes 0 and 1 of a run in this process, each of which takes the other for its neighbour."""
 
     def __init__(self) -> None:
-        self.store: Any = HashStore()
+        self.store: Any = dist.HashStore()
         self.left: list[int] = []
         self.ranks = [Together(self.store, rank, [1 - rank], self.left.append) for rank in (0, 1)]
 
@@ -89,7 +91,7 @@ def test_the_others_wait_until_the_first_is_told() -> None:
 def test_a_process_that_is_killed_is_told_of_by_its_neighbour(
     neighbour: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store: Any = HashStore()
+    store: Any = dist.HashStore()
     left: list[int] = []
     store.set("pid/1", str(neighbour.pid))
     here = Together(store, 0, [1], left.append)
@@ -107,7 +109,7 @@ def test_a_process_that_is_killed_is_told_of_by_its_neighbour(
 def test_a_process_that_waits_for_one_that_is_gone_is_ended(
     neighbour: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store: Any = HashStore()
+    store: Any = dist.HashStore()
     left: list[int] = []
     store.set("pid/1", str(neighbour.pid))
     here = Together(store, 0, [1], left.append)
@@ -121,7 +123,7 @@ def test_a_process_that_waits_for_one_that_is_gone_is_ended(
 
 
 def test_a_process_that_is_done_is_not_missed(neighbour: subprocess.Popen[bytes]) -> None:
-    store: Any = HashStore()
+    store: Any = dist.HashStore()
     left: list[int] = []
     store.set("pid/1", str(neighbour.pid))
     store.set("done/1", "")
@@ -166,3 +168,16 @@ def test_outside_a_launch_there_is_nobody(monkeypatch: pytest.MonkeyPatch) -> No
     with failures.shared() as here:
         assert type(here) is Alone
     assert failures.process_prefix() == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "broken"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:34567"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:1945: Connection reset by peer"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("closed by peer"), False),
+    ],
+)
+def test_connections_that_broke_are_known_by_their_words(error: Exception, broken: bool) -> None:
+    assert failures.is_broken_connection(error) is broken
