@@ -27,6 +27,7 @@ COMMANDS = {
     "chat": ("rrm_lm.cli.chat", "talk to a policy or any language model in the terminal"),
     "collect": ("rrm_lm.cli.collect", "let an overseer compare and criticise a policy's answers: new feedback"),
     "compare": ("rrm_lm.cli.compare", "judge policies on held-out prompts, against what they started from"),
+    "recurse": ("rrm_lm.cli.recurse", "solve a task with helpers that were trained on easier tasks, recursively"),
     "fetch": ("rrm_lm.cli.fetch", "make the embedded default model ready (no Hub needed)"),
 }
 

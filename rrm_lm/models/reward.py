@@ -113,24 +113,26 @@ class RewardModel(nn.Module):
     Args:
         backbone: The frozen model with the reward adapter on it.
         settings: How it is used.
+        adapter: What the adapter is called there; several reward models on one backbone differ in it.
     """
 
-    def __init__(self, backbone: Backbone, settings: RewardSettings) -> None:
+    def __init__(self, backbone: Backbone, settings: RewardSettings, adapter: str = ADAPTER) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.settings = settings
+        self.backbone, self.settings, self.adapter = backbone, settings, adapter
         # The scale keeps first rewards near N(0, 1) for hidden states of unit variance (Stiennon et al. 2020).
         heads = settings.combination.heads
         self.head = nn.Linear(backbone.hidden_size, heads, bias=False, device=backbone.device, dtype=torch.float32)
         nn.init.normal_(self.head.weight, std=(backbone.hidden_size + 1) ** -0.5)
 
     @classmethod
-    def create(cls, backbone: Backbone, lora: LoraConfig, settings: RewardSettings) -> RewardModel:
+    def create(
+        cls, backbone: Backbone, lora: LoraConfig, settings: RewardSettings, adapter: str = ADAPTER
+    ) -> RewardModel:
         """Put a fresh reward adapter and head on a backbone."""
-        backbone.add_adapter(ADAPTER, lora)
+        backbone.add_adapter(adapter, lora)
         speed_up(backbone)
         speed_up_layers(backbone)
-        return cls(backbone, settings)
+        return cls(backbone, settings, adapter)
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +156,7 @@ class RewardModel(nn.Module):
             lines: The lines, in the batch's order.
             with_critiques: Also compute the critiques' likelihood; without it the language-model head is not used.
         """
-        hidden = self.backbone(batch, ADAPTER)
+        hidden = self.backbone(batch, self.adapter)
         ends = _gather(hidden, [batch.at(number, line.reward_at) for number, line in enumerate(lines)])
         members = self.head(ends.float())
         rewards = self.settings.combination(members)
@@ -170,7 +172,7 @@ class RewardModel(nn.Module):
 
     def _critique_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         def nll(states: Tensor, tokens: Tensor) -> Tensor:
-            logits = self.backbone.logits(states, ADAPTER)
+            logits = self.backbone.logits(states, self.adapter)
             return nn.functional.cross_entropy(logits, tokens, reduction="none")
 
         if len(targets) <= _LOGIT_CHUNK:
@@ -182,7 +184,7 @@ class RewardModel(nn.Module):
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Adapter and head under the names that PEFT gives them in a sequence-classification model."""
-        state = get_peft_model_state_dict(self.backbone.model, adapter_name=ADAPTER)
+        state = get_peft_model_state_dict(self.backbone.model, adapter_name=self.adapter)
         state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         state[_HEAD_KEY] = self.head.weight.detach().cpu().contiguous()
         return state
@@ -195,7 +197,7 @@ class RewardModel(nn.Module):
         """
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.adapter_state(), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = LoraConfig(**self.backbone.model.peft_config[ADAPTER].to_dict())
+        config = LoraConfig(**self.backbone.model.peft_config[self.adapter].to_dict())
         config.task_type = TaskType.SEQ_CLS
         config.modules_to_save = ["score"]
         config.inference_mode = True
@@ -231,13 +233,13 @@ class RewardModel(nn.Module):
                 "the ensemble_heads) it was trained with",
             )
         self._refuse_misfit(state, folder)
-        set_peft_model_state_dict(self.backbone.model, state, adapter_name=ADAPTER)
+        set_peft_model_state_dict(self.backbone.model, state, adapter_name=self.adapter)
         with torch.no_grad():
             self.head.weight.copy_(head)
 
     def _refuse_misfit(self, state: dict[str, Tensor], folder: Path) -> None:
         """PEFT itself says nothing about weights that are missing, and those would stay as they began."""
-        mine = get_peft_model_state_dict(self.backbone.model, adapter_name=ADAPTER)
+        mine = get_peft_model_state_dict(self.backbone.model, adapter_name=self.adapter)
         foreign, missing = sorted(state.keys() - mine.keys()), sorted(mine.keys() - state.keys())
         other = sorted(key for key in state.keys() & mine.keys() if state[key].shape != mine[key].shape)
         if foreign:
