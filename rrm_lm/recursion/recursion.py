@@ -52,7 +52,8 @@ def solve_all(nodes: Sequence[Node], workshop: Workshop) -> list[Agent]:
         try:
             agents.append(solve(node, workshop))
         except Exception as error:  # whatever it is, the others' work is worth having
-            logger.exception("the helper %s failed", node.name) if not isinstance(error, RRMError) else None
+            if not isinstance(error, RRMError):  # a fault of the program, whose traceback tells where
+                logger.exception("the helper %s failed", node.name)
             failed[node.name] = error
     if failed:
         name, error = next(iter(failed.items()))

@@ -118,11 +118,11 @@ class Workshop:
         """The work on a node whose helpers are solved; its folder is this process's alone meanwhile."""
         folder, inputs = self.place(node), self.inputs(node)
         with lock(self.folder / f".{node.name}.lock", what=f"The node {node.name}"):
-            if _read(folder / RECORD).get("inputs") != inputs:
-                if folder.exists():
-                    logger.info("%s: what it depends on has changed, so it is begun anew", node.name)
+            changed = _read(folder / RECORD).get("inputs") != inputs
+            if folder.exists() and (changed or (folder / MANIFEST).exists()):  # a finished one would have been taken
+                why = "what it depends on has changed" if changed else "some of its files are broken"
+                logger.info("%s: %s, so it is begun anew", node.name, why)
                 remove_folder(folder)
-            (folder / MANIFEST).unlink(missing_ok=True)  # broken, or it would have been taken as it is
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / RECORD, {"inputs": inputs})
             yield Work(node, self, folder)
