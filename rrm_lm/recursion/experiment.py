@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-ARMS = ("U", "A", "Sh", "C", "G")
+ARMS: tuple[str, ...] = ("U", "A", "Sh", "C", "G")
 BEST_OF = (1, 4, 16)
 DRAWS = 4000
 TESTABLE = 0.03  # truth must beat nobody's help by this much of accuracy, or there is nothing to gain

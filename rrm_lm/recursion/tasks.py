@@ -63,12 +63,23 @@ class Domain(Protocol):
         aspects: What helpers can judge, by name. Those named as parts of others help only these.
     """
 
-    name: str
-    kind: str
-    limit: str
-    noise: float
-    prompts: Sequence[Prompt]
-    aspects: Mapping[str, Aspect]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def limit(self) -> str: ...
+
+    @property
+    def noise(self) -> float: ...
+
+    @property
+    def prompts(self) -> Sequence[Prompt]: ...
+
+    @property
+    def aspects(self) -> Mapping[str, Aspect]: ...
 
     def draft(self, prompt: Prompt, rng: random.Random) -> str:
         """Some well-formed response, good or bad: what a policy that has learned nothing but the form may write."""

@@ -6,6 +6,7 @@ Each function leaves a whole, verified folder, or goes on from the newest checkp
 from __future__ import annotations
 
 import copy
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from rrm_lm.models.pretrained import set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.recursion.agents import Rewards, Shared, drop, policy_adapter, reward_adapter
 from rrm_lm.recursion.tree import NodeSettings
-from rrm_lm.storage import remove_folder, staged_folder, verify
+from rrm_lm.storage import remove_folder, staged_folder, verify, write_json
 from rrm_lm.training.checkpoints import newest_verified
 from rrm_lm.training.examples import ExampleBuilder, FitCounts
 from rrm_lm.training.ppo_config import PPOConfig
@@ -33,6 +34,7 @@ from rrm_lm.training.reward_trainer import RewardTrainer
 from rrm_lm.training.sft import SFTTrainer, imitations
 from rrm_lm.training.sft_config import SFTConfig
 
+LOG = "log_history.json"  # how the training went
 _SAVES = 4  # checkpoints in a training: what an interruption can cost is a quarter of it
 _TOGETHER = 4  # pairs of one prompt that go through the model as one row
 _MARGIN = 16  # tokens that the chat template puts around a response
@@ -97,7 +99,7 @@ def learn_form(
         trainer.train(resume_from_checkpoint=_checkpoint(work))
     with staged_folder(folder, replace=True) as staged:
         save_policy(shared.backbone, staged, shared.chat.tokenizer, kept, adapter)
-    drop(shared, adapter)
+    _release(shared, trainer, adapter)
     remove_folder(work)
 
 
@@ -150,7 +152,8 @@ def train_reward(
     trainer.train(resume_from_checkpoint=_checkpoint(work))
     with staged_folder(folder, replace=True) as staged:
         model.save(staged, shared.chat.tokenizer)
-    drop(shared, adapter)
+        write_json(staged / LOG, trainer.state.log_history)
+    _release(shared, trainer, adapter)
     remove_folder(work)
 
 
@@ -211,10 +214,19 @@ def train_policy(
     trainer.train(resume_from_checkpoint=_checkpoint(work))
     with staged_folder(folder, replace=True) as staged:
         save_policy(shared.backbone, staged, shared.chat.tokenizer, kept, adapter)
-    drop(shared, adapter, REFERENCE)
-    remove_folder(work)
+        write_json(staged / LOG, trainer.state.log_history)
     log = trainer.state.log_history
+    _release(shared, trainer, adapter, REFERENCE)
+    remove_folder(work)
     return round(sum(one["tokens_per_second"] * one["time/roll_out"] for one in log if "time/roll_out" in one))
+
+
+def _release(shared: Shared, trainer: Any, *adapters: str) -> None:
+    """Free what training held: a trainer and its accelerator hold each other, gradients and the optimizer's moments."""
+    trainer.accelerator.free_memory()
+    trainer.optimizer = trainer.lr_scheduler = trainer.model = trainer.model_wrapped = None
+    drop(shared, *adapters)
+    gc.collect()
 
 
 @dataclass(frozen=True)

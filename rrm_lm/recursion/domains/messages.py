@@ -29,7 +29,22 @@ WORDS = (
     "cloud",
 )
 ENDINGS = ("Thank you.", "See you soon.", "Best wishes.")
-_FILLING = ("we", "will", "meet", "at", "the", "station", "and", "talk", "about", "your", "plan", "for", "a", "while")
+_FILLING: tuple[str, ...] = (
+    "we",
+    "will",
+    "meet",
+    "at",
+    "the",
+    "station",
+    "and",
+    "talk",
+    "about",
+    "your",
+    "plan",
+    "for",
+    "a",
+    "while",
+)
 _ASKED = re.compile(r"include (\w+), avoid (\w+), at most (\d+) words, end with (.+)")
 
 
@@ -97,7 +112,7 @@ def _planted(name: str) -> Callable[[Prompt, random.Random], str]:
 def _message(prompt: Prompt, rng: random.Random, kept: Mapping[str, bool]) -> str:
     """A message that keeps the constraints as `kept` says, and the others as chance has it."""
     order, keeps = order_of(prompt), {name: rng.random() < 0.5 for name in ("include", "avoid", "end")} | dict(kept)
-    words = rng.choices(_FILLING, k=rng.randint(3, 14))
+    words: list[str] = list(rng.choices(_FILLING, k=rng.randint(3, 14)))
     if keeps["include"]:
         words.insert(rng.randrange(len(words)), order.include)
     if not keeps["avoid"]:

@@ -161,5 +161,10 @@ def test_taking_an_adapter_off_leaves_the_others_as_they_were() -> None:
     assert not trainable(backbone)  # PEFT would have switched the other one on
     with pytest.raises(ModelError, match="no adapter 'reward'"):
         backbone.using("reward")
-    backbone.add_adapter("reward", lora())
-    assert {name for name in trainable(backbone) if ".reward." in name} == trainable(backbone)
+    backbone.remove_adapter("policy")  # the last one: the bare model is left, and can have others
+    with torch.no_grad():
+        bare = together(backbone, rows, "right", None)
+        backbone.add_adapter("reward", lora())
+        assert furthest(together(backbone, rows, "right", None), bare) < EXACT
+        assert furthest(together(backbone, rows, "right", "reward"), bare) > 0.01
+    assert {name for name in trainable(backbone) if ".reward." in name} == trainable(backbone) != set()

@@ -33,8 +33,8 @@ def megabytes(field: str) -> float:
 
 
 def main(folder: Path) -> None:
-    config: Any = tiny_config("llama", layers=16)
-    config.hidden_size, config.intermediate_size, config.head_dim = 384, 1024, 96
+    config: Any = tiny_config("llama", layers=8)
+    config.hidden_size, config.intermediate_size, config.head_dim = 512, 1536, 128
     before = megabytes("VmRSS")
     shop = workshop(folder, model=tiny_model(config=config))
     shop.shared = replace(
@@ -42,7 +42,8 @@ def main(folder: Path) -> None:
     )  # about the share of it that rank 16 is of SmolLM2
     peaks = []
     for helpers in ([], [f"letter_{i}" for i in range(9)]):
-        nodes = {"top": SMALL | {"task": "main", "helpers": helpers}, **{name: SMALL for name in helpers}}
+        few = SMALL | {"questions": 6, "drafts": 4, "tested": 4}
+        nodes = {"top": few | {"task": "main", "helpers": helpers}, **{name: few for name in helpers}}
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         solve(read_tree(NineAspects(), nodes), shop)
         peaks.append(megabytes("VmHWM") - before)
