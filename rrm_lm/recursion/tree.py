@@ -45,7 +45,7 @@ class NodeSettings:
     assistance: str = "notes"
     notes_as_input: bool = False
     questions: int = 150
-    planted: float = 0.5
+    planted: float = 0.4
     both_orders: bool = False
     critiques: bool = True
     num_train_epochs: float = 4.0

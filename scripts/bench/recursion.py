@@ -64,26 +64,25 @@ class Sizes:
 
     Attributes:
         pairs: Comparisons that every arm learns from.
-        checks: M, checks for each helper.
+        checks, planted: M, checks for each helper; the share of them that is of planted bad responses.
         far, near, requests, samples: Fresh pairs, pairs that differ in one thing, requests and responses to each.
         epochs, helper_epochs, learning_rate, batch: Of the reward models.
-        critique_weight: Of the helpers' reward models.
         updates, episodes: Of the policies that PPO trains.
         drafts, draft_epochs: Of the policy that all start from.
     """
 
     pairs: int = 400
-    checks: int = 150
-    far: int = 400
+    checks: int = 120
+    planted: float = 0.4
+    far: int = 300
     near: int = 200
     requests: int = 48
     samples: int = 16
     epochs: float = 3.0
-    helper_epochs: float = 8.0
+    helper_epochs: float = 5.0
     learning_rate: float = 5e-4
     batch: int = 8
-    critique_weight: float = 0.0
-    updates: int = 10
+    updates: int = 8
     episodes: int = 32
     drafts: int = 192
     draft_epochs: float = 3.0
@@ -256,7 +255,7 @@ class Experiment:
         each = {
             "questions": self.sizes.checks, "num_train_epochs": self.sizes.helper_epochs,
             "learning_rate": self.sizes.learning_rate, "per_device_train_batch_size": self.sizes.batch,
-            "critique_weight": self.sizes.critique_weight, "tested": self.sizes.far,
+            "planted": self.sizes.planted, "tested": self.sizes.far,
         }  # fmt: skip
         parts = {name: self.domain.aspects[name].parts for name in self.helpers}
         names = [f"deep_{name}" if deep and parts[name] else name for name in self.helpers]
