@@ -92,6 +92,7 @@ Commands:
 Examples:
   rrm-lm fetch smollm2-135m
   rrm-lm run --config configs/demo.yaml
+  rrm-lm recurse --config configs/chip_quick.yaml
   rrm-lm reward --config configs/hh.yaml --dataset_name my_pairs.jsonl --learning_rate 1e-4
   rrm-lm evaluate --model outputs/demo/reward --dataset my_pairs.jsonl
   rrm-lm sft --dataset_name my_pairs.jsonl --sft_on chosen

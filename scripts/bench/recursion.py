@@ -37,7 +37,16 @@ from rrm_lm.feedback.records import Comparison, Demonstration, Message, Origin, 
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state
 from rrm_lm.recursion import quality
-from rrm_lm.recursion.agents import Rewards, RewardsWithNotes, Shared, drop, put_scorer, put_writer, reward_adapter
+from rrm_lm.recursion.agents import (
+    Costs,
+    Rewards,
+    RewardsWithNotes,
+    Shared,
+    drop,
+    put_scorer,
+    put_writer,
+    reward_adapter,
+)
 from rrm_lm.recursion.assistance import Assistance, Assisted, HelperNotes, Unassisted
 from rrm_lm.recursion.controls import MeasuredNotes, ShamNotes
 from rrm_lm.recursion.domains import load_domain
@@ -174,7 +183,7 @@ class Experiment:
         start = self.folder / "start"
         learn_form(self.shared, "start", drafts, self.settings, Teaching(), start)
         requests = [self.domain.prompts[i % len(self.domain.prompts)] for i in range(sizes.requests)]
-        writer = put_writer(self.shared, start, START_WRITER, sizes.max_new_tokens, costs=_costs())
+        writer = put_writer(self.shared, start, START_WRITER, sizes.max_new_tokens, Costs())
         written = writer.write(requests, sizes.samples, seed=12345)
         drop(self.shared, START_WRITER)
         found = {
@@ -237,7 +246,7 @@ class Experiment:
         tokens = train_policy(
             self.shared, name, prompts, rewards, self.settings, Teaching(seed), self.folder / "start", folder
         )
-        writer = put_writer(self.shared, folder, f"{name}_policy", self.sizes.max_new_tokens, costs=_costs())
+        writer = put_writer(self.shared, folder, f"{name}_policy", self.sizes.max_new_tokens, Costs())
         requests = [_prompt(one) for one in questions["requests"]]
         written = [group[0] for group in writer.write(requests, 1, seed=777)]
         drop(self.shared, reward_adapter(name), f"{name}_policy")
@@ -267,10 +276,17 @@ class Experiment:
         return Workshop(self.place(seed) / "nodes", self.shared, Teaching(seed), {"name": self.model}), tree
 
     def pairs(self, seed: int) -> list[tuple[Prompt, str, str]]:
-        """What the overseer of a seed compares, the same for every arm."""
-        rng = random.Random(f"pairs {seed}")
-        prompts = self.task.prompts(self.sizes.pairs, rng)
-        return [(prompt, self.domain.draft(prompt, rng), self.domain.draft(prompt, rng)) for prompt in prompts]
+        """What the overseer of a seed compares, the same for every arm: responses of the policy that all start from."""
+        file = self.place(seed) / "pairs.json"
+        if not file.is_file():
+            writer = put_writer(self.shared, self.folder / "start", START_WRITER, self.sizes.max_new_tokens, Costs())
+            prompts = self.task.prompts(self.sizes.pairs + self.sizes.pairs // 8 + 4, random.Random(f"pairs {seed}"))
+            written = writer.write(prompts, 2, seed=1000 + seed)
+            drop(self.shared, START_WRITER)
+            whole = [(_plain(p), *both) for p, both in zip(prompts, written, strict=True) if _differ(*both)]
+            write_json(file, whole[: self.sizes.pairs])
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        return [(_prompt(prompt), one, other) for prompt, one, other in rows]
 
     def assistance(self, arm: str, seed: int, pairs: Sequence[tuple[Prompt, str, str]]) -> Assistance:
         """The notes that an arm's overseer gets, ready."""
@@ -335,10 +351,8 @@ class Experiment:
         return found | {"rewards": rewards.score(requests, questions["responses"])}
 
 
-def _costs() -> Any:
-    from rrm_lm.recursion.agents import Costs
-
-    return Costs()
+def _differ(one: str, other: str) -> bool:
+    return bool(one.strip() and other.strip()) and one.strip() != other.strip()
 
 
 def _identifier(name: str) -> str:
