@@ -19,7 +19,6 @@ from rrm_lm.recursion.experiment import AIM, ARMS, BEST_OF, Crossed, Findings, F
 from rrm_lm.storage import now, write_json, write_text
 
 NOTES = "recursion_notes.txt"  # what was tried and failed, a line each: kept on the page
-_PIECES = ("helpers", "deep", "questions", "experiment")
 
 
 class Pieces:
@@ -38,6 +37,8 @@ class Pieces:
         for file in sorted(folder.glob("seed*/*.json")):
             if file.stem in ("helpers", "deep"):
                 self.helpers.setdefault(int(file.parent.name[4:]), {}).update(_read(file)["helpers"])
+                continue
+            if file.stem == "pairs":
                 continue
             found = _read(file)
             kind = self.policies if file.stem.endswith("_policy") else self.arms
