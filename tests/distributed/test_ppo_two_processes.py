@@ -18,7 +18,7 @@ from rrm_lm.training.reward_sources import PythonReward
 from tests.tiny_policy import counting, logs, tiny_agent, trainer
 
 torch.set_num_threads(1)
-MICRO_BATCHES = {"many": 60, "one": 4096}  # tokens of each; of one the first pass keeps its graph
+MICRO_BATCHES = {"many": 25, "one": 4096}  # tokens of each; of one the first pass keeps its graph
 
 
 def train(folder: Path, processes: int, tokens: int) -> PPOTrainer:
