@@ -113,8 +113,8 @@ def of_two(folder: Path, tokens: int) -> dict[str, Any]:
     kept: list[int] = []
     estimate = PPOTrainer.estimate
 
-    def watched(self: PPOTrainer, *args: Any) -> Any:
-        found = estimate(self, *args)
+    def watched(self: PPOTrainer, rollouts: Any, scores: Any) -> Any:
+        found = estimate(self, rollouts, scores)
         kept.append(len(found[1].kept))
         return found
 
