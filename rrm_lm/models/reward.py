@@ -159,7 +159,8 @@ class RewardModel(Root):
         """
         hidden = self.backbone(batch, self.adapter)
         ends = _gather(hidden, [batch.at(number, line.reward_at) for number, line in enumerate(lines)])
-        members = self.head(ends.float())
+        with torch.autocast(ends.device.type, enabled=False):  # a head of few weights, whose digits matter
+            members = self.head(ends.float())
         rewards = self.settings.combination(members)
         places, targets = [], []
         for number, line in enumerate(lines) if with_critiques else ():

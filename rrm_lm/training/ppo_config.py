@@ -11,12 +11,13 @@ from trl.experimental.ppo import PPOConfig as _TrlPPOConfig
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.agent import REFERENCES, VALUE_KINDS
 from rrm_lm.models.pretrained import default_device
+from rrm_lm.training.one_device import OneDevice
 
 KL_CONTROLS = ("fixed", "adaptive")
 
 
 @dataclass
-class PPOConfig(_TrlPPOConfig):
+class PPOConfig(OneDevice, _TrlPPOConfig):
     """How a policy is trained. Names are TRL's and Hugging Face's wherever they have one.
 
     An *update* rolls out ``batch_size`` episodes and learns from them ``num_ppo_epochs`` times. Episodes per process

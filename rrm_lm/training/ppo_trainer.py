@@ -215,7 +215,7 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         prompts = iter(self.dataloader)
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
-            watch = Stopwatch()
+            watch = Stopwatch(self.accelerator.device)
             with watch("roll_out"):
                 rollouts = self.roll_out(next(prompts))
             with watch("score"):

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.models.pretrained import default_device
+from rrm_lm.training.one_device import OneDevice
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ _NOT_HERE = {
 
 
 @dataclass
-class RewardConfig(TrainingArguments):
+class RewardConfig(OneDevice, TrainingArguments):
     """How a reward model is trained. Names are TRL's and Hugging Face's wherever they have one."""
 
     # Defaults that differ from TrainingArguments.

@@ -217,16 +217,21 @@ class RewardTrainer(PortableCheckpoints, Trainer):
     @torch.no_grad()
     def _note(self, output: RewardOutput, examples: Sequence[Example], parts: dict[str, Tensor]) -> None:
         margins = pair_margins(output.rewards, examples)
-        self._sums["loss_pairs"] += float(parts["pairs"])
-        self._sums["loss_ratings"] += float(parts["ratings"])
-        self._sums["loss_critiques"] += float(parts["critiques"])
+        measured = {
+            "loss_pairs": parts["pairs"],
+            "loss_ratings": parts["ratings"],
+            "loss_critiques": parts["critiques"],
+            "accuracy": (margins > 0).sum() + 0.5 * (margins == 0).sum(),
+            "margin": margins.sum(),
+            "disagreement": output.members.std(-1, correction=0).sum(),
+        }
+        # Fetched together: a GPU stands still for each number that is waited for.
+        for name, value in zip(measured, torch.stack(list(measured.values())).tolist(), strict=True):
+            self._sums[name] += value
         self._sums["pairs"] += len(margins)
         self._sums["ratings"] += sum(len(example.ratings) for example in examples)
         self._sums["critiques"] += len(output.critique_nll)
-        self._sums["accuracy"] += float((margins > 0).sum() + 0.5 * (margins == 0).sum())
-        self._sums["margin"] += float(margins.sum())
         self._sums["lines"] += len(output.members)
-        self._sums["disagreement"] += float(output.members.std(-1, correction=0).sum())
         self._sums["tokens"] += sum(len(row) for example in examples for row in example.rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

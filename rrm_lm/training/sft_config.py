@@ -11,6 +11,7 @@ from trl.trainer.sft_config import SFTConfig as TRLConfig
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.pretrained import default_device, default_dtype
+from rrm_lm.training.one_device import OneDevice
 
 SOURCES = ("demonstrations", "corrections", "chosen")
 # Settings of TRL's and Hugging Face's that would fail or do nothing, and what is done instead.
@@ -23,7 +24,7 @@ _NOT_HERE = {
 
 
 @dataclass
-class SFTConfig(TRLConfig):
+class SFTConfig(OneDevice, TRLConfig):
     """How a policy learns to imitate responses. Names are TRL's and Hugging Face's wherever they have one."""
 
     # Defaults that differ from TRL's.
