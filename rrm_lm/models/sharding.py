@@ -189,8 +189,17 @@ def shards(accelerator: Any) -> bool:
     """Whether this launch shards models.
 
     Raises:
-        ConfigError: It does, in the way of FSDP's first version.
+        ConfigError: It does, in the way of FSDP's first version or of DeepSpeed: what is computed here reads weights that
+            those have taken away.
     """
+    zero = getattr(accelerator.state, "deepspeed_plugin", None)
+    if zero is not None and zero.zero_stage == 3:
+        raise ConfigError(
+            "The launch shards models with DeepSpeed ZeRO-3",
+            where="zero_stage",
+            expected="zero_stage 2, where each process has the whole model, or FSDP2",
+            remedy="launch with --config_file configs/accelerate/fsdp2.yaml, which shards the same things",
+        )
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None or accelerator.num_processes == 1:
         return False

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from rrm_lm.models.reward import RewardModel, RewardOutput
 from rrm_lm.text.batching import Batch, collate, length_groups
 from rrm_lm.training.examples import Example
 from rrm_lm.training.global_batches import GlobalBatches
+from rrm_lm.training.gradients import accumulate
 from rrm_lm.training.losses import bradley_terry, centering, graded_target, rating_regression
 from rrm_lm.training.member_weights import member_weights
 from rrm_lm.training.portable_checkpoints import PortableCheckpoints
@@ -126,16 +126,15 @@ class RewardTrainer(PortableCheckpoints, Trainer):
         micro_batches = self._micro_batches(inputs)
         total = torch.zeros((), device=self.args.device)
         for number, members in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            # Trainer itself keeps gradients back until the last batch of a step.
-            waits = not last and self.accelerator.sync_gradients
-            with self.accelerator.no_sync(model) if waits else nullcontext():
-                loss = self._loss(model, members, totals)
-                self._refuse_nan(loss, members)
+
+            def loss(members: list[Example] = members) -> Tensor:
+                found = self._loss(model, members, totals)
+                self._refuse_nan(found, members)
                 # Processes average their gradients, and each holds only its part of the global sum.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-            total += loss.detach()
-        return total * self.accelerator.num_processes
+                return found * self.accelerator.num_processes
+
+            total += accumulate(self.accelerator, model, loss, number == len(micro_batches) - 1)
+        return total
 
     def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
         groups = length_groups(

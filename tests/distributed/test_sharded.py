@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,6 +115,23 @@ def reward_on_two(folder: Path, base: Path) -> dict[str, Any]:
     fresh: Any = load_scorer(str(folder / "reward"), micro_batch_tokens=1, dtype="float32", shard=True)
     found |= {"fresh scores": scores(fresh), "fresh share": share_held(fresh.model)}
     found["again"] = resumed_rewards(folder / "again", base, 2)
+    os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"  # which this project does in a way of its own
+    found |= {"mixed": mixed_precision(folder / "mixed", base, 2)}
+    os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "false"
+    return found
+
+
+def mixed_precision(folder: Path, base: Path, processes: int) -> dict[str, Any]:
+    """Two steps on a bfloat16 backbone, with recomputed activations where the launch asks for them."""
+    made = reward_trainer(folder, base, processes, max_steps=2, bf16=True)
+    backbone = made.model.backbone.causal_lm
+    for parameter in backbone.parameters():
+        parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
+    made.train()
+    found: dict[str, Any] = {"losses": [entry["loss"] for entry in losses(made)]}
+    found["recomputes"] = any(getattr(module, "gradient_checkpointing", False) for module in made.model.modules())
+    for name, chosen in (("trained", True), ("frozen", False)):
+        found[name] = {str(p.dtype) for p in made.model.parameters() if p.requires_grad == chosen}
     return found
 
 
@@ -276,12 +294,16 @@ def check_rewards(both: list[dict[str, Any]], folder: Path, base: Path) -> None:
         close(found["losses"], losses(one), 1e-5)
         close(found["learned"], learned(one.model), 1e-4)
         assert all((found["learned"][name] - begun[name]).abs().max() > 1e-5 for name in begun)
+    mixed = mixed_precision(folder / "one mixed", base, 1)
     # On one process, sharded as it was trained, and sharded after it was loaded: the same rewards, prompt by prompt.
     model, chat = load_reward_model(folder / "reward", dtype="float32")
     plain = scores(RewardScorer(model, chat, micro_batch_tokens=1))
     for found in both:
         assert found["scores"] == found["fresh scores"] == plain
         close(found["again"][1], found["again"][0], 0.0)
+        assert (found["mixed"]["trained"], found["mixed"]["frozen"]) == ({"torch.float32"}, {"torch.bfloat16"})
+        assert found["mixed"]["recomputes"] and not mixed["recomputes"]
+        close(found["mixed"]["losses"], mixed["losses"], 2e-2)
     # The other way round, and with another number of processes than the checkpoint's.
     go_on = {"allow_world_size_change": True}
     again = resumed_rewards(folder / "again", base, 1, **go_on)
