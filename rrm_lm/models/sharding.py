@@ -189,8 +189,8 @@ def shards(accelerator: Any) -> bool:
     """Whether this launch shards models.
 
     Raises:
-        ConfigError: It does, in the way of FSDP's first version or of DeepSpeed: what is computed here reads weights that
-            those have taken away.
+        ConfigError: It does, in the way of FSDP's first version or of DeepSpeed: they take
+            weights away that are read here.
     """
     zero = getattr(accelerator.state, "deepspeed_plugin", None)
     if zero is not None and zero.zero_stage == 3:

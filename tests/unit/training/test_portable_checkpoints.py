@@ -35,7 +35,7 @@ def test_others_are_refused_unless_they_are_allowed(tmp_path: Path) -> None:
 def test_a_step_must_take_as_many_items(tmp_path: Path) -> None:
     """The place in the data is counted in steps."""
     checkpoint = of(tmp_path, 2, 8)
-    with pytest.raises(CheckpointError, match="took 8 items .* and would take 16") as error:
+    with pytest.raises(CheckpointError, match="would take 16") as error:
         check_processes(checkpoint, {"processes": 4, "items_per_step": 16}, allowed=True)
     assert "to 2, for 4 processes" in str(error.value.remedy)
     with pytest.raises(CheckpointError) as error:
