@@ -15,6 +15,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 MODEL := smollm2-135m
 DEMO := outputs/demo
@@ -27,7 +28,7 @@ export PYTHONUNBUFFERED := 1
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## make .venv and install everything into it
+install: $(STAMP) ## make .venv and install what the program needs into it
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v < (3, 14) or sys.exit( \
@@ -38,6 +39,11 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' \
 	    || $(PIP) install -qq --progress-bar off $(TORCH) < /dev/null
 	@echo "[3/3] rrm_lm and what it needs (about two minutes the first time)"
+	@$(PIP) install -qq --progress-bar off --editable . < /dev/null
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	@echo "what checks and tests need"
 	@$(PIP) install -qq --progress-bar off --editable '.[dev]' < /dev/null
 	@touch $@
 
@@ -49,13 +55,13 @@ demo: install fetch ## feedback to reward model to policy to a page that compare
 	@echo
 	@echo "The report: file://$(CURDIR)/$(DEMO)/report.html"
 
-check: install ## lint, format, types, and which module may import which
+check: $(DEV_STAMP) ## lint, format, types, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright < /dev/null
 	$(BIN)/lint-imports --no-cache --no-logo
 
-test: install fetch check ## everything that must hold: checks and the whole test suite
+test: fetch check ## everything that must hold: checks and the whole test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal < /dev/null
 
 clean: ## remove the environment and caches; results in outputs/ stay

@@ -33,6 +33,7 @@ COMMANDS = {
     "collect": ("rrm_lm.cli.collect", "let an overseer compare and criticise a policy's answers: new feedback"),
     "compare": ("rrm_lm.cli.compare", "judge policies on held-out prompts, against what they started from"),
     "plan": ("rrm_lm.cli.plan", "what training takes on each GPU under each strategy, on paper, and what fits"),
+    "recurse": ("rrm_lm.cli.recurse", "solve a task with helpers that were trained on easier tasks, recursively"),
     "fetch": ("rrm_lm.cli.fetch", "make the embedded default model ready (no Hub needed)"),
 }
 
@@ -129,6 +130,7 @@ Commands:
 Examples:
   rrm-lm fetch smollm2-135m
   rrm-lm run --config configs/demo.yaml
+  rrm-lm recurse --config configs/chip_quick.yaml
   rrm-lm reward --config configs/hh.yaml --dataset_name my_pairs.jsonl --learning_rate 1e-4
   rrm-lm evaluate --model outputs/demo/reward --dataset my_pairs.jsonl
   rrm-lm sft --dataset_name my_pairs.jsonl --sft_on chosen

@@ -75,7 +75,7 @@ class Page:
             .append(
                 f": {_count(sizes.parameters)} parameters, {gigabytes(sizes.weights)} GB in {precision}\n"
                 f"LoRA of rank {self.rank}: {_count(sizes.adapter_parameters)} parameters, "
-                f"{gigabytes(sizes.adapter)} GB an adapter\n"
+                f"{gigabytes(sizes.adapter)} GB an adapter; cache: {sizes.cache_token / 1e6:.2g} MB a token\n"
                 f"{args.num_processes} x {args.gpu_memory}; {gigabytes(args.room)} GB of each are planned with\n"
             )
         )

@@ -181,6 +181,28 @@ def _bounded(value: float, se: float, df: float, bounds: tuple[float, float], n:
     return Estimate(value, max(low, value - half), min(high, value + half), n, count)
 
 
+def balanced_accuracy(truth: Sequence[Hashable], said: Sequence[Hashable], clusters: Clusters) -> Estimate:
+    """The mean over what is true of how often it was said, so that a rare truth counts as much as a common one.
+
+    With recalls `r_k` of the K truths that occur, an observation of truth k contributes `(right - r_k) / (K n_k)`.
+
+    Args:
+        truth, said: `(n,)` labels, n at least 1.
+        clusters: `(n,)` labels of what is not independent.
+
+    Raises:
+        ValueError: if there are no observations.
+    """
+    index, kinds = cluster_index(truth)
+    if not kinds:
+        raise ValueError("the balanced accuracy of no observations is not defined")
+    right = np.fromiter((a == b for a, b in zip(truth, said, strict=True)), dtype=float)
+    counts = np.bincount(index, minlength=kinds)
+    recalls = np.bincount(index, weights=right, minlength=kinds) / counts
+    se, count = clustered_se((right - recalls[index]) / (kinds * counts[index]), clusters)
+    return _bounded(float(recalls.mean()), se, count - 1, (0.0, 1.0), right.size, count)
+
+
 def correctness(margins: ArrayLike) -> Floats:
     """1 where the chosen response wins, 1/2 at a tie, 0 where it loses. Shape `(n,)`, as the margins."""
     return (np.sign(np.asarray(margins, dtype=float)) + 1) / 2

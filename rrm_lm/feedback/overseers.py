@@ -20,6 +20,7 @@ View = Callable[[Prompt, str], tuple[Prompt, str]]
 Critic = Callable[[Prompt, str], str]
 
 NO_ANSWER = "no answer"  # an abstention that says nothing about the question: asked again, it may get a verdict
+CONTRADICTION = "contradicts itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +133,13 @@ class SimulatedOverseer:
         key = self._key(prompt, *sorted(responses))
         if self.temperature > 0:  # the largest of value/T + Gumbel noise is a draw from softmax(value/T)
             values = [
-                value / self.temperature - math.log(-math.log(_uniform(key, "gumbel", response)))
+                value / self.temperature - math.log(-math.log(uniform(key, "gumbel", response)))
                 for value, response in zip(values, responses, strict=True)
             ]
         best = max(range(len(responses)), key=values.__getitem__)
-        if _uniform(key, "slip") < self.epsilon:
+        if uniform(key, "slip") < self.epsilon:
             others = sorted((i for i in range(len(responses)) if i != best), key=responses.__getitem__)
-            best = others[int(_uniform(key, "which") * len(others))]
+            best = others[int(uniform(key, "which") * len(others))]
         return Verdict(best)
 
     def critique(self, prompt: Prompt, response: str) -> str:
@@ -165,7 +166,38 @@ class SimulatedOverseer:
         return "\x1e".join([str(self.seed), self.name, *turns, *responses])
 
 
-def _uniform(*parts: str) -> float:
-    """A number strictly between 0 and 1 that depends on the parts alone."""
+def uniform(*parts: str) -> float:
+    """A number strictly between 0 and 1 that depends on the parts alone: noise that a repeated question gets again."""
     digest = hashlib.blake2b("\x1d".join(parts).encode(), digest_size=8).digest()
     return ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52
+
+
+@dataclass(frozen=True)
+class BothOrders:
+    """An overseer who is asked about two responses in both orders; where the answers contradict, there is no verdict.
+
+    Attributes:
+        overseer: Whom to ask. Twice as many questions are asked of it.
+    """
+
+    overseer: Overseer
+
+    @property
+    def name(self) -> str:
+        return self.overseer.name
+
+    @property
+    def limit(self) -> str:
+        return self.overseer.limit
+
+    def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
+        """The verdict of the order given, or an abstention."""
+        first = self.overseer.compare(prompt, responses)
+        again = self.overseer.compare(prompt, list(reversed(responses)))
+        if first.abstained or again.abstained:
+            return first if first.abstained else again
+        mirrored = None if again.preferred is None else len(responses) - 1 - again.preferred
+        return first if first.preferred == mirrored else Verdict(None, abstained=CONTRADICTION)
+
+    def critique(self, prompt: Prompt, response: str) -> str:
+        return self.overseer.critique(prompt, response)

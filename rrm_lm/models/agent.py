@@ -23,7 +23,7 @@ from rrm_lm.models.decoding import roll_out
 from rrm_lm.models.fast_layers import speed_up_layers
 from rrm_lm.models.fast_lora import speed_up
 from rrm_lm.models.policy_files import POLICY
-from rrm_lm.models.reward import ADAPTER, RewardModel
+from rrm_lm.models.reward import RewardModel
 from rrm_lm.models.sampling import Sampling
 from rrm_lm.models.sharding import Root, put
 from rrm_lm.models.token_probs import token_log_probs
@@ -96,6 +96,7 @@ class AgentModel(Root):
         backbone: Backbone,
         lora: LoraConfig,
         *,
+        policy: str = POLICY,
         value: str = "head",
         value_model: Backbone | None = None,
         reference: str = "start",
@@ -105,6 +106,7 @@ class AgentModel(Root):
         Args:
             backbone: The frozen model.
             lora: What a fresh policy adapter, or one for the value function, is like.
+            policy: What the policy's adapter is called on the backbone.
             value, value_model: See above.
             reference: ``start``: the policy as it is now, kept as a frozen adapter. ``base``: the bare backbone. They
                 are the same for a policy that starts fresh.
@@ -115,18 +117,18 @@ class AgentModel(Root):
         if reference not in REFERENCES:
             raise ConfigError(f"The reference is {reference!r}", expected="one of " + ", ".join(REFERENCES))
         frozen: str | None = None
-        if not has_adapter(backbone, POLICY):
-            backbone.add_adapter(POLICY, lora)
+        if not has_adapter(backbone, policy):
+            backbone.add_adapter(policy, lora)
         else:
             if reference == "start":
                 frozen = REFERENCE
-                _copy_adapter(backbone, POLICY, frozen)
-            set_trainable(backbone, POLICY, True)
+                _copy_adapter(backbone, policy, frozen)
+            set_trainable(backbone, policy, True)
         if value == "adapter":
             backbone.add_adapter(VALUE, lora)
         speed_up(backbone)
         speed_up_layers(backbone)
-        return cls(backbone, value=value, value_model=value_model, reference=frozen)
+        return cls(backbone, policy=policy, value=value, value_model=value_model, reference=frozen)
 
     def add_reward(self, reward: RewardModel) -> None:
         """Let a reward model on the same backbone be this agent's reward. It is frozen.
@@ -140,7 +142,7 @@ class AgentModel(Root):
                 expected="its adapter on the agent's backbone",
                 remedy="load it with rrm_lm.models.agent_files.put_reward, or pass it to the trainer as a source",
             )
-        set_trainable(self.backbone, ADAPTER, False)
+        set_trainable(self.backbone, reward.adapter, False)
         self._reward, self.reward_head = [reward], reward.head.requires_grad_(False)
 
     # -- what users of TRL know -----------------------------------------------------------------------------------

@@ -150,6 +150,7 @@ def put_reward(
     base_model: str | None = None,
     ensemble: str | None = None,
     ensemble_k: float | None = None,
+    adapter: str = ADAPTER,
 ) -> RewardModel:
     """Put a saved reward model's adapter and head on a backbone that is there already, frozen.
 
@@ -159,6 +160,7 @@ def put_reward(
         chat: The format that responses are sampled in; it must be the one that the reward model was trained with.
         base_model: What the backbone is called in the reward model's folder, if it goes by another name here.
         ensemble, ensemble_k: How the members of an ensemble are combined, instead of the recorded way.
+        adapter: What to call it there.
 
     Raises:
         ConfigError: There is no such way to combine members.
@@ -193,13 +195,13 @@ def put_reward(
         )
     config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, False
     try:
-        model = RewardModel.create(backbone, config, settings)
+        model = RewardModel.create(backbone, config, settings, adapter)
     except ValueError as error:
         raise ModelError(
             f"The reward model cannot be put on this backbone: {error}", where=str(folder), remedy=elsewhere
         ) from error
     model.load_adapter_state(folder)
-    set_trainable(backbone, ADAPTER, False)
+    set_trainable(backbone, adapter, False)
     model.head.requires_grad_(False)
     return model
 

@@ -87,6 +87,17 @@ class Backbone(nn.Module):
             self.model = get_peft_model(self.model, config, adapter_name=name)
         self._layers = _adapter_layers(self.model)
 
+    def remove_adapter(self, name: str) -> None:
+        """Take an adapter off the backbone, and free its memory; the others stay as they are."""
+        if len(self.model.peft_config) == 1:  # PEFT would go on asking for the last one
+            self.model = self.model.unload()
+        else:
+            before = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+            self.model.delete_adapter(name)  # chooses another active adapter, and switches its gradients on
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(before[parameter])
+        self._layers = _adapter_layers(self.model)
+
     def using(self, adapter: str | None) -> AbstractContextManager[None]:
         """Make one adapter the active one (``None``: the bare backbone), and put the previous choice back after.
 

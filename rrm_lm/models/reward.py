@@ -114,24 +114,26 @@ class RewardModel(Root):
     Args:
         backbone: The frozen model with the reward adapter on it.
         settings: How it is used.
+        adapter: What the adapter is called there; several reward models on one backbone differ in it.
     """
 
-    def __init__(self, backbone: Backbone, settings: RewardSettings) -> None:
+    def __init__(self, backbone: Backbone, settings: RewardSettings, adapter: str = ADAPTER) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.settings = settings
+        self.backbone, self.settings, self.adapter = backbone, settings, adapter
         # The scale keeps first rewards near N(0, 1) for hidden states of unit variance (Stiennon et al. 2020).
         heads = settings.combination.heads
         self.head = nn.Linear(backbone.hidden_size, heads, bias=False, device=backbone.device, dtype=torch.float32)
         nn.init.normal_(self.head.weight, std=(backbone.hidden_size + 1) ** -0.5)
 
     @classmethod
-    def create(cls, backbone: Backbone, lora: LoraConfig, settings: RewardSettings) -> RewardModel:
+    def create(
+        cls, backbone: Backbone, lora: LoraConfig, settings: RewardSettings, adapter: str = ADAPTER
+    ) -> RewardModel:
         """Put a fresh reward adapter and head on a backbone."""
-        backbone.add_adapter(ADAPTER, lora)
+        backbone.add_adapter(adapter, lora)
         speed_up(backbone)
         speed_up_layers(backbone)
-        return cls(backbone, settings)
+        return cls(backbone, settings, adapter)
 
     @property
     def device(self) -> torch.device:
@@ -155,7 +157,7 @@ class RewardModel(Root):
             lines: The lines, in the batch's order.
             with_critiques: Also compute the critiques' likelihood; without it the language-model head is not used.
         """
-        hidden = self.backbone(batch, ADAPTER)
+        hidden = self.backbone(batch, self.adapter)
         ends = _gather(hidden, [batch.at(number, line.reward_at) for number, line in enumerate(lines)])
         members = self.head(ends.float())
         rewards = self.settings.combination(members)
@@ -171,7 +173,7 @@ class RewardModel(Root):
 
     def _critique_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         def nll(states: Tensor, tokens: Tensor) -> Tensor:
-            logits = self.backbone.logits(states, ADAPTER)
+            logits = self.backbone.logits(states, self.adapter)
             return nn.functional.cross_entropy(logits, tokens, reduction="none")
 
         if len(targets) <= _LOGIT_CHUNK:
@@ -187,7 +189,7 @@ class RewardModel(Root):
         Called by all processes, if the model is sharded.
         """
         settle(self)
-        return {**whole_weights(self.backbone, ADAPTER), _HEAD_KEY: whole(self.head.weight).cpu().contiguous()}
+        return {**whole_weights(self.backbone, self.adapter), _HEAD_KEY: whole(self.head.weight).cpu().contiguous()}
 
     def save(self, folder: Path, tokenizer: Any, write: bool = True) -> None:
         """Write a PEFT ``SEQ_CLS`` adapter folder with its head, the tokenizer and :data:`SETTINGS_FILE`.
@@ -205,7 +207,7 @@ class RewardModel(Root):
             return
         folder.mkdir(parents=True, exist_ok=True)
         save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        config = LoraConfig(**self.backbone.model.peft_config[ADAPTER].to_dict())
+        config = LoraConfig(**self.backbone.model.peft_config[self.adapter].to_dict())
         config.task_type = TaskType.SEQ_CLS
         config.modules_to_save = ["score"]
         config.inference_mode = True
@@ -233,7 +235,7 @@ class RewardModel(Root):
                 "the ensemble_heads) it was trained with",
             )
         settle(self)
-        put_weights(self.backbone, ADAPTER, state, folder)
+        put_weights(self.backbone, self.adapter, state, folder)
         put(self.head.weight, head)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.generation import Progress, sample
-from rrm_lm.models.reward import ADAPTER, RewardModel
+from rrm_lm.models.reward import RewardModel
 from rrm_lm.text.chat import ChatFormat, Line
 
 
@@ -41,7 +41,7 @@ def with_own_critiques(
     """
     places = [(i, j) for i, group in enumerate(responses) for j, response in enumerate(group) if response.strip()]
     starts = [chat.critique_prompt_ids(prompts[i], responses[i][j]) for i, j in places]
-    with model.backbone.using(ADAPTER):
+    with model.backbone.using(model.adapter):
         critiques = sample(
             model.backbone.model,
             starts,

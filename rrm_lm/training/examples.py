@@ -114,6 +114,17 @@ class ExampleBuilder:
         """One example for each comparison; its critiques come with it."""
         return [example for record in records if (example := self._comparison(record)) is not None]
 
+    def together(self, records: Sequence[Comparison], most: int) -> list[Example]:
+        """Examples of up to `most` comparisons of one prompt each: it, and what is compared twice, is computed once.
+
+        The loss is the same as of `comparisons`, a mean over pairs; what is shared is only the computation.
+        """
+        groups: dict[Prompt, list[Comparison]] = {}
+        for record in records:
+            groups.setdefault(record.prompt, []).append(record)
+        pieces = [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
+        return [example for piece in pieces if (example := self._together(piece)) is not None]
+
     def responses(self, critiques: Sequence[Critique], ratings: Sequence[Rating]) -> list[Example]:
         """One example for each response that has critiques or a rating but no comparison."""
         found: dict[tuple[Prompt, str], tuple[list[str], list[float], Origin]] = {}
@@ -161,6 +172,20 @@ class ExampleBuilder:
         numbers = [(0, record.chosen_rating), (second, record.rejected_rating)] if self.pair_ratings else []
         rated = [(line, rating) for line, rating in numbers if rating is not None]
         return self._lay(encoded, (Pair(0, second, record.margin),), rated, record.origin, record.prompt_id)
+
+    def _together(self, records: Sequence[Comparison]) -> Example | None:
+        said: dict[str, tuple[str, ...]] = {}
+        for record in records:
+            said |= {record.chosen: record.chosen_critiques, record.rejected: record.rejected_critiques}
+        critiques = list(said.values()) if self.with_critiques else None
+        encoded = self._encode(records[0].prompt, list(said), critiques, records[0].origin)
+        if encoded is None:
+            return None
+        first: dict[str, int] = {}  # the line of each response, the first of several where it has several critiques
+        for response in said:
+            first[response] = sum(map(len, encoded.lines[: len(first)]))
+        pairs = tuple(Pair(first[one.chosen], first[one.rejected], one.margin) for one in records)
+        return self._lay(encoded, pairs, (), records[0].origin, records[0].prompt_id)
 
     def _encode(
         self, prompt: Prompt, responses: Sequence[str], critiques: Sequence[Sequence[str]] | None, origin: Origin

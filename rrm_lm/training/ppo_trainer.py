@@ -27,7 +27,7 @@ from rrm_lm.models.agent import AgentModel, disable_dropout
 from rrm_lm.models.agent_files import restore, snapshot, trained
 from rrm_lm.models.policy_files import PolicySettings
 from rrm_lm.models.sampling import Sampling
-from rrm_lm.models.sharding import arrange, open_ways
+from rrm_lm.models.sharding import arrange, is_sharded, open_ways
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.ppo_config import PPOConfig
@@ -37,7 +37,7 @@ from rrm_lm.training.ppo_passes import OwnReward, Passes, PolicyPass
 from rrm_lm.training.ppo_processes import Processes
 from rrm_lm.training.ppo_prompts import PromptItem, PromptOrder, check_room, encode_prompts
 from rrm_lm.training.ppo_reports import PolicyReports, Scores, Stopwatch
-from rrm_lm.training.ppo_rollouts import Grouping, Rollouts
+from rrm_lm.training.ppo_rollouts import Group, Grouping, Rollouts
 from rrm_lm.training.ppo_saving import PolicyCheckpoints
 from rrm_lm.training.ppo_trl import agent_from_trl
 from rrm_lm.training.ppo_update import PolicyUpdate, Statistics
@@ -277,9 +277,8 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         With one step a pass over the episodes, the pass that these come from is the first one that is learned from,
         too: its graph is kept as far as `micro_batch_tokens` allows, and the ratio of probabilities is exactly 1.
         """
-        alone = self.processes.count == 1  # DDP sums gradients in the backward of its latest forward
-        keep = self.args.micro_batch_tokens if alone and self.args.steps_per_pass == 1 else 0
-        first = self.passes.first(self.grouping(rollouts.lines)(), rollouts.is_response, keep)
+        groups = self.grouping(rollouts.lines)()
+        first = self.passes.first(groups, rollouts.is_response, self._graph_tokens(groups))
         estimates = estimate(
             self.args,
             self.steering.kl.coefficient,
@@ -302,6 +301,16 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
             raise
 
     # -- around the steps -----------------------------------------------------------------------------------------
+
+    def _graph_tokens(self, groups: Sequence[Group]) -> int:
+        """Padded tokens of which the first pass keeps the graph: in all processes of as many passes."""
+        room = self.args.micro_batch_tokens
+        if self.args.steps_per_pass > 1 or is_sharded(self.model):
+            return 0
+        if self.processes.count == 1:
+            return room
+        # DDP sums gradients in the backward of its latest forward pass, so the pass that is kept must be the only one.
+        return room if len(groups) == 1 and self.processes.most(groups[0].tokens) <= room else 0
 
     def _begin(self, checkpoint: Path | None) -> None:
         args, state = self.args, self.state

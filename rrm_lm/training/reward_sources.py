@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import logging
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -274,6 +275,7 @@ def load_function(spec: str) -> Callable[..., Any]:
             described = importlib.util.spec_from_file_location(f"reward_{file.stem}", file)
             assert described is not None and described.loader is not None
             module = importlib.util.module_from_spec(described)
+            sys.modules[described.name] = module  # dataclasses look their module up there
             described.loader.exec_module(module)
         else:
             module = importlib.import_module(place)

@@ -1,11 +1,13 @@
 """What `rrm-lm plan` says of the embedded model, against the memory that processes took when they trained it.
 
-    python scripts/bench/plan.py      writes scripts/bench/results/plan.json (about ten minutes on two cores)
+    python scripts/bench/plan.py      writes scripts/bench/results/plan.json (twenty minutes on two busy cores)
 
 Each case trains two steps (reward model) or two updates (PPO, with its rollouts) in a process of its own. Measured is
 the peak of its resident memory above what it had before the model was loaded. Rows are all of the planned lengths, so
 that a plan for the longest ones is a plan for these. On a CPU rollouts lay out all matrices for oneDNN, the
-language-model head included, which on other devices they do not; its copy is added to the plan here.
+language-model head included, which on other devices they do not; its copy is added to the plan here. Weights in
+float32 are mapped from their file, and what of them is never read is not resident: rows of the embedding, of a reward
+model. Finished cases are kept: the script can be stopped, and goes on where it was.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from common import machine, peak_rss_mb, save
+from common import RESULTS, machine, peak_rss_mb, save
 from peft import LoraConfig
 
 from rrm_lm.models.agent import AgentModel
@@ -138,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="plan.json", help="file in scripts/bench/results")
+    parser.add_argument("--fresh", action="store_true", help="forget what is kept")
     parser.add_argument("--case", type=int, help="run one case here, and print what it took")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -145,20 +148,25 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps({"bytes": measured(CASES[args.case], folder)}))
         return
-    found = []
-    for number, case in enumerate(CASES):
-        on_paper, taken = planned(case), in_own_process(number, args.threads)
-        task, dtype, recomputed, rows = case
-        found.append(
-            {
-                "task": task, "dtype": dtype, "activation_checkpointing": recomputed, "micro_batch_rows": rows,
-                "measured": taken, "planned_over_measured": round(on_paper["peak"] / taken, 3), "planned": on_paper,
-            }
-        )  # fmt: skip
+    setting = {"model": MODEL, "job": {**asdict(job_of(CASES[0])), "activation_checkpointing": None}}
+    path = RESULTS / args.output
+    kept = json.loads(path.read_text()) if path.is_file() and not args.fresh else {}
+    found = kept["cases"] if kept.get("setting") == setting else []
+    for number in range(len(found), len(CASES)):
+        found.append(compared(number, args.threads))
         print(json.dumps({key: value for key, value in found[-1].items() if key != "planned"}), flush=True)
-    setting = {"model": MODEL, "job": asdict(job_of(CASES[0]))}
-    setting["job"].pop("activation_checkpointing")
-    print(save(args.output, {"setting": setting, "machine": machine(), "cases": found}))
+        save(args.output, {"setting": setting, "machine": machine(), "cases": found})
+    print(path)
+
+
+def compared(number: int, threads: int) -> dict[str, Any]:
+    """A case on paper and in a process."""
+    task, dtype, recomputed, rows = CASES[number]
+    on_paper, taken = planned(CASES[number]), in_own_process(number, threads)
+    return {
+        "task": task, "dtype": dtype, "activation_checkpointing": recomputed, "micro_batch_rows": rows,
+        "measured": taken, "planned_over_measured": round(on_paper["peak"] / taken, 3), "planned": on_paper,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class Wire:
         self.bytes, self.seconds = 0, 0.0
         return found
 
-    def _bucket(self, group: Any, bucket: Any) -> Any:
+    def _bucket(self, group, bucket):  # DDP takes no annotations that are text
         self.bytes += bucket.buffer().nbytes
         self._ready = time.perf_counter()
         return allreduce_hook(group, bucket)

@@ -18,9 +18,10 @@ from rrm_lm.training.reward_sources import PythonReward
 from tests.tiny_policy import counting, logs, tiny_agent, trainer
 
 torch.set_num_threads(1)
+MICRO_BATCHES = {"many": 60, "one": 4096}  # tokens of each; of one the first pass keeps its graph
 
 
-def train(folder: Path, processes: int) -> PPOTrainer:
+def train(folder: Path, processes: int, tokens: int) -> PPOTrainer:
     """Three updates of eight episodes, unevenly spread over processes and micro-batches."""
     agent = tiny_agent(value="adapter", reward=True)
     made = trainer(
@@ -28,7 +29,7 @@ def train(folder: Path, processes: int) -> PPOTrainer:
         agent,
         per_device_train_batch_size=8 // processes,
         samples_per_prompt=2,
-        micro_batch_tokens=60,
+        micro_batch_tokens=tokens,
         max_steps=3,
         optim="sgd",
         learning_rate=0.02,
@@ -86,8 +87,15 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         timeout=220,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    one = train(tmp_path / "one", 1)
     both = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    for name, tokens in MICRO_BATCHES.items():
+        check([found[name] for found in both], train(tmp_path / f"{name} of one", 1, tokens))
+        assert (tmp_path / name / "checkpoint-3" / "rng_state_1.pth").is_file()
+    # A pass that is kept is not made again: of the two epochs of three updates, three passes less.
+    assert [found["many"]["fewer"] for found in both] == [0, 0] and [found["one"]["fewer"] for found in both] == [3, 3]
+
+
+def check(both: Sequence[dict[str, Any]], one: PPOTrainer) -> None:
     begun = dict(tiny_agent(value="adapter", reward=True).named_parameters())
     for name, parameter in learned(one).items():
         assert float((parameter - begun[name]).detach().abs().max()) > 1e-6, name
@@ -98,12 +106,26 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         for key, value in theirs.items():
             assert float(mine[key]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), key
     assert both[0]["steering"] == pytest.approx(one.steering.kl.coefficient)
-    assert (tmp_path / "two" / "checkpoint-3" / "rng_state_1.pth").is_file()
+
+
+def of_two(folder: Path, tokens: int) -> dict[str, Any]:
+    """What one process of two learned, and how many passes over the episodes it was spared."""
+    kept: list[int] = []
+    estimate = PPOTrainer.estimate
+
+    def watched(self: PPOTrainer, *args: Any) -> Any:
+        found = estimate(self, *args)
+        kept.append(len(found[1].kept))
+        return found
+
+    PPOTrainer.estimate = watched
+    done = train(folder, 2, tokens)
+    PPOTrainer.estimate = estimate
+    assert done.accelerator.num_processes == 2
+    return {"learned": learned(done), "logs": logs(done), "steering": done.steering.kl.coefficient, "fewer": sum(kept)}
 
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    done = train(out / "two", 2)
-    assert done.accelerator.num_processes == 2
-    found = {"learned": learned(done), "logs": logs(done), "steering": done.steering.kl.coefficient}
-    torch.save(found, out / f"rank{done.accelerator.process_index}.pt")
+    found = {name: of_two(out / name, tokens) for name, tokens in MICRO_BATCHES.items()}
+    torch.save(found, out / f"rank{os.environ['RANK']}.pt")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rrm_lm.cli import pipeline, policy_run, reward_run, sft_run
+from rrm_lm.cli import pipeline, policy_run, recurse_run, reward_run, sft_run
 from rrm_lm.cli.main import main
 from rrm_lm.feedback.datasets import HUB_NAME
 from rrm_lm.feedback.files import READERS, data_suffix
@@ -20,7 +20,8 @@ from rrm_lm.feedback.files import READERS, data_suffix
 ROOT = Path(__file__).parents[2]
 EVERY = sorted((ROOT / "configs").glob("*.yaml"))
 PIPELINES = [path for path in EVERY if path.stem == "demo"]  # a section for each command
-CONFIGS = [path for path in EVERY if path not in PIPELINES]
+TREES = [path for path in EVERY if path.stem.startswith("chip")]
+CONFIGS = [path for path in EVERY if path not in (*PIPELINES, *TREES)]
 SCRIPTS = {
     "scripts/train_reward.py": "reward",
     "scripts/train_sft.py": "sft",
@@ -63,7 +64,18 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_there_are_those_that_the_project_promises() -> None:
-    promised = {"demo", "hh", "hh_policy", "policy", "reward", "ultrafeedback", "helpsteer3", "sft"}
+    promised = {
+        "chip",
+        "chip_quick",
+        "demo",
+        "hh",
+        "hh_policy",
+        "policy",
+        "reward",
+        "ultrafeedback",
+        "helpsteer3",
+        "sft",
+    }
     assert promised <= {path.stem for path in EVERY}
 
 
@@ -146,3 +158,15 @@ def test_every_section_of_a_pipeline_is_one_that_its_command_accepts(
         assert main([*words, "--rounds", "2"]) == 0
     names = [stage.name for stage in planned[1].stages]
     assert names == ["reward", "sft", "policy", "collect-2", "reward-2", "policy-2", "compare"]
+
+
+@pytest.mark.parametrize("path", TREES, ids=lambda path: path.stem)
+def test_every_tree_is_one_that_its_command_accepts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(recurse_run.RecurseRun, "run", lambda self: read.append(self))
+    for words in commands(path):
+        assert main(words) == 0
+    nodes = yaml.safe_load(path.read_text(encoding="utf-8"))["tree"]
+    assert {node.name for node in read[0].tree.walk()} == set(nodes)
+    assert read[0].tree.settings.questions == nodes["design"]["questions"]

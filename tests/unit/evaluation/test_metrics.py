@@ -304,3 +304,29 @@ def test_length_correlation_of_single_responses_has_no_within_part():
 def test_ranks_within_groups_average_ties():
     ranks = metrics.ranks_within(np.array([5.0, 1.0, 5.0, 2.0, 9.0]), np.array([0, 1, 0, 1, 0]))
     assert ranks.tolist() == [1.5, 1.0, 1.5, 2.0, 3.0]
+
+
+# ---- balanced accuracy ----
+
+
+def test_balanced_accuracy_counts_a_rare_truth_as_much_as_a_common_one():
+    truth = ["bad"] * 2 + ["fine"] * 8
+    said = ["bad", "fine"] + ["fine"] * 8
+    found = metrics.balanced_accuracy(truth, said, range(10))
+    assert found.value == pytest.approx(0.75)  # 1/2 and 1
+    assert found.low < 0.75 < found.high and found.n == 10
+    always = metrics.balanced_accuracy(truth, ["fine"] * 10, range(10))
+    assert always.value == pytest.approx(0.5)
+    assert metrics.balanced_accuracy(truth, [None] * 10, range(10)).value == 0.0
+    with pytest.raises(ValueError, match="no observations"):
+        metrics.balanced_accuracy([], [], [])
+
+
+def test_balanced_accuracy_intervals_cover_the_truth():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(300):
+        truth = rng.random(150) < 0.2
+        right = rng.random(150) < np.where(truth, 0.6, 0.9)
+        found = metrics.balanced_accuracy(truth.tolist(), np.where(right, truth, ~truth).tolist(), range(150))
+        held += found.low <= 0.75 <= found.high
+    assert 0.91 <= held / 300 <= 0.98

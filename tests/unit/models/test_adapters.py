@@ -146,3 +146,25 @@ def test_scaled_logits_are_refused() -> None:
     model.forward = scaled
     with pytest.raises(ModelError, match="scales its logits"):
         check_logits(Backbone(model, pad_id=0))
+
+
+def test_taking_an_adapter_off_leaves_the_others_as_they_were() -> None:
+    backbone, rows = two_adapters(), [share(groups()[0])]
+    for name, parameter in backbone.named_parameters():
+        if ".policy." in name:
+            parameter.requires_grad_(False)
+    with torch.no_grad():
+        before = together(backbone, rows, "right", "policy")
+        backbone.remove_adapter("reward")
+        assert furthest(together(backbone, rows, "right", "policy"), before) == 0
+    assert set(backbone.model.peft_config) == {"policy"}
+    assert not trainable(backbone)  # PEFT would have switched the other one on
+    with pytest.raises(ModelError, match="no adapter 'reward'"):
+        backbone.using("reward")
+    backbone.remove_adapter("policy")  # the last one: the bare model is left, and can have others
+    with torch.no_grad():
+        bare = together(backbone, rows, "right", None)
+        backbone.add_adapter("reward", lora())
+        assert furthest(together(backbone, rows, "right", None), bare) < EXACT
+        assert furthest(together(backbone, rows, "right", "reward"), bare) > 0.01
+    assert {name for name in trainable(backbone) if ".reward." in name} == trainable(backbone) != set()

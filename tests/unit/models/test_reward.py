@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bloo
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models import reward as reward_module
+from rrm_lm.models.agent_files import put_reward
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.reward import (
     ADAPTER,
@@ -341,3 +342,18 @@ def test_a_family_that_cannot_share_scores_alike(tmp_path: Path) -> None:
     assert not model.backbone.can_share
     apart = torch.cat([rewards_of(model, [line]) for line in lines])
     torch.testing.assert_close(rewards_of(model, lines), apart, atol=1e-5, rtol=1e-5)
+
+
+def test_several_reward_models_on_one_backbone(tmp_path: Path) -> None:
+    """Names that hold each other, too: PEFT must not take the weights of one for those of the other."""
+    model = tiny_reward_model()
+    torch.manual_seed(5)
+    other = RewardModel.create(model.backbone, lora(), RewardSettings("tiny"), "heat_reward")
+    lines = lines_of()
+    mine, theirs = rewards_of(model, lines), rewards_of(other, lines)
+    assert float((mine - theirs).abs().max()) > 0.01
+    other.save(tmp_path, tiny_tokenizer())
+    assert load_file(tmp_path / "adapter_model.safetensors").keys() == model.adapter_state().keys()
+    again = put_reward(model.backbone, tmp_path, base_model="tiny", adapter="again")
+    assert torch.equal(rewards_of(again, lines), theirs)
+    assert torch.equal(rewards_of(model, lines), mine)

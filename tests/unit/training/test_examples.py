@@ -219,3 +219,31 @@ def test_system_messages_and_many_records() -> None:
     prompt = (Message("system", "short"), *records[0].prompt)
     (example,) = builder().comparisons([comparison(prompt)])
     assert TOKENIZER.decode(list(example.lines[0].ids)).startswith("<|im_start|>system\nshort<|im_end|>")
+
+
+@pytest.mark.parametrize("backbone", [SHARING, APART])
+def test_comparisons_of_one_prompt_together_have_the_same_margins_with_less_work(backbone: Backbone) -> None:
+    names = ["the sea", "the moon is blue", "no i do not know", "yes"]
+    records = [
+        comparison(chosen=names[i], rejected=names[j], row=i + j, chosen_critiques=("good", "short"))
+        for i, j in ((0, 1), (1, 2), (0, 3), (2, 3), (3, 1))
+    ] + [comparison("who lives in the sea?", row=9)]
+    model = tiny_reward_model(sharing=backbone.can_share)
+
+    def margins(examples: list[Example]) -> dict[tuple[str, str], float]:
+        found = {}
+        for example in examples:
+            with torch.no_grad():
+                rewards = model(collate(example.rows, 0), example.lines, with_critiques=False).rewards.tolist()
+            for pair in example.pairs:
+                chosen, rejected = example.lines[pair.chosen], example.lines[pair.rejected]
+                found[response_of(chosen), response_of(rejected)] = rewards[pair.chosen] - rewards[pair.rejected]
+        return found
+
+    made = builder(model.backbone)
+    alone, together = made.comparisons(records), made.together(records, 3)
+    assert [len(example.pairs) for example in together] == [3, 2, 1]
+    assert sum(len(row) for e in together for row in e.rows) < sum(len(row) for e in alone for row in e.rows)
+    one, other = margins(alone), margins(together)
+    assert one.keys() == other.keys() and len(one) == 6
+    assert all(one[key] == pytest.approx(other[key], abs=1e-4) for key in one)

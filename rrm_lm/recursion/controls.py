@@ -1,0 +1,68 @@
+"""Assistance that is no help of helpers: what an experiment compares it with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.recursion.assistance import Assistance, Subject
+from rrm_lm.recursion.notes import Note
+from rrm_lm.recursion.tasks import POINT, Domain, MainTask
+
+
+class MeasuredNotes:
+    """True notes, from measuring every aspect of some responses: what the helpers' checks would buy without helpers.
+
+    Args:
+        domain: Where the aspects are from.
+        measured: The responses that are measured; there are no notes on others.
+    """
+
+    def __init__(self, domain: Domain, measured: frozenset[Subject]) -> None:
+        self.domain, self.measured = domain, measured
+        self.aspects = [name for name in MainTask(domain).helpers if name != POINT]
+
+    def prepare(self, subjects: Sequence[Subject]) -> None:
+        pass
+
+    def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
+        if (prompt, response) not in self.measured:
+            return ()
+        found = ((name, self.domain.aspects[name]) for name in self.aspects)
+        return tuple(
+            Note(name, one.measure(prompt, response), one.evidence(prompt, response)[0]) for name, one in found
+        )
+
+    def account(self) -> dict[str, Any]:
+        return {"checks": len(self.measured) * len(self.aspects)}
+
+
+class ShamNotes:
+    """The notes on another response to the same prompt: as many, and as bad, but about something else.
+
+    Args:
+        assistance: Whose notes.
+        subjects: The responses that notes are swapped among.
+        seed: Of the swapping.
+    """
+
+    def __init__(self, assistance: Assistance, subjects: Sequence[Subject], seed: int = 0) -> None:
+        self.assistance = assistance
+        self.other: dict[Subject, Subject] = {}
+        rng, groups = random.Random(f"sham {seed}"), dict[Prompt, list[Subject]]()
+        for subject in dict.fromkeys(subjects):
+            groups.setdefault(subject[0], []).append(subject)
+        for group in groups.values():
+            rng.shuffle(group)
+            self.other |= dict(zip(group, group[1:] + group[:1], strict=True))  # one circle: nobody keeps its own
+
+    def prepare(self, subjects: Sequence[Subject]) -> None:
+        self.assistance.prepare(subjects)
+
+    def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
+        return self.assistance.notes(*self.other[prompt, response])
+
+    def account(self) -> dict[str, Any]:
+        return self.assistance.account()

@@ -1,0 +1,134 @@
+"""What came of a tree: results.json for programs, and report.html for people, from the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from rrm_lm import __version__
+from rrm_lm.evaluation import figures
+from rrm_lm.evaluation.figures import Row
+from rrm_lm.evaluation.metrics import Estimate
+from rrm_lm.evaluation.templating import environment
+from rrm_lm.evaluation.wording import minus
+from rrm_lm.recursion import quality
+from rrm_lm.recursion.agents import summed
+from rrm_lm.recursion.tree import Node
+from rrm_lm.recursion.work import COSTS, NOTES, Workshop
+from rrm_lm.storage import now, write_json, write_text
+
+RESULTS, PAGE = "results.json", "report.html"
+
+
+def write_report(tree: Node, workshop: Workshop, folder: Path, *, base_model: str) -> Path:
+    """Write results and page about a solved tree; returns the page's path."""
+    found = results(tree, workshop, base_model=base_model)
+    write_json(folder / RESULTS, found)
+    write_text(folder / PAGE, render(found))
+    return folder / PAGE
+
+
+def results(tree: Node, workshop: Workshop, *, base_model: str) -> dict[str, Any]:
+    """What is known of every node, and of all of them together."""
+    nodes = list(tree.walk())
+    domain = tree.task.domain
+    return {
+        "program": f"rrm_lm {__version__}",
+        "created": now(),
+        "domain": domain.name,
+        "overseer": domain.limit,
+        "base_model": base_model,
+        "root": tree.name,
+        "nodes": [_node(node, workshop) for node in reversed(nodes)],
+        "by_depth": by_depth([_node(node, workshop) for node in nodes]),
+        "total": summed([workshop.costs(node) for node in nodes]),
+    }
+
+
+def by_depth(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How wrong feedback and agents are, by how many levels of helpers are below them.
+
+    Args:
+        nodes: As `results` has them.
+    """
+    found = []
+    for depth in sorted({node["depth"] for node in nodes}):
+        here = [node for node in nodes if node["depth"] == depth]
+        labels = [1 - node["quality"]["labels"]["value"] for node in here if node["quality"].get("labels")]
+        agents = [1 - main_measure(node["quality"])[1]["value"] for node in here]
+        found.append(
+            {
+                "depth": depth,
+                "nodes": [node["name"] for node in here],
+                "label_error": sum(labels) / len(labels) if labels else None,
+                "agent_error": sum(agents) / len(agents),
+            }
+        )
+    return found
+
+
+def main_measure(found: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The number that an agent is judged by: a helper's balanced accuracy, the main reward's accuracy."""
+    name = "balanced_accuracy" if found["kind"] == "helper" else "reward_accuracy"
+    return name.replace("_", " "), found[name]
+
+
+def render(found: dict[str, Any]) -> str:
+    """The page as HTML."""
+    templates = environment()
+    colors = {"light": figures.css_variables(dark=False), "dark": figures.css_variables(dark=True)}
+    css = [templates.get_template(name).render(colors) for name in ("report.css", "policy.css")]
+    rows = [
+        Row(f"{node['name']}: {label}", Estimate(**value))
+        for node in found["nodes"]
+        for label, value in [main_measure(node["quality"])]
+    ]
+
+    def paint(figure: Any) -> None:
+        figures.forest(figure.add_subplot(), rows)
+
+    picture = figures.inline_svg(figures.draw((7.6, 0.5 + 0.42 * len(rows)), paint), "tree", "Quality of each agent")
+    root = next(node for node in found["nodes"] if node["name"] == found["root"])
+    return templates.get_template("recursion.html.j2").render(
+        found=json.loads(json.dumps(found, default=vars)),
+        css=Markup("\n".join(css)),
+        picture=Markup(picture),
+        verdict=verdict(root),
+        seconds=lambda node: sum(node["costs"]["seconds"].values()),
+        measure=lambda node: main_measure(node["quality"]),
+        estimate=lambda value: Estimate(**value),
+        decimal=lambda value: minus(f"{value:.2f}"),
+    )
+
+
+def verdict(root: dict[str, Any]) -> str:
+    """What came of the main task, in a sentence or two."""
+    found = root["quality"]
+    accuracy = Estimate(**found["reward_accuracy"])
+    text = (
+        f"The reward orders {100 * accuracy.value:.1f}% of {accuracy.n} fresh pairs rightly "
+        f"(95% interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}%)."
+    )
+    if "start" not in found:
+        return text
+    gold, start = found["gold"], found["start"]
+    return text + minus(
+        f" The policy's responses are worth {gold['value']:.2f}; those it starts from {start['value']:.2f}."
+    )
+
+
+def _node(node: Node, workshop: Workshop) -> dict[str, Any]:
+    folder = workshop.place(node)
+    return {
+        "name": node.name,
+        "task": node.task.name,
+        "depth": node.depth,
+        "helpers": [helper.name for helper in node.helpers],
+        "policy": node.settings.policy,
+        "costs": json.loads((folder / COSTS).read_text(encoding="utf-8")),
+        "quality": json.loads((folder / quality.FILE).read_text(encoding="utf-8")),
+        "notes": json.loads((folder / NOTES).read_text(encoding="utf-8")),
+    }

@@ -1,0 +1,399 @@
+"""Does recursion help? The chip, with an overseer whom nobody helps, whom helpers help, and with controls.
+
+    python scripts/bench/recursion.py --seeds 0 1 2 --minutes 110      (again and again, until nothing is left to do)
+    python scripts/bench/recursion.py --seeds 0 --only ablations
+    python scripts/bench/recursion.py --summarise                      (writes results/recursion.json and .html)
+
+Arms: U (nobody helps), A (helpers' notes), Sh (the notes on another response: a sham), C (no notes; A's checks spent on
+fully measured pairs) and G (true labels). Each trains the same reward model, with the same first weights, on the same
+pairs. Ablations: A without one helper, A with helpers that have helpers (A2), and notes as the reward's input (N).
+
+Every piece (helpers, an arm, a policy) is kept as soon as it is done and not done again; a piece that was stopped goes
+on from its newest checkpoint. `--minutes` begins no further piece after that time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from common import machine
+from recursion_summary import summarise
+
+from rrm_lm.cli.settings import ModelArguments
+from rrm_lm.feedback.overseers import SimulatedOverseer
+from rrm_lm.feedback.records import Comparison, Demonstration, Message, Origin, Prompt
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state
+from rrm_lm.recursion import quality
+from rrm_lm.recursion.agents import (
+    Costs,
+    Rewards,
+    RewardsWithNotes,
+    Shared,
+    drop,
+    put_scorer,
+    put_writer,
+    reward_adapter,
+)
+from rrm_lm.recursion.assistance import Assistance, Assisted, HelperNotes, Unassisted
+from rrm_lm.recursion.controls import MeasuredNotes, ShamNotes
+from rrm_lm.recursion.domains import load_domain
+from rrm_lm.recursion.experiment import ARMS
+from rrm_lm.recursion.notes import with_notes
+from rrm_lm.recursion.oversight import LimitedOverseer
+from rrm_lm.recursion.recursion import solve_all
+from rrm_lm.recursion.tasks import POINT, MainTask
+from rrm_lm.recursion.teaching import Teaching, learn_form, read_with_notes, train_policy, train_reward
+from rrm_lm.recursion.tree import NodeSettings, read_tree
+from rrm_lm.recursion.work import Workshop
+from rrm_lm.storage import write_json
+from rrm_lm.text.chat import ChatFormat
+
+MAIN = "main"
+DEEP = "A2"  # helpers that have helpers
+INPUT = "N"  # the reward model reads the notes, too
+START_WRITER = "start_policy"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is; part of what makes a piece that piece.
+
+    Attributes:
+        pairs: Comparisons that every arm learns from.
+        checks, planted: M, checks for each helper; the share of them that is of planted bad responses.
+        far, near, requests, samples: Fresh pairs, pairs that differ in one thing, requests and responses to each.
+        epochs, helper_epochs, learning_rate, batch: Of the reward models.
+        updates, episodes: Of the policies that PPO trains.
+        drafts, draft_epochs: Of the policy that all start from.
+    """
+
+    pairs: int = 400
+    checks: int = 120
+    planted: float = 0.4
+    far: int = 300
+    near: int = 200
+    requests: int = 48
+    samples: int = 16
+    epochs: float = 3.0
+    helper_epochs: float = 5.0
+    learning_rate: float = 5e-4
+    batch: int = 8
+    updates: int = 8
+    episodes: int = 32
+    drafts: int = 192
+    draft_epochs: float = 3.0
+    max_new_tokens: int = 48
+
+
+class Experiment:
+    """The pieces, each of which is run where its file is not there yet.
+
+    Args:
+        folder: Where they are kept.
+        sizes: See above.
+        model: The backbone.
+        domain: By its name.
+    """
+
+    def __init__(self, folder: Path, sizes: Sizes, model: str, domain: str) -> None:
+        self.folder, self.sizes, self.model, self.domain = folder, sizes, model, load_domain(domain)
+        self.task = MainTask(self.domain)
+        self.helpers = [name for name in self.task.helpers if name != POINT]
+        self.settings = NodeSettings(
+            task=MAIN, num_train_epochs=sizes.epochs, learning_rate=sizes.learning_rate, max_steps=sizes.updates,
+            per_device_train_batch_size=sizes.batch, episodes=sizes.episodes, drafts=sizes.drafts,
+            draft_epochs=sizes.draft_epochs, max_new_tokens=sizes.max_new_tokens,
+        )  # fmt: skip
+        self._shared: Shared | None = None
+        self._writes(folder / "experiment.json", {"model": model, "domain": domain, "sizes": asdict(sizes)})
+
+    def _writes(self, file: Path, made: dict[str, Any]) -> None:
+        """Write down what the pieces are of; refuse a folder with pieces of something else."""
+        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != made:
+            raise SystemExit(f"{file} is of another experiment: choose another --folder")
+        write_json(file, made)
+
+    @property
+    def shared(self) -> Shared:
+        """The backbone that everything is on, loaded when it is first needed."""
+        if self._shared is None:
+            tokenizer: Any = load_tokenizer(self.model)
+            backbone = Backbone(load_causal_lm(self.model, dtype="float32"), int(tokenizer.pad_token_id))
+            backbone.to(process_state().device or "cpu").eval()
+            self._shared = Shared(backbone, ChatFormat(tokenizer, 448), self.model, ModelArguments().lora())
+        return self._shared
+
+    # -- pieces -------------------------------------------------------------------------------------------------------
+
+    def pieces(self, seeds: Sequence[int], only: str) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Names of the pieces that are not done, with what does them. What later ones need comes first."""
+        if not (self.folder / "questions.json").is_file():
+            yield "questions", self.make_questions
+        for seed in seeds:
+            arms = self._arms(only)
+            if any(self._needs_helpers(arm) for arm in arms):
+                yield from self._if_missing(self.place(seed) / "helpers.json", lambda s=seed: self.solve_helpers(s))
+            if DEEP in arms:
+                yield from self._if_missing(self.place(seed) / "deep.json", lambda s=seed: self.solve_helpers(s, True))
+            for arm in arms:
+                yield from self._if_missing(self.place(seed) / f"{arm}.json", lambda a=arm, s=seed: self.run_arm(a, s))
+            for arm in ARMS if only in ("all", "policies") else ():
+                file = self.place(seed) / f"{arm}_policy.json"
+                yield from self._if_missing(file, lambda a=arm, s=seed: self.run_policy(a, s))
+
+    def _arms(self, only: str) -> list[str]:
+        main = list(ARMS) if only in ("all", "arms", "policies") else []
+        if only != "ablations":
+            return main
+        deep = [DEEP] if any(self.domain.aspects[name].parts for name in self.helpers) else []
+        return [*(f"A-{name}" for name in self.helpers), *deep, INPUT]
+
+    @staticmethod
+    def _needs_helpers(arm: str) -> bool:
+        return arm not in ("U", "C", "G")
+
+    def _if_missing(self, file: Path, run: Callable[[], None]) -> Iterator[tuple[str, Callable[[], None]]]:
+        if not file.is_file():
+            yield str(file.relative_to(self.folder)), run
+
+    def place(self, seed: int) -> Path:
+        return self.folder / f"seed{seed}"
+
+    def make_questions(self) -> None:
+        """What every arm of every seed is judged by: fresh pairs, and responses of the start policy to choose from."""
+        rng, sizes = random.Random("questions"), self.sizes
+        prompts = self.task.prompts(sizes.drafts, rng)
+        drafts = [
+            Demonstration(prompt=prompt, response=self.domain.draft(prompt, rng), origin=Origin("drafts", row))
+            for row, prompt in enumerate(prompts, start=1)
+        ]
+        start = self.folder / "start"
+        learn_form(self.shared, "start", drafts, self.settings, Teaching(), start)
+        requests = [self.domain.prompts[i % len(self.domain.prompts)] for i in range(sizes.requests)]
+        writer = put_writer(self.shared, start, START_WRITER, sizes.max_new_tokens, Costs())
+        written = writer.write(requests, sizes.samples, seed=12345)
+        drop(self.shared, START_WRITER)
+        found = {
+            name: [[_plain(prompt), better, worse] for prompt, better, worse in
+                   quality.fresh_pairs(self.domain, getattr(sizes, name), rng, near=name == "near")]
+            for name in ("far", "near")
+        }  # fmt: skip
+        gold = [[self.domain.gold(p, text) for text in group] for p, group in zip(requests, written, strict=True)]
+        readable = sum(self.domain.parse(text) is not None for group in written for text in group)
+        found |= {"requests": [_plain(prompt) for prompt in requests], "responses": written, "gold": gold}
+        write_json(self.folder / "questions.json", found | {"readable": readable / (len(requests) * sizes.samples)})
+
+    def solve_helpers(self, seed: int, deep: bool = False) -> None:
+        """Train the helpers of a seed; they are shared by every arm that has notes."""
+        began = time.perf_counter()
+        workshop, tree = self._helper_tree(seed, deep)
+        solve_all(tree.helpers, workshop)
+        below = [node for helper in tree.helpers for node in helper.walk()]
+        found = {
+            node.name: {
+                "quality": json.loads((workshop.place(node) / quality.FILE).read_text(encoding="utf-8")),
+                "costs": workshop.costs(node),
+                "depth": node.depth,
+            }
+            for node in below
+        }
+        name = "deep.json" if deep else "helpers.json"
+        write_json(self.place(seed) / name, {"helpers": found, "seconds": round(time.perf_counter() - began, 1)})
+
+    def run_arm(self, arm: str, seed: int) -> None:
+        """Label the pairs, train the reward model, and score what it is judged by."""
+        began, pairs = time.perf_counter(), self.pairs(seed)
+        assistance = self.assistance(arm, seed, pairs)
+        records, right = self.label(arm, seed, pairs, assistance)
+        labelled = time.perf_counter() - began
+        if arm == INPUT:
+            records = read_with_notes(records, lambda p, text: with_notes(text, assistance.notes(p, text)))
+        name, folder = _identifier(f"{arm}_{seed}"), self.place(seed) / _identifier(arm)
+        train_reward(self.shared, name, records, self.settings, Teaching(seed), folder)
+        trained = time.perf_counter() - began - labelled
+        rewards: Rewards = put_scorer(self.shared, folder, name)
+        if arm == INPUT:
+            rewards = RewardsWithNotes(rewards, self.assistance(arm, seed, pairs))
+        found = self.scored(rewards)
+        drop(self.shared, reward_adapter(name))
+        found |= {
+            "arm": arm, "seed": seed, "labels": right, "checks": self.checks(arm), "notes": assistance.account(),
+            "seconds": {"labels": round(labelled, 1), "training": round(trained, 1),
+                        "all": round(time.perf_counter() - began, 1)},
+        }  # fmt: skip
+        write_json(self.place(seed) / f"{arm}.json", found)
+
+    def run_policy(self, arm: str, seed: int) -> None:
+        """Train a policy with PPO against an arm's reward, and see what its responses are worth."""
+        began, questions = time.perf_counter(), self.questions()
+        name = _identifier(f"{arm}_{seed}")
+        rewards = put_scorer(self.shared, self.place(seed) / _identifier(arm), name)
+        folder = self.place(seed) / f"{_identifier(arm)}_policy"
+        prompts = self.task.prompts(max(64, self.sizes.episodes), random.Random(seed))
+        tokens = train_policy(
+            self.shared, name, prompts, rewards, self.settings, Teaching(seed), self.folder / "start", folder
+        )
+        writer = put_writer(self.shared, folder, f"{name}_policy", self.sizes.max_new_tokens, Costs())
+        requests = [_prompt(one) for one in questions["requests"]]
+        written = [group[0] for group in writer.write(requests, 1, seed=777)]
+        drop(self.shared, reward_adapter(name), f"{name}_policy")
+        found = {
+            "arm": arm, "seed": seed, "tokens": tokens, "responses": written,
+            "gold": [self.domain.gold(p, text) for p, text in zip(requests, written, strict=True)],
+            "unreadable": sum(self.domain.parse(text) is None for text in written),
+            "seconds": round(time.perf_counter() - began, 1),
+        }  # fmt: skip
+        write_json(self.place(seed) / f"{arm}_policy.json", found)
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _helper_tree(self, seed: int, deep: bool) -> tuple[Workshop, Any]:
+        each = {
+            "questions": self.sizes.checks, "num_train_epochs": self.sizes.helper_epochs,
+            "learning_rate": self.sizes.learning_rate, "per_device_train_batch_size": self.sizes.batch,
+            "planted": self.sizes.planted, "tested": self.sizes.far,
+        }  # fmt: skip
+        parts = {name: self.domain.aspects[name].parts for name in self.helpers}
+        names = [f"deep_{name}" if deep and parts[name] else name for name in self.helpers]
+        nodes: dict[str, Any] = {MAIN: {"helpers": names}}
+        for name, node in zip(self.helpers, names, strict=True):
+            nodes[node] = each | {"task": name, "helpers": list(parts[name]) if node != name else []}
+            nodes |= {part: each for part in nodes[node]["helpers"]}
+        tree = read_tree(self.domain, nodes)
+        return Workshop(self.place(seed) / "nodes", self.shared, Teaching(seed), {"name": self.model}), tree
+
+    def pairs(self, seed: int) -> list[tuple[Prompt, str, str]]:
+        """What the overseer of a seed compares, the same for every arm: responses of the policy that all start from."""
+        file = self.place(seed) / "pairs.json"
+        if not file.is_file():
+            writer = put_writer(self.shared, self.folder / "start", START_WRITER, self.sizes.max_new_tokens, Costs())
+            prompts = self.task.prompts(self.sizes.pairs + self.sizes.pairs // 8 + 4, random.Random(f"pairs {seed}"))
+            written = writer.write(prompts, 2, seed=1000 + seed)
+            drop(self.shared, START_WRITER)
+            whole = [(_plain(p), *both) for p, both in zip(prompts, written, strict=True) if _differ(*both)]
+            write_json(file, whole[: self.sizes.pairs])
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        return [(_prompt(prompt), one, other) for prompt, one, other in rows]
+
+    def assistance(self, arm: str, seed: int, pairs: Sequence[tuple[Prompt, str, str]]) -> Assistance:
+        """The notes that an arm's overseer gets, ready."""
+        subjects = [(prompt, text) for prompt, *both in pairs for text in both]
+        if arm in ("U", "G"):
+            return Unassisted()
+        if arm == "C":
+            # A pair takes a check for each aspect of each response: M for each helper buy M / 2 pairs.
+            return MeasuredNotes(self.domain, frozenset(subjects[: 2 * (self.sizes.checks // 2)]))
+        workshop, tree = self._helper_tree(seed, arm == DEEP)
+        agents = solve_all(tree.helpers, workshop)
+        kept = self.place(seed) / ("notes_deep.jsonl" if arm == DEEP else "notes.jsonl")
+        every = HelperNotes(agents, kept)
+        every.prepare(subjects)
+        if arm == "Sh":
+            return ShamNotes(every, subjects, seed)
+        if arm.startswith("A-"):
+            left = HelperNotes([agent for agent in agents if agent.task.name != arm[2:]])
+            left.heard = {agent.name: every.heard[agent.name] for agent in left.helpers}
+            return left
+        return every
+
+    def label(
+        self, arm: str, seed: int, pairs: Sequence[tuple[Prompt, str, str]], assistance: Assistance
+    ) -> tuple[list[Comparison], list[int]]:
+        """Comparisons as an arm's overseer makes them, and whether each is as the truth has it."""
+        overseer: Any = Assisted(LimitedOverseer(self.domain, seed), assistance)
+        if arm == "G":
+            overseer = SimulatedOverseer(self.domain.gold)
+        records, right = [], []
+        for row, (prompt, *both) in enumerate(pairs, start=1):
+            verdict = overseer.compare(prompt, both)
+            gap = self.domain.gold(prompt, both[0]) - self.domain.gold(prompt, both[1])
+            if verdict.preferred is None or gap == 0:
+                continue
+            right.append(int((gap > 0) == (verdict.preferred == 0)))
+            chosen, rejected = both if verdict.preferred == 0 else reversed(both)
+            records.append(
+                Comparison(prompt=prompt, chosen=chosen, rejected=rejected, origin=Origin(f"arm {arm}", row))
+            )
+        return records, right
+
+    def checks(self, arm: str) -> int:
+        """What an arm asks of the bench."""
+        if arm in ("U", "G"):
+            return 0
+        parts = sum(len(self.domain.aspects[name].parts) or 1 for name in self.helpers)
+        count = parts if arm == DEEP else len(self.helpers) - arm.startswith("A-")
+        return count * self.sizes.checks
+
+    def questions(self) -> dict[str, Any]:
+        return json.loads((self.folder / "questions.json").read_text(encoding="utf-8"))
+
+    def scored(self, rewards: Rewards) -> dict[str, Any]:
+        """Margins of the fresh pairs, and rewards of the responses to choose from."""
+        questions = self.questions()
+        found: dict[str, Any] = {
+            name: quality.margins(rewards, [(_prompt(p), better, worse) for p, better, worse in questions[name]])
+            for name in ("far", "near")
+        }
+        requests = [_prompt(one) for one in questions["requests"]]
+        return found | {"rewards": rewards.score(requests, questions["responses"])}
+
+
+def _differ(one: str, other: str) -> bool:
+    return bool(one.strip() and other.strip()) and one.strip() != other.strip()
+
+
+def _identifier(name: str) -> str:
+    return name.replace("-", "_no_").lower()
+
+
+def _plain(prompt: Prompt) -> list[list[str]]:
+    return [[message.role, message.content] for message in prompt]
+
+
+def _prompt(plain: Sequence[Sequence[str]]) -> Prompt:
+    return tuple(Message(role, content) for role, content in plain)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--only", choices=["all", "arms", "policies", "ablations"], default="all")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/recursion_bench"))
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--domain", default="chip")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further piece after this time")
+    parser.add_argument("--summarise", action="store_true", help="only write the summary of what is done")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    for name, default in asdict(Sizes()).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    args = parser.parse_args(argv)
+    sizes = replace(Sizes(), **{name: getattr(args, name) for name in asdict(Sizes())})
+    began = time.perf_counter()
+    if not args.summarise:
+        experiment = Experiment(args.folder, sizes, args.model, args.domain)
+        for name, run in experiment.pieces(args.seeds, args.only):
+            if time.perf_counter() - began > 60 * args.minutes:
+                print(f"{args.minutes:g} minutes are over; {name} is next", flush=True)
+                break
+            print(f"{name} ...", flush=True)
+            started = time.perf_counter()
+            run()
+            print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+    print(summarise(args.folder, args.results, machine()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

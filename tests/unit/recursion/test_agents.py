@@ -1,0 +1,110 @@
+"""The best of n, rewards in pieces, and notes that a reward reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.recursion.agents import BestOfN, Costs, InPieces, RewardsWithNotes, summed
+from rrm_lm.recursion.assistance import HelperNotes
+from rrm_lm.recursion.controls import MeasuredNotes, ShamNotes
+from rrm_lm.recursion.quality import fresh_pairs, labels, notes_quality
+from rrm_lm.recursion.tasks import HelperTask, MainTask
+from tests.tiny import comparison
+from tests.unit.recursion.test_assistance import PROMPT, Fake, right
+from tests.unit.recursion.toy import Letters
+
+DOMAIN = Letters()
+
+
+@dataclass
+class Lengths:
+    """Rewards length, and remembers what it was asked."""
+
+    asked: list[list[str]] = field(default_factory=list)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+        self.asked += [list(group) for group in responses]
+        return [[float(len(text)) for text in group] for group in responses]
+
+
+@dataclass
+class Writer:
+    def write(self, prompts: Sequence[Prompt], count: int = 1, **_: Any) -> list[list[str]]:
+        return [["a" * (number + 1) for number in range(count)] for _ in prompts]
+
+
+def test_the_best_of_what_is_written_or_of_what_can_be_named() -> None:
+    costs = Costs()
+    policy = BestOfN(MainTask(DOMAIN), Lengths(), Writer(), 4, costs=costs)  # type: ignore[arg-type]
+    assert policy.respond(DOMAIN.prompts) == ["aaaa"] * 3
+    assert costs.scored == 12
+    task = HelperTask(DOMAIN, "letter_s")
+    helper = BestOfN(task, Lengths(), None, 4)
+    assert helper.respond([task.ask(PROMPT, "blue moon")]) == ['yes "blue"']  # the longer verdict
+    nothing = HelperTask(DOMAIN, "small_s")
+    assert BestOfN(nothing, Lengths(), None, 2).respond([]) == []
+
+
+def test_many_responses_to_a_prompt_are_scored_a_few_at_a_time() -> None:
+    inner = Lengths()
+    many = ["b" * number for number in range(1, 20)]
+    assert InPieces(inner).score([PROMPT, PROMPT], [many, ["x"]]) == [[float(n) for n in range(1, 20)], [1.0]]
+    assert max(map(len, inner.asked)) == 8 and sum(map(len, inner.asked)) == 20
+
+
+def test_a_reward_that_reads_the_notes_gets_them_behind_the_response() -> None:
+    inner, notes = Lengths(), HelperNotes([Fake(right)])
+    RewardsWithNotes(inner, notes).score([PROMPT], [["blue sea", "moon"]])
+    (shown,) = inner.asked
+    assert shown[0].startswith("blue sea\n[notes") and 'letter_s: "yes" in "blue"' in shown[0]
+
+
+def test_measured_notes_are_true_and_only_where_they_are_paid_for() -> None:
+    paid = MeasuredNotes(DOMAIN, frozenset({(PROMPT, "blue sea")}))
+    assert {(note.helper, note.verdict) for note in paid.notes(PROMPT, "blue sea")} == {
+        ("letter_s", "yes"), ("letter_b", "yes"),
+    }  # fmt: skip
+    assert paid.notes(PROMPT, "moon") == () and paid.account() == {"checks": 2}
+
+
+def test_a_sham_gives_every_response_the_notes_on_another() -> None:
+    notes = HelperNotes([Fake(right)])
+    subjects = [(prompt, f"{word} {n}") for prompt in DOMAIN.prompts for n, word in enumerate(("sea", "moon", "blue"))]
+    sham = ShamNotes(notes, subjects)
+    sham.prepare(subjects)
+    quotes = [sham.notes(*subject)[0].quote for subject in subjects]
+    assert all(quote not in subject[1] for quote, subject in zip(quotes, subjects, strict=True))
+    assert sorted(quotes) == sorted(notes.notes(*subject)[0].quote for subject in subjects)
+
+
+def test_quality_of_notes_by_hand() -> None:
+    task = HelperTask(DOMAIN, "letter_s")
+    prompts = [task.ask(PROMPT, text) for text in ("sea", "moon", "blue", "story")]
+    found = notes_quality(task, prompts, ['yes "sea"', 'no "moon"', 'yes "blue"', 'no "sea"'])
+    assert found["balanced_accuracy"]["value"] == pytest.approx(0.5)
+    assert found["taken_for"] == {"no": {"no": 1, "yes": 1}, "yes": {"no": 1, "yes": 1}}
+    assert found["false_quotations"] == 1 and found["unreadable"] == 0
+    silent = notes_quality(task, prompts, ["?"] * 4)
+    assert silent["balanced_accuracy"]["value"] == 0 and silent["unreadable"] == 4
+
+
+def test_fresh_pairs_have_the_better_response_first_and_labels_are_compared_with_the_truth() -> None:
+    import random
+
+    for near in (False, True):
+        for prompt, better, worse in fresh_pairs(DOMAIN, 20, random.Random(0), near=near):
+            assert DOMAIN.gold(prompt, better) > DOMAIN.gold(prompt, worse)
+    records = [comparison(chosen="moon moon", rejected="moon"), comparison(chosen="moon", rejected="moon moon", row=2)]
+    found = labels(MainTask(DOMAIN), records)
+    assert found is not None and found["value"] == 0.5 and found["n"] == 2
+    assert labels(MainTask(DOMAIN), []) is None
+
+
+def test_costs_add_up() -> None:
+    total = summed([Costs(1, 2, 3, 4, {"reward": 1.5}), Costs(1, 0, 0, 0, {"reward": 0.5, "policy": 2.0})])
+    assert total == Costs(2, 2, 3, 4, {"reward": 2.0, "policy": 2.0})

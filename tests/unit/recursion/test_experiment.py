@@ -1,0 +1,79 @@
+"""The verdict on the experiment is what its rules say, and the intervals are paired."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rrm_lm.recursion.experiment import Crossed, Findings, Interval, judge
+
+GOOD = Findings(
+    gain=Interval(0.10, 0.05, 0.15),
+    room=Interval(0.16, 0.1, 0.2),
+    over_cost=Interval(0.04, -0.01, 0.08),
+    sham=Interval(-0.02, -0.05, 0.02),
+    over_sham=Interval(0.12, 0.06, 0.17),
+    best_gain=Interval(0.9, 0.5, 1.3),
+    policy_gain=Interval(0.5, 0.1, 0.9),
+    curve=(0.3, 1.1, 1.9),
+    helpers={"heat": 0.8, "security": 0.9},
+)
+
+
+def test_it_helped_when_no_rule_speaks_against_it() -> None:
+    assert judge(GOOD).verdict == "helped" and judge(GOOD).text == "helped"
+    assert judge(replace(GOOD, policy_gain=None)).verdict == "helped"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"gain": Interval(0.10, -0.01, 0.2)}, "includes 0"),
+        ({"over_cost": Interval(0.0, -0.1, 0.1)}, "costs the same"),
+        ({"over_sham": Interval(0.03, -0.01, 0.07)}, "Sh"),
+        ({"helpers": {"heat": 0.69, "security": 0.9}}, "helper heat is under .7"),
+        ({"best_gain": Interval(-0.1, -0.2, 0.1)}, "best-of-16 gold does not"),
+        ({"policy_gain": Interval(0.0, -0.2, 0.1)}, "policy's gold does not"),
+        ({"curve": (0.3, 1.2, 1.1)}, "falls as n grows"),
+    ],
+)
+def test_each_rule_by_itself_says_that_it_did_not_help(change: dict, reason: str) -> None:
+    found = judge(replace(GOOD, **change))
+    assert found.verdict == "did not help" and len(found.reasons) == 1 and reason in found.text
+
+
+def test_several_rules_are_all_named() -> None:
+    found = judge(replace(GOOD, curve=(2, 1, 0), gain=Interval(-0.1, -0.2, 0.1)))
+    assert len(found.reasons) == 2
+
+
+def test_without_room_to_gain_nothing_can_be_tested() -> None:
+    assert judge(replace(GOOD, room=Interval(0.029, 0.0, 0.05))).verdict == "not testable"
+
+
+def test_differences_of_paired_values_are_narrower_than_what_they_are_of() -> None:
+    rng = np.random.default_rng(1)
+    one = rng.normal(size=(3, 200))
+    other = one + 0.1 + rng.normal(size=(3, 200), scale=0.05)
+    crossed = Crossed(3, 200)
+    alone, gain = crossed.mean(other), crossed.mean(other - one)
+    assert gain.low < 0.1 < gain.high
+    assert gain.high - gain.low < 0.3 * (alone.high - alone.low)
+    ratio = crossed.ratio(other - one + 1, np.ones_like(one) * 2)
+    assert ratio.value == pytest.approx(0.55, abs=0.01) and ratio.low < ratio.value < ratio.high
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    rng, held = np.random.default_rng(0), 0
+    crossed = Crossed(8, 60, draws=800)
+    for _ in range(150):
+        values = rng.normal(size=(8, 1)) + rng.normal(size=(1, 60)) + rng.normal(size=(8, 60))
+        found = crossed.mean(values)
+        held += found.low <= 0 <= found.high
+    assert 0.84 < held / 150 <= 1.0
+
+
+def test_the_share_of_a_gain_that_is_not_there_is_no_number() -> None:
+    assert np.isnan(Crossed(2, 5).ratio(np.ones((2, 5)), np.zeros((2, 5))).value)

@@ -1,0 +1,185 @@
+"""A tree is solved from the helpers up, kept, gone on with, and not begun where a helper failed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rrm_lm.errors import DataError, TrainingError
+from rrm_lm.recursion import work
+from rrm_lm.recursion.assistance import Assisted
+from rrm_lm.recursion.recursion import solve, solve_all
+from rrm_lm.recursion.report import render, results
+from rrm_lm.recursion.work import Workshop
+from rrm_lm.storage import verify
+from rrm_lm.training.reward_trainer import RewardTrainer
+from tests.unit.recursion.trees import three_levels, tree, workshop
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the nodes whose reward is trained, in order."""
+    names: list[str] = []
+    real = work.train_reward
+
+    def noting(shared: Any, name: str, *rest: Any) -> None:
+        names.append(name)
+        real(shared, name, *rest)
+
+    monkeypatch.setattr(work, "train_reward", noting)
+    return names
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / name / "reward" / "adapter_model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_tree_of_three_levels(tmp_path: Path, trained: list[str]) -> None:
+    root, shop = three_levels(), workshop(tmp_path)
+    agent = solve(root, shop)
+    assert trained == ["small_s", "capital_s", "letter_s", "letter_b", "top"]
+    # One backbone with an adapter for each agent, none of which is trained any more.
+    backbone = shop.shared.backbone
+    assert set(backbone.model.peft_config) == {f"{name}_reward" for name in trained} | {"top_policy"}
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert len(agent.respond(root.task.domain.prompts)) == 3
+    for node in root.walk():
+        assert verify(tmp_path / node.name) == []
+    checks = {name: shop.costs(node).checks for node in root.walk() for name in [node.name]}
+    assert checks["top"] == checks["letter_s"] == 0  # helped, it concludes and does not measure
+    assert 0 < checks["small_s"] <= 12 and 0 < checks["letter_b"] <= 12
+    assert shop.costs(root).comparisons > 0 and shop.costs(root).tokens > 0
+    found = results(root, shop, base_model="tiny")
+    assert [row["depth"] for row in found["by_depth"]] == [0, 1, 2]
+    assert found["total"].checks == sum(checks.values())
+    page = render(found)
+    assert "3 fresh" not in page and "<h2>Costs</h2>" in page and "{{" not in page
+    # Solved again from its folder alone: nothing is trained, and the answers are the same.
+    trained.clear()
+    kept = solve(root, workshop(tmp_path))
+    prompts = list(root.task.domain.prompts)
+    assert not trained
+    assert kept.rewards.score(prompts, [["sea", "moon"]] * 3) == agent.rewards.score(prompts, [["sea", "moon"]] * 3)
+
+
+def test_what_has_changed_is_solved_again_and_nothing_else(tmp_path: Path, trained: list[str]) -> None:
+    def two(**more: Any) -> Any:
+        return tree(top={"task": "main", "helpers": ["letter_s", "letter_b"]}, letter_s={}, letter_b=more)
+
+    solve(two(), workshop(tmp_path))
+    trained.clear()
+    solve(two(questions=13), workshop(tmp_path))
+    assert trained == ["letter_b", "top"]
+    trained.clear()
+    (tmp_path / "letter_s" / "feedback.jsonl").write_text("broken", encoding="utf-8")
+    solve(two(questions=13), workshop(tmp_path))
+    assert trained == ["letter_s", "top"]
+    assert verify(tmp_path / "letter_s") == []
+    other_seed = workshop(tmp_path, seed=1)
+    assert not any(other_seed.has(node) for node in two(questions=13).walk())
+
+
+def test_a_helper_that_fails_stops_its_parent_and_not_its_siblings(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noting = work.train_reward
+
+    def failing(shared: Any, name: str, *rest: Any) -> None:
+        if name == "small_s":
+            raise DataError("nothing to learn from")
+        noting(shared, name, *rest)
+
+    monkeypatch.setattr(work, "train_reward", failing)
+    with pytest.raises(TrainingError, match=r"letter_s.*small_s.*nothing to learn from"):
+        solve(three_levels(), workshop(tmp_path))
+    assert trained == ["capital_s", "letter_b"]
+    assert not (tmp_path / "top").exists() and not (tmp_path / "letter_s").exists()
+    trained.clear()
+    monkeypatch.setattr(work, "train_reward", noting)
+    solve(three_levels(), workshop(tmp_path))
+    assert trained == ["small_s", "letter_s", "top"]
+
+
+def test_a_killed_run_goes_on_inside_the_node(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree(top={"task": "main", "helpers": ["letter_b"], "num_train_epochs": 4}, letter_b={"num_train_epochs": 4})
+    solve(root, workshop(tmp_path / "whole"))
+    step, seen = RewardTrainer.training_step, [0]
+
+    def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen[0] += 1
+        if seen[0] in (8, 20):
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(RewardTrainer, "training_step", dying)
+    asked: list[Any] = []
+    compare = Assisted.compare
+    monkeypatch.setattr(Assisted, "compare", lambda self, *pair: asked.append(pair) or compare(self, *pair))
+    for _ in range(3):
+        try:
+            solve(root, workshop(tmp_path / "killed"))
+            break
+        except KeyboardInterrupt:
+            continue
+    assert verify(tmp_path / "killed" / "top") == []
+    assert len(asked) == len(set(asked)), "a question was asked twice"
+    for name in ("letter_b", "top"):
+        assert same(weights(tmp_path / "whole", name), weights(tmp_path / "killed", name)), name
+        assert not list((tmp_path / "killed" / name).glob("*_training"))
+    steps = read(tmp_path / "killed" / "top", "costs.json")["seconds"]
+    assert set(steps) == {"start", "notes", "feedback", "reward", "quality"}
+    assert seen[0] < 8 + 2 * 20 + 30, "it began again from the first step"
+
+
+def test_the_other_ways_to_solve_a_node(tmp_path: Path) -> None:
+    """PPO, notes that the reward reads, the worst flaw, both orders and words: each once."""
+    root = tree(
+        top={
+            "task": "main", "helpers": ["point"], "assistance": "worst_flaw", "notes_as_input": True, "policy": "ppo",
+            "both_orders": True,
+        },
+        point={"policy": "ppo", "critique_weight": 0.5, "critique_view": "reward"},
+    )  # fmt: skip
+    shop = workshop(tmp_path)
+    agent = solve(root, shop)
+    assert len(agent.respond(root.task.domain.prompts)) == 3
+    assert set(shop.shared.backbone.model.peft_config) == {"top_reward", "top_policy", "point_reward", "point_policy"}
+    assert shop.costs(root).checks == read(tmp_path / "top", "notes.json")["helpers"]["looks"]
+    rows = [json.loads(line) for line in (tmp_path / "point" / "feedback.jsonl").read_text().splitlines()]
+    assert any(row["chosen_critiques"] for row in rows)
+    solve(root, workshop(tmp_path))  # from its folder
+
+
+def test_independent_nodes_may_be_solved_elsewhere(tmp_path: Path, trained: list[str]) -> None:
+    root = three_levels()
+    shop = workshop(tmp_path)
+
+    def elsewhere(nodes: Any) -> None:
+        for node in nodes:
+            solve(node, Workshop(tmp_path, shop.shared, shop.teaching, shop.backbone))
+
+    shop.elsewhere = elsewhere
+    solve_all(root.helpers, shop)
+    assert sorted(trained) == ["capital_s", "letter_b", "letter_s", "small_s"]
