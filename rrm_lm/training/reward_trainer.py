@@ -98,17 +98,8 @@ class RewardTrainer(PortableCheckpoints, Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Example]:
         """Every example once a pass, whatever the number of processes."""
-        args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        batches = GlobalBatches(
-            len(self.train_dataset),
-            self._train_batch_size,
-            None if getattr(args, "train_sampling_strategy", "random") == "sequential" else seed,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            args.dataloader_drop_last,
-        )
         # Its own generator: making an iterator must not move the random state that a resumed run starts from.
+        batches = GlobalBatches.of(self)
         return DataLoader(
             self.train_dataset, batch_sampler=batches, collate_fn=_as_they_are, generator=torch.Generator()
         )
@@ -271,7 +262,8 @@ class RewardTrainer(PortableCheckpoints, Trainer):
                 members = [with_pairs[index] for index in group]
                 batch, lines = self._collate(members)
                 output = model(batch, lines, with_critiques=False)
-                combined = RewardOutput(output.rewards, output.critique_nll)  # as it is used, every pair counted once
+                # As it is used, every pair counted once.
+                combined = RewardOutput.of_one(output.rewards, output.critique_nll)
                 losses.append(pair_losses(combined, members, self.args))
                 margins.append(pair_margins(output.rewards, members))
         if not losses:
