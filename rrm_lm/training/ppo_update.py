@@ -279,6 +279,6 @@ class PolicyUpdate:
         if not self.args.trl_compatible and self.args.max_grad_norm:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
-            self.gradient_norms.append(float(whole(norm)))
+            self.gradient_norms.append(float(whole(norm) if isinstance(norm, Tensor) else norm))  # DeepSpeed: a number
         self.optimizer.step()
         self.optimizer.zero_grad()
