@@ -11,6 +11,7 @@ from trl.experimental.ppo import PPOConfig as _TrlPPOConfig
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.agent import REFERENCES, VALUE_KINDS
 from rrm_lm.models.pretrained import default_device
+from rrm_lm.models.sharding import refuse_zero
 from rrm_lm.training.one_device import OneDevice
 
 KL_CONTROLS = ("fixed", "adaptive")
@@ -125,6 +126,7 @@ class PPOConfig(OneDevice, _TrlPPOConfig):
             # Else every process of a launch on such a machine takes itself for the only one (see RewardConfig).
             os.environ["ACCELERATE_USE_CPU"] = "true"
         super().__post_init__()
+        refuse_zero(getattr(self, "deepspeed_plugin", None))
         self._check_choices()
         self._check_numbers()
 
