@@ -29,7 +29,7 @@ from rrm_lm.recursion.tree import Node, read_tree
 from rrm_lm.recursion.work import Workshop
 from rrm_lm.storage import sha256
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.checkpoints import OutputFolder
+from rrm_lm.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
 

@@ -80,11 +80,11 @@ class Sizes:
         drafts, draft_epochs: Of the policy that all start from.
     """
 
-    pairs: int = 400
+    pairs: int = 300
     checks: int = 120
     planted: float = 0.4
     far: int = 300
-    near: int = 200
+    near: int = 120
     requests: int = 48
     samples: int = 16
     epochs: float = 3.0
