@@ -4,10 +4,11 @@
     python scripts/bench/critic.py --data ../shared/data/feedbackqa --minutes 20   (again, until nothing is left to do)
 
 A reward model learns to prefer and to write critiques (the critic). A language model then judges every response of the
-held-out pairs by itself, as `rrm-lm evaluate` does: alone; shown the critic's critique; shown a critique that it wrote of
-an answer to another question (a sham); and shown what people wrote about that very response, which no critic can beat.
-Each with the usual question, and with the one that speaks of notes. What is done is kept in `--folder` and not done
-again. Nothing of the data is written into the results.
+held-out pairs by itself, as `rrm-lm evaluate` does: alone; shown the critic's critique; shown a critique of an answer
+to another question (a sham); and shown what people wrote about that very response, which no critic can beat. Each with
+the usual question, and with the one that speaks of notes.
+
+What is done is kept in `--folder` and not done again. Nothing of the data is written into the results.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_every_arm_once_restarted_and_judged(
     ]
     write_rows(tmp_path / "data" / "train.jsonl", train)
     write_rows(tmp_path / "data" / "dev.jsonl", heldout)
-    sizes = {"train": 12, "pairs": 6, "epochs": 1, "max_length": 200, "max_critique_length": 6}
+    sizes = {"train": 12, "pairs": 8, "epochs": 1, "max_length": 200, "max_critique_length": 6}
     words = [str(word) for name, value in sizes.items() for word in (f"--{name}", value)]
     words += ["--model", str(tiny), "--data", str(tmp_path / "data"), "--folder", str(tmp_path / "work")]
     words += ["--results", str(tmp_path / "results")]
@@ -51,12 +51,12 @@ def test_every_arm_once_restarted_and_judged(
     assert "0 minutes are over; trained is next" in capsys.readouterr().out
     bench.main(words)
     found = read(tmp_path / "results" / "critic.json")
-    assert found["heldout"] == {"pairs": 6, "prompts": 6, "responses": 12}
+    assert found["heldout"] == {"pairs": 8, "prompts": 8, "responses": 16}
     arms = [f"{help_}-{question}" for help_ in ("critic", "sham", "human") for question in ("plain", "notes")]
     assert set(found["accuracy"]) == {"own", "none-plain", *arms}
     for one in (*found["accuracy"].values(), *found["differences"].values()):
         assert one["low"] <= one["value"] <= one["high"]
-    assert found["critiques"]["responses"] == 12 and "samples" not in found["critiques"]
+    assert found["critiques"]["responses"] == 16 and "samples" not in found["critiques"]
     assert found["critiques"]["words_by_people"] == 3.0  # "Good." and "It is too long. No."
     assert found["verdict"] in ("helped", "harmed", "no more help than a sham") or "did not help" in found["verdict"]
     learned = bench.split(tmp_path / "data", bench.Sizes(**sizes))[0]
@@ -65,7 +65,7 @@ def test_every_arm_once_restarted_and_judged(
     monkeypatch.setattr(bench, "train_reward", lambda *_: pytest.fail("trained again"))
     bench.main(words)
     with pytest.raises(SystemExit, match="another bench"):
-        bench.main([*words, "--pairs", "5"])
+        bench.main([*words, "--pairs", "7"])
 
 
 def test_a_sham_is_always_about_another_prompt(bench: Any) -> None:

@@ -181,7 +181,8 @@ def test_compare_shows_critiques_to_its_judges(
     assert all("Behind a reply there may stand notes" in question for question in asked)
     found = read(tmp_path / "out" / "results.json")
     assert found["critic"]["responses"] == len(set(answers.items())) == 6
-    assert found["critic"]["asked_without"] == {str(tiny): 0, "llm:some/judge": 0}
+    # The tiny model has room for 512 tokens, and so for no question with notes; nobody knows how many a server has.
+    assert found["critic"]["asked_without"] == {str(tiny): 6, "llm:some/judge": 0}
     assert "Helped by the critic mine" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 

@@ -212,7 +212,7 @@ def test_an_overseer_is_shown_the_critiques_of_just_what_it_is_asked_about() -> 
             return "seen"
 
     prompts, answers = [PROMPT, prompt_of("who?")], [many(4), ["no one", "me", "no one", ""]]
-    choice = {"comparisons_per_prompt": 1, "seed": 3}
+    choice: Any = {"comparisons_per_prompt": 1, "seed": 3}
     critic = Says(lambda text: Remark(f"On {text}."))
     critiques = write_critiques(critic, responses_asked_about(prompts, answers, **choice), progress=False)
     assert len(critic.asked) == 4  # of two pairs
