@@ -172,7 +172,8 @@ def show_log() -> None:
     handler.setFormatter(_Plain())
     log.addHandler(handler)
     # Between the libraries; nobody who reads it can do anything about it.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    for old in ("is_gradient_checkpointing", "broadcast_buffers"):
+        warnings.filterwarnings("ignore", f"`{old}` is deprecated", FutureWarning)
     log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -35,9 +35,10 @@ VALUE_KINDS = ("head", "adapter", "model")
 REFERENCES = ("start", "base")
 
 
-@dataclass(slots=True)
-class PolicyOutput:
+class PolicyOutput(NamedTuple):
     """What the policy and the value function say of some lines. Tokens of all lines one behind the other, in order.
+
+    A tuple, in which whatever wraps a model (DDP, FSDP2, DeepSpeed) finds the tensors.
 
     Attributes:
         log_probs: (response tokens,) of each token in the distribution it was drawn from.

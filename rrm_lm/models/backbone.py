@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rrm_lm.errors import ModelError
+from rrm_lm.models.pretrained import rounding
 from rrm_lm.models.sharding import device_of
 from rrm_lm.text.batching import Batch, Row, attention_mask, collate, share
 
@@ -271,8 +272,8 @@ def _line_ends(backbone: Backbone, rows: list[Row]) -> Tensor:
 
 def _difference(backbone: Backbone, mine: Tensor, theirs: Tensor) -> float:
     """How far two results that should be the same are apart, in units of what rounding explains; inf for NaN."""
-    rounding = 1e-4 if backbone.causal_lm.dtype in (torch.float32, torch.float64) else 0.05
-    error = float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)) / rounding
+    unit = rounding(backbone.causal_lm.dtype, backbone.device)
+    error = float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)) / unit
     return error if error == error else float("inf")
 
 

@@ -20,6 +20,7 @@ from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.key_values import KeyValues, positions, visible
 from rrm_lm.models.lean_decoder import LeanDecoder
+from rrm_lm.models.pretrained import rounding
 from rrm_lm.models.products import Product, can_pack, computing_with, products_of
 from rrm_lm.models.sharding import is_shard, most
 
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 # (rows, tokens) ids at the cache's place and (rows,) starts -> (rows, tokens, hidden)
 Decoder = Callable[[Tensor, Tensor, KeyValues], Tensor]
 
-_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest logit; half precision rounds more coarsely
 _ERRORS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError)
 
 _agreeing: WeakKeyDictionary[Backbone, dict[str, bool]] = WeakKeyDictionary()  # which decoders a model takes
@@ -188,4 +188,4 @@ def _agrees(backbone: Backbone, adapter: str | None, decoder: Decoder, products:
         return False
     theirs = torch.stack(expected, 1)
     error = float((torch.stack(found) - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
-    return error <= _ROUNDING.get(backbone.causal_lm.dtype, 0.05)
+    return error <= rounding(backbone.causal_lm.dtype, backbone.device)

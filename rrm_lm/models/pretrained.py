@@ -41,6 +41,7 @@ __all__ = [
     "process_state",
     "refuse_pickles",
     "resolve",
+    "rounding",
     "set_seed",
     "to_dtype",
 ]
@@ -235,6 +236,19 @@ def default_dtype(device: torch.device | None = None) -> torch.dtype:
     """bfloat16 on GPUs that have it, else float32 (bfloat16 is slower than float32 on most CPUs)."""
     kind = (default_device() if device is None else device).type
     return torch.bfloat16 if kind == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def rounding(dtype: torch.dtype, device: torch.device) -> float:
+    """How far two ways to compute the same may be apart in a model of this kind, relative to the largest number.
+
+    On CUDA, products of float32 may be allowed to round like TensorFloat-32, to 10 bits (``--tf32 true``).
+    """
+    if dtype not in (torch.float32, torch.float64):
+        return 0.05
+    matmul: Any = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)  # since torch 2.9
+    coarse = matmul.allow_tf32 if precision is None else precision == "tf32"
+    return 0.01 if coarse and dtype == torch.float32 and device.type == "cuda" else 1e-4
 
 
 def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType
@@ -39,23 +39,23 @@ _HEAD_KEY = "base_model.model.score.weight"
 _LOGIT_CHUNK = 1024  # critique tokens whose logits are held at once
 
 
-@dataclass(slots=True)
-class RewardOutput:
-    """What one batch gives.
+class RewardOutput(NamedTuple):
+    """What one batch gives. A tuple, in which whatever wraps a model (DDP, FSDP2, DeepSpeed) finds the tensors.
 
     Attributes:
         rewards: (lines,) one reward for each line, its members combined.
         critique_nll: (critique tokens,) negative log-likelihood of each token of each line's critique, in order.
-        members: (lines, heads) the reward of each member; by default there is one, with these rewards.
+        members: (lines, heads) the reward of each member.
     """
 
     rewards: Tensor
     critique_nll: Tensor
-    members: Tensor = None  # type: ignore[assignment]  # filled in below
+    members: Tensor
 
-    def __post_init__(self) -> None:
-        if self.members is None:
-            self.members = self.rewards.unsqueeze(-1)
+    @classmethod
+    def of_one(cls, rewards: Tensor, critique_nll: Tensor) -> RewardOutput:
+        """Of a model with one head."""
+        return cls(rewards, critique_nll, rewards.unsqueeze(-1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,8 @@ class RewardModel(Root):
         """
         hidden = self.backbone(batch, self.adapter)
         ends = _gather(hidden, [batch.at(number, line.reward_at) for number, line in enumerate(lines)])
-        members = self.head(ends.float())
+        with torch.autocast(ends.device.type, enabled=False):  # a head of few weights, whose digits matter
+            members = self.head(ends.float())
         rewards = self.settings.combination(members)
         places, targets = [], []
         for number, line in enumerate(lines) if with_critiques else ():

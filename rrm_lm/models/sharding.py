@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
@@ -185,12 +186,40 @@ class Root(nn.Module):
 # -- preparing --------------------------------------------------------------------------------------------------------
 
 
+def refuse_zero(plugin: Any) -> None:
+    """Refuse a ZeRO stage of DeepSpeed that takes weights away, which are read here outside of forward passes, too.
+
+    Args:
+        plugin: Accelerate's settings of DeepSpeed, or None. Settings of trainers ask, since transformers loads models
+            in parts as soon as it knows of stage 3.
+
+    Raises:
+        ConfigError: It is such a stage, or none at all.
+    """
+    if plugin is not None and plugin.zero_stage not in (1, 2):
+        raise ConfigError(
+            f"The launch asks for DeepSpeed's ZeRO stage {plugin.zero_stage}",
+            where="zero_stage",
+            expected="1 or 2, where each process has the whole model",
+            remedy="launch with configs/accelerate/fsdp2.yaml, which shards all that stage 3 would, or with zero2.yaml",
+        )
+
+
 def shards(accelerator: Any) -> bool:
     """Whether this launch shards models.
 
     Raises:
-        ConfigError: It does, in the way of FSDP's first version.
+        ConfigError: It does, in the way of FSDP's first version or of DeepSpeed; or with DeepSpeed on the CPU.
     """
+    zero = getattr(accelerator.state, "deepspeed_plugin", None)
+    refuse_zero(zero)
+    if zero is not None and accelerator.num_processes == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "With DeepSpeed and without a GPU, every process takes itself for the only one",
+            where="the launch",
+            expected="processes that share the work",
+            remedy="launch with configs/accelerate/cpu2.yaml",
+        )
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None or accelerator.num_processes == 1:
         return False

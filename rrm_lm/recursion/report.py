@@ -105,8 +105,14 @@ def render(found: dict[str, Any]) -> str:
 
 
 def verdict(root: dict[str, Any]) -> str:
-    """What came of the main task, in a sentence or two."""
+    """What came of the root, in a sentence or two."""
     found = root["quality"]
+    if found["kind"] == "helper":  # a tree may be a helper's alone
+        balanced = Estimate(**found["balanced_accuracy"])
+        return (
+            f"The helper tells whether something is wrong with a balanced accuracy of {100 * balanced.value:.1f}% "
+            f"(95% interval {100 * balanced.low:.1f} to {100 * balanced.high:.1f}%) on {balanced.n} fresh responses."
+        )
     accuracy = Estimate(**found["reward_accuracy"])
     text = (
         f"The reward orders {100 * accuracy.value:.1f}% of {accuracy.n} fresh pairs rightly "

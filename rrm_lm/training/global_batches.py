@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -35,6 +36,20 @@ class GlobalBatches(Sampler[list[int]]):
         self.count, self.size, self.seed, self.drop_last = count, size, seed, drop_last
         self.process, self.processes = process, processes
         self.epoch = 0
+
+    @classmethod
+    def of(cls, trainer: Any) -> GlobalBatches:
+        """The batches that a `transformers.Trainer` trains on: at random, or with sequential sampling as they are."""
+        args = trainer.args
+        sequential = getattr(args, "train_sampling_strategy", "random") == "sequential"
+        return cls(
+            len(trainer.train_dataset),
+            trainer._train_batch_size,
+            None if sequential else args.seed if args.data_seed is None else args.data_seed,
+            trainer.accelerator.process_index,
+            trainer.accelerator.num_processes,
+            args.dataloader_drop_last,
+        )
 
     @property
     def batch_sampler(self) -> GlobalBatches:

@@ -1,8 +1,8 @@
 """Checkpoints that any number of processes can go on from, sharded or not.
 
-Trainer writes a sharded run as shards, the frozen model included, and reads it back in one way only. Here a checkpoint
-of a sharded run has the very files that one process writes: adapters and heads, and the optimizer's state, put
-together. Both are small, since only what is trained is in them.
+Trainer writes a sharded run as shards, the frozen model included, and reads it back in one way only; so it does with
+DeepSpeed's. Here a checkpoint has the very files that one process writes, whatever wrote it: adapters and heads, and
+the optimizer's state, put together. Both are small, since only what is trained is in them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rrm_lm.models.adapter_files import read_json
 from rrm_lm.models.sharding import arrange, open_ways, shard_like, whole
 from rrm_lm.storage import write_json
 from rrm_lm.training.checkpoints import VerifiedCheckpoints, checkpoint_to_resume
+from rrm_lm.training.zero_states import ZeroStates
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class PortableCheckpoints(VerifiedCheckpoints):
 
     optimizer: Any
     lr_scheduler: Any
+    _zero_states: ZeroStates | None = None
 
     @property
     def allows_world_size_change(self) -> bool:
@@ -63,18 +65,35 @@ class PortableCheckpoints(VerifiedCheckpoints):
         local = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return {"processes": processes, "items_per_step": local * processes}
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def is_cut(self) -> bool:
+        """Whether a process has a part of the optimizer's state alone."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, without groups that have no parameters (adapters have no biases), as DeepSpeed has it."""
+        made = super().create_optimizer(*args, **kwargs)
+        made.param_groups[:] = [group for group in made.param_groups if group["params"]]
+        if self.is_deepspeed_enabled:
+            self._zero_states = ZeroStates(made)
+        return made
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         model = self.accelerator.unwrap_model(self.model)
         arrange(self.accelerator, model)
-        prepared = super()._prepare_for_training(*args, **kwargs)
+        theirs = None if self.is_deepspeed_enabled else resume_from_checkpoint  # they would look for DeepSpeed's files
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, theirs)
         open_ways(model)
+        if theirs is None and resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model. Called by all processes."""
-        if not self.is_fsdp_enabled:
+        if not self.is_cut:
             super().save_model(output_dir, _internal_call)
             return
         self._save(str(self.args.output_dir) if output_dir is None else output_dir)
@@ -82,10 +101,13 @@ class PortableCheckpoints(VerifiedCheckpoints):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_fsdp_enabled:
+        if not self.is_cut:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = whole_state(self.optimizer.state_dict())
+        if self._zero_states is not None:
+            state = self._zero_states.whole(self.optimizer.optimizer)
+        else:
+            state = whole_state(self.optimizer.state_dict())
         if self.args.should_save:
             torch.save(state, Path(output_dir) / _OPTIMIZER)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
@@ -98,11 +120,14 @@ class PortableCheckpoints(VerifiedCheckpoints):
     # -- loading --------------------------------------------------------------------------------------------------
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.is_fsdp_enabled or checkpoint is None:
+        if not self.is_cut or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         state = torch.load(Path(checkpoint) / _OPTIMIZER, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(sharded_state(state, self.optimizer.param_groups))
+        if self._zero_states is not None:
+            self._zero_states.load(self.optimizer.optimizer, state)
+        else:
+            self.optimizer.load_state_dict(sharded_state(state, self.optimizer.param_groups))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / _SCHEDULER, weights_only=True))
 
 

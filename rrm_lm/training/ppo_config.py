@@ -11,12 +11,14 @@ from trl.experimental.ppo import PPOConfig as _TrlPPOConfig
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.agent import REFERENCES, VALUE_KINDS
 from rrm_lm.models.pretrained import default_device
+from rrm_lm.models.sharding import refuse_zero
+from rrm_lm.training.one_device import OneDevice
 
 KL_CONTROLS = ("fixed", "adaptive")
 
 
 @dataclass
-class PPOConfig(_TrlPPOConfig):
+class PPOConfig(OneDevice, _TrlPPOConfig):
     """How a policy is trained. Names are TRL's and Hugging Face's wherever they have one.
 
     An *update* rolls out ``batch_size`` episodes and learns from them ``num_ppo_epochs`` times. Episodes per process
@@ -124,6 +126,7 @@ class PPOConfig(_TrlPPOConfig):
             # Else every process of a launch on such a machine takes itself for the only one (see RewardConfig).
             os.environ["ACCELERATE_USE_CPU"] = "true"
         super().__post_init__()
+        refuse_zero(getattr(self, "deepspeed_plugin", None))
         self._check_choices()
         self._check_numbers()
 

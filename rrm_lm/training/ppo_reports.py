@@ -45,18 +45,28 @@ class Scores:
 
 
 class Stopwatch:
-    """Seconds by what they were spent on."""
+    """Seconds by what they were spent on.
 
-    def __init__(self) -> None:
+    Args:
+        device: Computes. Other devices than the CPU go on when a call of theirs has returned, and are waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}
+        self._wait = _nothing if device.type == "cpu" else torch.get_device_module(device).synchronize
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
             yield
+            self._wait()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def _nothing() -> None:
+    pass
 
 
 class PolicyReports(_Base):

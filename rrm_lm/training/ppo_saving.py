@@ -42,10 +42,11 @@ class PolicyCheckpoints(_Base):
     steering: Steering
     last_good: dict[str, Tensor] | None
     _staging: Path | None
+    is_cut: bool
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the policy and the value function. Called by all processes."""
-        own: Any = PortableCheckpoints if self.is_fsdp_enabled else Trainer  # TRL's would leave the values out
+        own: Any = PortableCheckpoints if self.is_cut else Trainer  # TRL's would leave the values out
         own.save_model(self, output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

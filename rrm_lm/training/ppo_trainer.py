@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -95,6 +96,8 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
             raise ConfigError(f"An agent has its own {', '.join(named)}", remedy="make the agent with it")
         self.agent: AgentModel = model
         disable_dropout(model)
+        # TRL has a field where Trainer has a property, which is asked for when DeepSpeed is set up.
+        args.world_size = PartialState().num_processes
         # Trainer's own start, not TRL's: it knows of accelerators, wrapping and sharding, and leaves the model whole.
         Trainer.__init__(
             self,
@@ -215,7 +218,7 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         prompts = iter(self.dataloader)
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
-            watch = Stopwatch()
+            watch = Stopwatch(self.accelerator.device)
             with watch("roll_out"):
                 rollouts = self.roll_out(next(prompts))
             with watch("score"):

@@ -7,7 +7,6 @@ episodes are grouped for the computation changes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.models.agent import PolicyOutput
 from rrm_lm.models.sharding import whole
+from rrm_lm.training.gradients import accumulate
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.ppo_estimates import Estimates, with_ends
 from rrm_lm.training.ppo_losses import Total, policy_losses, value_losses
@@ -236,12 +236,21 @@ class PolicyUpdate:
         loss_sum = torch.zeros((), device=estimates.values.device)
         for number, group in enumerate(groups):
             last = number == len(groups) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.passes.model):
+
+            def loss(number: int = number, group: Group = group, last: bool = last) -> Tensor:
                 output = kept.pop(number) if number in kept else self.passes.policy(group)
-                loss = self._loss(step, group, output, estimates)
-                self.accelerator.backward(loss)
-            loss_sum += loss.detach()
-            now.note(group, output, estimates.is_response)
+                now.note(group, output, estimates.is_response)
+                found = self._loss(step, group, output, estimates)
+                loss_sum.add_(found.detach())
+                if last:
+                    self._refuse_nan(loss_sum)
+                return found
+
+            accumulate(self.accelerator, self.passes.model, loss, last)
+        return now
+
+    def _refuse_nan(self, loss_sum: Tensor) -> None:
+        """Before the last backward pass of a step, which takes the step under DeepSpeed."""
         if not bool(torch.isfinite(self.total(loss_sum))):
             self.optimizer.zero_grad()
             raise TrainingError(
@@ -250,7 +259,6 @@ class PolicyUpdate:
                 expected="a finite loss",
                 remedy="lower learning_rate, look at the rewards, and go on from the last checkpoint",
             )
-        return now
 
     def _loss(self, step: Step, group: Group, output: PolicyOutput, est: Estimates) -> Tensor:
         """This group's part of the step's loss."""
@@ -271,6 +279,6 @@ class PolicyUpdate:
         if not self.args.trl_compatible and self.args.max_grad_norm:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
-            self.gradient_norms.append(float(whole(norm)))
+            self.gradient_norms.append(float(whole(norm) if isinstance(norm, Tensor) else norm))  # DeepSpeed: a number
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -11,6 +11,8 @@ from transformers import TrainingArguments
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.models.pretrained import default_device
+from rrm_lm.models.sharding import refuse_zero
+from rrm_lm.training.one_device import OneDevice
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ _NOT_HERE = {
 
 
 @dataclass
-class RewardConfig(TrainingArguments):
+class RewardConfig(OneDevice, TrainingArguments):
     """How a reward model is trained. Names are TRL's and Hugging Face's wherever they have one."""
 
     # Defaults that differ from TrainingArguments.
@@ -111,6 +113,7 @@ class RewardConfig(TrainingArguments):
             # be written down with the settings and bind whoever repeats the run to the CPU.
             os.environ["ACCELERATE_USE_CPU"] = "true"
         super().__post_init__()
+        refuse_zero(getattr(self, "deepspeed_plugin", None))
         if self.grades not in GRADE_USES:
             raise ConfigError(f"grades is {self.grades!r}", where="grades", expected="one of " + ", ".join(GRADE_USES))
         if self.critique_view not in CRITIQUE_VIEWS:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from rrm_lm.models.reward import RewardModel, RewardOutput
 from rrm_lm.text.batching import Batch, collate, length_groups
 from rrm_lm.training.examples import Example
 from rrm_lm.training.global_batches import GlobalBatches
+from rrm_lm.training.gradients import accumulate
 from rrm_lm.training.losses import bradley_terry, centering, graded_target, rating_regression
 from rrm_lm.training.member_weights import member_weights
 from rrm_lm.training.portable_checkpoints import PortableCheckpoints
@@ -98,17 +98,8 @@ class RewardTrainer(PortableCheckpoints, Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Example]:
         """Every example once a pass, whatever the number of processes."""
-        args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        batches = GlobalBatches(
-            len(self.train_dataset),
-            self._train_batch_size,
-            None if getattr(args, "train_sampling_strategy", "random") == "sequential" else seed,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            args.dataloader_drop_last,
-        )
         # Its own generator: making an iterator must not move the random state that a resumed run starts from.
+        batches = GlobalBatches.of(self)
         return DataLoader(
             self.train_dataset, batch_sampler=batches, collate_fn=_as_they_are, generator=torch.Generator()
         )
@@ -126,16 +117,15 @@ class RewardTrainer(PortableCheckpoints, Trainer):
         micro_batches = self._micro_batches(inputs)
         total = torch.zeros((), device=self.args.device)
         for number, members in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            # Trainer itself keeps gradients back until the last batch of a step.
-            waits = not last and self.accelerator.sync_gradients
-            with self.accelerator.no_sync(model) if waits else nullcontext():
-                loss = self._loss(model, members, totals)
-                self._refuse_nan(loss, members)
+
+            def loss(members: list[Example] = members) -> Tensor:
+                found = self._loss(model, members, totals)
+                self._refuse_nan(found, members)
                 # Processes average their gradients, and each holds only its part of the global sum.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-            total += loss.detach()
-        return total * self.accelerator.num_processes
+                return found * self.accelerator.num_processes
+
+            total += accumulate(self.accelerator, model, loss, number == len(micro_batches) - 1)
+        return total
 
     def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
         groups = length_groups(
@@ -217,16 +207,21 @@ class RewardTrainer(PortableCheckpoints, Trainer):
     @torch.no_grad()
     def _note(self, output: RewardOutput, examples: Sequence[Example], parts: dict[str, Tensor]) -> None:
         margins = pair_margins(output.rewards, examples)
-        self._sums["loss_pairs"] += float(parts["pairs"])
-        self._sums["loss_ratings"] += float(parts["ratings"])
-        self._sums["loss_critiques"] += float(parts["critiques"])
+        measured = {
+            "loss_pairs": parts["pairs"],
+            "loss_ratings": parts["ratings"],
+            "loss_critiques": parts["critiques"],
+            "accuracy": (margins > 0).sum() + 0.5 * (margins == 0).sum(),
+            "margin": margins.sum(),
+            "disagreement": output.members.std(-1, correction=0).sum(),
+        }
+        # Fetched together: a GPU stands still for each number that is waited for.
+        for name, value in zip(measured, torch.stack(list(measured.values())).tolist(), strict=True):
+            self._sums[name] += value
         self._sums["pairs"] += len(margins)
         self._sums["ratings"] += sum(len(example.ratings) for example in examples)
         self._sums["critiques"] += len(output.critique_nll)
-        self._sums["accuracy"] += float((margins > 0).sum() + 0.5 * (margins == 0).sum())
-        self._sums["margin"] += float(margins.sum())
         self._sums["lines"] += len(output.members)
-        self._sums["disagreement"] += float(output.members.std(-1, correction=0).sum())
         self._sums["tokens"] += sum(len(row) for example in examples for row in example.rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -272,7 +267,8 @@ class RewardTrainer(PortableCheckpoints, Trainer):
                 members = [with_pairs[index] for index in group]
                 batch, lines = self._collate(members)
                 output = model(batch, lines, with_critiques=False)
-                combined = RewardOutput(output.rewards, output.critique_nll)  # as it is used, every pair counted once
+                # As it is used, every pair counted once.
+                combined = RewardOutput.of_one(output.rewards, output.critique_nll)
                 losses.append(pair_losses(combined, members, self.args))
                 margins.append(pair_margins(output.rewards, members))
         if not losses:

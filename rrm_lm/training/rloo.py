@@ -49,13 +49,14 @@ from rrm_lm.models.fast_lora import speed_up
 from rrm_lm.models.policy_files import POLICY, Policy, PolicySettings, save_policy
 from rrm_lm.models.pretrained import align_pad
 from rrm_lm.models.sampling import Sampling
+from rrm_lm.models.sharding import inside, settle
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.ppo_control import runaway
 from rrm_lm.training.ppo_prompts import PromptItem, PromptOrder, check_room, encode_prompts
 from rrm_lm.training.ppo_rollouts import Rollouts
-from rrm_lm.training.reward_sources import RewardSum
+from rrm_lm.training.reward_sources import AdapterReward, RewardSum
 from rrm_lm.training.rloo_config import rloo_config
 from rrm_lm.training.rloo_parts import (
     EachUpdate,
@@ -231,11 +232,11 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
         return [list(self._items[to_prompt(messages)].ids) for messages in prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # whose weights have to be put together first
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
         started = time.perf_counter()
         number = self.state.global_step // self.steps_per_update * self.accelerator.num_processes
-        responses = roll_out(
+        responses = inside(
+            self.model,  # type: ignore[arg-type]
+            roll_out,
             self.backbone,
             self.adapter,
             prompt_ids,
@@ -249,6 +250,12 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
         self._note("time/roll_out", seconds)
         self._note("tokens_per_second", sum(map(len, found)) / max(seconds, 1e-9))
         return found
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        ask = super()._calculate_rewards
+        if any(isinstance(source, AdapterReward) for source in self.rewards.sources):  # on the policy's own backbone
+            return inside(self.model, ask, *args, **kwargs)  # type: ignore[arg-type]
+        return ask(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -267,6 +274,7 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
             self._note("objective/rlhf_reward", scores - self.beta * kl)
             self.stop_reason = runaway("the KL divergence to the reference", kl, self.ppo.max_kl, "max_kl")
         if self.stop_reason is None:
+            settle(self.model)  # type: ignore[arg-type]
             self.last_good = snapshot(adapter_parameters(self.backbone, self.adapter))
         return output
 

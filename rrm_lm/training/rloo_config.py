@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from trl.trainer.rloo_config import RLOOConfig
+from trl.trainer.rloo_config import RLOOConfig as TRLConfig
 
 from rrm_lm.errors import ConfigError
+from rrm_lm.training.one_device import OneDevice
 from rrm_lm.training.ppo_config import PPOConfig
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,10 @@ NOT_SETTINGS = frozenset(
     | {"local_mini_batch_size", "local_rollout_forward_batch_size", "dataset_num_proc", "sft_model_path"}
     | {"reward_model_path", "model_adapter_name", "ref_adapter_name"}
 )
+
+
+class RLOOConfig(OneDevice, TRLConfig):
+    """TRL's settings, of one process on one device."""
 
 
 def rloo_config(

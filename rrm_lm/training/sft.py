@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.sft_trainer import SFTTrainer as TRLTrainer
 
@@ -29,6 +30,7 @@ from rrm_lm.models.pretrained import align_pad
 from rrm_lm.text.batching import collate, length_groups, share
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.examples import FitCounts
+from rrm_lm.training.global_batches import GlobalBatches
 from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.sft_config import SFTConfig
 
@@ -161,14 +163,32 @@ class SFTTrainer(PortableCheckpoints, TRLTrainer):
         self.adapter = str(policy.adapter)
         tokenizer = policy.chat.tokenizer
         align_pad(policy.backbone.causal_lm, tokenizer)
+        data = to_dataset(train)
         super().__init__(
             model=policy.backbone.model,
             args=args,
-            data_collator=_Collator(pad_token_id=policy.backbone.pad_id, pad_to_multiple_of=args.pad_to_multiple_of),
-            train_dataset=to_dataset(train),
+            data_collator=_Collator(
+                pad_token_id=policy.backbone.pad_id, pad_to_multiple_of=args.pad_to_multiple_of, company=data[0]
+            ),
+            train_dataset=data,
             eval_dataset=to_dataset(heldout) if heldout else None,
             processing_class=tokenizer,
             **kwargs,
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Every example once a pass, whatever the number of processes: Accelerate would repeat some to fill a batch."""
+        if getattr(self.args, "train_sampling_strategy", "random") not in ("random", "sequential"):
+            return super().get_train_dataloader()
+        data: Any = self.train_dataset
+        # Its own generator: making an iterator must not move the random state that a resumed run starts from.
+        return DataLoader(
+            data,
+            batch_sampler=GlobalBatches.of(self),
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
         )
 
     def compute_loss(
@@ -209,10 +229,19 @@ class SFTTrainer(PortableCheckpoints, TRLTrainer):
 
 @dataclass
 class _Collator(DataCollatorForLanguageModeling):
-    """TRL's, and with each batch the files and rows it is from."""
+    """TRL's, and with each batch the files and rows it is from; a batch of none keeps the other processes company.
+
+    Attributes:
+        company: What is passed through the model then, without being learned.
+    """
+
+    company: dict[str, Any] | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**super().torch_call(examples), "origins": [example["origin"] for example in examples]}
+        origins = [example["origin"] for example in examples]
+        if not examples and self.company is not None:
+            examples = [{**self.company, "labels": [_IGNORED] * len(self.company["labels"])}]
+        return {**super().torch_call(examples), "origins": origins}
 
 
 def to_dataset(examples: Sequence[Imitation]) -> Dataset:

@@ -11,6 +11,8 @@ from trl.trainer.sft_config import SFTConfig as TRLConfig
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.pretrained import default_device, default_dtype
+from rrm_lm.models.sharding import refuse_zero
+from rrm_lm.training.one_device import OneDevice
 
 SOURCES = ("demonstrations", "corrections", "chosen")
 # Settings of TRL's and Hugging Face's that would fail or do nothing, and what is done instead.
@@ -23,7 +25,7 @@ _NOT_HERE = {
 
 
 @dataclass
-class SFTConfig(TRLConfig):
+class SFTConfig(OneDevice, TRLConfig):
     """How a policy learns to imitate responses. Names are TRL's and Hugging Face's wherever they have one."""
 
     # Defaults that differ from TRL's.
@@ -106,6 +108,7 @@ class SFTConfig(TRLConfig):
             self.activation_checkpointing = not on_cpu
         self.dataset_kwargs = {"skip_prepare_dataset": True}  # examples are tokens and labels already
         super().__post_init__()
+        refuse_zero(getattr(self, "deepspeed_plugin", None))
         if self.label_smoothing_factor > 0 and self.loss_type == "chunked_nll":
             self.loss_type = "nll"  # Hugging Face smooths what it computes from logits, and chunks have none
 

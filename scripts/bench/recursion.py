@@ -75,7 +75,9 @@ class Sizes:
         pairs: Comparisons that every arm learns from.
         checks, planted: M, checks for each helper; the share of them that is of planted bad responses.
         far, near, requests, samples: Fresh pairs, pairs that differ in one thing, requests and responses to each.
-        epochs, helper_epochs, learning_rate, batch: Of the reward models.
+        epochs, learning_rate, batch: Of the arms' reward models.
+        helper_epochs, helper_learning_rate, critique_weight: Of the helpers'; what the overseer says of a check ("It is
+            over.") trains them as words do.
         updates, episodes: Of the policies that PPO trains.
         drafts, draft_epochs: Of the policy that all start from.
     """
@@ -88,8 +90,10 @@ class Sizes:
     requests: int = 48
     samples: int = 16
     epochs: float = 3.0
+    learning_rate: float = 1e-3
     helper_epochs: float = 5.0
-    learning_rate: float = 5e-4
+    helper_learning_rate: float = 1e-3
+    critique_weight: float = 1.0
     batch: int = 8
     updates: int = 8
     episodes: int = 32
@@ -263,7 +267,8 @@ class Experiment:
     def _helper_tree(self, seed: int, deep: bool) -> tuple[Workshop, Any]:
         each = {
             "questions": self.sizes.checks, "num_train_epochs": self.sizes.helper_epochs,
-            "learning_rate": self.sizes.learning_rate, "per_device_train_batch_size": self.sizes.batch,
+            "learning_rate": self.sizes.helper_learning_rate, "per_device_train_batch_size": self.sizes.batch,
+            "critique_weight": self.sizes.critique_weight, "critique_view": "reward",
             "planted": self.sizes.planted, "tested": self.sizes.far,
         }  # fmt: skip
         parts = {name: self.domain.aspects[name].parts for name in self.helpers}

@@ -4,7 +4,7 @@
 
 Reward training and PPO on SmolLM2, as many rounds of each in turn. Per step: seconds, bytes that a process sends into
 collectives (gradients and sums), and the share of the time that it waits in them, from the last gradient that is ready
-to the end of the exchange. Processes talk through gloo on the CPU.
+to the end of the exchange. Processes talk through gloo on the CPU. Where there is a GPU, `gpu.py` is run afterwards.
 """
 
 from __future__ import annotations
@@ -215,6 +215,8 @@ def main() -> None:
     }  # fmt: skip
     print(json.dumps(result, indent=2))
     print(save(args.output, result))
+    if torch.cuda.is_available():
+        subprocess.run([sys.executable, str(Path(__file__).with_name("gpu.py"))], check=True)
 
 
 if __name__ == "__main__":

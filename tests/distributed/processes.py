@@ -23,15 +23,30 @@ from rrm_lm.models.sharding import settle
 ROOT = Path(__file__).parents[2]
 
 
-def launch(file: str, *words: object, timeout: float = 220) -> None:
-    """Run a file on two processes that know of each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", file]
+def launch(file: str, *words: object, config: str | None = None, timeout: float = 220) -> None:
+    """Run a file on two processes that know of each other.
+
+    Args:
+        file: The file.
+        words: Its arguments.
+        config: A name in `configs/accelerate` to start them by. Without one, they are plain processes on the CPU.
+        timeout: Seconds.
+    """
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    if config is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    else:
+        del environment["ACCELERATE_USE_CPU"]  # with which Accelerate leaves DeepSpeed out
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        settings = ROOT / "configs" / "accelerate" / f"{config}.yaml"
+        command = ["accelerate.commands.launch", "--config_file", str(settings), "--num_processes", "2"]
     done = subprocess.run(
-        [*command, *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", *command, file, *map(str, words)],
+        env=environment,
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,8 @@ def main(folder: str) -> None:
     for layer in model.backbone.decoder.layers:
         fully_shard(layer)
     fully_shard(model)
-    parts = [p.to_local() for p in model.parameters()]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    parameters: Any = list(model.parameters())
+    parts = [parameter.to_local() for parameter in parameters]
     found = {"held": sum(part.nbytes for part in parts), "peak": learn(model)}
     if dist.get_rank() == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))

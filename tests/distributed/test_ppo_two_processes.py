@@ -1,20 +1,20 @@
-"""Two real processes (gloo, on the CPU) train to the same policy as one."""
+"""Two real processes (gloo, on the CPU) train to the same policy as one, and send each other what is trained alone."""
 
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from rrm_lm.training.ppo_trainer import PPOTrainer
 from rrm_lm.training.reward_sources import PythonReward
+from tests.distributed.processes import counting_bytes, launch
 from tests.tiny_policy import counting, logs, tiny_agent, trainer
 
 torch.set_num_threads(1)
@@ -66,27 +66,7 @@ def learned(made: PPOTrainer) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node=2",
-            f"--master_port={port}",
-            __file__,
-            tmp_path,
-        ],
-        env={**os.environ, "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true"},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=220,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(__file__, tmp_path)
     both = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     for name, tokens in MICRO_BATCHES.items():
         check([found[name] for found in both], train(tmp_path / f"{name} of one", 1, tokens))
@@ -106,23 +86,35 @@ def check(both: Sequence[dict[str, Any]], one: PPOTrainer) -> None:
         for key, value in theirs.items():
             assert float(mine[key]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), key
     assert both[0]["steering"] == pytest.approx(one.steering.kl.coefficient)
+    # Only what is trained travels, and it travels once a step, of which an update has two; beside it a few counts.
+    trained = sum(4 * parameter.numel() for parameter in learned(one).values())
+    assert trained < 0.5 * sum(4 * parameter.numel() for parameter in one.agent.parameters())
+    for other in both:
+        assert all(2 * trained <= sent <= 2 * trained + 400 for sent in other["sent"]), (trained, other["sent"])
 
 
 def of_two(folder: Path, tokens: int) -> dict[str, Any]:
-    """What one process of two learned, and how many passes over the episodes it was spared."""
+    """What one process of two learned, how many passes over the episodes it was spared, and bytes that updates sent."""
     kept: list[int] = []
-    estimate = PPOTrainer.estimate
+    sent: list[int] = []
+    estimate, update = PPOTrainer.estimate, PPOTrainer.update
 
     def watched(self: PPOTrainer, rollouts: Any, scores: Any) -> Any:
         found = estimate(self, rollouts, scores)
         kept.append(len(found[1].kept))
         return found
 
-    PPOTrainer.estimate = watched
-    done = train(folder, 2, tokens)
-    PPOTrainer.estimate = estimate
+    def counted(self: PPOTrainer, *args: Any) -> Any:
+        with counting_bytes() as bytes_of:
+            found = update(self, *args)
+        sent.append(sum(bytes_of.values()))
+        return found
+
+    with patch.multiple(PPOTrainer, estimate=watched, update=counted):
+        done = train(folder, 2, tokens)
     assert done.accelerator.num_processes == 2
-    return {"learned": learned(done), "logs": logs(done), "steering": done.steering.kl.coefficient, "fewer": sum(kept)}
+    found = {"learned": learned(done), "logs": logs(done), "steering": done.steering.kl.coefficient}
+    return {**found, "fewer": sum(kept), "sent": sent}
 
 
 if __name__ == "__main__":

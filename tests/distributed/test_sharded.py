@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from rrm_lm.evaluation.policy_samples import held_out_probe
 from rrm_lm.evaluation.preferences import score_responses
 from rrm_lm.evaluation.scorers import RewardScorer, load_scorer
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.models.agent import AgentModel
+from rrm_lm.models.adapter_files import read_weights
+from rrm_lm.models.agent import POLICY, AgentModel
 from rrm_lm.models.agent_files import load_agent, trained
 from rrm_lm.models.reward import RewardModel, load_reward_model
 from rrm_lm.models.sampling import Sampling
@@ -26,6 +28,8 @@ from rrm_lm.training.reward_config import RewardConfig
 from rrm_lm.training.reward_sources import PythonReward
 from rrm_lm.training.reward_trainer import RewardTrainer
 from tests.distributed.processes import launch, shard_on_cpu, share_held
+from tests.distributed.trl_runs import RUNS, policy
+from tests.distributed.trl_runs import learned as of_policy
 from tests.tiny import (
     critique,
     prompt_of,
@@ -114,16 +118,38 @@ def reward_on_two(folder: Path, base: Path) -> dict[str, Any]:
     fresh: Any = load_scorer(str(folder / "reward"), micro_batch_tokens=1, dtype="float32", shard=True)
     found |= {"fresh scores": scores(fresh), "fresh share": share_held(fresh.model)}
     found["again"] = resumed_rewards(folder / "again", base, 2)
+    os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"  # which this project does in a way of its own
+    found |= {"mixed": mixed_precision(folder / "mixed", base, 2)}
+    os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "false"
     return found
 
 
-def resumed_rewards(folder: Path, base: Path, processes: int, **more: Any) -> list[dict[str, Tensor]]:
-    """Adapters after four steps without a break, and after a break behind the second one. Adam has a state to keep."""
+def mixed_precision(folder: Path, base: Path, processes: int) -> dict[str, Any]:
+    """Two steps on a bfloat16 backbone, with recomputed activations where the launch asks for them."""
+    made = reward_trainer(folder, base, processes, max_steps=2, bf16=True)
+    backbone = made.model.backbone.causal_lm
+    for parameter in backbone.parameters():
+        parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
+    made.train()
+    found: dict[str, Any] = {"losses": [entry["loss"] for entry in losses(made)]}
+    found["recomputes"] = any(getattr(module, "gradient_checkpointing", False) for module in made.model.modules())
+    for name, chosen in (("trained", True), ("frozen", False)):
+        found[name] = {str(p.dtype) for p in made.model.parameters() if p.requires_grad == chosen}
+    return found
+
+
+BREAK = (None, "checkpoint-2")  # without a break, and from where the same run could have been broken off
+
+
+def resumed_rewards(
+    folder: Path, base: Path, processes: int, starts: Sequence[str | None] = BREAK, **more: Any
+) -> list[dict[str, Tensor]]:
+    """Adapters after four steps, begun at each of some checkpoints in the folder. Adam has a state to keep."""
     settings: dict[str, Any] = {"optim": "adamw_torch", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     found = []
-    for resume in (None, str(folder / "checkpoint-2")):
+    for start in starts:
         made = reward_trainer(folder, base, processes, **settings, **more)
-        made.train(resume_from_checkpoint=resume)
+        made.train(resume_from_checkpoint=start and str(folder / start))
         found.append(learned(made.accelerator.unwrap_model(made.model)))
     return found
 
@@ -212,12 +238,14 @@ def stopped(folder: Path, processes: int) -> dict[str, Any]:
     return {"step": made.state.global_step, "reason": made.stop_reason, "learned": learned(made.agent)}
 
 
-def resumed_policies(folder: Path, processes: int, **more: Any) -> list[dict[str, Tensor]]:
+def resumed_policies(
+    folder: Path, processes: int, starts: Sequence[str | None] = BREAK, **more: Any
+) -> list[dict[str, Tensor]]:
     settings: dict[str, Any] = {"optim": "adamw_torch", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     found = []
-    for resume in (None, str(folder / "checkpoint-2")):
+    for start in starts:
         made = policy_trainer(folder, processes, **settings, **more)
-        made.train(resume_from_checkpoint=resume)
+        made.train(resume_from_checkpoint=start and str(folder / start))
         found.append(learned(made.agent))
     return found
 
@@ -259,11 +287,11 @@ def together(parts: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 @pytest.mark.timeout(400)
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base", layers=LAYERS)
-    launch(__file__, tmp_path)
+    launch(__file__, tmp_path, timeout=380)
     both = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
-    rewards, policies = [one["reward"] for one in both], [one["policy"] for one in both]
-    check_rewards(rewards, tmp_path, base)
-    check_policies(policies, tmp_path)
+    check_rewards([one["reward"] for one in both], tmp_path, base)
+    check_policies([one["policy"] for one in both], tmp_path)
+    check_trl([one["trl"] for one in both], tmp_path, base)
 
 
 def check_rewards(both: list[dict[str, Any]], folder: Path, base: Path) -> None:
@@ -276,16 +304,19 @@ def check_rewards(both: list[dict[str, Any]], folder: Path, base: Path) -> None:
         close(found["losses"], losses(one), 1e-5)
         close(found["learned"], learned(one.model), 1e-4)
         assert all((found["learned"][name] - begun[name]).abs().max() > 1e-5 for name in begun)
+    mixed = mixed_precision(folder / "one mixed", base, 1)
     # On one process, sharded as it was trained, and sharded after it was loaded: the same rewards, prompt by prompt.
     model, chat = load_reward_model(folder / "reward", dtype="float32")
     plain = scores(RewardScorer(model, chat, micro_batch_tokens=1))
     for found in both:
         assert found["scores"] == found["fresh scores"] == plain
         close(found["again"][1], found["again"][0], 0.0)
-    # The other way round, and with another number of processes than the checkpoint's.
-    go_on = {"allow_world_size_change": True}
-    again = resumed_rewards(folder / "again", base, 1, **go_on)
-    close(again[1], both[0]["again"][0], 1e-4)
+        assert (found["mixed"]["trained"], found["mixed"]["frozen"]) == ({"torch.float32"}, {"torch.bfloat16"})
+        assert found["mixed"]["recomputes"] and not mixed["recomputes"]
+        close(found["mixed"]["losses"], mixed["losses"], 2e-2)
+    # One process goes on from a checkpoint of two.
+    alone = resumed_rewards(folder / "again", base, 1, BREAK[1:], allow_world_size_change=True)
+    close(alone[0], both[0]["again"][0], 1e-4)
 
 
 def check_policies(both: list[dict[str, Any]], folder: Path) -> None:
@@ -307,11 +338,29 @@ def check_policies(both: list[dict[str, Any]], folder: Path) -> None:
         close(found["early"], alone, 1e-4)
         close(found["again"][1], found["again"][0], 0.0)
     assert 0 < alone["step"] < 3
+    gone_on = resumed_policies(folder / "policy again", 1, BREAK[1:], allow_world_size_change=True)
+    close(gone_on[0], both[0]["again"][0], 1e-4)
+
+
+def check_trl(both: list[dict[str, Any]], folder: Path, base: Path) -> None:
+    for name, run in RUNS.items():
+        one = run(folder / f"one {name}", base, LAYERS, 1)
+        begun = of_policy(policy(LAYERS, str(base)).backbone)
+        for found in [one_of_two[name] for one_of_two in both]:
+            assert found["share"] <= MOST
+            close(found["learned"], one["learned"], 1e-4)
+            close(found.get("nll"), one.get("nll"), 1e-4)
+            assert all((found["learned"][key] - begun[key]).abs().max() > 1e-6 for key in begun)
+        close(both[0][name]["logs"], one["logs"], 1e-3)
+        fresh = policy(LAYERS, str(base)).backbone
+        read_weights(fresh, POLICY, folder / name / "saved")
+        close(of_policy(fresh), both[0][name]["learned"], 0.0)
 
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     shard_on_cpu()
     result = {"reward": reward_on_two(out, out / "base"), "policy": policy_on_two(out)}
+    result["trl"] = {name: run(out / name, out / "base", LAYERS, 2) for name, run in RUNS.items()}
     assert is_sharded(policy_trainer(out / "last", 2).agent)
     torch.save(result, out / f"rank{torch.distributed.get_rank()}.pt")

@@ -75,6 +75,13 @@ def test_a_tree_is_solved_once_and_reported(config: Path, tmp_path: Path, capsys
     assert "sees how long it is" in page and "http" not in page.replace("http://www.w3.org", "")
     again = recurse(capsys, config)
     assert again.code == 0 and "training" not in again.err
+    head, tree = config.read_text(encoding="utf-8").split("tree:\n")
+    small = tree.replace("task: main\n    helpers: [letter_s, letter_b]", "task: letter_s").split("  letter_s:")[0]
+    config.write_text(f"{head}tree:\n{small}", encoding="utf-8")
+    alone = recurse(capsys, config)
+    assert alone.code == 0, alone.err
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "The helper tells whether something is wrong" in page and "letters: top</h1>" in page
 
 
 def test_faults_of_a_tree_are_told_before_anything_is_loaded(

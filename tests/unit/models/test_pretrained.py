@@ -21,6 +21,7 @@ from rrm_lm.models.pretrained import (
     load_tokenizer,
     refuse_pickles,
     resolve,
+    rounding,
     set_seed,
     to_dtype,
 )
@@ -176,3 +177,15 @@ class TestSettings:
             set_seed(5)
             draws.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
         assert draws[0] == draws[1]
+
+    def test_what_rounding_explains(self) -> None:
+        cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+        assert rounding(torch.float32, cpu) == rounding(torch.float32, gpu) == rounding(torch.float64, gpu) == 1e-4
+        assert rounding(torch.bfloat16, cpu) == rounding(torch.bfloat16, gpu) == 0.05
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("high")  # as --tf32 true has it
+            assert rounding(torch.float32, gpu) == 0.01
+            assert rounding(torch.float32, cpu) == rounding(torch.float64, gpu) == 1e-4
+        finally:
+            torch.set_float32_matmul_precision(before)

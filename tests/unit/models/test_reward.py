@@ -357,3 +357,11 @@ def test_several_reward_models_on_one_backbone(tmp_path: Path) -> None:
     again = put_reward(model.backbone, tmp_path, base_model="tiny", adapter="again")
     assert torch.equal(rewards_of(again, lines), theirs)
     assert torch.equal(rewards_of(model, lines), mine)
+
+
+def test_mixed_precision_does_not_round_what_the_head_computes() -> None:
+    model, lines = tiny_reward_model(), lines_of()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rewards = rewards_of(model, lines)
+    assert rewards.dtype == torch.float32
+    assert not torch.equal(rewards, rewards.bfloat16().float())  # more digits than bfloat16 has

@@ -25,7 +25,7 @@ def graded(*grades: float | None) -> list[Example]:
 
 
 # Rewards of chosen and rejected: margins 1, -0.5 and 2.
-OUTPUT = RewardOutput(torch.tensor([0.0, 1.0, 1.0, 0.5, -1.0, 1.0]), torch.zeros(0))
+OUTPUT = RewardOutput.of_one(torch.tensor([0.0, 1.0, 1.0, 0.5, -1.0, 1.0]), torch.zeros(0))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_margins_and_ratings_find_their_lines() -> None:
         Example((), (line,), ratings=((0, 0.25),)),
         Example((), (line, line, line), (Pair(0, 2), Pair(1, 2)), ratings=((1, 1.0),)),
     ]
-    output = RewardOutput(torch.tensor([0.0, 3.0, 1.0, -2.0]), torch.zeros(0))
+    output = RewardOutput.of_one(torch.tensor([0.0, 3.0, 1.0, -2.0]), torch.zeros(0))
     assert pair_margins(output.rewards, data).tolist() == [5.0, 3.0]
     assert rating_losses(output, data).tolist() == pytest.approx([math.log(2), -log_sigmoid(1.0)])
     assert rating_losses(output, graded(None, None)).tolist() == []

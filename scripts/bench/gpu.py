@@ -1,0 +1,216 @@
+"""Speed and memory on a GPU: reward training and PPO on three sizes of model in bfloat16, against TRL 1.12's trainers.
+
+    python scripts/bench/gpu.py                      writes scripts/bench/results/scaling_gpu.json
+    python scripts/bench/gpu.py --device cpu         a tiny model on the CPU: tries the script, and keeps nothing
+
+Models: the embedded one, and two randomly initialised on the device from a configuration (1B, 8B). LoRA of rank 16 on
+all linear layers, bfloat16 weights and autocasting. A step of reward training takes 32 pairs, an update of PPO 64
+episodes of 128 new tokens and four epochs. Every run is a process of its own. Settings of each side are tried in turn,
+from those expected to be fastest to those that take the least memory, until one that fits is slower than one before;
+the fastest is then run in rounds, both sides in turn. A side that runs out of memory, fails or takes too long is
+recorded as such, and the others go on. Finished runs are kept: the script can be stopped, and goes on where it was.
+
+For each side: `tokens_per_second`, tokens of a step's conversations (each counted once, whatever the number of epochs,
+without padding) over the seconds of a whole step, rollouts and optimizer included; `mfu`, the operations that the
+side's models need for a step (see gpu_flops.py: frozen weights have no weight gradients, recomputation and padding
+count for nothing, what a row shares is computed once) over these seconds and over the peak, which is that of a large
+bfloat16 matrix product in the same process; `peak_memory_gib`, the most that tensors had on the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from common import RESULTS, machine, save
+from gpu_job import MARK, MODELS, SETTINGS, SIDES, SMALL, TASKS, Job, Load
+
+Result = dict[str, Any]
+SIDES_FILE = Path(__file__).with_name("gpu_sides.py")
+
+
+class Runs:
+    """What was found out, each run kept as soon as it is done.
+
+    Args:
+        path: Where it is kept; ``None`` to keep nothing.
+        about: What it is about; runs about something else are not gone on with.
+        seconds: Longest time of a process.
+        fresh: Forget what is kept.
+    """
+
+    def __init__(self, path: Path | None, about: Result, seconds: float, fresh: bool) -> None:
+        self.path, self.about, self.seconds = path, about, seconds
+        kept = json.loads(path.read_text()) if path is not None and path.is_file() and not fresh else {}
+        if kept and {name: kept.get(name) for name in about} != about:
+            sys.exit(f"{path} was measured with something else than {about}: begin anew with --fresh")
+        self.found: dict[str, Result] = kept.get("runs", {})
+
+    def __call__(self, job: Job, number: str) -> Result:
+        """The result of a job, by its number: of an earlier start, or of one now."""
+        key = f"{job.model} {job.task} {job.side} {number}"
+        if key not in self.found:
+            self.found[key] = {"setting": job.setting, **launch(job, self.seconds)}
+            print(key, _told(self.found[key]), flush=True)
+            self.save({})
+        return self.found[key]
+
+    def save(self, summary: Result) -> None:
+        if self.path is not None:
+            save(str(self.path), {**self.about, "machine": machine(), **summary, "runs": self.found})
+
+
+def launch(job: Job, seconds: float) -> Result:
+    """A job in a process of its own; what goes wrong there is its result."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if job.device == "cpu":
+        environment["ACCELERATE_USE_CPU"] = "true"
+    else:  # Trainer would take all that it sees
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    command = [sys.executable, str(SIDES_FILE), job.dumps()]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done in {seconds:g} seconds"}
+    line = next((line for line in reversed(done.stdout.splitlines()) if line.startswith(MARK)), None)
+    if line is None or "error" in json.loads(line.removeprefix(MARK)):
+        print("\n".join(done.stderr.splitlines()[-30:]), file=sys.stderr, flush=True)
+    if line is not None:
+        return json.loads(line.removeprefix(MARK))
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return {"error": f"killed by signal {-done.returncode}" if done.returncode < 0 else last}
+
+
+def _told(result: Result) -> str:
+    """A result in a line."""
+    if "error" in result:
+        return f"{result['setting']}: {result['error']}"
+    names = ("tokens_per_second", "mfu", "peak_memory_gib", "rollout_tokens_per_second")
+    return f"{result['setting']}: " + ", ".join(f"{name} {result[name]}" for name in names if name in result)
+
+
+def choose(runs: Runs, job: Job, most: int) -> tuple[dict[str, Any] | None, list[Result]]:
+    """The fastest setting of a side, and all that were tried.
+
+    Args:
+        runs: Runs them.
+        job: With any setting.
+        most: How many are tried.
+    """
+    tried: list[Result] = []
+    best: Result | None = None
+    for number, setting in enumerate(SETTINGS[job.task, job.side][:most]):
+        found = runs(replace(job, setting=setting), f"setting {number}")
+        tried.append(found)
+        if "error" in found:
+            continue
+        if best is not None and found["tokens_per_second"] < best["tokens_per_second"]:
+            break
+        best = found
+    return None if best is None else best["setting"], tried
+
+
+def compare(runs: Runs, job: Job, sides: Sequence[str], rounds: int, most: int) -> Result:
+    """Both sides of a task on a model."""
+    jobs, result = [], {}
+    for side in sides:
+        setting, tried = choose(runs, replace(job, side=side), most)
+        result[side] = {"tried": [{"setting": one["setting"], "outcome": _outcome(one)} for one in tried]}
+        if setting is None:
+            result[side]["error"] = tried[-1]["error"]
+        else:
+            jobs.append(replace(job, side=side, setting=setting))
+    found: dict[str, list[Result]] = {job.side: [] for job in jobs}
+    for number in range(rounds):
+        for one in jobs if number % 2 == 0 else reversed(jobs):
+            found[one.side].append(runs(one, f"round {number}"))
+    for side, many in found.items():
+        result[side] |= summary(many)
+    both = [pair for pair in zip(*found.values(), strict=True) if not any("error" in one for one in pair)]
+    if set(found) == set(SIDES) and both:
+        first, second = (list(found).index(side) for side in SIDES)
+        ratios = [pair[first]["tokens_per_second"] / pair[second]["tokens_per_second"] for pair in both]
+        result["speed_ratio"] = round(median(ratios), 3)
+        result["speed_ratio_rounds"] = [round(ratio, 3) for ratio in ratios]
+        result["memory_ratio"] = round(result["ours"]["peak_memory_gib"] / result["trl"]["peak_memory_gib"], 3)
+    return result
+
+
+def summary(many: Sequence[Result]) -> Result:
+    """Medians over the rounds of a side; the most for memory."""
+    whole = [one for one in many if "error" not in one]
+    failed = {"failed_rounds": [one["error"] for one in many if "error" in one]}
+    if not whole:
+        return {"error": many[-1]["error"], **failed}
+    names = ("tokens_per_second", "mfu", "tflops_per_second", "peak_tflops_per_second", "rollout_tokens_per_second")
+    return {
+        "setting": whole[0]["setting"],
+        **{name: median(one[name] for one in whole) for name in names if name in whole[0]},
+        "peak_memory_gib": max(one["peak_memory_gib"] for one in whole),
+        **(failed if len(whole) < len(many) else {}),
+    }
+
+
+def _outcome(result: Result) -> Any:
+    return result.get("error") or result["tokens_per_second"]
+
+
+def device_of(name: str) -> Result:
+    """What is measured on."""
+    if name != "cuda":
+        return {"name": str(machine()["cpu"])}
+    about = torch.cuda.get_device_properties(0)
+    return {"name": about.name, "memory_gib": round(about.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    here = "cuda" if torch.cuda.is_available() else "none"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="default: embedded 1b 8b; on the CPU tiny")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--rounds", type=int, help="default: 3; on the CPU 1")
+    parser.add_argument("--steps", type=int, help="measured in each run, after a first one; default: 4; on the CPU 1")
+    parser.add_argument("--settings", type=int, help="of each side that are tried; default: all; on the CPU 1")
+    parser.add_argument("--minutes", type=float, default=10.0, help="most of a run")
+    parser.add_argument("--embedded", default="smollm2-135m", help="the embedded model, whose tokenizer all take")
+    parser.add_argument("--output", help="file in scripts/bench/results; default: scaling_gpu.json; on the CPU none")
+    parser.add_argument("--fresh", action="store_true", help="forget what is kept")
+    args = parser.parse_args(words)
+    if args.device != "cpu" and here != args.device:
+        sys.exit("There is no GPU that torch can use here; --device cpu tries the script on the CPU")
+    small = args.device == "cpu"
+    load = SMALL if small else Load()
+    steps, rounds = args.steps or (1 if small else 4), args.rounds or (1 if small else 3)
+    name = args.output or (None if small else "scaling_gpu.json")
+    about: Result = {
+        "device": device_of(args.device), "load": asdict(load), "steps": steps, "lora_rank": 16, "dtype": "bfloat16",
+        "embedded": args.embedded,
+    }  # fmt: skip
+    runs = Runs(None if name is None else RESULTS / name, about, 60 * args.minutes, args.fresh)
+    result: Result = {}
+    for model in args.models or (["tiny"] if small else ["embedded", "1b", "8b"]):
+        for task in args.tasks:
+            job = Job(model, task, "ours", {}, load, args.device, steps, args.embedded)
+            found = compare(runs, job, args.sides, rounds, args.settings or (1 if small else 99))
+            result.setdefault(model, {})[task] = found
+            runs.save({"models": result})
+    print(json.dumps(result, indent=2))
+    if runs.path is not None:
+        print(runs.path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Operations that training on a Llama-style model needs: counted, not measured, and nothing that is done twice.
+
+A product of a token with a matrix of N weights is 2 N operations forward, 2 N back to its input, and 2 N back to the
+weights where these are trained; so a frozen layer counts 4 N a token of forward and backward, not 6 N, and its LoRA
+weights 6 each. Attention counts 4 operations forward and 8 backward for every number of a query that meets a key it may
+see. The language-model head counts for the tokens whose probability is needed: those of responses. Embeddings, norms,
+activations, softmax, scalar heads and the optimizer count for nothing; padding and recomputed activations, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Tokens that go through a model.
+
+    Attributes:
+        tokens: How many.
+        seen: For each of them the tokens that it sees, itself included; added up.
+    """
+
+    tokens: int
+    seen: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Text:
+        """Sequences of these lengths, each of which is computed by itself."""
+        return cls(sum(lengths), sum(length * (length + 1) // 2 for length in lengths))
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Weights that a token is multiplied with once in a pass.
+
+    Attributes:
+        layers: Of all layers, without adapters.
+        lora: Of one adapter on all their linear layers.
+        head: Of the language-model head.
+        width: Numbers of a query, of all heads of all layers.
+    """
+
+    layers: int
+    lora: int
+    head: int
+    width: int
+
+    @classmethod
+    def of(cls, config: Any, rank: int) -> Sizes:
+        """Of a configuration of the Llama family, with LoRA of this rank."""
+        hidden, inner = config.hidden_size, config.intermediate_size
+        size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+        queries, keys = size * config.num_attention_heads, size * config.num_key_value_heads
+        shapes = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)]
+        shapes += [(hidden, inner), (hidden, inner), (inner, hidden)]
+        count = config.num_hidden_layers
+        return cls(
+            layers=count * sum(a * b for a, b in shapes),
+            lora=count * rank * sum(a + b for a, b in shapes),
+            head=hidden * config.vocab_size,
+            width=count * queries,
+        )
+
+    def forward(self, text: Text, lora: bool = True) -> float:
+        """Operations of a forward pass through the layers."""
+        return 2.0 * text.tokens * (self.layers + self.lora * lora) + 4.0 * self.width * text.seen
+
+    def backward(self, text: Text, whole: bool = False) -> float:
+        """Operations of a backward pass: to the inputs and to LoRA weights, or to all weights and no adapter."""
+        weights = 4.0 * self.layers if whole else 2.0 * self.layers + 4.0 * self.lora
+        return text.tokens * weights + 8.0 * self.width * text.seen
+
+    def reward(self, text: Text) -> float:
+        """A step of reward-model training on conversations."""
+        return self.forward(text) + self.backward(text)
+
+    def ppo(self, lengths: Sequence[int], response: int, epochs: int, value_model: str | None) -> dict[str, float]:
+        """An update of PPO, by its parts.
+
+        Old log-probabilities and values are those of the first pass that is learned from, or of the rollout; only a
+        value model of its own has a pass more.
+
+        Args:
+            lengths: Tokens of each episode, prompt and response.
+            response: Tokens of each response.
+            epochs: PPO epochs.
+            value_model: Whether a second model is the value function: ``whole`` if all of it is trained, ``lora`` if an
+                adapter is; ``None`` for a head on the policy.
+        """
+        lines, decoded = Text.of(lengths), Text.of([length - 1 for length in lengths])
+        head = 2.0 * len(lengths) * response * self.head
+        adapted = value_model != "whole"
+        passes = self.forward(lines) + self.backward(lines) + 2 * head
+        values = 0.0 if value_model is None else self.forward(lines, adapted)
+        if value_model is not None:
+            passes += self.forward(lines, adapted) + self.backward(lines, whole=not adapted)
+        return {
+            "roll_out": self.forward(decoded) + head,
+            "score": self.forward(lines, value_model is None) + self.forward(lines, False) + head,
+            "values": values,
+            "update": epochs * passes,
+        }

@@ -1,0 +1,128 @@
+"""The work of `gpu.py`: models, settings of each side, what a step works on, and one process's share of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TASKS, SIDES, EMBEDDED = ("reward", "ppo"), ("ours", "trl"), "embedded"
+MARK = "RESULT "  # in front of what a process found
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model of the Llama family, randomly initialised."""
+
+    hidden: int
+    layers: int
+    heads: int
+    groups: int
+    inner: int
+    vocabulary: int
+    tied: bool
+
+    def config(self) -> Any:
+        """Its configuration."""
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            hidden_size=self.hidden, num_hidden_layers=self.layers, num_attention_heads=self.heads,
+            num_key_value_heads=self.groups, intermediate_size=self.inner, vocab_size=self.vocabulary,
+            tie_word_embeddings=self.tied, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        )  # fmt: skip
+
+
+SHAPES = {
+    "tiny": Shape(64, 2, 4, 2, 128, 512, tied=True),  # to try the script
+    "1b": Shape(2048, 16, 32, 8, 8192, 128256, tied=True),  # as Llama 3.2 1B
+    "8b": Shape(4096, 32, 32, 8, 14336, 128256, tied=False),  # as Llama 3.1 8B
+}
+MODELS = (EMBEDDED, *SHAPES)
+
+_OURS: list[dict[str, Any]] = [
+    {"micro_batch_tokens": 16384, "activation_checkpointing": False},
+    {"micro_batch_tokens": 4096, "activation_checkpointing": False},
+    {"micro_batch_tokens": 16384, "activation_checkpointing": True},
+    {"micro_batch_tokens": 2048, "activation_checkpointing": True},
+]
+# What is tried for each side, the one expected to be fastest first; the last ones take the least memory.
+SETTINGS: dict[tuple[str, str], list[dict[str, Any]]] = {
+    ("reward", "ours"): _OURS,
+    ("reward", "trl"): [
+        {"micro_batch": 16, "gradient_checkpointing": False},
+        {"micro_batch": 4, "gradient_checkpointing": False},
+        {"micro_batch": 16, "gradient_checkpointing": True},
+        {"micro_batch": 2, "gradient_checkpointing": True},
+    ],
+    ("ppo", "ours"): _OURS,
+    # TRL's PPO recomputes no activations, whatever it is told. Its value model is trained whole, as its users have it;
+    # where that does not fit, with an adapter.
+    ("ppo", "trl"): [
+        {"micro_batch": 16, "rollout_batch": 64, "value_model": "whole"},
+        {"micro_batch": 4, "rollout_batch": 16, "value_model": "whole"},
+        {"micro_batch": 4, "rollout_batch": 16, "value_model": "lora"},
+        {"micro_batch": 1, "rollout_batch": 4, "value_model": "lora"},
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a step works on. Lengths of prompts, and of a pair's responses, are spread evenly between two of these.
+
+    Attributes:
+        pairs: Of a step of reward-model training.
+        episodes: Of an update of PPO.
+        shortest, longest: Tokens of a prompt, and of a pair's responses.
+        new_tokens: Of each of PPO's responses, none of which ends early.
+        epochs: PPO epochs.
+    """
+
+    pairs: int = 32
+    episodes: int = 64
+    shortest: int = 64
+    longest: int = 384
+    new_tokens: int = 128
+    epochs: int = 4
+
+
+SMALL = Load(pairs=4, episodes=4, shortest=6, longest=24, new_tokens=6, epochs=2)  # to try the script on a CPU
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process's work.
+
+    Attributes:
+        model: One of MODELS.
+        task, side: What is trained, by whom.
+        setting: One of SETTINGS.
+        load: What a step works on.
+        device: Where.
+        steps: How many are measured, after a first one.
+        embedded: The model whose tokenizer all take; itself the one called ``embedded``.
+    """
+
+    model: str
+    task: str
+    side: str
+    setting: dict[str, Any]
+    load: Load
+    device: str = "cuda"
+    steps: int = 4
+    embedded: str = "smollm2-135m"
+
+    def dumps(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Job:
+        told = json.loads(text)
+        return cls(**{**told, "load": Load(**told["load"])})
+
+    def config(self) -> Any:
+        """The model's configuration."""
+        from rrm_lm.models.footprint import read_config
+
+        return read_config(self.embedded)[0] if self.model == EMBEDDED else SHAPES[self.model].config()

@@ -1,0 +1,140 @@
+"""The bench for GPUs on a CPU: every side on tiny models, by the very path that a GPU takes; and how it fails."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from trl.experimental.ppo import ppo_trainer as trl_module
+
+from tests.smoke.commands import read
+from tests.tiny import tiny_model
+
+BENCH = Path(__file__).parents[2] / "scripts" / "bench"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("gpu")
+
+
+@pytest.fixture
+def jobs(gpu: Any) -> Any:
+    return importlib.import_module("gpu_job")
+
+
+@pytest.fixture
+def sides(gpu: Any) -> Any:
+    return importlib.import_module("gpu_sides")
+
+
+def test_every_side_trains_and_is_compared(
+    gpu: Any, sides: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "launch", lambda job, seconds: sides.run(job))
+    monkeypatch.setattr(trl_module, "batch_generation", trl_module.batch_generation)  # put back afterwards
+    output = tmp_path / "found.json"
+    words = ["--device", "cpu", "--embedded", str(tiny), "--output", str(output)]
+    gpu.main([*words, "--models", "tiny"])
+    found = read(output)
+    for task, both in found["models"]["tiny"].items():
+        for side in ("ours", "trl"):
+            assert both[side]["tokens_per_second"] > 0 and 0 < both[side]["mfu"] < 1, (task, side)
+            assert both[side]["peak_memory_gib"] > 0 and len(both[side]["tried"]) == 1
+        assert both["speed_ratio"] > 0 and len(both["speed_ratio_rounds"]) == 1
+    runs = found["runs"]
+    assert len(runs) == 2 * 2 * (1 + 1)
+    for task in ("reward", "ppo"):  # the same conversations, in every run
+        assert len({run["tokens_per_step"] for key, run in runs.items() if f" {task} " in key}) == 1
+    ours, theirs = runs["tiny reward ours round 0"], runs["tiny reward trl round 0"]
+    assert ours["shares_prompts"] and ours["flops_per_step"]["reward"] < theirs["flops_per_step"]["reward"]
+    assert runs["tiny ppo ours round 0"]["rollout_tokens_per_second"] > 0
+    assert runs["tiny ppo trl round 0"]["flops_per_step"]["values"] > 0
+    # What is there is not run again; what fails is told, and the rest goes on.
+    speeds = {"setting 0": 10.0, "setting 1": 20.0, "setting 2": 15.0}
+    done: list[str] = []
+
+    def launch(job: Any, seconds: float) -> Any:
+        done.append(f"{job.model} {job.side}")
+        if job.side == "trl":
+            return {"error": "out of memory"}
+        return {**ours, "tokens_per_second": speeds.get(f"setting {len(done) - 1}", 21.0)}
+
+    monkeypatch.setattr(gpu, "launch", launch)
+    gpu.main([*words, "--models", "embedded", "tiny", "--tasks", "reward", "--settings", "9", "--rounds", "2"])
+    told = read(output)["models"]["embedded"]["reward"]
+    assert done[:3] == ["embedded ours"] * 3 and done[3] == "embedded trl"  # the third was slower than the second
+    assert told["ours"]["setting"] == runs["tiny reward ours round 0"]["setting"] | told["ours"]["tried"][1]["setting"]
+    assert told["ours"]["tokens_per_second"] == 21.0 and told["trl"]["error"] == "out of memory"
+    assert "speed_ratio" not in told
+    assert read(output)["runs"]["tiny reward ours round 0"] == ours
+    with pytest.raises(SystemExit, match="begin anew"):
+        gpu.main([*words, "--steps", "3"])
+
+
+def test_the_embedded_model_and_the_least_memory_that_trl_can_have(
+    sides: Any, jobs: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trl_module, "batch_generation", trl_module.batch_generation)
+    for model, task, side in (("embedded", "reward", "ours"), ("embedded", "reward", "trl"), ("tiny", "ppo", "trl")):
+        setting = jobs.SETTINGS[task, side][-1]
+        job = jobs.Job(model, task, side, setting, jobs.SMALL, "cpu", 1, str(tiny))
+        assert sides.run(jobs.Job.loads(job.dumps()))["tokens_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own(gpu: Any, jobs: Any, tiny: Path) -> None:
+    setting = jobs.SETTINGS["reward", "ours"][0]
+    job = jobs.Job("tiny", "reward", "ours", setting, jobs.SMALL, "cpu", 1, str(tiny))
+    assert gpu.launch(job, 250)["mfu"] > 0
+    assert gpu.launch(job, 0.01) == {"error": "not done in 0.01 seconds"}
+
+
+def test_what_goes_wrong_in_a_process_is_its_result(
+    sides: Any, jobs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = jobs.Job("tiny", "reward", "ours", {}, jobs.SMALL, "cpu", 1, "no/such/model")
+    monkeypatch.setattr(sys, "argv", ["gpu_sides.py", job.dumps()])
+    for error, told in (
+        (ValueError("a line\nno such thing"), "ValueError: a line"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+    ):
+
+        def fail(job: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(sides, "run", fail)
+        sides.main()
+        assert json.loads(capsys.readouterr().out.removeprefix(jobs.MARK)) == {"error": told}
+    assert sides.is_memory(RuntimeError("cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED"))
+    wrapped = ValueError("the reward failed")
+    wrapped.__cause__ = MemoryError()
+    assert sides.is_memory(wrapped) and not sides.is_memory(ValueError("other"))
+
+
+def test_operations_are_those_that_are_done(sides: Any) -> None:
+    """Against torch's own counter, without attention, which it counts as if every token saw every other one."""
+    flops = importlib.import_module("gpu_flops")
+    model = tiny_model(layers=6)
+    adapted: Any = sides.get_peft_model(model, sides.lora())
+    sizes = flops.Sizes.of(model.config, sides.RANK)
+    ids = torch.randint(1, 400, (2, 8))
+    text = flops.Text(ids.numel(), seen=0)
+    with FlopCounterMode(display=False) as forward:
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    matrices = {torch.ops.aten.mm, torch.ops.aten.addmm}
+    counted = sum(count for name, count in forward.get_flop_counts()["Global"].items() if name in matrices)
+    assert counted == sizes.forward(text)
+    with FlopCounterMode(display=False) as backward:
+        hidden.sum().backward()
+    counted = sum(count for name, count in backward.get_flop_counts()["Global"].items() if name in matrices)
+    # The first layer's queries, keys and values need no gradient of their input.
+    assert 0.9 * sizes.backward(text) < counted <= sizes.backward(text)
+    assert adapted.peft_config

@@ -1,0 +1,34 @@
+"""What launches are refused. What sharding does is in tests/distributed/."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rrm_lm.errors import ConfigError
+from rrm_lm.models.sharding import shards
+
+
+def launched(**plugins: Any) -> Any:
+    state = SimpleNamespace(deepspeed_plugin=None, fsdp_plugin=None)
+    vars(state).update({f"{name}_plugin": SimpleNamespace(**settings) for name, settings in plugins.items()})
+    return SimpleNamespace(state=state, num_processes=2, is_fsdp2=True)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_deepspeed_that_takes_weights_away_is_refused(stage: int) -> None:
+    with pytest.raises(ConfigError, match=f"ZeRO stage {stage}") as error:
+        shards(launched(deepspeed={"zero_stage": stage}))
+    assert "fsdp2.yaml" in str(error.value.remedy) and "zero2.yaml" in str(error.value.remedy)
+
+
+def test_the_first_fsdp_is_refused() -> None:
+    with pytest.raises(ConfigError, match="first version of FSDP"):
+        shards(launched(fsdp={"fsdp_version": 1}))
+
+
+def test_others_are_taken() -> None:
+    assert not shards(launched()) and not shards(launched(deepspeed={"zero_stage": 2}))
+    assert shards(launched(fsdp={"fsdp_version": 2}))
