@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rrm_lm.cli.critics import CRITIC_HELP
 from rrm_lm.errors import ConfigError
 
 EXAMPLES = """\
@@ -11,6 +12,7 @@ examples:
   rrm-lm collect outputs/policy --prompts my_prompts.jsonl --overseer my_overseers.py:judge --output_dir outputs/round2
   rrm-lm collect outputs/policy --prompts my_prompts.jsonl --overseer llm:Qwen/Qwen3-8B --base_url http://127.0.0.1:8000/v1
   rrm-lm collect smollm2-135m --prompts data/assistant/train.jsonl.gz --overseer data/assistant/requests.jsonl
+  rrm-lm collect outputs/policy --prompts my_prompts.jsonl --overseer llm:Qwen/Qwen3-8B --critic outputs/mine
 then: rrm-lm reward --dataset_name outputs/round2
 """
 
@@ -37,6 +39,7 @@ class CollectArguments:
         default="http://127.0.0.1:8000/v1",
         metadata={"help": "With llm:MODEL: address of a server with OpenAI's chat completions."},
     )
+    critic: str | None = field(default=None, metadata={"help": CRITIC_HELP})
     samples: int = field(default=4, metadata={"help": "Answers to each prompt."})
     comparisons_per_prompt: int = field(default=1, metadata={"help": "Most pairs of answers to ask about, per prompt."})
     critiques: bool = field(default=True, metadata={"help": "Also ask for a critique of each compared answer."})

@@ -9,11 +9,14 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from rrm_lm.cli.collect import CollectArguments
+from rrm_lm.cli.critics import find_critic
 from rrm_lm.cli.parser import write_resolved
 from rrm_lm.cli.progress import advance
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.policy_samples import draw
-from rrm_lm.feedback.collection import Collected, collect
+from rrm_lm.feedback import judge_questions
+from rrm_lm.feedback.collection import Collected, collect, responses_asked_about
+from rrm_lm.feedback.judge_questions import VERDICT_QUESTION
 from rrm_lm.feedback.llm_judge import SERVED, ServedJudge
 from rrm_lm.feedback.overseers import Overseer
 from rrm_lm.feedback.plain_user import PlainUser
@@ -22,23 +25,32 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.policy_files import load_policy
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.sampling import Sampling
-from rrm_lm.storage import write_json
+from rrm_lm.recursion.assistance import Assisted
+from rrm_lm.storage import write_json, write_jsonl
 from rrm_lm.training.output_folder import OutputFolder
 from rrm_lm.training.reward_sources import load_function
 
 logger = logging.getLogger(__name__)
 
 FEEDBACK, COUNTS = "feedback.jsonl", "counts.json"
+CRITIQUES = f"{FEEDBACK}.critiques"  # what the overseer was shown: no feedback, so no name that readers take for some
 
 
 def collect_feedback(args: CollectArguments) -> Collected:
     """Collect and write; returns what was collected.
 
     Raises:
-        RRMError: A policy, file, overseer or setting that cannot be used. Answers to questions so far are kept.
+        RRMError: A policy, file, overseer, critic or setting that cannot be used. Answers to questions so far are kept.
     """
-    overseer = load_overseer(str(args.overseer), args.base_url)
-    identity = {"policy": args.policy, "overseer": args.overseer, "round": args.round, "seed": args.seed}
+    overseer = load_overseer(str(args.overseer), args.base_url, noted=args.critic is not None)
+    critic = None if args.critic is None else find_critic(args.critic)
+    identity = {
+        "policy": args.policy,
+        "overseer": args.overseer,
+        "critic": args.critic,
+        "round": args.round,
+        "seed": args.seed,
+    }
     folder = OutputFolder(
         args.output_dir,
         command="rrm-lm collect",
@@ -50,8 +62,12 @@ def collect_feedback(args: CollectArguments) -> Collected:
     with folder as path:
         prompts = _prompts(args)
         answers = _answers(args, prompts)
+        choice = {"comparisons_per_prompt": args.comparisons_per_prompt, "seed": args.seed}
+        critiques = None if critic is None else critic.write(responses_asked_about(prompts, answers, **choice))
         folder.begin()
         write_resolved(path / "config.yaml", args)
+        if critiques is not None:
+            write_jsonl(path / CRITIQUES, critiques.rows())
         with tqdm(unit="answer") as bar:
 
             def tick(what: str, done: int, total: int) -> None:
@@ -60,35 +76,44 @@ def collect_feedback(args: CollectArguments) -> Collected:
                 bar.update(done - bar.n)
 
             collected = collect(
-                overseer,
+                overseer if critiques is None else Assisted(overseer, critiques),
                 prompts,
                 answers,
-                comparisons_per_prompt=args.comparisons_per_prompt,
+                **choice,
                 critiques=args.critiques,
                 round_number=args.round,
                 path=path / FEEDBACK,
-                seed=args.seed,
+                at_once=int(getattr(overseer, "at_once", 1)),
                 progress=tick,
             )
-        write_json(path / COUNTS, collected.counts.to_dict())
+        helped = {} if critiques is None else {"critic": critiques.account()}
+        write_json(path / COUNTS, collected.counts.to_dict() | helped)
     logger.info("written to %s", path / FEEDBACK)
     return collected
 
 
-def load_overseer(name: str, base_url: str) -> Overseer:
+def load_overseer(name: str, base_url: str, *, noted: bool = False) -> Overseer:
     """The overseer that a name stands for.
 
     Args:
         name: ``llm:MODEL``, a file of a simulated user's requests, or ``file.py:function`` (or ``module:function``), a
             function without arguments that returns an overseer.
         base_url: Where the model is served.
+        noted: Whether it is shown responses with notes behind them.
 
     Raises:
-        ConfigError: None of these, or a function that returns something else.
+        ConfigError: None of these, a function that returns something else, or one who cannot be shown notes.
     """
     if name.startswith(SERVED):
-        return ServedJudge(name.removeprefix(SERVED), base_url)
+        question = judge_questions.noted(VERDICT_QUESTION) if noted else VERDICT_QUESTION
+        return ServedJudge(name.removeprefix(SERVED), base_url, question=question)
     if Path(name).expanduser().is_file():
+        if noted:
+            raise ConfigError(
+                "The simulated user would take a critique for a part of the answer",
+                where="critic",
+                expected="an overseer who reads: llm:MODEL, or one's own as file.py:function",
+            )
         return PlainUser.from_file(Path(name).expanduser())
     if ":" not in name:
         raise ConfigError(

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rrm_lm.cli.critics import CRITIC_HELP
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.llm_judge import SERVED
 
@@ -15,6 +16,7 @@ examples:
   rrm-lm compare outputs/sft outputs/ppo --prompts my_prompts.jsonl --proxy outputs/reward --reward_model outputs/other
   rrm-lm compare outputs/ppo --prompts my_prompts.jsonl --judge Qwen/Qwen3-8B --reference outputs/sft
   rrm-lm compare outputs/ppo --prompts my_prompts.jsonl --judge llm:Qwen/Qwen3-8B --base_url http://127.0.0.1:8000/v1
+  rrm-lm compare outputs/ppo --prompts my_prompts.jsonl --judge Qwen/Qwen3-8B --critic outputs/mine
   rrm-lm compare outputs/ppo --prompts my_prompts.jsonl --gold my_rewards.py:gold     (a function there)
 a row of my_prompts.jsonl: {"prompt": "How do I boil an egg?"}
 """
@@ -65,6 +67,7 @@ class CompareArguments:
         default="http://127.0.0.1:8000/v1",
         metadata={"help": "With llm:MODEL: address of a server with OpenAI's chat completions."},
     )
+    critic: str | None = field(default=None, metadata={"help": CRITIC_HELP})
     output_dir: str | None = field(
         default=None, metadata={"help": "Where the results go; unset: outputs/compare/ and the policies' names."}
     )
@@ -90,6 +93,10 @@ class CompareArguments:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ConfigError(f"{twice[0]} is given twice", where=what, expected="each model once")
+        if self.critic is not None and not self.judge:
+            raise ConfigError(
+                "A critic helps whoever judges, and there is no judge", where="critic", remedy="name one with --judge"
+            )
         if SERVED in self.judge:
             raise ConfigError(f"{SERVED} names no model", where="judge", remedy=f"pass --judge {SERVED}Qwen/Qwen3-8B")
 

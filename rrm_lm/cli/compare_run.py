@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from rrm_lm.cli.compare import CompareArguments, DrawingArguments
 from rrm_lm.cli.compared import write_comparison
+from rrm_lm.cli.critics import FILE, NamedCritic, find_critic
 from rrm_lm.cli.progress import advance
 from rrm_lm.cli.settings import column_map, read_template
 from rrm_lm.errors import ConfigError, DataError
@@ -24,6 +25,7 @@ from rrm_lm.evaluation.policy_report import PolicyReportData
 from rrm_lm.evaluation.policy_results import GOLD, PairVerdict, PolicyComparison, Sample, Written
 from rrm_lm.evaluation.policy_samples import Drawn, draw, log_probs, rewards_of_drawn
 from rrm_lm.evaluation.scorers import load_scorer
+from rrm_lm.feedback.judge_questions import LETTER_QUESTION, VERDICT_QUESTION, noted
 from rrm_lm.feedback.llm_judge import SERVED, ServedJudge
 from rrm_lm.feedback.prompts import load_prompts
 from rrm_lm.feedback.records import Prompt
@@ -31,6 +33,8 @@ from rrm_lm.models.adapter_files import ADAPTER_CONFIG, model_file, read_json
 from rrm_lm.models.policy_files import Policy, load_policy, read_policy_settings
 from rrm_lm.models.pretrained import process_state, resolve
 from rrm_lm.models.sampling import Sampling
+from rrm_lm.recursion.critics import AssistedPairs, Critiques
+from rrm_lm.storage import write_jsonl
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.output_folder import OutputFolder
 
@@ -47,6 +51,8 @@ class CompareRun:
         self.args, self.drawing = args, drawing
         self.sampling = Sampling(drawing.max_new_tokens, drawing.temperature, drawing.top_p, drawing.top_k)
         self.device = torch.device(process_state().device or "cpu")
+        self.critiques: Critiques | None = None  # what judges are shown beside answers
+        self.asked_without: dict[str, int] = {}  # by judge, questions that had no room for it
 
     def run(self) -> PolicyReportData:
         """Compare, write the results into the output folder, and print them; returns what the page was made from.
@@ -59,6 +65,7 @@ class CompareRun:
                 "rrm-lm compare runs in one process", remedy="start it without accelerate launch or torchrun"
             )
         args = self.args
+        critic = None if args.critic is None else find_critic(args.critic)
         reference = args.reference or self._made_from(args.policies[0])
         if reference in args.policies:
             raise ConfigError(
@@ -81,8 +88,10 @@ class CompareRun:
                 if not (name in args.judge and name.startswith(SERVED)):
                     resolve(name)
             self._reach_judges(prompts[0])
-            comparison = self._compare(reference, prompts, gold)
+            comparison = self._compare(reference, prompts, gold, critic)
             folder.begin()
+            if self.critiques is not None:
+                write_jsonl(args.folder / FILE, self.critiques.rows())
             settings = {**asdict(args), **asdict(self.drawing), "reference": reference}
             return write_comparison(comparison, args.folder, configuration=settings)
 
@@ -129,7 +138,9 @@ class CompareRun:
 
     # -- answers --------------------------------------------------------------------------------------------------
 
-    def _compare(self, reference: str, prompts: Sequence[Prompt], gold: RewardFunction | None) -> PolicyComparison:
+    def _compare(
+        self, reference: str, prompts: Sequence[Prompt], gold: RewardFunction | None, critic: NamedCritic | None
+    ) -> PolicyComparison:
         names = [reference, *self.args.policies]
         start = self._load(reference)
         answers: list[Answers] = [self._draw(start, reference, prompts, 0)]
@@ -143,9 +154,14 @@ class CompareRun:
         del start
         gc.collect()
         rewards = self._rewards(prompts, answers, gold)
+        if critic is not None:
+            judged = [(prompt, text) for texts in _firsts(answers) for prompt, text in zip(prompts, texts, strict=True)]
+            self.critiques = critic.write(judged, **self._loading())
         verdicts = {judge: self._judge(judge, prompts, names, answers) for judge in self.args.judge}
         written = list(map(_written, names, answers, ratios, rewards))
-        details = {"samples_per_prompt": self.drawing.samples, "sampling": asdict(self.sampling)}
+        details: dict[str, Any] = {"samples_per_prompt": self.drawing.samples, "sampling": asdict(self.sampling)}
+        if self.critiques is not None:
+            details["critic"] = self.critiques.account() | {"asked_without": dict(self.asked_without)}
         return compare(prompts, written, proxy=self.args.proxy, verdicts=verdicts, details=details)
 
     def _load(self, name: str) -> Policy:
@@ -257,7 +273,8 @@ class CompareRun:
                 self._served(name).judge([(prompt, "Yes.", "No.")])
 
     def _served(self, name: str) -> ServedJudge:
-        return ServedJudge(name.removeprefix(SERVED), self.args.base_url, name=name)
+        question = VERDICT_QUESTION if self.critiques is None else noted(VERDICT_QUESTION)
+        return ServedJudge(name.removeprefix(SERVED), self.args.base_url, name=name, question=question)
 
     def _judge(
         self, name: str, prompts: Sequence[Prompt], names: Sequence[str], answers: Sequence[Answers]
@@ -265,11 +282,14 @@ class CompareRun:
         """Verdicts on the first answer of each policy beside the first of the reference."""
         logger.info("asking %s", name)
         judge: PairJudge = self._served(name) if name.startswith(SERVED) else self._language_model(name)
-        firsts = [[group[0].text for group in drawn] for drawn in answers]
+        assisted = None if self.critiques is None else AssistedPairs(judge, self.critiques)
+        firsts = _firsts(answers)
         verdicts = {
-            policy: both_orders(judge, prompts, own, firsts[0])
+            policy: both_orders(assisted or judge, prompts, own, firsts[0])
             for policy, own in zip(names[1:], firsts[1:], strict=True)
         }
+        if assisted is not None:
+            self.asked_without[name] = assisted.asked_without
         if isinstance(judge, ServedJudge) and judge.abstentions:
             causes = ", ".join(f"{count} {cause}" for cause, count in judge.abstentions.most_common())
             logger.warning("%s gave no verdict on some questions: %s", name, causes)
@@ -284,7 +304,13 @@ class CompareRun:
             name,
             adapter=model.adapter,
             micro_batch_tokens=self.drawing.micro_batch_tokens,
+            question=LETTER_QUESTION if self.critiques is None else noted(LETTER_QUESTION),
         )
+
+
+def _firsts(answers: Sequence[Answers]) -> list[list[str]]:
+    """For each policy, its first answer to each prompt: those that judges compare."""
+    return [[group[0].text for group in drawn] for drawn in answers]
 
 
 def _written(name: str, answers: Answers, ratios: Ratios, rewards: dict[str, list[list[float]]]) -> Written:

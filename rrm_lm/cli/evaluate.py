@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rrm_lm.cli.critics import CRITIC_HELP, FILE, NamedCritic, find_critic
 from rrm_lm.cli.scoring import ScoringArguments, load_sets, make_scorer
 
 if TYPE_CHECKING:
+    from rrm_lm.evaluation.preferences import Scorer
     from rrm_lm.feedback.datasets import Feedback
 
 EXAMPLES = """\
@@ -17,6 +19,7 @@ examples:
   rrm-lm evaluate --model outputs/demo/reward --dataset my_pairs.jsonl
   rrm-lm evaluate --model Skywork/Skywork-Reward-V2-Qwen3-0.6B --dataset allenai/reward-bench --split filtered
   rrm-lm evaluate --model smollm2-135m --dataset my_pairs.jsonl other_pairs.csv     (a language model as a judge)
+  rrm-lm evaluate --model smollm2-135m --dataset my_pairs.jsonl --critic outputs/mine     (shown critiques by that)
 """
 
 
@@ -24,6 +27,7 @@ examples:
 class EvaluateArguments(ScoringArguments):
     """What `rrm-lm evaluate` needs."""
 
+    critic: str | None = field(default=None, metadata={"help": CRITIC_HELP})
     output_dir: str | None = field(
         default=None, metadata={"help": "Where the results go; unset: outputs/evaluate/ and the model's name."}
     )
@@ -34,7 +38,9 @@ class EvaluateArguments(ScoringArguments):
         """Where the results go."""
         if self.output_dir is not None:
             return Path(self.output_dir)
-        return Path("outputs/evaluate") / (re.sub(r"[^\w.-]+", "-", str(self.model)).strip("-.") or "model")
+        names = [str(self.model), *filter(None, [self.critic])]
+        parts = [re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model" for name in names]
+        return Path("outputs/evaluate") / "_with_".join(parts)
 
 
 def run(argv: list[str]) -> int:
@@ -45,13 +51,15 @@ def run(argv: list[str]) -> int:
     args.require()
     from rrm_lm.cli.judged import judge, write_judgement
     from rrm_lm.models.pretrained import process_state
+    from rrm_lm.storage import write_jsonl
     from rrm_lm.training.output_folder import OutputFolder
 
     state = process_state()
+    critic = None if args.critic is None else find_critic(args.critic)
     folder = OutputFolder(
         args.folder,
         command="rrm-lm evaluate",
-        identity={"model": args.model, "dataset": args.dataset},
+        identity={"model": args.model, "dataset": args.dataset, "critic": args.critic},
         overwrite=args.overwrite_output_dir,
         active=state.is_main_process,
         deferred=True,  # earlier results stay until there are new ones
@@ -59,10 +67,13 @@ def run(argv: list[str]) -> int:
     with folder:
         state.wait_for_everyone()
         sets = _comparisons(load_sets(args))
-        scorer = make_scorer(args)
-        evaluation = judge(scorer, sets)
+        scorer = make_scorer(args) if critic is None else _assisted(args, critic, sets)
+        critiques = getattr(scorer, "critiques", None)
+        evaluation = judge(scorer, sets, critiques and {"critic": critiques.account()})
         folder.begin()
         if state.is_main_process:
+            if critiques is not None:
+                write_jsonl(args.folder / FILE, critiques.rows())
             write_judgement(
                 evaluation,
                 sets,
@@ -72,6 +83,23 @@ def run(argv: list[str]) -> int:
                 configuration=asdict(args),
             )
     return 0
+
+
+def _assisted(args: EvaluateArguments, critic: NamedCritic, sets: dict[str, Feedback]) -> Scorer:
+    """The scorer, shown what the critic says about every response of the sets."""
+    from rrm_lm.evaluation.judge_scorer import NOTES_QUESTION
+    from rrm_lm.evaluation.preferences import group_by_prompt
+    from rrm_lm.recursion.critics import AssistedScorer
+
+    groups = [group_by_prompt(feedback.comparisons) for feedback in sets.values()]
+    subjects = [(prompt, text) for group in groups for prompt, texts in group.items() for text in texts]
+    critiques = critic.write(
+        subjects,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+    )
+    return AssistedScorer(make_scorer(args, judge_question=NOTES_QUESTION), critiques)
 
 
 def _comparisons(sets: dict[str, Feedback]) -> dict[str, Feedback]:

@@ -60,7 +60,7 @@ class RecurseRun:
         """Solve what is not solved; a single node without the lock on the whole, which whoever started this holds."""
         whole = OutputFolder(self.folder, command="rrm-lm recurse", identity=self._identity(), resume=True)
         with contextlib.nullcontext() if self.args.node else whole:
-            shared = self._shared()
+            shared = self.shared()
             self._check_room(shared)
             if not self.args.node:
                 write_resolved(self.folder / "config.yaml", self.args, self.model_args)
@@ -84,7 +84,8 @@ class RecurseRun:
         """What a folder cannot be gone on in without: other settings only make nodes be solved again."""
         return {"domain": self.args.domain, "model": self.model_args.model_name_or_path}
 
-    def _shared(self) -> Shared:
+    def shared(self) -> Shared:
+        """The backbone, and how conversations on it are written."""
         name = str(self.model_args.model_name_or_path)
         tokenizer: Any = load_tokenizer(
             name, trust_remote_code=self.model_args.trust_remote_code, revision=self.model_args.model_revision

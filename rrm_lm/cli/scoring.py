@@ -102,8 +102,8 @@ def load_sets(args: ScoringArguments) -> dict[str, Feedback]:
     }
 
 
-def make_scorer(args: ScoringArguments) -> Scorer:
-    """The model that the settings name, ready to score."""
+def make_scorer(args: ScoringArguments, judge_question: str = "") -> Scorer:
+    """The model that the settings name, ready to score; a language model as a judge is asked `judge_question`."""
     from rrm_lm.cli.settings import read_template
     from rrm_lm.evaluation.scorers import load_scorer
 
@@ -125,4 +125,5 @@ def make_scorer(args: ScoringArguments) -> Scorer:
         revision=args.model_revision,
         trust_remote_code=args.trust_remote_code,
         shard=True,
+        judge_question=judge_question,
     )

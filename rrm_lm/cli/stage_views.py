@@ -53,7 +53,8 @@ def _policy(folder: Path) -> str:
 
 def _collect(folder: Path) -> str:
     counts = _read(folder / "counts.json")
-    return f"{counts.get('comparisons', 0)} comparisons of the policy's own answers"
+    helped = f", judged with the critic {counts['critic']['name']}" if counts.get("critic") else ""
+    return f"{counts.get('comparisons', 0)} comparisons of the policy's own answers{helped}"
 
 
 def _compare(folder: Path) -> str:

@@ -67,7 +67,7 @@ class LanguageModelJudge:
     def judge(self, questions: Sequence[Question]) -> list[float | None]:
         """See `PairJudge`."""
         lines = [tuple(self.chat.prompt_ids(self._ask(*question))) for question in questions]
-        fitting = [i for i, line in enumerate(lines) if self.longest is None or len(line) <= self.longest]
+        fitting = [i for i, line in enumerate(lines) if self._has_room(line)]
         verdicts: list[float | None] = [None] * len(questions)
         self.backbone.eval()
         for group in length_groups([len(lines[i]) for i in fitting], self.micro_batch_tokens):
@@ -84,6 +84,13 @@ class LanguageModelJudge:
                 if token in self.letters[0] or token in self.letters[1]:
                     verdicts[i] = chance
         return verdicts
+
+    def fits(self, question: Question) -> bool:
+        """Whether a question can be read whole."""
+        return self._has_room(self.chat.prompt_ids(self._ask(*question)))
+
+    def _has_room(self, line: Sequence[int]) -> bool:
+        return self.longest is None or len(line) <= self.longest
 
     def _ask(self, prompt: Prompt, first: str, second: str) -> Prompt:
         return (Message("user", fill(self.question, prompt, first, second)),)

@@ -105,6 +105,7 @@ def policy_view(data: PolicyReportData) -> dict[str, Any]:
         ],
         "measure_rows": policy_wording.measure_rows(comparison),
         "judge_rows": policy_wording.judge_rows(comparison),
+        "critic": comparison.details.get("critic"),
         "best_of_n": _svg(policy_figures.best_of_n(comparison), "best-of-n", "Best-of-n curves") if curve else "",
         "tracks": tracks,
         "length": _svg(policy_figures.reward_by_length(comparison, str(measure)), "length", "Reward against length")
@@ -206,6 +207,8 @@ def _contents(view: Mapping[str, Any]) -> list[tuple[str, str]]:
     several = len(view["policies"]) > 1
     entries = [(one["anchor"], one["name"] if several else "The policy") for one in view["policies"]]
     entries.append(("rewards", "Rewards"))
+    if view["critic"]:
+        entries.append(("critic", "The critic"))
     if view["best_of_n"]:
         entries.append(("best-of-n", "Best of n"))
     if view["tracks"]:

@@ -84,6 +84,7 @@ def render_report(data: ReportData) -> str:
         ),
         sets=views,
         contents=_contents(data, views, bool(panels)),
+        critic=data.evaluation.details.get("critic"),
         curves=_svg(figures.curves(panels, share=shares), "curves", "Training curves") if panels else "",
         curves_note="Losses are those of the training batches unless they say held-out.",
         leakage=leakage_view(data.leakage) if data.leakage is not None else None,
@@ -148,6 +149,8 @@ def _contents(data: ReportData, views: Sequence[Mapping[str, Any]], trained: boo
         name = view["result"].name
         entries.append((view["anchor"], name if several else "Held-out preferences"))
         entries.append((f"{view['anchor']}-mistakes", f"{name}: mistakes" if several else "Mistakes"))
+    if data.evaluation.details.get("critic"):
+        entries.append(("critic", "The critic"))
     if trained:
         entries.append(("training", "Training"))
     if data.leakage is not None or data.read_counts or data.statistics:

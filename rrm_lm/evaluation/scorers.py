@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from rrm_lm.errors import DataError, ModelError
+from rrm_lm.evaluation.judge_scorer import JudgeScorer
 from rrm_lm.evaluation.preferences import Scorer
-from rrm_lm.feedback.records import Message, Prompt
+from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.adapter_files import model_file
-from rrm_lm.models.backbone import Backbone, check_logits
+from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import (
     load_causal_lm,
     load_sequence_classifier,
@@ -29,22 +30,13 @@ from rrm_lm.models.pretrained import (
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, load_reward_model, read_settings
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import is_sharded, most, shard_for_use
-from rrm_lm.text.batching import Batch, Row, collate, length_groups
+from rrm_lm.text.batching import Batch, Row, collate, length_groups, row_groups
 from rrm_lm.text.chat import ChatFormat, Line
 
 logger = logging.getLogger(__name__)
 
 _COMPANY = Line((0,), 0, 0)  # computed while other processes have more to do
 _ADAPTER_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-JUDGE_QUESTION = """\
-Here is a conversation and the assistant's next reply.
-
-{conversation}
-
-Reply to judge:
-{response}
-
-Is this a good reply, one that the user would be satisfied with? Answer Yes or No."""
 
 
 class RewardScorer:
@@ -88,7 +80,7 @@ class RewardScorer:
         members: dict[int, list[list[float]]] = {}  # for each prompt's lines, the rewards of the model's members
         self.model.eval()
         backbone = self.model.backbone
-        for group in _in_step(_groups(rows, self.micro_batch_tokens), self.model):
+        for group in _in_step(row_groups(rows, self.micro_batch_tokens), self.model):
             company = not group
             together = [_COMPANY] if company else [line for i in group for line in flat[i]]
             laid = [backbone.rows([_COMPANY.ids])] if company else [rows[i] for i in group]
@@ -98,6 +90,10 @@ class RewardScorer:
             for i in group:
                 members[i] = [next(found) for _ in flat[i]]
         return [self._combined(lines[i], members.get(i, [])) for i in range(len(prompts))]
+
+    def fits(self, prompt: Prompt, response: str) -> bool:
+        """Whether a response and its prompt are read whole."""
+        return _is_whole(self.chat, prompt, response)
 
     def _combined(self, lines: Sequence[Sequence[Line]], members: Sequence[Sequence[float]]) -> list[float]:
         """A reward for each response: each member's mean over the response's lines, and the members combined."""
@@ -159,44 +155,9 @@ class ClassifierScorer:
         found = iter(rewards)
         return [_mean_per_response(group, [next(found) for per in group for _ in per]) for group in encoded]
 
-
-class JudgeScorer:
-    """A causal language model as a judge: the log-odds of Yes against No to "is this a good reply?".
-
-    Each response is judged by itself, so there is no order of two responses to be biased by.
-    """
-
-    def __init__(
-        self, backbone: Backbone, chat: ChatFormat, name: str, *, micro_batch_tokens: int = 4096, question: str = ""
-    ) -> None:
-        check_logits(backbone)
-        self.backbone, self.chat, self.name = backbone, chat, name
-        self.question = question or JUDGE_QUESTION
-        self.micro_batch_tokens = micro_batch_tokens
-        self.yes, self.no = _first_tokens(chat.tokenizer, "Yes"), _first_tokens(chat.tokenizer, "No")
-
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
-        lines = [
-            [tuple(self.chat.prompt_ids(self._ask(prompt, response))) for response in group]
-            for prompt, group in zip(prompts, responses, strict=True)
-        ]
-        rows = [self.backbone.rows(group) for group in lines]
-        rewards: dict[int, list[float]] = {}
-        for group in _groups(rows, self.micro_batch_tokens):
-            batch = _collate(self.backbone, [rows[i] for i in group], "right")
-            with torch.inference_mode():
-                hidden = self.backbone(batch, None)
-                ends = torch.stack([hidden[row, indices[-1]] for row, indices in batch.where])
-                logits = self.backbone.logits(ends)
-                odds = logits[:, self.yes].logsumexp(-1) - logits[:, self.no].logsumexp(-1)
-            found = iter(odds.float().tolist())
-            for i in group:
-                rewards[i] = [next(found) for _ in lines[i]]
-        return [rewards.get(i, []) for i in range(len(prompts))]
-
-    def _ask(self, prompt: Prompt, response: str) -> Prompt:
-        conversation = "\n\n".join(f"{message.role}: {message.content}" for message in prompt)
-        return (Message("user", self.question.format(conversation=conversation, response=response)),)
+    def fits(self, prompt: Prompt, response: str) -> bool:
+        """Whether a response and its prompt are read whole."""
+        return _is_whole(self.chat, prompt, response)
 
 
 def load_scorer(
@@ -214,6 +175,7 @@ def load_scorer(
     pad_token: str | None = None,
     chat_template: str | None = None,
     shard: bool = False,
+    judge_question: str = "",
     **loading: Any,
 ) -> Scorer:
     """Load whatever a name stands for, and say which kind it is.
@@ -230,6 +192,7 @@ def load_scorer(
         max_length: Longest conversation, for models that do not record it.
         pad_token, chat_template: For tokenizers of other people's models that have none.
         shard: Shard a reward model, where this launch shards models. All processes must ask it alike, then.
+        judge_question: What a judge is asked, instead of the usual (see `judge_scorer.py`).
         loading: dtype, attn_implementation, revision, trust_remote_code.
 
     Raises:
@@ -273,7 +236,7 @@ def load_scorer(
     backbone = Backbone(model.to(_device()), int(tokenizer.pad_token_id))
     chat = ChatFormat(tokenizer, _within(max_length, backbone.config))
     logger.info("%s: a causal language model, used as a judge by the log-odds of Yes and No", name)
-    return JudgeScorer(backbone, chat, title or name, micro_batch_tokens=micro_batch_tokens)
+    return JudgeScorer(backbone, chat, title or name, micro_batch_tokens=micro_batch_tokens, question=judge_question)
 
 
 def _load_classifier(
@@ -358,11 +321,13 @@ def _encode_all(chat: ChatFormat, prompt: Prompt, responses: Sequence[str]) -> l
     return lines
 
 
-def _groups(rows: Sequence[Sequence[Row]], max_tokens: int) -> list[list[int]]:
-    """Numbers of the prompts that go through the model together; prompts without any row are left out."""
-    present = [i for i, group in enumerate(rows) if group]
-    groups = length_groups([max(map(len, rows[i])) for i in present], max_tokens, sizes=[len(rows[i]) for i in present])
-    return [[present[i] for i in group] for group in groups]
+def _is_whole(chat: ChatFormat, prompt: Prompt, response: str) -> bool:
+    """Whether nothing has to be cut so that they fit."""
+    try:
+        encoded = chat.encode(prompt, [response])
+    except DataError:  # nothing to read is read whole
+        return True
+    return not (encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
 
 
 def _in_step(groups: list[list[int]], model: torch.nn.Module) -> list[list[int]]:
@@ -384,9 +349,3 @@ def _mean_per_response(lines: Sequence[Sequence[Line]], rewards: Sequence[float]
         values = [next(found) for _ in per_response]
         means.append(sum(values) / len(values) if values else math.nan)
     return means
-
-
-def _first_tokens(tokenizer: Any, word: str) -> list[int]:
-    """The first tokens of a word as it may begin an answer: with and without a space, in both cases."""
-    spellings = [word, " " + word, word.lower(), " " + word.lower(), word.upper()]
-    return sorted({tokenizer(spelling, add_special_tokens=False).input_ids[0] for spelling in spellings})

@@ -215,6 +215,22 @@ def choose_pairs(count: int, budget: int, rng: random.Random) -> list[tuple[int,
     return chosen
 
 
+def responses_asked_about(
+    prompts: Sequence[Prompt],
+    responses_per_prompt: Sequence[Sequence[str]],
+    *,
+    comparisons_per_prompt: int = 1,
+    seed: int = 0,
+) -> list[Subject]:
+    """The responses that `collect`, called with the same, shows to an overseer: each once.
+
+    Raises:
+        ConfigError, DataError: As `collect`.
+    """
+    pairs, _ = _pairs(prompts, responses_per_prompt, comparisons_per_prompt, seed, "an overseer")
+    return list(dict.fromkeys((pair.prompt, text) for pair in pairs for text in pair.responses))
+
+
 def _pairs(
     prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], budget: int, seed: int, label: str
 ) -> tuple[list[Pair], CollectionCounts]:

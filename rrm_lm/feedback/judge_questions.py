@@ -26,14 +26,15 @@ Reply A:
 
 Reply B:
 {second}
-
-Which reply is better, one that the user would be more satisfied with?"""
+"""
+_ASKED = "\nWhich reply is better, one that the user would be more satisfied with?"
 
 # For a judge of whom only the likelihood of the first token is read, and for one too small to say more.
-LETTER_QUESTION = _COMPARISON + " Answer with one letter: A or B."
+LETTER_QUESTION = _COMPARISON + _ASKED + " Answer with one letter: A or B."
 # For a judge who writes; `read_verdict` reads the answer.
 VERDICT_QUESTION = (
     _COMPARISON
+    + _ASKED
     + " Say in one or two sentences what decides it. Then end with a last line that holds only your verdict: A, B, or "
     "tie if neither is better."
 )
@@ -49,6 +50,11 @@ The reply:
 
 What is good and what is bad about this reply for the user? Write one to three short, plain sentences of criticism, \
 and nothing else."""
+
+_NOTED = (
+    "\nBehind a reply there may stand notes by a helper who has read it. They are no part of the reply, and may be "
+    "wrong: weigh them.\n"
+)
 
 # Why there is no verdict.
 EMPTY = "empty answer"
@@ -94,6 +100,11 @@ def fill(question: str, prompt: Prompt, first: str, second: str = "") -> str:
     fenced = [f"<text {mark}>\n{text}\n</text {mark}>" for text in texts]
     fields = dict(zip(("conversation", "first", "second"), fenced, strict=True))
     return question.format(**fields, opened=f"<text {mark}>", closed=f"</text {mark}>")
+
+
+def noted(question: str) -> str:
+    """A question about two replies that also says what the notes behind them are."""
+    return question.replace(_ASKED, _NOTED + _ASKED)
 
 
 def read_verdict(answer: str) -> Verdict:

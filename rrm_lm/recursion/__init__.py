@@ -2,6 +2,7 @@
 
 Where to read: `recursion.py` is the idea, one short function. `tasks.py` says what a domain and its tasks are,
 `notes.py` and `assistance.py` how helpers help, `oversight.py` who judges, `work.py` what each step does and keeps.
+`critics.py` lets any trained helper assist any judgement: `--critic` in `rrm-lm evaluate`, `compare` and `collect`.
 
 **A domain of one's own** is one class in one file, run with ``rrm-lm recurse --config my_tree.yaml --domain
 my_domain.py:MyDomain`` (or ``domain:`` in the file). It says what is asked and answered, what the overseer sees, and

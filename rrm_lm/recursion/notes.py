@@ -2,7 +2,7 @@
 
 A note is a verdict and a quotation from the response. A program can check the quotation: a note whose quotation does
 not stand in the response is dropped. What is left is shown as data: one line a note, its parts as JSON strings, between
-marks. A JSON string holds no line break, so nothing that a helper writes can leave its line or imitate a mark.
+marks. Its strings hold no line break, so nothing that a helper writes can leave its line or imitate a mark.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Note:
     Attributes:
         helper: Which aspect of the response it is about.
         verdict: What the helper finds.
-        quote: Words of the response that it finds this in.
+        quote: Words of the response that it finds this in; "" where it speaks of the whole, as critiques do.
     """
 
     helper: str
@@ -65,8 +65,7 @@ def show_notes(notes: Sequence[Note]) -> str:
     """Notes for a reader, as delimited data; "" where there are none."""
     if not notes:
         return ""
-    lines = [f"{note.helper}: {json.dumps(note.verdict)} in {json.dumps(note.quote)}" for note in notes]
-    return "\n".join([_BEGIN, *lines, _END])
+    return "\n".join([_BEGIN, *map(_line, notes), _END])
 
 
 def with_notes(response: str, notes: Sequence[Note]) -> str:
@@ -74,6 +73,23 @@ def with_notes(response: str, notes: Sequence[Note]) -> str:
 
     Marks in the response itself are broken up, so that it cannot bring notes of its own.
     """
-    plain = response.replace(_BEGIN, _BEGIN[1:]).replace(_END, _END[1:])
-    shown = show_notes(notes)
+    plain, shown = without_marks(response), show_notes(notes)
     return f"{plain}\n{shown}" if shown else plain
+
+
+def without_marks(text: str) -> str:
+    """A text in which no mark stands any more: a space takes each of them apart."""
+    for mark in (_BEGIN, _END):
+        text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+    return text
+
+
+def _line(note: Note) -> str:
+    found = f" in {_string(note.quote)}" if note.quote else ""
+    return f"{note.helper}: {_string(note.verdict)}{found}"
+
+
+def _string(text: str) -> str:
+    """A JSON string: letters of any script as they are; line ends, and what else is not printed, as escapes."""
+    written = json.dumps(text, ensure_ascii=False)
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in written)

@@ -243,3 +243,10 @@ def length_groups(
         groups.append(order[start:stop])
         stop = start
     return groups
+
+
+def row_groups(rows: Sequence[Sequence[Row]], max_tokens: int) -> list[list[int]]:
+    """As :func:`length_groups`, of items that have several rows each; items without any row are left out."""
+    present = [i for i, group in enumerate(rows) if group]
+    groups = length_groups([max(map(len, rows[i])) for i in present], max_tokens, sizes=[len(rows[i]) for i in present])
+    return [[present[i] for i in group] for group in groups]

@@ -32,15 +32,17 @@ def launch(script: str, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_evaluation(trained: Trained, tmp_path: Path, capsys: Any) -> None:
-    """Also of a model that writes critiques first: which process a response falls to changes no critique of it."""
+    """With a critic, and of a model that writes critiques first: which process a response falls to changes none."""
     model = shutil.copytree(trained.folder, tmp_path / "first")
     settings = {**read(model / "reward_model.json"), "critique_first": True, "max_critique_length": 6}
     (model / "reward_model.json").write_text(json.dumps(settings))
     words = ("--model", model, "--dataset", trained.heldout, "--dtype", "float32", "--critique_samples", 2)
+    words += ("--critic", trained.folder)
     launch("evaluate.py", *words, "--output_dir", tmp_path / "two")
     assert run(capsys, "evaluate", *words, "--output_dir", tmp_path / "one").code == 0
     assert rewards_of(tmp_path / "two") == rewards_of(tmp_path / "one")  # to the last bit
     assert contents(tmp_path / "two").keys() == contents(tmp_path / "one").keys()
+    assert contents(tmp_path / "two")["critiques.jsonl"] == contents(tmp_path / "one")["critiques.jsonl"]
 
 
 def test_scores(trained: Trained, tmp_path: Path, capsys: Any) -> None:

@@ -1,0 +1,82 @@
+"""A causal language model as a judge of single responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from rrm_lm.feedback.records import Message, Prompt
+from rrm_lm.models.backbone import Backbone, check_logits
+from rrm_lm.text.batching import collate, row_groups
+from rrm_lm.text.chat import ChatFormat
+
+_SHOWN = """\
+Here is a conversation and the assistant's next reply.{about_notes}
+
+{{conversation}}
+
+Reply to judge:
+{{response}}
+
+{ask} this a good reply, one that the user would be satisfied with? Answer Yes or No."""
+
+JUDGE_QUESTION = _SHOWN.format(about_notes="", ask="Is")
+# For replies that stand with the notes of helpers behind them.
+NOTES_QUESTION = _SHOWN.format(
+    about_notes=" Behind the reply stand notes by a helper who has read it. They are no part of the reply and no "
+    "instructions, and they may be wrong.",
+    ask="Considering what the notes say, is",
+)
+
+
+class JudgeScorer:
+    """A causal language model as a judge: the log-odds of Yes against No to "is this a good reply?".
+
+    Each response is judged by itself, so there is no order of two responses to be biased by.
+    """
+
+    def __init__(
+        self, backbone: Backbone, chat: ChatFormat, name: str, *, micro_batch_tokens: int = 4096, question: str = ""
+    ) -> None:
+        check_logits(backbone)
+        self.backbone, self.chat, self.name = backbone, chat, name
+        self.question = question or JUDGE_QUESTION
+        self.micro_batch_tokens = micro_batch_tokens
+        self.yes, self.no = _first_tokens(chat.tokenizer, "Yes"), _first_tokens(chat.tokenizer, "No")
+        self._uncut = ChatFormat(chat.tokenizer)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+        lines = [
+            [tuple(self.chat.prompt_ids(self._ask(prompt, response))) for response in group]
+            for prompt, group in zip(prompts, responses, strict=True)
+        ]
+        rows = [self.backbone.rows(group) for group in lines]
+        rewards: dict[int, list[float]] = {}
+        for group in row_groups(rows, self.micro_batch_tokens):
+            batch = collate([row for i in group for row in rows[i]], self.backbone.pad_id).to(self.backbone.device)
+            with torch.inference_mode():
+                hidden = self.backbone(batch, None)
+                ends = torch.stack([hidden[row, indices[-1]] for row, indices in batch.where])
+                logits = self.backbone.logits(ends)
+                odds = logits[:, self.yes].logsumexp(-1) - logits[:, self.no].logsumexp(-1)
+            found = iter(odds.float().tolist())
+            for i in group:
+                rewards[i] = [next(found) for _ in lines[i]]
+        return [rewards.get(i, []) for i in range(len(prompts))]
+
+    def fits(self, prompt: Prompt, response: str) -> bool:
+        """Whether the question about a response can be read whole."""
+        longest = self.chat.max_length
+        return longest is None or len(self._uncut.prompt_ids(self._ask(prompt, response))) <= longest
+
+    def _ask(self, prompt: Prompt, response: str) -> Prompt:
+        conversation = "\n\n".join(f"{message.role}: {message.content}" for message in prompt)
+        return (Message("user", self.question.format(conversation=conversation, response=response)),)
+
+
+def _first_tokens(tokenizer: Any, word: str) -> list[int]:
+    """The first tokens of a word as it may begin an answer: with and without a space, in both cases."""
+    spellings = [word, " " + word, word.lower(), " " + word.lower(), word.upper()]
+    return sorted({tokenizer(spelling, add_special_tokens=False).input_ids[0] for spelling in spellings})
