@@ -49,7 +49,7 @@ class NodeSettings:
     both_orders: bool = False
     critiques: bool = True
     num_train_epochs: float = 4.0
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     per_device_train_batch_size: int = 8
     critique_weight: float = 0.0
     critique_view: str = "all"

@@ -17,7 +17,7 @@ def tree(**nodes: Any) -> Node:
 
 def test_a_tree_with_helpers_of_helpers() -> None:
     root = tree(
-        top={"task": "main", "helpers": ["letter_s", "letter_b"], "questions": 20, "learning_rate": "1e-3"},
+        top={"task": "main", "helpers": ["letter_s", "letter_b"], "questions": 20, "learning_rate": "2e-3"},
         letter_s={"helpers": ["small_s", "big"]},
         letter_b=None,
         small_s={},
@@ -25,7 +25,7 @@ def test_a_tree_with_helpers_of_helpers() -> None:
     )
     assert [node.name for node in root.walk()] == ["small_s", "big", "letter_s", "letter_b", "top"]
     assert [node.depth for node in root.walk()] == [0, 0, 1, 0, 2]
-    assert root.settings.learning_rate == 1e-3 and root.settings.questions == 20
+    assert root.settings.learning_rate == 2e-3 and root.settings.questions == 20
     assert root.helpers[0].helpers[1].settings.policy == "ppo"
 
 
