@@ -172,6 +172,7 @@ def show_log() -> None:
     handler.setFormatter(_Plain())
     log.addHandler(handler)
     # Between the libraries; nobody who reads it can do anything about it.
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # that TRL's PPO may change is our concern, not the user's
     for old in ("is_gradient_checkpointing", "broadcast_buffers"):
         warnings.filterwarnings("ignore", f"`{old}` is deprecated", FutureWarning)
     log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)

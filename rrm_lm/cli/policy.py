@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,7 +176,6 @@ class PolicyRunArguments(FolderArguments):
 
 def read(argv: list[str]) -> tuple[Any, ...]:
     """The settings."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # that TRL's PPO may change is our concern, not the user's
     from rrm_lm.cli.parser import parse
     from rrm_lm.cli.policy_config import PolicyConfig, StartArguments
 

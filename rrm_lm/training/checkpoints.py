@@ -142,7 +142,7 @@ def prune(output_dir: str | os.PathLike[str], save_total_limit: int | None, *, k
     )
     surplus = len(checkpoints) - save_total_limit
     for checkpoint in [path for path in checkpoints if path.absolute() not in kept][: max(surplus, 0)]:
-        logger.info("deleted %s (save_total_limit is %d)", checkpoint, save_total_limit)
+        logger.debug("deleted %s (save_total_limit is %d)", checkpoint, save_total_limit)
         remove_folder(checkpoint)
 
 

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 MICRO_BATCHES = {"many": 25, "one": 4096}  # tokens of each; of one the first pass keeps its graph
 
 
-def train(folder: Path, processes: int, tokens: int) -> PPOTrainer:
+def train(folder: Path, processes: int, tokens: int, resume: Path | None = None) -> PPOTrainer:
     """Three updates of eight episodes, unevenly spread over processes and micro-batches."""
     agent = tiny_agent(value="adapter", reward=True)
     made = trainer(
@@ -40,11 +40,11 @@ def train(folder: Path, processes: int, tokens: int) -> PPOTrainer:
         kl_target=0.1,
         missing_eos_penalty=0.5,
         save_strategy="steps",
-        save_steps=3,
+        save_steps=1,
         rewards=[PythonReward(counting)],
     )
     agent.roll_out = responses  # type: ignore[method-assign]
-    made.train()
+    made.train(resume_from_checkpoint=None if resume is None else str(resume))
     return made
 
 
@@ -71,6 +71,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for name, tokens in MICRO_BATCHES.items():
         check([found[name] for found in both], train(tmp_path / f"{name} of one", 1, tokens))
         assert (tmp_path / name / "checkpoint-3" / "rng_state_1.pth").is_file()
+    for found in both:  # on from the first update, bit for bit
+        assert found["again"].keys() == found["one"]["learned"].keys()
+        assert all(torch.equal(found["again"][name], value) for name, value in found["one"]["learned"].items())
     # A pass that is kept is not made again: of the two epochs of three updates, three passes less.
     assert [found["many"]["fewer"] for found in both] == [0, 0] and [found["one"]["fewer"] for found in both] == [3, 3]
 
@@ -120,4 +123,5 @@ def of_two(folder: Path, tokens: int) -> dict[str, Any]:
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     found = {name: of_two(out / name, tokens) for name, tokens in MICRO_BATCHES.items()}
+    found["again"] = learned(train(out / "again", 2, MICRO_BATCHES["one"], out / "one" / "checkpoint-1"))
     torch.save(found, out / f"rank{os.environ['RANK']}.pt")

@@ -35,7 +35,7 @@ class CountBytes(TrainerCallback):
         self.stack.close()
 
 
-def train(folder: Path, processes: int, *callbacks: TrainerCallback) -> RewardTrainer:
+def train(folder: Path, processes: int, *callbacks: TrainerCallback, resume: Path | None = None) -> RewardTrainer:
     """Two passes over 21 pieces of feedback in steps of eight, unevenly spread over processes and micro-batches."""
     model, chat = tiny_reward_model(), tiny_chat()
     builder = ExampleBuilder(chat, model.backbone)
@@ -57,11 +57,11 @@ def train(folder: Path, processes: int, *callbacks: TrainerCallback) -> RewardTr
         max_grad_norm=0.0,
         logging_steps=1,
         save_strategy="steps",
-        save_steps=6,
+        save_steps=3,
         disable_tqdm=True,
     )
     trainer = RewardTrainer(model, args, examples, processing_class=chat.tokenizer, callbacks=list(callbacks))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer
 
 
@@ -91,6 +91,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     fresh.load_adapter_state(tmp_path / "two" / "checkpoint-6")
     for name, value in both[0]["learned"].items():
         assert torch.equal(dict(fresh.named_parameters())[name], value)
+        assert all(torch.equal(other["again"][name], value) for other in both)  # on from the middle, bit for bit
     # Only what is trained travels, and it travels once a step; beside it a few counts.
     trained = sum(4 * parameter.numel() for parameter in learned(one).values())
     assert trained < 0.5 * sum(4 * parameter.numel() for parameter in one.model.parameters())
@@ -105,4 +106,5 @@ if __name__ == "__main__":
     assert made.accelerator.num_processes == 2
     logs = [entry for entry in made.state.log_history if "loss" in entry]
     found = {"learned": learned(made), "logs": logs, "bytes": count.found}
+    found["again"] = learned(train(out / "again", 2, resume=out / "two" / "checkpoint-3"))
     torch.save(found, out / f"rank{made.accelerator.process_index}.pt")
