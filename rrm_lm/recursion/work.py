@@ -23,6 +23,7 @@ from rrm_lm import __version__
 from rrm_lm.feedback.collection import collect
 from rrm_lm.feedback.overseers import BothOrders
 from rrm_lm.feedback.records import Comparison, Demonstration, Origin, Prompt
+from rrm_lm.locks import lock
 from rrm_lm.recursion import quality
 from rrm_lm.recursion.agents import (
     Agent,
@@ -43,7 +44,7 @@ from rrm_lm.recursion.oversight import FlawJudge, overseer_of
 from rrm_lm.recursion.tasks import HelperTask, MainTask, PointTask
 from rrm_lm.recursion.teaching import Teaching, is_whole, learn_form, read_with_notes, train_policy, train_reward
 from rrm_lm.recursion.tree import Node
-from rrm_lm.storage import MANIFEST, lock, remove_folder, sha256, write_json, write_jsonl, write_manifest
+from rrm_lm.storage import MANIFEST, remove_folder, sha256, write_json, write_jsonl, write_manifest
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from rrm_lm.errors import CheckpointError
-from rrm_lm.storage import Owner, clear_leftovers, json_text, lock, now, remove_folder, write_json
+from rrm_lm.locks import Owner, lock
+from rrm_lm.storage import clear_leftovers, json_text, now, remove_folder, write_json
 from rrm_lm.training.checkpoints import has_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -27,6 +26,7 @@ from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.models.agent import AgentModel, disable_dropout
 from rrm_lm.models.agent_files import restore, snapshot, trained
 from rrm_lm.models.policy_files import PolicySettings
+from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.sampling import Sampling
 from rrm_lm.models.sharding import arrange, is_sharded, open_ways
 from rrm_lm.text.chat import ChatFormat, Line
@@ -97,7 +97,7 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         self.agent: AgentModel = model
         disable_dropout(model)
         # TRL has a field where Trainer has a property, which is asked for when DeepSpeed is set up.
-        args.world_size = PartialState().num_processes
+        args.world_size = process_state().num_processes
         # Trainer's own start, not TRL's: it knows of accelerators, wrapping and sharding, and leaves the model whole.
         Trainer.__init__(
             self,

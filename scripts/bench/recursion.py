@@ -93,7 +93,7 @@ class Sizes:
     learning_rate: float = 1e-3
     helper_epochs: float = 5.0
     helper_learning_rate: float = 1e-3
-    critique_weight: float = 1.0
+    critique_weight: float = 0.0
     batch: int = 8
     updates: int = 8
     episodes: int = 32

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,3 +128,15 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(".lock")
     }
+
+
+def load_bench(name: str) -> Any:
+    """The module of `scripts/bench/NAME.py`, which is no package, with what stands beside it."""
+    file = Path(__file__).parents[2] / "scripts" / "bench" / f"{name}.py"
+    described = importlib.util.spec_from_file_location(f"bench_{name}", file)
+    assert described is not None and described.loader is not None
+    sys.path.insert(0, str(file.parent))
+    module = importlib.util.module_from_spec(described)
+    sys.modules[described.name] = module
+    described.loader.exec_module(module)
+    return module

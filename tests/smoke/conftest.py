@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from rrm_lm.cli.main import main
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.policy_files import POLICY, PolicySettings, save_policy
+from rrm_lm.models.pretrained import load_causal_lm
 from tests.smoke.commands import pair_rows, write_rows
-from tests.tiny import save_tiny_model
+from tests.tiny import lora, save_tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
 
@@ -78,3 +81,14 @@ def trained(tiny: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     assert main(["reward", *words]) == 0
     return Trained(root / "reward", tiny, pairs, heldout)
+
+
+@pytest.fixture(scope="session")
+def policy(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random adapter on the tiny model."""
+    torch.manual_seed(3)
+    backbone = Backbone(load_causal_lm(str(tiny), dtype="float32"), pad_id=0)
+    backbone.add_adapter(POLICY, lora())
+    folder = tmp_path_factory.mktemp("policies") / "ppo"
+    save_policy(backbone, folder, tiny_tokenizer(), PolicySettings(str(tiny), method="ppo"))
+    return folder

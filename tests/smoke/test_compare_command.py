@@ -8,30 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rrm_lm.feedback.plain_user import PlainUser
-from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.policy_files import POLICY, PolicySettings, save_policy
-from rrm_lm.models.pretrained import load_causal_lm
 from rrm_lm.training.over_optimisation import FILE_NAME
 from tests.openai_server import Reply, fake_server, shown
 from tests.smoke.commands import contents, read, read_rows, run, write_rows
 from tests.smoke.conftest import Trained
-from tests.tiny import lora, save_tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny_model
 
 QUESTIONS = ["what is the moon made of?", "who lives in the sea?", "is the answer blue?", "what was asked?"]
-
-
-@pytest.fixture(scope="module")
-def policy(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random adapter on the tiny model."""
-    torch.manual_seed(3)
-    backbone = Backbone(load_causal_lm(str(tiny), dtype="float32"), pad_id=0)
-    backbone.add_adapter(POLICY, lora())
-    folder = tmp_path_factory.mktemp("policies") / "ppo"
-    save_policy(backbone, folder, tiny_tokenizer(), PolicySettings(str(tiny), method="ppo"))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.smoke.commands import pair_rows, read, write_rows
-
-BENCH = Path(__file__).parents[2] / "scripts" / "bench" / "critic.py"
+from tests.smoke.commands import load_bench, pair_rows, read, write_rows
 
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    described = importlib.util.spec_from_file_location("bench_critic", BENCH)
-    assert described is not None and described.loader is not None
-    sys.path.insert(0, str(BENCH.parent))
-    module = importlib.util.module_from_spec(described)
-    sys.modules[described.name] = module
-    described.loader.exec_module(module)
-    return module
+    return load_bench("critic")
 
 
 def feedback(count: int, seed: int) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import torch
 from rrm_lm.evaluation.judge_scorer import NOTES_QUESTION
 from rrm_lm.evaluation.scorers import load_scorer
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.policy_files import POLICY, PolicySettings, save_policy
 from rrm_lm.models.pretrained import load_causal_lm
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.recursion.notes import Note, with_notes
@@ -33,16 +32,6 @@ def critic(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = RewardSettings(str(tiny), max_length=160, max_critique_length=8)
     folder = tmp_path_factory.mktemp("critics") / "mine"
     RewardModel.create(backbone, lora(), settings).save(folder, tiny_tokenizer())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def policy(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(3)
-    backbone = Backbone(load_causal_lm(str(tiny), dtype="float32"), pad_id=0)
-    backbone.add_adapter(POLICY, lora())
-    folder = tmp_path_factory.mktemp("policies") / "ppo"
-    save_policy(backbone, folder, tiny_tokenizer(), PolicySettings(str(tiny), method="ppo"))
     return folder
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.smoke.commands import read
+from tests.smoke.commands import load_bench, read
 
-BENCH = Path(__file__).parents[2] / "scripts" / "bench" / "recursion.py"
 TOY = Path(__file__).parents[1] / "unit" / "recursion" / "toy.py"
 SIZES = {
     "pairs": 8, "checks": 8, "far": 8, "near": 6, "requests": 4, "samples": 4, "epochs": 1, "helper_epochs": 1,
@@ -21,13 +18,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    described = importlib.util.spec_from_file_location("bench_recursion", BENCH)
-    assert described is not None and described.loader is not None
-    sys.path.insert(0, str(BENCH.parent))
-    module = importlib.util.module_from_spec(described)
-    sys.modules[described.name] = module
-    described.loader.exec_module(module)
-    return module
+    return load_bench("recursion")
 
 
 @pytest.mark.slow

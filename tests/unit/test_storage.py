@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrm_lm import storage
+from rrm_lm import locks, storage
 from rrm_lm.errors import CheckpointError
 
 
@@ -285,7 +285,7 @@ class TestFolders:
 
 HOLD = textwrap.dedent("""
     import sys, time
-    from rrm_lm.storage import lock
+    from rrm_lm.locks import lock
     with lock(sys.argv[1], what="The folder"):
         print("held", flush=True)
         sys.stdin.read()
@@ -305,12 +305,12 @@ class TestLock:
     def test_a_held_lock_is_refused_with_its_holders_name(self, tmp_path: Path) -> None:
         holder = hold_elsewhere(tmp_path / ".lock")
         try:
-            with pytest.raises(CheckpointError) as caught, storage.lock(tmp_path / ".lock", what="The folder"):
+            with pytest.raises(CheckpointError) as caught, locks.lock(tmp_path / ".lock", what="The folder"):
                 pytest.fail("the lock must not be given twice")
             assert f"The folder is in use by another run: process {holder.pid} on " in str(caught.value)
         finally:
             holder.communicate("")
-        with storage.lock(tmp_path / ".lock", what="The folder"):
+        with locks.lock(tmp_path / ".lock", what="The folder"):
             assert "pid" in json.loads((tmp_path / ".lock.owner.json").read_text())
         assert not (tmp_path / ".lock.owner.json").exists()
 
@@ -318,7 +318,7 @@ class TestLock:
         holder = hold_elsewhere(tmp_path / ".lock")
         holder.send_signal(signal.SIGKILL)
         holder.communicate()
-        with storage.lock(tmp_path / ".lock", what="The folder"):
+        with locks.lock(tmp_path / ".lock", what="The folder"):
             assert json.loads((tmp_path / ".lock.owner.json").read_text())["pid"] == os.getpid()
         assert f"process {holder.pid}" in caplog.text
 
@@ -326,12 +326,12 @@ class TestLock:
         holder = hold_elsewhere(tmp_path / ".lock")
         assert holder.stdin is not None
         holder.stdin.close()  # it ends by itself now, a moment later
-        with storage.lock(tmp_path / ".lock", what="The folder", wait=60):
+        with locks.lock(tmp_path / ".lock", what="The folder", wait=60):
             assert json.loads((tmp_path / ".lock.owner.json").read_text())["pid"] == os.getpid()
         holder.wait()
 
     def test_it_is_given_back_after_an_error(self, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError), storage.lock(tmp_path / ".lock", what="The folder"):
+        with pytest.raises(RuntimeError), locks.lock(tmp_path / ".lock", what="The folder"):
             raise RuntimeError
-        with storage.lock(tmp_path / ".lock", what="The folder"):
+        with locks.lock(tmp_path / ".lock", what="The folder"):
             pass

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrm_lm import storage
+from rrm_lm import locks
 from rrm_lm.errors import CheckpointError, ConfigError, DataError
 from rrm_lm.feedback.collection import ASKED, choose_pairs, collect
 from rrm_lm.feedback.datasets import load_feedback
@@ -289,7 +289,7 @@ def test_a_file_that_no_collection_made_is_left_alone(tmp_path: Path) -> None:
 def test_two_collections_into_one_file_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "new.jsonl"
     with (
-        storage.lock(path.with_name(path.name + ".lock"), what="a test"),
+        locks.lock(path.with_name(path.name + ".lock"), what="a test"),
         pytest.raises(CheckpointError, match="in use by another run"),
     ):
         collect(Scripted(), PROMPTS, RESPONSES, path=path)
