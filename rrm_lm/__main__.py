@@ -1,8 +1,6 @@
 """`python -m rrm_lm ...` is the same as `rrm-lm ...`."""
 
-import sys
-
-from rrm_lm.cli.main import main
+from rrm_lm.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

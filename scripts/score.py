@@ -2,7 +2,7 @@
 
 import sys
 
-from rrm_lm.cli.main import main
+from rrm_lm.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["score", *sys.argv[1:]]))
+    program(["score", *sys.argv[1:]])

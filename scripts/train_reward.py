@@ -2,7 +2,7 @@
 
 import sys
 
-from rrm_lm.cli.main import main
+from rrm_lm.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["reward", *sys.argv[1:]]))
+    program(["reward", *sys.argv[1:]])

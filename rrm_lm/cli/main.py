@@ -15,9 +15,11 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from typing import NoReturn
 
 from rrm_lm import __version__
 from rrm_lm.cli import failures, launching, signals
+from rrm_lm.cli.leaving import leave
 from rrm_lm.cli.resuming import resume_command
 from rrm_lm.errors import ConfigError, Interrupted, RRMError
 
@@ -38,6 +40,11 @@ COMMANDS = {
 }
 
 USER_ERROR = 2
+
+
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command, as `main` does, and end the process with its exit code."""
+    leave(main(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

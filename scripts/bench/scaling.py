@@ -34,6 +34,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, TrainerCallback
 
+from rrm_lm.cli.leaving import leave
 from rrm_lm.feedback.datasets import load_feedback
 from rrm_lm.feedback.prompts import load_prompts
 from rrm_lm.models.agent import AgentModel
@@ -221,3 +222,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

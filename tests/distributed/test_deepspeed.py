@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from rrm_lm.cli.leaving import leave
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.scorers import RewardScorer
 from rrm_lm.models.agent_files import load_agent
@@ -144,3 +145,4 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     result = on_two(out, out / "base")
     torch.save(result, out / f"rank{torch.distributed.get_rank()}.pt")
+    leave(0)

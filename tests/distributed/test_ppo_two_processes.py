@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from rrm_lm.cli.leaving import leave
 from rrm_lm.training.ppo_trainer import PPOTrainer
 from rrm_lm.training.reward_sources import PythonReward
 from tests.distributed.processes import counting_bytes, launch
@@ -125,3 +126,4 @@ if __name__ == "__main__":
     found = {name: of_two(out / name, tokens) for name, tokens in MICRO_BATCHES.items()}
     found["again"] = learned(train(out / "again", 2, MICRO_BATCHES["one"], out / "one" / "checkpoint-1"))
     torch.save(found, out / f"rank{os.environ['RANK']}.pt")
+    leave(0)

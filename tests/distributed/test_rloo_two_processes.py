@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from rrm_lm.cli.leaving import leave
 from rrm_lm.models.agent import POLICY, adapter_parameters
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.policy_files import Policy
@@ -122,3 +123,4 @@ if __name__ == "__main__":
     assert done.accelerator.num_processes == 2
     found = {"learned": learned(done), "logs": logs(done)}
     torch.save(found, out / f"rank{done.accelerator.process_index}.pt")
+    leave(0)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rrm_lm.cli.leaving import leave
 from rrm_lm.evaluation.policy_samples import held_out_probe
 from rrm_lm.evaluation.preferences import score_responses
 from rrm_lm.evaluation.scorers import RewardScorer, load_scorer
@@ -364,3 +365,4 @@ if __name__ == "__main__":
     result["trl"] = {name: run(out / name, out / "base", LAYERS, 2) for name, run in RUNS.items()}
     assert is_sharded(policy_trainer(out / "last", 2).agent)
     torch.save(result, out / f"rank{torch.distributed.get_rank()}.pt")
+    leave(0)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from rrm_lm.cli.leaving import leave
 from rrm_lm.training.examples import ExampleBuilder
 from rrm_lm.training.reward_config import RewardConfig
 from rrm_lm.training.reward_trainer import RewardTrainer
@@ -108,3 +109,4 @@ if __name__ == "__main__":
     found = {"learned": learned(made), "logs": logs, "bytes": count.found}
     found["again"] = learned(train(out / "again", 2, resume=out / "two" / "checkpoint-3"))
     torch.save(found, out / f"rank{made.accelerator.process_index}.pt")
+    leave(0)

@@ -182,9 +182,7 @@ def test_fetch_prints_the_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().out == "cache/smollm2-135m\n"
 
 
-@pytest.mark.parametrize(
-    "words", [["-m", "rrm_lm"], ["-c", "from rrm_lm.cli.main import main; raise SystemExit(main())"]]
-)
+@pytest.mark.parametrize("words", [["-m", "rrm_lm"], ["-c", "from rrm_lm.cli.main import program; program()"]])
 def test_the_module_and_the_program_are_the_same(words: list[str]) -> None:
     result = subprocess.run([sys.executable, *words, "--version"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, f"rrm-lm {rrm_lm.__version__}\n")
