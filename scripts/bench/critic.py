@@ -1,7 +1,7 @@
 """Does a critic trained on people's critiques help a language model to judge? FeedbackQA, held-out pairs.
 
-    python scripts/bench/critic.py --data ../shared/data/feedbackqa
-    python scripts/bench/critic.py --data ../shared/data/feedbackqa --minutes 20   (again, until nothing is left to do)
+    python scripts/bench/critic.py --data path/to/feedbackqa
+    python scripts/bench/critic.py --data path/to/feedbackqa --minutes 20   (again, until nothing is left to do)
 
 A reward model learns to prefer and to write critiques (the critic). A language model then judges every response of the
 held-out pairs by itself, as `rrm-lm evaluate` does: alone; shown the critic's critique; shown a critique of an answer

@@ -1,7 +1,7 @@
 """Does language help? Comparisons alone against the same comparisons with what people wrote about the responses.
 
     python scripts/bench/critiques.py --set assistant --seeds 0 1 2
-    python scripts/bench/critiques.py --set feedbackqa --seeds 0        (where ../shared/data is beside the checkout)
+    python scripts/bench/critiques.py --set feedbackqa --seeds 0        (its files in shared/data beside the checkout)
     python scripts/bench/critiques.py --summarise                       (writes results/critiques.json from the runs)
 
 Every arm of a seed and budget trains on the same comparisons, in the same order, for the same number of passes, with

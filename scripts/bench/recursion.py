@@ -83,7 +83,7 @@ class Sizes:
     """
 
     pairs: int = 300
-    checks: int = 120
+    checks: int = 160
     planted: float = 0.4
     far: int = 300
     near: int = 120
