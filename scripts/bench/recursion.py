@@ -78,7 +78,8 @@ class Sizes:
         epochs, learning_rate, batch: Of the arms' reward models.
         helper_epochs, helper_learning_rate, critique_weight: Of the helpers'; what the overseer says of a check ("It is
             over.") trains them as words do.
-        updates, episodes: Of the policies that PPO trains.
+        updates, episodes, policy_samples: Of the policies that PPO trains; responses to each request by which one is
+            judged.
         drafts, draft_epochs: Of the policy that all start from.
     """
 
@@ -97,6 +98,7 @@ class Sizes:
     batch: int = 8
     updates: int = 8
     episodes: int = 32
+    policy_samples: int = 4
     drafts: int = 192
     draft_epochs: float = 3.0
     max_new_tokens: int = 48
@@ -252,12 +254,13 @@ class Experiment:
         )
         writer = put_writer(self.shared, folder, f"{name}_policy", self.sizes.max_new_tokens, Costs())
         requests = [_prompt(one) for one in questions["requests"]]
-        written = [group[0] for group in writer.write(requests, 1, seed=777)]
+        written = writer.write(requests, self.sizes.policy_samples, seed=777)
         drop(self.shared, reward_adapter(name), f"{name}_policy")
+        gold = [[self.domain.gold(p, text) for text in group] for p, group in zip(requests, written, strict=True)]
         found = {
             "arm": arm, "seed": seed, "tokens": tokens, "responses": written,
-            "gold": [self.domain.gold(p, text) for p, text in zip(requests, written, strict=True)],
-            "unreadable": sum(self.domain.parse(text) is None for text in written),
+            "gold": [sum(group) / len(group) for group in gold],
+            "unreadable": sum(self.domain.parse(text) is None for group in written for text in group),
             "seconds": round(time.perf_counter() - began, 1),
         }  # fmt: skip
         write_json(self.place(seed) / f"{arm}_policy.json", found)
