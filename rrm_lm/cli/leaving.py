@@ -14,8 +14,8 @@ def leave(code: int) -> NoReturn:
     One of several ends without taking the interpreter down. The threads of gloo let go of the last collective
     operation's tensors whenever they get to it, and one that is late finds no interpreter left and aborts the process,
     and with it a run that had succeeded (github.com/pytorch/pytorch/pull/179291; with torch 2.13, on crowded cores, a
-    third of the runs of a script that does nothing but collective operations). Destroying the process group makes it rarer only: whatever holds the group, such as
-    a model under DDP, keeps its threads.
+    third of the runs of a script that does nothing but collective operations). Destroying the process group makes it
+    rarer only: whatever holds the group, such as a model under DDP, keeps its threads.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         sys.exit(code)
