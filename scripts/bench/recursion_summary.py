@@ -18,6 +18,7 @@ from rrm_lm.evaluation.templating import environment
 from rrm_lm.recursion.experiment import AIM, ARMS, BEST_OF, Crossed, Findings, Floats, Interval, judge
 from rrm_lm.storage import now, write_json, write_text
 
+DEPTHS = ("U", "A", "A2")  # by the levels of helpers below the overseer
 NOTES = "recursion_notes.txt"  # what was tried and failed, a line each: kept on the page
 
 
@@ -86,6 +87,8 @@ def results(pieces: Pieces) -> dict[str, Any]:
             "near_accuracy": near.mean(pieces.right(arm, seeds, "near")).to_dict(),
             "best_of_n": {str(n): requests.mean(best[arm][n]).to_dict() for n in BEST_OF},
             "policy_gold": by_policy.mean(policy[arm]).to_dict() if by_policy else None,
+            "policy_by_seed": [round(float(gold.mean()), 4) for gold in policy[arm]] if by_policy else [],
+            "policy_unreadable": [_unreadable(pieces.policies[arm][seed]) for seed in policy_seeds],
             "cost": _cost(pieces, arm, seeds),
         }
         for arm in ARMS
@@ -105,6 +108,7 @@ def results(pieces: Pieces) -> dict[str, Any]:
             for one, other in (("A", "U"), ("G", "U"), ("A", "C"), ("Sh", "U"), ("A", "Sh"), ("C", "U"))
         },
         "ablations": _ablations(pieces),
+        "depths": depths(pieces),
     }  # fmt: skip
     findings = Findings(
         gain=pairs.mean(right["A"] - right["U"]), room=pairs.mean(right["G"] - right["U"]),
@@ -155,26 +159,35 @@ def _main_helpers(pieces: Pieces) -> set[str]:
 
 
 def _ablations(pieces: Pieces) -> dict[str, Any]:
-    """Each further arm against A, at the seeds where both are done; depth 0, 1 and 2 are U, A and A2."""
-    found = {}
-    for arm in sorted(set(pieces.arms) - set(ARMS)):
-        seeds = pieces.seeds("A", "U", arm)
-        if not seeds:
-            continue
-        pairs = Crossed(len(seeds), pieces.right("A", seeds).shape[1])
-        requests = Crossed(len(seeds), len(pieces.questions["requests"]))
-        mine, whole = pieces.right(arm, seeds), pieces.right("A", seeds)
-        found[arm] = {
-            "seeds": seeds,
-            "label_accuracy": _share([pieces.arms[arm][seed]["labels"] for seed in seeds]),
-            "reward_accuracy": pairs.mean(mine).to_dict(),
-            "less_A": pairs.mean(mine - whole).to_dict(),
-            "best_of_16": requests.mean(pieces.best(arm, seeds, BEST_OF[-1])).to_dict(),
-            "best_of_16_less_A": requests.mean(
-                pieces.best(arm, seeds, BEST_OF[-1]) - pieces.best("A", seeds, BEST_OF[-1])
-            ).to_dict(),
-        }
-    return found
+    """Each further arm against A, at the seeds where both are done."""
+    done = {arm: pieces.seeds("A", arm) for arm in sorted(set(pieces.arms) - set(ARMS))}
+    return {arm: _against_a(pieces, arm, seeds) for arm, seeds in done.items() if seeds}
+
+
+def depths(pieces: Pieces) -> dict[str, Any]:
+    """How many levels of helpers the overseer has: none, one, two; at the seeds where all three are done."""
+    seeds = pieces.seeds(*DEPTHS)
+    return {str(depth): {"arm": arm, **_against_a(pieces, arm, seeds)} for depth, arm in enumerate(DEPTHS) if seeds}
+
+
+def _against_a(pieces: Pieces, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
+    pairs = Crossed(len(seeds), pieces.right("A", seeds).shape[1])
+    requests = Crossed(len(seeds), len(pieces.questions["requests"]))
+    mine, whole = pieces.right(arm, seeds), pieces.right("A", seeds)
+    top, best = pieces.best(arm, seeds, BEST_OF[-1]), pieces.best("A", seeds, BEST_OF[-1])
+    return {
+        "seeds": list(seeds),
+        "label_accuracy": _share([pieces.arms[arm][seed]["labels"] for seed in seeds]),
+        "reward_accuracy": pairs.mean(mine).to_dict(),
+        "less_A": pairs.mean(mine - whole).to_dict(),
+        "best_of_16": requests.mean(top).to_dict(),
+        "best_of_16_less_A": requests.mean(top - best).to_dict(),
+    }
+
+
+def _unreadable(policy: dict[str, Any]) -> float:
+    """Share of a policy's responses that the domain cannot read; each is worth the worst there is."""
+    return round(policy["unreadable"] / sum(len(group) for group in policy["responses"]), 4)
 
 
 def _cost(pieces: Pieces, arm: str, seeds: Sequence[int]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def test_every_arm_once_restarted_and_judged(
     for arm in found["arms"].values():
         assert arm["reward_accuracy"]["low"] <= arm["reward_accuracy"]["value"] <= arm["reward_accuracy"]["high"]
         assert set(arm["best_of_n"]) == {"1", "4", "16"} and arm["policy_gold"] is not None
+        assert arm["policy_by_seed"] == [pytest.approx(arm["policy_gold"]["value"], abs=1e-4)]
+        assert len(arm["policy_unreadable"]) == 1 and 0 <= arm["policy_unreadable"][0] <= 1
         first = found["arms"]["U"]["best_of_n"]["1"]  # the same responses to choose from
         assert arm["best_of_n"]["1"] == pytest.approx(first)
     assert found["arms"]["G"]["label_accuracy"] == 1.0
@@ -73,3 +76,9 @@ def test_ablations_leave_one_helper_out_and_read_the_notes(bench: Any, tiny: Pat
     assert names == [f"seed0/{name}.json" for name in ("helpers", "deep", "A-letter_s", "A-letter_b", "A2", "N")]
     without = read(tmp_path / "seed0" / "A-letter_s.json")
     assert set(without["notes"]) == {"letter_b"} and without["checks"] == 8
+    experiment.run_arm("U", 0)
+    experiment.run_arm("A", 0)
+    summary = sys.modules[bench.summarise.__module__]
+    found = summary.depths(summary.Pieces(tmp_path))
+    assert [one["arm"] for one in found.values()] == ["U", "A", "A2"] and list(found) == ["0", "1", "2"]
+    assert found["1"]["less_A"]["value"] == 0 and found["2"]["seeds"] == [0]
