@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed.processes import launch as launch_sharded
 from tests.smoke.commands import adapter, contents, pair_rows, read, rewards_of, run, train, write_rows
 from tests.smoke.conftest import Trained
 from tests.smoke.launches import PROGRAM, ROOT, environment
@@ -56,6 +57,19 @@ def test_scores(trained: Trained, tmp_path: Path, capsys: Any) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "one.jsonl").read_text()
     assert done.stdout.count("\n") == 24 and "error" not in done.stderr
+
+
+def test_sharded(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+    """Evaluated and scored with half of the model on each of two processes: the same rewards, told once."""
+    words = ("--model", trained.folder, "--dataset", trained.heldout, "--dtype", "float32")
+    for command, output in (("evaluate", "--output_dir"), ("score", "--output_file")):
+        one, two = tmp_path / f"{command}_one", tmp_path / f"{command}_two"
+        assert run(capsys, command, *words, output, one).code == 0
+        launch_sharded("tests/distributed/sharded_command.py", command, *words, output, two)
+    one, two = rewards_of(tmp_path / "evaluate_one"), rewards_of(tmp_path / "evaluate_two")
+    assert torch.tensor(two) == pytest.approx(torch.tensor(one), rel=1e-5)
+    assert contents(tmp_path / "evaluate_two").keys() == contents(tmp_path / "evaluate_one").keys()
+    assert (tmp_path / "score_two").read_text() == (tmp_path / "score_one").read_text()
 
 
 def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
