@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rrm_lm.cli.parser import write_resolved
 from rrm_lm.cli.recurse import RecurseArguments
-from rrm_lm.cli.settings import ModelArguments
+from rrm_lm.cli.settings import ModelArguments, read_template
 from rrm_lm.cli.sft_run import check_family
 from rrm_lm.cli.stage_views import minutes
 from rrm_lm.errors import ConfigError, TrainingError
@@ -69,7 +70,7 @@ class RecurseRun:
                 self.folder / NODES,
                 shared,
                 Teaching(self.args.seed, self.args.micro_batch_tokens, self.args.show_progress),
-                backbone=self._backbone(),
+                backbone=self._backbone(shared),
                 elsewhere=self._elsewhere if self.args.processes > 1 else None,
             )
             workshop.tell = lambda node, step: progress.tell(workshop, node, step)
@@ -88,22 +89,27 @@ class RecurseRun:
         """The backbone, and how conversations on it are written."""
         name = str(self.model_args.model_name_or_path)
         tokenizer: Any = load_tokenizer(
-            name, trust_remote_code=self.model_args.trust_remote_code, revision=self.model_args.model_revision
+            name,
+            trust_remote_code=self.model_args.trust_remote_code,
+            revision=self.model_args.model_revision,
+            chat_template=read_template(self.model_args.chat_template_path),
+            pad_token=self.model_args.pad_token,
         )
         backbone = Backbone(load_causal_lm(name, **self.model_args.loading()), int(tokenizer.pad_token_id))
         check_family(backbone)
         backbone.to(process_state().device or "cpu").eval()
         return Shared(backbone, ChatFormat(tokenizer, self.args.max_length), name, self.model_args.lora())
 
-    def _backbone(self) -> dict[str, Any]:
-        """What tells this backbone, and adapters on it, from others."""
+    def _backbone(self, shared: Shared) -> dict[str, Any]:
+        """What tells this backbone, how it reads, and adapters on it from others."""
         name, revision = str(self.model_args.model_name_or_path), self.model_args.model_revision
         weights = sorted(Path(resolve(name, revision)).glob("*.safetensors"))
         return {
-            "name": name,
-            "revision": revision,
             "weights": [sha256(file) for file in weights],
-            "lora": [self.model_args.lora_r, self.model_args.lora_alpha, self.model_args.lora_target_modules],
+            "commit": getattr(shared.backbone.config, "_commit_hash", None),  # of a model from the Hub
+            "model": asdict(self.model_args),
+            "max_length": self.args.max_length,
+            "chat_template": shared.chat.tokenizer.chat_template,
         }
 
     def _check_room(self, shared: Shared) -> None:

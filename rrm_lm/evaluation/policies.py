@@ -153,7 +153,7 @@ def share_over_prompts(rows: Sequence[Floats], clusters: Sequence[str]) -> Estim
 def _mean(values: Floats, clusters: Sequence[str]) -> Estimate:
     """`mean_estimate` of values without known bounds; without any variation between prompts, no width at all."""
     found = mean_estimate(values, clusters, bounds=(-math.inf, math.inf))
-    if found.clusters > 1 and np.ptp(values) == 0:
+    if found.clusters > 1 and not (math.isfinite(found.low) and math.isfinite(found.high)):
         return replace(found, low=found.value, high=found.value)
     return found
 

@@ -147,16 +147,19 @@ class PlainUser:
             DataError: A line that is not such an object, named by its row.
         """
         requests = []
-        for row, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-                requests.append(Request(str(entry["request"]), tuple(entry["mentions"]), str(entry.get("topic", ""))))
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"A request cannot be read ({error})",
-                    where=f"{path}, row {row}",
-                    expected='{"topic": ..., "request": ..., "mentions": [...]}',
-                ) from error
+        with Path(path).open(encoding="utf-8") as lines:
+            for row, line in enumerate(lines, start=1):
+                try:
+                    entry = json.loads(line)
+                    requests.append(
+                        Request(str(entry["request"]), tuple(entry["mentions"]), str(entry.get("topic", "")))
+                    )
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DataError(
+                        f"A request cannot be read ({error})",
+                        where=f"{path}, row {row}",
+                        expected='{"topic": ..., "request": ..., "mentions": [...]}',
+                    ) from error
         return cls(requests)
 
     def rating(self, prompt: Prompt | str, response: str) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,6 +82,7 @@ class Heard:
         unreadable: Answers that were no note.
         false_quotations: Notes whose quotation does not stand in the response. They are dropped.
         cut: Notes whose quotation was longer than is kept.
+        whole: Notes that quote all of a response of which less can be quoted.
         ignored: Why its notes weigh nothing; "" where they count.
     """
 
@@ -90,6 +91,7 @@ class Heard:
     unreadable: int = 0
     false_quotations: int = 0
     cut: int = 0
+    whole: int = 0
     ignored: str = ""
 
     def hear(self, task: NoteTask, subject: Subject, text: str) -> None:
@@ -100,6 +102,7 @@ class Heard:
         if note is not None and not is_verbatim(note, subject[1]):
             self.false_quotations += 1
             note = None
+        self.whole += note is not None and _quotes_all(task, subject, note)
         if note is not None and shortened(note) != note:
             self.cut += 1
             note = shortened(note)
@@ -107,14 +110,14 @@ class Heard:
 
     def fault(self) -> str:
         """Why nothing can be learned from these notes; "" if something can."""
-        given = [(subject, note) for subject, note in self.notes.items() if note is not None]
+        given = [note for note in self.notes.values() if note is not None]
         if len(self.notes) < ENOUGH:
             return ""
         if not given:
             return "answers nothing"
-        if all(note.quote.strip() == subject[1].strip() for subject, note in given):
+        if self.whole == len(given):
             return "quotes everything"
-        verdicts = {note.verdict for _, note in given}
+        verdicts = {note.verdict for note in given}
         return f"always says {verdicts.pop()!r}" if len(verdicts) == 1 and len(given) >= ENOUGH else ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,14 +136,20 @@ class Heard:
 class HelperNotes:
     """Each helper writes a note on every response.
 
+    Whether a helper is of use is judged once, by the responses that are prepared first, and stays so: what a reward
+    that reads notes gives to a response must not depend on what else was scored.
+
     Args:
         helpers: Who writes.
         path: Where their answers are kept as they come, so that none is asked for twice; None keeps them in memory.
+        ignored: By helper, why its notes weigh nothing, as it was judged before; None judges.
     """
 
-    def __init__(self, helpers: Sequence[Helper], path: Path | None = None) -> None:
-        self.helpers, self.path = tuple(helpers), path
-        self.heard = {helper.name: Heard() for helper in helpers}
+    def __init__(
+        self, helpers: Sequence[Helper], path: Path | None = None, ignored: Mapping[str, str] | None = None
+    ) -> None:
+        self.helpers, self.path, self._judged = tuple(helpers), path, ignored is not None
+        self.heard = {helper.name: Heard(ignored=(ignored or {}).get(helper.name, "")) for helper in helpers}
 
     def prepare(self, subjects: Sequence[Subject]) -> None:
         distinct = list(dict.fromkeys(subjects))
@@ -159,7 +168,9 @@ class HelperNotes:
                         known[_key(entry)] = text
                 for subject in left:
                     heard.hear(helper.task, subject, known[_entry_key(helper.name, subject)])
-                self._judge(helper.name, heard)
+                if not self._judged:
+                    self._judge(helper.name, heard)
+        self._judged = True
 
     def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
         found = (self.heard[helper.name] for helper in self.helpers)
@@ -181,12 +192,14 @@ class WorstFlaw:
     Args:
         pointer: Who points; its task is a `PointTask`.
         judge: Who says whether a flaw is real. Each answer is a check.
-        path: Where the pointer's answers are kept.
+        path, ignored: As of `HelperNotes`.
     """
 
-    def __init__(self, pointer: Helper, judge: FlawJudge, path: Path | None = None) -> None:
+    def __init__(
+        self, pointer: Helper, judge: FlawJudge, path: Path | None = None, ignored: Mapping[str, str] | None = None
+    ) -> None:
         self.pointer, self.judge = pointer, judge
-        self.pointed = HelperNotes([pointer], path)
+        self.pointed = HelperNotes([pointer], path, ignored)
 
     def prepare(self, subjects: Sequence[Subject]) -> None:
         self.pointed.prepare(subjects)
@@ -194,17 +207,23 @@ class WorstFlaw:
     def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
         task: PointTask = self.pointer.task
         asked = task.ask(prompt, response)
-        found = [note for note in self.pointed.notes(prompt, response) if note.verdict != NOTHING]
-        return tuple(note for note in found if self.judge.is_real(asked, note))
+        return tuple(note for note in self._flaws(prompt, response) if self.judge.is_real(asked, note))
 
     @property
     def looks(self) -> int:
         """Places that the overseer is pointed at, each of which it looks at once."""
-        given = [note for heard in self.pointed.heard.values() for note in heard.notes.values()]
-        return sum(note is not None and note.verdict != NOTHING for note in given)
+        return sum(len(self._flaws(*subject)) for subject in self._subjects)
 
     def account(self) -> dict[str, Any]:
-        return self.pointed.account() | {"looks": self.looks, "real": sum(self.judge.judged.values())}
+        real = sum(len(self.notes(*subject)) for subject in self._subjects)
+        return self.pointed.account() | {"looks": self.looks, "real": real}
+
+    @property
+    def _subjects(self) -> list[Subject]:
+        return list(self.pointed.heard[self.pointer.name].notes)
+
+    def _flaws(self, prompt: Prompt, response: str) -> list[Note]:
+        return [note for note in self.pointed.notes(prompt, response) if note.verdict != NOTHING]
 
 
 @dataclass(frozen=True)
@@ -261,6 +280,12 @@ class Assisted:
         if isinstance(self.overseer, NoteReader):
             return self.overseer.explain(prompt, response, notes)
         return self.overseer.critique(prompt, with_notes(response, notes))
+
+
+def _quotes_all(task: NoteTask, subject: Subject, note: Note) -> bool:
+    """Whether a note quotes a whole response of which less could be quoted."""
+    whole = subject[1].strip()
+    return note.quote.strip() == whole and any(piece.strip() != whole for piece in task.evidence(*subject))
 
 
 def _entry(helper: str, subject: Subject, text: str) -> dict[str, Any]:

@@ -97,7 +97,8 @@ class LimitedOverseer(_WithoutNotes):
 class Bench(_WithoutNotes):
     """Checks one aspect of one response: is the verdict of a note right, and are the words in its quotation there?
 
-    With notes of helpers of its own it does not measure: it concludes the verdict from what they say.
+    With notes of helpers of its own it does not measure: it concludes the verdict from what they say. Where none of
+    them says anything that may be shown, it measures, and that is a check.
 
     Attributes:
         task: Which aspect.

@@ -122,7 +122,7 @@ def _main(agent: Agent, task: MainTask, settings: NodeSettings, rng: random.Rand
     policy = agent.policy
     writer = policy.writer
     if writer is not None and isinstance(policy, BestOfN):
-        start = [group[0] for group in writer.write(requests, 1, seed=1)]
+        start = [group[0] for group in writer.write(requests, 1, seed=rng.randrange(2**31))]
         found["start"] = gold_estimate(domain, requests, start).to_dict()
     return found
 

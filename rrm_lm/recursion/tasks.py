@@ -201,17 +201,21 @@ class HelperTask(Judged):
     def helpers(self) -> tuple[str, ...]:
         return self.aspect.parts
 
+    def evidence(self, prompt: Prompt, response: str) -> list[str]:
+        """What of a response can be quoted."""
+        return list(self.aspect.evidence(prompt, response))
+
     def prompts(self, count: int, rng: random.Random, planted: float = 0.0) -> list[Prompt]:
         """Questions about drafts, of which about the share `planted` are made to have something wrong."""
         return self._prompts(count, rng, planted, self.aspect.plant)
 
     def draft(self, prompt: Prompt, rng: random.Random) -> str:
-        pieces = self.aspect.evidence(*self.subject(prompt))
-        return write_note(rng.choice(self.verdicts), rng.choice(list(pieces) or [""]))
+        pieces = self.evidence(*self.subject(prompt))
+        return write_note(rng.choice(self.verdicts), rng.choice(pieces or [""]))
 
     def candidates(self, prompt: Prompt) -> list[str]:
         """A note for each verdict, with the most telling quotation."""
-        pieces = self.aspect.evidence(*self.subject(prompt))
+        pieces = self.evidence(*self.subject(prompt))
         return [write_note(verdict, pieces[0]) for verdict in self.verdicts] if pieces else []
 
     def read(self, response: str) -> Note | None:
@@ -257,6 +261,10 @@ class PointTask(Judged):
     @property
     def helpers(self) -> tuple[str, ...]:
         return ()
+
+    def evidence(self, prompt: Prompt, response: str) -> list[str]:
+        """What of a response can be quoted."""
+        return [piece for one in self.domain.aspects.values() for piece in one.evidence(prompt, response)]
 
     def prompts(self, count: int, rng: random.Random, planted: float = 0.0) -> list[Prompt]:
         aspects = [self.domain.aspects[name] for name, _ in self.flaws.values()]

@@ -14,12 +14,14 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rrm_lm import __version__
+from rrm_lm.errors import TrainingError
 from rrm_lm.feedback.collection import collect
 from rrm_lm.feedback.overseers import BothOrders
 from rrm_lm.feedback.records import Comparison, Demonstration, Origin, Prompt
@@ -111,8 +113,12 @@ class Workshop:
     def solve_elsewhere(self, nodes: Sequence[Node]) -> None:
         """Let other processes solve what is not solved, if there are any to do it and more than one node to solve."""
         left = [node for node in nodes if not self.has(node)]
-        if self.elsewhere is not None and len(left) > 1:
-            self.elsewhere(left)
+        if self.elsewhere is None or len(left) < 2:
+            return
+        for node in _common(left):  # solved once: two processes that both need it would be in each other's way
+            with contextlib.suppress(TrainingError):  # those that it helps tell of it; the others are solved
+                self.elsewhere([node])
+        self.elsewhere(left)
 
     @contextlib.contextmanager
     def work_on(self, node: Node) -> Iterator[Work]:
@@ -134,7 +140,8 @@ class Workshop:
         costs = Costs()
         rewards = put_scorer(self.shared, folder / "reward", node.name)
         if settings.notes_as_input and node.helpers:
-            rewards = RewardsWithNotes(rewards, self.assistance(node, [self.agent(one) for one in node.helpers]))
+            helpers = [self.agent(one) for one in node.helpers]
+            rewards = RewardsWithNotes(rewards, self.assistance(node, helpers, ignored=_ignored(folder)))
         writer = None
         kind = "policy" if settings.policy == "ppo" else "start"
         if (folder / kind).is_dir():
@@ -146,15 +153,21 @@ class Workshop:
         policy = BestOfN(node.task, rewards, writer, settings.n, self.teaching.seed, costs)
         return Agent(node.name, node.task, rewards, policy, costs)
 
-    def assistance(self, node: Node, helpers: Sequence[Agent], path: Path | None = None) -> Assistance:
-        """The help that a node's overseer gets."""
+    def assistance(
+        self,
+        node: Node,
+        helpers: Sequence[Agent],
+        path: Path | None = None,
+        ignored: Mapping[str, str] | None = None,
+    ) -> Assistance:
+        """The help that a node's overseer gets; `path` and `ignored` are those of `HelperNotes`."""
         if not helpers:
             return Unassisted()
         if node.settings.assistance == "worst_flaw":
             task = helpers[0].task
             assert isinstance(task, PointTask)  # the tree was checked
-            return WorstFlaw(helpers[0], FlawJudge(task), path)
-        notes = HelperNotes(helpers, path)
+            return WorstFlaw(helpers[0], FlawJudge(task), path, ignored)
+        notes = HelperNotes(helpers, path, ignored)
         return notes if isinstance(node.task, MainTask) else AboutSubject(notes, node.task)
 
 
@@ -257,9 +270,11 @@ class Work:
             kept = self.folder / "responses.jsonl"
             if not kept.is_file():
                 prompts = self.task.prompts(self.settings.questions, rng)
-                written = self._start().write(prompts, 2, seed=self.teaching.seed)
+                # Not the seed that the best of n is drawn with: it would be tested on what its reward learned from.
+                written = self._start().write(prompts, 2, seed=self._rng("responses").randrange(2**31))
                 write_jsonl(kept, [_row(prompt, group) for prompt, group in zip(prompts, written, strict=True)])
-            rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+            with kept.open(encoding="utf-8") as lines:  # not splitlines(): a response may hold other ends of lines
+                rows = [json.loads(line) for line in lines]
             asked = {json.dumps(_row(prompt, [])["prompt"]): prompt for prompt in self.task.domain.prompts}
             return [asked[json.dumps(row["prompt"])] for row in rows], [row["responses"] for row in rows]
         prompts = self.task.prompts(self.settings.questions, rng, self.settings.planted)
@@ -292,7 +307,8 @@ class Work:
         if isinstance(assistance, WorstFlaw):
             return assistance.looks
         if isinstance(self.task, HelperTask):
-            return 0 if self.helpers else len(set(prompts))
+            # With helpers, the bench measures only what none of them says anything about.
+            return sum(not assistance.notes(prompt, "") for prompt in set(prompts))
         if isinstance(self.task, PointTask):
             return len(set(prompts)) * len(self.task.flaws)
         return 0
@@ -313,10 +329,23 @@ class Work:
             write_json(self.folder / COSTS, self.costs)
 
 
+def _common(nodes: Sequence[Node]) -> list[Node]:
+    """What helps several of these nodes, the easiest first."""
+    by_name = {below.name: below for node in nodes for below in node.walk()}
+    within = Counter(name for node in nodes for name in {below.name for below in node.walk()})
+    return sorted((by_name[name] for name, count in within.items() if count > 1), key=lambda node: node.depth)
+
+
 def _source(domain: Any) -> str:
     """The hash of the file that a domain is written in."""
     file = inspect.getsourcefile(type(domain))
     return sha256(file) if file and Path(file).is_file() else ""
+
+
+def _ignored(folder: Path) -> dict[str, str]:
+    """Which helpers weighed nothing when a node was solved, and why."""
+    account = _read(folder / NOTES).get("helpers", {})
+    return {name: one["ignored"] for name, one in account.items() if isinstance(one, dict)}
 
 
 def _row(prompt: Prompt, responses: Sequence[str]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class ExampleBuilder:
         for record in records:
             groups.setdefault(record.prompt, []).append(record)
         pieces = [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
-        return [example for piece in pieces if (example := self._together(piece)) is not None]
+        return [example for piece in pieces for example in self._together(piece)]
 
     def responses(self, critiques: Sequence[Critique], ratings: Sequence[Rating]) -> list[Example]:
         """One example for each response that has critiques or a rating but no comparison."""
@@ -163,29 +163,42 @@ class ExampleBuilder:
         if encoded is None:
             return None
         second = len(encoded.lines[0])
-        if (
-            encoded.lines[0][0].ids[: encoded.lines[0][0].reward_at + 1]
-            == (encoded.lines[1][0].ids[: encoded.lines[1][0].reward_at + 1])
-        ):
-            self.counts.drop("chosen and rejected are the same tokens", record.origin)
+        if self._drop_equal(encoded.lines[0][0], encoded.lines[1][0], record):
             return None
         numbers = [(0, record.chosen_rating), (second, record.rejected_rating)] if self.pair_ratings else []
         rated = [(line, rating) for line, rating in numbers if rating is not None]
         return self._lay(encoded, (Pair(0, second, record.margin),), rated, record.origin, record.prompt_id)
 
-    def _together(self, records: Sequence[Comparison]) -> Example | None:
+    def _drop_equal(self, chosen: Line, rejected: Line, record: Comparison) -> bool:
+        """Whether two lines are the same up to their rewards, so that there is nothing to learn; that is counted."""
+        equal = chosen.ids[: chosen.reward_at + 1] == rejected.ids[: rejected.reward_at + 1]
+        if equal:
+            self.counts.drop("chosen and rejected are the same tokens", record.origin)
+        return equal
+
+    def _together(self, records: Sequence[Comparison]) -> list[Example]:
         said: dict[str, tuple[str, ...]] = {}
         for record in records:
             said |= {record.chosen: record.chosen_critiques, record.rejected: record.rejected_critiques}
         critiques = list(said.values()) if self.with_critiques else None
-        encoded = self._encode(records[0].prompt, list(said), critiques, records[0].origin)
-        if encoded is None:
-            return None
+        try:
+            encoded = self.chat.encode(records[0].prompt, list(said), critiques)
+        except DataError as error:
+            if len(records) > 1:  # which of them it is shows when each is by itself
+                return [example for one in records for example in self._together([one])]
+            self.counts.drop(error.what, records[0].origin)
+            return []
+        self.counts.add(encoded)
         first: dict[str, int] = {}  # the line of each response, the first of several where it has several critiques
         for response in said:
             first[response] = sum(map(len, encoded.lines[: len(first)]))
-        pairs = tuple(Pair(first[one.chosen], first[one.rejected], one.margin) for one in records)
-        return self._lay(encoded, pairs, (), records[0].origin, records[0].prompt_id)
+        lines = [line for group in encoded.lines for line in group]
+        pairs = tuple(
+            Pair(first[one.chosen], first[one.rejected], one.margin)
+            for one in records
+            if not self._drop_equal(lines[first[one.chosen]], lines[first[one.rejected]], one)
+        )
+        return [self._lay(encoded, pairs, (), records[0].origin, records[0].prompt_id)] if pairs else []
 
     def _encode(
         self, prompt: Prompt, responses: Sequence[str], critiques: Sequence[Sequence[str]] | None, origin: Origin

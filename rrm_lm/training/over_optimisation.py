@@ -236,11 +236,12 @@ def read_measurements(file: str | Path) -> list[Measurement]:
     """
     measurements = []
     try:
-        for line in Path(file).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            samples = tuple(Probe(**{**entry, **_finite(entry)}) for entry in row["samples"])
-            gold, proxy = row.get("names", NAMES)
-            measurements.append(Measurement(int(row["step"]), samples, (str(gold), str(proxy))))
+        with Path(file).open(encoding="utf-8") as lines:  # not splitlines(): texts may hold other ends of lines
+            for line in lines:
+                row = json.loads(line)
+                samples = tuple(Probe(**{**entry, **_finite(entry)}) for entry in row["samples"])
+                gold, proxy = row.get("names", NAMES)
+                measurements.append(Measurement(int(row["step"]), samples, (str(gold), str(proxy))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"The measurements cannot be read ({error})",

@@ -77,8 +77,9 @@ class Steering:
         return {"kl": asdict(self.kl), "scale": asdict(self.scale)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; target and gain are the settings' of now."""
-        self.kl.coefficient = float(state["kl"]["coefficient"])
+        """Go on from a saved state; target and gain are the settings' of now, and so is a coefficient that is fixed."""
+        if self.kl.target is not None:
+            self.kl.coefficient = float(state["kl"]["coefficient"])
         self.scale = RewardScale(**state["scale"])
 
 

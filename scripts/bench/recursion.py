@@ -236,7 +236,7 @@ class Experiment:
         found = self.scored(rewards)
         drop(self.shared, reward_adapter(name))
         found |= {
-            "arm": arm, "seed": seed, "labels": right, "checks": self.checks(arm), "notes": assistance.account(),
+            "arm": arm, "seed": seed, "labels": right, "checks": self.checks(arm, seed), "notes": assistance.account(),
             "seconds": {"labels": round(labelled, 1), "training": round(trained, 1),
                         "all": round(time.perf_counter() - began, 1)},
         }  # fmt: skip
@@ -337,13 +337,14 @@ class Experiment:
             )
         return records, right
 
-    def checks(self, arm: str) -> int:
+    def checks(self, arm: str, seed: int) -> int:
         """What an arm asks of the bench."""
         if arm in ("U", "G"):
             return 0
-        parts = sum(len(self.domain.aspects[name].parts) or 1 for name in self.helpers)
-        count = parts if arm == DEEP else len(self.helpers) - arm.startswith("A-")
-        return count * self.sizes.checks
+        if arm == DEEP:
+            deep = json.loads((self.place(seed) / "deep.json").read_text(encoding="utf-8"))
+            return sum(one["costs"]["checks"] for one in deep["helpers"].values())
+        return (len(self.helpers) - arm.startswith("A-")) * self.sizes.checks
 
     def questions(self) -> dict[str, Any]:
         return json.loads((self.folder / "questions.json").read_text(encoding="utf-8"))

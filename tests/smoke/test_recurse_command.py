@@ -75,6 +75,8 @@ def test_a_tree_is_solved_once_and_reported(config: Path, tmp_path: Path, capsys
     assert "sees how long it is" in page and "http" not in page.replace("http://www.w3.org", "")
     again = recurse(capsys, config)
     assert again.code == 0 and "training" not in again.err
+    other = recurse(capsys, config, "--use_rslora", "true")  # what was solved before would be read otherwise
+    assert other.code == 0 and "[1/3] letter_s: training the reward model" in other.err
     head, tree = config.read_text(encoding="utf-8").split("tree:\n")
     small = tree.replace("task: main\n    helpers: [letter_s, letter_b]", "task: letter_s").split("  letter_s:")[0]
     config.write_text(f"{head}tree:\n{small}", encoding="utf-8")

@@ -106,6 +106,12 @@ def test_a_policy_without_any_reward_is_not_compared():
     assert versus([np.array([math.nan])], [np.array([1.0])], ["a"]) is None
 
 
+def test_differences_that_only_rounding_tells_apart_have_no_width():
+    found = versus([np.array([v]) for v in (0.3, 0.5, 0.9)], [np.array([v]) for v in (0.1, 0.3, 0.7)], list("abc"))
+    assert found is not None
+    assert found.difference.low == found.difference.value == found.difference.high == pytest.approx(0.2)
+
+
 def test_one_prompt_has_no_interval():
     difference = two([[1.0, 2.0]], [[3.0, 3.0]]).policies[0].against[GOLD].difference
     assert (difference.value, difference.low, difference.high) == (1.5, -math.inf, math.inf)

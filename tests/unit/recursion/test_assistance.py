@@ -17,7 +17,9 @@ from rrm_lm.recursion.assistance import ENOUGH, AboutSubject, Assisted, HelperNo
 from rrm_lm.recursion.notes import QUOTE_LENGTH, Note, read_note, show_notes, with_notes, write_note
 from rrm_lm.recursion.oversight import Bench, FlawJudge, LimitedOverseer
 from rrm_lm.recursion.tasks import HelperTask, PointTask
+from rrm_lm.recursion.work import Work
 from tests.unit.recursion.toy import Letters
+from tests.unit.recursion.trees import three_levels, workshop
 
 DOMAIN = Letters()
 PROMPT = DOMAIN.prompts[0]
@@ -141,6 +143,27 @@ def test_a_helper_of_no_use_is_named_and_weighs_nothing(
     assert not prepared(answer, ENOUGH - 1).account()["s_helper"]["ignored"]  # too few to know
 
 
+def test_a_long_response_quoted_whole_is_seen_though_notes_are_cut() -> None:
+    long = [(PROMPT, f"sea {number} " * 60) for number in range(ENOUGH)]
+    found = HelperNotes([Fake(lambda text: write_note("yes" if "3" in text else "no", text))])
+    found.prepare(long)
+    assert found.account()["s_helper"]["ignored"] == "quotes everything"
+
+
+def test_whether_a_helper_is_of_use_is_judged_once() -> None:
+    """What a reward that reads notes gives to a response must not depend on what else is scored."""
+    fine, sound = HelperNotes([Fake(right)]), [(PROMPT, f"moon {number}") for number in range(40)]
+    fine.prepare(subjects())
+    fine.prepare(sound)  # about all of these it says the same
+    assert all(fine.notes(*one) for one in sound)
+    kept = {name: one["ignored"] for name, one in prepared(lambda text: 'yes "s"').account().items()}
+    assert kept == {"s_helper": "always says 'yes'"} or kept == {"s_helper": "answers nothing"}
+    again = HelperNotes([Fake(right)], ignored=kept)
+    again.prepare(subjects(3))
+    assert not any(again.notes(*one) for one in subjects(3))
+    assert again.account()["s_helper"]["ignored"] == kept["s_helper"]
+
+
 def test_one_bad_helper_does_not_silence_the_others() -> None:
     helpers = [Fake(lambda text: "?"), Fake(right, name="other")]
     found = HelperNotes(helpers)
@@ -226,6 +249,20 @@ def test_a_bench_with_helpers_concludes_from_what_they_say() -> None:
     assert bench.checks == 0 and part.asked == ["blue sea"]
 
 
+def test_a_bench_whose_helpers_say_nothing_measures_and_that_is_counted(tmp_path: Path) -> None:
+    part = Fake(lambda text: "?" if "moon" in text else right(text), HelperTask(DOMAIN, "small_s"), "part")
+    helper, bench = AboutSubject(HelperNotes([part]), S), Bench(S)
+    asked = [S.ask(PROMPT, text) for text in ("blue sea", "moon story")]
+    helper.prepare([(one, 'no "blue"') for one in asked])
+    assert [bool(helper.notes(one, "")) for one in asked] == [True, False]
+    for one, first in zip(asked, ("blue", "moon"), strict=True):
+        assert Assisted(bench, helper).compare(one, [f'no "{first}"', f'yes "{first}"']).preferred == 1
+    assert bench.checks == 1
+    letter_s = next(node for node in three_levels().walk() if node.name == "letter_s")
+    work = Work(letter_s, workshop(tmp_path), tmp_path)
+    assert (work._checks([*asked, *asked], helper), work._checks(asked, Unassisted())) == (1, 2)
+
+
 def test_only_a_real_worst_flaw_counts() -> None:
     task = PointTask(DOMAIN)
     pointer = Fake(lambda text: f'letter_b yes "{text.split()[0]}"', task, "pointer")
@@ -236,3 +273,7 @@ def test_only_a_real_worst_flaw_counts() -> None:
     assert found.notes(PROMPT, pair[1]) == ()
     assert Assisted(LimitedOverseer(DOMAIN), found).compare(PROMPT, pair).preferred == 1
     assert found.account()["looks"] == 2 and found.account()["real"] == 1
+    # The same after an interruption, when verdicts come from the journal and the judge is asked nothing.
+    again = WorstFlaw(pointer, FlawJudge(task))
+    again.prepare([(PROMPT, text) for text in pair])
+    assert again.account()["looks"] == 2 and again.account()["real"] == 1

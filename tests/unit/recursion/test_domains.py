@@ -5,12 +5,17 @@ from __future__ import annotations
 import random
 import re
 import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import rrm_lm.recursion
 from rrm_lm.errors import ConfigError
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.recursion.assistance import HelperNotes
 from rrm_lm.recursion.domains import load_domain
 from rrm_lm.recursion.domains.messages import Messages, met, order_of
 from rrm_lm.recursion.oversight import Bench, FlawJudge, LimitedOverseer
@@ -53,6 +58,17 @@ def test_messages_by_hand() -> None:
     assert task.gold(asked, f'NO "{order.include}"') == task.gold(asked, 'YES "nowhere"') == 0
 
 
+@dataclass
+class Oracle:
+    """A helper that is always right."""
+
+    task: Any
+    name: str = "parity"
+
+    def respond(self, prompts: Sequence[Prompt]) -> list[str]:
+        return [next(note for note in self.task.candidates(p) if self.task.gold(p, note)) for p in prompts]
+
+
 def test_the_domain_in_the_documentation_works(tmp_path: Path) -> None:
     blocks = re.findall(r"\.\. code-block:: (\w+)\n\n((?:    .*\n|\n)+)", rrm_lm.recursion.__doc__ or "")
     (_, code), (_, tree) = blocks
@@ -64,6 +80,12 @@ def test_the_domain_in_the_documentation_works(tmp_path: Path) -> None:
     prompt = domain.prompts[0]
     assert domain.gold(prompt, "sum=98") > domain.gold(prompt, "sum=99")
     assert LimitedOverseer(domain).compare(prompt, ["sum=12", "sum=99"]).preferred == 1
+    # Help arrives there: a response is all that can be quoted of it.
+    parity = Oracle(make_task(domain, "parity"))
+    helped = HelperNotes([parity])
+    helped.prepare([(prompt, f"sum={number}") for number in range(10, 90)])
+    assert helped.account()["parity"]["ignored"] == ""
+    assert [note.verdict for note in helped.notes(prompt, "sum=13")] == ["odd"]
 
 
 def test_no_domain_of_that_name(tmp_path: Path) -> None:

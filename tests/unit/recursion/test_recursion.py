@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rrm_lm.errors import DataError, TrainingError
-from rrm_lm.recursion import work
+from rrm_lm.recursion import agents, work
 from rrm_lm.recursion.assistance import Assisted
 from rrm_lm.recursion.recursion import solve, solve_all
 from rrm_lm.recursion.report import render, results
@@ -66,7 +66,9 @@ def test_a_tree_of_three_levels(tmp_path: Path, trained: list[str]) -> None:
     for node in root.walk():
         assert verify(tmp_path / node.name) == []
     checks = {name: shop.costs(node).checks for node in root.walk() for name in [node.name]}
-    assert checks["top"] == checks["letter_s"] == 0  # helped, it concludes and does not measure
+    # Helped, it concludes and does not measure, unless all of its helpers are of no use.
+    useless = all(one["ignored"] for one in read(tmp_path / "letter_s", "notes.json")["helpers"].values())
+    assert checks["top"] == 0 and (checks["letter_s"] > 0) == useless
     assert 0 < checks["small_s"] <= 12 and 0 < checks["letter_b"] <= 12
     assert shop.costs(root).comparisons > 0 and shop.costs(root).tokens > 0
     found = results(root, shop, base_model="tiny")
@@ -183,3 +185,44 @@ def test_independent_nodes_may_be_solved_elsewhere(tmp_path: Path, trained: list
     shop.elsewhere = elsewhere
     solve_all(root.helpers, shop)
     assert sorted(trained) == ["capital_s", "letter_b", "letter_s", "small_s"]
+
+
+def test_what_several_need_is_solved_before_processes_share_the_rest(tmp_path: Path) -> None:
+    root = tree(
+        top={"task": "main", "helpers": ["one", "two", "letter_b"]},
+        one={"task": "letter_s", "helpers": ["small_s"]},
+        two={"task": "letter_s", "helpers": ["small_s", "capital_s"]},
+        letter_b={}, small_s={}, capital_s={},
+    )  # fmt: skip
+    shop, asked = workshop(tmp_path), list[list[str]]()
+
+    def elsewhere(nodes: Any) -> None:
+        asked.append([node.name for node in nodes])
+        if len(nodes) == 1:
+            raise TrainingError("it failed there")
+
+    shop.elsewhere = elsewhere
+    shop.solve_elsewhere(root.helpers)
+    assert asked == [["small_s"], ["one", "two", "letter_b"]]
+
+
+def test_the_best_of_n_is_not_drawn_as_what_its_reward_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    real = agents.Writer.write
+
+    def write(self: Any, *args: Any, seed: int = 0, **more: Any) -> Any:
+        seeds.append(seed)
+        return real(self, *args, seed=seed, **more)
+
+    monkeypatch.setattr(agents.Writer, "write", write)
+    solve(tree(top={"task": "main"}), workshop(tmp_path))
+    assert len(seeds) == 3 and len(set(seeds)) == 3  # to learn from, to choose from, and of the start
+
+
+def test_responses_may_hold_any_end_of_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["sea\u2028moon", "blue\x85sea"]
+    monkeypatch.setattr(agents.Writer, "write", lambda self, prompts, count=1, **_: [texts[:count]] * len(prompts))
+    agent = solve(tree(top={"task": "main"}), workshop(tmp_path))
+    assert agent.respond(list(agent.task.domain.prompts))[0] in texts

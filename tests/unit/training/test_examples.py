@@ -204,6 +204,24 @@ def test_a_response_that_the_template_swallows_is_counted_and_named() -> None:
     assert made.counts.left_out() == [f"left out, {reason}: 1 (row 3)"]
 
 
+def test_together_one_response_that_cannot_be_used_takes_nothing_else_with_it() -> None:
+    template = "{% for m in messages %}{{ m['content'].split('#')[0] | trim }}{% endfor %}"
+    made = ExampleBuilder(tiny_chat(template=template), SHARING)
+    records = [
+        comparison(chosen="yes", rejected="no", row=1),
+        comparison(chosen="# the sea", rejected="no", row=2),
+        comparison(chosen="yes", rejected="yes \n", row=3),
+        comparison(chosen="the sea", rejected="yes", row=4),
+    ]
+    examples = made.together(records, 4)
+    assert sorted(example.origin.rpartition(" ")[2] for example in examples) == ["1", "4"]
+    assert sum(len(example.pairs) for example in examples) == 2
+    assert sorted(tally.origins[0].row for tally in made.counts.unusable.values()) == [2, 3]
+    whole = ExampleBuilder(tiny_chat(template=template), SHARING)
+    (example,) = whole.together([records[0], *records[2:]], 4)
+    assert len(example.pairs) == 2 and [tally.count for tally in whole.counts.unusable.values()] == [1]
+
+
 def test_counts_start_at_nothing() -> None:
     assert FitCounts().to_dict() == {
         "shortened": 0, "dropped_turns": 0, "cut_tokens": 0, "cut_responses": 0, "unusable": {},

@@ -151,6 +151,13 @@ def test_other_prompts_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "held-out prompts are others" in caplog.text
 
 
+def test_texts_may_hold_any_end_of_line(tmp_path: Path) -> None:
+    ends = "a\u2028b\u2029c\x85d\x0ce\r\nf"
+    samples = [replace(one, prompt_id=ends) for one in probes(0)]
+    train(OverOptimisationCallback(lambda step: samples, Watch(), tmp_path, every=2), 2)
+    assert {one.prompt_id for found in read_measurements(tmp_path / FILE_NAME) for one in found.samples} == {ends}
+
+
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
     file = tmp_path / FILE_NAME
     train(OverOptimisationCallback(probes, Watch(), tmp_path, every=2), 2)

@@ -46,6 +46,13 @@ def test_a_saved_state_goes_on() -> None:
     assert other.state() == one.state()
 
 
+def test_a_fixed_coefficient_is_that_of_the_settings_now() -> None:
+    saved = Steering(KLControl(0.05), RewardScale()).state()
+    now = Steering(KLControl(0.2), RewardScale())
+    now.load(saved)
+    assert now.kl.coefficient == 0.2
+
+
 def test_what_runs_away_is_named() -> None:
     assert runaway("the KL", 3.0, 5.0, "max_kl") is None
     assert runaway("the KL", 3.0, None, "max_kl") is None
