@@ -285,7 +285,7 @@ def _hub_remedy(error: Exception) -> str:
     if "script" in text.lower():  # datasets 4 and later run no code of a set
         return "code of a set is never run: give revision refs/convert/parquet, or download its files and name them"
     if "split" in text.lower() or isinstance(error, KeyError):
-        return "name one of the set's splits with --split"
+        return "name one of the set's splits with --dataset_train_split (of a set to judge by: --split)"
     if "config" in text.lower():
-        return "name one of the set's configurations with --config_name"
+        return "name one of the set's configurations with --dataset_config"
     return "check the name, and that the Hub can be reached (HF_HUB_OFFLINE is not set); a local file needs no network"
