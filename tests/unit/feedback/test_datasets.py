@@ -109,8 +109,8 @@ def test_hub_sets_are_asked_for_by_name_split_revision_and_config(monkeypatch):
     ("error", "remedy"),
     [
         (RuntimeError("Dataset scripts are no longer supported, but found SLF5K.py"), "refs/convert/parquet"),
-        (ValueError("Unknown split \"train\". Should be one of ['test']."), "--split"),
-        (ValueError("Config name is missing."), "--config_name"),
+        (ValueError("Unknown split \"train\". Should be one of ['test']."), "--dataset_train_split"),
+        (ValueError("Config name is missing."), "--dataset_config"),
         (ConnectionError("Couldn't reach the Hub"), "HF_HUB_OFFLINE"),
     ],
 )
