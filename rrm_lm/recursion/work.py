@@ -117,7 +117,8 @@ class Workshop:
             return
         for node in _common(left):  # solved once: two processes that both need it would be in each other's way
             with contextlib.suppress(TrainingError):  # those that it helps tell of it; the others are solved
-                self.elsewhere([node])
+                if not self.has(node):
+                    self.elsewhere([node])
         self.elsewhere(left)
 
     @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
 from rrm_lm.cli.leaving import leave
@@ -27,8 +26,4 @@ def sharded_main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        leave(sharded_main())
-    except AssertionError:
-        traceback.print_exc()
-        leave(1)
+    leave(sharded_main())

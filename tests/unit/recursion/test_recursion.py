@@ -66,9 +66,7 @@ def test_a_tree_of_three_levels(tmp_path: Path, trained: list[str]) -> None:
     for node in root.walk():
         assert verify(tmp_path / node.name) == []
     checks = {name: shop.costs(node).checks for node in root.walk() for name in [node.name]}
-    # Helped, it concludes and does not measure, unless all of its helpers are of no use.
-    useless = all(one["ignored"] for one in read(tmp_path / "letter_s", "notes.json")["helpers"].values())
-    assert checks["top"] == 0 and (checks["letter_s"] > 0) == useless
+    assert checks["top"] == checks["letter_s"] == 0  # helped, it concludes and does not measure
     assert 0 < checks["small_s"] <= 12 and 0 < checks["letter_b"] <= 12
     assert shop.costs(root).comparisons > 0 and shop.costs(root).tokens > 0
     found = results(root, shop, base_model="tiny")
@@ -204,6 +202,10 @@ def test_what_several_need_is_solved_before_processes_share_the_rest(tmp_path: P
     shop.elsewhere = elsewhere
     shop.solve_elsewhere(root.helpers)
     assert asked == [["small_s"], ["one", "two", "letter_b"]]
+    solve_all([next(node for node in root.walk() if node.name == "small_s")], shop)
+    asked.clear()
+    shop.solve_elsewhere(root.helpers)
+    assert asked == [["one", "two", "letter_b"]]  # what is solved takes no process
 
 
 def test_the_best_of_n_is_not_drawn_as_what_its_reward_learned_from(
