@@ -142,7 +142,7 @@ class Workshop:
         rewards = put_scorer(self.shared, folder / "reward", node.name)
         if settings.notes_as_input and node.helpers:
             helpers = [self.agent(one) for one in node.helpers]
-            rewards = RewardsWithNotes(rewards, self.assistance(node, helpers, ignored=_ignored(folder)))
+            rewards = RewardsWithNotes(rewards, _readable(self.assistance(node, helpers, ignored=_ignored(folder))))
         writer = None
         kind = "policy" if settings.policy == "ppo" else "start"
         if (folder / kind).is_dir():
@@ -224,14 +224,12 @@ class Work:
         """Train the reward model on what was collected."""
         folder = self.folder / "reward"
         with self._step("reward"):
-            records = list(feedback)
+            records, read = list(feedback), _readable(assistance)
             if self.settings.notes_as_input:
-                records = read_with_notes(
-                    records, lambda prompt, text: with_notes(text, assistance.notes(prompt, text))
-                )
+                records = read_with_notes(records, lambda prompt, text: with_notes(text, read.notes(prompt, text)))
             train_reward(self.shared, self.node.name, records, self.settings, self.teaching, folder)
         rewards = put_scorer(self.shared, folder, self.node.name)
-        return RewardsWithNotes(rewards, assistance) if self.settings.notes_as_input else rewards
+        return RewardsWithNotes(rewards, read) if self.settings.notes_as_input else rewards
 
     def train_policy(self, rewards: Rewards) -> BestOfN | Written:
         """Train the policy against the reward, or let it be the best of n."""
@@ -335,6 +333,11 @@ def _common(nodes: Sequence[Node]) -> list[Node]:
     by_name = {below.name: below for node in nodes for below in node.walk()}
     within = Counter(name for node in nodes for name in {below.name for below in node.walk()})
     return sorted((by_name[name] for name, count in within.items() if count > 1), key=lambda node: node.depth)
+
+
+def _readable(assistance: Assistance) -> Assistance:
+    """The notes that a reward may read: without the overseer's word, or it would have to look at all that is scored."""
+    return assistance.pointed if isinstance(assistance, WorstFlaw) else assistance
 
 
 def _source(domain: Any) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from rrm_lm.errors import DataError, TrainingError
 from rrm_lm.recursion import agents, work
-from rrm_lm.recursion.assistance import Assisted
+from rrm_lm.recursion.assistance import Assisted, WorstFlaw
 from rrm_lm.recursion.recursion import solve, solve_all
 from rrm_lm.recursion.report import render, results
 from rrm_lm.recursion.work import Workshop
@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_inside_the_node(
     assert seen[0] < 8 + 2 * 20 + 30, "it began again from the first step"
 
 
-def test_the_other_ways_to_solve_a_node(tmp_path: Path) -> None:
+def test_the_other_ways_to_solve_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PPO, notes that the reward reads, the worst flaw, both orders and words: each once."""
     root = tree(
         top={
@@ -162,14 +162,28 @@ def test_the_other_ways_to_solve_a_node(tmp_path: Path) -> None:
         },
         point={"policy": "ppo", "critique_weight": 0.5, "critique_view": "reward"},
     )  # fmt: skip
+    looked, verified, respond = set[str](), WorstFlaw.notes, agents.Agent.respond
+
+    def looking(found: WorstFlaw, prompt: Any, response: str) -> Any:
+        looked.add(response)
+        return verified(found, prompt, response)
+
+    def pointing(agent: agents.Agent, prompts: Any) -> list[str]:
+        return ['letter_b yes "sea"' if agent.name == "point" else text for text in respond(agent, prompts)]
+
+    monkeypatch.setattr(WorstFlaw, "notes", looking)
+    monkeypatch.setattr(agents.Agent, "respond", pointing)
     shop = workshop(tmp_path)
     agent = solve(root, shop)
     assert len(agent.respond(root.task.domain.prompts)) == 3
+    for one in (agent, solve(root, workshop(tmp_path))):  # the second from its folder
+        one.rewards.score(root.task.domain.prompts, [["blue sea, seen", "moon"]] * 3)
+    judged = [json.loads(line) for line in (tmp_path / "top" / "responses.jsonl").read_text().splitlines()]
+    assert looked == {text for row in judged for text in row["responses"]}, "the overseer looked at what is only scored"
     assert set(shop.shared.backbone.model.peft_config) == {"top_reward", "top_policy", "point_reward", "point_policy"}
     assert shop.costs(root).checks == read(tmp_path / "top", "notes.json")["helpers"]["looks"]
     rows = [json.loads(line) for line in (tmp_path / "point" / "feedback.jsonl").read_text().splitlines()]
     assert any(row["chosen_critiques"] for row in rows)
-    solve(root, workshop(tmp_path))  # from its folder
 
 
 def test_independent_nodes_may_be_solved_elsewhere(tmp_path: Path, trained: list[str]) -> None:
