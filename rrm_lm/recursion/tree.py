@@ -25,8 +25,8 @@ class NodeSettings:
         task: `main`, `point` or an aspect of the domain; by default what the node is called.
         helpers: Nodes whose agents help the overseer.
         assistance: `notes` (each helper writes one) or `worst_flaw` (one helper points, the overseer only looks there).
-        notes_as_input: Whether the reward model reads the notes behind each response, too: what helpers say, and of a flaw
-            that one points at not whether the overseer found it real.
+        notes_as_input: Whether the reward model reads the notes behind each response, too: what helpers say (of a flaw
+            that one points at, not whether the overseer found it real).
         questions: How much is asked of the overseer: pairs of responses; of a helper's task, checks on the bench.
         planted: Share of the checked responses that are made to have something wrong.
         both_orders: Ask about every pair in both orders; contradictions are no verdict.
