@@ -31,7 +31,7 @@ from common import RESULTS, SHARED, machine
 
 from rrm_lm.cli.settings import ModelArguments
 from rrm_lm.evaluation.judge_scorer import JUDGE_QUESTION, NOTES_QUESTION, JudgeScorer
-from rrm_lm.evaluation.metrics import correctness, paired_difference, share
+from rrm_lm.evaluation.metrics import correctness, length_correlation, paired_difference, share
 from rrm_lm.evaluation.preferences import Scorer, group_by_prompt, score_responses
 from rrm_lm.evaluation.scorers import RewardScorer
 from rrm_lm.feedback.collection import Subject
@@ -193,9 +193,17 @@ class Bench:
             },
             "accuracy": {name: share(values, clusters).to_dict() for name, values in right.items()},
             "differences": differences,
+            "length": self._length(names),
             "seconds": {name: self._kept(name)["seconds"] for name in names},
         }
         return found | {"verdict": verdict(differences)}
+
+    def _length(self, names: Sequence[str]) -> dict[str, Any]:
+        """How often the longer response is the better one, and how rewards go with length."""
+        lengths, prompts = [len(text) for _, text in self.subjects], [prompt for prompt, _ in self.subjects]
+        found = {name: length_correlation(self._kept(name)["rewards"], lengths, prompts).to_dict() for name in names}
+        longer = share(self._right(lengths), [pair.prompt_id for pair in self.heldout])
+        return {"longer_is_right": longer.to_dict(), "correlation": found}
 
     def _rewards(self, scorer: Scorer) -> dict[str, Any]:
         began = time.perf_counter()

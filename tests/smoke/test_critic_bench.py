@@ -46,6 +46,10 @@ def test_every_arm_once_restarted_and_judged(
     assert set(found["accuracy"]) == {"own", "none-plain", *arms}
     for one in (*found["accuracy"].values(), *found["differences"].values()):
         assert one["low"] <= one["value"] <= one["high"]
+    assert (
+        set(found["length"]["correlation"]) == set(found["accuracy"])
+        and 0 <= found["length"]["longer_is_right"]["value"] <= 1
+    )
     assert found["critiques"]["responses"] == 16 and "samples" not in found["critiques"]
     assert found["critiques"]["words_by_people"] == 3.0  # "Good." and "It is too long. No."
     assert found["verdict"] in ("helped", "harmed", "no more help than a sham") or "did not help" in found["verdict"]
