@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from rrm_lm.training.output_folder import OutputFolder
 logger = logging.getLogger(__name__)
 
 NODES = "nodes"
-_NOTE_TOKENS = 64  # what a note behind a response takes at most
+_NOTE_TOKENS = 64  # what a note behind a response takes, about
 
 
 class RecurseRun:
@@ -63,8 +63,9 @@ class RecurseRun:
         with contextlib.nullcontext() if self.args.node else whole:
             shared = self.shared()
             self._check_room(shared)
-            if not self.args.node:
-                write_resolved(self.folder / "config.yaml", self.args, self.model_args)
+            settings = self.folder / "config.yaml"
+            if not self.args.node or not settings.is_file():  # a node solved alone is a critic, too, and needs the tree
+                write_resolved(settings, replace(self.args, node=""), self.model_args)
             progress = Progress(self.tree)
             workshop = Workshop(
                 self.folder / NODES,
@@ -116,17 +117,18 @@ class RecurseRun:
         """Refuse a length that would cut off what a helper is to judge."""
         import random
 
-        for node in self.tree.walk():
-            prompts = node.task.prompts(32, random.Random(0))
-            needed = room(shared, node.settings, prompts)
-            needed += _NOTE_TOKENS * len(node.helpers) * node.settings.notes_as_input
-            positions = getattr(shared.backbone.config, "max_position_embeddings", None) or self.args.max_length
-            if needed > min(self.args.max_length, positions):
-                raise ConfigError(
-                    f"The node {node.name} needs {needed} tokens for a prompt and a response",
-                    where=f"max_length {self.args.max_length}, positions of the model {positions}",
-                    remedy="raise --max_length" if needed <= positions else "use a model with a longer context",
-                )
+        def need(node: Node) -> int:
+            notes = _NOTE_TOKENS * len(node.helpers) * node.settings.notes_as_input
+            return room(shared, node.settings, node.task.prompts(32, random.Random(0))) + notes
+
+        needed, name = max((need(node), node.name) for node in self.tree.walk())
+        positions = getattr(shared.backbone.config, "max_position_embeddings", None) or self.args.max_length
+        if needed > min(self.args.max_length, positions):
+            raise ConfigError(
+                f"The node {name} needs {needed} tokens for a prompt and a response",
+                where=f"max_length {self.args.max_length}, positions of the model {positions}",
+                remedy=f"pass --max_length {needed}" if needed <= positions else "use a model with a longer context",
+            )
 
     def _elsewhere(self, nodes: Sequence[Node]) -> None:
         """Solve nodes in processes of their own, so many at once as are asked for.
@@ -186,7 +188,11 @@ class Progress:
         solved = [node for node in self.nodes if workshop.has(node)]
         took = sum(sum(workshop.costs(node).seconds.values()) for node in solved)
         size = sum(map(_size, solved))
-        return took / size * sum(_size(node) for node in self.nodes if node not in solved) if size else 0.0
+        if not size:
+            return 0.0
+        left = [node for node in self.nodes if node not in solved]
+        spent = [sum(workshop.costs(node).seconds.values()) for node in left]
+        return sum(max(0.0, took / size * _size(node) - done) for node, done in zip(left, spent, strict=True))
 
 
 _STEPS = {

@@ -10,11 +10,13 @@ what helpers can judge. A whole one, which asks for sums:
 
 .. code-block:: python
 
+    import re
+
     from rrm_lm.feedback.records import Message
     from rrm_lm.recursion.tasks import Aspect
 
     def is_even(prompt, response):
-        return "even" if int(response.split("=")[1]) % 2 == 0 else "odd"
+        return "odd" if response[-1:] in ("1", "3", "5", "7", "9") else "even"
 
     class Sums:
         name, kind, noise = "sums", "sum", 0.1
@@ -30,7 +32,7 @@ what helpers can judge. A whole one, which asks for sums:
         }
         def draft(self, prompt, rng): return f"sum={rng.randrange(10, 100)}"
         def vary(self, prompt, response, rng): return self.draft(prompt, rng)
-        def parse(self, response): return response if response[4:].isdigit() else None
+        def parse(self, response): return re.fullmatch("sum=[0-9]+", response)     # None: it cannot be read
         def gold(self, prompt, response):                                       # hidden from everybody
             return int(response[4:]) / 100 - (is_even(prompt, response) == "odd") if self.parse(response) else -1.0
         def impression(self, prompt, response): return int(response[4:]) / 100  # what the overseer sees

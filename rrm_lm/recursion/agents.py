@@ -6,6 +6,7 @@ which needs no adapter of its own, or one that PPO trained.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from rrm_lm.recursion.assistance import Assistance
 from rrm_lm.recursion.notes import with_notes
 from rrm_lm.recursion.tasks import Task
 from rrm_lm.text.chat import ChatFormat
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,10 @@ class InPieces:
             rewards[number] += values
         return rewards
 
+    def fits(self, prompt: Prompt, response: str) -> bool:
+        """Whether a response and its prompt are read whole."""
+        return _fits(self.rewards, prompt, response)
+
 
 @dataclass(frozen=True)
 class RewardsWithNotes:
@@ -118,6 +125,16 @@ class RewardsWithNotes:
             for prompt, group in zip(prompts, responses, strict=True)
         ]
         return self.rewards.score(prompts, shown)
+
+    def fits(self, prompt: Prompt, response: str) -> bool:
+        """Whether a response and its prompt, without notes, are read whole."""
+        return _fits(self.rewards, prompt, response)
+
+
+def _fits(rewards: Rewards, prompt: Prompt, response: str) -> bool:
+    """What rewards say of their room; those that say nothing have enough."""
+    fits = getattr(rewards, "fits", None)
+    return fits is None or fits(prompt, response)
 
 
 @dataclass(frozen=True)
@@ -144,6 +161,11 @@ class Writer:
         drawn = draw(self.shared.backbone, self.adapter, self.shared.chat, prompts, sampling, samples=count, seed=seed)
         self.costs.tokens += sum(one.tokens for group in drawn for one in group)
         return [[one.text for one in group] for group in drawn]
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether a prompt is read whole."""
+        longest = self.shared.chat.max_length
+        return longest is None or len(ChatFormat(self.shared.chat.tokenizer).prompt_ids(prompt)) <= longest
 
 
 @dataclass(frozen=True)
@@ -185,6 +207,13 @@ class BestOfN:
             chosen[number] = groups[number][best]
         return chosen
 
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether a prompt, with each response that there is to choose from, is read whole."""
+        candidates = self.task.candidates(prompt)
+        if not candidates:
+            return self.writer is None or self.writer.fits(prompt)
+        return all(_fits(self.rewards, prompt, text) for text in candidates)
+
 
 @dataclass(frozen=True)
 class Written:
@@ -194,6 +223,10 @@ class Written:
 
     def respond(self, prompts: Sequence[Prompt]) -> list[str]:
         return [group[0] for group in self.writer.write(prompts, temperature=0.0)]
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether a prompt is read whole."""
+        return self.writer.fits(prompt)
 
 
 @dataclass(frozen=True)
@@ -215,8 +248,18 @@ class Agent:
     costs: Costs
 
     def respond(self, prompts: Sequence[Prompt]) -> list[str]:
-        """One response to each prompt."""
-        return self.policy.respond(prompts)
+        """One response to each prompt; "" where it cannot be read whole: a helper would judge what it never saw."""
+        whole = [place for place, prompt in enumerate(prompts) if self.policy.fits(prompt)]
+        if len(whole) < len(prompts):
+            left = len(prompts) - len(whole)
+            logger.warning(
+                "%s has no room for %d of %d prompts, and answers nothing there", self.name, left, len(prompts)
+            )
+        responses = [""] * len(prompts)
+        written = self.policy.respond([prompts[place] for place in whole]) if whole else []
+        for place, text in zip(whole, written, strict=True):
+            responses[place] = text
+        return responses
 
 
 def reward_adapter(name: str) -> str:

@@ -35,6 +35,7 @@ class Aspect:
         question: What a helper is asked, in one line.
         verdicts: What it may answer; the first one says that nothing is wrong.
         measure: The truth of a response, as the bench finds it. Asking it is a check, and checks are counted.
+            It may get responses that `parse` cannot read.
         evidence: What of a response can be quoted for a verdict, the most telling first.
         plant: A response that is likely to have something wrong in this aspect.
         parts: Other aspects of the domain whose helpers can help with this one.

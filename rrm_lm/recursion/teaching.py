@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.recursion.agents import Rewards, Shared, drop, policy_adapter, reward_adapter
 from rrm_lm.recursion.tree import NodeSettings
 from rrm_lm.storage import remove_folder, staged_folder, verify, write_json
+from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.checkpoints import newest_verified
 from rrm_lm.training.examples import ExampleBuilder, FitCounts
 from rrm_lm.training.ppo_config import PPOConfig
@@ -35,6 +37,8 @@ from rrm_lm.training.sft import SFTTrainer, imitations
 from rrm_lm.training.sft_config import SFTConfig
 
 LOG = "log_history.json"  # how the training went
+logger = logging.getLogger(__name__)
+
 _SAVES = 4  # checkpoints in a training: what an interruption can cost is a quarter of it
 _TOGETHER = 4  # pairs of one prompt that go through the model as one row
 _MARGIN = 16  # tokens that the chat template puts around a response
@@ -132,6 +136,8 @@ def train_reward(
         raise DataError(
             f"No comparison for the reward of {name} can be used", where="; ".join(builder.counts.left_out())
         )
+    if cut := builder.counts.summary():
+        logger.warning("%s: %s", name, cut)
     each = sum(len(example.pairs) for example in examples) / len(examples)
     batch = max(1, round(settings.per_device_train_batch_size / each))
     steps = math.ceil(len(examples) / batch) * settings.num_train_epochs
@@ -248,8 +254,9 @@ def read_with_notes(records: Sequence[Comparison], shown: Any) -> list[Compariso
 
 
 def room(shared: Shared, settings: NodeSettings, prompts: Sequence[Prompt]) -> int:
-    """Tokens that the longest of these prompts and a response take."""
-    return max(len(shared.chat.prompt_ids(prompt)) for prompt in prompts) + settings.max_new_tokens + _MARGIN
+    """Tokens that the longest of these prompts and a response take, with nothing left out."""
+    uncut = ChatFormat(shared.chat.tokenizer)
+    return max(len(uncut.prompt_ids(prompt)) for prompt in prompts) + settings.max_new_tokens + _MARGIN
 
 
 def _checkpoint(folder: Path) -> str | None:

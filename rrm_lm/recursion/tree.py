@@ -115,13 +115,19 @@ def read_tree(domain: Domain, nodes: Mapping[str, Any], root: str = "", where: s
                     where=where,
                     expected="one of " + ", ".join(settings),
                 )
+    if root and root not in settings:
+        raise ConfigError(
+            f"The tree has no node {root!r} to be its root{_near(root, settings)}",
+            where=where,
+            expected="one of " + ", ".join(settings),
+        )
     tops = [root] if root else [name for name in settings if name not in helping]
-    if len(tops) != 1 or tops[0] not in settings:
+    if len(tops) != 1:
         raise ConfigError(
             f"The tree has no single root: {', '.join(tops) or 'every node helps another'}",
             where=where,
             expected="one node that helps no other",
-            remedy="name it as `root`, or take the others out",
+            remedy="name the others among the helpers of a node, or take them out",
         )
     tree = _grow(domain, settings, tops[0], (), where)
     if left := [name for name in settings if name not in {node.name for node in tree.walk()}]:

@@ -2,8 +2,8 @@
 
 A node has a folder. Every step leaves a whole file or folder in it and is not done again; a finished node also has a
 record of what went into it (its settings, the backbone, its helpers' own manifests) and a manifest with the hash of
-every file. A node whose inputs are others than those recorded is begun anew, and so, in turn, is whatever it helps
-with.
+every file. A node whose inputs are others than those recorded is set aside and begun anew, and so, in turn, is
+whatever it helps with.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,14 @@ class Workshop:
         with lock(self.folder / f".{node.name}.lock", what=f"The node {node.name}"):
             changed = _read(folder / RECORD).get("inputs") != inputs
             if folder.exists() and (changed or (folder / MANIFEST).exists()):  # a finished one would have been taken
-                why = "what it depends on has changed" if changed else "some of its files are broken"
-                logger.info("%s: %s, so it is begun anew", node.name, why)
-                remove_folder(folder)
+                if changed:
+                    aside = _set_aside(folder)
+                    logger.warning(
+                        "%s: what it depends on has changed, so it is begun anew; the old is in %s", node.name, aside
+                    )
+                else:
+                    logger.warning("%s: some of its files are broken, so it is begun anew", node.name)
+                    remove_folder(folder)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / RECORD, {"inputs": inputs})
             yield Work(node, self, folder)
@@ -326,6 +332,14 @@ class Work:
             took = self.costs.seconds.get(name, 0.0) + time.perf_counter() - began
             self.costs.seconds[name] = round(took, 2)
             write_json(self.folder / COSTS, self.costs)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Move a node's folder to where nothing looks for it: what took hours is not lost to a changed setting."""
+    aside = folder.parent / ".replaced"
+    aside.mkdir(exist_ok=True)
+    free = next(place for number in count(1) if not (place := aside / f"{folder.name}-{number}").exists())
+    return folder.rename(free)
 
 
 def _common(nodes: Sequence[Node]) -> list[Node]:

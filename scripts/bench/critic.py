@@ -138,7 +138,7 @@ class Bench:
 
     def pieces(self) -> dict[str, Any]:
         """Everything there is to do, in order."""
-        judged = [(ALONE, "plain"), *((help_, question) for question in reversed(QUESTIONS) for help_ in HELP)]
+        judged = [*((ALONE, question) for question in QUESTIONS), *((help_, question) for question in reversed(QUESTIONS) for help_ in HELP)]
         return {
             "trained": self.train_critic,
             "critiques": self.write,
@@ -164,12 +164,13 @@ class Bench:
         clusters = [pair.prompt_id for pair in self.heldout]
         names = [name for name in self.pieces() if name not in ("trained", "critiques")]
         right = {name: self._right(self._kept(name)["rewards"]) for name in names}
-        alone = f"{ALONE}-plain"
+        alone = f"{ALONE}-plain"  # what `rrm-lm evaluate` asks without a critic
         pairs = [
             (f"{one}-{question}", other)
             for question in QUESTIONS
             for one, other in (
                 *((help_, alone) for help_ in HELP),
+                *((help_, f"{ALONE}-{question}") for help_ in HELP if question == MAIN),
                 ("critic", f"sham-{question}"),
                 ("human", f"critic-{question}"),
             )

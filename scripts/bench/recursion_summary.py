@@ -84,6 +84,7 @@ def results(pieces: Pieces) -> dict[str, Any]:
         arm: {
             "label_accuracy": _share([pieces.arms[arm][seed]["labels"] for seed in seeds]),
             "reward_accuracy": pairs.mean(right[arm]).to_dict(),
+            "reward_accuracy_by_seed": [round(float(one.mean()), 4) for one in right[arm]],
             "near_accuracy": near.mean(pieces.right(arm, seeds, "near")).to_dict(),
             "best_of_n": {str(n): requests.mean(best[arm][n]).to_dict() for n in BEST_OF},
             "policy_gold": by_policy.mean(policy[arm]).to_dict() if by_policy else None,
@@ -129,7 +130,7 @@ def _aim(findings: Findings, found: dict[str, Any]) -> dict[str, bool]:
         "A - U at least 6 points": findings.gain.value >= AIM,
         "best-of-16 PGR at least 0.4": found["pgr_best_of_16"]["value"] >= 0.4,
         "A above C": findings.over_cost.value > 0,
-        "Sh not above U": findings.sham.low <= 0,
+        "Sh not above U": findings.sham.value <= 0,
     }
 
 
@@ -145,6 +146,7 @@ def _helpers(pieces: Pieces) -> dict[str, Any]:
             "high": _mean([part["high"] for part in parts]),
             "by_verdict": _mean([one["quality"]["by_verdict"]["value"] for one in every]),
             "by_seed": [round(part["value"], 4) for part in parts],
+            "taken_for": [one["quality"]["taken_for"] for one in every],  # by seed: of each verdict, what was said
             "depth": every[0]["depth"],
             "checks": every[0]["costs"]["checks"],
             "seconds": _mean([sum(one["costs"]["seconds"].values()) for one in every]),
@@ -177,6 +179,7 @@ def _against_a(pieces: Pieces, arm: str, seeds: Sequence[int]) -> dict[str, Any]
     top, best = pieces.best(arm, seeds, BEST_OF[-1]), pieces.best("A", seeds, BEST_OF[-1])
     return {
         "seeds": list(seeds),
+        "checks": pieces.arms[arm][seeds[0]]["checks"],
         "label_accuracy": _share([pieces.arms[arm][seed]["labels"] for seed in seeds]),
         "reward_accuracy": pairs.mean(mine).to_dict(),
         "less_A": pairs.mean(mine - whole).to_dict(),

@@ -43,7 +43,7 @@ def test_every_arm_once_restarted_and_judged(
     found = read(tmp_path / "results" / "critic.json")
     assert found["heldout"] == {"pairs": 8, "prompts": 8, "responses": 16}
     arms = [f"{help_}-{question}" for help_ in ("critic", "sham", "human") for question in ("plain", "notes")]
-    assert set(found["accuracy"]) == {"own", "none-plain", *arms}
+    assert set(found["accuracy"]) == {"own", "none-plain", "none-notes", *arms}
     for one in (*found["accuracy"].values(), *found["differences"].values()):
         assert one["low"] <= one["value"] <= one["high"]
     assert (

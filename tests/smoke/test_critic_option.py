@@ -131,7 +131,6 @@ def test_a_solved_helper_is_a_critic(tiny: Path, trained: Trained, tmp_path: Pat
     (tmp_path / "tree.yaml").write_text(tree, encoding="utf-8")
     solved = run(capsys, "recurse", "--config", tmp_path / "tree.yaml", "--node", "letter_b")
     assert solved.code == 0, solved.err
-    (tmp_path / "out" / "config.yaml").write_text(tree, encoding="utf-8")  # a whole run writes it
     helper = tmp_path / "out" / "nodes" / "letter_b"
     result = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "judged", "--critic", helper)
     assert result.code == 0, result.err

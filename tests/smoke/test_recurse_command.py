@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rrm_lm.storage import verify
 from tests.smoke.commands import Result, read, run
 
 TOY = Path(__file__).parents[1] / "unit" / "recursion" / "toy.py"
@@ -77,6 +79,8 @@ def test_a_tree_is_solved_once_and_reported(config: Path, tmp_path: Path, capsys
     assert again.code == 0 and "training" not in again.err
     other = recurse(capsys, config, "--use_rslora", "true")  # what was solved before would be read otherwise
     assert other.code == 0 and "[1/3] letter_s: training the reward model" in other.err
+    kept = tmp_path / "out" / "nodes" / ".replaced"  # what took a while is not lost to a flag
+    assert str(kept / "letter_s-1") in other.err and verify(kept / "letter_s-1") == []
     head, tree = config.read_text(encoding="utf-8").split("tree:\n")
     small = tree.replace("task: main\n    helpers: [letter_s, letter_b]", "task: letter_s").split("  letter_s:")[0]
     config.write_text(f"{head}tree:\n{small}", encoding="utf-8")
@@ -95,6 +99,10 @@ def test_faults_of_a_tree_are_told_before_anything_is_loaded(
     config.write_text(text.replace("max_length: 300", "max_length: 40"), encoding="utf-8")
     found = recurse(capsys, config)
     assert found.code == 2 and "tokens for a prompt and a response" in found.error["error"]
+    needed = re.search(r"--max_length (\d+)", found.error["what to do"])  # of the node that needs most, with nothing cut
+    assert needed and needed[1] in found.error["error"] and int(needed[1]) > 80
+    found = recurse(capsys, config, "--max_length", str(int(needed[1]) - 1))
+    assert f"needs {needed[1]} tokens" in found.error["error"]
     config.write_text(text, encoding="utf-8")
     assert "no node 'up'" in recurse(capsys, config, "--node", "up").error["error"]
     assert not (tmp_path / "out" / "nodes").exists()

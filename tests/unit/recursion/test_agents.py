@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.recursion.agents import BestOfN, Costs, InPieces, RewardsWithNotes, summed
+from rrm_lm.recursion.agents import Agent, BestOfN, Costs, InPieces, RewardsWithNotes, summed
 from rrm_lm.recursion.assistance import HelperNotes
 from rrm_lm.recursion.controls import MeasuredNotes, ShamNotes
+from rrm_lm.recursion.critics import HelperCritic, Remark
 from rrm_lm.recursion.quality import fresh_pairs, labels, notes_quality
+from rrm_lm.recursion.recursion import solve
 from rrm_lm.recursion.tasks import HelperTask, MainTask
 from tests.tiny import comparison
 from tests.unit.recursion.test_assistance import PROMPT, Fake, right
 from tests.unit.recursion.toy import Letters
+from tests.unit.recursion.trees import tree, workshop
 
 DOMAIN = Letters()
 
@@ -48,6 +52,35 @@ def test_the_best_of_what_is_written_or_of_what_can_be_named() -> None:
     assert helper.respond([task.ask(PROMPT, "blue moon")]) == ['yes "blue"']  # the longer verdict
     nothing = HelperTask(DOMAIN, "small_s")
     assert BestOfN(nothing, Lengths(), None, 2).respond([]) == []
+
+
+@dataclass
+class Narrow(Lengths):
+    """Reads prompts and responses of at most 120 characters."""
+
+    def fits(self, prompt: Prompt, response: str) -> bool:
+        return len(response) + sum(len(message.content) for message in prompt) <= 120
+
+
+def test_a_helper_says_nothing_about_what_it_cannot_read_whole(caplog: pytest.LogCaptureFixture) -> None:
+    task, inner = HelperTask(DOMAIN, "letter_s"), Narrow()
+    agent = Agent("letter_s", task, InPieces(inner), BestOfN(task, InPieces(inner), None, 4), Costs())
+    found = HelperNotes([agent])
+    long = "blue " * 40
+    found.prepare([(PROMPT, "blue moon"), (PROMPT, long)])
+    assert found.notes(PROMPT, "blue moon") and found.notes(PROMPT, long) == ()
+    assert len(inner.asked) == 1, "what does not fit was judged without being read"
+    assert found.account()["letter_s"]["unreadable"] == 1 and "no room for 1 of 2" in caplog.text
+    assert HelperCritic(agent, "critic").critiques([PROMPT], [long]) == [Remark("")]
+
+
+def test_a_scorer_tells_what_it_has_no_room_for(tmp_path: Path) -> None:
+    shop = workshop(tmp_path)
+    node = tree(top={"task": "main", "helpers": ["letter_b"]}, letter_b={}).helpers[0]
+    agent = solve(node, shop)
+    fine, long = (node.task.ask(PROMPT, text) for text in ("blue moon", "blue moon " * 200))
+    assert (agent.policy.fits(fine), agent.policy.fits(long)) == (True, False)
+    assert agent.respond([long, fine])[0] == "" != agent.respond([long, fine])[1]
 
 
 def test_many_responses_to_a_prompt_are_scored_a_few_at_a_time() -> None:

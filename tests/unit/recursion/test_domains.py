@@ -79,6 +79,9 @@ def test_the_domain_in_the_documentation_works(tmp_path: Path) -> None:
     assert [one.name for one in node.walk()] == ["parity", "sum"]
     prompt = domain.prompts[0]
     assert domain.gold(prompt, "sum=98") > domain.gold(prompt, "sum=99")
+    for odd in ("", "sum=", "sum 12", "sum=²", "sum=1.5", "It is sum=12"):  # as a policy may write it
+        assert domain.parse(odd) is None and domain.gold(prompt, odd) == -1.0
+        assert domain.aspects["parity"].measure(prompt, odd) in ("even", "odd")
     assert LimitedOverseer(domain).compare(prompt, ["sum=12", "sum=99"]).preferred == 1
     # Help arrives there: a response is all that can be quoted of it.
     parity = Oracle(make_task(domain, "parity"))

@@ -77,5 +77,7 @@ def test_what_makes_no_sense_is_refused(nodes: dict[str, Any], message: str) -> 
 
 def test_a_named_root_leaves_nobody_out() -> None:
     nodes = {"top": {"task": "main"}, "letter_s": {}}
+    with pytest.raises(ConfigError, match=r"no node 'tpo' to be its root.*did you mean 'top'"):
+        read_tree(Letters(), nodes, "tpo")
     with pytest.raises(ConfigError, match="letter_s helps nobody"):
         read_tree(Letters(), nodes, "top")
