@@ -138,7 +138,8 @@ class Bench:
 
     def pieces(self) -> dict[str, Any]:
         """Everything there is to do, in order."""
-        judged = [*((ALONE, question) for question in QUESTIONS), *((help_, question) for question in reversed(QUESTIONS) for help_ in HELP)]
+        alone = [(ALONE, question) for question in QUESTIONS]
+        judged = [*alone, *((help_, question) for question in reversed(QUESTIONS) for help_ in HELP)]
         return {
             "trained": self.train_critic,
             "critiques": self.write,

@@ -99,7 +99,8 @@ def test_faults_of_a_tree_are_told_before_anything_is_loaded(
     config.write_text(text.replace("max_length: 300", "max_length: 40"), encoding="utf-8")
     found = recurse(capsys, config)
     assert found.code == 2 and "tokens for a prompt and a response" in found.error["error"]
-    needed = re.search(r"--max_length (\d+)", found.error["what to do"])  # of the node that needs most, with nothing cut
+    # What the node takes that needs most, with nothing cut.
+    needed = re.search(r"--max_length (\d+)", found.error["what to do"])
     assert needed and needed[1] in found.error["error"] and int(needed[1]) > 80
     found = recurse(capsys, config, "--max_length", str(int(needed[1]) - 1))
     assert f"needs {needed[1]} tokens" in found.error["error"]
