@@ -78,7 +78,8 @@ def test_a_scorer_tells_what_it_has_no_room_for(tmp_path: Path) -> None:
     shop = workshop(tmp_path)
     node = tree(top={"task": "main", "helpers": ["letter_b"]}, letter_b={}).helpers[0]
     agent = solve(node, shop)
-    fine, long = (node.task.ask(PROMPT, text) for text in ("blue moon", "blue moon " * 200))
+    task = HelperTask(DOMAIN, "letter_b")
+    fine, long = (task.ask(PROMPT, text) for text in ("blue moon", "blue moon " * 200))
     assert (agent.policy.fits(fine), agent.policy.fits(long)) == (True, False)
     assert agent.respond([long, fine])[0] == "" != agent.respond([long, fine])[1]
 
