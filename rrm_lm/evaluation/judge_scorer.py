@@ -45,7 +45,6 @@ class JudgeScorer:
         self.question = question or JUDGE_QUESTION
         self.micro_batch_tokens = micro_batch_tokens
         self.yes, self.no = _first_tokens(chat.tokenizer, "Yes"), _first_tokens(chat.tokenizer, "No")
-        self._uncut = ChatFormat(chat.tokenizer)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
         lines = [
@@ -69,7 +68,7 @@ class JudgeScorer:
     def fits(self, prompt: Prompt, response: str) -> bool:
         """Whether the question about a response can be read whole."""
         longest = self.chat.max_length
-        return longest is None or len(self._uncut.prompt_ids(self._ask(prompt, response))) <= longest
+        return longest is None or len(self.chat.uncut.prompt_ids(self._ask(prompt, response))) <= longest
 
     def _ask(self, prompt: Prompt, response: str) -> Prompt:
         conversation = "\n\n".join(f"{message.role}: {message.content}" for message in prompt)

@@ -164,8 +164,8 @@ class Writer:
 
     def fits(self, prompt: Prompt) -> bool:
         """Whether a prompt is read whole."""
-        longest = self.shared.chat.max_length
-        return longest is None or len(ChatFormat(self.shared.chat.tokenizer).prompt_ids(prompt)) <= longest
+        chat = self.shared.chat
+        return chat.max_length is None or len(chat.uncut.prompt_ids(prompt)) <= chat.max_length
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.recursion.agents import Rewards, Shared, drop, policy_adapter, reward_adapter
 from rrm_lm.recursion.tree import NodeSettings
 from rrm_lm.storage import remove_folder, staged_folder, verify, write_json
-from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.checkpoints import newest_verified
 from rrm_lm.training.examples import ExampleBuilder, FitCounts
 from rrm_lm.training.ppo_config import PPOConfig
@@ -255,8 +254,8 @@ def read_with_notes(records: Sequence[Comparison], shown: Any) -> list[Compariso
 
 def room(shared: Shared, settings: NodeSettings, prompts: Sequence[Prompt]) -> int:
     """Tokens that the longest of these prompts and a response take, with nothing left out."""
-    uncut = ChatFormat(shared.chat.tokenizer)
-    return max(len(uncut.prompt_ids(prompt)) for prompt in prompts) + settings.max_new_tokens + _MARGIN
+    longest = max(len(shared.chat.uncut.prompt_ids(prompt)) for prompt in prompts)
+    return longest + settings.max_new_tokens + _MARGIN
 
 
 def _checkpoint(folder: Path) -> str | None:

@@ -24,6 +24,7 @@ from typing import Any
 from rrm_lm import __version__
 from rrm_lm.errors import TrainingError
 from rrm_lm.feedback.collection import collect
+from rrm_lm.feedback.files import read_rows
 from rrm_lm.feedback.overseers import BothOrders
 from rrm_lm.feedback.records import Comparison, Demonstration, Origin, Prompt
 from rrm_lm.locks import lock
@@ -128,15 +129,12 @@ class Workshop:
         folder, inputs = self.place(node), self.inputs(node)
         with lock(self.folder / f".{node.name}.lock", what=f"The node {node.name}"):
             changed = _read(folder / RECORD).get("inputs") != inputs
-            if folder.exists() and (changed or (folder / MANIFEST).exists()):  # a finished one would have been taken
-                if changed:
-                    aside = _set_aside(folder)
-                    logger.warning(
-                        "%s: what it depends on has changed, so it is begun anew; the old is in %s", node.name, aside
-                    )
-                else:
-                    logger.warning("%s: some of its files are broken, so it is begun anew", node.name)
-                    remove_folder(folder)
+            if changed and folder.exists():
+                said = "%s: what it depends on has changed, so it is begun anew; the old is in %s"
+                logger.warning(said, node.name, _set_aside(folder))
+            elif (folder / MANIFEST).exists():  # whole, it would have been taken
+                logger.warning("%s: some of its files are broken, so it is begun anew", node.name)
+                remove_folder(folder)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / RECORD, {"inputs": inputs})
             yield Work(node, self, folder)
@@ -278,8 +276,7 @@ class Work:
                 # Not the seed that the best of n is drawn with: it would be tested on what its reward learned from.
                 written = self._start().write(prompts, 2, seed=self._rng("responses").randrange(2**31))
                 write_jsonl(kept, [_row(prompt, group) for prompt, group in zip(prompts, written, strict=True)])
-            with kept.open(encoding="utf-8") as lines:  # not splitlines(): a response may hold other ends of lines
-                rows = [json.loads(line) for line in lines]
+            rows = [row for _, row in read_rows(kept)]
             asked = {json.dumps(_row(prompt, [])["prompt"]): prompt for prompt in self.task.domain.prompts}
             return [asked[json.dumps(row["prompt"])] for row in rows], [row["responses"] for row in rows]
         prompts = self.task.prompts(self.settings.questions, rng, self.settings.planted)

@@ -111,6 +111,11 @@ class ChatFormat:
         _, (ids,), _ = self._drop_turns(prompt, lambda kept: [self._ids(kept, generation=True)])
         return ids if self.max_length is None else ids[-self.max_length :]
 
+    @cached_property
+    def uncut(self) -> ChatFormat:
+        """The same without a limit: what tells whether something fits."""
+        return ChatFormat(self.tokenizer, None, self.max_critique_length, self.trim)
+
     def critique_prompt_ids(self, prompt: Prompt, response: str) -> list[int]:
         """Token ids up to the point where a critique of ``response`` begins: what a critic is asked to continue."""
         line = self.encode(prompt, [response], [["x"]]).lines[0][0]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from rrm_lm.cli.recurse_run import Progress
+from rrm_lm.recursion.agents import Costs
 from rrm_lm.storage import verify
 from tests.smoke.commands import Result, read, run
+from tests.unit.recursion.trees import tree
 
 TOY = Path(__file__).parents[1] / "unit" / "recursion" / "toy.py"
 TREE = """\
@@ -129,3 +133,15 @@ def test_helpers_in_processes_of_their_own_and_one_that_fails(
     assert again.code == 0, again.err
     assert (nodes / "letter_s" / "manifest.json").stat().st_mtime_ns == kept
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_the_estimate_falls_while_a_node_is_worked_on() -> None:
+    root = tree(top={"task": "main", "helpers": ["letter_s"], "questions": 40}, letter_s={"questions": 40})
+    took = {"letter_s": {"reward": 60.0}, "top": {}}
+    shop = SimpleNamespace(has=lambda node: node.name == "letter_s", costs=lambda node: Costs(seconds=took[node.name]))
+    progress, workshop = Progress(root), cast(Any, shop)
+    whole = progress._left(workshop)
+    took["top"] = {"reward": 20.0}
+    assert progress._left(workshop) == pytest.approx(whole - 20.0)
+    took["top"] = {"reward": whole + 5.0}
+    assert progress._left(workshop) == 0.0
