@@ -6,7 +6,7 @@ number. Gemma 3 and Mistral have sliding windows shorter than the sequences that
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -63,14 +64,15 @@ _SENTENCES = (
 # -- tokenizer ------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _bpe() -> str:
+@cache
+def tiny_bpe(special_tokens: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")) -> str:
+    """A byte-level BPE of `VOCABULARY` tokens as JSON, the special ones first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=list(special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -83,7 +85,7 @@ def _bpe() -> str:
 def tiny_tokenizer(template: str | None = CHATML) -> Any:
     """A byte-level BPE tokenizer of `VOCABULARY` tokens: <|endoftext|> (0) pads, <|im_end|> (2) ends turns."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_bpe()),
+        tokenizer_object=Tokenizer.from_str(tiny_bpe()),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>"],
@@ -122,6 +124,8 @@ def tiny_config(family: str, layers: int = 2) -> Any:
         return Qwen3Config(**grouped)
     if family == "mistral":
         return MistralConfig(**grouped, sliding_window=WINDOW)
+    if family == "gemma":
+        return GemmaConfig(**grouped)
     if family == "gemma3":
         kinds = ["sliding_attention", "full_attention"] * layers
         return Gemma3TextConfig(**grouped, sliding_window=WINDOW, layer_types=kinds[:layers], query_pre_attn_scalar=8)

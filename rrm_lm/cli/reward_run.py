@@ -16,16 +16,25 @@ from rrm_lm.cli.parser import write_resolved
 from rrm_lm.cli.resuming import identity, is_asked, origin
 from rrm_lm.cli.reward import RunArguments
 from rrm_lm.cli.reward_data import read_feedback
-from rrm_lm.cli.reward_save import check_saved, members_of, plain_model, write_merged
+from rrm_lm.cli.reward_save import (
+    check_plain,
+    check_saved,
+    conversations,
+    members_by_template,
+    members_of,
+    plain_model,
+    write_merged,
+)
 from rrm_lm.cli.settings import DataArguments, ModelArguments, read_template
 from rrm_lm.cli.shown import show_example
 from rrm_lm.cli.signals import steps_are_finished
-from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.errors import ConfigError, DataError, ModelError
 from rrm_lm.evaluation.scorers import RewardScorer
 from rrm_lm.feedback.datasets import Feedback
 from rrm_lm.feedback.splits import LeakageReport
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.generation import Progress
+from rrm_lm.models.portable import unreadable
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.self_critique import with_own_critiques
@@ -107,7 +116,7 @@ class RewardRun:
                     show_example(chat, examples[0])
                 trainer = make_trainer(model, self.config, examples, chat, checked)
             self._train(trainer)
-            self._save(trainer, chat, checked or examples)
+            self._save(trainer, chat, checked or examples, heldout if checked else train)
             self._judge(trainer, chat, train, heldout, leak, builder)
 
     def _narrow(self, backbone: Backbone) -> bool:
@@ -163,7 +172,28 @@ class RewardRun:
             trained / 1e6,
             "on" if backbone.can_share else "off",
         )
-        return model, ChatFormat(tokenizer, length, critique_length)
+        chat = ChatFormat(tokenizer, length, critique_length)
+        self._readable = not config.critique_first and self._is_readable(chat)
+        return model, chat
+
+    def _is_readable(self, chat: ChatFormat) -> bool:
+        """Whether other programs read the reward at the token where it is trained, with the template that is saved.
+
+        Raises:
+            ModelError: They do not, and a merged checkpoint is for them.
+        """
+        reason = unreadable(chat)
+        if reason and self.more.merge:
+            raise ModelError(
+                "With this tokenizer and chat template, other programs would read the reward at another token than the "
+                f"one it is trained at: {reason}",
+                where=str(self.model_args.model_name_or_path),
+                remedy="leave out --merge (rrm-lm score and rrm-lm evaluate read the adapter), or pass a template that "
+                "ends at the end of the turn with --chat_template_path",
+            )
+        if reason:
+            logger.warning("only rrm_lm will read these rewards right: for other programs, %s", reason)
+        return not reason
 
     def _fitted(self, backbone: Backbone) -> int | None:
         """`max_length`, or less where the model has not as many positions for it and a critique."""
@@ -250,17 +280,20 @@ class RewardRun:
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
 
-    def _save(self, trainer: RewardTrainer, chat: ChatFormat, examples: list[Example]) -> None:
+    def _save(self, trainer: RewardTrainer, chat: ChatFormat, examples: list[Example], feedback: Feedback) -> None:
         trainer.save_whole(self.folder)
         model, sample = plain_model(trainer), examples[:_CHECKED]
         rewards = members_of(model, sample)
+        talks = conversations(chat, feedback.comparisons) if self._readable else []
+        read = members_by_template(model, chat, talks) if talks else None
         if not self.main:
             return
         check_saved(rewards, model, self.folder, sample, **self.model_args.loading())
-        if self.more.merge:
-            code = self.model_args.trust_remote_code
-            merged = self.folder / "merged"
-            write_merged(rewards, model, self.folder, merged, chat, sample, trust_remote_code=code)
+        if read is not None:
+            check_plain(read, model, self.folder, chat, talks, **self.model_args.loading())
+        if read is not None and self.more.merge:
+            code, merged = self.model_args.trust_remote_code, self.folder / "merged"
+            write_merged(read, model, self.folder, merged, chat, talks, trust_remote_code=code)
 
     def _judge(
         self,

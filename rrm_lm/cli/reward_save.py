@@ -1,17 +1,25 @@
-"""After training: what was saved must give the rewards of what was trained, or the run fails."""
+"""After training: what was saved must give the rewards of what was trained, or the run fails.
+
+It is read in two ways: by this package, bit for bit, and as other programs read it, with plain transformers and what
+the saved chat template renders.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
-from rrm_lm.errors import CheckpointError
-from rrm_lm.models.pretrained import load_sequence_classifier
-from rrm_lm.models.reward import RewardModel, load_reward_model, merge_reward_model
+from rrm_lm.errors import CheckpointError, ModelError
+from rrm_lm.feedback.records import Comparison
+from rrm_lm.models.portable import EXAMPLES, Conversation, messages_of, misread
+from rrm_lm.models.pretrained import load_sequence_classifier, rounding
+from rrm_lm.models.reward import RewardModel, load_classifier, load_reward_model, merge_reward_model
 from rrm_lm.models.sharding import fits
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import ChatFormat
@@ -20,7 +28,8 @@ from rrm_lm.training.reward_trainer import RewardTrainer
 
 logger = logging.getLogger(__name__)
 
-_MERGED_GAP = 1e-3  # how far rewards may be apart after merging in float32, relative to 1 + reward
+_COMPARED = 6  # conversations that are scored as other programs score them
+_TRIED = 20  # comparisons among which they are looked for
 
 
 def plain_model(trainer: RewardTrainer) -> RewardModel:
@@ -67,42 +76,111 @@ def check_saved(trained: Tensor, model: RewardModel, folder: Path, examples: lis
     logger.info("saved to %s; reloaded, and its rewards are identical", folder)
 
 
+def conversations(chat: ChatFormat, comparisons: Sequence[Comparison]) -> list[Conversation]:
+    """Conversations on which other programs are compared with this one: made-up ones, and the first of the feedback.
+
+    Those that are cut to fit, or hold special tokens, are left out: a client treats them otherwise.
+    """
+    made = [(one.prompt, response) for one in comparisons[:_TRIED] for response in (one.chosen, one.rejected)]
+    return [one for one in (*EXAMPLES, *made) if one[1].strip() and chat.is_as_rendered(*one)][:_COMPARED]
+
+
+def members_by_template(model: RewardModel, chat: ChatFormat, talks: Sequence[Conversation]) -> Tensor:
+    """(conversations, heads) rewards of each member. Called by all processes, if the model is sharded."""
+    lines = [chat.encode(prompt, [response]).lines[0][0] for prompt, response in talks]
+    rows = model.backbone.rows([line.ids for line in lines])
+    return members_of(model, [Example(tuple(rows), tuple(lines))])
+
+
+def check_plain(
+    trained: Tensor, model: RewardModel, folder: Path, chat: ChatFormat, talks: Sequence[Conversation], **loading: Any
+) -> None:
+    """Load a saved adapter in plain transformers and PEFT, render with the saved template alone, and compare.
+
+    Args:
+        trained: Its rewards as it was trained (:func:`members_by_template`).
+        model: The model.
+        folder: Where it was saved.
+        chat: Its chat format.
+        talks: The conversations that the rewards are of.
+        loading: How its backbone was loaded.
+
+    Raises:
+        CheckpointError: Rewards differ by more than rounding.
+    """
+    if not fits(model):
+        return
+    dtype = model.backbone.causal_lm.dtype
+    try:
+        plain: Any = load_classifier(folder, chat.tokenizer.pad_token_id, **{**loading, "dtype": dtype})
+    except ModelError as error:
+        logger.warning("only rrm_lm reads this reward model: %s", error.what)
+        return
+    gap = _gap(trained, plain, folder, chat, talks, model, rounding(dtype, model.device))
+    logger.info("plain transformers and PEFT give the same rewards, within %.1g", gap)
+
+
 def write_merged(
     trained: Tensor,
     model: RewardModel,
     folder: Path,
     output: Path,
     chat: ChatFormat,
-    examples: list[Example],
+    talks: Sequence[Conversation],
     **loading: Any,
 ) -> None:
-    """Write the merged checkpoint, reload it and compare.
+    """Write the merged checkpoint, read it as a client does, and compare.
 
     Args:
-        trained: Its rewards as it was trained (:func:`members_of`).
+        trained: Its rewards as it was trained (:func:`members_by_template`).
         model: The model.
         folder: Where its adapter was saved.
         output: Where the merged checkpoint goes.
         chat: Its chat format; the tokenizer is saved.
-        examples: What the rewards are compared on.
+        talks: The conversations that the rewards are of.
         loading: See :func:`rrm_lm.models.reward.merge_reward_model`.
 
     Raises:
-        CheckpointError: Rewards differ by more than rounding. Of a backbone that was not trained on in float32 the
-            difference is only told: the merged checkpoint is float32 and computes more exactly.
+        CheckpointError: Rewards differ by more than rounding. A backbone that was trained on in another precision than
+            float32 is allowed its rounding: the merged checkpoint is float32 and computes more exactly.
     """
     merge_reward_model(folder, output, chat.tokenizer, **loading)
-    classifier: Any = load_sequence_classifier(str(output), dtype="float32")
-    lines = [line for example in examples for line in example.lines]
+    plain: Any = load_sequence_classifier(str(output), dtype="float32")
+    mean = trained.mean(-1, keepdim=True)  # one number is their mean, however they are combined here
+    gap = _gap(mean, plain, output, chat, talks, model, rounding(model.backbone.causal_lm.dtype, model.device))
+    logger.info("merged checkpoint in %s; plain transformers gives the same rewards, within %.1g", output, gap)
+
+
+def _gap(
+    trained: Tensor,
+    plain: Any,
+    folder: Path,
+    chat: ChatFormat,
+    talks: Sequence[Conversation],
+    model: RewardModel,
+    allowed: float,
+) -> float:
+    """How far apart the rewards are, relative to 1 + the largest.
+
+    Raises:
+        CheckpointError: Farther than is allowed.
+    """
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+    texts = [tokenizer.apply_chat_template(messages_of(*talk), tokenize=False) for talk in talks]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    if getattr(plain, "hf_device_map", None) is None:
+        plain = plain.to(model.device)
     with torch.no_grad():
-        merged = [float(classifier(torch.tensor([line.ids[: line.reward_at + 1]])).logits) for line in lines]
-    rewards = trained.mean(-1).tolist()  # one number is their mean, however they are combined here
-    gap = max(abs(a - b) / (1 + abs(a)) for a, b in zip(rewards, merged, strict=True))
-    if model.backbone.causal_lm.dtype == torch.float32 and gap > _MERGED_GAP:
+        read = plain(**inputs.to(plain.device)).logits.float().cpu()
+    trained = trained.float().cpu()
+    gap = float((read - trained).abs().max() / (1 + trained.abs().max()))
+    if not gap <= allowed:
+        why = misread(tokenizer, chat, talks)
         raise CheckpointError(
-            f"The merged checkpoint gives other rewards than the adapter ({merged[:2]} instead of {rewards[:2]})",
-            where=str(output),
-            expected=f"the same rewards to {_MERGED_GAP:g}",
-            remedy="use the adapter; please report the model and the library versions",
+            f"Plain transformers reads other rewards from the saved model ({read.flatten()[:2].tolist()} instead of "
+            f"{trained.flatten()[:2].tolist()}){f': {why}' if why else ''}",
+            where=str(folder),
+            expected=f"the same rewards to {allowed:g}",
+            remedy="score with rrm_lm alone; please report the model and the library versions",
         )
-    logger.info("merged checkpoint in %s; its rewards differ by at most %.1g", output, gap)
+    return gap

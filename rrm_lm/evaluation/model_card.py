@@ -15,6 +15,7 @@ from rrm_lm.evaluation.report import benchmark_rows
 from rrm_lm.evaluation.results import Evaluation
 from rrm_lm.evaluation.templating import environment
 from rrm_lm.evaluation.wording import verdict
+from rrm_lm.models.embedded import EMBEDDED
 from rrm_lm.storage import write_text
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -43,6 +44,11 @@ class Card:
     license: str | None = None
     language: str | None = None
     version: str = __version__
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the backbone is one that PEFT does not find by its name, because it is not on the Hub."""
+        return self.base_model in EMBEDDED
 
     @property
     def heads(self) -> int:

@@ -16,6 +16,7 @@ from rrm_lm.models.adapter_files import read_weights
 from rrm_lm.models.agent import AgentModel, adapter_parameters, set_trainable
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.policy_files import PolicySettings, save_policy
+from rrm_lm.models.portable import is_template_of
 from rrm_lm.models.pretrained import refuse_pickles, resolve
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings, read_settings
 from rrm_lm.models.sharding import gather, is_sharded, put, settle
@@ -187,7 +188,8 @@ def put_reward(
             remedy=elsewhere,
         )
     template = folder / "chat_template.jinja"
-    if chat is not None and template.is_file() and template.read_text(encoding="utf-8") != chat.tokenizer.chat_template:
+    written = template.read_text(encoding="utf-8") if template.is_file() else None
+    if chat is not None and written is not None and not is_template_of(written, chat.tokenizer):
         raise ModelError(
             "The reward model was trained with another chat template than responses are sampled in",
             where=str(template),

@@ -27,6 +27,7 @@ from rrm_lm.models.adapter_files import (
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.fast_layers import speed_up_layers
 from rrm_lm.models.fast_lora import speed_up
+from rrm_lm.models.portable import add_old_names, backbone_name, save_tokenizer
 from rrm_lm.models.pretrained import align_pad, load_causal_lm, load_tokenizer, refuse_pickles, resolve
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.chat import ChatFormat
@@ -97,11 +98,10 @@ def save_policy(
     config = LoraConfig(**backbone.model.peft_config[adapter].to_dict())
     config.task_type = TaskType.CAUSAL_LM
     config.inference_mode = True
-    # The name it was loaded by, not looked up again: a checkpoint must not fail because the network is away.
-    config.base_model_name_or_path = backbone.causal_lm.name_or_path or settings.base_model
+    config.base_model_name_or_path = backbone_name(backbone.causal_lm, settings.base_model)
     config.revision = settings.revision
     config.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    save_tokenizer(tokenizer, folder)
     write_json(folder / SETTINGS_FILE, asdict(settings))
 
 
@@ -315,6 +315,7 @@ def merge_policy(
     align_pad(merged, tokenizer)
     with staged_folder(output, replace=True) as staged:
         merged.to(dtype).save_pretrained(str(staged))
-        tokenizer.save_pretrained(str(staged))
+        add_old_names(staged)
+        save_tokenizer(tokenizer, staged)
         if settings is not None:
             write_json(staged / SETTINGS_FILE, asdict(settings))

@@ -18,6 +18,7 @@ from peft import LoraConfig, PeftModel, TaskType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForSequenceClassification
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.adapter_files import ADAPTER_WEIGHTS, load_weights, put_weights, whole_weights
@@ -25,6 +26,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.models.fast_layers import speed_up_layers
 from rrm_lm.models.fast_lora import speed_up
+from rrm_lm.models.portable import add_old_names, backbone_name, save_reward_tokenizer
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, refuse_pickles, resolve
 from rrm_lm.models.sharding import Root, put, settle, whole
 from rrm_lm.storage import staged_folder, write_json
@@ -195,8 +197,9 @@ class RewardModel(Root):
     def save(self, folder: Path, tokenizer: Any, write: bool = True) -> None:
         """Write a PEFT ``SEQ_CLS`` adapter folder with its head, the tokenizer and :data:`SETTINGS_FILE`.
 
-        `AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1)` reads it; of an ensemble, with
-        as many labels as there are members, whose rewards are its logits.
+        `AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=...)` reads it, with
+        the tokenizer's pad token; of an ensemble, with as many labels as there are members, whose rewards are its
+        logits. :func:`load_classifier` does the same, and finds the embedded model, too.
 
         Args:
             folder: Where it goes; what else is there stays.
@@ -212,11 +215,10 @@ class RewardModel(Root):
         config.task_type = TaskType.SEQ_CLS
         config.modules_to_save = ["score"]
         config.inference_mode = True
-        # The name it was loaded by, not looked up again: a checkpoint must not fail because the network is away.
-        config.base_model_name_or_path = self.backbone.causal_lm.name_or_path or self.settings.base_model
+        config.base_model_name_or_path = backbone_name(self.backbone.causal_lm, self.settings.base_model)
         config.revision = self.settings.revision
         config.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
+        save_reward_tokenizer(tokenizer, folder)
         write_json(folder / SETTINGS_FILE, self.settings.to_dict())
 
     def load_adapter_state(self, folder: Path) -> None:
@@ -292,7 +294,9 @@ def load_reward_model(
     model.load_adapter_state(folder)
     if not trainable:
         model.requires_grad_(False).eval()
-    return model, ChatFormat(tokenizer, settings.max_length, settings.max_critique_length)
+    # What others trained was trained at the very end of what the template gives.
+    ours = (folder / SETTINGS_FILE).is_file()
+    return model, ChatFormat(tokenizer, settings.max_length, settings.max_critique_length, trim=ours)
 
 
 def read_settings(folder: Path) -> RewardSettings | None:
@@ -309,11 +313,45 @@ def is_reward_adapter(folder: Path) -> bool:
     return path.is_file() and json.loads(path.read_text()).get("task_type") == "SEQ_CLS"
 
 
+def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftModel:
+    """A saved reward model in plain transformers and PEFT, as other programs load it.
+
+    Args:
+        folder: The adapter, as :meth:`RewardModel.save` wrote it.
+        pad_token_id: The tokenizer's pad token. Such models find the last token of a sequence by it.
+        loading: Passed to `from_pretrained` of the backbone (dtype, revision, trust_remote_code ...).
+
+    Raises:
+        ModelError: The family has no sequence-classification model in transformers.
+    """
+    settings = read_settings(folder)
+    recorded: Any = LoraConfig.from_pretrained(str(folder))
+    base = resolve(settings.base_model if settings else recorded.base_model_name_or_path)
+    options = {"revision": settings.revision if settings else recorded.revision, "dtype": torch.float32, **loading}
+    try:
+        with _quiet():  # a report that `score` is new and `lm_head` unused, which is how it must be
+            plain = AutoModelForSequenceClassification.from_pretrained(
+                base,
+                num_labels=settings.ensemble_heads if settings else 1,
+                pad_token_id=pad_token_id,
+                use_safetensors=True,
+                **{name: value for name, value in options.items() if value is not None},
+            )
+    except ValueError as error:
+        raise ModelError(
+            f"This family has no sequence-classification model: {error}",
+            where=str(base),
+            remedy="leave out --merge; rrm-lm score and rrm-lm evaluate read the adapter as it is",
+        ) from error
+    loaded: Any = PeftModel.from_pretrained(plain, str(folder))
+    return loaded.eval()
+
+
 def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: Any) -> None:
     """Write a plain sequence-classification checkpoint: the adapter merged into the backbone, the head as ``score``.
 
-    RewardBench, TRL and vLLM read it. Its ``config.pad_token_id`` is the tokenizer's pad token, because such models
-    find the last token of a sequence by it. :data:`SETTINGS_FILE` comes along and says how the adapter was trained.
+    RewardBench, TRL, vLLM and the pipelines of transformers read it (see :mod:`rrm_lm.models.portable`).
+    :data:`SETTINGS_FILE` comes along and says how the adapter was trained.
 
     Of an ensemble the head is the mean of the members' heads, whatever they are combined by otherwise: such checkpoints
     give one number, by one linear head.
@@ -327,34 +365,15 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
     Raises:
         ModelError: The family has no sequence-classification model in transformers.
     """
-    from transformers import AutoModelForSequenceClassification
-
     settings = read_settings(folder)
-    recorded: Any = LoraConfig.from_pretrained(str(folder))
-    base = resolve(settings.base_model) if settings else recorded.base_model_name_or_path
-    revision = settings.revision if settings else recorded.revision
-    try:
-        with _quiet():  # a report that `score` is new and `lm_head` unused, which is how it must be
-            plain = AutoModelForSequenceClassification.from_pretrained(
-                base,
-                num_labels=settings.ensemble_heads if settings else 1,
-                pad_token_id=tokenizer.pad_token_id,
-                use_safetensors=True,
-                dtype=torch.float32,
-                **{"revision": revision, **loading},
-            )
-    except ValueError as error:
-        raise ModelError(
-            f"This family has no sequence-classification model: {error}",
-            where=str(base),
-            remedy="leave out --merge; rrm-lm score and rrm-lm evaluate read the adapter as it is",
-        ) from error
-    merged: Any = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
+    merged: Any = load_classifier(folder, tokenizer.pad_token_id, **loading).merge_and_unload()
     _average_heads(merged.score)
     merged.config.num_labels = merged.num_labels = 1
+    merged.config.problem_type = "regression"  # the logit is the reward: pipelines and vLLM apply no sigmoid then
     with staged_folder(output, replace=True) as staged:
         merged.save_pretrained(str(staged))
-        tokenizer.save_pretrained(str(staged))
+        add_old_names(staged)
+        save_reward_tokenizer(tokenizer, staged)
         if settings is not None:
             write_json(staged / SETTINGS_FILE, replace(settings, ensemble_heads=1).to_dict())
 

@@ -185,6 +185,13 @@ class ChatFormat:
             lines.append(tuple(self._with_critique(plain, text) for text in texts) or (plain,))
         return Encoded(tuple(lines), dropped, cut, cut_responses)
 
+    def is_as_rendered(self, prompt: Prompt, response: str) -> bool:
+        """Whether a line's tokens are those of the rendered text: nothing is cut, and nobody wrote a special token."""
+        if any(self._special.search(text) for text in (response, *(message.content for message in prompt))):
+            return False
+        encoded = self.encode(prompt, [response])
+        return not (encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
+
     def show(self, line: Line) -> list[tuple[str, str]]:
         """The line as pieces of text with what each piece is: prompt, response, frame or critique. For people."""
         bounds = [

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -23,7 +22,7 @@ from rrm_lm.feedback.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison, Message
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.pretrained import DEFAULT_MODEL, load_causal_lm, load_tokenizer
-from rrm_lm.models.reward import RewardModel, RewardSettings, merge_reward_model
+from rrm_lm.models.reward import RewardModel, RewardSettings, load_classifier, merge_reward_model
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.examples import ExampleBuilder
@@ -177,20 +176,20 @@ def test_other_libraries_read_the_same_rewards(
     scored = {row["response"]: row["reward"] for row in map(json.loads, capsys.readouterr().out.splitlines())}
     alike([scored[row["completion"]] for row in rows], rewards)
 
-    peft: Any = AutoPeftModelForSequenceClassification.from_pretrained(str(saved), num_labels=1).eval()
+    # The embedded model is not on the Hub, so the adapter names it, and the card says how to load it.
+    peft: Any = load_classifier(saved, 0)
     plain: Any = AutoModelForSequenceClassification.from_pretrained(str(saved / "merged")).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(str(saved / "merged"))
     assert plain.dtype == torch.float32 and plain.config.pad_token_id == tokenizer.pad_token_id == 0
     width = max(len(line.ids) for line in lines) + 1  # TRL looks for the first pad behind a response
     ids = torch.tensor([[*line.ids, *[0] * (width - len(line.ids))] for line in lines])
     with torch.inference_mode():
-        peft.config.pad_token_id = 0
         alike(peft(input_ids=ids, attention_mask=ids != 0).logits[:, 0], rewards)
         alike(plain(input_ids=ids, attention_mask=ids != 0).logits[:, 0], rewards)
         alike(get_reward(plain, ids, 0, min(line.response_start for line in lines))[1], rewards)
     # As the model card says it, from messages.
     messages = [{"role": "user", "content": rows[0]["prompt"]}, {"role": "assistant", "content": rows[0]["completion"]}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
     with torch.inference_mode():
-        one = plain(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits[0]
+        one = plain(**tokenizer(text, return_tensors="pt")).logits[0]
     alike(one, rewards[:1])

@@ -9,7 +9,11 @@ import pytest
 import torch
 import yaml
 
-from rrm_lm.cli import reward_save
+from rrm_lm.cli import reward_run, reward_save
+from rrm_lm.evaluation.scorers import load_scorer
+from rrm_lm.feedback.records import Message
+from rrm_lm.models import reward
+from rrm_lm.models.portable import save_tokenizer
 from rrm_lm.storage import verify
 from tests.smoke.commands import (
     contents,
@@ -54,7 +58,16 @@ def test_what_a_run_leaves(trained: Trained) -> None:
     report = (trained.folder / "report.html").read_text(encoding="utf-8")
     assert "held out" in report and "<script src" not in report
     card = (trained.folder / "README.md").read_text(encoding="utf-8")
-    assert f'AutoPeftModelForSequenceClassification.from_pretrained("{trained.folder}", num_labels=1)' in card
+    assert f'AutoPeftModelForSequenceClassification.from_pretrained(\n    "{trained.folder}", num_labels=1, pad' in card
+
+
+def test_the_code_on_the_model_card_prints_the_reward(trained: Trained, capsys: Any) -> None:
+    card = (trained.folder / "README.md").read_text(encoding="utf-8")
+    capsys.readouterr()
+    exec(card.partition("```python\n")[2].partition("```")[0], {})
+    asked = (Message("user", "What is the capital of France?"),)
+    [[expected]] = load_scorer(str(trained.folder), dtype="float32").score([asked], [["Paris."]])
+    assert float(capsys.readouterr().out) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_merged_checkpoint_says_how_it_was_trained(trained: Trained) -> None:
@@ -284,4 +297,27 @@ def test_a_merged_checkpoint_with_other_rewards_fails_the_run(
     monkeypatch.setattr(reward_save, "load_sequence_classifier", load)
     result = train(capsys, tiny, pairs, tmp_path / "out", "--merge", "true")
     assert result.code == 2
-    assert "The merged checkpoint gives other rewards than the adapter" in result.error["error"]
+    assert "Plain transformers reads other rewards from the saved model" in result.error["error"]
+    assert str(tmp_path / "out" / "merged") in str(result.error)
+
+
+def test_a_template_that_clients_read_to_another_token_fails_the_run(
+    tiny: Path, pairs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the check is for: the tokenizer saved as it is, with the new line that ChatML puts after a turn."""
+    monkeypatch.setattr(reward, "save_reward_tokenizer", save_tokenizer)
+    result = train(capsys, tiny, pairs, tmp_path / "out")
+    assert result.code == 2
+    assert "Plain transformers reads other rewards from the saved model" in result.error["error"]
+    assert "is '\\n' in place of ''" in result.error["error"]
+
+
+def test_a_tokenizer_that_clients_cannot_read_is_named_before_training(
+    tiny: Path, pairs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reward_run, "unreadable", lambda chat: "token 9 is '</s>' in place of ''")
+    result = train(capsys, tiny, pairs, tmp_path / "merged", "--merge", "true")
+    assert result.code == 2 and not contents(tmp_path / "merged")
+    assert "token 9 is '</s>'" in result.error["error"] and "--merge" in result.error["remedy"]
+    result = train(capsys, tiny, pairs, tmp_path / "out")
+    assert result.code == 0 and "only rrm_lm will read these rewards right" in result.err

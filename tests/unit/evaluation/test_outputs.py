@@ -218,6 +218,13 @@ def test_card_leaves_local_names_out_of_the_metadata(tmp_path, monkeypatch):
     assert "AutoPeftModel" not in body and "AutoModelForSequenceClassification" in body
 
 
+def test_card_of_an_adapter_on_the_embedded_model_says_how_to_load_it():
+    """PEFT alone does not find a backbone that is not on the Hub."""
+    _, body = split_card(model_card(evaluation(), Card(kind="adapter", base_model="smollm2-135m", location="mine")))
+    assert "AutoPeftModel" not in body
+    assert 'fetch("smollm2-135m")' in body and 'PeftModel.from_pretrained(backbone, "mine")' in body
+
+
 def test_card_of_someone_elses_model_does_not_say_that_we_trained_it():
     _, body = split_card(model_card(evaluation(), Card(kind="evaluated")))
     assert body.lstrip().startswith("# Evaluation of tiny")

@@ -1,0 +1,209 @@
+"""Tokenizer and configuration files that other programs read the same way, back to transformers 4.51.
+
+A client of a reward model renders a conversation with ``tokenizer.apply_chat_template``, tokenizes the text with or
+without special tokens, and reads the last token that is not padding. Saved as they are, most tokenizers lead it to
+another token than the one that was trained: templates put white space after the last turn, or the tokenizer adds a
+second beginning-of-sequence token. Old releases also look for names in the files that transformers 5 no longer writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from rrm_lm.feedback.records import Message, Prompt
+from rrm_lm.models.embedded import EMBEDDED
+from rrm_lm.storage import write_text
+from rrm_lm.text.chat import ChatFormat
+
+Conversation = tuple[Prompt, str]  # a prompt and one response to it
+
+EXAMPLES: tuple[Conversation, ...] = (
+    ((Message("user", "What is the capital of France?"),), "Paris."),
+    ((Message("user", "Hello"), Message("assistant", "Hi!"), Message("user", "Two and two?")), "Four, I think"),
+)
+
+# What is rendered does not end in white space where a response is scored; a prompt to be continued stays as it is.
+# `+` keeps Jinja from removing white space next to the tags.
+_HEAD = "{% set rrm_lm_text +%}"
+_TAIL = (
+    "{%+ endset %}{{ rrm_lm_text.rstrip() if messages and messages[-1]['role'] == 'assistant' "
+    "and not add_generation_prompt else rrm_lm_text }}"
+)
+_ADDS_TOKENS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")  # post-processors of `tokenizers`
+# Which tokenizer was loaded, and from where: of no use elsewhere.
+_LOCAL = ("is_local", "local_files_only", "backend")
+
+
+# -- tokenizers -----------------------------------------------------------------------------------------------------
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer so that transformers 4.51 and later load it.
+
+    Args:
+        tokenizer: A fast tokenizer; it is not changed.
+        folder: Where it goes, which is there.
+    """
+    tokenizer.save_pretrained(str(folder))
+    _edit(folder / "tokenizer_config.json", _old_tokenizer_names)
+
+
+def save_reward_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save the tokenizer of a reward model, so that clients read the reward at the token where it was trained.
+
+    The saved template ends a scored conversation at the end of its last turn, and the saved tokenizer adds no special
+    tokens of its own, because the template writes all that were trained with.
+
+    Args:
+        tokenizer: A fast tokenizer with a chat template; it is not changed.
+        folder: Where it goes, which is there.
+    """
+    trimmed = copy.copy(tokenizer)
+    trimmed.chat_template = _ending_at_turn(tokenizer)
+    save_tokenizer(trimmed, folder)
+    if (folder / "tokenizer.json").is_file():
+        _edit(folder / "tokenizer.json", _adding_nothing)
+        # The class of a family (LlamaTokenizerFast, GemmaTokenizerFast) would add the special tokens again.
+        _edit(folder / "tokenizer_config.json", lambda config: {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _ending_at_turn(tokenizer: Any) -> Any:
+    """The chat template (or each of several by name), without white space after the last turn of a conversation."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        return {name: _wrapped(text) for name, text in template.items()}
+    prompt, response = EXAMPLES[0]
+    text = tokenizer.apply_chat_template(messages_of(prompt, response), tokenize=False)
+    return template if text == text.rstrip() else _wrapped(template)
+
+
+def is_template_of(template: str, tokenizer: Any) -> bool:
+    """Whether a reward model's saved template is that of a tokenizer, up to what :func:`save_reward_tokenizer` adds."""
+    return template in (tokenizer.chat_template, _ending_at_turn(tokenizer))
+
+
+def _wrapped(template: str) -> str:
+    if template.startswith(_HEAD):
+        return template
+    return f"{_HEAD}{template.removesuffix(chr(10))}{_TAIL}"  # Jinja drops one newline at the end of a template
+
+
+def _old_tokenizer_names(config: dict[str, Any]) -> dict[str, Any]:
+    config = {name: value for name, value in config.items() if name not in _LOCAL}
+    if config.get("tokenizer_class") in (None, "TokenizersBackend"):
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    if isinstance(config.get("extra_special_tokens"), list):  # transformers 4 expects a mapping there
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    return config
+
+
+def _adding_nothing(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """The content of tokenizer.json without the step that adds special tokens."""
+    step = tokenizer.get("post_processor")
+    if step and step["type"] == "Sequence":
+        kept = [part for part in step["processors"] if part["type"] not in _ADDS_TOKENS]
+        step = {**step, "processors": kept} if kept else None
+    elif step and step["type"] in _ADDS_TOKENS:
+        step = None
+    return {**tokenizer, "post_processor": step}
+
+
+# -- configurations -------------------------------------------------------------------------------------------------
+
+
+def add_old_names(folder: Path) -> None:
+    """Add the names that transformers 4 looks for to a saved config.json. Without them it takes defaults, silently.
+
+    Args:
+        folder: A saved model.
+    """
+    _edit(folder / "config.json", _with_old_rope)
+
+
+def _with_old_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """The rotary settings that transformers 5 has in `rope_parameters`, also under the names of transformers 4."""
+    config = {name: _with_old_rope(value) if name == "text_config" else value for name, value in config.items()}
+    rope = config.get("rope_parameters") or {}
+    old: dict[str, Any] = {}
+    if "full_attention" in rope:  # Gemma 3 has one set of rotary settings for each kind of layer
+        old["rope_local_base_freq"] = rope.get("sliding_attention", {}).get("rope_theta")
+        rope = rope["full_attention"]
+    theta, part = rope.get("rope_theta"), rope.get("partial_rotary_factor")
+    if config.get("model_type") == "gpt_neox":
+        old |= {"rotary_emb_base": theta, "rotary_pct": part}
+    else:
+        old |= {"rope_theta": theta, "partial_rotary_factor": part}
+    if rope.get("rope_type", "default") != "default":
+        old["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+    return {**{name: value for name, value in old.items() if value is not None}, **config}
+
+
+def _edit(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    before = json.loads(file.read_text(encoding="utf-8"))
+    after = change(before)
+    if after != before:
+        write_text(file, json.dumps(after, indent=2, ensure_ascii=False) + "\n")
+
+
+def backbone_name(model: Any, asked: str) -> str:
+    """What a saved adapter calls its backbone.
+
+    An alias stays one: every installation of this package finds it, but a path into a cache is of one machine. Another
+    name is the one it was loaded by, not looked up again, because a checkpoint must not fail when the network is away.
+
+    Args:
+        model: The backbone as transformers loaded it.
+        asked: The name it was asked for by.
+    """
+    return asked if asked in EMBEDDED else model.name_or_path or asked
+
+
+# -- what a client reads --------------------------------------------------------------------------------------------
+
+
+def messages_of(prompt: Prompt, response: str) -> list[dict[str, str]]:
+    """A conversation as transformers has it."""
+    turns = (*prompt, Message("assistant", response))
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def misread(tokenizer: Any, chat: ChatFormat, conversations: Sequence[Conversation]) -> str:
+    """How what a client reads differs from what the reward model is trained on.
+
+    Args:
+        tokenizer: As `AutoTokenizer` loads it from a saved reward model.
+        chat: The chat format of the training.
+        conversations: Conversations that fit `chat.max_length` and hold no special tokens.
+
+    Returns:
+        The first token that differs, in words; an empty string where all tokens are the same.
+    """
+    for prompt, response in conversations:
+        [line] = chat.encode(prompt, [response]).lines[0]
+        trained = list(line.ids[: line.reward_at + 1])
+        text = tokenizer.apply_chat_template(messages_of(prompt, response), tokenize=False)
+        for adding in (True, False):
+            read = tokenizer(text, add_special_tokens=adding).input_ids
+            if read != trained:
+                at = next((i for i, (a, b) in enumerate(zip(read, trained, strict=False)) if a != b), len(trained))
+                found, expected = (tokenizer.decode(ids[at : at + 1]) for ids in (read, trained))
+                return f"token {at + 1} is {found!r} in place of {expected!r}"
+    return ""
+
+
+def unreadable(chat: ChatFormat) -> str:
+    """Why clients cannot read rewards of a model with this chat format; an empty string where they can.
+
+    Asked before training, of made-up conversations.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        save_reward_tokenizer(chat.tokenizer, Path(folder))
+        return misread(AutoTokenizer.from_pretrained(folder), chat.uncut, EXAMPLES)
