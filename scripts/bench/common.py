@@ -6,6 +6,7 @@ import os
 import platform
 import random
 import resource
+import subprocess
 import time
 from pathlib import Path
 
@@ -37,6 +38,17 @@ def machine() -> dict[str, object]:
         "torch": torch.__version__,
         "load_average": [round(value, 2) for value in os.getloadavg()],
     }
+
+
+def commit() -> str:
+    """The commit that a figure was measured on, with a mark where files had been changed since."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], check=True, capture_output=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("-changed" if changed else "")
 
 
 def matrix_ceiling(rows: int = 1024, inner: int = 576, outer: int = 1536, repeats: int = 60) -> float:

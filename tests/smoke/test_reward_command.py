@@ -318,6 +318,6 @@ def test_a_tokenizer_that_clients_cannot_read_is_named_before_training(
     monkeypatch.setattr(reward_run, "unreadable", lambda chat: "token 9 is '</s>' in place of ''")
     result = train(capsys, tiny, pairs, tmp_path / "merged", "--merge", "true")
     assert result.code == 2 and not contents(tmp_path / "merged")
-    assert "token 9 is '</s>'" in result.error["error"] and "--merge" in result.error["remedy"]
+    assert "token 9 is '</s>'" in result.error["error"] and "--merge" in str(result.error)
     result = train(capsys, tiny, pairs, tmp_path / "out")
     assert result.code == 0 and "only rrm_lm will read these rewards right" in result.err
