@@ -14,7 +14,8 @@ from rrm_lm.cli import launching
 _INHERITED_FROM = ("transformers", "trl")
 _SOURCES = (
     "Settings come from a YAML file with lines `setting: value` (--config FILE.yaml); flags override it. Paths in it "
-    "are relative to the folder that the command runs in. Its `env:` mapping sets environment variables."
+    "are relative to the folder that the command runs in. Its `env:` mapping sets environment variables. A file that "
+    "runs code, or sets a variable which may do so, needs --allow_code on the command line."
 )
 # What most people set among the inherited ones.
 _COMMON = (
