@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 
 from rrm_lm.cli import launching, parser, recurse_run
+from rrm_lm.cli.collect import CollectArguments
+from rrm_lm.cli.collect_run import load_overseer
+from rrm_lm.cli.compare import CompareArguments
+from rrm_lm.cli.compare_run import CompareRun
 from rrm_lm.cli.critics import find_critic
 from rrm_lm.cli.main import COMMANDS, main
 from rrm_lm.cli.permissions import runs_code
@@ -281,3 +285,15 @@ def test_the_domain_of_a_helper_is_not_run_without_permission(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="no function 'World'"):
         find_critic(str(node), allow_code=True)
     assert (tmp_path / "ran").exists()
+
+
+def test_the_named_key_goes_to_the_judge_of_both_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="the optional package openai is not installed")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    monkeypatch.setenv("OTHER_KEY", "sk-other")
+    url = "https://judge.invalid/v1"
+    for name, sent in ((None, "none"), ("OTHER_KEY", "sk-other")):
+        comparison = object.__new__(CompareRun)
+        comparison.args, comparison.critiques = CompareArguments(base_url=url, judge_key_env=name), None
+        overseer: Any = load_overseer(CollectArguments(overseer="llm:model", base_url=url, judge_key_env=name))
+        assert [one._client.api_key for one in (overseer, comparison._served("llm:model"))] == [sent, sent]
