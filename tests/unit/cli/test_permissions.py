@@ -297,3 +297,14 @@ def test_the_named_key_goes_to_the_judge_of_both_commands(monkeypatch: pytest.Mo
         comparison.args, comparison.critiques = CompareArguments(base_url=url, judge_key_env=name), None
         overseer: Any = load_overseer(CollectArguments(overseer="llm:model", base_url=url, judge_key_env=name))
         assert [one._client.api_key for one in (overseer, comparison._served("llm:model"))] == [sent, sent]
+
+
+@pytest.mark.parametrize(("command", "own"), [("collect", "samples"), ("evaluate", "critic"), ("reward", "split_seed")])
+def test_help_has_the_commands_own_settings_above_the_shared_ones(
+    command: str, own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    page = capsys.readouterr().out
+    places = [page.index(f"  --{name} ") for name in (own, "max_cell_chars", "allow_code")]
+    assert places == sorted(places)
