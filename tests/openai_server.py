@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 SHOWN = re.compile(r"Reply ([AB]):\n<text (\w+)>\n(.*?)\n</text \2>", re.DOTALL)
 
@@ -23,6 +24,7 @@ class Reply:
     refusal: str | None = None
     status: int = 200
     body: Any = None
+    location: str = ""
 
     def payload(self) -> bytes:
         if self.body is not None:
@@ -69,7 +71,10 @@ def fake_server(answer: Callable[[str], Reply | str]) -> Iterator[FakeServer]:
             reply = Reply(reply) if isinstance(reply, str) else reply
             payload = reply.payload()
             with contextlib.suppress(ConnectionError):  # a client that did not want to wait is gone
-                self.send_response(reply.status if self.path == "/v1/chat/completions" else 404)
+                path = urlsplit(self.path).path  # what is sent to a proxy is a whole address
+                self.send_response(reply.status if path == "/v1/chat/completions" else 404)
+                if reply.location:
+                    self.send_header("Location", reply.location)
                 self.send_header("Content-Type", "text/html" if isinstance(reply.body, str) else "application/json")
                 self.send_header("Content-Length", str(len(payload)))
                 self.send_header("retry-after-ms", "5")  # the client's own waits are half a second and more

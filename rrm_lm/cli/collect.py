@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rrm_lm.cli.critics import CRITIC_HELP
+from rrm_lm.cli.permissions import CodeArguments
+from rrm_lm.cli.server import ServerArguments
 from rrm_lm.errors import ConfigError
+from rrm_lm.feedback.limits import ReadLimits
 
 EXAMPLES = """\
 examples:
@@ -18,7 +21,7 @@ then: rrm-lm reward --dataset_name outputs/round2
 
 
 @dataclass
-class CollectArguments:
+class CollectArguments(ReadLimits, ServerArguments, CodeArguments):
     """Whose answers, to which prompts, and who judges them."""
 
     policy: str | None = field(
@@ -34,10 +37,6 @@ class CollectArguments:
             "help": "Who judges: llm:MODEL at base_url, a file of a simulated user's requests, or file.py:function, a "
             "function that returns an overseer (rrm_lm/feedback/overseers.py says what one is)."
         },
-    )
-    base_url: str = field(
-        default="http://127.0.0.1:8000/v1",
-        metadata={"help": "With llm:MODEL: address of a server with OpenAI's chat completions."},
     )
     critic: str | None = field(default=None, metadata={"help": CRITIC_HELP})
     samples: int = field(default=4, metadata={"help": "Answers to each prompt."})
@@ -55,6 +54,7 @@ class CollectArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("samples", 2), ("comparisons_per_prompt", 1), ("round", 1), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}", where=name, expected=f"at least {least}")

@@ -42,8 +42,8 @@ def collect_feedback(args: CollectArguments) -> Collected:
     Raises:
         RRMError: A policy, file, overseer, critic or setting that cannot be used. Answers to questions so far are kept.
     """
-    overseer = load_overseer(str(args.overseer), args.base_url, noted=args.critic is not None)
-    critic = None if args.critic is None else find_critic(args.critic)
+    overseer = load_overseer(args)
+    critic = None if args.critic is None else find_critic(args.critic, allow_code=args.allow_code)
     identity = {
         "policy": args.policy,
         "overseer": args.overseer,
@@ -92,21 +92,17 @@ def collect_feedback(args: CollectArguments) -> Collected:
     return collected
 
 
-def load_overseer(name: str, base_url: str, *, noted: bool = False) -> Overseer:
-    """The overseer that a name stands for.
-
-    Args:
-        name: ``llm:MODEL``, a file of a simulated user's requests, or ``file.py:function`` (or ``module:function``), a
-            function without arguments that returns an overseer.
-        base_url: Where the model is served.
-        noted: Whether it is shown responses with notes behind them.
+def load_overseer(args: CollectArguments) -> Overseer:
+    """The overseer that the settings name: ``llm:MODEL``, a file of a simulated user's requests, or
+    ``file.py:function`` (or ``module:function``), a function without arguments that returns an overseer.
 
     Raises:
-        ConfigError: None of these, a function that returns something else, or one who cannot be shown notes.
+        ConfigError: None of these, a function that returns something else, or one who cannot be shown critiques.
     """
+    name, noted = str(args.overseer), args.critic is not None
     if name.startswith(SERVED):
         question = judge_questions.noted(VERDICT_QUESTION) if noted else VERDICT_QUESTION
-        return ServedJudge(name.removeprefix(SERVED), base_url, question=question)
+        return ServedJudge(name.removeprefix(SERVED), args.base_url, question=question, key_variable=args.judge_key_env)
     if Path(name).expanduser().is_file():
         if noted:
             raise ConfigError(
@@ -114,7 +110,7 @@ def load_overseer(name: str, base_url: str, *, noted: bool = False) -> Overseer:
                 where="critic",
                 expected="an overseer who reads: llm:MODEL, or one's own as file.py:function",
             )
-        return PlainUser.from_file(Path(name).expanduser())
+        return PlainUser.from_file(Path(name).expanduser(), args)
     if ":" not in name:
         raise ConfigError(
             f"There is no overseer {name!r}",
@@ -132,7 +128,8 @@ def load_overseer(name: str, base_url: str, *, noted: bool = False) -> Overseer:
 
 
 def _prompts(args: CollectArguments) -> list[Prompt]:
-    prompts = list(dict.fromkeys(prompt for name in args.prompts for prompt in load_prompts(name, split="train")))
+    read = (load_prompts(name, split="train", limits=args) for name in args.prompts)
+    prompts = list(dict.fromkeys(prompt for prompts in read for prompt in prompts))
     if args.max_prompts is not None and args.max_prompts < len(prompts):
         prompts = random.Random(args.seed).sample(prompts, args.max_prompts)
     return prompts

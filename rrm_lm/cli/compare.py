@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rrm_lm.cli.critics import CRITIC_HELP
+from rrm_lm.cli.permissions import CodeArguments
+from rrm_lm.cli.server import ServerArguments
 from rrm_lm.errors import ConfigError
+from rrm_lm.feedback.limits import ReadLimits
 from rrm_lm.feedback.llm_judge import SERVED
 
 EXAMPLES = """\
@@ -23,7 +26,7 @@ a row of my_prompts.jsonl: {"prompt": "How do I boil an egg?"}
 
 
 @dataclass
-class CompareArguments:
+class CompareArguments(ReadLimits, ServerArguments, CodeArguments):
     """The policies, what they answer, and what says which answers are better."""
 
     policies: list[str] = field(
@@ -63,10 +66,6 @@ class CompareArguments:
             "server at base_url, which all prompts and compared answers are sent to."
         },
     )
-    base_url: str = field(
-        default="http://127.0.0.1:8000/v1",
-        metadata={"help": "With llm:MODEL: address of a server with OpenAI's chat completions."},
-    )
     critic: str | None = field(default=None, metadata={"help": CRITIC_HELP})
     output_dir: str | None = field(
         default=None, metadata={"help": "Where the results go; unset: outputs/compare/ and the policies' names."}
@@ -74,6 +73,7 @@ class CompareArguments:
     overwrite_output_dir: bool = field(default=True, metadata={"help": "Replace earlier results in output_dir."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_prompts is not None and self.max_prompts < 1:
             raise ConfigError(f"max_prompts is {self.max_prompts}", where="max_prompts", expected="at least 1")
 

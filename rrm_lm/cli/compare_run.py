@@ -65,7 +65,7 @@ class CompareRun:
                 "rrm-lm compare runs in one process", remedy="start it without accelerate launch or torchrun"
             )
         args = self.args
-        critic = None if args.critic is None else find_critic(args.critic)
+        critic = None if args.critic is None else find_critic(args.critic, allow_code=args.allow_code)
         reference = args.reference or self._made_from(args.policies[0])
         if reference in args.policies:
             raise ConfigError(
@@ -82,7 +82,7 @@ class CompareRun:
         )
         with folder:
             prompts = self._prompts()
-            gold = None if args.gold is None else load_gold(args.gold)
+            gold = None if args.gold is None else load_gold(args.gold, args)
             # A name that is none, or a server that is not there, is said now, not after an hour of answers.
             for name in [reference, *args.policies, *args.scorers, *args.judge]:
                 if not (name in args.judge and name.startswith(SERVED)):
@@ -108,6 +108,7 @@ class CompareRun:
                     split=args.split,
                     config=args.dataset_config,
                     skip_bad_rows=args.skip_bad_rows,
+                    limits=args,
                 )
             )
         prompts = list(found)[: args.max_prompts]
@@ -274,7 +275,10 @@ class CompareRun:
 
     def _served(self, name: str) -> ServedJudge:
         question = VERDICT_QUESTION if self.critiques is None else noted(VERDICT_QUESTION)
-        return ServedJudge(name.removeprefix(SERVED), self.args.base_url, name=name, question=question)
+        args = self.args
+        return ServedJudge(
+            name.removeprefix(SERVED), args.base_url, name=name, question=question, key_variable=args.judge_key_env
+        )
 
     def _judge(
         self, name: str, prompts: Sequence[Prompt], names: Sequence[str], answers: Sequence[Answers]

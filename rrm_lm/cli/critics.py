@@ -32,11 +32,13 @@ class NamedCritic:
         given: As it was named.
         path: Its folder, or its name on the Hub.
         is_helper: A solved helper of a tree, not a reward model.
+        allow_code: Whether the settings beside a helper may run code.
     """
 
     given: str
     path: str
     is_helper: bool
+    allow_code: bool = False
 
     @property
     def name(self) -> str:
@@ -58,7 +60,7 @@ class NamedCritic:
             from rrm_lm.cli.solved_helper import load_helper
             from rrm_lm.recursion.critics import HelperCritic
 
-            return HelperCritic(load_helper(Path(self.path)), self.name)
+            return HelperCritic(load_helper(Path(self.path), allow_code=self.allow_code), self.name)
         from rrm_lm.models.adapter_files import fetch_adapter
         from rrm_lm.models.pretrained import process_state
         from rrm_lm.models.reward import load_reward_model
@@ -88,13 +90,17 @@ class NamedCritic:
         return written
 
 
-def find_critic(name: str) -> NamedCritic:
+def find_critic(name: str, *, allow_code: bool = False) -> NamedCritic:
     """The critic that a name stands for, looked at before anything is loaded.
+
+    Args:
+        name: A folder, or a name on the Hub.
+        allow_code: Whether the settings beside a helper may run code, such as a domain of one's own.
 
     Raises:
         ModelError: There is no such folder or model, or it is no critic.
         CheckpointError: A helper that is not solved, or whose files are broken.
-        ConfigError: A helper whose tree cannot be read.
+        ConfigError: A helper whose tree cannot be read, or runs code that is not allowed.
     """
     from rrm_lm.models.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, model_file, read_json
     from rrm_lm.models.pretrained import resolve
@@ -103,8 +109,8 @@ def find_critic(name: str) -> NamedCritic:
     if Path(path, "node.json").is_file():
         from rrm_lm.cli.solved_helper import check_helper
 
-        check_helper(Path(path))
-        return NamedCritic(name, path, is_helper=True)
+        check_helper(Path(path), allow_code=allow_code)
+        return NamedCritic(name, path, is_helper=True, allow_code=allow_code)
     file = model_file(path, ADAPTER_CONFIG)
     task = None if file is None else read_json(file).get("task_type")
     if task != "SEQ_CLS":

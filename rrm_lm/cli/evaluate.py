@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rrm_lm.cli.critics import CRITIC_HELP, FILE, NamedCritic, find_critic
+from rrm_lm.cli.permissions import CodeArguments
 from rrm_lm.cli.scoring import ScoringArguments, load_sets, make_scorer
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ examples:
 
 
 @dataclass
-class EvaluateArguments(ScoringArguments):
+class EvaluateArguments(ScoringArguments, CodeArguments):
     """What `rrm-lm evaluate` needs."""
 
     critic: str | None = field(default=None, metadata={"help": CRITIC_HELP})
@@ -55,7 +56,7 @@ def run(argv: list[str]) -> int:
     from rrm_lm.training.output_folder import OutputFolder
 
     state = process_state()
-    critic = None if args.critic is None else find_critic(args.critic)
+    critic = None if args.critic is None else find_critic(args.critic, allow_code=args.allow_code)
     folder = OutputFolder(
         args.folder,
         command="rrm-lm evaluate",

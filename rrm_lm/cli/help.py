@@ -9,13 +9,19 @@ import textwrap
 from collections.abc import Sequence
 
 from rrm_lm.cli import launching
+from rrm_lm.cli.permissions import CodeArguments
+from rrm_lm.cli.server import ServerArguments
+from rrm_lm.feedback.limits import ReadLimits
 
 # Packages whose settings are documented by themselves; everything else is ours and printed in full.
 _INHERITED_FROM = ("transformers", "trl")
 _SOURCES = (
     "Settings come from a YAML file with lines `setting: value` (--config FILE.yaml); flags override it. Paths in it "
-    "are relative to the folder that the command runs in. Its `env:` mapping sets environment variables."
+    "are relative to the folder that the command runs in. Its `env:` mapping sets environment variables. A file that "
+    "runs code, or sets a variable which may do so, needs --allow_code on the command line."
 )
+# What commands have in common stands below their own settings, although a dataclass has it before them.
+_SHARED = (ServerArguments, ReadLimits, CodeArguments)
 # What most people set among the inherited ones.
 _COMMON = (
     "model_name_or_path",
@@ -64,7 +70,9 @@ def command_help(
         lines = lines[1:] if lines[0].lower() == "examples:" else lines  # a heading of its own is as good
         parts.append("Examples:\n" + textwrap.indent(textwrap.dedent("\n".join(lines)), "  "))
     parts.append(textwrap.fill(_SOURCES, width))
-    parts += [_section(parser, title, names, width) for title, names in own.items()]
+    shared = list(map(_title, _SHARED))
+    titles = sorted(own, key=lambda title: shared.index(title) if title in shared else -1)
+    parts += [_section(parser, title, own[title], width) for title in titles]
     if command.split()[-1] in launching.LAUNCHED:
         parts.append(launching.help_text(width))
     if everything:

@@ -22,6 +22,7 @@ from trl.scripts.utils import TrlParser  # the module itself: `trl` alone would 
 
 from rrm_lm import __version__
 from rrm_lm.cli.help import command_help
+from rrm_lm.cli.permissions import FLAGS_ONLY, CodeArguments, check_environment, check_setting, runs_code
 from rrm_lm.cli.settings_file import Setting, read_settings
 from rrm_lm.errors import ConfigError
 from rrm_lm.storage import write_text
@@ -36,7 +37,7 @@ _EXPECTED = {
 }
 _UNKNOWN_REMEDY = "correct it, or remove it; --help_all lists every setting"
 # Not written with the settings of a run: output folders are shared, and a run that is repeated is a new one.
-_NOT_WRITTEN = {"hub_token", "resume_from_checkpoint"}
+_NOT_WRITTEN = {"hub_token", "resume_from_checkpoint", *FLAGS_ONLY}
 
 
 def parse(dataclass_types: Sequence[type], argv: Sequence[str], *, command: str, examples: str = "") -> tuple[Any, ...]:
@@ -44,6 +45,7 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str], *, command: str,
 
     Args:
         dataclass_types: The dataclasses; no two may have a field of the same name. A field's name is its flag and key.
+            Each command has the flag `--allow_code`; one that needs its value derives a dataclass of CodeArguments.
         argv: What follows the command.
         command: As typed, for `--help`: `rrm-lm reward`.
         examples: Printed first by `--help`.
@@ -52,18 +54,21 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str], *, command: str,
         The instances, in the order of `dataclass_types`.
 
     Raises:
-        ConfigError: An unknown key or flag, a value of the wrong type, a missing setting, a fault in the YAML file, or
-            settings that a dataclass finds do not fit together (a ValueError of its `__post_init__`).
+        ConfigError: An unknown key or flag, a value of the wrong type, a missing setting, a fault in the YAML file,
+            something in it that needs the user's word on the command line (see `permissions`), or settings that a
+            dataclass finds do not fit together (a ValueError of its `__post_init__`).
         SystemExit: With 0, after printing help for `--help` or `--help_all`.
     """
-    parser = _Parser(list[Any](dataclass_types), prog=command, allow_abbrev=False, add_help=False)
+    has_permission = any(issubclass(kind, CodeArguments) for kind in dataclass_types)
+    kinds = [*dataclass_types] if has_permission else [*dataclass_types, CodeArguments]
+    parser = _Parser(list[Any](kinds), prog=command, allow_abbrev=False, add_help=False)
     if {"-h", "--help", "--help_all", "--help-all"}.intersection(argv):
         everything = bool({"--help_all", "--help-all"}.intersection(argv))
-        print(command_help(parser, dataclass_types, command=command, examples=examples, everything=everything), end="")
+        print(command_help(parser, kinds, command=command, examples=examples, everything=everything), end="")
         raise SystemExit(0)
     config, flags = _take_config(argv)
     if config is not None:
-        _apply_file(parser, dataclass_types, config)
+        _apply_file(parser, kinds, config, flags)
     _refuse_unknown_flags(parser, flags)
     parser.where = _FLAGS
     try:
@@ -84,17 +89,25 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str], *, command: str,
             expected="--flag value",
             remedy="put the flag before it, or quote a value that has spaces",
         )
-    return tuple(settings)
+    return tuple(settings[: len(dataclass_types)])
 
 
 def write_resolved(path: str | os.PathLike[str], *configs: Any) -> None:
     """Write every setting of `configs` as YAML that `--config` reads again, with a heading for each dataclass.
 
-    Tokens, and whether the run was resumed, are left out. Raises CheckpointError if it cannot be written.
+    Tokens, what counts only on the command line, and whether the run was resumed, are left out. Raises CheckpointError
+    if it cannot be written.
     """
     import yaml
 
-    parts = [f"# Every setting of this run, as resolved by rrm_lm {__version__}. To repeat it: --config THIS_FILE\n"]
+    everything = {name: value for config in configs for name, value in vars(config).items()}
+    flags = " --allow_code" if any(runs_code(name, value) for name, value in everything.items()) else ""
+    if everything.get("judge_key_env"):
+        flags += f" --judge_key_env {everything['judge_key_env']}"
+    head = (
+        f"# Every setting of this run, as resolved by rrm_lm {__version__}. To repeat it: --config THIS_FILE{flags}\n"
+    )
+    parts = [head]
     for config in configs:
         values = {
             field.name: _plain(getattr(config, field.name))
@@ -162,8 +175,8 @@ def _take_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     return (Path(found[0]) if found else None), rest
 
 
-def _apply_file(parser: _Parser, dataclass_types: Sequence[type], path: Path) -> None:
-    """Make the values of a settings file the parser's defaults."""
+def _apply_file(parser: _Parser, dataclass_types: Sequence[type], path: Path, flags: Sequence[str]) -> None:
+    """Make the values of a settings file the parser's defaults, if the flags allow those that need it."""
     hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
     actions = {action.dest: action for action in reversed(parser._actions)}
     settings = read_settings(path)
@@ -171,20 +184,26 @@ def _apply_file(parser: _Parser, dataclass_types: Sequence[type], path: Path) ->
     if unknown:
         named = [f"`{s.key}` in line {s.line}{_suggestion(s.key, actions)}" for s in unknown]
         raise ConfigError(f"There is no setting {' and no '.join(named)}", where=str(path), remedy=_UNKNOWN_REMEDY)
+    given = {
+        parser._option_string_actions[name].dest for name in _names(flags) if name in parser._option_string_actions
+    }
+    permission = _Parser(list[Any]([CodeArguments]), allow_abbrev=False, add_help=False).parse_known_args(flags)[0]
     values: dict[str, Any] = {}
     for setting in settings:
         parser.where = f"{path}, line {setting.line}"
         if setting.key == "env":
-            _set_environment(setting, parser.where)
+            _set_environment(setting, parser.where, allow_code=permission.allow_code)
         else:
-            values[setting.key] = _value(parser, actions[setting.key], hints[setting.key], setting)
+            value = values[setting.key] = _value(parser, actions[setting.key], hints[setting.key], setting)
+            check_setting(setting.key, value, parser.where, given=given, allow_code=permission.allow_code)
     parser.set_defaults_with_config(**values)
 
 
-def _set_environment(setting: Setting, where: str) -> None:
+def _set_environment(setting: Setting, where: str, *, allow_code: bool) -> None:
     """Set the variables of the `env:` mapping that TRL's configuration files may have."""
     if not isinstance(setting.value, dict) or any(isinstance(v, dict | list) for v in setting.value.values()):
         raise ConfigError("`env` is not a mapping", where=where, expected="environment variables, each with its value")
+    check_environment(setting.value, where, allow_code=allow_code)
     os.environ.update({str(name): str(value) for name, value in setting.value.items()})
 
 
@@ -208,10 +227,14 @@ def _value(parser: _Parser, action: argparse.Action, hint: Any, setting: Setting
     raise parser.misfit(action, setting.value)
 
 
+def _names(flags: Sequence[str]) -> list[str]:
+    """The words among `flags` that name one, without their values."""
+    return [word.partition("=")[0] for word in flags if re.match(r"--?[A-Za-z_][^\s=]*(=|$)", word)]
+
+
 def _refuse_unknown_flags(parser: _Parser, flags: Sequence[str]) -> None:
     known = parser._option_string_actions
-    names = [word.partition("=")[0] for word in flags if re.match(r"--?[A-Za-z_][^\s=]*(=|$)", word)]
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in _names(flags) if name not in known]
     if unknown:
         spellings = {option.lstrip("-").replace("-", "_") for option in known}
         named = [f"`{name}`{_suggestion(name.lstrip('-').replace('-', '_'), spellings, '--')}" for name in unknown]

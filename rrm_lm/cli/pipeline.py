@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import sys
 import tempfile
 import time
@@ -97,8 +98,21 @@ class Pipeline:
                 try:
                     module.read(_own_words(stage, file))
                 except ConfigError as error:
-                    where = str(error.where or "").replace(str(file), f"{self.file}, section {stage.command}")
-                    raise ConfigError(error.what, where=where, expected=error.expected, remedy=error.remedy) from error
+                    where = error.where.replace(str(file), f"{self.file}, section {stage.command}")
+                    what, where = self._in_file(stage, error.what), self._in_file(stage, where)
+                    raise ConfigError(what, where=where, expected=error.expected, remedy=error.remedy) from error
+
+    def _in_file(self, stage: Stage, text: str) -> str:
+        """The text, its line numbers those of the user's file and not of the stage's settings."""
+        node = _sections(self.file)[stage.command]
+        lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
+        written = stage.settings.splitlines()
+
+        def line(found: re.Match[str]) -> str:
+            key = written[int(found[1]) - 1].partition(":")[0]
+            return f"line {lines.get(key, node.start_mark.line)}"  # of the section, for what is wired and not written
+
+        return re.sub(r"\bline (\d+)", line, text)
 
     @staticmethod
     def _say(text: str) -> None:
@@ -143,7 +157,8 @@ def plan(args: RunArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> 
             overrides=dict(overrides),
             additions={key: [str(item) for item in items] for key, items in additions},
         )
-        stages.append(Stage(name, command, text, tuple(flags.get(command, ())), root / name, root / _RECORDS))
+        words = tuple(flags.get(command, ()))
+        stages.append(Stage(name, command, text, words, root / name, root / _RECORDS, args.allow_code))
         folders[command] = folders[name] = stages[-1].folder
 
     for number in range(1, args.rounds + 1):

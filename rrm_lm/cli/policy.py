@@ -7,6 +7,7 @@ from typing import Any
 
 from rrm_lm.cli.resuming import FolderArguments
 from rrm_lm.errors import ConfigError
+from rrm_lm.feedback.limits import ReadLimits
 
 EXAMPLES = """\
 examples:
@@ -24,7 +25,7 @@ ALGORITHMS = ("ppo", "rloo")
 
 
 @dataclass
-class PromptArguments:
+class PromptArguments(ReadLimits):
     """What the policy learns to answer, and what is held out."""
 
     prompts: list[str] = field(
@@ -58,6 +59,7 @@ class PromptArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, right, expected in (
             ("eval_fraction", 0 <= self.eval_fraction < 1, "at least 0 (nothing is held out) and below 1"),
             ("max_prompts", self.max_prompts is None or self.max_prompts >= 1, "at least 1"),

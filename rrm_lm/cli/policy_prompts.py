@@ -54,6 +54,7 @@ def _read(args: PromptArguments, names: Sequence[str], split: str) -> list[Promp
             split=split,
             config=args.dataset_config,
             skip_bad_rows=args.skip_bad_rows,
+            limits=args,
         )
         found |= dict.fromkeys(prompts)
     return list(found)

@@ -12,6 +12,7 @@ from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.gold import RewardFunction, load_gold, rewards_by
 from rrm_lm.evaluation.policy_results import GOLD
 from rrm_lm.evaluation.scorers import load_scorer
+from rrm_lm.feedback.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.adapter_files import fetch_adapter
 from rrm_lm.models.agent_files import put_reward
@@ -109,14 +110,19 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 # -- the reward that is not optimised -------------------------------------------------------------------------------
 
 
-def gold_reward(args: MonitorArguments, load: Load) -> tuple[str, RewardFunction]:
+def gold_reward(args: MonitorArguments, load: Load, limits: ReadLimits) -> tuple[str, RewardFunction]:
     """What the policy is judged by while it learns, and its name; NaN for everything where there is none.
+
+    Args:
+        args: The settings.
+        load: Loads a reward model.
+        limits: How much a file of requests may hold.
 
     Raises:
         ConfigError, DataError, ModelError: It cannot be loaded.
     """
     if args.gold is not None:
-        return GOLD, _never_silent(load_gold(args.gold), f"gold: {args.gold}")
+        return GOLD, _never_silent(load_gold(args.gold, limits), f"gold: {args.gold}")
     if args.monitor_reward_model is not None:
         name = args.monitor_reward_model
         return short_names([name])[name], _never_silent(rewards_by(load(name)), f"monitor_reward_model: {name}")

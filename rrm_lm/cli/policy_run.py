@@ -82,7 +82,7 @@ class PolicyRun:
             seed=self.config.seed,
             chat_template=read_template(self.model_args.chat_template_path),
         )
-        gold = gold_reward(self.monitor, load)
+        gold = gold_reward(self.monitor, load, self.data)
         training = self._training(train, watched, load)
         monitor = Monitor(self.monitor, self.config, training, watched, gold, self.folder) if watched else None
         if self.main:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rrm_lm.cli.permissions import CodeArguments
 from rrm_lm.errors import ConfigError
 
 EXAMPLES = """\
@@ -18,7 +19,7 @@ rrm_lm/recursion/__init__.py says how to write a domain. Started again, solved n
 
 
 @dataclass
-class RecurseArguments:
+class RecurseArguments(CodeArguments):
     """The tree of tasks, and where everything goes."""
 
     domain: str = field(

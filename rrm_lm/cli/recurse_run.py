@@ -139,6 +139,7 @@ class RecurseRun:
         threads = max(1, (os.cpu_count() or 1) // self.args.processes)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "rrm_lm", "recurse", "--config", str(self.folder / "config.yaml")]
+        command.append("--allow_code")  # what is in that file was allowed when this process read its settings
         waiting, running, failed = list(nodes), dict[str, subprocess.Popen[bytes]](), list[str]()
         try:
             while waiting or running:

@@ -41,6 +41,7 @@ _MAY_CHANGE = {
         eval_use_gather_object batch_eval_metrics prediction_loss_only include_for_metrics fail_on_leak
         leak_threshold
     """,
+    "how much may be read": "max_file_gb max_cell_chars",
     "how the same is computed": """
         micro_batch_tokens rollout_batch_tokens share_prefixes local_rollout_forward_batch_size
         activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rrm_lm.cli.permissions import CodeArguments
 from rrm_lm.errors import ConfigError
 
 EXAMPLES = """\
@@ -19,7 +20,7 @@ Started again, finished stages whose settings and files are the same are not run
 
 
 @dataclass
-class RunArguments:
+class RunArguments(CodeArguments):
     """The stages, and where everything goes. A section's settings are those of its command: see its `--help`."""
 
     output_dir: str = field(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rrm_lm.errors import ConfigError
+from rrm_lm.feedback.limits import ReadLimits
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help need not wait for
     from rrm_lm.evaluation.preferences import Scorer
@@ -15,7 +16,7 @@ if TYPE_CHECKING:  # importing these takes seconds, which --help need not wait f
 
 
 @dataclass
-class ScoringArguments:
+class ScoringArguments(ReadLimits):
     """The model, and how it is run. Rewards do not depend on batch size, padding or the number of processes."""
 
     model: str | None = field(default=None, metadata={"help": "Reward model: a folder, a Hub id or an alias."})
@@ -62,6 +63,7 @@ class ScoringArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("max_length", "micro_batch_tokens", "critique_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -96,7 +98,12 @@ def load_sets(args: ScoringArguments) -> dict[str, Feedback]:
     repeated = {name for name, count in Counter(short.values()).items() if count > 1}
     return {
         (name if label in repeated or not label else label): load_feedback(
-            name, columns=columns, split=args.split, config=args.dataset_config, skip_bad_rows=args.skip_bad_rows
+            name,
+            columns=columns,
+            split=args.split,
+            config=args.dataset_config,
+            skip_bad_rows=args.skip_bad_rows,
+            limits=args,
         )
         for name, label in short.items()
     }

@@ -11,10 +11,11 @@ from trl.trainer.model_config import ModelConfig
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.datasets import Feedback, load_feedback, merge_feedback
+from rrm_lm.feedback.limits import ReadLimits
 
 
 @dataclass
-class DataArguments:
+class DataArguments(ReadLimits):
     """Which feedback is learned from, and which is held out."""
 
     dataset_name: list[str] = field(
@@ -47,6 +48,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, right, expected in (
             ("eval_fraction", 0 <= self.eval_fraction < 1, "at least 0 (nothing is held out) and below 1"),
             ("leak_threshold", 0 < self.leak_threshold <= 1, "above 0 and at most 1"),
@@ -65,6 +67,7 @@ class DataArguments:
                     split=split,
                     config=self.dataset_config,
                     skip_bad_rows=self.skip_bad_rows,
+                    limits=self,
                 )
                 for name in names
             )

@@ -16,12 +16,12 @@ from rrm_lm.recursion.tree import Node
 from rrm_lm.recursion.work import RECORD, Workshop
 
 
-def check_helper(folder: Path) -> tuple[RecurseRun, Node]:
+def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun, Node]:
     """The run that solved a helper, and its node, if its files are as they were left.
 
     Raises:
         CheckpointError: It is not solved, or its files or those of its own helpers are broken or of another tree.
-        ConfigError: The tree beside it cannot be read.
+        ConfigError: The tree beside it cannot be read, or runs code that is not allowed.
         ModelError: The node answers the requests themselves, and helps nobody.
     """
     folder = folder.resolve()
@@ -30,7 +30,8 @@ def check_helper(folder: Path) -> tuple[RecurseRun, Node]:
         raise CheckpointError(
             "The tree that this helper is of is not there", where=str(settings), expected="what rrm-lm recurse wrote"
         )
-    run = RecurseRun(*read(["--config", str(settings)]))
+    permission = ["--allow_code"] if allow_code else []
+    run = RecurseRun(*read(["--config", str(settings), *permission]))
     node = next((one for one in run.tree.walk() if one.name == folder.name), None)
     if node is None:
         raise CheckpointError(f"The tree has no node {folder.name}", where=str(settings))
@@ -46,18 +47,18 @@ def check_helper(folder: Path) -> tuple[RecurseRun, Node]:
             raise CheckpointError(
                 f"{one.name} is not solved, its files are broken, or the tree was changed since",
                 where=str(place),
-                remedy=f"rrm-lm recurse --config {settings}",
+                remedy=" ".join(["rrm-lm recurse --config", str(settings), *permission]),
             )
     return run, node
 
 
-def load_helper(folder: Path) -> Agent:
+def load_helper(folder: Path, *, allow_code: bool = False) -> Agent:
     """The agent of a solved helper, on the backbone that it was solved on.
 
     Raises:
         RRMError: See `check_helper`; or the backbone cannot be loaded.
     """
-    run, node = check_helper(folder)
+    run, node = check_helper(folder, allow_code=allow_code)
     workshop = Workshop(folder.resolve().parent, run.shared(), Teaching(run.args.seed))
     return workshop.agent(node)
 

@@ -40,6 +40,7 @@ class Stage:
         flags: Flags that override them.
         folder: Its output folder.
         records: Where its settings and its record are kept.
+        allow_code: Whether its settings may run code. Its result does not depend on that, so it is no input.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Stage:
     flags: tuple[str, ...]
     folder: Path
     records: Path
+    allow_code: bool = False
 
     @property
     def file(self) -> Path:
@@ -61,7 +63,8 @@ class Stage:
 
     def words(self, settings_file: Path) -> list[str]:
         """The command's words."""
-        return ["--config", str(settings_file), "--output_dir", str(self.folder), *self.flags]
+        allowed = ["--allow_code"] if self.allow_code else []
+        return ["--config", str(settings_file), "--output_dir", str(self.folder), *self.flags, *allowed]
 
     def inputs(self) -> dict[str, Any]:
         """Everything that its result depends on."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.preferences import Scorer, score_responses
+from rrm_lm.feedback.limits import ReadLimits
 from rrm_lm.feedback.plain_user import PlainUser
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.training.reward_sources import load_function
@@ -22,20 +23,21 @@ RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 _FORM = "def gold(prompts: list[Prompt], responses: list[str]) -> list[float]"
 
 
-def load_gold(name: str) -> RewardFunction:
+def load_gold(name: str, limits: ReadLimits | None = None) -> RewardFunction:
     """The gold reward that a name stands for.
 
     Args:
         name: A file of requests as `data/assistant/requests.jsonl`, whose simulated user judges (see
             `rrm_lm/feedback/plain_user.py`; NaN for a prompt that the user did not ask), `module:function` or
             `path/to/file.py:function`.
+        limits: How much a file of requests may hold; None for the defaults.
 
     Raises:
         ConfigError: Neither a file nor a function, or one that cannot be loaded.
         DataError: A file that holds no requests.
     """
     if Path(name).expanduser().is_file():
-        return _plain_user(PlainUser.from_file(Path(name).expanduser()))
+        return _plain_user(PlainUser.from_file(Path(name).expanduser(), limits))
     if ":" not in name:
         raise ConfigError(
             f"There is no gold reward {name!r}",

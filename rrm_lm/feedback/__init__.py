@@ -3,7 +3,7 @@
 | module | what it holds |
 |---|---|
 | `records` | Comparison, Critique, Rating, Demonstration, Correction, GoalExample; the direction of a preference |
-| `files` | local files to rows |
+| `files`, `limits` | local files to rows, and how much a file may hold |
 | `formats` | rows to records: one small function for each shape, recognised by its columns |
 | `datasets` | `load_feedback` for a file, a folder or a Hub set |
 | `counts` | what became of every row |

@@ -18,6 +18,7 @@ from rrm_lm.feedback.counts import FileCounts, ReadCounts
 from rrm_lm.feedback.files import READERS, data_suffix, read_rows
 from rrm_lm.feedback.formats import recognise, rename
 from rrm_lm.feedback.formats.row import Row, mean
+from rrm_lm.feedback.limits import ReadLimits, too_large
 from rrm_lm.feedback.records import (
     Comparison,
     Correction,
@@ -96,6 +97,7 @@ def load_feedback(
     revision: str | None = None,
     config: str | None = None,
     skip_bad_rows: bool | None = None,
+    limits: ReadLimits | None = None,
 ) -> Feedback:
     """Load feedback and make every record that its rows hold.
 
@@ -112,19 +114,21 @@ def load_feedback(
         skip_bad_rows: Whether a row with a fault is counted, named and passed over (True) or stops with an error
             (False). None: passed over in a Hub set, whose rows the reader cannot mend; an error in a local file.
             Ties between identical responses are counted in both. Broken files are always an error.
+        limits: How much a file or a Hub set may hold; None for the defaults.
 
     Raises:
-        DataError: Nothing of that name, an unknown shape, a broken file, a faulty row, or no usable row at all.
+        DataError: Nothing of that name, an unknown shape, a broken file, a faulty row, no usable row at all, or more
+            than the limits allow.
     """
     path = Path(name).expanduser()
     counts: list[FileCounts] = []
     records: list[Record] = []
     if path.exists() and not _is_saved_dataset(path):
         for file in _files_of(path, split):
-            rows = list(read_rows(file))
+            rows = list(read_rows(file, limits))
             records += _records(rows, str(file), _file_source(file), columns, bool(skip_bad_rows), counts)
     else:
-        rows = _hub_rows(path if path.exists() else _hub_name(name), split, revision, config)
+        rows = _hub_rows(path if path.exists() else _hub_name(name), split, revision, config, limits)
         skip = True if skip_bad_rows is None else skip_bad_rows
         records += _records(rows, f"{name}[{split}]", Path(name).name.lower(), columns, skip, counts)
     derived, ties = derive_comparisons([record for record in records if isinstance(record, Rating)])
@@ -263,7 +267,9 @@ def _hub_name(name: str) -> str:
     return name
 
 
-def _hub_rows(name: str | Path, split: str, revision: str | None, config: str | None) -> list[NumberedRow]:
+def _hub_rows(
+    name: str | Path, split: str, revision: str | None, config: str | None, limits: ReadLimits | None
+) -> list[NumberedRow]:
     """The rows of a split of a Hub set, or of a folder that `datasets` saved."""
     import datasets
 
@@ -277,7 +283,14 @@ def _hub_rows(name: str | Path, split: str, revision: str | None, config: str | 
     except Exception as error:  # whatever a set or the way to it may hold, the name and what to do belong beside it
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"the set cannot be loaded ({why})", where=where, remedy=_hub_remedy(error)) from error
-    return [(number, dict(row)) for number, row in enumerate(table, 1)]
+    limits = limits or ReadLimits()
+    if table.data.nbytes > (most := limits.file_bytes()):
+        raise too_large(most, where)
+    rows: list[NumberedRow] = []
+    for number, row in enumerate(table, 1):
+        limits.check_row(dict(row), f"{where}, row {number}")
+        rows.append((number, dict(row)))
+    return rows
 
 
 def _hub_remedy(error: Exception) -> str:

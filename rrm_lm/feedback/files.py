@@ -16,22 +16,30 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rrm_lm.errors import DataError
+from rrm_lm.feedback.limits import ReadLimits, too_large
 
 RowValues = dict[str, Any]
 NumberedRows = Iterator[tuple[int, RowValues]]
 
 GZIP_MAGIC = b"\x1f\x8b"
-MAX_CELL = 2**31 - 1  # the csv module refuses cells above 128 KiB otherwise; long documents are legitimate
+_CHUNK = 1 << 20
+_BATCH = 512  # rows of a Parquet file that are decoded at once
 
 
-def read_rows(path: Path) -> NumberedRows:
+def read_rows(path: Path, limits: ReadLimits | None = None) -> NumberedRows:
     """Yield (row number, columns) of a local file.
 
     Compression is recognised by the file's first bytes, the format by its name.
 
+    Args:
+        path: The file.
+        limits: How much it may hold; None for the defaults.
+
     Raises:
-        DataError: No such file, an unknown extension, or a broken, truncated or wrongly encoded file.
+        DataError: No such file, an unknown extension, a broken, truncated or wrongly encoded file, or one that holds
+            more than it may.
     """
+    limits = limits or ReadLimits()
     reader = READERS.get(data_suffix(path))
     if reader is None:
         raise DataError(
@@ -44,7 +52,10 @@ def read_rows(path: Path) -> NumberedRows:
         with open(path, "rb") as raw:
             packed = raw.peek(2)[:2] == GZIP_MAGIC
             stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            yield from reader(stream, str(path))  # pyright: ignore[reportArgumentType] (GzipFile reads as BinaryIO)
+            source = _Source(stream, str(path), limits)  # pyright: ignore[reportArgumentType] (GzipFile reads as BinaryIO)
+            for number, row in reader(source):
+                limits.check_row(row, f"{path}, row {number}")
+                yield number, row
     except FileNotFoundError:
         raise DataError("there is no such file", where=str(path), remedy="check the path") from None
     except IsADirectoryError:
@@ -61,9 +72,59 @@ def data_suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _read_jsonl(stream: BinaryIO, file: str) -> NumberedRows:
-    for number, line in _lines(stream, file):
-        text = _decode(line, file, number)
+class _Source:
+    """The bytes of a file, decompressed, up to its limits.
+
+    Args:
+        stream: Where they come from.
+        file: What it is called in messages.
+        limits: How much it may hold.
+    """
+
+    def __init__(self, stream: BinaryIO, file: str, limits: ReadLimits) -> None:
+        self.stream, self.file, self.limits, self.most = stream, file, limits, limits.file_bytes()
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Each line and its number.
+
+        Raises:
+            DataError: The file is damaged or too large, or a line is too long.
+        """
+        number, size, longest = 1, 0, self.limits.row_bytes()
+        try:
+            while line := self.stream.readline(longest + 1):
+                size += len(line)
+                where = f"{self.file}, row {number}"
+                if size > self.most:
+                    raise too_large(self.most, where)
+                if len(line) > longest:
+                    raise self.limits.too_long(f"the row has more than {longest:,} bytes", where)
+                yield number, line
+                number += 1
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise _broken_gzip(error, f"{self.file}, row {number}") from None
+
+    def whole(self) -> bytearray:
+        """All of it.
+
+        Raises:
+            DataError: The file is damaged or too large.
+        """
+        data = bytearray()
+        try:
+            while chunk := self.stream.read(_CHUNK):
+                data += chunk
+                if len(data) > self.most:
+                    raise too_large(self.most, self.file)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise _broken_gzip(error, self.file) from None
+        return data
+
+
+def _read_jsonl(source: _Source) -> NumberedRows:
+    file = source.file
+    for number, line in source.lines():
+        text = _decode(line, number, f"{file}, row {number}")
         if not text.strip():
             continue
         try:
@@ -79,14 +140,14 @@ def _read_jsonl(stream: BinaryIO, file: str) -> NumberedRows:
         yield number, _object(value, file, number)
 
 
-def _read_json(stream: BinaryIO, file: str) -> NumberedRows:
-    data = _read_all(stream, file)
+def _read_json(source: _Source) -> NumberedRows:
+    data, file = source.whole(), source.file
     text = _decode_all(data, file)
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and "\n" in text.strip():  # JSON Lines under the name .json is common on the Hub
-            yield from _read_jsonl(io.BytesIO(data), file)
+            yield from _read_jsonl(_Source(io.BytesIO(data), file, source.limits))
             return
         where = f"{file}, row {error.lineno} (counted in lines)"
         remedy = "mend the file, or copy it again if it is cut short"
@@ -104,11 +165,10 @@ def _read_json(stream: BinaryIO, file: str) -> NumberedRows:
         yield number, _object(item, file, number)
 
 
-def _read_csv(stream: BinaryIO, file: str, delimiter: str = ",") -> NumberedRows:
-    csv.field_size_limit(MAX_CELL)
-    text = _decode_all(_read_all(stream, file), file)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    number = 0
+def _read_csv(source: _Source, delimiter: str = ",") -> NumberedRows:
+    csv.field_size_limit(source.limits.max_cell_chars)  # its own is 128 KiB; long documents are legitimate
+    reader = csv.reader(_text_lines(source), delimiter=delimiter, strict=True)
+    file, number = source.file, 0
     try:
         header = next(reader, [])
         if len(set(header)) != len(header) or "" in header:
@@ -128,6 +188,8 @@ def _read_csv(stream: BinaryIO, file: str, delimiter: str = ",") -> NumberedRows
                 )
             yield number, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise source.limits.too_long("a cell is too long", f"{file}, row {number + 1}") from None
         raise DataError(
             f"the table is broken ({error})",
             where=f"{file}, row {number + 1}",
@@ -136,18 +198,28 @@ def _read_csv(stream: BinaryIO, file: str, delimiter: str = ",") -> NumberedRows
         ) from None
 
 
-def _read_tsv(stream: BinaryIO, file: str) -> NumberedRows:
-    return _read_csv(stream, file, delimiter="\t")
+def _read_tsv(source: _Source) -> NumberedRows:
+    return _read_csv(source, delimiter="\t")
 
 
-def _read_parquet(stream: BinaryIO, file: str) -> NumberedRows:
+def _text_lines(source: _Source) -> Iterator[str]:
+    """The lines as the csv module wants them, with their ends; an old Mac's file has carriage returns alone."""
+    for number, line in source.lines():
+        text = _decode(line, number, f"{source.file}, row {number} (counted in lines)")
+        yield from io.StringIO(text, newline="")
+
+
+def _read_parquet(source: _Source) -> NumberedRows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    file, number, size = source.file, 0, 0
     try:
-        table = pq.ParquetFile(io.BytesIO(_read_all(stream, file)))
-        number = 0
-        for batch in table.iter_batches(batch_size=512):
+        table = pq.ParquetFile(pa.BufferReader(source.whole()))
+        for batch in _batches(table, source.most):
+            size += batch.nbytes
+            if size > source.most:
+                raise too_large(source.most, f"{file}, row {number + 1}")
             try:
                 rows = batch.to_pylist()
             except UnicodeDecodeError:
@@ -162,6 +234,16 @@ def _read_parquet(stream: BinaryIO, file: str) -> NumberedRows:
         ) from None
 
 
+def _batches(table: Any, most: int) -> Iterator[Any]:
+    """The rows of a Parquet file, few at a time where they may be large.
+
+    A row can repeat everything that its row group holds, by a dictionary, and no more: so many rows are within `most`.
+    """
+    for group in range(table.num_row_groups):
+        held = max(1, table.metadata.row_group(group).total_byte_size)
+        yield from table.iter_batches(batch_size=max(1, min(_BATCH, most // held)), row_groups=[group])
+
+
 def _parquet_row(one: Any, file: str, number: int) -> RowValues:
     try:
         return one.to_pylist()[0]
@@ -169,7 +251,7 @@ def _parquet_row(one: Any, file: str, number: int) -> RowValues:
         raise _not_utf8(error, f"{file}, row {number}") from None
 
 
-READERS: dict[str, Callable[[BinaryIO, str], NumberedRows]] = {
+READERS: dict[str, Callable[[_Source], NumberedRows]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
@@ -177,22 +259,6 @@ READERS: dict[str, Callable[[BinaryIO, str], NumberedRows]] = {
     ".tsv": _read_tsv,
     ".parquet": _read_parquet,
 }
-
-
-def _lines(stream: BinaryIO, file: str) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    try:
-        for number, line in enumerate(stream, 1):
-            yield number, line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _broken_gzip(error, f"{file}, row {number + 1}") from None
-
-
-def _read_all(stream: BinaryIO, file: str) -> bytes:
-    try:
-        return stream.read()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _broken_gzip(error, file) from None
 
 
 def _broken_gzip(error: Exception, where: str) -> DataError:
@@ -204,14 +270,14 @@ def _broken_gzip(error: Exception, where: str) -> DataError:
     )
 
 
-def _decode(line: bytes, file: str, number: int) -> str:
+def _decode(line: bytes, number: int, where: str) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise _not_utf8(error, f"{file}, row {number}") from None
+        raise _not_utf8(error, where) from None
 
 
-def _decode_all(data: bytes, file: str) -> str:
+def _decode_all(data: bytearray, file: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ Needs the optional package `openai` (`pip install 'rrm_lm[judge]'`). What is ask
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import logging
 import os
@@ -29,7 +30,11 @@ INCONSISTENT = "another verdict in the other order"
 TOO_LONG = "too long for the model"
 TURNED_DOWN = "turned down by the server"
 
+_OPENAI_KEY = "OPENAI_API_KEY"
 _NO_KEY = "none"  # the client insists on a key, and servers without one do not look at it
+_NEEDED_HEADERS = frozenset(
+    ("host", "connection", "accept", "accept-encoding", "user-agent", "content-type", "content-length")
+)
 _TOO_LONG_WORDS = ("context", "too long", "too large", "maximum length", "token limit", "max_model_len")
 _FILTER_WORDS = ("content_filter", "content filter", "content management policy", "content policy", "safety")
 
@@ -48,8 +53,8 @@ class ServedJudge:
         base_url: The server's address up to its version, such as http://127.0.0.1:8000/v1. All prompts and responses
             that are judged are sent there, and nowhere else.
         name: What to call this overseer in records and reports; the model's name if empty.
-        key_variable: The environment variable that holds the API key, if the server wants one; it goes to `base_url`.
-            "" sends none.
+        key_variable: The environment variable that holds the API key for this server. None: OPENAI_API_KEY if the
+            server is OpenAI's own or runs on this machine, and no key otherwise. "" sends none.
         at_once: Most questions under way at a time.
         timeout: Seconds to wait for an answer.
         max_retries: How often the client asks again, waiting longer each time, after a timeout, a lost connection, or
@@ -62,7 +67,8 @@ class ServedJudge:
             {"max_tokens": None, "max_completion_tokens": 4000, "temperature": None} for a model that takes neither.
 
     Raises:
-        ConfigError: `openai` is not installed, an address that is none, or a key that no header can hold.
+        ConfigError: `openai` is not installed, an address that is none, a `key_variable` that is not set, or a key
+            that no header can hold.
     """
 
     def __init__(
@@ -71,7 +77,7 @@ class ServedJudge:
         base_url: str,
         *,
         name: str = "",
-        key_variable: str = "OPENAI_API_KEY",
+        key_variable: str | None = None,
         at_once: int = 8,
         timeout: float = 120.0,
         max_retries: int = 5,
@@ -92,10 +98,18 @@ class ServedJudge:
         self.request = {"temperature": 0.0, "max_tokens": max_tokens, **(options or {})}
         self.abstentions: Counter[str] = Counter()
         self.usage: Counter[str] = Counter()  # requests, prompt_tokens, completion_tokens
-        self._key = _key(key_variable, self.base_url)
         self._openai = _import_openai()
+        # A redirect would take the questions, and on the same host the key, where the user did not send them.
+        http = self._openai.DefaultHttpxClient(base_url=self.base_url, follow_redirects=False)
+        self._key = _key(key_variable, http.base_url)
+        if key_variable is None and not _is_trusted(http.base_url):
+            http.event_hooks = {"request": [_strip_credentials]}
         self._client = self._openai.OpenAI(
-            base_url=self.base_url, api_key=self._key or _NO_KEY, timeout=timeout, max_retries=max_retries
+            base_url=self.base_url,
+            api_key=self._key or _NO_KEY,
+            timeout=timeout,
+            max_retries=max_retries,
+            http_client=http,
         )
         self._lock, self._lost_in_a_row = threading.Lock(), 0
 
@@ -223,8 +237,12 @@ class ServedJudge:
         """
         status, said = error.status_code, str(error).lower()
         if status in (401, 403):
-            remedy = "put a valid key into the environment variable that key_variable names"
+            remedy = "put a valid key for this server into a variable, and name that with --judge_key_env"
             raise self._unusable("The server does not accept the API key", error, remedy) from None
+        if 300 <= status < 400:
+            target = error.response.headers.get("location", "an address that it does not give")
+            remedy = "if you trust that server, give its address as base_url"
+            raise self._unusable(f"The server redirects to {target}, which is not followed", error, remedy) from None
         if status == 404:
             remedy = "check the name of the model, and that the address ends as the server wants it, often in /v1"
             raise self._unusable(f"The server does not know the model {self.model!r}", error, remedy) from None
@@ -284,6 +302,7 @@ def _checked_address(base_url: str) -> str:
     try:
         parts = urlsplit(base_url)
         found = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        found = found and base_url.isprintable() and not set(base_url) & set(" \\")  # which parsers read differently
         secret = "@" in parts.netloc or bool(parts.query)
     except ValueError:
         found = secret = False
@@ -299,20 +318,49 @@ def _checked_address(base_url: str) -> str:
     return base_url
 
 
-def _key(variable: str, base_url: str) -> str:
+def _is_trusted(url: Any) -> bool:
+    """Whether an address, as the client itself reads it, is OpenAI's own or on this machine."""
+    try:
+        loopback = url.host == "localhost" or ipaddress.ip_address(url.host).is_loopback
+    except ValueError:  # a name
+        loopback = False
+    return loopback or (url.scheme, url.host, url.port) == ("https", "api.openai.com", None)
+
+
+def _strip_credentials(request: Any) -> None:
+    """Leave only what a request needs: the client adds names and headers of the user's OpenAI account by itself."""
+    for name in {name.lower() for name in request.headers} - _NEEDED_HEADERS:
+        del request.headers[name]
+
+
+def _key(variable: str | None, url: Any) -> str:
     """The API key, "" where there is none.
 
     Raises:
-        ConfigError: It has characters that no key has; it is not shown.
+        ConfigError: The named variable is not set, or has characters that no key has; it is not shown.
     """
-    key = os.environ.get(variable, "").strip() if variable else ""
+    name = _OPENAI_KEY if variable is None else variable
+    key = os.environ.get(name, "").strip()
+    if variable is None and not _is_trusted(url):
+        if key:
+            logger.warning(
+                "the key in %s does not go to %s, which is neither OpenAI's server nor on this machine; if it is for "
+                "that server, pass --judge_key_env %s",
+                *(name, url.host, name),
+            )
+        return ""
+    if variable and not key:
+        raise ConfigError(
+            "There is no API key in the environment variable",
+            where=f"judge_key_env: {variable}",
+            remedy=f"set {variable}, or name another variable",
+        )
     if not all("!" <= character <= "~" for character in key):
         raise ConfigError(
             "The API key has a space, a line end or a letter with an accent in it",
-            where=f"environment variable {variable}",
+            where=f"environment variable {name}",
             expected="the key alone",
         )
-    parts = urlsplit(base_url)
-    if key and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-        logger.warning("the API key in %s goes to %s without encryption", variable, parts.hostname)
+    if key and url.scheme == "http" and not _is_trusted(url):
+        logger.warning("the API key in %s goes to %s without encryption", name, url.host)
     return key

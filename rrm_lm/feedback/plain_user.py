@@ -16,7 +16,6 @@ What this person wants has six parts, each judged between 0 and 1 and weighted (
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from pathlib import Path
 
 from rrm_lm.errors import DataError
 from rrm_lm.feedback import plain_words
+from rrm_lm.feedback.files import read_rows
+from rrm_lm.feedback.limits import ReadLimits
 from rrm_lm.feedback.overseers import Verdict
 from rrm_lm.feedback.records import Prompt
 
@@ -140,26 +141,26 @@ class PlainUser:
         self.tie = tie
 
     @classmethod
-    def from_file(cls, path: str | Path) -> PlainUser:
+    def from_file(cls, path: str | Path, limits: ReadLimits | None = None) -> PlainUser:
         """Read requests from JSON lines with `request`, `mentions` and `topic` (as `data/assistant/requests.jsonl`).
 
+        Args:
+            path: The file.
+            limits: How much it may hold; None for the defaults.
+
         Raises:
-            DataError: A line that is not such an object, named by its row.
+            DataError: A line that is not such an object, named by its row, or more than the limits allow.
         """
         requests = []
-        with Path(path).open(encoding="utf-8") as lines:
-            for row, line in enumerate(lines, start=1):
-                try:
-                    entry = json.loads(line)
-                    requests.append(
-                        Request(str(entry["request"]), tuple(entry["mentions"]), str(entry.get("topic", "")))
-                    )
-                except (ValueError, KeyError, TypeError) as error:
-                    raise DataError(
-                        f"A request cannot be read ({error})",
-                        where=f"{path}, row {row}",
-                        expected='{"topic": ..., "request": ..., "mentions": [...]}',
-                    ) from error
+        for row, entry in read_rows(Path(path), limits):
+            try:
+                requests.append(Request(str(entry["request"]), tuple(entry["mentions"]), str(entry.get("topic", ""))))
+            except (KeyError, TypeError) as error:
+                raise DataError(
+                    f"A request cannot be read ({error})",
+                    where=f"{path}, row {row}",
+                    expected='{"topic": ..., "request": ..., "mentions": [...]}',
+                ) from error
         return cls(requests)
 
     def rating(self, prompt: Prompt | str, response: str) -> float:

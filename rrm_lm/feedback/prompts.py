@@ -11,6 +11,7 @@ from rrm_lm.feedback.datasets import load_feedback
 from rrm_lm.feedback.files import read_rows
 from rrm_lm.feedback.formats import recognise, rename
 from rrm_lm.feedback.formats.row import Row
+from rrm_lm.feedback.limits import ReadLimits
 from rrm_lm.feedback.records import Origin, Prompt, check_prompt
 
 
@@ -21,6 +22,7 @@ def load_prompts(
     split: str = "test",
     config: str | None = None,
     skip_bad_rows: bool | None = None,
+    limits: ReadLimits | None = None,
 ) -> list[Prompt]:
     """The different prompts of a set, in the order of their first appearance.
 
@@ -30,23 +32,28 @@ def load_prompts(
         columns: Their column name to ours, such as `question` to `prompt`.
         split, config: Which part of a Hub set.
         skip_bad_rows: Whether a faulty row is passed over; None: only in a Hub set.
+        limits: How much a file or a Hub set may hold; None for the defaults.
 
     Raises:
         DataError: Nothing of that name, an unknown shape, a faulty row, or no prompt at all.
     """
     path = Path(name).expanduser()
-    prompts = _bare_prompts(path, columns, bool(skip_bad_rows)) if path.is_file() else None
+    prompts = _bare_prompts(path, columns, bool(skip_bad_rows), limits) if path.is_file() else None
     if prompts is None:
-        feedback = load_feedback(name, columns=columns, split=split, config=config, skip_bad_rows=skip_bad_rows)
+        feedback = load_feedback(
+            name, columns=columns, split=split, config=config, skip_bad_rows=skip_bad_rows, limits=limits
+        )
         prompts = [record.prompt for record in feedback.records() if record.prompt]
     if not prompts:
         raise DataError("there is no prompt in it", where=name, expected="at least one row with a prompt")
     return list(dict.fromkeys(prompts))
 
 
-def _bare_prompts(path: Path, columns: Mapping[str, str] | None, skip_bad_rows: bool) -> list[Prompt] | None:
+def _bare_prompts(
+    path: Path, columns: Mapping[str, str] | None, skip_bad_rows: bool, limits: ReadLimits | None
+) -> list[Prompt] | None:
     """The prompts of a file without responses; None if its rows are feedback of a known shape, or have no prompts."""
-    numbered = list(read_rows(path))
+    numbered = list(read_rows(path, limits))
     rows = [values for _, values in numbered]
     if columns:
         rows = rename(rows, columns, str(path))

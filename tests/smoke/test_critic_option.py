@@ -129,20 +129,22 @@ def test_what_is_no_critic_is_said_before_anything_is_loaded(
 def test_a_solved_helper_is_a_critic(tiny: Path, trained: Trained, tmp_path: Path, capsys: Any) -> None:
     tree = TREE.format(toy=TOY, model=tiny, root=tmp_path)
     (tmp_path / "tree.yaml").write_text(tree, encoding="utf-8")
-    solved = run(capsys, "recurse", "--config", tmp_path / "tree.yaml", "--node", "letter_b")
+    solved = run(capsys, "recurse", "--allow_code", "--config", tmp_path / "tree.yaml", "--node", "letter_b")
     assert solved.code == 0, solved.err
     helper = tmp_path / "out" / "nodes" / "letter_b"
-    result = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "judged", "--critic", helper)
+    result = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "judged", "--allow_code", "--critic", helper)
     assert result.code == 0, result.err
     rows = read_rows(tmp_path / "judged" / "critiques.jsonl")
     assert {row["critique"] for row in rows} <= {"yes", "no", ""} and any(row["critique"] for row in rows)
     assert all(row["quote"] in row["response"] for row in rows)
     (helper / "node.json").write_text("{}", encoding="utf-8")
-    broken = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "judged", "--critic", helper)
+    broken = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "judged", "--allow_code", "--critic", helper)
     assert broken.code == 2 and "letter_b is not solved, its files are broken" in broken.error["error"]
     (helper.parent / "top").mkdir()
     (helper.parent / "top" / "node.json").write_text("{}", encoding="utf-8")
-    top = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "judged", "--critic", helper.parent / "top")
+    top = evaluate(
+        capsys, trained.folder, trained.heldout, tmp_path / "judged", "--allow_code", "--critic", helper.parent / "top"
+    )
     assert top.code == 2 and "top answers requests" in top.error["error"]
 
 

@@ -119,7 +119,11 @@ def test_the_run_can_be_repeated_from_its_resolved_settings(
     assert teach(capsys, tiny, prompts, tmp_path / "one", "--eval_fraction", 0.3).code == 0
     settings = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
     assert settings["total_episodes"] is None and settings["max_steps"] == 3 and "batch_size" not in settings
-    again = run(capsys, "policy", "--config", tmp_path / "one" / "config.yaml", "--output_dir", tmp_path / "two")
+    words = ("--config", tmp_path / "one" / "config.yaml", "--output_dir", tmp_path / "two")
+    refused = run(capsys, "policy", *words)  # its reward is a function in a file
+    assert refused.code == 2 and "--allow_code" in refused.error["what to do"]
+    assert "To repeat it: --config THIS_FILE --allow_code\n" in (tmp_path / "one" / "config.yaml").read_text()
+    again = run(capsys, "policy", *words, "--allow_code")
     assert again.code == 0, again.err
     assert same(tmp_path / "one", tmp_path / "two") and updates(tmp_path / "one") == updates(tmp_path / "two")
     assert measured(tmp_path / "one") == measured(tmp_path / "two")
@@ -284,7 +288,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tiny: Path, prompts: Path, t
     (tmp_path / "killed.yaml").write_text(settings.replace("rewards.py:counting", "slow.py:counting"))
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
-        [sys.executable, "-m", "rrm_lm", "policy", "--config", tmp_path / "killed.yaml", "--output_dir",
+        [sys.executable, "-m", "rrm_lm", "policy", "--allow_code", "--config", tmp_path / "killed.yaml", "--output_dir",
          tmp_path / "killed"],
         env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{prompts.parent}"},
         cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -299,7 +303,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tiny: Path, prompts: Path, t
         process.wait()
     assert not (tmp_path / "killed" / "adapter_model.safetensors").exists()
     (prompts.parent / "slow.py").write_text((prompts.parent / "rewards.py").read_text())
-    words = ("--config", tmp_path / "killed.yaml", "--output_dir", tmp_path / "killed")
+    words = ("--allow_code", "--config", tmp_path / "killed.yaml", "--output_dir", tmp_path / "killed")
     refused = run(capsys, "policy", *words, "--resume_from_checkpoint", "true")  # the reward is other code now
     assert refused.code == 2 and "contents of " in refused.error["error"] and "slow.py" in refused.error["error"]
     rest = run(capsys, "policy", *words, "--resume_from_checkpoint", "true", "--allow_config_change", "true")

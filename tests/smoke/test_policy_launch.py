@@ -29,7 +29,15 @@ def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
     assert one.code == 0, one.err
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment.pop("ACCELERATE_USE_CPU", None)
-    more = ["--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 2, "--use_cpu", "false"]
+    more = [
+        "--allow_code",
+        "--config",
+        tmp_path / "one" / "config.yaml",
+        "--per_device_train_batch_size",
+        2,
+        "--use_cpu",
+        "false",
+    ]
     more += ["--save_strategy", "steps", "--save_steps", 1]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",

@@ -65,7 +65,7 @@ def config(tiny: Path, tmp_path: Path) -> Path:
 
 
 def recurse(capture: Any, config: Path, *more: object) -> Result:
-    return run(capture, "recurse", "--config", config, *more)
+    return run(capture, "recurse", "--allow_code", "--config", config, *more)
 
 
 def test_a_tree_is_solved_once_and_reported(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

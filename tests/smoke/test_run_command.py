@@ -97,7 +97,7 @@ def ran(error: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_stages_run_once_and_again_where_something_changed(config: Path, tmp_path: Path, capfd: Any) -> None:
-    first = run(capfd, "run", "--config", config)
+    first = run(capfd, "run", "--allow_code", "--config", config)
     assert first.code == 0, first.err
     assert ran(first.err) == ["reward", "policy", "compare"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -111,13 +111,13 @@ def test_stages_run_once_and_again_where_something_changed(config: Path, tmp_pat
         assert text in page
     assert read(tmp_path / "out" / "compare" / "results.json")["n_prompts"] == len(HELD_OUT)
 
-    again = run(capfd, "run", "--config", config)
+    again = run(capfd, "run", "--allow_code", "--config", config)
     assert again.code == 0 and ran(again.err) == []
 
-    changed = run(capfd, "run", "--config", config, "--policy.learning_rate", "3e-3")
+    changed = run(capfd, "run", "--allow_code", "--config", config, "--policy.learning_rate", "3e-3")
     assert changed.code == 0 and ran(changed.err) == ["policy", "compare"]
 
-    online = run(capfd, "run", "--config", config, "--policy.learning_rate", "3e-3", "--rounds", 2)
+    online = run(capfd, "run", "--allow_code", "--config", config, "--policy.learning_rate", "3e-3", "--rounds", 2)
     assert online.code == 0 and ran(online.err) == ["collect-2", "reward-2", "policy-2", "compare"]
     rows = read_rows(tmp_path / "out" / "collect-2" / "feedback.jsonl")
     assert rows and {row["subset"] for row in rows} == {"round 2"}
@@ -127,7 +127,7 @@ def test_stages_run_once_and_again_where_something_changed(config: Path, tmp_pat
 
 def test_every_section_is_read_before_the_first_stage_runs(config: Path, tmp_path: Path, capsys: Any) -> None:
     config.write_text(config.read_text().replace("response_length: 6", "respnse_length: 6"))
-    result = run(capsys, "run", "--config", config)
+    result = run(capsys, "run", "--allow_code", "--config", config)
     assert result.code == 2
     assert "respnse_length" in result.error["error"] and "response_length" in result.error["error"]
     assert result.error["where"] == f"{config}, section policy"
@@ -137,7 +137,7 @@ def test_every_section_is_read_before_the_first_stage_runs(config: Path, tmp_pat
 def test_a_stage_that_fails_stops_the_run_and_keeps_the_others(config: Path, tmp_path: Path, capfd: Any) -> None:
     config.write_text(config.read_text().replace("prompts.jsonl\n  response", "nothing.jsonl\n  response"))
     config.write_text(config.read_text().replace("max_steps: 2", "max_steps: 1"))
-    result = run(capfd, "run", "--config", config)
+    result = run(capfd, "run", "--allow_code", "--config", config)
     assert result.code == 2
     assert "[2/3] policy: stopped" in result.err and "nothing.jsonl" in result.err
     assert (tmp_path / "out" / "reward" / "adapter_model.safetensors").is_file()
@@ -170,7 +170,7 @@ def test_a_killed_run_goes_on_inside_its_stage(config: Path, tmp_path: Path, cap
     )
     waiting = tmp_path / "waiting"
     process = subprocess.Popen(
-        [sys.executable, "-m", "rrm_lm", "run", "--config", config],
+        [sys.executable, "-m", "rrm_lm", "run", "--allow_code", "--config", config],
         env={**os.environ, "WAIT": str(waiting)},
         cwd=Path(__file__).parents[2],
         stdout=subprocess.DEVNULL,
@@ -185,7 +185,7 @@ def test_a_killed_run_goes_on_inside_its_stage(config: Path, tmp_path: Path, cap
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    rest = run(capfd, "run", "--config", config)
+    rest = run(capfd, "run", "--allow_code", "--config", config)
     assert rest.code == 0, rest.err
     assert ran(rest.err) == ["policy", "compare"]
     assert "update 1 of 2" not in rest.err and "update 2 of 2" in rest.err

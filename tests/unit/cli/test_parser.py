@@ -88,9 +88,9 @@ class TestSources:
         assert (training.learning_rate, data.output_file) == (0.5, "--odd")
 
     def test_env_sets_variables(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("RRM_LM_TEST", "")
-        read(yaml="env:\n  RRM_LM_TEST: 7\n", folder=tmp_path)
-        assert os.environ["RRM_LM_TEST"] == "7"
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", "")
+        read(yaml="env:\n  TOKENIZERS_PARALLELISM: 7\n", folder=tmp_path)
+        assert os.environ["TOKENIZERS_PARALLELISM"] == "7"
 
     def test_config_with_an_equals_sign(self, tmp_path: Path) -> None:
         (tmp_path / "s.yaml").write_text("max_steps: 3")

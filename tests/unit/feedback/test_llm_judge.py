@@ -212,12 +212,72 @@ def test_the_key_goes_only_where_it_should(monkeypatch: pytest.MonkeyPatch, capl
     sent = [headers["authorization"] for headers in server.headers]
     assert sent == ["Bearer other", "Bearer none"]
     assert not caplog.records
-    ServedJudge("fake", "http://judge.invalid/v1")
+    ServedJudge("fake", "http://judge.invalid/v1", key_variable="OPENAI_API_KEY")
     assert "without encryption" in caplog.text and KEY not in caplog.text
     monkeypatch.setenv("OPENAI_API_KEY", "sk-two\nlines")
     with pytest.raises(ConfigError, match="environment variable OPENAI_API_KEY") as error:
-        ServedJudge("fake", "https://judge.invalid/v1")
+        ServedJudge("fake", "https://judge.invalid/v1", key_variable="OPENAI_API_KEY")
     assert "sk-two" not in str(error.value)
+    with pytest.raises(ConfigError, match="judge_key_env: UNSET_KEY"):
+        ServedJudge("fake", "https://judge.invalid/v1", key_variable="UNSET_KEY")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://api.openai.com/v1", "https://API.OpenAI.com:443/v1", "http://LOCALHOST:8000/v1"),
+        *("http://127.0.0.1:8000/v1", "http://127.8.0.1/v1", "http://[::1]:8000/v1"),
+    ],
+)
+def test_openai_and_this_machine_get_the_key_of_openai(url: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert ServedJudge("fake", url)._client.api_key == KEY
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://api.openai.com/v1", "https://api.openai.com:444/v1", "https://api.openai.com.evil.com/v1"),
+        *("https://eu.api.openai.com/v1", "https://evil-api.openai.com/v1", "http://localhost.evil.com/v1"),
+        *("http://127.0.0.1.evil.com/v1", "http://10.0.0.1:8000/v1", "http://[::2]/v1", "http://0.0.0.0/v1"),
+    ],
+)
+def test_no_other_server_gets_it(url: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert ServedJudge("fake", url)._client.api_key == "none"
+    assert "--judge_key_env OPENAI_API_KEY" in caplog.text and KEY not in caplog.text
+
+
+def test_what_reaches_another_server_has_nothing_of_the_users_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy stands for the other server."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-mine")
+    monkeypatch.setenv("OTHER_KEY", "other")
+    with fake_server(SHORTER) as server:
+        monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {KEY}\nX-Gateway: {KEY}")
+        assert ServedJudge("fake", "http://judge.invalid/v1").critique(PROMPT, SHORT)
+        monkeypatch.delenv("OPENAI_CUSTOM_HEADERS")
+        ServedJudge("fake", "http://judge.invalid/v1", key_variable="OTHER_KEY").critique(PROMPT, SHORT)
+    text = str(server.headers[0])
+    assert KEY not in text and "mine" not in text and "authorization" not in server.headers[0]
+    assert server.headers[1]["authorization"] == "Bearer other"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_redirects_are_not_followed(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_server(SHORTER) as other:
+        target = f"{other.url}/chat/completions"
+        with (
+            fake_server(lambda _: Reply(status=status, location=target)) as server,
+            pytest.raises(ModelError, match=rf"redirects to {target}, which is not followed") as error,
+        ):
+            ServedJudge("fake", server.url).critique(PROMPT, SHORT)
+        assert not other.headers and not other.requests
+    assert len(server.requests) == 1 and "base_url" in error.value.remedy
 
 
 def test_no_server_is_said_at_once() -> None:
@@ -228,7 +288,19 @@ def test_no_server_is_said_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["judge", "ftp://judge/v1", "http://", "http://me:secret@judge/v1", "http://j/v1?k=secret"]
+    "url",
+    [
+        "judge",
+        "ftp://judge/v1",
+        "http://",
+        "http://me:secret@judge/v1",
+        "http://j/v1?k=secret",
+        "http://127.0.0.1@evil.com/v1",
+        "http://127.0.0.1\\@evil.com/v1",
+        "http://127.0.0.1\n.evil.com/v1",
+        "http://127.0.0.1\\.evil.com/v1",
+        "http://127.0.0.1 .evil.com/v1",
+    ],
 )
 def test_an_address_that_is_none_or_holds_a_secret_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="address") as error:

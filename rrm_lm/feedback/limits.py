@@ -1,0 +1,87 @@
+"""How much a data file may hold: a small download can decompress to more than the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rrm_lm.errors import ConfigError, DataError
+
+_MOST_GB = 20
+_SHARE = 4  # of the free memory one in so many bytes: rows and records take several times what the file does
+
+
+@dataclass
+class ReadLimits:
+    """How much a data file may hold."""
+
+    max_file_gb: float | None = field(
+        default=None,
+        metadata={
+            "help": "Most gigabytes of a data file when decompressed; unset: a quarter of the free memory, at most "
+            f"{_MOST_GB}."
+        },
+    )
+    max_cell_chars: int = field(default=10_000_000, metadata={"help": "Most characters of a cell of a data file."})
+
+    def __post_init__(self) -> None:
+        if self.max_file_gb is not None and not self.max_file_gb > 0:
+            raise ConfigError(f"max_file_gb is {self.max_file_gb}", where="max_file_gb", expected="above 0")
+        if self.max_cell_chars < 1:
+            raise ConfigError(f"max_cell_chars is {self.max_cell_chars}", where="max_cell_chars", expected="at least 1")
+
+    def file_bytes(self) -> int:
+        """The most bytes of a file, as memory is now."""
+        if self.max_file_gb is not None:
+            return int(self.max_file_gb * 1e9)
+        import psutil
+
+        return min(psutil.virtual_memory().available // _SHARE, _MOST_GB * 10**9)
+
+    def row_bytes(self) -> int:
+        """The most bytes of a line, which is in memory before its cells are known: 16 of the longest cells."""
+        return 16 * max(self.max_cell_chars, 1 << 20)
+
+    def check_row(self, row: Mapping[str, Any], where: str) -> None:
+        """Refuse a row with a cell that is too long. All texts in a list or mapping count.
+
+        Raises:
+            DataError: There is one.
+        """
+        for name, value in row.items():
+            if (length := _characters(value)) > self.max_cell_chars:
+                raise self.too_long(f"the cell {name!r} has {length:,} characters", where)
+
+    def too_long(self, what: str, where: str) -> DataError:
+        """The error that a cell, or a row, is too long."""
+        return DataError(
+            what,
+            where=where,
+            expected=f"at most {self.max_cell_chars:,} characters in a cell (max_cell_chars)",
+            remedy="shorten or remove it; or, if it is what it should be, pass a larger --max_cell_chars",
+        )
+
+
+def too_large(limit: int, where: str) -> DataError:
+    """The error that a file, or a set, has more than `limit` bytes."""
+    return DataError(
+        f"there are more than {limit / 1e9:.3g} GB in it when decompressed",
+        where=where,
+        expected=f"at most {limit / 1e9:.3g} GB (max_file_gb)",
+        remedy="take a part of it; or, if it is what it should be and fits into memory, pass a larger --max_file_gb",
+    )
+
+
+def _characters(value: Any) -> int:
+    """The length of all texts in a value. A loop, because a value may be nested deeper than Python calls can be."""
+    total, left = 0, [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str | bytes):
+            total += len(one)
+        elif isinstance(one, dict):
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            left += one
+    return total
