@@ -251,6 +251,16 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
         self._note("tokens_per_second", sum(map(len, found)) / max(seconds, 1e-9))
         return found
 
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's, of float32 logits: it computes in their dtype, and a sum in bfloat16 may be half a nat off."""
+
+        def in_float32(**inputs: Any) -> Any:
+            output = model(**inputs)
+            output.logits = output.logits.float()
+            return output
+
+        return super()._get_per_token_logps_and_entropies(in_float32, *args, **kwargs)
+
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         ask = super()._calculate_rewards
         if any(isinstance(source, AdapterReward) for source in self.rewards.sources):  # on the policy's own backbone
