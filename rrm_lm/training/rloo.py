@@ -233,7 +233,7 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
         started = time.perf_counter()
-        number = self.state.global_step // self.steps_per_update * self.accelerator.num_processes
+        # What is drawn depends on a sample's place in the update, not on the process that draws it.
         responses = inside(
             self.model,  # type: ignore[arg-type]
             roll_out,
@@ -242,7 +242,8 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
             prompt_ids,
             self.sampling,
             end_ids=self.end_ids,
-            seed=self.args.seed * 1_000_003 + number + self.accelerator.process_index,
+            seed=self.args.seed * 1_000_003 + self.state.global_step // self.steps_per_update,
+            first=self.accelerator.process_index * len(prompt_ids),
             batch_tokens=self.ppo.rollout_batch_tokens,
         )
         seconds = time.perf_counter() - started
