@@ -63,7 +63,8 @@ def test_sharded_training(algorithm: str, tiny: Path, tmp_path: Path, capsys: An
     one = teach(capsys, tiny, prompts, tmp_path / "one", *words)
     assert one.code == 0, one.err
     more = ("--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 2, "--use_cpu", "false")
-    launch_sharded("policy", *more, "--output_dir", tmp_path / "two")
+    reward = ("--reward_function", f"{prompts.parent / 'rewards.py'}:counting")
+    launch_sharded("policy", *more, *reward, "--output_dir", tmp_path / "two")
     for mine, theirs in zip(updates(tmp_path / "two"), updates(tmp_path / "one"), strict=True):
         for name in ("objective/scores", "objective/kl", "val/response_length", "episode"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
