@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -229,7 +229,12 @@ def process_state() -> PartialState:
 
     Asked without `cpu`, accelerate takes every process on a machine without accelerators for the only one.
     """
-    return PartialState(cpu=default_device().type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=default_device().type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if state.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        # Accelerate makes FSDP of several GPUs alone. Of several CPUs it would make DDP without a word, and does not
+        # know them by this name; their device and gloo stay as they are.
+        state.distributed_type = DistributedType.MULTI_GPU
+    return state
 
 
 def default_dtype(device: torch.device | None = None) -> torch.dtype:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rrm_lm.errors import ConfigError
 
@@ -66,13 +66,14 @@ class Sampling:
         Returns:
             (n,) in float32 or better.
         """
-        scaled = self._scale(logits)
-        chosen = scaled.gather(-1, tokens[:, None]).squeeze(-1)
+        scaled, own = self._scale(logits), tokens[:, None]
+        least = torch.finfo(scaled.dtype).min  # minus infinity has no gradient where all other tokens are left out
+        chosen = scaled.gather(-1, own)
         if self.truncates:
-            left_out = scaled < self._threshold(scaled.detach())
-            left_out = left_out.scatter(-1, tokens[:, None], False)
-            scaled = scaled.masked_fill(left_out, float("-inf"))
-        return chosen - scaled.logsumexp(-1)
+            scaled = scaled.masked_fill(scaled < self._threshold(scaled.detach()), least)
+        # From the odds: the gradient's 1 - p and a log p near 0 keep their digits, which chosen - logsumexp loses.
+        others = scaled.scatter(-1, own, least).logsumexp(-1, keepdim=True)
+        return nn.functional.logsigmoid(chosen - others).squeeze(-1)
 
     def shape(self, logits: Tensor) -> Tensor:
         """Logits after temperature and truncation, (n, vocabulary); minus infinity for tokens that are left out."""

@@ -17,11 +17,12 @@ from types import MethodType
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.models.pretrained import process_state
+from rrm_lm.models.pretrained import default_device, process_state
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +210,8 @@ def shards(accelerator: Any) -> bool:
     """Whether this launch shards models.
 
     Raises:
-        ConfigError: It does, in the way of FSDP's first version or of DeepSpeed; or with DeepSpeed on the CPU.
+        ConfigError: It does, in the way of FSDP's first version or of DeepSpeed; with DeepSpeed on the CPU; or on the
+            CPU of a machine with a GPU.
     """
     zero = getattr(accelerator.state, "deepspeed_plugin", None)
     refuse_zero(zero)
@@ -230,6 +232,12 @@ def shards(accelerator: Any) -> bool:
             expected="fsdp_version: 2, which lets frozen and trained parameters be in one layer",
             remedy="launch with --config_file configs/accelerate/fsdp2.yaml",
         )
+    if accelerator.device.type != default_device().type:
+        raise ConfigError(
+            "The launch shards models on the CPU of a machine with a GPU, which FSDP2 would take instead",
+            where="use_cpu",
+            remedy='leave out --use_cpu, or hide the GPU: CUDA_VISIBLE_DEVICES=""',
+        )
     return accelerator.is_fsdp2
 
 
@@ -245,9 +253,12 @@ def arrange(accelerator: Any, root: nn.Module) -> None:
     """
     if not shards(accelerator):
         return
+    from torch.distributed.fsdp import OffloadPolicy
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
     plugin: Any = accelerator.state.fsdp_plugin
+    if accelerator.device.type == "cpu":
+        plugin.cpu_offload = OffloadPolicy()  # shares are in the machine's memory already, and need no pinned copy
     present = {type(module).__name__ for module in root.modules()}
     if not set(plugin.transformer_cls_names_to_wrap or ()) & present:
         plugin.transformer_cls_names_to_wrap = list(getattr(root, "_no_split_modules", None) or ()) or None
@@ -275,8 +286,12 @@ def _autocast(accelerator: Any, root: Any) -> None:
 
 
 def open_ways(root: nn.Module) -> None:
-    """Tell FSDP of the other way into a root that it has sharded, its `alone`. After `Accelerator.prepare`."""
+    """Tell FSDP of the other way into a root that it has sharded, its `alone`. After `Accelerator.prepare`.
+
+    The log says what each process holds from now on, whatever the launch has asked for.
+    """
     here: Any = root
+    _log_strategy(root)
     if not is_sharded(root) or "alone" in vars(root):
         return
     from torch.distributed.fsdp import register_fsdp_forward_method
@@ -284,6 +299,24 @@ def open_ways(root: nn.Module) -> None:
     if not isinstance(root, Root):
         here.alone = lambda function, *args, **kwargs: function(*args, **kwargs)
     register_fsdp_forward_method(here, "alone")
+
+
+def _log_strategy(root: nn.Module) -> None:
+    state = process_state()
+    if state.num_processes == 1:
+        return
+    whole_model = "DeepSpeed" if state.distributed_type == DistributedType.DEEPSPEED else "DDP"
+    parameters: list[Any] = [parameter.detach() for parameter in root.parameters()]
+    count = sum(parameter.numel() for parameter in parameters)
+    # Where the rows of a parameter cannot be shared evenly, the main process, which logs, has one more.
+    held = sum((parameter.to_local() if is_shard(parameter) else parameter).numel() for parameter in parameters)
+    logger.info(
+        "%s over %d processes: each holds at most %.0f%% of the model's %s parameters",
+        "FSDP2" if is_sharded(root) else whole_model,
+        state.num_processes,
+        100 * held / count,
+        f"{count:,}",
+    )
 
 
 def shard_for_use(root: Root) -> bool:

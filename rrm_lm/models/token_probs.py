@@ -82,18 +82,23 @@ class _Head:
         return log_probs.detach(), entropy, slopes
 
     def _plain(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradient of ``log softmax(W h / T)[k]`` is ``(W[k] - sum_v p[v] W[v]) / T``."""
+        """The gradient of ``log softmax(W h / T)[k]`` is ``(W[k] - sum_v p[v] W[v]) / T``.
+
+        In bfloat16 1 - p[k] would be zero from p[k] = 0.998 on, and the gradient with it; in float32 it has no digits
+        left at 1 - 1e-6. It is the sum of all other p[v], which loses none, and only then rounded to the head's dtype.
+        """
         temperature = self.sampling.temperature
         log_p = self.backbone.logits(hidden, self.adapter)
         with torch.autocast(hidden.device.type, enabled=False):  # of what is left, no digits can be spared
             if temperature != 1:
                 log_p.div_(temperature)
             log_p.sub_(log_p.logsumexp(-1, keepdim=True))
-            p = log_p.exp()
+            p, own = log_p.exp(), tokens[:, None]
             entropy = -torch.linalg.vecdot(p, log_p)
-            expected = p.to(self.weight.dtype) @ self.weight
-            slopes = (self.weight[tokens] - expected).to(hidden.dtype).div_(temperature)
-        return log_p.gather(-1, tokens[:, None]).squeeze(-1), entropy, slopes
+            p.scatter_(-1, own, 0.0)
+            p.scatter_(-1, own, -p.sum(-1, keepdim=True))
+            slopes = (p.to(self.weight.dtype) @ self.weight).to(hidden.dtype).div_(-temperature)
+        return log_p.gather(-1, own).squeeze(-1), entropy, slopes
 
 
 class _WithFrozenHead(torch.autograd.Function):

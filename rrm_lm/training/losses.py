@@ -64,7 +64,7 @@ def rating_regression(reward: Tensor, rating: Tensor) -> Tensor:
     Returns:
         (responses,) losses in nats; at its least the entropy of the rating, not zero.
     """
-    return F.binary_cross_entropy_with_logits(reward, rating, reduction="none")
+    return bradley_terry(reward, torch.zeros_like(reward), target=rating)
 
 
 def critique_loss(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,8 +9,6 @@ from trl.experimental.ppo import PPOConfig as _TrlPPOConfig
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.agent import REFERENCES, VALUE_KINDS
-from rrm_lm.models.pretrained import default_device
-from rrm_lm.models.sharding import refuse_zero
 from rrm_lm.training.one_device import OneDevice
 
 KL_CONTROLS = ("fixed", "adaptive")
@@ -122,11 +119,7 @@ class PPOConfig(OneDevice, _TrlPPOConfig):
     )
 
     def __post_init__(self) -> None:
-        if default_device().type == "cpu":
-            # Else every process of a launch on such a machine takes itself for the only one (see RewardConfig).
-            os.environ["ACCELERATE_USE_CPU"] = "true"
         super().__post_init__()
-        refuse_zero(getattr(self, "deepspeed_plugin", None))
         self._check_choices()
         self._check_numbers()
 

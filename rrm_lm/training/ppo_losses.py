@@ -34,7 +34,7 @@ def kl_k1(log_probs: Tensor, reference: Tensor) -> Tensor:
 def kl_k3(log_probs: Tensor, reference: Tensor) -> Tensor:
     """KL divergence from samples of the policy, in nats: ``q/p - 1 - log(q/p)``; unbiased, never negative ("k3")."""
     log_ratio = reference - log_probs
-    return log_ratio.exp() - 1.0 - log_ratio
+    return torch.expm1(log_ratio) - log_ratio  # exp - 1 would lose the digits of a small ratio
 
 
 def place_scores(penalties: Tensor, scores: Tensor, places: Tensor) -> Tensor:

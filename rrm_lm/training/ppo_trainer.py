@@ -122,8 +122,8 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         if model.has_reward:
             sources.append(OwnReward(self.passes, self.grouping, model.reward.settings.combination))
         if reward_model is not None:
-            disable_dropout(reward_model)
-            sources.append(ClassifierOnTokens(reward_model.to(self.accelerator.device)))
+            sources.append(ClassifierOnTokens(reward_model))
+            disable_dropout(reward_model.to(self.accelerator.device))
         self.rewards = RewardSum([*sources, *rewards], args.reward_weights)
 
     # -- setting up -----------------------------------------------------------------------------------------------

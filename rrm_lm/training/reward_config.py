@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.ensemble import Ensemble
-from rrm_lm.models.pretrained import default_device
-from rrm_lm.models.sharding import refuse_zero
 from rrm_lm.training.one_device import OneDevice
 
 logger = logging.getLogger(__name__)
@@ -108,12 +105,7 @@ class RewardConfig(OneDevice, TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if default_device().type == "cpu":
-            # Else every process of a launch on such a machine takes itself for the only one. Not `use_cpu`, which would
-            # be written down with the settings and bind whoever repeats the run to the CPU.
-            os.environ["ACCELERATE_USE_CPU"] = "true"
         super().__post_init__()
-        refuse_zero(getattr(self, "deepspeed_plugin", None))
         if self.grades not in GRADE_USES:
             raise ConfigError(f"grades is {self.grades!r}", where="grades", expected="one of " + ", ".join(GRADE_USES))
         if self.critique_view not in CRITIQUE_VIEWS:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from peft import PeftModel
 
-from rrm_lm.errors import ConfigError, TrainingError
+from rrm_lm.errors import ConfigError, ModelError, TrainingError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import evaluating
 from rrm_lm.models.ensemble import EnsembleReward
@@ -128,9 +129,22 @@ class ClassifierOnTokens:
         model: With a ``score`` head of one output.
         name: What to call it.
         micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
+
+    Raises:
+        ModelError: It is no such model.
     """
 
     def __init__(self, model: Any, name: str = "reward_model", micro_batch_tokens: int = 4096) -> None:
+        model = model.get_base_model() if isinstance(model, PeftModel) else model  # which keeps its adapters
+        body = getattr(model, getattr(model, "base_model_prefix", ""), None)
+        if body is None or getattr(model, "score", None) is None or model.config.num_labels != 1:
+            raise ModelError(
+                "The reward model is no sequence classifier with a `score` head of one output",
+                where=f"reward_model, a {type(model).__name__}",
+                expected="AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)",
+                remedy="pass such a model; anything else that rewards responses goes into `rewards`, as a source "
+                "(rrm_lm.training.reward_sources)",
+            )
         self.model, self.name, self.micro_batch_tokens = model.eval(), name, micro_batch_tokens
 
     @torch.no_grad()

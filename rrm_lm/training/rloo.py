@@ -233,7 +233,7 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
         started = time.perf_counter()
-        number = self.state.global_step // self.steps_per_update * self.accelerator.num_processes
+        # What is drawn depends on a sample's place in the update, not on the process that draws it.
         responses = inside(
             self.model,  # type: ignore[arg-type]
             roll_out,
@@ -242,7 +242,8 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
             prompt_ids,
             self.sampling,
             end_ids=self.end_ids,
-            seed=self.args.seed * 1_000_003 + number + self.accelerator.process_index,
+            seed=self.args.seed * 1_000_003 + self.state.global_step // self.steps_per_update,
+            first=self.accelerator.process_index * len(prompt_ids),
             batch_tokens=self.ppo.rollout_batch_tokens,
         )
         seconds = time.perf_counter() - started
@@ -250,6 +251,16 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
         self._note("time/roll_out", seconds)
         self._note("tokens_per_second", sum(map(len, found)) / max(seconds, 1e-9))
         return found
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's, of float32 logits: it computes in their dtype, and a sum in bfloat16 may be half a nat off."""
+
+        def in_float32(**inputs: Any) -> Any:
+            output = model(**inputs)
+            output.logits = output.logits.float()
+            return output
+
+        return super()._get_per_token_logps_and_entropies(in_float32, *args, **kwargs)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         ask = super()._calculate_rewards

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,6 @@ from trl.trainer.sft_config import SFTConfig as TRLConfig
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.pretrained import default_device, default_dtype
-from rrm_lm.models.sharding import refuse_zero
 from rrm_lm.training.one_device import OneDevice
 
 SOURCES = ("demonstrations", "corrections", "chosen")
@@ -98,17 +96,12 @@ class SFTConfig(OneDevice, TRLConfig):
     def __post_init__(self) -> None:
         self._check()
         on_cpu = self.use_cpu or default_device().type == "cpu"
-        if default_device().type == "cpu":
-            # Else every process of a launch on such a machine takes itself for the only one. Not `use_cpu`, which would
-            # be written down with the settings and bind whoever repeats the run to the CPU.
-            os.environ["ACCELERATE_USE_CPU"] = "true"
         if self.bf16 is None:
             self.bf16 = not (on_cpu or self.fp16) and default_dtype() == torch.bfloat16
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
             self.activation_checkpointing = not on_cpu
         self.dataset_kwargs = {"skip_prepare_dataset": True}  # examples are tokens and labels already
         super().__post_init__()
-        refuse_zero(getattr(self, "deepspeed_plugin", None))
         if self.label_smoothing_factor > 0 and self.loss_type == "chunked_nll":
             self.loss_type = "nll"  # Hugging Face smooths what it computes from logits, and chunks have none
 

@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 
 from rrm_lm.models.sharding import settle
@@ -56,25 +53,14 @@ def launch(file: str, *words: object, config: str | None = None, timeout: float 
 
 
 def shard_on_cpu(**settings: str) -> None:
-    """Let Accelerate shard on the CPU, as `accelerate launch` with FSDP2 does on GPUs.
-
-    It knows sharding on accelerators alone, and takes plain data parallelism on the CPU without a word.
+    """What `accelerate launch` with FSDP2 tells the processes that it starts.
 
     Args:
         settings: Of Accelerate's launcher, such as ``reshard_after_forward="false"``.
     """
-    own = AcceleratorState.__init__
     given = {"version": "2", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", **settings}
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     os.environ.update({f"FSDP_{name.upper()}": value for name, value in given.items()})
-
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        own(self, *args, **kwargs)
-        if self.distributed_type == DistributedType.MULTI_CPU:
-            PartialState._shared_state["distributed_type"] = self.distributed_type = DistributedType.FSDP
-            self.fsdp_plugin = kwargs.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
-
-    AcceleratorState.__init__ = init  # type: ignore[method-assign]
 
 
 def share_held(module: nn.Module) -> float:

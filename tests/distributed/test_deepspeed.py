@@ -22,7 +22,7 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.scorers import RewardScorer
 from rrm_lm.models.agent_files import load_agent
 from rrm_lm.models.reward import load_reward_model
-from rrm_lm.training import ppo_config, reward_config, sft_config
+from rrm_lm.training import one_device, sft_config
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.reward_config import RewardConfig
 from rrm_lm.training.sft_config import SFTConfig
@@ -140,7 +140,7 @@ if __name__ == "__main__":
     # Its own collectives in shared memory are C++, which it would compile first.
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # pyright: ignore
     # Of a machine without GPUs they tell Accelerate, which leaves DeepSpeed out there.
-    for module in (reward_config, sft_config, ppo_config):
+    for module in (one_device, sft_config):
         setattr(module, "default_device", lambda: torch.device("meta"))  # noqa: B010
     out = Path(sys.argv[1])
     result = on_two(out, out / "base")

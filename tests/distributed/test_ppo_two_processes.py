@@ -19,18 +19,22 @@ from tests.distributed.processes import counting_bytes, launch
 from tests.tiny_policy import counting, logs, tiny_agent, trainer
 
 torch.set_num_threads(1)
-MICRO_BATCHES = {"many": 25, "one": 4096}  # tokens of each; of one the first pass keeps its graph
+MICRO_BATCHES = {"many": 25, "one": 4096, "drawn": 25}  # tokens of each; of one the first pass keeps its graph
+DRAWN = {"temperature": 0.5, "stop_token_id": 352}  # which this model often writes: responses end early, out of step
 
 
-def train(folder: Path, processes: int, tokens: int, resume: Path | None = None) -> PPOTrainer:
-    """Three updates of eight episodes, unevenly spread over processes and micro-batches."""
+def train(folder: Path, processes: int, run: str, resume: Path | None = None) -> PPOTrainer:
+    """Three updates of eight episodes, unevenly spread over processes and micro-batches.
+
+    The policy draws its responses in the run `drawn`; in the others they are given, with lengths from 1 to 6.
+    """
     agent = tiny_agent(value="adapter", reward=True)
     made = trainer(
         folder,
         agent,
         per_device_train_batch_size=8 // processes,
         samples_per_prompt=2,
-        micro_batch_tokens=tokens,
+        micro_batch_tokens=MICRO_BATCHES[run],
         max_steps=3,
         optim="sgd",
         learning_rate=0.02,
@@ -43,8 +47,10 @@ def train(folder: Path, processes: int, tokens: int, resume: Path | None = None)
         save_strategy="steps",
         save_steps=1,
         rewards=[PythonReward(counting)],
+        **(DRAWN if run == "drawn" else {}),
     )
-    agent.roll_out = responses  # type: ignore[method-assign]
+    if run != "drawn":
+        agent.roll_out = responses  # type: ignore[method-assign]
     made.train(resume_from_checkpoint=None if resume is None else str(resume))
     return made
 
@@ -69,8 +75,8 @@ def learned(made: PPOTrainer) -> dict[str, torch.Tensor]:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     launch(__file__, tmp_path)
     both = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
-    for name, tokens in MICRO_BATCHES.items():
-        check([found[name] for found in both], train(tmp_path / f"{name} of one", 1, tokens))
+    for name in MICRO_BATCHES:
+        check([found[name] for found in both], train(tmp_path / f"{name} of one", 1, name))
         assert (tmp_path / name / "checkpoint-3" / "rng_state_1.pth").is_file()
     for found in both:  # on from the first update, bit for bit
         assert found["again"].keys() == found["one"]["learned"].keys()
@@ -97,7 +103,7 @@ def check(both: Sequence[dict[str, Any]], one: PPOTrainer) -> None:
         assert all(2 * trained <= sent <= 2 * trained + 400 for sent in other["sent"]), (trained, other["sent"])
 
 
-def of_two(folder: Path, tokens: int) -> dict[str, Any]:
+def of_two(folder: Path, run: str) -> dict[str, Any]:
     """What one process of two learned, how many passes over the episodes it was spared, and bytes that updates sent."""
     kept: list[int] = []
     sent: list[int] = []
@@ -115,7 +121,7 @@ def of_two(folder: Path, tokens: int) -> dict[str, Any]:
         return found
 
     with patch.multiple(PPOTrainer, estimate=watched, update=counted):
-        done = train(folder, 2, tokens)
+        done = train(folder, 2, run)
     assert done.accelerator.num_processes == 2
     found = {"learned": learned(done), "logs": logs(done), "steering": done.steering.kl.coefficient}
     return {**found, "fewer": sum(kept), "sent": sent}
@@ -123,7 +129,7 @@ def of_two(folder: Path, tokens: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    found = {name: of_two(out / name, tokens) for name, tokens in MICRO_BATCHES.items()}
-    found["again"] = learned(train(out / "again", 2, MICRO_BATCHES["one"], out / "one" / "checkpoint-1"))
+    found = {name: of_two(out / name, name) for name in MICRO_BATCHES}
+    found["again"] = learned(train(out / "again", 2, "one", out / "one" / "checkpoint-1"))
     torch.save(found, out / f"rank{os.environ['RANK']}.pt")
     leave(0)

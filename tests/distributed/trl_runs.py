@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -14,12 +12,10 @@ from torch import Tensor
 from rrm_lm.feedback.datasets import Feedback
 from rrm_lm.models.agent import POLICY, adapter_parameters
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.decoding import roll_out
 from rrm_lm.models.fast_lora import speed_up
 from rrm_lm.models.policy_files import Policy, PolicySettings
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.sharding import gather, in_step
-from rrm_lm.training import rloo
 from rrm_lm.training.examples import FitCounts
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
 from rrm_lm.training.rloo import rloo_trainer
@@ -92,18 +88,6 @@ def sft_on(folder: Path, base: Path, layers: int, processes: int, **more: Any) -
 # -- RLOO -------------------------------------------------------------------------------------------------------------
 
 
-def each_by_itself(
-    backbone: Backbone, adapter: str, prompts: Sequence[Sequence[int]], *args: Any, seed: int, **more: Any
-) -> list[list[list[int]]]:
-    """In place of `roll_out`: the same, with random numbers that do not depend on which process has a prompt."""
-    seen: Counter[tuple[int, ...]] = Counter()
-    found = []
-    for ids in prompts:
-        seen[tuple(ids)] += 1
-        found += roll_out(backbone, adapter, [ids], *args, seed=sum(ids) * 10 + seen[tuple(ids)], **more)
-    return found
-
-
 def rloo_on(folder: Path, base: Path, layers: int, processes: int, **more: Any) -> dict[str, Any]:
     """Three updates of eight episodes; one of two rewards is an ensemble on the policy's own backbone."""
     start = policy(layers, str(base))
@@ -122,10 +106,8 @@ def rloo_on(folder: Path, base: Path, layers: int, processes: int, **more: Any) 
         "learning_rate": 0.001,
     }
     rewards = RewardSum([AdapterReward(own), PythonReward(counting)], [0.5, 1.0])
-    four = PROMPTS[:4]  # as many as an update has, so that none comes twice and on both processes
-    with patch.object(rloo, "roll_out", each_by_itself):
-        made = rloo_trainer(start, config(folder, **{**settings, **STEPS, **more}), rewards, four)
-        made.train()
+    made = rloo_trainer(start, config(folder, **{**settings, **STEPS, **more}), rewards, PROMPTS)
+    made.train()
     found: dict[str, Any] = {"learned": learned(start.backbone), "share": share_held(start.backbone.model)}
     found["logs"] = logged(made, "objective/kl", ["objective/", "reward", "disagreement/", "val/"])
     made.save_model(str(folder / "saved"))

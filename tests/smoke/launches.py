@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,18 @@ def environment() -> dict[str, str]:
     there = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     there.pop("ACCELERATE_USE_CPU", None)
     return there
+
+
+def launch_sharded(*words: object, config: str = "fsdp2") -> str:
+    """Run a command on two processes that share a model; returns its stderr. Fails if one process holds it all."""
+    done = subprocess.run(
+        [*PROGRAM, *map(str, words), "--accelerate_config", config, "--num_processes", "2"],
+        capture_output=True, text=True, check=False, env=environment(), cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shares = re.findall(r"FSDP2 over 2 processes: each holds at most (\d+)%", done.stderr)
+    assert shares and all(int(share) <= 55 for share in shares), done.stderr
+    return done.stderr
 
 
 class Launched:

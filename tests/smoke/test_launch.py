@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.processes import launch as launch_sharded
 from tests.smoke.commands import adapter, contents, pair_rows, read, rewards_of, run, train, write_rows
 from tests.smoke.conftest import Trained
-from tests.smoke.launches import PROGRAM, ROOT, environment
+from tests.smoke.launches import PROGRAM, ROOT, environment, launch_sharded
 
 pytestmark = pytest.mark.slow
 
@@ -62,10 +61,11 @@ def test_scores(trained: Trained, tmp_path: Path, capsys: Any) -> None:
 def test_sharded(trained: Trained, tmp_path: Path, capsys: Any) -> None:
     """Evaluated and scored with half of the model on each of two processes: the same rewards, told once."""
     words = ("--model", trained.folder, "--dataset", trained.heldout, "--dtype", "float32")
-    for command, output in (("evaluate", "--output_dir"), ("score", "--output_file")):
+    ways = {"evaluate": ("--output_dir", "fsdp2"), "score": ("--output_file", "fsdp2_offload")}
+    for command, (output, config) in ways.items():
         one, two = tmp_path / f"{command}_one", tmp_path / f"{command}_two"
         assert run(capsys, command, *words, output, one).code == 0
-        launch_sharded("tests/distributed/sharded_command.py", command, *words, output, two)
+        launch_sharded(command, *words, output, two, config=config)
     one, two = rewards_of(tmp_path / "evaluate_one"), rewards_of(tmp_path / "evaluate_two")
     assert torch.tensor(two) == pytest.approx(torch.tensor(one), rel=1e-5)
     assert contents(tmp_path / "evaluate_two").keys() == contents(tmp_path / "evaluate_one").keys()
@@ -73,26 +73,45 @@ def test_sharded(trained: Trained, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
-    """Half the batch on each of two processes is the whole batch on one.
+    """Half the batch on each of two processes is the whole batch on one."""
+    train_on_one(capsys, tiny, tmp_path)
+    words = ("--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 4)
+    done = launch("train_reward.py", *words, "--use_cpu", "false", "--output_dir", tmp_path / "two")
+    assert "DDP over 2 processes: each holds at most 100% of the model's" in done.stderr
+    assert "[process 0] saved to" in done.stderr and "[process 1] saved to" not in done.stderr
+    check_same(tmp_path)
+    assert {path.name for path in (tmp_path / "two").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
 
-    Plain gradient descent: Adam's first step is the sign of the gradient, also where that is nothing but rounding.
+
+def test_sharded_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+    """`configs/accelerate/fsdp2.yaml` by the program's own flags: half of the model on each of two processes."""
+    train_on_one(capsys, tiny, tmp_path)
+    words = ("--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 4, "--use_cpu", "false")
+    launch_sharded("reward", *words, "--save_strategy", "no", "--output_dir", tmp_path / "two")
+    check_same(tmp_path)
+
+
+def train_on_one(capture: Any, model: Path, folder: Path) -> None:
+    """One process trains into the folder `one`.
+
+    By plain gradient descent: Adam's first step is the sign of the gradient, also where that is nothing but rounding.
     """
-    data = write_rows(tmp_path / "pairs.jsonl", pair_rows(24))
-    held = write_rows(tmp_path / "held.jsonl", pair_rows(5, seed=3))
+    data = write_rows(folder / "pairs.jsonl", pair_rows(24))
+    held = write_rows(folder / "held.jsonl", pair_rows(5, seed=3))
     more = (
         *("--eval_dataset_name", held, "--save_strategy", "steps", "--save_steps", 2),
         *("--optim", "sgd", "--learning_rate", 0.02, "--max_grad_norm", 0, "--lr_scheduler_type", "constant"),
     )
-    assert train(capsys, tiny, data, tmp_path / "one", *more, "--per_device_train_batch_size", 8).code == 0
-    words = ("--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 4)
-    done = launch("train_reward.py", *words, "--use_cpu", "false", "--output_dir", tmp_path / "two")
-    assert "[process 0] saved to" in done.stderr and "[process 1] saved to" not in done.stderr
-    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    assert train(capture, model, data, folder / "one", *more, "--per_device_train_batch_size", 8).code == 0
+
+
+def check_same(folder: Path) -> None:
+    """The adapters and rewards of the folders `one` and `two` are the same, to rounding."""
+    one, two = adapter(folder / "one"), adapter(folder / "two")
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-4, msg=name)
     torch.testing.assert_close(
-        torch.tensor(rewards_of(tmp_path / "two")), torch.tensor(rewards_of(tmp_path / "one")), atol=1e-4, rtol=1e-4
+        torch.tensor(rewards_of(folder / "two")), torch.tensor(rewards_of(folder / "one")), atol=1e-4, rtol=1e-4
     )
-    assert read(tmp_path / "two" / "run.json")["outcome"] == "finished"
-    assert {path.name for path in (tmp_path / "two").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    assert read(folder / "two" / "run.json")["outcome"] == "finished"

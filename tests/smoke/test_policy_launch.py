@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.smoke.commands import adapter, read
+from tests.smoke.launches import launch_sharded
 from tests.smoke.policies import measured, teach, updates, write_prompts
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +50,33 @@ def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
     assert done.stderr.count("update 1 of 2: ") == 1 and done.stderr.count("One prompt as the model sees it") == 1
     assert {path.name for path in (tmp_path / "two").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
     assert read(tmp_path / "two" / "run.json")["outcome"] == "finished"
-    # The policy before training is the same, and so are the episodes of an update; what they hold is drawn apart.
+    # The policy before training is the same, and so are the episodes of an update.
     assert measured(tmp_path / "two")[0] == measured(tmp_path / "one")[0]
     assert [entry["episode"] for entry in updates(tmp_path / "two")] == [4, 8]
     assert "2 updates of 4 episodes each" in (tmp_path / "two" / "report.html").read_text()
     mine, theirs = adapter(tmp_path / "one"), adapter(tmp_path / "two")
     assert mine.keys() == theirs.keys() and all(torch.isfinite(tensor).all() for tensor in theirs.values())
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+def test_sharded_training(algorithm: str, tiny: Path, tmp_path: Path, capsys: Any) -> None:
+    """`configs/accelerate/fsdp2.yaml` by the program's own flags: half of the model on each of two processes.
+
+    They draw what one draws and learn what it learns, by plain gradient descent: Adam's first step is the sign of the
+    gradient, also where that is nothing but rounding.
+    """
+    prompts = write_prompts(tmp_path / "data")
+    words = ("--algorithm", algorithm, "--max_steps", 2, "--samples_per_prompt", 2, "--optim", "sgd")
+    words += ("--learning_rate", 0.01, "--max_grad_norm", 0.1)
+    one = teach(capsys, tiny, prompts, tmp_path / "one", *words)
+    assert one.code == 0, one.err
+    more = ("--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 2, "--use_cpu", "false")
+    reward = ("--reward_function", f"{prompts.parent / 'rewards.py'}:counting")
+    launch_sharded("policy", *more, *reward, "--output_dir", tmp_path / "two")
+    for mine, theirs in zip(updates(tmp_path / "two"), updates(tmp_path / "one"), strict=True):
+        for name in ("objective/scores", "objective/kl", "val/response_length", "episode"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
+    mine, theirs = adapter(tmp_path / "two"), adapter(tmp_path / "one")
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(mine[name], tensor, atol=1e-5, rtol=1e-4, msg=name)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -24,6 +24,7 @@ from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.ppo_trainer import PPOTrainer
 from tests.tiny import VOCABULARY, tiny_tokenizer
+from tests.tiny_policy import counting
 
 torch.set_num_threads(1)
 
@@ -193,6 +194,19 @@ def test_arguments_that_contradict_each_other(tmp_path: Path) -> None:
         PPOTrainer(**{**given, "value_model": model(Qwen2ForSequenceClassification, 0, num_labels=2)})
     with pytest.raises(ConfigError, match="no reward"):
         PPOTrainer(**{**given, "reward_model": None})
+
+
+@pytest.mark.parametrize("kind", ["nothing", "a language model", "two outputs", "a function"])
+def test_what_is_no_reward_model_is_refused_before_training(kind: str, tmp_path: Path) -> None:
+    wrong = {
+        "nothing": nn.Module,
+        "a language model": lambda: model(Qwen2ForCausalLM, 0),
+        "two outputs": lambda: model(Qwen2ForSequenceClassification, 1, num_labels=2),
+        "a function": lambda: counting,
+    }[kind]()
+    with pytest.raises(ModelError, match="no sequence classifier with a `score` head of one output") as error:
+        PPOTrainer(**{**arguments(tmp_path), "reward_model": wrong})
+    assert type(wrong).__name__ in str(error.value) and "`rewards`" in str(error.value.remedy)
 
 
 def test_the_value_model_is_one_that_transformers_makes(tmp_path: Path) -> None:

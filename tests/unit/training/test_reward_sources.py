@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaForSequenceClassification
 
 from rrm_lm.errors import ConfigError, TrainingError
@@ -175,3 +176,11 @@ def test_a_classifier_on_the_policys_tokens_is_read_at_the_last_one() -> None:
         assert reward == pytest.approx(float(alone), abs=1e-5)
     text = ScorerReward(ClassifierScorer(model, CHAT, "text"))
     assert text(ASKED, RESPONSES) == pytest.approx(found, abs=1e-5)
+
+
+def test_a_classifier_with_an_adapter_is_read_as_the_merged_one() -> None:
+    adapted = get_peft_model(classifier(), LoraConfig(task_type="SEQ_CLS", init_lora_weights=False))
+    found = asked(ClassifierOnTokens(adapted))["reward_model"]
+    merged: Any = adapted.merge_and_unload()
+    assert found == pytest.approx(asked(ClassifierOnTokens(merged))["reward_model"], abs=1e-5)
+    assert found != pytest.approx(asked(ClassifierOnTokens(classifier()))["reward_model"], abs=1e-5)
