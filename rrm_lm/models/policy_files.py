@@ -25,9 +25,10 @@ from rrm_lm.models.adapter_files import (
     write_weights,
 )
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.embedded import backbone_name
 from rrm_lm.models.fast_layers import speed_up_layers
 from rrm_lm.models.fast_lora import speed_up
-from rrm_lm.models.portable import add_old_names, backbone_name, save_tokenizer
+from rrm_lm.models.portable import add_old_names, save_tokenizer
 from rrm_lm.models.pretrained import align_pad, load_causal_lm, load_tokenizer, refuse_pickles, resolve
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.chat import ChatFormat

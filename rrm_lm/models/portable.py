@@ -18,7 +18,6 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from rrm_lm.feedback.records import Message, Prompt
-from rrm_lm.models.embedded import EMBEDDED
 from rrm_lm.storage import write_text
 from rrm_lm.text.chat import ChatFormat
 
@@ -151,19 +150,6 @@ def _edit(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Non
     after = change(before)
     if after != before:
         write_text(file, json.dumps(after, indent=2, ensure_ascii=False) + "\n")
-
-
-def backbone_name(model: Any, asked: str) -> str:
-    """What a saved adapter calls its backbone.
-
-    An alias stays one: every installation of this package finds it, but a path into a cache is of one machine. Another
-    name is the one it was loaded by, not looked up again, because a checkpoint must not fail when the network is away.
-
-    Args:
-        model: The backbone as transformers loaded it.
-        asked: The name it was asked for by.
-    """
-    return asked if asked in EMBEDDED else model.name_or_path or asked
 
 
 # -- what a client reads --------------------------------------------------------------------------------------------

@@ -23,10 +23,11 @@ from transformers import AutoModelForSequenceClassification
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.adapter_files import ADAPTER_WEIGHTS, load_weights, put_weights, whole_weights
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.embedded import backbone_name
 from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.models.fast_layers import speed_up_layers
 from rrm_lm.models.fast_lora import speed_up
-from rrm_lm.models.portable import add_old_names, backbone_name, save_reward_tokenizer
+from rrm_lm.models.portable import add_old_names, save_reward_tokenizer
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, refuse_pickles, resolve
 from rrm_lm.models.sharding import Root, put, settle, whole
 from rrm_lm.storage import staged_folder, write_json

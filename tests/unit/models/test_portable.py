@@ -20,11 +20,10 @@ from transformers import (
 
 from rrm_lm.errors import ModelError
 from rrm_lm.evaluation.scorers import RewardScorer
-from rrm_lm.models.embedded import EMBEDDED
+from rrm_lm.models.embedded import EMBEDDED, backbone_name
 from rrm_lm.models.portable import (
     EXAMPLES,
     add_old_names,
-    backbone_name,
     is_template_of,
     messages_of,
     misread,
