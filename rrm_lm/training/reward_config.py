@@ -13,6 +13,7 @@ from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.models.pretrained import default_device
 from rrm_lm.models.sharding import refuse_zero
 from rrm_lm.training.one_device import OneDevice
+from rrm_lm.training.recomputing import Recomputing
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ _NOT_HERE = {
 
 
 @dataclass
-class RewardConfig(OneDevice, TrainingArguments):
+class RewardConfig(OneDevice, Recomputing, TrainingArguments):
     """How a reward model is trained. Names are TRL's and Hugging Face's wherever they have one."""
 
     # Defaults that differ from TrainingArguments.
