@@ -25,6 +25,7 @@ from rrm_lm.training import rloo, rloo_config
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
 from rrm_lm.training.rloo import RLOOTrainer, rloo_trainer
+from tests.deprecations import trls_switch
 from tests.tiny import lora, prompt_of, save_tiny_model, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting, state
 
@@ -203,6 +204,7 @@ def test_advantages_by_hand(reference: str, tmp_path: Path, monkeypatch: pytest.
     assert len({round(float(value), 3) for value in output["advantages"]}) > 4
 
 
+@trls_switch
 @pytest.mark.parametrize("change", ["micro_batch_tokens", "gradient_checkpointing"])
 def test_the_gradient_does_not_depend_on_how_it_is_computed(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
