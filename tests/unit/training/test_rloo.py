@@ -13,7 +13,6 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from torch import Tensor
 from transformers import TrainerCallback
-from trl.trainer.rloo_config import RLOOConfig
 
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.feedback.records import Prompt
@@ -68,7 +67,7 @@ def logs(made: RLOOTrainer) -> list[dict[str, Any]]:
 
 def test_every_setting_of_ppo_is_taken_refused_or_named(tmp_path: Path) -> None:
     groups = [rloo_config.TAKEN, frozenset(rloo_config.REFUSED), rloo_config.IDLE, rloo_config.NOT_SETTINGS]
-    known = {item.name for item in fields(RLOOConfig)}
+    known = {item.name for item in fields(rloo_config.RLOOConfig)}
     alone = {item.name for item in fields(PPOConfig)} - known
     assert alone <= frozenset().union(*groups)
     assert sum(map(len, groups)) == len(frozenset().union(*groups))
