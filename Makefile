@@ -1,5 +1,6 @@
 # Two commands matter: `make demo` shows the product, `make test` checks it. Both use one virtual environment, .venv,
-# made the first time and again only when pyproject.toml changes; no environment needs to be activated.
+# made the first time and again only when pyproject.toml or the tested set of versions changes; no environment needs to be
+# activated.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -9,42 +10,40 @@ SHELL := /bin/bash
 PYTHON ?= python3
 # What to install when the environment has no torch yet; for other hardware for example TORCH='torch --index-url URL'.
 TORCH ?= torch==2.13.0
-# Processes that run tests.
+# The tested set of versions to install; empty for the newest.
+CONSTRAINTS ?= configs/constraints.txt
+# Processes that run tests, and which tests (all).
 WORKERS ?= 2
+TESTS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL = $(PYTHON) scripts/environment.py install $(VENV) --torch '$(TORCH)' $(CONSTRAINTS:%=--constraints %) $(LATEST)
 MODEL := smollm2-135m
 DEMO := outputs/demo
 
 # Progress appears as it happens, also through a pipe.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install fetch demo check test clean
+.PHONY: help install fetch demo check test update test-latest clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv and install what the program needs into it
 
-$(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v < (3, 14) or sys.exit( \
-	    f"error: Python 3.10 to 3.13 is needed, and $(PYTHON) is {v[0]}.{v[1]}; try make PYTHON=python3.11")'
-	@echo "[1/3] virtual environment in $(VENV)"
-	@$(PIP) --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	@echo "[2/3] torch (some 200 MB the first time; more with CUDA)"
-	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' \
-	    || $(PIP) install -qq --progress-bar off $(TORCH) < /dev/null
-	@echo "[3/3] rrm_lm and what it needs (about two minutes the first time)"
-	@$(PIP) install -qq --progress-bar off --editable . < /dev/null
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c '' 2> /dev/null || { \
+	    echo "error: $(PYTHON) does not start; install Python 3.11 to 3.13, or name one: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("error: Python 3.11 to 3.13" \
+	    " is needed, and $(PYTHON) is %d.%d; name another one: make PYTHON=python3.11" % v)'
+	@$(INSTALL)
 	@touch $@
 
 $(DEV_STAMP): $(STAMP)
-	@echo "what checks and tests need"
-	@$(PIP) install -qq --progress-bar off --editable '.[dev]' < /dev/null
+	@$(INSTALL) --dev
 	@touch $@
 
 fetch: install ## fetch and convert the embedded default model, once
@@ -58,12 +57,23 @@ demo: install fetch ## feedback to reward model to policy to a page that compare
 check: $(DEV_STAMP) ## lint, format, types, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright < /dev/null
+	$(BIN)/pyright --pythonpath $(BIN)/python < /dev/null
 	$(BIN)/lint-imports --no-cache --no-logo
 
 test: fetch check ## everything that must hold: checks and the whole test suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal < /dev/null
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS) < /dev/null
+
+update: ## test the newest versions that pyproject.toml allows, and make them the tested set
+	rm -rf .venv-update
+	$(MAKE) test VENV=.venv-update CONSTRAINTS=
+	.venv-update/bin/python scripts/environment.py freeze --tests '$(TESTS)'
+
+test-latest: ## the tests with the newest versions of everything, allowed or not: what breaks
+	rm -rf .venv-latest
+	$(MAKE) .venv-latest/.installed-dev VENV=.venv-latest CONSTRAINTS= LATEST=--latest
+	@echo "other than the tested set:" && .venv-latest/bin/python scripts/environment.py newer
+	$(MAKE) test VENV=.venv-latest CONSTRAINTS= LATEST=--latest
 
 clean: ## remove the environment and caches; results in outputs/ stay
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-update .venv-latest build dist *.egg-info .hypothesis .import_linter_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,7 +24,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +258,7 @@ def sha256(file: str | os.PathLike[str]) -> str:
 
 def now() -> str:
     """The time in UTC to the second, as ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _beside(path: Path, mark: str) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.key_values import KeyValues, positions, visible
+from rrm_lm.models.key_values import KeyValues, cache_name, positions, visible
 from rrm_lm.models.lean_decoder import LeanDecoder
 from rrm_lm.models.pretrained import rounding
 from rrm_lm.models.products import Product, can_pack, computing_with, products_of
@@ -35,18 +35,25 @@ _agreeing: WeakKeyDictionary[Backbone, dict[str, bool]] = WeakKeyDictionary()  #
 
 
 class WholeDecoder:
-    """The model's own code, with our cache, and with masks that say for each pair of tokens who sees whom."""
+    """The model's own code, with our cache, and with masks that say for each pair of tokens who sees whom.
+
+    Raises:
+        TypeError: The model takes no cache from outside.
+    """
 
     def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
+        name = cache_name(backbone.decoder)
+        if name is None:
+            raise TypeError("a model that takes no cache")
+        self.backbone, self.cache_name = backbone, name
 
     def __call__(self, ids: Tensor, starts: Tensor, cache: KeyValues) -> Tensor:
         output = self.backbone.decoder(
             input_ids=ids,
             attention_mask=self._masks(cache, starts, ids.shape[1]),
             position_ids=positions(cache, starts, ids.shape[1]),
-            past_key_values=cache,
             use_cache=True,
+            **{self.cache_name: cache},
         )
         return output.last_hidden_state
 
@@ -152,7 +159,7 @@ def _make(
         return None
     sharded = any(map(is_shard, parameters))
     if name == "whole":
-        if not backbone.can_mask:
+        if not backbone.can_mask or cache_name(backbone.decoder) is None:
             return None
         return WholeDecoder(backbone), {} if sharded else products_of(backbone.causal_lm, adapter, packed)
     if sharded:

@@ -11,12 +11,23 @@ A row is its first column (its *start*) and nothing else: positions count from t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+# The argument that takes a cache, and the output's field that gives it back. transformers 5.24 renamed the other two
+# to `cache`, and some models drop a name that is not theirs without a word, so the model's signature is asked.
+_NAMES = ("cache", "past_key_values", "cache_params")
+
+
+def cache_name(model: Any) -> str | None:
+    """How this model's `forward` and its output call the cache; ``None`` for a model that takes none by these names."""
+    taken = inspect.signature(model.forward).parameters
+    return next((name for name in _NAMES if name in taken), None)
 
 
 class KeyValues(Cache):

@@ -148,9 +148,11 @@ class RewardModel(Root):
         """What `transformers.Trainer` calls for ``--activation_checkpointing``."""
         self.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """What `transformers.Trainer` called it before."""
-        self.backbone.activation_checkpointing_enable(gradient_checkpointing_kwargs)
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """What `transformers.Trainer` called it before 5.23."""
+        self.backbone.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def forward(self, batch: Batch, lines: Sequence[Line], with_critiques: bool = True) -> RewardOutput:
         """Rewards of the lines, and how surprising their critiques are.

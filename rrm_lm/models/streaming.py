@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.key_values import cache_name
 
 _HALF = "\ufffd"  # what a tokenizer decodes the first bytes of a character to
 
@@ -25,7 +26,8 @@ def stream(
 ) -> Iterator[int]:
     """The tokens of a response to one prompt, each as soon as it is there; the one that ends it comes, too.
 
-    Works for every family that transformers has, with its own cache where it has one. Between two tokens no state is
+    Works for every family that transformers has, with its own cache where it has one; else everything is computed
+    again for each token. Between two tokens no state is
     held: the adapter's choice and the gradient mode are as the caller left them, and the caller may stop at any time.
 
     Args:
@@ -38,12 +40,14 @@ def stream(
     """
     model = backbone.causal_lm
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    name = cache_name(model)
     ids, cache = list(prompt), None
     for _ in range(max_new_tokens):
         new = torch.tensor([ids if cache is None else ids[-1:]], device=backbone.device)
+        caching = {} if name is None else {name: cache, "use_cache": True}
         with torch.no_grad(), backbone.using(adapter):
-            output: Any = model(input_ids=new, past_key_values=cache, use_cache=True, **last_only)
-        cache = getattr(output, "past_key_values", None)
+            output: Any = model(input_ids=new, **caching, **last_only)
+        cache = None if name is None else getattr(output, name)
         token = draw(output.logits[0, -1].float())
         ids.append(token)
         yield token

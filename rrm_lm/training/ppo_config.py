@@ -10,12 +10,13 @@ from trl.experimental.ppo import PPOConfig as _TrlPPOConfig
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.agent import REFERENCES, VALUE_KINDS
 from rrm_lm.training.one_device import OneDevice
+from rrm_lm.training.recomputing import Recomputing
 
 KL_CONTROLS = ("fixed", "adaptive")
 
 
 @dataclass
-class PPOConfig(OneDevice, _TrlPPOConfig):
+class PPOConfig(OneDevice, Recomputing, _TrlPPOConfig):
     """How a policy is trained. Names are TRL's and Hugging Face's wherever they have one.
 
     An *update* rolls out ``batch_size`` episodes and learns from them ``num_ppo_epochs`` times. Episodes per process
@@ -27,9 +28,6 @@ class PPOConfig(OneDevice, _TrlPPOConfig):
     output_dir: str | None = field(default="outputs/policy", metadata={"help": "Where the policy and results go."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of adapters and value head."})
     bf16: bool | None = field(default=False, metadata={"help": "Compute in bfloat16 where that is safe (autocast)."})
-    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Earlier name of activation_checkpointing.", "nargs": "?", "const": True}
-    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: every trained parameter takes part in every pass."}

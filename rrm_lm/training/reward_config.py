@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.training.one_device import OneDevice
+from rrm_lm.training.recomputing import Recomputing
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ _NOT_HERE = {
 
 
 @dataclass
-class RewardConfig(OneDevice, TrainingArguments):
+class RewardConfig(OneDevice, Recomputing, TrainingArguments):
     """How a reward model is trained. Names are TRL's and Hugging Face's wherever they have one."""
 
     # Defaults that differ from TrainingArguments.

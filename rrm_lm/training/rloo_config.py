@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from trl.trainer.rloo_config import RLOOConfig as TRLConfig
@@ -13,6 +13,7 @@ from trl.trainer.rloo_config import RLOOConfig as TRLConfig
 from rrm_lm.errors import ConfigError
 from rrm_lm.training.one_device import OneDevice
 from rrm_lm.training.ppo_config import PPOConfig
+from rrm_lm.training.recomputing import Recomputing
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ NOT_SETTINGS = frozenset(
 )
 
 
-class RLOOConfig(OneDevice, TRLConfig):
+@dataclass
+class RLOOConfig(OneDevice, Recomputing, TRLConfig):
     """TRL's settings, of one process on one device."""
 
 

@@ -11,6 +11,7 @@ from trl.trainer.sft_config import SFTConfig as TRLConfig
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.pretrained import default_device, default_dtype
 from rrm_lm.training.one_device import OneDevice
+from rrm_lm.training.recomputing import Recomputing
 
 SOURCES = ("demonstrations", "corrections", "chosen")
 # Settings of TRL's and Hugging Face's that would fail or do nothing, and what is done instead.
@@ -23,7 +24,7 @@ _NOT_HERE = {
 
 
 @dataclass
-class SFTConfig(OneDevice, TRLConfig):
+class SFTConfig(OneDevice, Recomputing, TRLConfig):
     """How a policy learns to imitate responses. Names are TRL's and Hugging Face's wherever they have one."""
 
     # Defaults that differ from TRL's.
@@ -48,9 +49,6 @@ class SFTConfig(OneDevice, TRLConfig):
             "nargs": "?",
             "const": True,
         },
-    )
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Earlier name of activation_checkpointing.", "nargs": "?", "const": True}
     )
     completion_only_loss: bool | None = field(
         default=True, metadata={"help": "Always true: the loss is on the response and its end-of-turn token."}

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import BloomConfig, DynamicCache, Lfm2Config, Llama4TextConfig, MptConfig, OPTConfig
 
 from rrm_lm.models.backbone import Backbone, check_logits
+from rrm_lm.models.key_values import cache_name
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import ChatFormat
 from tests.exactness import EXACT, adapter_layers, alone, furthest, gradients, groups, relative, run, together
@@ -157,13 +158,12 @@ def test_blind_ends_are_exact(family: str, attention: str, shared: bool) -> None
     assert len(rows) == (1 if shared else 3)
     with torch.no_grad(), backbone.using("reward"):
         cache: Any = DynamicCache()
-        backbone.decoder(input_ids=torch.tensor([head]), past_key_values=cache, use_cache=True)
+        caching = {cache_name(backbone.decoder) or "": cache, "use_cache": True}
+        backbone.decoder(input_ids=torch.tensor([head]), **caching)
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys[:, :, [0, -1]], layer.values[:, :, [0, -1]]
         places = torch.arange(9, 14)[None]
-        truth = backbone.decoder(
-            input_ids=torch.tensor([end]), past_key_values=cache, position_ids=places, use_cache=True
-        ).last_hidden_state[0]
+        truth = backbone.decoder(input_ids=torch.tensor([end]), position_ids=places, **caching).last_hidden_state[0]
     with torch.no_grad():
         mine = together(backbone, rows, "left", "reward")
         assert furthest([mine[0][9:]], [truth]) < EXACT

@@ -11,7 +11,7 @@ import torch
 from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.footprint import footprint, read_config
-from rrm_lm.models.key_values import KeyValues
+from rrm_lm.models.key_values import KeyValues, cache_name
 from rrm_lm.models.reward import ADAPTER
 from tests.published import CONFIGS, PARAMETERS, write_config
 from tests.tiny import FAMILIES, lora, save_tiny_model, tiny_config, tiny_model, tiny_reward_model
@@ -39,7 +39,7 @@ def test_a_token_in_the_cache(family: str) -> None:
     cache.place(0, [0, 0])
     ids = torch.ones(rows, 5, dtype=torch.long)
     with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache, use_cache=True)
+        model(input_ids=ids, use_cache=True, **{cache_name(model) or "": cache})
     taken = sum(whole.nbytes for layer in cache._layers for whole in layer.both())
     assert footprint(model.config, lora(family), torch.float32).cache_token * rows * columns == taken
 

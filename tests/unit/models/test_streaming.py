@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
 import pytest
 import torch
-from transformers import BloomConfig, MambaConfig
+from transformers import BloomConfig, MambaConfig, OpenAIGPTConfig
 
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.generation import sample
@@ -46,12 +47,25 @@ def test_what_generate_gives(family: str) -> None:
     [
         BloomConfig(vocab_size=416, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0),
         MambaConfig(vocab_size=416, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0),
+        OpenAIGPTConfig(vocab_size=416, n_embd=32, n_layer=2, n_head=4),
     ],
-    ids=["bloom", "mamba"],
+    ids=["bloom", "mamba", "gpt"],
 )
-def test_families_with_other_caches(config: Any) -> None:
+def test_families_with_other_caches(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = Backbone(tiny_model(config=config, attention="eager"), pad_id=0)
-    assert spoken(backbone, max_new_tokens=6) == generated(backbone, 6)
+    expected = generated(backbone, 6)
+    model, widths = backbone.causal_lm, []
+    own = model.forward
+
+    @functools.wraps(own)
+    def watched(**given: Any) -> Any:
+        widths.append(given["input_ids"].shape[1])
+        return own(**given)
+
+    monkeypatch.setattr(model, "forward", watched)
+    assert spoken(backbone, max_new_tokens=6) == expected
+    count = len(PROMPT)  # what is cached is not computed again; GPT has no cache
+    assert widths == ([count + done for done in range(6)] if config.model_type == "openai-gpt" else [count, *[1] * 5])
 
 
 def test_the_adapter_speaks_and_leaves_no_trace() -> None:

@@ -10,6 +10,7 @@ from trl.experimental.ppo import PPOConfig as TrlConfig
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.training.ppo_config import PPOConfig
+from tests.deprecations import trls_arguments
 from tests.tiny_policy import config
 
 
@@ -64,6 +65,7 @@ def test_sizes_that_follow(tmp_path: Path) -> None:
     assert (args.total_episodes, args.num_total_batches) == (20, 5)
 
 
+@trls_arguments
 def test_trls_settings_mean_trls_conventions(tmp_path: Path) -> None:
     theirs = TrlConfig(
         output_dir=str(tmp_path), use_cpu=True, report_to="none", kl_coef=0.3, num_ppo_epochs=3, learning_rate=1e-5
@@ -74,6 +76,7 @@ def test_trls_settings_mean_trls_conventions(tmp_path: Path) -> None:
     assert not args.bf16 and not args.activation_checkpointing and not args.gradient_checkpointing
 
 
+@trls_arguments
 def test_defaults_are_trls_but_for_those_that_say_otherwise() -> None:
     theirs, ours = TrlConfig(output_dir="x", report_to="none", use_cpu=True), PPOConfig(report_to="none")
     for name in ("num_ppo_epochs", "kl_coef", "cliprange", "cliprange_value", "vf_coef", "gamma", "lam", "temperature"):

@@ -23,6 +23,7 @@ from trl.experimental.ppo import ppo_trainer as trl_module
 
 from rrm_lm.training.ppo_trainer import PPOTrainer
 from rrm_lm.training.ppo_update import STATS
+from tests.deprecations import trls_arguments
 from tests.tiny import VOCABULARY, lora, tiny_config, tiny_tokenizer
 
 UPDATES, EPISODES, LONGEST, PAD, EOS = 3, 8, 7, 0, 2
@@ -193,6 +194,7 @@ CASES = {
 }
 
 
+@trls_arguments
 @pytest.mark.parametrize("more", CASES.values(), ids=CASES.keys())
 def test_three_updates_equal_trls(more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours, their_steps, our_steps = both(tmp_path, monkeypatch, **more)
@@ -223,12 +225,14 @@ def check_logs(ours: Any, theirs: Any, but: set[str]) -> None:
     assert any(float(entry["val/clipfrac_avg"]) > 0 for entry in logged)
 
 
+@trls_arguments
 def test_with_responses_of_one_length_the_entropy_is_trls_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where responses end early, TRL averages in the entropy behind their ends, which is noise."""
     theirs, ours, _, _ = both(tmp_path, monkeypatch, uneven=False)
     check_logs(ours, theirs, set())
 
 
+@trls_arguments
 def test_the_pass_that_is_learned_from_is_the_one_that_estimates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from trl.experimental.ppo import PPOTrainer as TrlTrainer
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.ppo_trainer import PPOTrainer
+from tests.deprecations import trls_arguments
 from tests.tiny import VOCABULARY, tiny_tokenizer
 from tests.tiny_policy import counting
 
@@ -87,6 +88,7 @@ def changed(module: Any, before: dict[str, Tensor]) -> set[str]:
     return {name for name, parameter in module.named_parameters() if not torch.equal(parameter, before[name])}
 
 
+@trls_arguments
 @pytest.mark.parametrize("config", [PPOConfig, TrlConfig])
 def test_basic_training(config: Any, tmp_path: Path) -> None:
     more = {"learning_rate": 1e-3}

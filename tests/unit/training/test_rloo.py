@@ -13,7 +13,6 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from torch import Tensor
 from transformers import TrainerCallback
-from trl.trainer.rloo_config import RLOOConfig
 
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.feedback.records import Prompt
@@ -25,6 +24,7 @@ from rrm_lm.training import rloo, rloo_config
 from rrm_lm.training.ppo_config import PPOConfig
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
 from rrm_lm.training.rloo import RLOOTrainer, rloo_trainer
+from tests.deprecations import trls_switch
 from tests.tiny import lora, prompt_of, save_tiny_model, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting, state
 
@@ -67,7 +67,7 @@ def logs(made: RLOOTrainer) -> list[dict[str, Any]]:
 
 def test_every_setting_of_ppo_is_taken_refused_or_named(tmp_path: Path) -> None:
     groups = [rloo_config.TAKEN, frozenset(rloo_config.REFUSED), rloo_config.IDLE, rloo_config.NOT_SETTINGS]
-    known = {item.name for item in fields(RLOOConfig)}
+    known = {item.name for item in fields(rloo_config.RLOOConfig)}
     alone = {item.name for item in fields(PPOConfig)} - known
     assert alone <= frozenset().union(*groups)
     assert sum(map(len, groups)) == len(frozenset().union(*groups))
@@ -203,6 +203,7 @@ def test_advantages_by_hand(reference: str, tmp_path: Path, monkeypatch: pytest.
     assert len({round(float(value), 3) for value in output["advantages"]}) > 4
 
 
+@trls_switch
 @pytest.mark.parametrize("change", ["micro_batch_tokens", "gradient_checkpointing"])
 def test_the_gradient_does_not_depend_on_how_it_is_computed(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
