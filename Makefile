@@ -27,7 +27,7 @@ DEMO := outputs/demo
 # Progress appears as it happens, also through a pipe.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install fetch demo check test update test-latest clean
+.PHONY: help install fetch demo check test test-clients update test-latest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ check: $(DEV_STAMP) ## lint, format, types, and which module may import which
 
 test: fetch check ## everything that must hold: checks and the whole test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS) < /dev/null
+
+test-clients: fetch $(DEV_STAMP) ## rewards in RewardBench, TRL, PEFT and transformers, each in an environment of its own
+	HF_HUB_OFFLINE=1 $(BIN)/python -m scripts.clients.run < /dev/null
 
 update: ## test the newest versions that pyproject.toml allows, and make them the tested set
 	rm -rf .venv-update
