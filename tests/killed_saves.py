@@ -24,10 +24,12 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from rrm_lm.models import adapter_files, agent_files, reward
-from rrm_lm.training import ppo_saving
+from rrm_lm.models import reward
+from rrm_lm.models.saving import adapters as adapter_files
+from rrm_lm.models.saving import agents as agent_files
 from rrm_lm.training.checkpoints import newest_verified
 from rrm_lm.training.output_folder import OutputFolder
+from rrm_lm.training.ppo import saving as ppo_saving
 from tests import tiny_policy, tiny_training
 
 BEFORE, SAVED, LAST = 2, 3, 4  # the checkpoint that there is, the one that is being saved, the end of the run

@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig
 
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.decoding import roll_out
-from rrm_lm.models.generation import sample
-from rrm_lm.models.sampling import Sampling
+from rrm_lm.models.decoding.generation import sample
+from rrm_lm.models.decoding.rollouts import roll_out
+from rrm_lm.models.decoding.sampling import Sampling
 from tests.tiny import lora, tiny_model
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40], [20, 21, 22], [30, 31, 32, 33, 34], [50, 51]]

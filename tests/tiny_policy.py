@@ -13,8 +13,8 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.reward import RewardModel, RewardSettings
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.ppo_trainer import PPOTrainer
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward_sources import PythonReward
 from tests.tiny import lora, prompt_of, tiny_chat, tiny_model
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rrm_lm.feedback.records import Comparison
 from rrm_lm.models.reward import RewardModel
-from rrm_lm.training.examples import Example, ExampleBuilder
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import Example, ExampleBuilder
+from rrm_lm.training.reward.trainer import RewardTrainer
 from tests.tiny import critique, rating, some_comparisons, tiny_chat, tiny_reward_model
 
 CHAT = tiny_chat()

@@ -18,7 +18,7 @@ import torch
 
 from rrm_lm import storage
 from rrm_lm.feedback.records import Message
-from rrm_lm.models.generation import sample
+from rrm_lm.models.decoding.generation import sample
 from rrm_lm.models.pretrained import DEFAULT_MODEL, load_causal_lm, load_tokenizer
 from rrm_lm.text.chat import ChatFormat
 

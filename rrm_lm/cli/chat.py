@@ -49,7 +49,7 @@ class ChatArguments:
 
 def run(argv: list[str]) -> int:
     """Answer what is typed, or each line of what is piped in, until it ends."""
-    from rrm_lm.cli.parser import parse
+    from rrm_lm.settings.parser import parse
 
     words = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
     (args,) = parse([ChatArguments], words, command="rrm-lm chat MODEL", examples=EXAMPLES)
@@ -60,6 +60,6 @@ def run(argv: list[str]) -> int:
             expected="a policy's folder, a Hub id or an alias",
             remedy="rrm-lm chat outputs/sft, or rrm-lm chat smollm2-135m",
         )
-    from rrm_lm.cli.chat_session import talk
+    from rrm_lm.runs.chat import talk
 
     return talk(args)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rrm_lm.cli.critics import CRITIC_HELP
-from rrm_lm.cli.permissions import CodeArguments
-from rrm_lm.cli.server import ServerArguments
 from rrm_lm.errors import ConfigError
-from rrm_lm.feedback.limits import ReadLimits
+from rrm_lm.feedback.reading.limits import ReadLimits
+from rrm_lm.runs.critics import CRITIC_HELP
+from rrm_lm.runs.server import ServerArguments
+from rrm_lm.settings.permissions import CodeArguments
 
 EXAMPLES = """\
 examples:
@@ -35,7 +35,7 @@ class CollectArguments(ReadLimits, ServerArguments, CodeArguments):
         default=None,
         metadata={
             "help": "Who judges: llm:MODEL at base_url, a file of a simulated user's requests, or file.py:function, a "
-            "function that returns an overseer (rrm_lm/feedback/overseers.py says what one is)."
+            "function that returns an overseer (rrm_lm/feedback/asking/overseers.py says what one is)."
         },
     )
     critic: str | None = field(default=None, metadata={"help": CRITIC_HELP})
@@ -76,7 +76,7 @@ class CollectArguments(ReadLimits, ServerArguments, CodeArguments):
 
 def read(argv: list[str]) -> tuple[CollectArguments]:
     """The settings."""
-    from rrm_lm.cli.parser import parse
+    from rrm_lm.settings.parser import parse
 
     words = ["--policy", *argv] if argv and not argv[0].startswith("-") else argv
     (args,) = parse([CollectArguments], words, command="rrm-lm collect POLICY", examples=EXAMPLES)
@@ -87,7 +87,7 @@ def read(argv: list[str]) -> tuple[CollectArguments]:
 def run(argv: list[str]) -> int:
     """Answer, ask, and write what was said."""
     settings = read(argv)
-    from rrm_lm.cli.collect_run import collect_feedback
+    from rrm_lm.runs.collect import collect_feedback
 
     collect_feedback(*settings)
     return 0

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rrm_lm.cli.critics import CRITIC_HELP
-from rrm_lm.cli.permissions import CodeArguments
-from rrm_lm.cli.server import ServerArguments
 from rrm_lm.errors import ConfigError
-from rrm_lm.feedback.limits import ReadLimits
-from rrm_lm.feedback.llm_judge import SERVED
+from rrm_lm.feedback.asking.llm_judge import SERVED
+from rrm_lm.feedback.reading.limits import ReadLimits
+from rrm_lm.runs.critics import CRITIC_HELP
+from rrm_lm.runs.server import ServerArguments
+from rrm_lm.settings.permissions import CodeArguments
 
 EXAMPLES = """\
 examples:
@@ -165,7 +165,7 @@ class DrawingArguments:
 
 def read(argv: list[str]) -> tuple[CompareArguments, DrawingArguments]:
     """The settings."""
-    from rrm_lm.cli.parser import parse
+    from rrm_lm.settings.parser import parse
 
     count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     words = ["--policies", *argv] if count else argv
@@ -179,7 +179,7 @@ def read(argv: list[str]) -> tuple[CompareArguments, DrawingArguments]:
 def run(argv: list[str]) -> int:
     """Let policies answer, score the answers, write what was found and print it."""
     settings = read(argv)
-    from rrm_lm.cli.compare_run import CompareRun
+    from rrm_lm.runs.compare import CompareRun
 
     CompareRun(*settings).run()
     return 0

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rrm_lm.cli.critics import CRITIC_HELP, FILE, NamedCritic, find_critic
-from rrm_lm.cli.permissions import CodeArguments
-from rrm_lm.cli.scoring import ScoringArguments, load_sets, make_scorer
+from rrm_lm.runs.critics import CRITIC_HELP, FILE, NamedCritic, find_critic
+from rrm_lm.runs.scoring import ScoringArguments, load_sets, make_scorer
+from rrm_lm.settings.permissions import CodeArguments
 
 if TYPE_CHECKING:
-    from rrm_lm.evaluation.preferences import Scorer
-    from rrm_lm.feedback.datasets import Feedback
+    from rrm_lm.evaluation.preferences.scoring import Scorer
+    from rrm_lm.feedback.reading.datasets import Feedback
 
 EXAMPLES = """\
 examples:
@@ -46,12 +46,12 @@ class EvaluateArguments(ScoringArguments, CodeArguments):
 
 def run(argv: list[str]) -> int:
     """Score held-out comparisons, write the results and print them."""
-    from rrm_lm.cli.parser import parse
+    from rrm_lm.settings.parser import parse
 
     (args,) = parse([EvaluateArguments], argv, command="rrm-lm evaluate", examples=EXAMPLES)
     args.require()
-    from rrm_lm.cli.judged import judge, write_judgement
     from rrm_lm.models.pretrained import process_state
+    from rrm_lm.runs.judging import judge, write_judgement
     from rrm_lm.storage import write_jsonl
     from rrm_lm.training.output_folder import OutputFolder
 
@@ -88,8 +88,8 @@ def run(argv: list[str]) -> int:
 
 def _assisted(args: EvaluateArguments, critic: NamedCritic, sets: dict[str, Feedback]) -> Scorer:
     """The scorer, shown what the critic says about every response of the sets."""
-    from rrm_lm.evaluation.judge_scorer import NOTES_QUESTION
-    from rrm_lm.evaluation.preferences import group_by_prompt
+    from rrm_lm.evaluation.preferences.judge import NOTES_QUESTION
+    from rrm_lm.evaluation.preferences.scoring import group_by_prompt
     from rrm_lm.recursion.critics import AssistedScorer
 
     groups = [group_by_prompt(feedback.comparisons) for feedback in sets.values()]

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from rrm_lm.cli.settings import ModelArguments
 from rrm_lm.errors import ConfigError
+from rrm_lm.settings.shared import ModelArguments
 
 EXAMPLES = """\
 examples:
@@ -81,8 +81,8 @@ class PlanArguments:
         self.room = self.memory * (1 - self.memory_margin)
 
     def job(self, reference_adapter: bool) -> Any:
-        """What is to be trained, for `rrm_lm.training.planning`."""
-        from rrm_lm.training.planning import Job
+        """What is to be trained, for `rrm_lm.planning.planning`."""
+        from rrm_lm.planning.planning import Job
 
         return Job(
             prompt_length=self.prompt_length,
@@ -122,14 +122,14 @@ def run(argv: list[str]) -> int:
         ConfigError: Settings that make no sense, or nothing fits: what would have to change.
         ModelError: There is no such model, or none that can be planned for.
     """
-    from rrm_lm.cli.parser import parse
+    from rrm_lm.settings.parser import parse
 
     model, args = parse([PlannedModelArguments, PlanArguments], argv, command="rrm-lm plan", examples=EXAMPLES)
-    from rrm_lm.cli.plan_page import Page, as_json
-    from rrm_lm.models.footprint import read_config
     from rrm_lm.models.pretrained import to_dtype
+    from rrm_lm.planning.footprint import read_config
+    from rrm_lm.planning.page import Page, as_json
+    from rrm_lm.planning.planning import measure, plan, recommended
     from rrm_lm.storage import json_text
-    from rrm_lm.training.planning import measure, plan, recommended
 
     name = str(model.model_name_or_path)
     config, is_adapter = read_config(name, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
@@ -153,8 +153,8 @@ def _refuse(args: PlanArguments, measured: Any, job: Any, tasks: list[str]) -> N
     """Say what would have to change for what does not fit."""
     if not tasks:
         return
-    from rrm_lm.training.planning import TASKS, remedy
-    from rrm_lm.training.strategies import STRATEGIES
+    from rrm_lm.planning.planning import TASKS, remedy
+    from rrm_lm.planning.strategies import STRATEGIES
 
     task = tasks[0]  # of two that do not fit, the smaller
     found = remedy(task, args.num_processes, args.room, measured, job)

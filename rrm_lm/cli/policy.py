@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rrm_lm.cli.resuming import FolderArguments
 from rrm_lm.errors import ConfigError
-from rrm_lm.feedback.limits import ReadLimits
+from rrm_lm.feedback.reading.limits import ReadLimits
+from rrm_lm.runs.resuming import FolderArguments
 
 EXAMPLES = """\
 examples:
@@ -178,8 +178,8 @@ class PolicyRunArguments(FolderArguments):
 
 def read(argv: list[str]) -> tuple[Any, ...]:
     """The settings."""
-    from rrm_lm.cli.parser import parse
-    from rrm_lm.cli.policy_config import PolicyConfig, StartArguments
+    from rrm_lm.settings.parser import parse
+    from rrm_lm.settings.policy_training import PolicyConfig, StartArguments
 
     kinds = [PromptArguments, RewardArguments, StartArguments, PolicyConfig, MonitorArguments, PolicyRunArguments]
     return parse(kinds, argv, command="rrm-lm policy", examples=EXAMPLES)
@@ -188,7 +188,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
 def run(argv: list[str]) -> int:
     """Train, watch, save, reload and check a policy, and write the page about it."""
     settings = read(argv)
-    from rrm_lm.cli.policy_run import PolicyRun
+    from rrm_lm.runs.policy.run import PolicyRun
 
     PolicyRun(*settings).run()
     return 0

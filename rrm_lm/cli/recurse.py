@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rrm_lm.cli.permissions import CodeArguments
 from rrm_lm.errors import ConfigError
+from rrm_lm.settings.permissions import CodeArguments
 
 EXAMPLES = """\
 examples:
@@ -55,8 +55,8 @@ class RecurseArguments(CodeArguments):
 
 def read(argv: list[str]) -> tuple[Any, ...]:
     """The settings."""
-    from rrm_lm.cli.parser import parse
-    from rrm_lm.cli.settings import ModelArguments
+    from rrm_lm.settings.parser import parse
+    from rrm_lm.settings.shared import ModelArguments
 
     return parse([RecurseArguments, ModelArguments], argv, command="rrm-lm recurse", examples=EXAMPLES)
 
@@ -64,7 +64,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
 def run(argv: list[str]) -> int:
     """Solve what is left of the tree."""
     settings = read(argv)
-    from rrm_lm.cli.recurse_run import RecurseRun
+    from rrm_lm.runs.recurse import RecurseRun
 
     RecurseRun(*settings).run()
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rrm_lm.cli.resuming import FolderArguments
+from rrm_lm.runs.resuming import FolderArguments
 
 EXAMPLES = """\
 examples:
@@ -28,9 +28,9 @@ class RunArguments(FolderArguments):
 
 def read(argv: list[str]) -> tuple[Any, ...]:
     """The settings."""
-    from rrm_lm.cli.parser import parse
-    from rrm_lm.cli.settings import DataArguments, ModelArguments
-    from rrm_lm.training.reward_config import RewardConfig
+    from rrm_lm.settings.parser import parse
+    from rrm_lm.settings.shared import DataArguments, ModelArguments
+    from rrm_lm.training.reward.config import RewardConfig
 
     return parse(
         [DataArguments, ModelArguments, RewardConfig, RunArguments], argv, command="rrm-lm reward", examples=EXAMPLES
@@ -40,7 +40,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
 def run(argv: list[str]) -> int:
     """Train, save, reload and judge a reward model."""
     settings = read(argv)
-    from rrm_lm.cli.reward_run import RewardRun
+    from rrm_lm.runs.reward import RewardRun
 
     RewardRun(*settings).run()
     return 0

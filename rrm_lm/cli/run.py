@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rrm_lm.cli.permissions import CodeArguments
 from rrm_lm.errors import ConfigError
+from rrm_lm.settings.permissions import CodeArguments
 
 EXAMPLES = """\
 examples:
@@ -55,11 +55,11 @@ class RunArguments(CodeArguments):
 
 def run(argv: list[str]) -> int:
     """Run what is left of the stages."""
-    from rrm_lm.cli.parser import parse
+    from rrm_lm.settings.parser import parse
 
     words, flags = take_stage_flags(argv)
     (args,) = parse([RunArguments], words, command="rrm-lm run", examples=EXAMPLES)
-    from rrm_lm.cli.pipeline import Pipeline
+    from rrm_lm.cli.pipeline.pipeline import Pipeline
 
     return Pipeline(args, config_file(words), flags).run()
 

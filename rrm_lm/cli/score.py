@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rrm_lm.cli.scoring import ScoringArguments, load_sets, make_scorer
+from rrm_lm.runs.scoring import ScoringArguments, load_sets, make_scorer
 
 if TYPE_CHECKING:
-    from rrm_lm.feedback.datasets import Feedback
+    from rrm_lm.feedback.reading.datasets import Feedback
     from rrm_lm.feedback.records import Prompt
 
 EXAMPLES = """\
@@ -35,11 +35,11 @@ def run(argv: list[str]) -> int:
 
     Of a reward ensemble also ``std``, the standard deviation over its members.
     """
-    from rrm_lm.cli.parser import parse
+    from rrm_lm.settings.parser import parse
 
     (args,) = parse([ScoreArguments], argv, command="rrm-lm score", examples=EXAMPLES)
     args.require()
-    from rrm_lm.evaluation.preferences import score_responses
+    from rrm_lm.evaluation.preferences.scoring import score_responses
     from rrm_lm.models.pretrained import process_state
     from rrm_lm.storage import json_text, write_jsonl
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rrm_lm.cli.resuming import FolderArguments
+from rrm_lm.runs.resuming import FolderArguments
 
 EXAMPLES = """\
 examples:
@@ -30,9 +30,9 @@ class SFTRunArguments(FolderArguments):
 
 def read(argv: list[str]) -> tuple[Any, ...]:
     """The settings."""
-    from rrm_lm.cli.parser import parse
-    from rrm_lm.cli.settings import DataArguments, ModelArguments
-    from rrm_lm.training.sft_config import SFTConfig
+    from rrm_lm.settings.parser import parse
+    from rrm_lm.settings.shared import DataArguments, ModelArguments
+    from rrm_lm.training.sft.config import SFTConfig
 
     return parse(
         [DataArguments, ModelArguments, SFTConfig, SFTRunArguments], argv, command="rrm-lm sft", examples=EXAMPLES
@@ -42,7 +42,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
 def run(argv: list[str]) -> int:
     """Train, save, reload and check a policy, and measure its held-out loss."""
     settings = read(argv)
-    from rrm_lm.cli.sft_run import SFTRun
+    from rrm_lm.runs.sft import SFTRun
 
     SFTRun(*settings).run()
     return 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.feedback.datasets import Feedback
+from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Comparison, Correction, Critique, Demonstration, Origin, Prompt, Rating, Record
 
 SHINGLE_WORDS = 3

@@ -17,16 +17,16 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from rrm_lm.errors import ConfigError, ModelError
-from rrm_lm.models.adapter_files import adapter_weights
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.decoding import roll_out
-from rrm_lm.models.fast_layers import speed_up_layers
-from rrm_lm.models.fast_lora import speed_up
-from rrm_lm.models.policy_files import POLICY
+from rrm_lm.models.decoding.rollouts import roll_out
+from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.decoding.token_probs import token_log_probs
+from rrm_lm.models.fast.layers import speed_up_layers
+from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.reward import RewardModel
-from rrm_lm.models.sampling import Sampling
+from rrm_lm.models.saving.adapters import adapter_weights
+from rrm_lm.models.saving.policies import POLICY
 from rrm_lm.models.sharding import Root, put
-from rrm_lm.models.token_probs import token_log_probs
 from rrm_lm.text.batching import Batch, Row
 from rrm_lm.text.chat import Line
 
@@ -141,7 +141,7 @@ class AgentModel(Root):
             raise ModelError(
                 "The reward model is on a backbone of its own",
                 expected="its adapter on the agent's backbone",
-                remedy="load it with rrm_lm.models.agent_files.put_reward, or pass it to the trainer as a source",
+                remedy="load it with rrm_lm.models.saving.agents.put_reward, or pass it to the trainer as a source",
             )
         set_trainable(self.backbone, reward.adapter, False)
         self._reward, self.reward_head = [reward], reward.head.requires_grad_(False)
@@ -245,7 +245,7 @@ class AgentModel(Root):
         return PolicyOutput(log_probs, values[before], entropy, values[ends])
 
     def roll_out(self, prompts: Sequence[Sequence[int]], sampling: Sampling, **options: Any) -> list[list[list[int]]]:
-        """Responses of the policy; see :func:`rrm_lm.models.decoding.roll_out`. Called by all processes."""
+        """Responses of the policy; see :func:`rrm_lm.models.decoding.rollouts.roll_out`. Called by all processes."""
         return self.inside(roll_out, self.backbone, self.policy_adapter, prompts, sampling, **options)
 
     def _trunks(self) -> list[Backbone]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.models.generation import Progress, sample
+from rrm_lm.models.decoding.generation import Progress, sample
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.text.chat import ChatFormat, Line
 
@@ -37,7 +37,7 @@ def with_own_critiques(
         temperature: Sampling temperature.
         seed: Equal seeds give equal critiques of a response, whatever others stand beside it.
         batch_tokens: Most tokens held while sampling.
-        progress: See :func:`rrm_lm.models.generation.sample`.
+        progress: See :func:`rrm_lm.models.decoding.generation.sample`.
     """
     places = [(i, j) for i, group in enumerate(responses) for j, response in enumerate(group) if response.strip()]
     starts = [chat.critique_prompt_ids(prompts[i], responses[i][j]) for i, j in places]

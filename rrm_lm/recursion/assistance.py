@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rrm_lm.feedback.journal import Journal
-from rrm_lm.feedback.overseers import Overseer, Verdict
+from rrm_lm.feedback.asking.journal import Journal
+from rrm_lm.feedback.asking.overseers import Overseer, Verdict
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.recursion.notes import Note, is_verbatim, shortened, with_notes
 from rrm_lm.recursion.oversight import FlawJudge, NoteReader

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from rrm_lm.evaluation.pair_judges import PairJudge, Question
-from rrm_lm.evaluation.preferences import Scorer, chunks
+from rrm_lm.evaluation.policies.pair_judges import PairJudge, Question
+from rrm_lm.evaluation.preferences.scoring import Scorer, chunks
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.models.decoding import roll_out
+from rrm_lm.models.decoding.rollouts import roll_out
+from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.reward import RewardModel
-from rrm_lm.models.sampling import Sampling
 from rrm_lm.recursion.agents import Agent, RewardsWithNotes
 from rrm_lm.recursion.assistance import ENOUGH, Subject
 from rrm_lm.recursion.notes import Note, is_verbatim, shortened, with_notes, without_marks
@@ -288,7 +288,7 @@ class AssistedScorer:
         self._rewards = RewardsWithNotes(scorer, self.critiques)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See `rrm_lm.evaluation.preferences.Scorer`."""
+        """See `rrm_lm.evaluation.preferences.scoring.Scorer`."""
         return self._rewards.score(prompts, responses)
 
 
@@ -308,7 +308,7 @@ class AssistedPairs:
         self.name, self.asked_without = judge.name, 0
 
     def judge(self, questions: Sequence[Question]) -> list[float | None]:
-        """See `rrm_lm.evaluation.pair_judges.PairJudge`."""
+        """See `rrm_lm.evaluation.policies.pair_judges.PairJudge`."""
         fits: Callable[[Question], bool] | None = getattr(self._alone, "fits", None)
         shown = []
         for question in questions:

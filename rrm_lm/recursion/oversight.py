@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Protocol, runtime_checkable
 
-from rrm_lm.feedback.overseers import Verdict, uniform
+from rrm_lm.feedback.asking.overseers import Verdict, uniform
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.recursion.notes import Note, is_verbatim
 from rrm_lm.recursion.tasks import Domain, HelperTask, MainTask, PointTask, Task, note_worth

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rrm_lm.evaluation.metrics import Estimate, balanced_accuracy, correctness, mean_estimate, share
+from rrm_lm.evaluation.statistics.metrics import Estimate, balanced_accuracy, correctness, mean_estimate, share
 from rrm_lm.feedback.records import Comparison, Prompt
 from rrm_lm.recursion.agents import Agent, BestOfN, Rewards
 from rrm_lm.recursion.notes import is_verbatim

@@ -9,11 +9,11 @@ from typing import Any
 from markupsafe import Markup
 
 from rrm_lm import __version__
-from rrm_lm.evaluation import figures
-from rrm_lm.evaluation.figures import Row
-from rrm_lm.evaluation.metrics import Estimate
-from rrm_lm.evaluation.templating import environment
-from rrm_lm.evaluation.wording import minus
+from rrm_lm.evaluation.reports import figures
+from rrm_lm.evaluation.reports.figures import Row
+from rrm_lm.evaluation.reports.templating import environment
+from rrm_lm.evaluation.reports.wording import minus
+from rrm_lm.evaluation.statistics.metrics import Estimate
 from rrm_lm.recursion import quality
 from rrm_lm.recursion.agents import summed
 from rrm_lm.recursion.tree import Node

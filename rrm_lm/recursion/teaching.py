@@ -19,21 +19,21 @@ from transformers.trainer_callback import PrinterCallback
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.records import Comparison, Demonstration, Prompt
 from rrm_lm.models.agent import REFERENCE, AgentModel
-from rrm_lm.models.policy_files import Policy, PolicySettings, put_policy, save_policy
 from rrm_lm.models.pretrained import set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.saving.policies import Policy, PolicySettings, put_policy, save_policy
 from rrm_lm.recursion.agents import Rewards, Shared, drop, policy_adapter, reward_adapter
 from rrm_lm.recursion.tree import NodeSettings
 from rrm_lm.storage import remove_folder, staged_folder, verify, write_json
 from rrm_lm.training.checkpoints import newest_verified
-from rrm_lm.training.examples import ExampleBuilder, FitCounts
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.ppo_trainer import PPOTrainer
-from rrm_lm.training.reward_config import RewardConfig
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.trainer import PPOTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import ExampleBuilder, FitCounts
+from rrm_lm.training.reward.trainer import RewardTrainer
 from rrm_lm.training.reward_sources import ScorerReward
-from rrm_lm.training.reward_trainer import RewardTrainer
-from rrm_lm.training.sft import SFTTrainer, imitations
-from rrm_lm.training.sft_config import SFTConfig
+from rrm_lm.training.sft.config import SFTConfig
+from rrm_lm.training.sft.trainer import SFTTrainer, imitations
 
 LOG = "log_history.json"  # how the training went
 logger = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from typing import Any
 
 from rrm_lm import __version__
 from rrm_lm.errors import TrainingError
-from rrm_lm.feedback.collection import collect
-from rrm_lm.feedback.files import read_rows
-from rrm_lm.feedback.overseers import BothOrders
+from rrm_lm.feedback.asking.collection import collect
+from rrm_lm.feedback.asking.overseers import BothOrders
+from rrm_lm.feedback.reading.files import read_rows
 from rrm_lm.feedback.records import Comparison, Demonstration, Origin, Prompt
 from rrm_lm.locks import lock
 from rrm_lm.recursion import quality

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rrm_lm.errors import CheckpointError
-from rrm_lm.models.adapter_files import read_json
+from rrm_lm.models.saving.adapters import read_json
 from rrm_lm.models.sharding import arrange, open_ways, shard_like, whole
 from rrm_lm.storage import write_json
 from rrm_lm.training.checkpoints import VerifiedCheckpoints, checkpoint_to_resume

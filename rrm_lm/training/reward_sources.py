@@ -58,7 +58,7 @@ class TokenRewardSource(Protocol):
 
 
 class Scorer(Protocol):
-    """What `rrm_lm.evaluation.scorers` makes of reward models, classifiers and judges."""
+    """What `rrm_lm.evaluation.preferences.scorers` makes of reward models, classifiers and judges."""
 
     @property
     def name(self) -> str: ...
@@ -168,10 +168,10 @@ class ClassifierOnTokens:
 class AdapterReward:
     """A reward model of this project on a backbone that is there already: it reads the policy's own tokens.
 
-    :class:`rrm_lm.training.ppo_trainer.PPOTrainer` asks an agent's own reward by itself; this is for other trainers.
+    :class:`rrm_lm.training.ppo.trainer.PPOTrainer` asks an agent's own reward by itself; this is for other trainers.
 
     Args:
-        model: As :func:`rrm_lm.models.agent_files.put_reward` makes it.
+        model: As :func:`rrm_lm.models.saving.agents.put_reward` makes it.
         name: What to call it.
         micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
     """

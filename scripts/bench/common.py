@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from rrm_lm.feedback.datasets import load_feedback
+from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison, Message, Origin
 from rrm_lm.storage import write_json
 

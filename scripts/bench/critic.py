@@ -29,23 +29,23 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import RESULTS, SHARED, machine
 
-from rrm_lm.cli.settings import ModelArguments
-from rrm_lm.evaluation.judge_scorer import JUDGE_QUESTION, NOTES_QUESTION, JudgeScorer
-from rrm_lm.evaluation.metrics import correctness, length_correlation, paired_difference, share
-from rrm_lm.evaluation.preferences import Scorer, group_by_prompt, score_responses
-from rrm_lm.evaluation.scorers import RewardScorer
-from rrm_lm.feedback.collection import Subject
-from rrm_lm.feedback.datasets import Feedback, load_feedback
+from rrm_lm.evaluation.preferences.judge import JUDGE_QUESTION, NOTES_QUESTION, JudgeScorer
+from rrm_lm.evaluation.preferences.scorers import RewardScorer
+from rrm_lm.evaluation.preferences.scoring import Scorer, group_by_prompt, score_responses
+from rrm_lm.evaluation.statistics.metrics import correctness, length_correlation, paired_difference, share
+from rrm_lm.feedback.asking.collection import Subject
+from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
 from rrm_lm.feedback.records import Comparison
 from rrm_lm.feedback.splits import LeakageReport, leakage
-from rrm_lm.models.agent_files import put_reward
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state
 from rrm_lm.models.reward import RewardModel
+from rrm_lm.models.saving.agents import put_reward
 from rrm_lm.recursion.agents import Shared
 from rrm_lm.recursion.critics import AdapterCritic, AssistedScorer, Critiques, Remark, write_critiques
 from rrm_lm.recursion.teaching import Teaching, train_reward
 from rrm_lm.recursion.tree import NodeSettings
+from rrm_lm.settings.shared import ModelArguments
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
 

@@ -30,20 +30,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import RESULTS, SHARED, machine, save
 from critique_reader import CritiqueReader
 
-from rrm_lm.cli.settings import ModelArguments
-from rrm_lm.evaluation.metrics import paired_difference
-from rrm_lm.evaluation.scorers import RewardScorer
-from rrm_lm.feedback.datasets import load_feedback
+from rrm_lm.evaluation.preferences.scorers import RewardScorer
+from rrm_lm.evaluation.statistics.metrics import paired_difference
+from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison, Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.self_critique import with_own_critiques
+from rrm_lm.settings.shared import ModelArguments
 from rrm_lm.storage import json_text
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.examples import Example, ExampleBuilder
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import Example, ExampleBuilder
+from rrm_lm.training.reward.trainer import RewardTrainer
 
 MODEL = "smollm2-135m"
 BATCH = 2  # small budgets need many small steps

@@ -22,8 +22,8 @@ import torch
 from common import machine, save
 from peft import LoraConfig
 
-from rrm_lm.evaluation.scorers import RewardScorer
-from rrm_lm.feedback.datasets import load_feedback
+from rrm_lm.evaluation.preferences.scorers import RewardScorer
+from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer

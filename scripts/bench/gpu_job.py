@@ -123,6 +123,6 @@ class Job:
 
     def config(self) -> Any:
         """The model's configuration."""
-        from rrm_lm.models.footprint import read_config
+        from rrm_lm.planning.footprint import read_config
 
         return read_config(self.embedded)[0] if self.model == EMBEDDED else SHAPES[self.model].config()

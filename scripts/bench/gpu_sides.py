@@ -38,17 +38,17 @@ from transformers import (
     TrainerCallback,
 )
 
-from rrm_lm.models import decoders
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.decoding import decoders
 from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, load_tokenizer, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.text.chat import Line
-from rrm_lm.training.examples import Example, Pair
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.ppo_trainer import PPOTrainer
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.trainer import PPOTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import Example, Pair
+from rrm_lm.training.reward.trainer import RewardTrainer
 
 RANK, DTYPE = 16, torch.bfloat16
 # Named, since "all-linear" would also mean TRL's classification heads.

@@ -32,17 +32,17 @@ from peft import LoraConfig
 
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.footprint import read_config
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer
 from rrm_lm.models.reward import RewardModel, RewardSettings
-from rrm_lm.training.examples import Example, Pair
-from rrm_lm.training.planning import Job, measure, what_is_trained
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.ppo_trainer import PPOTrainer
-from rrm_lm.training.reward_config import RewardConfig
+from rrm_lm.planning.footprint import read_config
+from rrm_lm.planning.planning import Job, measure, what_is_trained
+from rrm_lm.planning.strategies import standing
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.trainer import PPOTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import Example, Pair
+from rrm_lm.training.reward.trainer import RewardTrainer
 from rrm_lm.training.reward_sources import PythonReward
-from rrm_lm.training.reward_trainer import RewardTrainer
-from rrm_lm.training.strategies import standing
 
 MODEL = "smollm2-135m"
 # task, dtype, whether activations are recomputed, rows of a micro-batch

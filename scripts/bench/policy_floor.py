@@ -7,7 +7,7 @@ from typing import Any
 from policy_sides import NEW_TOKENS, Case, WatchedPPO
 
 from rrm_lm.models.agent import adapter_parameters
-from rrm_lm.models.policy_files import POLICY
+from rrm_lm.models.saving.policies import POLICY
 from rrm_lm.text.batching import share
 
 

@@ -20,10 +20,10 @@ from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, load_tokenizer
 from rrm_lm.models.reward import RewardModel, RewardSettings
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.ppo_prompts import PromptItem
-from rrm_lm.training.ppo_rollouts import Rollouts
-from rrm_lm.training.ppo_trainer import PPOTrainer
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.prompts import PromptItem
+from rrm_lm.training.ppo.rollouts import Rollouts
+from rrm_lm.training.ppo.trainer import PPOTrainer
 
 MODEL, NEW_TOKENS = "smollm2-135m", 32
 # Named, since "all-linear" would also mean TRL's classification heads.

@@ -31,8 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import machine
 from recursion_summary import summarise
 
-from rrm_lm.cli.settings import ModelArguments
-from rrm_lm.feedback.overseers import SimulatedOverseer
+from rrm_lm.feedback.asking.overseers import SimulatedOverseer
 from rrm_lm.feedback.records import Comparison, Demonstration, Message, Origin, Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state
@@ -58,6 +57,7 @@ from rrm_lm.recursion.tasks import POINT, MainTask
 from rrm_lm.recursion.teaching import Teaching, learn_form, read_with_notes, train_policy, train_reward
 from rrm_lm.recursion.tree import NodeSettings, read_tree
 from rrm_lm.recursion.work import Workshop
+from rrm_lm.settings.shared import ModelArguments
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
 

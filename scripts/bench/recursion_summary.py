@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from rrm_lm.evaluation import figures
-from rrm_lm.evaluation.best_of_n import expected_best
-from rrm_lm.evaluation.figures import Row
-from rrm_lm.evaluation.metrics import Estimate, correctness
-from rrm_lm.evaluation.templating import environment
+from rrm_lm.evaluation.policies.best_of_n import expected_best
+from rrm_lm.evaluation.reports import figures
+from rrm_lm.evaluation.reports.figures import Row
+from rrm_lm.evaluation.reports.templating import environment
+from rrm_lm.evaluation.statistics.metrics import Estimate, correctness
 from rrm_lm.recursion.experiment import AIM, ARMS, BEST_OF, Crossed, Findings, Floats, Interval, judge
 from rrm_lm.storage import now, write_json, write_text
 

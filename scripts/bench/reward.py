@@ -30,15 +30,15 @@ from common import hh_pairs, machine, matrix_ceiling, peak_rss_mb, save
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from rrm_lm.evaluation.scorers import RewardScorer
+from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.feedback.records import Comparison
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, load_tokenizer
 from rrm_lm.models.reward import RewardModel, RewardSettings, merge_reward_model
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.examples import Example, ExampleBuilder
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import Example, ExampleBuilder
+from rrm_lm.training.reward.trainer import RewardTrainer
 
 MODEL, MAX_LENGTH, BATCH = "smollm2-135m", 512, 8
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}

@@ -34,19 +34,19 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, TrainerCallback
 
-from rrm_lm.cli.leaving import leave
-from rrm_lm.feedback.datasets import load_feedback
-from rrm_lm.feedback.prompts import load_prompts
+from rrm_lm.feedback.reading.datasets import load_feedback
+from rrm_lm.feedback.reading.prompts import load_prompts
+from rrm_lm.launch.leaving import leave
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.examples import ExampleBuilder
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.ppo_trainer import PPOTrainer
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.trainer import PPOTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import ExampleBuilder
+from rrm_lm.training.reward.trainer import RewardTrainer
 
 DATA = Path(__file__).parents[2] / "data" / "assistant" / "train.jsonl.gz"
 TASKS = ("reward", "ppo")

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from rrm_lm.evaluation.scorers import load_scorer
+from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.feedback.records import Message
 from rrm_lm.storage import write_json
 from scripts.bench.common import RESULTS, commit, machine

@@ -17,15 +17,16 @@ import torch
 from accelerate import PartialState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from rrm_lm.cli.leaving import leave
 from rrm_lm.errors import ConfigError
-from rrm_lm.evaluation.scorers import RewardScorer
-from rrm_lm.models.agent_files import load_agent
+from rrm_lm.evaluation.preferences.scorers import RewardScorer
+from rrm_lm.launch.leaving import leave
 from rrm_lm.models.reward import load_reward_model
-from rrm_lm.training import one_device, sft_config
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.sft_config import SFTConfig
+from rrm_lm.models.saving.agents import load_agent
+from rrm_lm.training import one_device
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.sft import config as sft_config
+from rrm_lm.training.sft.config import SFTConfig
 from tests.distributed.processes import launch
 from tests.distributed.test_sharded import (
     BREAK,

@@ -16,13 +16,13 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig
 
-from rrm_lm.cli.leaving import leave
+from rrm_lm.launch.leaving import leave
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.footprint import footprint
-from rrm_lm.models.peak_memory import RowShape
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.planning.footprint import footprint
+from rrm_lm.planning.peak_memory import RowShape
+from rrm_lm.planning.strategies import Trained, standing
 from rrm_lm.text.batching import collate
-from rrm_lm.training.strategies import Trained, standing
 from tests.allocations import held, peak_allocated
 from tests.tiny import lora, tiny_model
 

@@ -12,8 +12,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from rrm_lm.cli.leaving import leave
-from rrm_lm.training.ppo_trainer import PPOTrainer
+from rrm_lm.launch.leaving import leave
+from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward_sources import PythonReward
 from tests.distributed.processes import counting_bytes, launch
 from tests.tiny_policy import counting, logs, tiny_agent, trainer

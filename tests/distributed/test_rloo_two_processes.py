@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from rrm_lm.cli.leaving import leave
+from rrm_lm.launch.leaving import leave
 from rrm_lm.models.agent import POLICY, adapter_parameters
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.policy_files import Policy
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.saving.policies import Policy
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
-from rrm_lm.training.rloo import RLOOTrainer, rloo_trainer
+from rrm_lm.training.rloo.trainer import RLOOTrainer, rloo_trainer
 from tests.tiny import lora, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting
 

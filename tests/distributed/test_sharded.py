@@ -12,22 +12,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from rrm_lm.cli.leaving import leave
-from rrm_lm.evaluation.policy_samples import held_out_probe
-from rrm_lm.evaluation.preferences import score_responses
-from rrm_lm.evaluation.scorers import RewardScorer, load_scorer
+from rrm_lm.evaluation.policies.samples import held_out_probe
+from rrm_lm.evaluation.preferences.scorers import RewardScorer, load_scorer
+from rrm_lm.evaluation.preferences.scoring import score_responses
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.models.adapter_files import read_weights
+from rrm_lm.launch.leaving import leave
 from rrm_lm.models.agent import POLICY, AgentModel
-from rrm_lm.models.agent_files import load_agent, trained
+from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.reward import RewardModel, load_reward_model
-from rrm_lm.models.sampling import Sampling
+from rrm_lm.models.saving.adapters import read_weights
+from rrm_lm.models.saving.agents import load_agent, trained
 from rrm_lm.models.sharding import gather, inside, is_sharded
-from rrm_lm.training.examples import Example, ExampleBuilder
-from rrm_lm.training.ppo_trainer import PPOTrainer
-from rrm_lm.training.reward_config import RewardConfig
+from rrm_lm.training.ppo.trainer import PPOTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import Example, ExampleBuilder
+from rrm_lm.training.reward.trainer import RewardTrainer
 from rrm_lm.training.reward_sources import PythonReward
-from rrm_lm.training.reward_trainer import RewardTrainer
 from tests.distributed.processes import launch, shard_on_cpu, share_held
 from tests.distributed.trl_runs import RUNS, policy
 from tests.distributed.trl_runs import learned as of_policy

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from rrm_lm.cli.leaving import leave
-from rrm_lm.training.examples import ExampleBuilder
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.launch.leaving import leave
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import ExampleBuilder
+from rrm_lm.training.reward.trainer import RewardTrainer
 from tests.distributed.processes import counting_bytes, launch
 from tests.tiny import critique, rating, some_comparisons, tiny_chat, tiny_reward_model
 

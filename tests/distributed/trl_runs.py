@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rrm_lm.feedback.datasets import Feedback
+from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.models.agent import POLICY, adapter_parameters
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.fast_lora import speed_up
-from rrm_lm.models.policy_files import Policy, PolicySettings
+from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.saving.policies import Policy, PolicySettings
 from rrm_lm.models.sharding import gather, in_step
-from rrm_lm.training.examples import FitCounts
+from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
-from rrm_lm.training.rloo import rloo_trainer
-from rrm_lm.training.sft import Imitation, SFTTrainer, imitations, response_nll, to_imitate
-from rrm_lm.training.sft_config import SFTConfig
+from rrm_lm.training.rloo.trainer import rloo_trainer
+from rrm_lm.training.sft.config import SFTConfig
+from rrm_lm.training.sft.trainer import Imitation, SFTTrainer, imitations, response_nll, to_imitate
 from tests.distributed.processes import share_held
 from tests.tiny import lora, some_comparisons, tiny_chat, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from rrm_lm.errors import ModelError
-from rrm_lm.feedback.collection import ASKED, collect
-from rrm_lm.feedback.datasets import load_feedback
-from rrm_lm.feedback.judge_questions import CUT_OFF, EMPTY, LETTER_QUESTION, REFUSED, UNREADABLE
-from rrm_lm.feedback.llm_judge import INCONSISTENT, ServedJudge
+from rrm_lm.feedback.asking.collection import ASKED, collect
+from rrm_lm.feedback.asking.judge_questions import CUT_OFF, EMPTY, LETTER_QUESTION, REFUSED, UNREADABLE
+from rrm_lm.feedback.asking.llm_judge import INCONSISTENT, ServedJudge
+from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison
 from rrm_lm.models.pretrained import DEFAULT_MODEL, resolve
 

@@ -17,17 +17,17 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rrm_lm.cli.main import main
-from rrm_lm.cli.settings import ModelArguments
-from rrm_lm.feedback.datasets import load_feedback
+from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison, Message
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.pretrained import DEFAULT_MODEL, load_causal_lm, load_tokenizer
 from rrm_lm.models.reward import RewardModel, RewardSettings, load_classifier, merge_reward_model
+from rrm_lm.settings.shared import ModelArguments
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import ChatFormat, Line
-from rrm_lm.training.examples import ExampleBuilder
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import ExampleBuilder
+from rrm_lm.training.reward.trainer import RewardTrainer
 
 pytestmark = pytest.mark.real
 

@@ -13,8 +13,8 @@ import torch
 
 from rrm_lm.cli.main import main
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.policy_files import POLICY, PolicySettings, save_policy
 from rrm_lm.models.pretrained import load_causal_lm
+from rrm_lm.models.saving.policies import POLICY, PolicySettings, save_policy
 from tests.smoke.commands import pair_rows, write_rows
 from tests.tiny import lora, save_tiny_model, tiny_tokenizer
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.feedback.plain_user import PlainUser
+from rrm_lm.simulated.plain_user import PlainUser
 from rrm_lm.training.over_optimisation import FILE_NAME
 from tests.openai_server import Reply, fake_server, shown
 from tests.smoke.commands import contents, read, read_rows, run, write_rows
@@ -115,7 +115,7 @@ def test_a_server_that_cannot_judge_is_named_before_anything_is_answered(
     policy: Path, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openai", reason="the optional package openai is not installed")
-    monkeypatch.setattr("rrm_lm.cli.compare_run.draw", None)
+    monkeypatch.setattr("rrm_lm.runs.compare.draw", None)
     with fake_server(lambda _: Reply("no such model", status=404)) as server:
         words = ("--judge", "llm:some/judge", "--base_url", server.url)
         result = compare(capsys, policy, "--prompts", prompts, *words, output=tmp_path / "out")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from rrm_lm.evaluation.judge_scorer import NOTES_QUESTION
-from rrm_lm.evaluation.scorers import load_scorer
+from rrm_lm.evaluation.preferences.judge import NOTES_QUESTION
+from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm
 from rrm_lm.models.reward import RewardModel, RewardSettings
@@ -177,7 +177,7 @@ def test_compare_shows_critiques_to_its_judges(
 
 
 OVERSEER = """
-from rrm_lm.feedback.overseers import Verdict
+from rrm_lm.feedback.asking.overseers import Verdict
 
 class Reads:
     name, limit = "reads", "reads everything"
@@ -206,7 +206,7 @@ def test_collect_shows_critiques_to_an_overseer_who_reads(
     counts = read(tmp_path / "new" / "counts.json")
     assert counts["critic"]["responses"] == 2 * counts["pairs"] and counts["critic"]["empty"] == 0
     # Feedback is read back without what the critic wrote; and nobody goes on without the critic.
-    from rrm_lm.feedback.datasets import load_feedback
+    from rrm_lm.feedback.reading.datasets import load_feedback
 
     assert load_feedback(str(tmp_path / "new")).sizes().keys() == {"comparisons"}
     other = run(capsys, "collect", policy, *words, "--max_new_tokens", 6)

@@ -12,9 +12,9 @@ from peft import AutoPeftModelForSequenceClassification, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rrm_lm.errors import ModelError
-from rrm_lm.evaluation.preferences import group_by_prompt, merge_shards, score_responses, score_shard
-from rrm_lm.evaluation.scorers import ClassifierScorer, JudgeScorer, RewardScorer, load_scorer
-from rrm_lm.feedback.datasets import load_feedback
+from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, JudgeScorer, RewardScorer, load_scorer
+from rrm_lm.evaluation.preferences.scoring import group_by_prompt, merge_shards, score_responses, score_shard
+from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.reward import load_reward_model
 from tests.smoke.commands import contents, pair_rows, read, read_rows, rewards_of, run, write_rows

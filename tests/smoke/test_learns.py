@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from rrm_lm.feedback.records import Comparison
-from rrm_lm.models.fast_lora import speed_up
-from rrm_lm.training.examples import ExampleBuilder
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.models.fast.lora import speed_up
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import ExampleBuilder
+from rrm_lm.training.reward.trainer import RewardTrainer
 from tests.tiny import comparison, tiny_chat, tiny_reward_model
 
 torch.set_num_threads(1)

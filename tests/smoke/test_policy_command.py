@@ -19,7 +19,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
 from rrm_lm.storage import verify
-from rrm_lm.training.ppo_trainer import PPOTrainer
+from rrm_lm.training.ppo.trainer import PPOTrainer
 from tests.smoke.commands import adapter, contents, read, run, same, write_rows
 from tests.smoke.conftest import Trained
 from tests.smoke.policies import CHECKPOINTS, HELD_OUT, QUESTIONS, measured, same_values, teach, updates, write_prompts
@@ -157,7 +157,7 @@ def test_a_reward_adapter_of_the_same_backbone_shares_it(
 ) -> None:
     """It gives the rewards that it gives with a backbone of its own, and no second backbone is loaded for it."""
     loaded: list[str] = []
-    from rrm_lm.cli import policy_rewards
+    from rrm_lm.runs.policy import rewards as policy_rewards
 
     own = policy_rewards.load_scorer
 

@@ -11,7 +11,7 @@ import pytest
 
 from rrm_lm.locks import lock
 from rrm_lm.storage import verify
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.training.reward.trainer import RewardTrainer
 from tests.smoke.commands import contents, pair_rows, read, rewards_of, same, train, write_rows
 
 # -- interruptions --------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import torch
 
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.policy_files import Policy, load_policy
+from rrm_lm.models.saving.policies import Policy, load_policy
 from rrm_lm.training.reward_sources import PythonReward, RewardSum
-from rrm_lm.training.rloo import rloo_trainer
+from rrm_lm.training.rloo.trainer import rloo_trainer
 from tests.tiny import lora, save_tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config
 

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from rrm_lm.evaluation.policy_samples import draw
-from rrm_lm.evaluation.scorers import RewardScorer
-from rrm_lm.feedback.collection import collect
-from rrm_lm.feedback.overseers import SimulatedOverseer
+from rrm_lm.evaluation.policies.samples import draw
+from rrm_lm.evaluation.preferences.scorers import RewardScorer
+from rrm_lm.feedback.asking.collection import collect
+from rrm_lm.feedback.asking.overseers import SimulatedOverseer
 from rrm_lm.feedback.records import Comparison, Prompt
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.fast_lora import speed_up
-from rrm_lm.models.policy_files import POLICY
+from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.reward import RewardModel
-from rrm_lm.models.sampling import Sampling
-from rrm_lm.training.examples import ExampleBuilder
-from rrm_lm.training.ppo_trainer import PPOTrainer
+from rrm_lm.models.saving.policies import POLICY
+from rrm_lm.training.ppo.trainer import PPOTrainer
+from rrm_lm.training.reward.examples import ExampleBuilder
+from rrm_lm.training.reward.trainer import RewardTrainer
 from rrm_lm.training.reward_sources import ScorerReward
-from rrm_lm.training.reward_trainer import RewardTrainer
 from tests import tiny_training
 from tests.tiny import lora, prompt_of, tiny_model, tiny_reward_model
 from tests.tiny_policy import CHAT, config

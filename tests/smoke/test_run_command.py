@@ -22,7 +22,7 @@ class Counts:
     name, limit = "counts", "can only count"
 
     def compare(self, prompt, responses):
-        from rrm_lm.feedback.overseers import Verdict
+        from rrm_lm.feedback.asking.overseers import Verdict
 
         counts = [text.count("e") for text in responses]
         return Verdict(None if counts[0] == counts[1] else counts.index(max(counts)))

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch.distributed
 
-from rrm_lm.cli import failures, signals
-from rrm_lm.cli.failures import Alone, Together
 from rrm_lm.errors import DataError
+from rrm_lm.launch import failures, signals
+from rrm_lm.launch.failures import Alone, Together
 
 dist: Any = torch.distributed  # whose stores are documented and not declared
 

@@ -18,8 +18,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from rrm_lm.cli import launching
 from rrm_lm.cli.main import main
+from rrm_lm.launch import starting as launching
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))

@@ -10,7 +10,7 @@ import pytest
 
 ENDS = """
 import atexit, sys
-from rrm_lm.cli.leaving import leave
+from rrm_lm.launch.leaving import leave
 
 class Late:
     def __del__(self, write=sys.__stderr__.write):

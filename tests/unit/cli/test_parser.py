@@ -13,8 +13,8 @@ import pytest
 from transformers import TrainingArguments
 from trl.trainer.model_config import ModelConfig
 
-from rrm_lm.cli.parser import parse, write_resolved
 from rrm_lm.errors import ConfigError
+from rrm_lm.settings.parser import parse, write_resolved
 
 
 @dataclass

@@ -11,17 +11,19 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.cli import launching, parser, recurse_run
 from rrm_lm.cli.collect import CollectArguments
-from rrm_lm.cli.collect_run import load_overseer
 from rrm_lm.cli.compare import CompareArguments
-from rrm_lm.cli.compare_run import CompareRun
-from rrm_lm.cli.critics import find_critic
 from rrm_lm.cli.main import COMMANDS, main
-from rrm_lm.cli.permissions import runs_code
 from rrm_lm.cli.recurse import RecurseArguments
 from rrm_lm.cli.run import RunArguments, run
 from rrm_lm.errors import ConfigError
+from rrm_lm.launch import starting as launching
+from rrm_lm.runs import recurse as recurse_run
+from rrm_lm.runs.collect import load_overseer
+from rrm_lm.runs.compare import CompareRun
+from rrm_lm.runs.critics import find_critic
+from rrm_lm.settings import parser
+from rrm_lm.settings.permissions import runs_code
 
 REQUESTS = "data/assistant/requests.jsonl"
 NEEDED = {  # what a command has to be given beside, so that its settings are read whole
@@ -210,7 +212,7 @@ class TestPipelines:
     def started(self, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         """The words of the stages that would start in a process of their own."""
         calls: list[list[str]] = []
-        monkeypatch.setattr("rrm_lm.cli.signals.call", lambda words: calls.append(words) or 1)
+        monkeypatch.setattr("rrm_lm.launch.signals.call", lambda words: calls.append(words) or 1)
         return calls
 
     def test_a_section_needs_permission_and_its_line_is_named(
@@ -230,7 +232,7 @@ class TestPipelines:
         assert "--allow_code" not in started[0]
 
     def test_permission_is_no_input_of_a_stage(self, file: Path) -> None:
-        pipeline = importlib.import_module("rrm_lm.cli.pipeline")
+        pipeline = importlib.import_module("rrm_lm.cli.pipeline.pipeline")
         one, other = (
             pipeline.plan(RunArguments(output_dir="out", allow_code=allowed), file, {})[0] for allowed in (True, False)
         )

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from rrm_lm.cli.pipeline import plan
+from rrm_lm.cli.pipeline.pipeline import plan
+from rrm_lm.cli.pipeline.stages import Stage
 from rrm_lm.cli.run import RunArguments, config_file, take_stage_flags
-from rrm_lm.cli.stages import Stage
 from rrm_lm.errors import CheckpointError, ConfigError
 
 FILE = """\

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.cli import resuming
 from rrm_lm.cli.policy import MonitorArguments, PolicyRunArguments, PromptArguments, RewardArguments
-from rrm_lm.cli.resuming import MAY_CHANGE, fingerprint, identity, is_asked, origin, resume_command
-from rrm_lm.cli.settings import DataArguments, ModelArguments
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.sft_config import SFTConfig
+from rrm_lm.runs import resuming
+from rrm_lm.runs.resuming import MAY_CHANGE, fingerprint, identity, is_asked, origin, resume_command
+from rrm_lm.settings.shared import DataArguments, ModelArguments
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.sft.config import SFTConfig
 
 
 def of_reward(processes: int = 1, names: Any = (), **more: Any) -> dict[str, Any]:

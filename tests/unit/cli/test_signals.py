@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rrm_lm.cli import signals
+from rrm_lm.launch import signals
 
 ROOT = Path(__file__).parents[3]
 CHILD = """

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from rrm_lm.feedback.datasets import load_feedback
-from rrm_lm.feedback.plain_user import PlainUser
+from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Message, prompt_id
 from rrm_lm.feedback.splits import leakage
-from rrm_lm.models.generation import sample
+from rrm_lm.models.decoding.generation import sample
+from rrm_lm.simulated.plain_user import PlainUser
 from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 FOLDER = Path(__file__).parents[3] / "data" / "assistant"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rrm_lm.evaluation.policies import compare
-from rrm_lm.evaluation.policy_results import PairVerdict, PolicyComparison, Sample, Written
+from rrm_lm.evaluation.policies.comparison import compare
+from rrm_lm.evaluation.policies.results import PairVerdict, PolicyComparison, Sample, Written
 from rrm_lm.feedback.records import Message, Prompt, prompt_id
 from rrm_lm.training.over_optimisation import Measurement, Probe
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 
-from rrm_lm.evaluation.preferences import evaluate_preferences
-from rrm_lm.evaluation.results import SetResult
+from rrm_lm.evaluation.preferences.results import SetResult
+from rrm_lm.evaluation.preferences.scoring import evaluate_preferences
 from rrm_lm.feedback.records import Comparison, Message, Origin, Prompt
 
 

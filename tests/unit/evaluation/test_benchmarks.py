@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from rrm_lm.evaluation import benchmarks
-from rrm_lm.evaluation.benchmarks import Choice, TieItem
+from rrm_lm.evaluation.preferences import benchmarks
+from rrm_lm.evaluation.preferences.benchmarks import Choice, TieItem
 
 
 def test_sections_weigh_subsets_by_rewardbenchs_counts():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrm_lm.evaluation.best_of_n import best_of_n, best_of_n_kl, expected_best, selection_weights
+from rrm_lm.evaluation.policies.best_of_n import best_of_n, best_of_n_kl, expected_best, selection_weights
 
 
 def by_counting(proxy, gold, n):

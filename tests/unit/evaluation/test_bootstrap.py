@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rrm_lm.evaluation import bootstrap
+from rrm_lm.evaluation.statistics import bootstrap
 
 
 def test_every_draw_has_as_many_prompts_as_there_are():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.evaluation.gold import checked, load_gold, rewards_by
-from rrm_lm.feedback.plain_user import PlainUser
+from rrm_lm.evaluation.policies.gold import checked, load_gold, rewards_by
+from rrm_lm.simulated.plain_user import PlainUser
 from tests.unit.evaluation.policies import asked
 from tests.unit.evaluation.samples import FunctionScorer
 

@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
-from rrm_lm.evaluation import metrics
+from rrm_lm.evaluation.statistics import metrics
 
 
 def simulate(rng, prompts: int, share: float, correlation: float):

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from rrm_lm.evaluation.best_of_n import best_of_n
-from rrm_lm.evaluation.monitors import (
+from rrm_lm.evaluation.policies.best_of_n import best_of_n
+from rrm_lm.evaluation.policies.monitors import (
     Track,
     best_of_n_track,
     fall_of,

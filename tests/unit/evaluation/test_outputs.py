@@ -6,9 +6,9 @@ import math
 import pytest
 import yaml
 
-from rrm_lm.evaluation.model_card import Card, model_card, write_model_card
-from rrm_lm.evaluation.outputs import file_name, plain_text, rewardbench_summary, write_evaluation
-from rrm_lm.evaluation.results import Evaluation
+from rrm_lm.evaluation.preferences.outputs import file_name, plain_text, rewardbench_summary, write_evaluation
+from rrm_lm.evaluation.preferences.results import Evaluation
+from rrm_lm.evaluation.reports.model_card import Card, model_card, write_model_card
 from rrm_lm.feedback.records import Message
 from tests.unit.evaluation.samples import compare, evaluate, hashed, many, rewards_of
 

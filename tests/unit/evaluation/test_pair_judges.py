@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from rrm_lm.evaluation.pair_judges import LanguageModelJudge, OverseerJudge, Question, both_orders
-from rrm_lm.evaluation.policies import judge_pairs
-from rrm_lm.feedback.judge_questions import LETTER_QUESTION, REFUSED, fill
-from rrm_lm.feedback.overseers import SimulatedOverseer, Verdict
+from rrm_lm.evaluation.policies.comparison import judge_pairs
+from rrm_lm.evaluation.policies.pair_judges import LanguageModelJudge, OverseerJudge, Question, both_orders
+from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, REFUSED, fill
+from rrm_lm.feedback.asking.overseers import SimulatedOverseer, Verdict
 from rrm_lm.feedback.records import prompt_id
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.text.chat import ChatFormat

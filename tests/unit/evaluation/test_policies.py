@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rrm_lm.evaluation.metrics import mean_estimate, share
-from rrm_lm.evaluation.policies import compare, judge_pairs, mean_over_prompts, share_over_prompts, versus
-from rrm_lm.evaluation.policy_results import GOLD, PairVerdict
+from rrm_lm.evaluation.policies.comparison import compare, judge_pairs, mean_over_prompts, share_over_prompts, versus
+from rrm_lm.evaluation.policies.results import GOLD, PairVerdict
+from rrm_lm.evaluation.statistics.metrics import mean_estimate, share
 from rrm_lm.storage import json_text
 from tests.unit.evaluation.policies import asked, full_comparison, prompts, random_policy, sample, written
 

@@ -5,18 +5,18 @@ import re
 
 import pytest
 
-from rrm_lm.evaluation import figures, policy_figures, policy_wording
-from rrm_lm.evaluation.metrics import Estimate
-from rrm_lm.evaluation.monitors import over_optimisation, track_of
-from rrm_lm.evaluation.policies import compare
-from rrm_lm.evaluation.policy_report import (
+from rrm_lm.evaluation.policies.comparison import compare
+from rrm_lm.evaluation.policies.monitors import over_optimisation, track_of
+from rrm_lm.evaluation.policies.results import PairVerdict
+from rrm_lm.evaluation.reports import figures, policy_figures, policy_wording
+from rrm_lm.evaluation.reports.policies import (
     ANSWERS,
     PolicyReportData,
     answers,
     render_policy_report,
     write_policy_report,
 )
-from rrm_lm.evaluation.policy_results import PairVerdict
+from rrm_lm.evaluation.statistics.metrics import Estimate
 from tests.unit.evaluation.policies import asked, full_comparison, measurements, prompts, random_policy, sample, written
 from tests.unit.evaluation.test_report import ATTACK, Page
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rrm_lm.evaluation.policy_samples import Drawn, draw, end_ids, held_out_probe, log_probs, rewards_of_drawn
+from rrm_lm.evaluation.policies.samples import Drawn, draw, end_ids, held_out_probe, log_probs, rewards_of_drawn
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.sampling import Sampling
+from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.text.chat import ChatFormat
 from tests.tiny import lora, prompt_of, tiny_chat, tiny_model
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from rrm_lm.errors import DataError, ModelError
-from rrm_lm.evaluation import preferences
-from rrm_lm.evaluation.preferences import (
+from rrm_lm.evaluation.preferences import scoring as preferences
+from rrm_lm.evaluation.preferences.results import summarise_set
+from rrm_lm.evaluation.preferences.scoring import (
     evaluate_preferences,
     group_by_prompt,
     make_examples,
@@ -21,7 +22,6 @@ from rrm_lm.evaluation.preferences import (
     reader_drops,
     score_shard,
 )
-from rrm_lm.evaluation.results import summarise_set
 from rrm_lm.feedback.counts import FileCounts, ReadCounts
 from rrm_lm.feedback.records import Origin
 from tests.unit.evaluation.samples import FunctionScorer, compare, evaluate, hashed, many
@@ -131,8 +131,8 @@ def test_a_scorer_that_forgets_a_response_is_an_error():
 WORKER = """
 import json, os, sys
 from accelerate import PartialState
-from rrm_lm.cli.leaving import leave
-from rrm_lm.evaluation.preferences import evaluate_preferences
+from rrm_lm.launch.leaving import leave
+from rrm_lm.evaluation.preferences.scoring import evaluate_preferences
 from tests.unit.evaluation.samples import FunctionScorer, hashed, many
 
 state = PartialState(cpu=True)

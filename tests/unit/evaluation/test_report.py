@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rrm_lm.evaluation import figures, wording
-from rrm_lm.evaluation.report import ReportData, describe, render_report, training_panels, write_report
-from rrm_lm.evaluation.results import Evaluation
+from rrm_lm.evaluation.preferences.results import Evaluation
+from rrm_lm.evaluation.reports import figures, wording
+from rrm_lm.evaluation.reports.preferences import ReportData, describe, render_report, training_panels, write_report
 from rrm_lm.feedback.counts import FileCounts, ReadCounts
 from rrm_lm.feedback.records import Origin
 from tests.unit.evaluation.samples import compare, evaluate, many, rewards_of

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.evaluation.results import best_of_choices, compare_models, tie_items
+from rrm_lm.evaluation.preferences.results import best_of_choices, compare_models, tie_items
 from tests.unit.evaluation.samples import compare, evaluate, hashed, many, rewards_of
 
 REWARDS = {"right": 2.0, "wrong": 1.0, "same": 2.0, "a longer text": 0.0}

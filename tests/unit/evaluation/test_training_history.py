@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rrm_lm.evaluation.training_history import duration, update_of, updates_of
+from rrm_lm.evaluation.reports.history import duration, update_of, updates_of
 
 LOG = [
     {"held_out/kl": 0.0, "step": 0},

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.evaluation.training_history import Update
-from rrm_lm.evaluation.training_report import (
+from rrm_lm.evaluation.reports.history import Update
+from rrm_lm.evaluation.reports.training import (
     AFTER,
     BEFORE,
     HELD_OUT,

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from rrm_lm.feedback.asking import ask_all
+from rrm_lm.feedback.asking.concurrently import ask_all
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 50])

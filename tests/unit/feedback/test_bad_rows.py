@@ -6,7 +6,7 @@ import math
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.datasets import load_feedback
+from rrm_lm.feedback.reading.datasets import load_feedback
 
 GOOD = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Loud."}
 TALK = {

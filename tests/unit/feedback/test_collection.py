@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from rrm_lm import locks
 from rrm_lm.errors import CheckpointError, ConfigError, DataError
-from rrm_lm.feedback.collection import ASKED, choose_pairs, collect
-from rrm_lm.feedback.datasets import load_feedback
-from rrm_lm.feedback.overseers import NO_ANSWER, SimulatedOverseer, Verdict
-from rrm_lm.feedback.plain_user import PlainUser, Request
+from rrm_lm.feedback.asking.collection import ASKED, choose_pairs, collect
+from rrm_lm.feedback.asking.overseers import NO_ANSWER, SimulatedOverseer, Verdict
+from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison, Message, Origin, Prompt
+from rrm_lm.simulated.plain_user import PlainUser, Request
 
 
 def asked(text: str) -> Prompt:

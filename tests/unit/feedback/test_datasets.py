@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.datasets import Feedback, load_feedback, merge_feedback
+from rrm_lm.feedback.reading.datasets import Feedback, load_feedback, merge_feedback
 from rrm_lm.feedback.records import Comparison, Message, Origin, Rating
 
 

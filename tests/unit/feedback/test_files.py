@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.files import read_rows
+from rrm_lm.feedback.reading.files import read_rows
 
 ROWS = [
     {"prompt": "Name a colour.", "response": "Bläu “blue”", "rating": 0.5},

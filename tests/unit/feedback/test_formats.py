@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.datasets import Feedback, load_feedback
-from rrm_lm.feedback.formats import FORMATS, recognise, rename
+from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
+from rrm_lm.feedback.reading.formats import FORMATS, recognise, rename
 from rrm_lm.feedback.records import Message
 
 

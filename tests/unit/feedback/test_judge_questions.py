@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrm_lm.feedback.judge_questions import (
+from rrm_lm.feedback.asking.judge_questions import (
     CRITIQUE_QUESTION,
     CUT_OFF,
     EMPTY,
@@ -20,7 +20,7 @@ from rrm_lm.feedback.judge_questions import (
     read_critique,
     read_verdict,
 )
-from rrm_lm.feedback.overseers import Verdict
+from rrm_lm.feedback.asking.overseers import Verdict
 from rrm_lm.feedback.records import Message
 
 ASKED = (Message("system", "Be brief."), Message("user", "What is {blue}?"))

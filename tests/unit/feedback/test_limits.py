@@ -21,14 +21,14 @@ import pytest
 from rrm_lm.cli.collect import CollectArguments
 from rrm_lm.cli.compare import CompareArguments
 from rrm_lm.cli.policy import PromptArguments
-from rrm_lm.cli.scoring import ScoringArguments
-from rrm_lm.cli.settings import DataArguments
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.evaluation.gold import load_gold
-from rrm_lm.feedback.datasets import load_feedback
-from rrm_lm.feedback.files import read_rows
-from rrm_lm.feedback.limits import ReadLimits
-from rrm_lm.feedback.prompts import load_prompts
+from rrm_lm.evaluation.policies.gold import load_gold
+from rrm_lm.feedback.reading.datasets import load_feedback
+from rrm_lm.feedback.reading.files import read_rows
+from rrm_lm.feedback.reading.limits import ReadLimits
+from rrm_lm.feedback.reading.prompts import load_prompts
+from rrm_lm.runs.scoring import ScoringArguments
+from rrm_lm.settings.shared import DataArguments
 
 MB = 1 << 20
 
@@ -173,10 +173,10 @@ def test_every_command_that_reads_files_has_the_limits(kind: type[ReadLimits]) -
 
 
 def test_and_holds_what_it_reads_to_them(tmp_path: Path) -> None:
-    from rrm_lm.cli.collect_run import _prompts, load_overseer
-    from rrm_lm.cli.compare_run import CompareRun
-    from rrm_lm.cli.policy_prompts import read_prompts
-    from rrm_lm.cli.scoring import load_sets
+    from rrm_lm.runs.collect import _prompts, load_overseer
+    from rrm_lm.runs.compare import CompareRun
+    from rrm_lm.runs.policy.prompts import read_prompts
+    from rrm_lm.runs.scoring import load_sets
 
     path = tmp_path / "a.jsonl"
     row = pair("!" * 100) | {"request": "Why?", "mentions": ["x"]}

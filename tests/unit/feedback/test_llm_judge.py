@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import ConfigError, ModelError
-from rrm_lm.feedback.collection import collect
-from rrm_lm.feedback.judge_questions import (
+from rrm_lm.feedback.asking.collection import collect
+from rrm_lm.feedback.asking.judge_questions import (
     CRITIQUE_QUESTION,
     CUT_OFF,
     EMPTY,
@@ -21,8 +21,8 @@ from rrm_lm.feedback.judge_questions import (
     UNREADABLE,
     fill,
 )
-from rrm_lm.feedback.llm_judge import INCONSISTENT, TOO_LONG, TURNED_DOWN, ServedJudge
-from rrm_lm.feedback.overseers import NO_ANSWER, Overseer, Verdict
+from rrm_lm.feedback.asking.llm_judge import INCONSISTENT, TOO_LONG, TURNED_DOWN, ServedJudge
+from rrm_lm.feedback.asking.overseers import NO_ANSWER, Overseer, Verdict
 from rrm_lm.feedback.records import Message
 from tests.openai_server import Reply, fake_server, prefers, shown
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.feedback.overseers import Overseer, SimulatedOverseer, Verdict, see_first_words
+from rrm_lm.feedback.asking.overseers import Overseer, SimulatedOverseer, Verdict, see_first_words
 from rrm_lm.feedback.records import Message
 
 ASK = (Message("user", "Say something short."),)

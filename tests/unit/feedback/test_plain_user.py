@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback import plain_user, plain_words
-from rrm_lm.feedback.overseers import Overseer
-from rrm_lm.feedback.plain_user import WEIGHTS, PlainUser, Request, judge, split_sentences
+from rrm_lm.feedback.asking.overseers import Overseer
 from rrm_lm.feedback.records import Message
+from rrm_lm.simulated import plain_user, plain_words
+from rrm_lm.simulated.plain_user import WEIGHTS, PlainUser, Request, judge, split_sentences
 
 EGG = Request("How long should I boil an egg?", ("minutes", "8|9|10|eight|nine|ten"), "cooking")
 PASTE = Request("How do I fix a hole?", ("ventilat~|putty", "dry"))

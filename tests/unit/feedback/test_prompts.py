@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.prompts import load_prompts
+from rrm_lm.feedback.reading.prompts import load_prompts
 from rrm_lm.feedback.records import Message
 
 

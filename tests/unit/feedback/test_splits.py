@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.feedback.datasets import Feedback
+from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Comparison, Correction, Critique, GoalExample, Message, Origin
 from rrm_lm.feedback.splits import MIN_WORDS, leakage, split_by_prompt
 

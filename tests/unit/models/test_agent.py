@@ -12,8 +12,8 @@ from transformers import LlamaForSequenceClassification
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.agent import POLICY, REFERENCE, VALUE, AgentModel, PolicyOutput, adapter_parameters
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings
-from rrm_lm.models.sampling import Sampling
 from rrm_lm.text.batching import Batch, collate
 from rrm_lm.text.chat import Line
 from tests.tiny import lora, tiny_config, tiny_model

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BloomConfig, DynamicCache, Lfm2Config, Llama4TextConfig, MptConfig, OPTConfig
 
 from rrm_lm.models.backbone import Backbone, check_logits
-from rrm_lm.models.key_values import cache_name
+from rrm_lm.models.decoding.key_values import cache_name
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import ChatFormat
 from tests.exactness import EXACT, adapter_layers, alone, furthest, gradients, groups, relative, run, together

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.decoding.token_probs import token_log_probs
 from rrm_lm.models.ensemble import COMBINATIONS
 from rrm_lm.models.reward import RewardModel, RewardSettings
-from rrm_lm.models.sampling import Sampling
-from rrm_lm.models.token_probs import token_log_probs
 from rrm_lm.text.batching import Batch, collate
 from rrm_lm.text.chat import Line
 from tests.tiny import lora, some_comparisons, tiny_chat, tiny_config, tiny_model

@@ -10,12 +10,13 @@ import torch
 from peft import LoraConfig
 from scipy.stats import chisquare
 
-from rrm_lm.models import decoders, decoding
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.decoding import roll_out
-from rrm_lm.models.fast_layers import speed_up_layers
-from rrm_lm.models.fast_lora import speed_up
-from rrm_lm.models.sampling import Sampling
+from rrm_lm.models.decoding import decoders
+from rrm_lm.models.decoding import rollouts as decoding
+from rrm_lm.models.decoding.rollouts import roll_out
+from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.fast.layers import speed_up_layers
+from rrm_lm.models.fast.lora import speed_up
 from tests.tiny import FAMILIES, VOCABULARY, lora, tiny_config, tiny_model
 from tests.tiny_decoding import LONG, PROMPTS, SHORT, drawn, generated, greedy, make, tokens_seen
 

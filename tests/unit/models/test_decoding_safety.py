@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rrm_lm.errors import ConfigError, ModelError
-from rrm_lm.models import decoders
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.decoding import decoders
 from tests.tiny import lora
 from tests.tiny_decoding import PROMPTS, SHORT, drawn, generated, greedy, make
 

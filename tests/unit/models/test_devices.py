@@ -15,20 +15,20 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import LlamaForSequenceClassification
 
-from rrm_lm.evaluation.policy_samples import Drawn, log_probs
-from rrm_lm.evaluation.scorers import ClassifierScorer, JudgeScorer, RewardScorer
+from rrm_lm.evaluation.policies.samples import Drawn, log_probs
+from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, JudgeScorer, RewardScorer
 from rrm_lm.models.agent import AgentModel
-from rrm_lm.models.decoding import roll_out
-from rrm_lm.models.generation import sample
+from rrm_lm.models.decoding.generation import sample
+from rrm_lm.models.decoding.rollouts import roll_out
+from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.reward import RewardModel
-from rrm_lm.models.sampling import Sampling
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training import one_device
-from rrm_lm.training.ppo_reports import Stopwatch
+from rrm_lm.training.ppo.reports import Stopwatch
+from rrm_lm.training.reward.trainer import RewardTrainer
 from rrm_lm.training.reward_sources import AdapterReward, ClassifierOnTokens
-from rrm_lm.training.reward_trainer import RewardTrainer
-from rrm_lm.training.sft import response_nll
+from rrm_lm.training.sft.trainer import response_nll
 from tests import tiny_policy
 from tests.other_device import OnDevice, other_device
 from tests.tiny import prompt_of, some_comparisons, tiny_chat, tiny_config, tiny_reward_model

@@ -11,7 +11,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP, Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 
-from rrm_lm.models.fast_layers import speed_up_layers
+from rrm_lm.models.fast.layers import speed_up_layers
 
 SIZES: dict[str, Any] = {"hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 2, "num_key_value_heads": 1}
 

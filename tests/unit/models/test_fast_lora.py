@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from rrm_lm.models import fast_lora
-from rrm_lm.models.fast_lora import speed_up
+from rrm_lm.models.fast import lora as fast_lora
+from rrm_lm.models.fast.lora import speed_up
 from tests.tiny import lora, tiny_model
 
 torch.set_num_threads(1)

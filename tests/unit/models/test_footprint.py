@@ -10,9 +10,9 @@ import torch
 
 from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.footprint import footprint, read_config
-from rrm_lm.models.key_values import KeyValues, cache_name
+from rrm_lm.models.decoding.key_values import KeyValues, cache_name
 from rrm_lm.models.reward import ADAPTER
+from rrm_lm.planning.footprint import footprint, read_config
 from tests.published import CONFIGS, PARAMETERS, write_config
 from tests.tiny import FAMILIES, lora, save_tiny_model, tiny_config, tiny_model, tiny_reward_model
 

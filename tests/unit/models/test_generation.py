@@ -9,7 +9,7 @@ import torch
 from peft import get_peft_model
 
 from rrm_lm.errors import ConfigError, ModelError
-from rrm_lm.models.generation import sample
+from rrm_lm.models.decoding.generation import sample
 from tests.tiny import lora, tiny_model
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40], [20, 21, 22], [30, 31, 32, 33, 34], [50, 51]]

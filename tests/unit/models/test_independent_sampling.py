@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rrm_lm.models.generation import sample
+from rrm_lm.models.decoding.generation import sample
 from tests.tiny import tiny_model
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40], [20, 21, 22], [30, 31, 32, 33, 34], [50, 51]]

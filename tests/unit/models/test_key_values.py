@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rrm_lm.models.key_values import KeyValues, positions, visible
+from rrm_lm.models.decoding.key_values import KeyValues, positions, visible
 
 
 def filled(rows: int = 3, columns: int = 6) -> KeyValues:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from rrm_lm.models import decoders
 from rrm_lm.models.agent import AgentModel, disable_dropout
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.decoding import roll_out
-from rrm_lm.models.peak_memory import AllocationPeak, Peak, RowShape, Tracer
-from rrm_lm.models.policy_files import POLICY
+from rrm_lm.models.decoding import decoders
+from rrm_lm.models.decoding.rollouts import roll_out
+from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.reward import RewardModel, RewardSettings
-from rrm_lm.models.sampling import Sampling
+from rrm_lm.models.saving.policies import POLICY
+from rrm_lm.planning.peak_memory import AllocationPeak, Peak, RowShape, Tracer
 from rrm_lm.text.batching import collate
 from tests.allocations import peak_allocated
 from tests.tiny import lora, tiny_config, tiny_model

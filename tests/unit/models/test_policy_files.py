@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rrm_lm.errors import CheckpointError, ModelError
-from rrm_lm.models import adapter_files
-from rrm_lm.models.adapter_files import adapter_weights, read_weights
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.fast_layers import speed_up_layers
-from rrm_lm.models.fast_lora import speed_up
-from rrm_lm.models.policy_files import (
+from rrm_lm.models.fast.layers import speed_up_layers
+from rrm_lm.models.fast.lora import speed_up
+from rrm_lm.models.saving import adapters as adapter_files
+from rrm_lm.models.saving.adapters import adapter_weights, read_weights
+from rrm_lm.models.saving.policies import (
     POLICY,
     Policy,
     PolicySettings,

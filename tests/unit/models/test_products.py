@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rrm_lm.models.products import Product, can_pack, computing_with, products_of, whole_weight
+from rrm_lm.models.fast.products import Product, can_pack, computing_with, products_of, whole_weight
 
 
 def layer(kind: type = nn.Linear, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.models.sampling import Sampling
+from rrm_lm.models.decoding.sampling import Sampling
 
 SHAPES: list[dict[str, Any]] = [
     {},

@@ -11,9 +11,9 @@ import torch
 from transformers import BloomConfig, MambaConfig, OpenAIGPTConfig
 
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.generation import sample
-from rrm_lm.models.sampling import Sampling
-from rrm_lm.models.streaming import Words, stream
+from rrm_lm.models.decoding.generation import sample
+from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.decoding.streaming import Words, stream
 from tests.tiny import FAMILIES, lora, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)

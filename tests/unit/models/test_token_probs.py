@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rrm_lm.models import token_probs
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.sampling import Sampling
-from rrm_lm.models.token_probs import token_log_probs
+from rrm_lm.models.decoding import token_probs
+from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.decoding.token_probs import token_log_probs
 from tests.tiny import VOCABULARY, tiny_config, tiny_model
 
 WAYS = [

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.feedback.overseers import CONTRADICTION, BothOrders, Verdict
+from rrm_lm.feedback.asking.overseers import CONTRADICTION, BothOrders, Verdict
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.recursion.assistance import ENOUGH, AboutSubject, Assisted, HelperNotes, Unassisted, WorstFlaw
 from rrm_lm.recursion.notes import QUOTE_LENGTH, Note, read_note, show_notes, with_notes, write_note

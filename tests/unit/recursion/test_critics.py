@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.evaluation.judge_scorer import JUDGE_QUESTION, NOTES_QUESTION
-from rrm_lm.feedback.collection import collect, responses_asked_about
-from rrm_lm.feedback.judge_questions import LETTER_QUESTION, VERDICT_QUESTION, fill, noted
-from rrm_lm.feedback.overseers import Verdict
+from rrm_lm.evaluation.preferences.judge import JUDGE_QUESTION, NOTES_QUESTION
+from rrm_lm.feedback.asking.collection import collect, responses_asked_about
+from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, VERDICT_QUESTION, fill, noted
+from rrm_lm.feedback.asking.overseers import Verdict
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.recursion.assistance import ENOUGH, Assisted

@@ -17,7 +17,7 @@ from rrm_lm.recursion.recursion import solve, solve_all
 from rrm_lm.recursion.report import render, results
 from rrm_lm.recursion.work import Workshop
 from rrm_lm.storage import verify
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.training.reward.trainer import RewardTrainer
 from tests.unit.recursion.trees import three_levels, tree, workshop
 
 torch.set_num_threads(1)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.policy_files import POLICY, Policy
-from rrm_lm.training.losses import bradley_terry, centering, critique_loss, graded_target, rating_regression
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.ppo_estimates import estimate
-from rrm_lm.training.ppo_losses import kl_k1, kl_k3, policy_losses, value_losses, whiten
+from rrm_lm.models.saving.policies import POLICY, Policy
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.estimates import estimate
+from rrm_lm.training.ppo.losses import kl_k1, kl_k3, policy_losses, value_losses, whiten
+from rrm_lm.training.reward.losses import bradley_terry, centering, critique_loss, graded_target, rating_regression
 from rrm_lm.training.reward_sources import PythonReward, RewardSum
-from rrm_lm.training.rloo import rloo_trainer
+from rrm_lm.training.rloo.trainer import rloo_trainer
 from tests.tiny import lora, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting
 

@@ -10,7 +10,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import Line
-from rrm_lm.training.examples import Example, ExampleBuilder, FitCounts, Pair
+from rrm_lm.training.reward.examples import Example, ExampleBuilder, FitCounts, Pair
 from tests.tiny import (
     CHATML,
     comparison,

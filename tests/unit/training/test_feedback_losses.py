@@ -10,9 +10,9 @@ import torch
 
 from rrm_lm.models.reward import RewardOutput
 from rrm_lm.text.chat import Line
-from rrm_lm.training.examples import Example, Pair
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.reward_trainer import pair_losses, pair_margins, rating_losses
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import Example, Pair
+from rrm_lm.training.reward.trainer import pair_losses, pair_margins, rating_losses
 from tests.tiny_training import config, log_sigmoid
 
 torch.set_num_threads(1)

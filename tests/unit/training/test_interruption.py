@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 from rrm_lm.errors import TrainingError
 from rrm_lm.storage import verify
 from rrm_lm.training.checkpoints import newest_verified
-from rrm_lm.training.examples import Example
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import Example
+from rrm_lm.training.reward.trainer import RewardTrainer
 from tests.tiny import some_comparisons, tiny_reward_model
 from tests.tiny_training import CHAT, config, examples, furthest, logs, plain_steps, state, trained
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrm_lm.training.losses import bradley_terry, centering, critique_loss, graded_target, rating_regression
+from rrm_lm.training.reward.losses import bradley_terry, centering, critique_loss, graded_target, rating_regression
 
 torch.set_num_threads(1)
 

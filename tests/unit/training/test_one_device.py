@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.rloo_config import RLOOConfig
-from rrm_lm.training.sft_config import SFTConfig
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.rloo.config import RLOOConfig
+from rrm_lm.training.sft.config import SFTConfig
 
 
 @pytest.mark.parametrize("config", [RewardConfig, PPOConfig, SFTConfig, RLOOConfig])

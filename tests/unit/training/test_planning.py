@@ -15,8 +15,7 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.reward import RewardModel, RewardSettings
-from rrm_lm.training.examples import Example, Pair
-from rrm_lm.training.planning import (
+from rrm_lm.planning.planning import (
     TASKS,
     Job,
     Measured,
@@ -29,9 +28,10 @@ from rrm_lm.training.planning import (
     remedy,
     what_is_trained,
 )
-from rrm_lm.training.ppo_trainer import PPOTrainer
-from rrm_lm.training.reward_trainer import RewardTrainer
-from rrm_lm.training.strategies import Passes, standing
+from rrm_lm.planning.strategies import Passes, standing
+from rrm_lm.training.ppo.trainer import PPOTrainer
+from rrm_lm.training.reward.examples import Example, Pair
+from rrm_lm.training.reward.trainer import RewardTrainer
 from tests import tiny_policy, tiny_training
 from tests.allocations import held, peak_allocated
 from tests.published import CONFIGS

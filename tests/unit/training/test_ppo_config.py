@@ -9,7 +9,7 @@ import pytest
 from trl.experimental.ppo import PPOConfig as TrlConfig
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.training.ppo_config import PPOConfig
+from rrm_lm.training.ppo.config import PPOConfig
 from tests.deprecations import trls_arguments
 from tests.tiny_policy import config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rrm_lm.training.ppo_control import KLControl, RewardScale, Steering, runaway
+from rrm_lm.training.ppo.control import KLControl, RewardScale, Steering, runaway
 
 
 def test_a_fixed_coefficient_stays() -> None:

@@ -21,8 +21,8 @@ from trl.experimental.ppo import PPOConfig as TrlConfig
 from trl.experimental.ppo import PPOTrainer as TrlTrainer
 from trl.experimental.ppo import ppo_trainer as trl_module
 
-from rrm_lm.training.ppo_trainer import PPOTrainer
-from rrm_lm.training.ppo_update import STATS
+from rrm_lm.training.ppo.trainer import PPOTrainer
+from rrm_lm.training.ppo.update import STATS
 from tests.deprecations import trls_arguments
 from tests.tiny import VOCABULARY, lora, tiny_config, tiny_tokenizer
 

@@ -10,7 +10,7 @@ from transformers import DataCollatorWithPadding
 
 from rrm_lm.errors import ConfigError, DataError, ModelError, RRMError
 from rrm_lm.feedback.records import Message
-from rrm_lm.training.ppo_prompts import PromptItem, PromptOrder, check_room, encode_prompts
+from rrm_lm.training.ppo.prompts import PromptItem, PromptOrder, check_room, encode_prompts
 from tests.tiny import prompt_of
 from tests.tiny_policy import CHAT, PROMPTS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rrm_lm.training.ppo_prompts import PromptItem
-from rrm_lm.training.ppo_rollouts import Grouping, Rollouts, _rows_for, spread
+from rrm_lm.training.ppo.prompts import PromptItem
+from rrm_lm.training.ppo.rollouts import Grouping, Rollouts, _rows_for, spread
 from tests.tiny_policy import CHAT, PROMPTS, tiny_agent
 
 END = CHAT.end_id

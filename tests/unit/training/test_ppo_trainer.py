@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from rrm_lm.errors import ConfigError, DataError, TrainingError
 from rrm_lm.models.agent import POLICY, VALUE, AgentModel, adapter_parameters
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.training.ppo_trainer import PPOTrainer
+from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward_sources import PythonReward
 from tests.tiny import lora, prompt_of, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting, logs, state, tiny_agent, trainer, written
@@ -41,7 +41,7 @@ def test_two_updates_change_all_that_is_trained_and_nothing_else(value: str, tmp
 def test_a_separate_value_model_is_trained_whole(tmp_path: Path) -> None:
     from transformers import LlamaForSequenceClassification
 
-    from rrm_lm.training.ppo_trl import agent_from_trl
+    from rrm_lm.training.ppo.trl import agent_from_trl
     from tests.tiny import tiny_config
 
     settings = tiny_config("llama")

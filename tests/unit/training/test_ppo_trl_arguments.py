@@ -21,8 +21,8 @@ from trl.experimental.ppo import PPOConfig as TrlConfig
 from trl.experimental.ppo import PPOTrainer as TrlTrainer
 
 from rrm_lm.errors import ConfigError, ModelError
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.ppo_trainer import PPOTrainer
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.trainer import PPOTrainer
 from tests.deprecations import trls_arguments
 from tests.tiny import VOCABULARY, tiny_tokenizer
 from tests.tiny_policy import counting

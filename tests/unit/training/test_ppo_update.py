@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.training.ppo_config import PPOConfig
-from rrm_lm.training.ppo_estimates import estimate
-from rrm_lm.training.ppo_update import Step, make_minibatches, plan_steps
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.estimates import estimate
+from rrm_lm.training.ppo.update import Step, make_minibatches, plan_steps
 from tests.tiny_policy import config
 
 TOKENS = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8])

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForSequenceClassification
 
 from rrm_lm.errors import ConfigError, TrainingError
-from rrm_lm.evaluation.scorers import ClassifierScorer, RewardScorer
+from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, RewardScorer
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.training.reward_sources import (
     ClassifierOnTokens,

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.models.fast_lora import speed_up
+from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.reward import RewardModel, RewardOutput
 from rrm_lm.text.batching import collate, share
-from rrm_lm.training.examples import Example, ExampleBuilder, Pair
-from rrm_lm.training.reward_config import RewardConfig
-from rrm_lm.training.reward_trainer import RewardTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import Example, ExampleBuilder, Pair
+from rrm_lm.training.reward.trainer import RewardTrainer
 from tests.tiny import comparison, critique, rating, some_comparisons, tiny_reward_model
 from tests.tiny_training import (
     CHAT,

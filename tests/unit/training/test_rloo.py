@@ -18,12 +18,13 @@ from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.agent import POLICY, adapter_parameters
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.policy_files import Policy, PolicySettings, load_policy
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings
-from rrm_lm.training import rloo, rloo_config
-from rrm_lm.training.ppo_config import PPOConfig
+from rrm_lm.models.saving.policies import Policy, PolicySettings, load_policy
+from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
-from rrm_lm.training.rloo import RLOOTrainer, rloo_trainer
+from rrm_lm.training.rloo import config as rloo_config
+from rrm_lm.training.rloo import trainer as rloo
+from rrm_lm.training.rloo.trainer import RLOOTrainer, rloo_trainer
 from tests.deprecations import trls_switch
 from tests.tiny import lora, prompt_of, save_tiny_model, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting, state

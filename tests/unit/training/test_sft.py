@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from transformers import BloomConfig
 
-from rrm_lm.cli.parser import parse, write_resolved
 from rrm_lm.errors import ConfigError, TrainingError
-from rrm_lm.feedback.datasets import Feedback
+from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Correction, Demonstration
-from rrm_lm.models.adapter_files import read_weights
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.fast_lora import speed_up
-from rrm_lm.models.policy_files import POLICY, Policy, PolicySettings, load_policy
+from rrm_lm.models.fast.lora import speed_up
+from rrm_lm.models.saving.adapters import read_weights
+from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
+from rrm_lm.settings.parser import parse, write_resolved
 from rrm_lm.storage import verify
 from rrm_lm.text.chat import ChatFormat, Line
-from rrm_lm.training import sft_config
-from rrm_lm.training.examples import FitCounts
-from rrm_lm.training.sft import Imitation, SFTTrainer, imitations, response_nll, to_imitate
-from rrm_lm.training.sft_config import SFTConfig
+from rrm_lm.training.reward.examples import FitCounts
+from rrm_lm.training.sft import config as sft_config
+from rrm_lm.training.sft.config import SFTConfig
+from rrm_lm.training.sft.trainer import Imitation, SFTTrainer, imitations, response_nll, to_imitate
 from tests.tiny import (
     CHATML,
     comparison,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rrm_lm.models.footprint import Footprint
-from rrm_lm.training.strategies import STRATEGIES, Memory, Passes, Trained, standing, traffic, whole_model
+from rrm_lm.planning.footprint import Footprint
+from rrm_lm.planning.strategies import STRATEGIES, Memory, Passes, Trained, standing, traffic, whole_model
 
 # Weights of 1000 bytes in half precision: four blocks of 200 and the rest.
 SIZES = Footprint(

@@ -1,0 +1,189 @@
+"""What `rrm-lm run` does: plan the stages, check all of their settings, run those that are not done, show a page."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from rrm_lm.cli.main import COMMANDS
+from rrm_lm.cli.pipeline.stages import Stage, section
+from rrm_lm.cli.pipeline.views import minutes, stage_view
+from rrm_lm.cli.run import RunArguments
+from rrm_lm.errors import ConfigError
+from rrm_lm.launch import starting as launching
+from rrm_lm.storage import write_text
+from rrm_lm.training.output_folder import OutputFolder
+
+logger = logging.getLogger(__name__)
+
+_RECORDS = "stages"
+FEEDBACK = "feedback.jsonl"  # what a `collect` stage leaves (collect_run.py names it; importing that loads torch)
+
+Wired = Iterable[tuple[str, object]]
+
+
+class Pipeline:
+    """Feedback to reward model to policy to comparison.
+
+    Args:
+        args: The settings.
+        file: The file that they came from; sections are taken from it as written.
+        flags: By stage, flags that override its section.
+    """
+
+    def __init__(self, args: RunArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> None:
+        self.folder = Path(args.output_dir)
+        self.file = file
+        self.stages = plan(args, file, flags)
+        if not self.stages:
+            raise ConfigError("There is no stage", where=str(file), expected="sections reward, policy, compare ...")
+
+    def run(self) -> int:
+        """Run every stage that is not done, in order; returns the exit code of the one that failed, or 0."""
+        self._check()
+        with OutputFolder(self.folder, command="rrm-lm run", resume=True):
+            for number, stage in enumerate(self.stages, start=1):
+                place = f"[{number}/{len(self.stages)}] {stage.name}"
+                if stage.is_done():
+                    self._say(f"{place}: done before, nothing that it depends on has changed")
+                    continue
+                self._say(f"{place}: {COMMANDS[stage.command][1]}" + (" (goes on)" if stage.can_go_on() else ""))
+                began = time.perf_counter()
+                code = self._compare(stage) if stage.command == "compare" else stage.run()
+                if code:
+                    self._say(f"{place}: stopped. Finished stages are kept; the same command goes on from here.")
+                    return code
+                self._say(f"{place}: {minutes(time.perf_counter() - began)}")
+            self._say(f"report: {self._page}" if self._page.is_file() else f"everything is in {self.folder}")
+        return 0
+
+    @property
+    def _page(self) -> Path:
+        return self.folder / "report.html"
+
+    def _compare(self, stage: Stage) -> int:
+        """Compare in this process: what is found goes on the page of the whole run, too."""
+        from rrm_lm.cli.compare import read
+        from rrm_lm.evaluation.reports.policies import write_policy_report
+        from rrm_lm.runs.compare import CompareRun
+
+        stage.start()
+        began = time.perf_counter()
+        report = CompareRun(*read(stage.words(stage.file))).run()
+        stage.finish(time.perf_counter() - began)
+        views = [stage_view(done, self.folder) for done in self.stages]
+        write_policy_report(replace(report, title="From feedback to a policy", stages=views), self._page)
+        return 0
+
+    def _check(self) -> None:
+        """Read the settings of every stage before the first one runs.
+
+        Raises:
+            ConfigError: Of any of them.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            for stage in self.stages:
+                file = Path(folder) / f"{stage.name}.yaml"
+                write_text(file, stage.settings)
+                module = importlib.import_module(COMMANDS[stage.command][0])
+                try:
+                    module.read(_own_words(stage, file))
+                except ConfigError as error:
+                    where = error.where.replace(str(file), f"{self.file}, section {stage.command}")
+                    what, where = self._in_file(stage, error.what), self._in_file(stage, where)
+                    raise ConfigError(what, where=where, expected=error.expected, remedy=error.remedy) from error
+
+    def _in_file(self, stage: Stage, text: str) -> str:
+        """The text, its line numbers those of the user's file and not of the stage's settings."""
+        node = _sections(self.file)[stage.command]
+        lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
+        written = stage.settings.splitlines()
+
+        def line(found: re.Match[str]) -> str:
+            key = written[int(found[1]) - 1].partition(":")[0]
+            return f"line {lines.get(key, node.start_mark.line)}"  # of the section, for what is wired and not written
+
+        return re.sub(r"\bline (\d+)", line, text)
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def _own_words(stage: Stage, file: Path) -> list[str]:
+    """The words of a stage's command without those for the launcher of its processes."""
+    words = stage.words(file)
+    return launching.take_options(words)[1] if stage.command in launching.LAUNCHED else words
+
+
+def plan(args: RunArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> list[Stage]:
+    """The stages in order, with what each takes from those before it.
+
+    Raises:
+        ConfigError: Flags for a stage that there is not, or a value that names a stage which does not come before.
+    """
+    nodes = _sections(file)
+    root = Path(args.output_dir)
+    if unknown := sorted(set(flags) - set(nodes)):
+        raise ConfigError(
+            f"There is no section {unknown[0]}", where="the command line", expected=", ".join(nodes) or "none"
+        )
+    stages: list[Stage] = []
+    folders: dict[str, Path] = {}
+
+    def add(
+        command: str,
+        number: int = 1,
+        *,
+        defaults: Wired = (),
+        overrides: Wired = (),
+        additions: Iterable[tuple[str, Sequence[str]]] = (),
+    ) -> None:
+        name = command if number == 1 else f"{command}-{number}"
+        text = section(
+            nodes[command],
+            folders,
+            f"{file}, section {command}",
+            defaults=dict(defaults),
+            overrides=dict(overrides),
+            additions={key: [str(item) for item in items] for key, items in additions},
+        )
+        words = tuple(flags.get(command, ()))
+        stages.append(Stage(name, command, text, words, root / name, root / _RECORDS, args.allow_code))
+        folders[command] = folders[name] = stages[-1].folder
+
+    for number in range(1, args.rounds + 1):
+        before = folders.get("policy")
+        if number > 1:
+            add("collect", number, overrides={"policy": str(before), "round": number}.items())
+        if "reward" in nodes:
+            # The newest first: it is on what the policy writes now, and max_comparisons takes the first ones.
+            collected = [str(stage.folder / FEEDBACK) for stage in reversed(stages) if stage.command == "collect"]
+            add("reward", number, additions={"dataset_name": collected}.items())
+        if "sft" in nodes and number == 1:
+            add("sft")
+        if "policy" in nodes:
+            reward = {"reward_model": [str(folders["reward"])]} if "reward" in folders else {}
+            start = {} if before is None else {"model_name_or_path": str(before)}
+            add("policy", number, defaults=reward.items(), overrides=start.items())
+    if "compare" in nodes:
+        policies = [str(stage.folder) for stage in stages if stage.command in ("sft", "policy")]
+        proxy = {"proxy": str(folders["reward"])} if "reward" in folders else {}
+        add("compare", defaults={"policies": policies, **proxy}.items())
+    return stages
+
+
+def _sections(file: Path) -> dict[str, yaml.MappingNode]:
+    """The nodes of the sections of stages, by name."""
+    root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode)  # checked when the settings were read
+    return {key.value: value for key, value in root.value if isinstance(value, yaml.MappingNode)}

@@ -1,0 +1,71 @@
+"""What came of each stage of a pipeline, in a sentence, from the files that it left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rrm_lm.cli.pipeline.stages import Stage
+from rrm_lm.evaluation.reports.policies import StageView
+
+
+def stage_view(stage: Stage, root: Path) -> StageView:
+    """A finished stage as a row of the page in `root`."""
+    page = stage.folder / "report.html"
+    seconds = float(stage.record().get("seconds") or 0)
+    return StageView(
+        name=stage.name,
+        outcome=_OUTCOMES[stage.command](stage.folder),
+        time=minutes(seconds),
+        page=page.relative_to(root).as_posix() if page.is_file() else "",
+    )
+
+
+def minutes(seconds: float) -> str:
+    """A time in words."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+def _reward(folder: Path) -> str:
+    sets = _read(folder / "results.json").get("sets", {})
+    parts = [
+        f"{100 * one['accuracy']['value']:.1f}% of {one['n_scored']} held-out comparisons right "
+        f"({100 * one['accuracy']['low']:.1f} to {100 * one['accuracy']['high']:.1f}%)"
+        for one in sets.values()
+        if one.get("accuracy")
+    ]
+    return "reward model: " + ("; ".join(parts) or "not judged on held-out comparisons")
+
+
+def _sft(folder: Path) -> str:
+    count = _read(folder / "examples.json").get("learned_responses")
+    return f"imitates {count} responses" if count else "imitates responses"
+
+
+def _policy(folder: Path) -> str:
+    log = [row for row in _read(folder / "trainer_state.json").get("log_history", []) if "objective/kl" in row]
+    if not log:
+        return "trained against the reward"
+    first, last = (row["objective/scores"] for row in (log[0], log[-1]))
+    return f"{len(log)} updates; reward {first:.2f}, then {last:.2f}; {log[-1]['objective/kl']:.1f} nats from the start"
+
+
+def _collect(folder: Path) -> str:
+    counts = _read(folder / "counts.json")
+    helped = f", judged with the critic {counts['critic']['name']}" if counts.get("critic") else ""
+    return f"{counts.get('comparisons', 0)} comparisons of the policy's own answers{helped}"
+
+
+def _compare(folder: Path) -> str:
+    return f"{len(_read(folder / 'results.json').get('policies', []))} policies on held-out prompts: this page"
+
+
+_OUTCOMES = {"reward": _reward, "sft": _sft, "policy": _policy, "collect": _collect, "compare": _compare}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,250 @@
+"""Policies compared with a reference on the same prompts: what they wrote is given, and so is what it is worth.
+
+Nothing here generates or scores. Every number comes with a 95% interval over prompts, clustered by the request that a
+prompt grew out of. Differences are paired: both sides are averaged over their samples of a prompt first, which takes
+out how hard the prompts are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rrm_lm.evaluation.policies import drift
+from rrm_lm.evaluation.policies.best_of_n import BestOfN, best_of_n
+from rrm_lm.evaluation.policies.results import (
+    GOLD,
+    Against,
+    Drift,
+    Judged,
+    PairVerdict,
+    PolicyComparison,
+    PolicyResult,
+    Sample,
+    Written,
+)
+from rrm_lm.evaluation.statistics.metrics import Estimate, Floats, mean_estimate, share
+from rrm_lm.feedback.records import Prompt, prompt_id
+
+
+def compare(
+    prompts: Sequence[Prompt],
+    written: Sequence[Written],
+    *,
+    proxy: str | None = None,
+    verdicts: Mapping[str, Mapping[str, Sequence[PairVerdict]]] | None = None,
+    details: Mapping[str, object] | None = None,
+) -> PolicyComparison:
+    """Take all measures of some policies.
+
+    Args:
+        prompts: What they responded to.
+        written: What each wrote, in the order of the prompts; the first is the reference.
+        proxy: The measure that the policies were optimised for.
+        verdicts: By judge and by policy, verdicts on pairs of a response of the policy and one of the reference.
+        details: Whatever else belongs beside the numbers.
+
+    Raises:
+        ValueError: if there is no prompt or policy, a policy has not at least one sample for each prompt, or two
+            policies share a name.
+    """
+    if not prompts or not written:
+        raise ValueError("a comparison needs at least one prompt and one policy")
+    for one in written:
+        if len(one.samples) != len(prompts) or not all(one.samples):
+            raise ValueError(f"{one.name} needs at least one sample for each of the {len(prompts)} prompts")
+    if len({one.name for one in written}) < len(written):
+        raise ValueError("two policies share a name")
+    clusters = [prompt_id(prompt) for prompt in prompts]
+    present = {measure for one in written for group in one.samples for sample in group for measure in sample.rewards}
+    measures = tuple(sorted(present, key=lambda name: (name != GOLD, name == proxy, name)))
+    main = next((name for name in measures if name != proxy), None)
+    results = []
+    for one in written:
+        judged = {
+            judge: judge_pairs(by_policy[one.name], clusters)
+            for judge, by_policy in (verdicts or {}).items()
+            if one.name in by_policy
+        }
+        results.append(_measure(one, written[0], measures, clusters, (proxy, main), judged))
+    return PolicyComparison(
+        prompts=tuple(prompts),
+        written=tuple(written),
+        results=tuple(results),
+        measures=measures,
+        proxy=proxy,
+        main=main,
+        verdicts=dict(verdicts or {}),
+        details=dict(details or {}),
+    )
+
+
+def _measure(
+    one: Written,
+    reference: Written,
+    measures: Sequence[str],
+    clusters: Sequence[str],
+    curve: tuple[str | None, str | None],
+    judged: Mapping[str, Judged],
+) -> PolicyResult:
+    rewards = {name: rewards_of(one, name) for name in measures}
+    unscored = {name: sum(int(np.isnan(row).sum()) for row in rows) for name, rows in rewards.items()}
+    against = {}
+    if one is not reference:
+        for name in measures:
+            found = versus(rewards[name], rewards_of(reference, name), clusters)
+            if found is not None:
+                against[name] = found
+    ratios = [
+        np.array([math.nan if sample.log_ratio is None else sample.log_ratio for sample in group])
+        for group in one.samples
+    ]
+    return PolicyResult(
+        name=one.name,
+        samples=one.count,
+        rewards={name: mean for name, rows in rewards.items() if (mean := mean_over_prompts(rows, clusters))},
+        unscored={name: count for name, count in unscored.items() if count},
+        against=against,
+        judged=judged,
+        kl=None if one is reference else mean_over_prompts(ratios, clusters),
+        drift=drifts(one, None if one is reference else reference, clusters),
+        best_of_n=best_of_n_of(one, *curve, clusters),
+    )
+
+
+# ---- one measure ----
+
+
+def rewards_of(written: Written, measure: str) -> list[Floats]:
+    """For each prompt, the rewards of its samples by one measure; NaN where a sample has none."""
+    values = [np.array([sample.reward(measure) for sample in group], dtype=float) for group in written.samples]
+    return [np.where(np.isfinite(row), row, math.nan) for row in values]
+
+
+def prompt_means(rows: Sequence[Floats]) -> Floats:
+    """The mean of each prompt's values, `(prompts,)`; NaN ones are left out, and a prompt without any has NaN."""
+    return np.array([row[~np.isnan(row)].mean() if (~np.isnan(row)).any() else math.nan for row in rows])
+
+
+def mean_over_prompts(rows: Sequence[Floats], clusters: Sequence[str]) -> Estimate | None:
+    """The mean over prompts of their samples' means, with its interval; None if there is no value at all."""
+    means = prompt_means(rows)
+    known = ~np.isnan(means)
+    if not known.any():
+        return None
+    found = _mean(means[known], [label for label, there in zip(clusters, known, strict=True) if there])
+    return replace(found, n=sum(int((~np.isnan(row)).sum()) for row in rows))
+
+
+def share_over_prompts(rows: Sequence[Floats], clusters: Sequence[str]) -> Estimate | None:
+    """As `mean_over_prompts`, for values between 0 and 1: the interval stays between them (see `metrics.share`)."""
+    values, weights, labels = [], [], []
+    for row, label in zip(rows, clusters, strict=True):
+        known = row[~np.isnan(row)]
+        values += known.tolist()
+        weights += [1 / max(known.size, 1)] * known.size  # every prompt counts alike
+        labels += [label] * known.size
+    return share(values, labels, weights=weights) if values else None
+
+
+def _mean(values: Floats, clusters: Sequence[str]) -> Estimate:
+    """`mean_estimate` of values without known bounds; without any variation between prompts, no width at all."""
+    found = mean_estimate(values, clusters, bounds=(-math.inf, math.inf))
+    if found.clusters > 1 and not (math.isfinite(found.low) and math.isfinite(found.high)):
+        return replace(found, low=found.value, high=found.value)
+    return found
+
+
+def paired_means(mine: Sequence[Floats], theirs: Sequence[Floats], clusters: Sequence[str]) -> Estimate | None:
+    """Mean of one policy minus that of another on the prompts where both have values, paired by prompt."""
+    difference = prompt_means(mine) - prompt_means(theirs)
+    return mean_over_prompts([np.array([value]) for value in difference], clusters)
+
+
+def versus(mine: Sequence[Floats], theirs: Sequence[Floats], clusters: Sequence[str]) -> Against | None:
+    """A policy against the reference by the rewards of each prompt's samples; None if no prompt has both.
+
+    The win rate of a prompt is the mean over all pairs of a sample of one and a sample of the other: all that the
+    samples say about the chance that a fresh pair is won.
+    """
+    difference = paired_means(mine, theirs, clusters)
+    if difference is None:
+        return None
+    margins = [(own[:, None] - other[None, :]).reshape(-1) for own, other in zip(mine, theirs, strict=True)]
+    win_rate = share_over_prompts([(np.sign(row) + 1) / 2 for row in margins], clusters)
+    assert win_rate is not None  # a prompt with a difference has pairs
+    return Against(difference, win_rate, sum(int((row == 0).sum()) for row in margins), win_rate.n)
+
+
+def judge_pairs(verdicts: Sequence[PairVerdict], clusters: Sequence[str]) -> Judged:
+    """What a judge's verdicts on pairs say: see `Judged`."""
+    decided = [(verdict.decisions, clusters[verdict.prompt]) for verdict in verdicts]
+    known = [(decision, label) for decision, label in decided if decision is not None]
+    labels = [label for _, label in known]
+    counts = {
+        "pairs": len(verdicts),
+        "abstained": len(verdicts) - len(known),
+        "inconsistent": sum(first != second for (first, second), _ in known),
+    }
+    if not known:
+        return Judged(None, None, **counts)
+    wins = [(first + second) / 2 for (first, second), _ in known]
+    by_place = [(first + 1 - second) / 2 for (first, second), _ in known]
+    return Judged(share(wins, labels), share(by_place, labels), **counts)
+
+
+def best_of_n_of(written: Written, proxy: str | None, main: str | None, clusters: Sequence[str]) -> BestOfN | None:
+    """The best-of-n curve on the prompts whose samples all have both rewards; None without two samples or a measure."""
+    size = min(map(len, written.samples))
+    if proxy is None or main is None or size < 2:
+        return None
+    chosen, worth = (
+        np.array([row[:size] for row in rewards_of(written, measure)]) for measure in (proxy, main)
+    )  # (prompts, size)
+    whole = np.flatnonzero(np.isfinite(chosen + worth).all(axis=1)).tolist()
+    if not whole:
+        return None
+    return best_of_n(chosen[whole], worth[whole], [clusters[i] for i in whole])
+
+
+# ---- the texts ----
+
+# What is measured of a policy's texts, by name; `stock` needs all of them at once and is not among these.
+_OF_ONE: Mapping[str, Callable[[Sample], float]] = {
+    "tokens": lambda sample: sample.tokens,
+    "finished": lambda sample: float(sample.finished),
+    "repeated": lambda sample: drift.repeated(sample.response),
+    "distinct": lambda sample: drift.distinct(sample.response),
+}
+DRIFTS = {
+    "tokens": "tokens of a response",
+    "finished": "responses that end by themselves",
+    "repeated": f"{drift.RUN}-word runs that repeat in a response",
+    "distinct": "different word pairs in a response (distinct-2)",
+    "stock": f"{drift.RUN}-word runs that stand in other answers too",
+}
+SHARES = frozenset(DRIFTS) - {"tokens"}  # those between 0 and 1
+
+
+def drifts(one: Written, reference: Written | None, clusters: Sequence[str]) -> dict[str, Drift]:
+    """Length, endings and repetition of a policy's texts, and the change from the reference's, paired by prompt."""
+    mine = _text_rows(one)
+    theirs = None if reference is None else _text_rows(reference)
+    found = {}
+    for name, rows in mine.items():
+        level = (share_over_prompts if name in SHARES else mean_over_prompts)(rows, clusters)
+        if level is not None:  # else every response is too short for it
+            found[name] = Drift(level, None if theirs is None else paired_means(rows, theirs[name], clusters))
+    return found
+
+
+def _text_rows(written: Written) -> dict[str, list[Floats]]:
+    rows = {
+        name: [np.array([value(sample) for sample in group]) for group in written.samples]
+        for name, value in _OF_ONE.items()
+    }
+    stock = drift.stock_phrases([[sample.response for sample in group] for group in written.samples])
+    return {**rows, "stock": [np.array(row) for row in stock]}

@@ -1,0 +1,352 @@
+"""Over-optimisation: gold and proxy reward against the distance from the start, the fitted curves and their peak.
+
+The distance is d, the square root of the KL divergence from the reference. Gold reward rises with it, and falls again
+when the proxy is optimised beyond what it knows. Gao et al. 2022 (arXiv 2210.10760, equations 1 and 2) found
+
+    best-of-n:               R(d) = R0 + d (alpha - beta d)
+    reinforcement learning:  R(d) = R0 + d (alpha - beta ln d)
+
+Both are linear in their parameters, so least squares gives them in closed form. R0, the reward at d = 0, is a parameter
+like the others: it is measured with the same noise as every other point. Intervals come from resampling prompts, at all
+points together, because every point is of the same prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from rrm_lm.evaluation.policies.best_of_n import BestOfN
+from rrm_lm.evaluation.policies.comparison import mean_over_prompts
+from rrm_lm.evaluation.statistics import bootstrap
+from rrm_lm.evaluation.statistics.metrics import Estimate, Floats, cluster_index, clustered_se
+from rrm_lm.training.over_optimisation import NAMES, Measurement, Reading
+
+Kind = Literal["rl", "best_of_n"]
+State = Literal["rising", "past the peak", "unclear", "not enough points"]
+
+LEAST_POINTS = 4  # one more than the curve has parameters
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """One policy at several distances from its reference, on the same prompts.
+
+    Attributes:
+        kind: How it got there: by reinforcement learning, or by taking the best of n.
+        steps: `(points,)` step of training, or n.
+        kl: `(prompts, points)` log-probability ratios to the reference in nats, averaged over a prompt's samples.
+        proxy, gold: `(prompts, points)` rewards, averaged over a prompt's samples. NaN where there is none.
+        clusters: `(prompts,)` prompt labels.
+        names: What the gold and the proxy reward are called.
+    """
+
+    kind: Kind
+    steps: tuple[int, ...]
+    kl: Floats
+    proxy: Floats
+    gold: Floats
+    clusters: tuple[str, ...]
+    names: tuple[str, str] = NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of a track: where it is, and its rewards, each with a 95% interval over prompts. None: no value."""
+
+    step: int
+    distance: float
+    kl: Estimate | None
+    proxy: Estimate | None
+    gold: Estimate | None
+
+    def to_dict(self) -> dict[str, object]:
+        estimates = {"kl": self.kl, "proxy": self.proxy, "gold": self.gold}
+        parts = {name: None if value is None else value.to_dict() for name, value in estimates.items()}
+        return {"step": self.step, "sqrt_kl": self.distance, **parts}
+
+
+@dataclass(frozen=True, slots=True)
+class CurveFit:
+    """A fitted curve, with bootstrap intervals over prompts.
+
+    Attributes:
+        start, alpha, beta: R0, alpha and beta.
+        peak: d at which the curve is highest; infinite where it only rises.
+        peak_reward: The curve's value there.
+        slope: Of the curve at the last point: how much reward another unit of d would add.
+        r_squared: Share of the variance of the points that the curve accounts for; NaN if they do not vary.
+    """
+
+    kind: Kind
+    start: Estimate
+    alpha: Estimate
+    beta: Estimate
+    peak: Estimate
+    peak_reward: Estimate
+    slope: Estimate
+    r_squared: float
+
+    def at(self, distance: ArrayLike) -> Floats:
+        """The curve's value at one or more distances, in their shape."""
+        d = np.asarray(distance, dtype=float)
+        return _design(self.kind, d) @ np.array([self.start.value, self.alpha.value, self.beta.value])
+
+    def to_dict(self) -> dict[str, object]:
+        names = ("start", "alpha", "beta", "peak", "peak_reward", "slope")
+        estimates = {name: getattr(self, name).to_dict() for name in names}
+        return {"kind": self.kind, **estimates, "r_squared": self.r_squared}
+
+
+@dataclass(frozen=True, slots=True)
+class Fall:
+    """How far the last point is below the best one before it.
+
+    Attributes:
+        best_step: Where gold reward was highest before the last point.
+        difference: Gold reward of the last point minus that of the best, paired by prompt. The interval is widened for
+            the best having been picked among `n` points (Bonferroni), or noise alone would sooner or later make a fall.
+        fallen: Whether the whole interval is below 0.
+    """
+
+    best_step: int
+    difference: Estimate
+
+    @property
+    def fallen(self) -> bool:
+        return self.difference.high < 0
+
+    def to_dict(self) -> dict[str, object]:
+        return {"best_step": self.best_step, "difference": self.difference.to_dict(), "fallen": self.fallen}
+
+
+@dataclass(frozen=True, slots=True)
+class OverOptimisation:
+    """What a track says.
+
+    Attributes:
+        state: Whether gold reward still rises at the last point, by the slope of the fitted curve and its interval.
+        fit: None with fewer than `LEAST_POINTS` points at different distances.
+        fall: None without a point before the last one.
+        prompts: On how many prompts.
+        names: What the gold and the proxy reward are called.
+    """
+
+    kind: Kind
+    state: State
+    points: tuple[Point, ...]
+    fit: CurveFit | None
+    fall: Fall | None
+    prompts: int
+    names: tuple[str, str] = NAMES
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "kind": self.kind,
+            "names": list(self.names),
+            "state": self.state,
+            "n_points": len(self.points),
+            "n_prompts": self.prompts,
+            "points": [point.to_dict() for point in self.points],
+            "fit": None if self.fit is None else self.fit.to_dict(),
+            "fall": None if self.fall is None else self.fall.to_dict(),
+        }
+
+
+# ---- tracks ----
+
+
+def track_of(measurements: Sequence[Measurement]) -> Track:
+    """The track of a policy in training.
+
+    Raises:
+        ValueError: if there is no measurement, or two are not of the same prompts.
+    """
+    if not measurements:
+        raise ValueError("there is no measurement")
+    labels = {probe.prompt: probe.prompt_id for probe in measurements[0].samples}
+    for one in measurements:
+        if {probe.prompt: probe.prompt_id for probe in one.samples} != labels:
+            raise ValueError(f"steps {measurements[0].step} and {one.step} were measured on different prompts")
+    numbers = sorted(labels)
+
+    def table(name: str) -> Floats:
+        values = np.full((len(numbers), len(measurements)), math.nan)
+        for column, one in enumerate(measurements):
+            groups: dict[int, list[float]] = {}
+            for probe in one.samples:
+                if math.isfinite(value := getattr(probe, name)):
+                    groups.setdefault(probe.prompt, []).append(value)
+            for row, number in enumerate(numbers):
+                if number in groups:
+                    values[row, column] = np.mean(groups[number])
+        return values
+
+    steps = tuple(one.step for one in measurements)
+    groups = tuple(labels[number] for number in numbers)
+    return Track("rl", steps, table("kl"), table("proxy"), table("gold"), groups, measurements[-1].names)
+
+
+def best_of_n_track(curve: BestOfN, names: tuple[str, str] = NAMES) -> Track:
+    """The best-of-n curve as a track, whose distances are known exactly."""
+    kl = np.broadcast_to(curve.kl, curve.gold_by_prompt.shape)
+    labels = tuple(map(str, curve.clusters))
+    return Track("best_of_n", tuple(curve.n), kl, curve.proxy_by_prompt, curve.gold_by_prompt, labels, names)
+
+
+def points_of(track: Track) -> tuple[Point, ...]:
+    """The points of a track, each with its intervals over prompts."""
+    points = []
+    for column, step in enumerate(track.steps):
+        kl, proxy, gold = (
+            mean_over_prompts([row[column : column + 1] for row in table], track.clusters)
+            for table in (track.kl, track.proxy, track.gold)
+        )
+        points.append(Point(step, math.sqrt(max(kl.value, 0.0)) if kl else math.nan, kl, proxy, gold))
+    return tuple(points)
+
+
+# ---- curves ----
+
+
+def _design(kind: Kind, distance: Floats) -> Floats:
+    """The columns `(..., 3)` that R0, alpha and beta are multiplied by."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bend = distance**2 if kind == "best_of_n" else np.where(distance > 0, distance * np.log(distance), 0.0)
+    return np.stack([np.ones_like(distance), distance, -bend], axis=-1)
+
+
+def _least_squares(kind: Kind, distance: Floats, reward: Floats) -> Floats:
+    """R0, alpha and beta `(..., 3)` for points `(..., points)`."""
+    return (np.linalg.pinv(_design(kind, distance)) @ reward[..., None])[..., 0]
+
+
+def _peak(kind: Kind, alpha: Floats, beta: Floats) -> Floats:
+    """Where the curve is highest: infinite if it only rises, 0 if it only falls."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        top = alpha / (2 * beta) if kind == "best_of_n" else np.exp(alpha / beta - 1)
+    return np.where(beta > 0, np.maximum(top, 0.0), math.inf)
+
+
+def _gain_at_peak(kind: Kind, alpha: Floats, beta: Floats, peak: Floats) -> Floats:
+    with np.errstate(invalid="ignore"):
+        gain = peak * (alpha - beta * peak) if kind == "best_of_n" else beta * peak
+    return np.where(np.isinf(peak), math.inf, gain)
+
+
+def _slope(kind: Kind, alpha: Floats, beta: Floats, distance: Floats) -> Floats:
+    if kind == "best_of_n":
+        return alpha - 2 * beta * distance
+    return alpha - beta * (np.log(np.maximum(distance, np.finfo(float).tiny)) + 1)
+
+
+def fit_curve(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> CurveFit | None:
+    """Fit gold reward against distance; None with fewer than `LEAST_POINTS` points at different distances.
+
+    A point without any gold reward is left out.
+    """
+    there = np.isfinite(track.gold).any(axis=0) & np.isfinite(track.kl).any(axis=0)
+    kl, gold = track.kl[:, there], track.gold[:, there]
+    whole = np.ones((1, len(kl)))
+    distance, reward = _means(whole, kl, gold)
+    if len(np.unique(np.round(distance[0], 6))) < LEAST_POINTS:
+        return None
+    weights = bootstrap.prompt_weights(track.clusters, draws=draws, seed=seed)
+    drawn_distance, drawn_reward = _means(weights, kl, gold)
+    known = np.isfinite(drawn_distance).all(axis=1) & np.isfinite(drawn_reward).all(axis=1)
+    drawn_distance, drawn_reward = drawn_distance[known], drawn_reward[known]
+    values = _parameters(track.kind, distance, reward)
+    resampled = _parameters(track.kind, drawn_distance, drawn_reward)
+    count = cluster_index(track.clusters)[1]
+    start, alpha, beta, peak, top, slope = (
+        bootstrap.estimate(float(value[0]), many, n=distance.shape[1], clusters=count)
+        for value, many in zip(values, resampled, strict=True)
+    )
+    left = reward[0] - _design(track.kind, distance[0]) @ np.array([start.value, alpha.value, beta.value])
+    spread = float(((reward[0] - reward[0].mean()) ** 2).sum())
+    fitted = 1 - float(left @ left) / spread if spread > 0 else math.nan
+    return CurveFit(track.kind, start, alpha, beta, peak, top, slope, fitted)
+
+
+def _means(weights: Floats, kl: Floats, gold: Floats) -> tuple[Floats, Floats]:
+    """Distance and gold reward `(draws, points)` of resampled prompts."""
+    divergence = bootstrap.weighted_means(weights, kl)
+    # A few samples may by chance be likelier under the reference on the whole; no divergence is negative.
+    return np.sqrt(np.maximum(divergence, 0.0)), bootstrap.weighted_means(weights, gold)
+
+
+def _parameters(kind: Kind, distance: Floats, reward: Floats) -> tuple[Floats, ...]:
+    """R0, alpha, beta, peak, reward at the peak and slope at the last point, each `(draws,)`."""
+    start, alpha, beta = np.moveaxis(_least_squares(kind, distance, reward), -1, 0)
+    peak = _peak(kind, alpha, beta)
+    top = start + _gain_at_peak(kind, alpha, beta, peak)
+    return start, alpha, beta, peak, top, _slope(kind, alpha, beta, distance[:, -1])
+
+
+# ---- verdicts ----
+
+
+def fall_of(track: Track) -> Fall | None:
+    """How far the last point that has gold rewards is below the best one before it; None if there is none."""
+    columns = np.flatnonzero(np.isfinite(track.gold).any(axis=0))
+    if len(columns) < 2:
+        return None
+    *earlier, last = columns.tolist()
+    means = [float(np.nanmean(track.gold[:, column])) for column in earlier]
+    best = earlier[int(np.argmax(means))]
+    difference = track.gold[:, last] - track.gold[:, best]
+    known = np.isfinite(difference)
+    if not known.any():
+        return None
+    values = difference[known]
+    labels = [label for label, there in zip(track.clusters, known, strict=True) if there]
+    value = float(values.mean())
+    se, count = clustered_se((values - value) / values.size, labels)
+    half = math.inf
+    if count > 1:
+        half = float(stats.t.ppf(1 - 0.025 / len(earlier), count - 1)) * se
+    return Fall(track.steps[best], Estimate(value, value - half, value + half, len(earlier), count))
+
+
+def over_optimisation(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> OverOptimisation:
+    """Fit the curve of a track, and say whether gold reward still rises at its last point."""
+    fit = fit_curve(track, draws=draws, seed=seed)
+    state: State = "not enough points"
+    if fit is not None:
+        state = "rising" if fit.slope.low > 0 else "past the peak" if fit.slope.high < 0 else "unclear"
+    count = cluster_index(track.clusters)[1]
+    return OverOptimisation(track.kind, state, points_of(track), fit, fall_of(track), count, track.names)
+
+
+def watch(measurements: Sequence[Measurement]) -> Reading:
+    """Read the measurements of a policy in training: the `read` of `OverOptimisationCallback`.
+
+    Training should stop when gold reward has fallen below the best so far by more than its interval (see `Fall`).
+    """
+    found = over_optimisation(track_of(measurements))
+    last = found.points[-1]
+    numbers = {
+        name: estimate.value
+        for name, estimate in (("kl", last.kl), ("proxy", last.proxy), ("gold", last.gold))
+        if estimate is not None
+    }
+    parts = [f"{name} {value:.3f}" for name, value in numbers.items()]
+    parts.append(f"gold reward {found.state}" if found.fit is not None else found.state)
+    if found.fit is not None and math.isfinite(found.fit.peak.value):
+        numbers["peak_kl"] = found.fit.peak.value**2
+        parts[-1] += f" (peak at KL {found.fit.peak.value**2:.2f})"
+    stop = ""
+    if found.fall is not None and found.fall.fallen:
+        fallen = found.fall.difference
+        stop = (
+            f"gold reward is {-fallen.value:.3f} below that of step {found.fall.best_step} "
+            f"(interval {-fallen.high:.3f} to {-fallen.low:.3f}, {found.prompts} prompts)"
+        )
+    golden = [(point.gold.value, -point.step) for point in found.points if point.gold is not None]
+    return Reading("; ".join(parts), stop, numbers, -max(golden)[1] if golden else None)

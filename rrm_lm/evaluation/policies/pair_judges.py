@@ -1,0 +1,140 @@
+"""Judges who see two responses beside each other: a language model, or any overseer. Always asked in both orders.
+
+Whoever sees two responses may prefer the place and not the response (Wang et al. 2023, arXiv 2305.17926), so a pair is
+shown both ways, and counts only with a verdict in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from rrm_lm.evaluation.policies.results import PairVerdict
+from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, fill
+from rrm_lm.feedback.asking.overseers import Overseer
+from rrm_lm.feedback.records import Message, Prompt
+from rrm_lm.models.backbone import Backbone, check_logits
+from rrm_lm.text.batching import collate, length_groups, share
+from rrm_lm.text.chat import ChatFormat
+
+Question = tuple[Prompt, str, str]  # a prompt, the response shown first, the response shown second
+
+
+class PairJudge(Protocol):
+    """Whoever says which of two responses is better."""
+
+    @property
+    def name(self) -> str: ...
+
+    def judge(self, questions: Sequence[Question]) -> list[float | None]:
+        """For each question, the probability (0 to 1) that the first response is better; None for an abstention."""
+        ...
+
+
+class LanguageModelJudge:
+    """A causal language model: the probability of the letter A against B as the first token of its answer.
+
+    It abstains where a question does not fit its context whole, and where its likeliest answer is neither letter: a
+    model that does not understand the question has no opinion.
+
+    Args:
+        backbone, adapter: The model.
+        chat: Its chat format; a `max_length` is the longest question in tokens.
+        name: What to call it.
+        micro_batch_tokens: Most padded tokens at once; verdicts do not depend on it.
+        question: As `rrm_lm.feedback.asking.judge_questions.fill` wants it.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chat: ChatFormat,
+        name: str,
+        *,
+        adapter: str | None = None,
+        micro_batch_tokens: int = 4096,
+        question: str = LETTER_QUESTION,
+    ) -> None:
+        check_logits(backbone)
+        self.backbone, self.adapter, self.name = backbone, adapter, name
+        self.chat = ChatFormat(chat.tokenizer)  # a question that is cut is another question, so none is
+        self.longest = chat.max_length or getattr(backbone.config, "max_position_embeddings", None)
+        self.micro_batch_tokens, self.question = micro_batch_tokens, question
+        self.letters = [_letter_ids(chat.tokenizer, letter) for letter in ("A", "B")]
+
+    def judge(self, questions: Sequence[Question]) -> list[float | None]:
+        """See `PairJudge`."""
+        lines = [tuple(self.chat.prompt_ids(self._ask(*question))) for question in questions]
+        fitting = [i for i, line in enumerate(lines) if self._has_room(line)]
+        verdicts: list[float | None] = [None] * len(questions)
+        self.backbone.eval()
+        for group in length_groups([len(lines[i]) for i in fitting], self.micro_batch_tokens):
+            members = [fitting[i] for i in group]
+            batch = collate([share([lines[i]]) for i in members], self.backbone.pad_id).to(self.backbone.device)
+            with torch.inference_mode():
+                hidden = self.backbone(batch, self.adapter)
+                ends = torch.stack([hidden[row, indices[-1]] for row, indices in batch.where])
+                logits = self.backbone.logits(ends, self.adapter)
+                likeliest = logits.argmax(-1).tolist()
+                first, second = (logits[:, ids].logsumexp(-1) for ids in self.letters)
+                chances = torch.sigmoid(first - second).tolist()
+            for i, token, chance in zip(members, likeliest, chances, strict=True):
+                if token in self.letters[0] or token in self.letters[1]:
+                    verdicts[i] = chance
+        return verdicts
+
+    def fits(self, question: Question) -> bool:
+        """Whether a question can be read whole."""
+        return self._has_room(self.chat.prompt_ids(self._ask(*question)))
+
+    def _has_room(self, line: Sequence[int]) -> bool:
+        return self.longest is None or len(line) <= self.longest
+
+    def _ask(self, prompt: Prompt, first: str, second: str) -> Prompt:
+        return (Message("user", fill(self.question, prompt, first, second)),)
+
+
+class OverseerJudge:
+    """An overseer as a judge of pairs; one who cannot tell two responses apart counts half for either, and one who
+    abstains not at all."""
+
+    def __init__(self, overseer: Overseer) -> None:
+        self.overseer = overseer
+
+    @property
+    def name(self) -> str:
+        return self.overseer.name
+
+    def judge(self, questions: Sequence[Question]) -> list[float | None]:
+        """See `PairJudge`."""
+        verdicts: list[float | None] = []
+        for prompt, first, second in questions:
+            verdict = self.overseer.compare(prompt, [first, second])
+            decision = 0.5 if verdict.preferred is None else float(verdict.preferred == 0)
+            verdicts.append(None if verdict.abstained else decision)
+        return verdicts
+
+
+def both_orders(
+    judge: PairJudge, prompts: Sequence[Prompt], mine: Sequence[str], theirs: Sequence[str]
+) -> list[PairVerdict]:
+    """The verdicts on one response of a policy and one of the reference for each prompt, each pair in both orders.
+
+    Equal texts are not asked about: neither is better.
+    """
+    asked = [i for i, (own, other) in enumerate(zip(mine, theirs, strict=True)) if own != other]
+    forwards = [(prompts[i], mine[i], theirs[i]) for i in asked]
+    backwards = [(prompts[i], theirs[i], mine[i]) for i in asked]
+    answers = judge.judge([*forwards, *backwards])
+    verdicts = {i: PairVerdict(i, 0.5, 0.5) for i in range(len(prompts))}
+    for place, i in enumerate(asked):
+        other = answers[len(asked) + place]
+        verdicts[i] = PairVerdict(i, answers[place], None if other is None else 1 - other)
+    return list(verdicts.values())
+
+
+def _letter_ids(tokenizer: Any, letter: str) -> list[int]:
+    """The tokens that an answer of this letter may begin with: with and without a space before it."""
+    return sorted({tokenizer(text, add_special_tokens=False).input_ids[-1] for text in (letter, " " + letter)})

@@ -1,0 +1,219 @@
+"""What a comparison of policies found: their samples, the measures taken of them, and the verdicts of judges.
+
+Nothing here computes: `policies.py` takes the measures, `policy_report.py` shows them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rrm_lm.evaluation.policies.best_of_n import BestOfN
+from rrm_lm.evaluation.statistics.metrics import Estimate
+from rrm_lm.feedback.records import Prompt
+
+GOLD = "gold"  # the measure of the programmatic truth, where there is one
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response that a policy wrote.
+
+    Attributes:
+        response: Its text.
+        tokens: How many tokens were generated, the end-of-turn token included.
+        finished: Whether it ended by itself, and not because it ran out of tokens.
+        rewards: By measure (`GOLD`, names of reward models); NaN, or missing, where it has none.
+        log_ratio: log p(response) under the policy minus that under the reference, in nats; its mean over the policy's
+            own samples is the KL divergence. None if it is not known.
+    """
+
+    response: str
+    tokens: int
+    finished: bool
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    log_ratio: float | None = None
+
+    def reward(self, measure: str) -> float:
+        """Its reward by one measure; NaN if it has none."""
+        return float(self.rewards.get(measure, math.nan))
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one policy wrote: for each prompt, one or more samples."""
+
+    name: str
+    samples: tuple[tuple[Sample, ...], ...]
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.samples))
+
+
+@dataclass(frozen=True, slots=True)
+class PairVerdict:
+    """A judge's verdicts on a policy's response beside the reference's, shown in both orders.
+
+    Attributes:
+        prompt: Number of the prompt, from 0.
+        shown_first, shown_second: The judge's probability (0 to 1) that the policy's response is the better one, when
+            it stands first and when it stands second; None where the judge abstained.
+    """
+
+    prompt: int
+    shown_first: float | None
+    shown_second: float | None
+
+    @property
+    def decisions(self) -> tuple[float, float] | None:
+        """1 for the policy, 0 for the reference, 1/2 for neither, in each order; None if either is an abstention."""
+        if self.shown_first is None or self.shown_second is None:
+            return None
+        first, second = (np.sign([self.shown_first - 0.5, self.shown_second - 0.5]) + 1) / 2
+        return float(first), float(second)
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """A policy against the reference by one measure.
+
+    Attributes:
+        difference: Mean reward of the policy minus that of the reference, paired by prompt.
+        win_rate: Chance that a sample of the policy has the higher reward of the two, a tie counted half.
+        ties: Pairs of samples with equal rewards, of `pairs`.
+    """
+
+    difference: Estimate
+    win_rate: Estimate
+    ties: int
+    pairs: int
+
+    def to_dict(self) -> dict[str, object]:
+        parts = {"difference": self.difference.to_dict(), "win_rate": self.win_rate.to_dict()}
+        return {**parts, "ties": self.ties, "pairs": self.pairs}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A policy against the reference by a judge who sees both responses, in both orders.
+
+    Attributes:
+        win_rate: Share of the orders in which the policy's response is preferred; None if the judge always abstained.
+        first_shown: Share of the verdicts for whichever response stood first: 1/2 without a bias of position.
+        pairs: Pairs that were asked about.
+        abstained: Pairs without a verdict in both orders. They are left out, and count for nobody.
+        inconsistent: Pairs whose two verdicts differ; the win rate counts them half.
+    """
+
+    win_rate: Estimate | None
+    first_shown: Estimate | None
+    pairs: int
+    abstained: int
+    inconsistent: int
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "win_rate": _or_none(self.win_rate),
+            "first_shown": _or_none(self.first_shown),
+            "pairs": self.pairs,
+            "abstained": self.abstained,
+            "inconsistent": self.inconsistent,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One property of a policy's texts, and how it differs from the reference's (None for the reference itself)."""
+
+    level: Estimate
+    change: Estimate | None
+
+    def to_dict(self) -> dict[str, object]:
+        return {"level": self.level.to_dict(), "change": _or_none(self.change)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicyResult:
+    """Everything measured of one policy.
+
+    Attributes:
+        samples: How many it wrote.
+        rewards: Mean reward by measure.
+        unscored: Samples without a reward, by measure; those with none are not named.
+        against: Against the reference, by measure; empty for the reference.
+        judged: Against the reference, by judge; empty for the reference.
+        kl: KL divergence to the reference in nats, from the policy's own samples; None for the reference, or unknown.
+        drift: By property: see `policies.DRIFTS`.
+        best_of_n: The curve of choosing by the proxy, worth by the main measure; None if either is missing.
+    """
+
+    name: str
+    samples: int
+    rewards: Mapping[str, Estimate]
+    unscored: Mapping[str, int]
+    against: Mapping[str, Against]
+    judged: Mapping[str, Judged]
+    kl: Estimate | None
+    drift: Mapping[str, Drift]
+    best_of_n: BestOfN | None
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "samples": self.samples,
+            "rewards": {name: estimate.to_dict() for name, estimate in self.rewards.items()},
+            "unscored": dict(self.unscored),
+            "against_reference": {name: found.to_dict() for name, found in self.against.items()},
+            "judged": {name: found.to_dict() for name, found in self.judged.items()},
+            "kl": _or_none(self.kl),
+            "drift": {name: found.to_dict() for name, found in self.drift.items()},
+            "best_of_n": None if self.best_of_n is None else self.best_of_n.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicyComparison:
+    """Policies on the same prompts; the first of `written` and of `results` is the reference.
+
+    Attributes:
+        proxy: The measure that policies were optimised for, if it is known.
+        main: The measure that a policy is judged by: gold, else the first that is not the proxy; None if there is none.
+        verdicts: By judge and by policy, the verdicts that `judged` sums up.
+        details: Whatever else belongs beside the numbers.
+    """
+
+    prompts: tuple[Prompt, ...]
+    written: tuple[Written, ...]
+    results: tuple[PolicyResult, ...]
+    measures: tuple[str, ...]
+    proxy: str | None = None
+    main: str | None = None
+    verdicts: Mapping[str, Mapping[str, Sequence[PairVerdict]]] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> PolicyResult:
+        return self.results[0]
+
+    @property
+    def policies(self) -> tuple[PolicyResult, ...]:
+        """All but the reference."""
+        return self.results[1:]
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            **self.details,
+            "reference": self.reference.name,
+            "n_prompts": len(self.prompts),
+            "measures": list(self.measures),
+            "proxy": self.proxy,
+            "main": self.main,
+            "policies": {result.name: result.to_dict() for result in self.results},
+        }
+
+
+def _or_none(value: Estimate | None) -> dict[str, float | int] | None:
+    return None if value is None else value.to_dict()

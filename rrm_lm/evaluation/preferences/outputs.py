@@ -1,0 +1,154 @@
+"""The files that an evaluation leaves behind: for programs, for RewardBench's tools, and for people.
+
+`results.json`  the numbers, per set; `accuracy` has `value`, `low` and `high`.
+`scores.jsonl`  one line per comparison: where it came from, its rewards and its margin.
+`<model>.json`, `<model>_outputs.jsonl`  what `rewardbench` 0.1.4 writes, so that its users' scripts read them.
+`README.md`     a model card (see `model_card.py`).
+`report.html`   the page (see `report.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+from rrm_lm.evaluation.preferences.benchmarks import SECTIONS
+from rrm_lm.evaluation.preferences.results import Evaluation, Example, SetResult
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.models.ensemble import EnsembleReward
+from rrm_lm.storage import write_json, write_jsonl
+
+# Text of a prompt alone (response None), or of a prompt and a response: what the model reads, as one string.
+Render = Callable[[Prompt, "str | None"], str]
+
+# Files that lie beside `<model>.json` under names of their own; a model of such a name must not overwrite them.
+_TAKEN = frozenset({"results", "config", "generation_config", "adapter_config", "tokenizer", "tokenizer_config"})
+_TAKEN |= {"special_tokens_map", "manifest", "leakage", "trainer_state", "train_results", "eval_results", "all_results"}
+
+
+def plain_text(prompt: Prompt, response: str | None) -> str:
+    """A transcript with the roles written out, for scorers that have no chat template."""
+    turns = [f"{message.role}: {message.content}" for message in prompt]
+    return "\n\n".join(turns if response is None else [*turns, f"assistant: {response}"])
+
+
+def write_evaluation(
+    evaluation: Evaluation,
+    folder: Path,
+    *,
+    render: Render = plain_text,
+    tokenizer: str | None = None,
+    chat_template: str | None = None,
+) -> list[Path]:
+    """Write results.json, scores.jsonl and RewardBench's files into `folder`; returns the paths.
+
+    RewardBench's files are about one set each: with one set they lie in `folder`, with several in a folder per set.
+
+    Args:
+        evaluation: The results of one model.
+        folder: Made if it is not there.
+        render: Turns a prompt and a response into the text the model reads, for RewardBench's `text_chosen`.
+        tokenizer: Its name, for RewardBench's file; the model's name if not given.
+        chat_template: RewardBench's name of a chat template, None for the tokenizer's own.
+    """
+    paths = [folder / "results.json", folder / "scores.jsonl"]
+    write_json(paths[0], evaluation.to_dict())
+    write_jsonl(paths[1], score_rows(evaluation))
+    name = file_name(evaluation.model)
+    for result in evaluation.sets:
+        where = folder if len(evaluation.sets) == 1 else folder / re.sub(r"[^\w.-]+", "-", result.name).strip("-.")
+        summary, outputs = where / f"{name}.json", where / f"{name}_outputs.jsonl"
+        write_json(
+            summary, rewardbench_summary(result, evaluation.model, tokenizer=tokenizer, chat_template=chat_template)
+        )
+        write_jsonl(outputs, rewardbench_rows(result, render))
+        paths += [summary, outputs]
+    return paths
+
+
+def file_name(name: str) -> str:
+    """A model's name as part of a path. A Hub name keeps its organisation as a folder, as in RewardBench."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return name
+    short = re.sub(r"[^\w.-]+", "-", PurePath(name).name).strip("-.") or "model"
+    return f"{short}-model" if short in _TAKEN else short
+
+
+def score_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    """One row per comparison of every set, scored or not, in the order of the sets and their comparisons."""
+    for result in evaluation.sets:
+        for example in result.examples:
+            yield {"set": result.name, **_row(example)}
+
+
+def _row(example: Example) -> dict[str, Any]:
+    comparison = example.comparison
+    scored = not example.reason
+    return {
+        "index": example.index,
+        "prompt_id": comparison.prompt_id,
+        "source": comparison.source,
+        "subset": comparison.subset,
+        "group": comparison.group,
+        "styles": comparison.styles,
+        "origin": {"file": comparison.origin.file, "row": comparison.origin.row},
+        "reward_chosen": example.reward_chosen if scored else None,
+        "reward_rejected": example.reward_rejected if scored else None,
+        "margin": example.margin if scored else None,
+        "probability": example.probability if scored else None,
+        "correct": example.correct if scored else None,
+        "length_chosen": len(comparison.chosen),
+        "length_rejected": len(comparison.rejected),
+        "not_scored_because": example.reason or None,
+        **_disagreement(example),
+    }
+
+
+def _disagreement(example: Example) -> dict[str, float]:
+    """The standard deviations of rewards over the members of an ensemble; nothing for other models."""
+    rewards = {"std_chosen": example.reward_chosen, "std_rejected": example.reward_rejected}
+    return {name: reward.std for name, reward in rewards.items() if isinstance(reward, EnsembleReward)}
+
+
+def rewardbench_summary(
+    result: SetResult, model: str, *, tokenizer: str | None = None, chat_template: str | None = None
+) -> dict[str, Any]:
+    """RewardBench's `<model>.json`. A tie counts as wrong there, so its accuracy can be below ours.
+
+    `extra_results` has the accuracy of each subset if the set is RewardBench's own, as there, and is None otherwise.
+    """
+    won = [int(example.margin > 0) for example in result.scored]
+    by_subset: dict[str, list[int]] = {}
+    for example, win in zip(result.scored, won, strict=True):
+        by_subset.setdefault(example.comparison.subset, []).append(win)
+    known = {name for counts in SECTIONS.values() for name in counts}
+    own = bool(by_subset) and set(by_subset) <= known
+    return {
+        "accuracy": sum(won) / len(won),
+        "num_prompts": len(won),
+        "model": model,
+        "ref_model": None,
+        "tokenizer": tokenizer or model,
+        "chat_template": chat_template,
+        "extra_results": {name: sum(wins) / len(wins) for name, wins in sorted(by_subset.items())} if own else None,
+    }
+
+
+def rewardbench_rows(result: SetResult, render: Render = plain_text) -> Iterator[dict[str, Any]]:
+    """The rows of RewardBench's `<model>_outputs.jsonl`: only scored comparisons, which is all that it knows."""
+    for example in result.scored:
+        comparison = example.comparison
+        yield {
+            "prompt": render(comparison.prompt, None),
+            "results": int(example.margin > 0),
+            "scores_chosen": example.reward_chosen,
+            "scores_rejected": example.reward_rejected,
+            "text_chosen": render(comparison.prompt, comparison.chosen),
+            "text_rejected": render(comparison.prompt, comparison.rejected),
+            "chosen": comparison.chosen,
+            "rejected": comparison.rejected,
+            "subset": comparison.subset,
+            "id": comparison.origin.row,
+        }

@@ -1,0 +1,351 @@
+"""What can give rewards: this project's reward models, anyone's sequence classifier, a language model as a judge.
+
+Each batches by length under a token budget; the first and the last compute a prompt once for all of its responses.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rrm_lm.errors import DataError, ModelError
+from rrm_lm.evaluation.preferences.judge import JudgeScorer
+from rrm_lm.evaluation.preferences.scoring import Scorer
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.pretrained import (
+    load_causal_lm,
+    load_sequence_classifier,
+    load_tokenizer,
+    process_state,
+    resolve,
+)
+from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, load_reward_model, read_settings
+from rrm_lm.models.saving.adapters import model_file
+from rrm_lm.models.self_critique import with_own_critiques
+from rrm_lm.models.sharding import is_sharded, most, shard_for_use
+from rrm_lm.text.batching import Batch, Row, collate, length_groups, row_groups
+from rrm_lm.text.chat import ChatFormat, Line
+
+logger = logging.getLogger(__name__)
+
+_COMPANY = Line((0,), 0, 0)  # computed while other processes have more to do
+_ADAPTER_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+class RewardScorer:
+    """Rewards of a model trained by `rrm-lm reward`.
+
+    Args:
+        model: The reward model, in evaluation mode.
+        chat: The chat format it was trained with.
+        name: What to call it in results.
+        micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
+        critique_samples: For a model that writes critiques first: how many to average over.
+        temperature: Sampling temperature of those critiques.
+        seed: Seed of those critiques.
+        padding_side: Where rows are padded; rewards do not depend on it.
+    """
+
+    def __init__(
+        self,
+        model: RewardModel,
+        chat: ChatFormat,
+        name: str = "reward model",
+        *,
+        micro_batch_tokens: int = 4096,
+        critique_samples: int = 1,
+        temperature: float = 0.7,
+        seed: int = 0,
+        padding_side: str = "right",
+    ) -> None:
+        self.model, self.chat, self.name = model, chat, name
+        self.micro_batch_tokens, self.padding_side = micro_batch_tokens, padding_side
+        self.critique_samples, self.temperature, self.seed = critique_samples, temperature, seed
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+        """For each prompt, the rewards of its responses; NaN where a response has no tokens.
+
+        Rewards of an ensemble know its disagreement (:class:`rrm_lm.models.ensemble.EnsembleReward`).
+        """
+        lines = self._lines(prompts, responses)
+        rows = [self.model.backbone.rows([line.ids for per in group for line in per]) for group in lines]
+        flat = [[line for per in group for line in per] for group in lines]
+        members: dict[int, list[list[float]]] = {}  # for each prompt's lines, the rewards of the model's members
+        self.model.eval()
+        backbone = self.model.backbone
+        for group in _in_step(row_groups(rows, self.micro_batch_tokens), self.model):
+            company = not group
+            together = [_COMPANY] if company else [line for i in group for line in flat[i]]
+            laid = [backbone.rows([_COMPANY.ids])] if company else [rows[i] for i in group]
+            with torch.no_grad():  # what a sharded model gathers in inference mode could not be trained with again
+                output = self.model(_collate(backbone, laid, self.padding_side), together, with_critiques=False)
+            found = iter(output.members.float().tolist())
+            for i in group:
+                members[i] = [next(found) for _ in flat[i]]
+        return [self._combined(lines[i], members.get(i, [])) for i in range(len(prompts))]
+
+    def fits(self, prompt: Prompt, response: str) -> bool:
+        """Whether a response and its prompt are read whole."""
+        return _is_whole(self.chat, prompt, response)
+
+    def _combined(self, lines: Sequence[Sequence[Line]], members: Sequence[Sequence[float]]) -> list[float]:
+        """A reward for each response: each member's mean over the response's lines, and the members combined."""
+        ensemble = self.model.settings.combination
+        by_member = [_mean_per_response(lines, [row[head] for row in members]) for head in range(ensemble.heads)]
+        return ensemble.rewards(list(zip(*by_member, strict=True)))
+
+    def _lines(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[list[Line]]]:
+        """For each prompt and response, its lines: one, one for each own critique, or none if it has no tokens."""
+        if self.model.settings.critique_first:
+            return self.model.inside(
+                with_own_critiques,
+                self.model,
+                self.chat,
+                prompts,
+                responses,
+                samples=self.critique_samples,
+                temperature=self.temperature,
+                seed=self.seed,
+            )
+        return [_encode_all(self.chat, prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
+
+
+class ClassifierScorer:
+    """Rewards of any sequence-classification model with one output, each response a row of its own.
+
+    The conversation is rendered with the model's own chat template, whole, as such models are trained; only models
+    that this project merged are cut at the end-of-turn token, as they were trained.
+    """
+
+    def __init__(self, model: Any, chat: ChatFormat, name: str, *, micro_batch_tokens: int = 4096) -> None:
+        if int(model.config.num_labels) != 1:
+            raise ModelError(
+                f"The classifier has {model.config.num_labels} outputs",
+                where=name,
+                expected="a reward model with one output (num_labels 1)",
+                remedy="name another model; a preference is read from the difference of two single outputs",
+            )
+        self.model, self.chat, self.name = model.eval(), chat, name
+        self.pad_id = int(chat.tokenizer.pad_token_id)
+        model.config.pad_token_id = self.pad_id  # it finds the last token of a row by this
+        self.micro_batch_tokens = micro_batch_tokens
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+        encoded = [_encode_all(self.chat, prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
+        flat = [line for group in encoded for per in group for line in per]
+        rewards = [math.nan] * len(flat)
+        for group in length_groups([len(line.ids) for line in flat], self.micro_batch_tokens):
+            width = max(len(flat[i].ids) for i in group)
+            ids = torch.full((len(group), width), self.pad_id)
+            is_real = torch.zeros_like(ids)
+            for row, i in enumerate(group):
+                ids[row, : len(flat[i].ids)] = torch.tensor(flat[i].ids)
+                is_real[row, : len(flat[i].ids)] = 1
+            with torch.inference_mode():
+                output = self.model(ids.to(self.model.device), attention_mask=is_real.to(self.model.device))
+            for i, reward in zip(group, output.logits[:, 0].float().tolist(), strict=True):
+                rewards[i] = reward
+        found = iter(rewards)
+        return [_mean_per_response(group, [next(found) for per in group for _ in per]) for group in encoded]
+
+    def fits(self, prompt: Prompt, response: str) -> bool:
+        """Whether a response and its prompt are read whole."""
+        return _is_whole(self.chat, prompt, response)
+
+
+def load_scorer(
+    name: str,
+    *,
+    title: str | None = None,
+    base_model: str | None = None,
+    micro_batch_tokens: int = 4096,
+    critique_samples: int = 1,
+    critique_temperature: float = 0.7,
+    seed: int = 0,
+    ensemble: str | None = None,
+    ensemble_k: float | None = None,
+    max_length: int | None = None,
+    pad_token: str | None = None,
+    chat_template: str | None = None,
+    shard: bool = False,
+    judge_question: str = "",
+    **loading: Any,
+) -> Scorer:
+    """Load whatever a name stands for, and say which kind it is.
+
+    A PEFT ``SEQ_CLS`` adapter is a reward model; a sequence-classification checkpoint is a classifier; a causal
+    language model is a judge.
+
+    Args:
+        name: Folder, Hub id or alias.
+        title: What to call it in results; by default its name.
+        base_model: Backbone of an adapter, instead of the recorded one.
+        micro_batch_tokens, critique_samples, critique_temperature, seed: See the scorers.
+        ensemble, ensemble_k: How the members of a reward ensemble are combined, instead of the recorded way.
+        max_length: Longest conversation, for models that do not record it.
+        pad_token, chat_template: For tokenizers of other people's models that have none.
+        shard: Shard a reward model, where this launch shards models. All processes must ask it alike, then.
+        judge_question: What a judge is asked, instead of the usual (see `judge_scorer.py`).
+        loading: dtype, attn_implementation, revision, trust_remote_code.
+
+    Raises:
+        ConfigError: There is no such way to combine members.
+        ModelError: No such model, or none that gives rewards this way.
+        CheckpointError: An adapter whose weights are broken or do not fit its backbone.
+    """
+    path, revision = resolve(name, loading.get("revision")), loading.get("revision")
+    adapter = _adapter_folder(path, revision)
+    if adapter is not None:
+        if not Path(path).is_dir():
+            loading["revision"] = None  # it was the adapter's; the backbone's is recorded in it
+        combining = {"ensemble": ensemble, "ensemble_k": ensemble_k}
+        reward_model, chat = load_reward_model(adapter, base_model=base_model, **combining, **loading)
+        chat.max_length = chat.max_length or _within(max_length, reward_model.backbone.config)
+        logger.info("%s: a reward model (LoRA adapter with a scalar head)", name)
+        if shard:
+            _ = reward_model.backbone.can_share  # found out while the model is whole
+            shard_for_use(reward_model)
+        return RewardScorer(
+            reward_model if is_sharded(reward_model) else reward_model.to(_device()),
+            chat,
+            title or name,
+            micro_batch_tokens=micro_batch_tokens,
+            critique_samples=critique_samples,
+            temperature=critique_temperature,
+            seed=seed,
+        )
+    if base_model is not None:
+        raise ModelError(
+            "Only an adapter has a base model, and this is none", where=name, remedy="leave out --base_model"
+        )
+    tokenizing = {key: loading[key] for key in ("revision", "trust_remote_code") if key in loading}
+    tokenizing |= {"pad_token": pad_token, "chat_template": chat_template}
+    if _is_classifier(path, revision):
+        classifier, chat = _load_classifier(name, path, max_length, tokenizing, loading)
+        logger.info("%s: a sequence-classification model", name)
+        return ClassifierScorer(classifier.to(_device()), chat, title or name, micro_batch_tokens=micro_batch_tokens)
+    tokenizer: Any = load_tokenizer(name, **tokenizing)
+    model: Any = load_causal_lm(name, **loading)
+    backbone = Backbone(model.to(_device()), int(tokenizer.pad_token_id))
+    chat = ChatFormat(tokenizer, _within(max_length, backbone.config))
+    logger.info("%s: a causal language model, used as a judge by the log-odds of Yes and No", name)
+    return JudgeScorer(backbone, chat, title or name, micro_batch_tokens=micro_batch_tokens, question=judge_question)
+
+
+def _load_classifier(
+    name: str, path: str, max_length: int | None, tokenizing: dict[str, Any], loading: dict[str, Any]
+) -> tuple[Any, ChatFormat]:
+    file = model_file(path, SETTINGS_FILE, loading.get("revision"))
+    settings = read_settings(file.parent) if file is not None else None
+    if settings is not None and settings.critique_first:
+        raise ModelError(
+            "The checkpoint was merged from a model that writes critiques first, and a classifier cannot write",
+            where=name,
+            remedy="name the adapter that it was merged from",
+        )
+    tokenizer = load_tokenizer(name, own_pad=settings is not None, **tokenizing)
+    classifier: Any = load_sequence_classifier(name, **loading)
+    longest = (settings.max_length if settings else None) or _within(max_length, classifier.config)
+    return classifier, ChatFormat(tokenizer, longest, trim=settings is not None)
+
+
+def _adapter_folder(path: str, revision: str | None) -> Path | None:
+    """The local folder of a reward adapter, fetched from the Hub if it is there; ``None`` for whole models.
+
+    Raises:
+        ModelError: An adapter of another kind: computing without it would give the backbone's rewards unnoticed.
+    """
+    config = model_file(path, "adapter_config.json", revision)
+    if config is None:
+        return None
+    task = _read(config).get("task_type")
+    if task != "SEQ_CLS":
+        raise ModelError(
+            f"The adapter is for the task {task}, not a reward model",
+            where=path,
+            expected="a SEQ_CLS adapter with a scalar head, as rrm-lm reward saves it",
+            remedy="to use an adapted language model as a judge, merge the adapter first (PEFT's merge_and_unload)",
+        )
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, revision=revision, allow_patterns=_ADAPTER_FILES))
+
+
+def _is_classifier(path: str, revision: str | None) -> bool:
+    config = model_file(path, "config.json", revision)
+    architectures = (_read(config).get("architectures") or []) if config is not None else []
+    return any(str(name).endswith("ForSequenceClassification") for name in architectures)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The file is not valid JSON ({error})", where=str(file), remedy="copy the model's folder again"
+        ) from error
+
+
+def _within(max_length: int | None, config: Any) -> int | None:
+    """`max_length`, but no more than the model has positions for."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min((length for length in (max_length, context) if length is not None), default=None)
+
+
+def _device() -> torch.device:
+    return torch.device(process_state().device or "cpu")
+
+
+def _encode_all(chat: ChatFormat, prompt: Prompt, responses: Sequence[str]) -> list[list[Line]]:
+    """The lines of each response; none for a response without tokens.
+
+    Each is encoded by itself: where a conversation must be cut to fit, what is left must not depend on how long the
+    other responses are, or a response would have another reward in another company.
+    """
+    lines: list[list[Line]] = []
+    for response in responses:
+        try:
+            lines.append(list(chat.encode(prompt, [response]).lines[0]))
+        except DataError:
+            lines.append([])
+    return lines
+
+
+def _is_whole(chat: ChatFormat, prompt: Prompt, response: str) -> bool:
+    """Whether nothing has to be cut so that they fit."""
+    try:
+        encoded = chat.encode(prompt, [response])
+    except DataError:  # nothing to read is read whole
+        return True
+    return not (encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
+
+
+def _in_step(groups: list[list[int]], model: torch.nn.Module) -> list[list[int]]:
+    """The groups, and of a sharded model as many empty ones as other processes have more: all compute every layer."""
+    if not is_sharded(model):
+        return groups
+    device = torch.device(process_state().device or "cpu")
+    return groups + [[]] * (most(len(groups), device) - len(groups))
+
+
+def _collate(backbone: Backbone, groups: Sequence[Sequence[Row]], padding_side: str) -> Batch:
+    return collate([row for group in groups for row in group], backbone.pad_id, padding_side).to(backbone.device)
+
+
+def _mean_per_response(lines: Sequence[Sequence[Line]], rewards: Sequence[float]) -> list[float]:
+    found = iter(rewards)
+    means = []
+    for per_response in lines:
+        values = [next(found) for _ in per_response]
+        means.append(sum(values) / len(values) if values else math.nan)
+    return means

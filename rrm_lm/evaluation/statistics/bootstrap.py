@@ -1,0 +1,68 @@
+"""Intervals by resampling prompts, for estimates that have no formula for their error: pure functions.
+
+The bootstrap draws whole prompts, with everything that belongs to them (Cameron, Gelbach and Miller 2008, "pairs
+cluster bootstrap"), because samples of one prompt are not independent. Ends are expanded percentiles (Hesterberg 2015,
+"What teachers should know about the bootstrap", section 4.3.1): plain ones are too narrow for few prompts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from rrm_lm.evaluation.statistics.metrics import LEVEL, Clusters, Estimate, Floats, cluster_index, t_quantile
+
+DRAWS = 2000
+
+
+def prompt_weights(clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
+    """How often each of `(n,)` observations is drawn, `(draws, n)`: as often as the prompt that it belongs to.
+
+    Each row draws as many prompts as there are, with replacement. Equal arguments give equal weights, so that several
+    estimates made with them are of the same resampled prompts.
+    """
+    index, count = cluster_index(clusters)
+    if count == 0:
+        return np.zeros((draws, 0))
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(count, np.full(count, 1 / count), size=draws)
+    return drawn[:, index].astype(float)
+
+
+def weighted_means(weights: Floats, values: Floats) -> Floats:
+    """The means `(draws, ...)` of `values` `(n, ...)` under each row of `weights` `(draws, n)`.
+
+    NaN values are left out; a draw without any value has NaN.
+    """
+    known = np.isfinite(values)
+    flat, there = np.where(known, values, 0.0).reshape(len(values), -1), known.reshape(len(values), -1)
+    totals = weights @ there
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (weights @ flat) / totals
+    return means.reshape(len(weights), *values.shape[1:])
+
+
+def interval(draws: ArrayLike, clusters: int) -> tuple[float, float]:
+    """The 95% interval of a number from its `(draws,)` bootstrap values, which may be infinite; NaN ones are left out.
+
+    With fewer than two prompts nothing is known about how prompts differ, and the interval is everything.
+    """
+    values = np.asarray(draws, dtype=float)
+    values = values[~np.isnan(values)]
+    if clusters < 2 or not values.size:
+        return -math.inf, math.inf
+    outside = float(stats.norm.cdf(-math.sqrt(clusters / (clusters - 1)) * t_quantile(clusters - 1)))
+    outside = min(outside, (1 - LEVEL) / 2)
+    # No interpolation: between a number and infinity there is none.
+    low = float(np.quantile(values, outside, method="inverted_cdf"))
+    high = float(np.quantile(values, 1 - outside, method="inverted_cdf"))
+    return low, high
+
+
+def estimate(value: float, draws: ArrayLike, *, n: int, clusters: int) -> Estimate:
+    """A number with its bootstrap interval, which always holds the number itself."""
+    low, high = interval(draws, clusters)
+    return Estimate(value, min(low, value), max(high, value), n, clusters)

@@ -1,0 +1,374 @@
+"""New feedback on a policy's own samples: which pairs are asked about, the asking, and the file that comes of it.
+
+No model here: responses are given as texts. Every answer is kept as it comes, beside the feedback file, so that what
+was paid for is never asked again; the file itself appears whole, and the project's own readers read it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from rrm_lm import locks, storage
+from rrm_lm.errors import CheckpointError, ConfigError, DataError
+from rrm_lm.feedback.asking.concurrently import ask_all
+from rrm_lm.feedback.asking.journal import Entry, Journal
+from rrm_lm.feedback.asking.overseers import NO_ANSWER, Overseer, Verdict
+from rrm_lm.feedback.records import Comparison, Origin, Prompt, check_prompt
+
+logger = logging.getLogger(__name__)
+
+ASKED = ".asked"  # added to the name of the feedback file: the answers as they came, abstentions included
+Subject = tuple[Prompt, str]  # what a critique is about: a response to a prompt
+Progress = Callable[[str, int, int], None]  # what is asked for ("comparisons", "critiques"), how many done, of how many
+
+
+@dataclass(frozen=True)
+class CollectionCounts:
+    """What became of every response and of every question.
+
+    Attributes:
+        prompts: Different prompts.
+        responses: Responses to them in all.
+        equal_responses: Responses that repeat another one to the same prompt (white space around them aside).
+        empty_responses: Responses without text.
+        prompts_without_pair: Prompts that had no two different responses.
+        pairs: Pairs asked about. Each became a comparison, a tie or an abstention.
+        comparisons: Pairs of which one response was preferred.
+        ties: Pairs that the overseer could not tell apart.
+        abstentions: Pairs without a verdict, by cause.
+        critiques: Responses of the comparisons that were written about.
+        missing_critiques: Responses that should have been, and about which the overseer wrote nothing.
+    """
+
+    prompts: int = 0
+    responses: int = 0
+    equal_responses: int = 0
+    empty_responses: int = 0
+    prompts_without_pair: int = 0
+    pairs: int = 0
+    comparisons: int = 0
+    ties: int = 0
+    abstentions: Mapping[str, int] = field(default_factory=dict)
+    critiques: int = 0
+    missing_critiques: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"abstentions": dict(self.abstentions)}
+
+    def summary(self) -> str:
+        """One line for people."""
+        abstained = ", ".join(f"{count} {cause}" for cause, count in self.abstentions.items())
+        parts = [
+            f"{self.pairs} pairs on {self.prompts} prompts: {self.comparisons} comparisons, {self.ties} ties, "
+            f"{sum(self.abstentions.values())} abstentions" + (f" ({abstained})" if abstained else "")
+        ]
+        if self.critiques or self.missing_critiques:
+            missing = f" ({self.missing_critiques} missing)" if self.missing_critiques else ""
+            parts.append(f"{self.critiques} critiques{missing}")
+        for count, what in (
+            (self.equal_responses, "responses repeat another"),
+            (self.empty_responses, "responses are empty"),
+            (self.prompts_without_pair, "prompts have no two different responses"),
+        ):
+            if count:
+                parts.append(f"{count} {what}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Comparisons with their critiques, in the order of the prompts, and what became of the rest."""
+
+    records: tuple[Comparison, ...]
+    counts: CollectionCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two different responses to a prompt, in the order they are shown in."""
+
+    prompt: Prompt
+    responses: tuple[str, str]
+
+
+def collect(
+    overseer: Overseer,
+    prompts: Sequence[Prompt],
+    responses_per_prompt: Sequence[Sequence[str]],
+    *,
+    comparisons_per_prompt: int = 1,
+    critiques: bool = True,
+    round_number: int = 1,
+    path: str | Path | None = None,
+    seed: int = 0,
+    at_once: int | None = None,
+    progress: Progress | None = None,
+) -> Collected:
+    """Ask an overseer about responses to prompts, and write down what it says.
+
+    Of each prompt, `comparisons_per_prompt` pairs are asked about (see `choose_pairs`); then, with `critiques`, each
+    response of a pair that one was preferred in, once. Equal calls give equal feedback if the overseer is consistent.
+
+    Args:
+        overseer: Whom to ask. If it has a number `at_once`, it may be asked from that many threads.
+        prompts: What was asked of the policy. Prompts that occur twice are one, with the responses of both.
+        responses_per_prompt: For each prompt, the policy's responses.
+        comparisons_per_prompt: Most pairs of one prompt.
+        critiques: Whether to ask for critiques.
+        round_number: Which round of feedback this is; records carry it, as their `subset` "round 2".
+        path: The feedback file to write, as JSON Lines; the answers stand beside it (`ASKED` added to its name), and if
+            they are there already, only what is missing is asked. None keeps everything in memory.
+        seed: Of the choice of pairs.
+        at_once: Most questions under way at a time; None: as many as the overseer says, else one.
+        progress: Called after each answer.
+
+    Raises:
+        ConfigError: Not as many lists of responses as prompts, or no pair asked for.
+        DataError: A prompt that nothing can respond to.
+        CheckpointError: The file is no collection of this overseer and round, is in use, or cannot be written.
+        Exception: What the overseer raises. Answers so far are kept.
+    """
+    if at_once is None:
+        at_once = int(getattr(overseer, "at_once", 1))
+    label = f"{overseer.name}, round {round_number}"
+    pairs, counts = _pairs(prompts, responses_per_prompt, comparisons_per_prompt, seed, label)
+    header = {"overseer": overseer.name, "limit": overseer.limit, "round": round_number}
+    with _journal(path, header) as journal:
+        answers = _Answers(journal, at_once, progress)
+        verdicts = answers.verdicts(overseer, pairs)
+        decided = [
+            (pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.preferred is not None
+        ]
+        subjects = list(dict.fromkeys((pair.prompt, text) for pair, _ in decided for text in pair.responses))
+        words = answers.critiques(overseer, subjects if critiques else [])
+        records = tuple(
+            _comparison(pair, verdict, words, overseer.name, round_number, Origin(label, row))
+            for row, (pair, verdict) in enumerate(decided, start=1)
+        )
+        if path is not None:
+            storage.write_jsonl(path, map(_row, records))
+    counts = _counted(counts, verdicts, words)
+    logger.info("%s: %s", label, counts.summary())
+    if not records:
+        logger.warning("%s gave not one comparison of %d pairs", label, len(pairs))
+    return Collected(records, counts)
+
+
+def _counted(
+    counts: CollectionCounts, verdicts: Sequence[Verdict], words: Mapping[Subject, tuple[str, ...]]
+) -> CollectionCounts:
+    """The counts of responses, with those of answers."""
+    return replace(
+        counts,
+        pairs=len(verdicts),
+        comparisons=sum(verdict.preferred is not None for verdict in verdicts),
+        ties=sum(verdict.preferred is None and not verdict.abstained for verdict in verdicts),
+        abstentions=dict(Counter(verdict.abstained for verdict in verdicts if verdict.abstained).most_common()),
+        critiques=sum(map(bool, words.values())),
+        missing_critiques=sum(not texts for texts in words.values()),
+    )
+
+
+def _comparison(
+    pair: Pair, verdict: Verdict, words: Mapping[Subject, tuple[str, ...]], name: str, round_number: int, origin: Origin
+) -> Comparison:
+    chosen, rejected = pair.responses if verdict.preferred == 0 else (pair.responses[1], pair.responses[0])
+    return Comparison(
+        prompt=pair.prompt,
+        chosen=chosen,
+        rejected=rejected,
+        margin=verdict.strength,
+        chosen_critiques=words.get((pair.prompt, chosen), ()),
+        rejected_critiques=words.get((pair.prompt, rejected), ()),
+        source=name.strip(),
+        subset=f"round {round_number}",
+        origin=origin,
+    )
+
+
+# ---- which pairs ----
+
+
+def choose_pairs(count: int, budget: int, rng: random.Random) -> list[tuple[int, int]]:
+    """Up to `budget` different pairs of the numbers below `count`, in random order and each in a random direction.
+
+    The pair whose numbers occurred least so far comes next: three pairs of four show every one of them.
+    """
+    left = list(combinations(range(count), 2))
+    rng.shuffle(left)
+    used: Counter[int] = Counter()
+    chosen: list[tuple[int, int]] = []
+    while left and len(chosen) < budget:
+        first, second = min(left, key=lambda pair: used[pair[0]] + used[pair[1]])
+        left.remove((first, second))
+        used.update((first, second))
+        chosen.append((first, second) if rng.random() < 0.5 else (second, first))
+    return chosen
+
+
+def responses_asked_about(
+    prompts: Sequence[Prompt],
+    responses_per_prompt: Sequence[Sequence[str]],
+    *,
+    comparisons_per_prompt: int = 1,
+    seed: int = 0,
+) -> list[Subject]:
+    """The responses that `collect`, called with the same, shows to an overseer: each once.
+
+    Raises:
+        ConfigError, DataError: As `collect`.
+    """
+    pairs, _ = _pairs(prompts, responses_per_prompt, comparisons_per_prompt, seed, "an overseer")
+    return list(dict.fromkeys((pair.prompt, text) for pair in pairs for text in pair.responses))
+
+
+def _pairs(
+    prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], budget: int, seed: int, label: str
+) -> tuple[list[Pair], CollectionCounts]:
+    """The pairs to ask about, and the counts of prompts and responses. A prompt's pairs depend on no other prompt."""
+    if len(prompts) != len(responses):
+        raise ConfigError(
+            f"{len(responses)} lists of responses to {len(prompts)} prompts", expected="one list for each prompt"
+        )
+    if budget < 1:
+        raise ConfigError(f"{budget} comparisons a prompt", where="comparisons_per_prompt", expected="at least 1")
+    groups: dict[Prompt, list[str]] = {}
+    for row, (prompt, group) in enumerate(zip(prompts, responses, strict=True), start=1):
+        origin = Origin(f"prompts for {label}", row)
+        check_prompt(prompt, origin)
+        for text in group:
+            _check_encodable(text, origin)
+        groups.setdefault(prompt, []).extend(group)
+    equal = empty = single = 0
+    pairs: list[Pair] = []
+    for prompt, group in groups.items():
+        different: dict[str, str] = {}
+        for text in group:
+            if text.strip():
+                different.setdefault(text.strip(), text)
+        texts = list(different.values())
+        without_text = sum(not text.strip() for text in group)
+        empty += without_text
+        equal += len(group) - without_text - len(texts)
+        single += len(texts) < 2
+        rng = random.Random(json.dumps([seed, [(message.role, message.content) for message in prompt]]))
+        pairs += [Pair(prompt, (texts[i], texts[j])) for i, j in choose_pairs(len(texts), budget, rng)]
+    total = sum(map(len, groups.values()))
+    return pairs, CollectionCounts(len(groups), total, equal, empty, single)
+
+
+def _check_encodable(text: str, origin: Origin) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"a response has half of a surrogate pair in it (\\u{ord(text[error.start]):04x}), which is no character",
+            where=str(origin),
+            expected="valid Unicode text",
+            remedy="decode the policy's tokens with errors replaced",
+        ) from None
+
+
+# ---- asking ----
+
+
+class _Answers:
+    """Answers from the journal where it has them, and else from the overseer."""
+
+    def __init__(self, journal: Journal, at_once: int, progress: Progress | None) -> None:
+        self.journal, self.at_once, self.progress = journal, at_once, progress
+        # A later answer to one question replaces an earlier one; where none came, it is asked again.
+        self.known = {_key(entry): entry for entry in journal.entries if _came(entry)}
+
+    def verdicts(self, overseer: Overseer, pairs: Sequence[Pair]) -> list[Verdict]:
+        def ask(question: Entry, pair: Pair) -> Entry:
+            return question | asdict(overseer.compare(pair.prompt, pair.responses))
+
+        questions = [_question("comparison", pair.prompt, pair.responses) for pair in pairs]
+        entries = self._all("comparisons", ask, questions, pairs)
+        return [Verdict(e["preferred"], e["strength"], e["reason"], e["abstained"]) for e in entries]
+
+    def critiques(self, overseer: Overseer, subjects: Sequence[Subject]) -> dict[Subject, tuple[str, ...]]:
+        def ask(question: Entry, subject: Subject) -> Entry:
+            text = overseer.critique(*subject).encode("utf-8", "replace").decode().strip()
+            return question | {"critique": text}
+
+        questions = [_question("critique", prompt, [response]) for prompt, response in subjects]
+        entries = self._all("critiques", ask, questions, subjects)
+        texts = [(entry["critique"],) if entry["critique"] else () for entry in entries]
+        return dict(zip(subjects, texts, strict=True))
+
+    def _all(self, what: str, ask: Any, questions: Sequence[Entry], subjects: Sequence[Any]) -> list[Entry]:
+        missing = [place for place, question in enumerate(questions) if _key(question) not in self.known]
+        done = len(questions) - len(missing)
+        if done:
+            logger.info("%d of %d %s are there already", done, len(questions), what)
+
+        def keep(_place: int, entry: Entry) -> None:
+            nonlocal done
+            self.journal.add(entry)
+            self.known[_key(entry)] = entry
+            done += 1
+            if self.progress is not None:
+                self.progress(what, done, len(questions))
+
+        ask_all(lambda place: ask(questions[place], subjects[place]), missing, at_once=self.at_once, keep=keep)
+        return [self.known[_key(question)] for question in questions]
+
+
+def _question(kind: str, prompt: Prompt, responses: Sequence[str]) -> Entry:
+    messages = [{"role": message.role, "content": message.content} for message in prompt]
+    return {"asked": kind, "prompt": messages, "responses": list(responses)}
+
+
+def _came(entry: Entry) -> bool:
+    return entry.get("abstained") != NO_ANSWER and entry.get("critique") != ""
+
+
+def _key(entry: Entry) -> str:
+    return json.dumps([entry.get("asked"), entry.get("prompt"), entry.get("responses")], sort_keys=True)
+
+
+# ---- the file ----
+
+
+@contextlib.contextmanager
+def _journal(path: str | Path | None, header: Entry) -> Iterator[Journal]:
+    """The answers that stand beside the feedback file, held by this process alone."""
+    if path is None:
+        yield Journal(None, header)
+        return
+    path = Path(path)
+    asked = path.with_name(path.name + ASKED)
+    if path.exists() and not asked.exists():
+        raise CheckpointError(
+            "The file is there already, and no collection made it",
+            where=str(path),
+            expected=f"a new file, or one with {asked.name} beside it",
+            remedy="collect into another file",
+        )
+    with locks.lock(path.with_name(path.name + ".lock"), what="The feedback file"), Journal(asked, header) as journal:
+        yield journal
+
+
+def _row(record: Comparison) -> dict[str, Any]:
+    """A comparison as a row that `load_feedback` reads back to it."""
+    row: dict[str, Any] = {
+        "prompt": [{"role": message.role, "content": message.content} for message in record.prompt],
+        "chosen": [{"role": "assistant", "content": record.chosen}],
+        "rejected": [{"role": "assistant", "content": record.rejected}],
+        "chosen_critiques": list(record.chosen_critiques),
+        "rejected_critiques": list(record.rejected_critiques),
+        "source": record.source,
+        "subset": record.subset,
+    }
+    return row if record.margin is None else row | {"margin": record.margin}

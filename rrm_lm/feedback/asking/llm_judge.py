@@ -1,0 +1,366 @@
+"""A language model behind any OpenAI-compatible server as an overseer: it compares, always in both orders, and writes.
+
+Needs the optional package `openai` (`pip install 'rrm_lm[judge]'`). What is asked, and how answers are read, is in
+`judge_questions.py`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from rrm_lm.errors import ConfigError, ModelError
+from rrm_lm.feedback.asking import judge_questions
+from rrm_lm.feedback.asking.concurrently import ask_all
+from rrm_lm.feedback.asking.judge_questions import CRITIQUE_QUESTION, CUT_OFF, EMPTY, REFUSED, VERDICT_QUESTION, fill
+from rrm_lm.feedback.asking.overseers import NO_ANSWER, Verdict
+from rrm_lm.feedback.records import Prompt
+
+logger = logging.getLogger(__name__)
+
+SERVED = "llm:"  # before the name of a model, where a setting takes other kinds of judges, too
+INCONSISTENT = "another verdict in the other order"
+TOO_LONG = "too long for the model"
+TURNED_DOWN = "turned down by the server"
+
+_OPENAI_KEY = "OPENAI_API_KEY"
+_NO_KEY = "none"  # the client insists on a key, and servers without one do not look at it
+_NEEDED_HEADERS = frozenset(
+    ("host", "connection", "accept", "accept-encoding", "user-agent", "content-type", "content-length")
+)
+_TOO_LONG_WORDS = ("context", "too long", "too large", "maximum length", "token limit", "max_model_len")
+_FILTER_WORDS = ("content_filter", "content filter", "content management policy", "content policy", "safety")
+
+
+class ServedJudge:
+    """A language model behind a server with the chat completions of OpenAI's API (vLLM, llama.cpp, Ollama, ...).
+
+    An overseer (`overseers.Overseer`); `judge` makes it a judge of pairs as well. A refusal, an answer that cannot be
+    read, one that did not come and one that changes with the order are abstentions, never a verdict; `abstentions`
+    counts them by cause.
+
+    Every method may be called from several threads at once.
+
+    Args:
+        model: Name of the model, as the server knows it.
+        base_url: The server's address up to its version, such as http://127.0.0.1:8000/v1. All prompts and responses
+            that are judged are sent there, and nowhere else.
+        name: What to call this overseer in records and reports; the model's name if empty.
+        key_variable: The environment variable that holds the API key for this server. None: OPENAI_API_KEY if the
+            server is OpenAI's own or runs on this machine, and no key otherwise. "" sends none.
+        at_once: Most questions under way at a time.
+        timeout: Seconds to wait for an answer.
+        max_retries: How often the client asks again, waiting longer each time, after a timeout, a lost connection, or
+            the status 408, 409, 429 or 5xx.
+        max_tokens: Longest answer, in tokens. A reasoning model needs thousands.
+        patience: Questions in a row that may end without any answer; then this stops with the last reason.
+        question: What is asked about two responses, as `judge_questions.fill` wants it and `read_verdict` reads it.
+            `LETTER_QUESTION` is for small models, which manage a letter and no more.
+        options: Further fields of each request, such as {"top_k": 1}; None leaves a field out, for example
+            {"max_tokens": None, "max_completion_tokens": 4000, "temperature": None} for a model that takes neither.
+
+    Raises:
+        ConfigError: `openai` is not installed, an address that is none, a `key_variable` that is not set, or a key
+            that no header can hold.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        *,
+        name: str = "",
+        key_variable: str | None = None,
+        at_once: int = 8,
+        timeout: float = 120.0,
+        max_retries: int = 5,
+        max_tokens: int = 400,
+        patience: int = 10,
+        question: str = VERDICT_QUESTION,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        for setting, value, least in (
+            *(("at_once", at_once, 1), ("max_retries", max_retries, 0)),
+            *(("max_tokens", max_tokens, 1), ("patience", patience, 1)),
+        ):
+            if value < least:
+                raise ConfigError(f"{setting} of a judge is {value}", expected=f"at least {least}")
+        self.model, self.base_url, self.name = model, _checked_address(base_url), name or model
+        self.limit = f"a language model, {model}: knows what it was trained on, and can look nothing up"
+        self.at_once, self.patience, self.question = at_once, patience, question
+        self.request = {"temperature": 0.0, "max_tokens": max_tokens, **(options or {})}
+        self.abstentions: Counter[str] = Counter()
+        self.usage: Counter[str] = Counter()  # requests, prompt_tokens, completion_tokens
+        self._openai = _import_openai()
+        # A redirect would take the questions, and on the same host the key, where the user did not send them.
+        http = self._openai.DefaultHttpxClient(base_url=self.base_url, follow_redirects=False)
+        self._key = _key(key_variable, http.base_url)
+        if key_variable is None and not _is_trusted(http.base_url):
+            http.event_hooks = {"request": [_strip_credentials]}
+        self._client = self._openai.OpenAI(
+            base_url=self.base_url,
+            api_key=self._key or _NO_KEY,
+            timeout=timeout,
+            max_retries=max_retries,
+            http_client=http,
+        )
+        self._lock, self._lost_in_a_row = threading.Lock(), 0
+
+    # -- an overseer ----------------------------------------------------------------------------------------------
+
+    def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
+        """Prefer the response that beats each of the others; every two are shown in both orders.
+
+        A pair counts with equal verdicts in both orders alone. If no response beats all others, an abstention on any
+        pair makes this an abstention; without one, none is preferred.
+
+        Raises:
+            ConfigError: Fewer than two responses.
+            ModelError: The server cannot be reached or used (see `judge`).
+        """
+        if len(responses) < 2:
+            raise ConfigError(f"{len(responses)} response given to compare", expected="at least two responses")
+        beaten: Counter[int] = Counter()
+        pairs = list(itertools.combinations(range(len(responses)), 2))
+        verdicts = [self._compare_two(prompt, responses[i], responses[j]) for i, j in pairs]
+        for pair, verdict in zip(pairs, verdicts, strict=True):
+            if verdict.preferred is not None:
+                beaten[pair[verdict.preferred]] += 1
+        reason = "\n".join(verdict.reason for verdict in verdicts if verdict.reason)
+        for best, count in beaten.items():
+            if count == len(responses) - 1:
+                return Verdict(best, reason=reason)
+        abstained = next((verdict.abstained for verdict in verdicts if verdict.abstained), "")
+        if abstained:
+            self._count(abstained)
+        return Verdict(None, reason=reason, abstained=abstained)
+
+    def critique(self, prompt: Prompt, response: str) -> str:
+        """One to three sentences about a response; "" where the model wrote none.
+
+        Raises:
+            ModelError: The server cannot be reached or used (see `judge`).
+        """
+        answer, cause, cut_off = self._ask(fill(CRITIQUE_QUESTION, prompt, response))
+        critique = ""
+        if not cause:
+            critique, cause = judge_questions.read_critique(answer, cut_off=cut_off)
+        if cause:
+            self._count(f"critique: {cause}")
+        return critique
+
+    # -- a judge of pairs -----------------------------------------------------------------------------------------
+
+    def judge(self, questions: Sequence[tuple[Prompt, str, str]]) -> list[float | None]:
+        """For each prompt with two responses, in this order alone: 1 if the first is better, 0 if the second is, 1/2
+        if neither is, None for an abstention.
+
+        Raises:
+            ModelError: The server cannot be reached, knows no such model, does not accept the key, or left `patience`
+                questions in a row without an answer.
+        """
+        verdicts = ask_all(lambda question: self._verdict(*question), questions, at_once=self.at_once)
+        for verdict in verdicts:
+            if verdict.abstained:
+                self._count(verdict.abstained)
+        return [
+            None if verdict.abstained else 0.5 if verdict.preferred is None else 1.0 - verdict.preferred
+            for verdict in verdicts
+        ]
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    def _compare_two(self, prompt: Prompt, one: str, other: str) -> Verdict:
+        if one == other:
+            return Verdict(None)
+        first = self._verdict(prompt, one, other)
+        if first.abstained:
+            return first  # whatever the other order gave, this pair would not count
+        second = self._verdict(prompt, other, one)
+        if second.abstained:
+            return second
+        again = None if second.preferred is None else 1 - second.preferred
+        return first if first.preferred == again else Verdict(None, reason=first.reason, abstained=INCONSISTENT)
+
+    def _verdict(self, prompt: Prompt, first: str, second: str) -> Verdict:
+        answer, cause, cut_off = self._ask(fill(self.question, prompt, first, second))
+        if cause or cut_off:  # the last line of an answer that was cut off is not its last
+            return Verdict(None, reason=answer, abstained=cause or CUT_OFF)
+        return judge_questions.read_verdict(answer)
+
+    def _ask(self, question: str) -> tuple[str, str, bool]:
+        """The answer, why there is none (or ""), and whether it ran out of tokens."""
+        request = {key: value for key, value in self.request.items() if value is not None}
+        messages: list[Any] = [{"role": "user", "content": question}]
+        try:
+            reply = self._client.chat.completions.create(model=self.model, messages=messages, extra_body=request)
+        except self._openai.APITimeoutError as error:
+            return "", self._lost(NO_ANSWER, error), False
+        except self._openai.APIConnectionError as error:
+            raise self._unusable("The server cannot be reached", error, "start it, or check the address") from None
+        except self._openai.APIStatusError as error:
+            return "", self._lost(self._cause(error), error), False
+        except (self._openai.OpenAIError, ValueError) as error:  # a reply that is not in the form of the API
+            return "", self._lost(NO_ANSWER, error), False
+        return self._read(reply)
+
+    def _read(self, reply: Any) -> tuple[str, str, bool]:
+        try:
+            choice = reply.choices[0]
+            refusal, content = getattr(choice.message, "refusal", None), choice.message.content
+        except (AttributeError, IndexError, TypeError):
+            return "", self._lost(NO_ANSWER, f"a reply without choices: {str(reply)[:200]}"), False
+        with self._lock:
+            self._lost_in_a_row = 0
+            self.usage["requests"] += 1
+            for kind in ("prompt_tokens", "completion_tokens"):
+                self.usage[kind] += getattr(reply.usage, kind, None) or 0
+        if refusal or choice.finish_reason == "content_filter":
+            return "", REFUSED, False
+        cut_off = choice.finish_reason == "length"
+        return content or "", "" if content or cut_off else EMPTY, cut_off
+
+    # -- what can go wrong ----------------------------------------------------------------------------------------
+
+    def _cause(self, error: Any) -> str:
+        """The cause of an abstention that a status stands for.
+
+        Raises:
+            ModelError: It stands for something that no other question will change.
+        """
+        status, said = error.status_code, str(error).lower()
+        if status in (401, 403):
+            remedy = "put a valid key for this server into a variable, and name that with --judge_key_env"
+            raise self._unusable("The server does not accept the API key", error, remedy) from None
+        if 300 <= status < 400:
+            target = error.response.headers.get("location", "an address that it does not give")
+            remedy = "if you trust that server, give its address as base_url"
+            raise self._unusable(f"The server redirects to {target}, which is not followed", error, remedy) from None
+        if status == 404:
+            remedy = "check the name of the model, and that the address ends as the server wants it, often in /v1"
+            raise self._unusable(f"The server does not know the model {self.model!r}", error, remedy) from None
+        if status in (408, 409, 429) or status >= 500:
+            return NO_ANSWER
+        if any(word in said for word in _FILTER_WORDS):
+            return REFUSED
+        return TOO_LONG if status == 413 or any(word in said for word in _TOO_LONG_WORDS) else TURNED_DOWN
+
+    def _lost(self, cause: str, error: Any) -> str:
+        """The cause of an abstention, unless too many questions in a row went that way.
+
+        Raises:
+            ModelError: They did.
+        """
+        if cause in (REFUSED, TOO_LONG):
+            return cause
+        with self._lock:
+            self._lost_in_a_row += 1
+            lost = self._lost_in_a_row
+        logger.info("%s gave no answer: %s", self.name, self._said(error))
+        if lost >= self.patience:
+            remedy = "check the server and its log; a collection that is started again goes on from the answers it has"
+            raise self._unusable(f"{lost} questions in a row got no answer", error, remedy)
+        return cause
+
+    def _unusable(self, what: str, error: Any, remedy: str) -> ModelError:
+        return ModelError(f"{what} ({self._said(error)})", where=f"{self.model} at {self.base_url}", remedy=remedy)
+
+    def _said(self, error: Any) -> str:
+        """What an error says, on one line, without the key that some servers repeat."""
+        said = " ".join(str(error).split())[:500] or type(error).__name__
+        return said.replace(self._key, "[key]") if self._key else said
+
+    def _count(self, cause: str) -> None:
+        with self._lock:
+            self.abstentions[cause] += 1
+
+
+def _import_openai() -> Any:
+    try:
+        import openai
+    except ImportError:
+        raise ConfigError(
+            "Asking a model behind a server needs the package openai, which is not installed",
+            remedy="pip install 'rrm_lm[judge]'",
+        ) from None
+    return openai
+
+
+def _checked_address(base_url: str) -> str:
+    """The address, if it is one.
+
+    Raises:
+        ConfigError: It is none, or has a name, a password or a query in it, which logs and reports would show.
+    """
+    try:
+        parts = urlsplit(base_url)
+        found = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        found = found and base_url.isprintable() and not set(base_url) & set(" \\")  # which parsers read differently
+        secret = "@" in parts.netloc or bool(parts.query)
+    except ValueError:
+        found = secret = False
+    if secret or not found:
+        raise ConfigError(
+            "The address of the server has a password or a query in it"
+            if secret
+            else f"{base_url!r} is not the address of a server",
+            where="base_url",
+            expected="for example http://127.0.0.1:8000/v1",
+            remedy="give the key in the environment" if secret else "",
+        )
+    return base_url
+
+
+def _is_trusted(url: Any) -> bool:
+    """Whether an address, as the client itself reads it, is OpenAI's own or on this machine."""
+    try:
+        loopback = url.host == "localhost" or ipaddress.ip_address(url.host).is_loopback
+    except ValueError:  # a name
+        loopback = False
+    return loopback or (url.scheme, url.host, url.port) == ("https", "api.openai.com", None)
+
+
+def _strip_credentials(request: Any) -> None:
+    """Leave only what a request needs: the client adds names and headers of the user's OpenAI account by itself."""
+    for name in {name.lower() for name in request.headers} - _NEEDED_HEADERS:
+        del request.headers[name]
+
+
+def _key(variable: str | None, url: Any) -> str:
+    """The API key, "" where there is none.
+
+    Raises:
+        ConfigError: The named variable is not set, or has characters that no key has; it is not shown.
+    """
+    name = _OPENAI_KEY if variable is None else variable
+    key = os.environ.get(name, "").strip()
+    if variable is None and not _is_trusted(url):
+        if key:
+            logger.warning(
+                "the key in %s does not go to %s, which is neither OpenAI's server nor on this machine; if it is for "
+                "that server, pass --judge_key_env %s",
+                *(name, url.host, name),
+            )
+        return ""
+    if variable and not key:
+        raise ConfigError(
+            "There is no API key in the environment variable",
+            where=f"judge_key_env: {variable}",
+            remedy=f"set {variable}, or name another variable",
+        )
+    if not all("!" <= character <= "~" for character in key):
+        raise ConfigError(
+            "The API key has a space, a line end or a letter with an accent in it",
+            where=f"environment variable {name}",
+            expected="the key alone",
+        )
+    if key and url.scheme == "http" and not _is_trusted(url):
+        logger.warning("the API key in %s goes to %s without encryption", name, url.host)
+    return key

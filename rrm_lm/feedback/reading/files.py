@@ -1,0 +1,322 @@
+"""Local files to rows: JSON Lines, JSON, CSV, TSV and Parquet, gzipped or not. Every fault names the file and the row.
+
+Rows count from 1: the line of a JSON Lines file, the element of a JSON list, the row below the header of a CSV table
+(a cell may span lines), the row of a Parquet table.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rrm_lm.errors import DataError
+from rrm_lm.feedback.reading.limits import ReadLimits, too_large
+
+RowValues = dict[str, Any]
+NumberedRows = Iterator[tuple[int, RowValues]]
+
+GZIP_MAGIC = b"\x1f\x8b"
+_CHUNK = 1 << 20
+_BATCH = 512  # rows of a Parquet file that are decoded at once
+
+
+def read_rows(path: Path, limits: ReadLimits | None = None) -> NumberedRows:
+    """Yield (row number, columns) of a local file.
+
+    Compression is recognised by the file's first bytes, the format by its name.
+
+    Args:
+        path: The file.
+        limits: How much it may hold; None for the defaults.
+
+    Raises:
+        DataError: No such file, an unknown extension, a broken, truncated or wrongly encoded file, or one that holds
+            more than it may.
+    """
+    limits = limits or ReadLimits()
+    reader = READERS.get(data_suffix(path))
+    if reader is None:
+        raise DataError(
+            f"the extension of {path.name} is not one of a data file",
+            where=str(path),
+            expected=", ".join(READERS) + ", each also with .gz",
+            remedy="rename or convert the file",
+        )
+    try:
+        with open(path, "rb") as raw:
+            packed = raw.peek(2)[:2] == GZIP_MAGIC
+            stream = gzip.GzipFile(fileobj=raw) if packed else raw
+            source = _Source(stream, str(path), limits)  # pyright: ignore[reportArgumentType] (GzipFile reads as BinaryIO)
+            for number, row in reader(source):
+                limits.check_row(row, f"{path}, row {number}")
+                yield number, row
+    except FileNotFoundError:
+        raise DataError("there is no such file", where=str(path), remedy="check the path") from None
+    except IsADirectoryError:
+        raise DataError("this is a folder, not a file", where=str(path), remedy="name a file in it") from None
+    except PermissionError:
+        raise DataError("the file may not be read", where=str(path), remedy="change its permissions") from None
+
+
+def data_suffix(path: Path) -> str:
+    """The extension that tells the format, without .gz: ".jsonl" for train.jsonl.gz."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+class _Source:
+    """The bytes of a file, decompressed, up to its limits.
+
+    Args:
+        stream: Where they come from.
+        file: What it is called in messages.
+        limits: How much it may hold.
+    """
+
+    def __init__(self, stream: BinaryIO, file: str, limits: ReadLimits) -> None:
+        self.stream, self.file, self.limits, self.most = stream, file, limits, limits.file_bytes()
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Each line and its number.
+
+        Raises:
+            DataError: The file is damaged or too large, or a line is too long.
+        """
+        number, size, longest = 1, 0, self.limits.row_bytes()
+        try:
+            while line := self.stream.readline(longest + 1):
+                size += len(line)
+                where = f"{self.file}, row {number}"
+                if size > self.most:
+                    raise too_large(self.most, where)
+                if len(line) > longest:
+                    raise self.limits.too_long(f"the row has more than {longest:,} bytes", where)
+                yield number, line
+                number += 1
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise _broken_gzip(error, f"{self.file}, row {number}") from None
+
+    def whole(self) -> bytearray:
+        """All of it.
+
+        Raises:
+            DataError: The file is damaged or too large.
+        """
+        data = bytearray()
+        try:
+            while chunk := self.stream.read(_CHUNK):
+                data += chunk
+                if len(data) > self.most:
+                    raise too_large(self.most, self.file)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise _broken_gzip(error, self.file) from None
+        return data
+
+
+def _read_jsonl(source: _Source) -> NumberedRows:
+    file = source.file
+    for number, line in source.lines():
+        text = _decode(line, number, f"{file}, row {number}")
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            cut = not line.endswith(b"\n")
+            raise DataError(
+                f"the line is not valid JSON ({_why(error)})",
+                where=f"{file}, row {number}",
+                expected="one JSON object a line",
+                remedy="it is the last line and has no end: copy the file again" if cut else "mend or remove the line",
+            ) from None
+        yield number, _object(value, file, number)
+
+
+def _read_json(source: _Source) -> NumberedRows:
+    data, file = source.whole(), source.file
+    text = _decode_all(data, file)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and "\n" in text.strip():  # JSON Lines under the name .json is common on the Hub
+            yield from _read_jsonl(_Source(io.BytesIO(data), file, source.limits))
+            return
+        where = f"{file}, row {error.lineno} (counted in lines)"
+        remedy = "mend the file, or copy it again if it is cut short"
+        raise DataError(f"the file is not valid JSON ({_why(error)})", where=where, remedy=remedy) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the file is not valid JSON ({_why(error)})", where=file, remedy="mend the file") from None
+    if isinstance(value, dict):  # {"data": [...]} and the like; a single object is a file of one row
+        lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
+        value = lists[0] if len(value) == 1 and lists else [value]
+    if not isinstance(value, list):
+        raise DataError(
+            f"the file holds a {type(value).__name__}, not rows", where=file, expected="a JSON list of objects"
+        )
+    for number, item in enumerate(value, 1):
+        yield number, _object(item, file, number)
+
+
+def _read_csv(source: _Source, delimiter: str = ",") -> NumberedRows:
+    csv.field_size_limit(source.limits.max_cell_chars)  # its own is 128 KiB; long documents are legitimate
+    reader = csv.reader(_text_lines(source), delimiter=delimiter, strict=True)
+    file, number = source.file, 0
+    try:
+        header = next(reader, [])
+        if len(set(header)) != len(header) or "" in header:
+            raise DataError(
+                f"the header has a repeated or an empty column name: {', '.join(map(repr, header))}",
+                where=f"{file}, header",
+                expected="each column named once",
+                remedy="rename the columns",
+            )
+        for number, cells in enumerate((cells for cells in reader if cells), 1):
+            if len(cells) != len(header):
+                raise DataError(
+                    f"the row has {len(cells)} cells and the header {len(header)}",
+                    where=f"{file}, row {number}",
+                    expected="as many cells as columns",
+                    remedy="put cells that hold commas or line ends in double quotes, or mend a file cut short",
+                )
+            yield number, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
+    except csv.Error as error:
+        if "field limit" in str(error):
+            raise source.limits.too_long("a cell is too long", f"{file}, row {number + 1}") from None
+        raise DataError(
+            f"the table is broken ({error})",
+            where=f"{file}, row {number + 1}",
+            expected='cells quoted as "..." with quotes inside doubled',
+            remedy="mend the row, or copy the file again if it is cut short",
+        ) from None
+
+
+def _read_tsv(source: _Source) -> NumberedRows:
+    return _read_csv(source, delimiter="\t")
+
+
+def _text_lines(source: _Source) -> Iterator[str]:
+    """The lines as the csv module wants them, with their ends; an old Mac's file has carriage returns alone."""
+    for number, line in source.lines():
+        text = _decode(line, number, f"{source.file}, row {number} (counted in lines)")
+        yield from io.StringIO(text, newline="")
+
+
+def _read_parquet(source: _Source) -> NumberedRows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file, number, size = source.file, 0, 0
+    try:
+        table = pq.ParquetFile(pa.BufferReader(source.whole()))
+        for batch in _batches(table, source.most):
+            size += batch.nbytes
+            if size > source.most:
+                raise too_large(source.most, f"{file}, row {number + 1}")
+            try:
+                rows = batch.to_pylist()
+            except UnicodeDecodeError:
+                rows = [_parquet_row(batch.slice(i, 1), file, number + i + 1) for i in range(batch.num_rows)]
+            yield from enumerate(rows, number + 1)
+            number += len(rows)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"the file is not a complete Parquet file ({_why(error)})",
+            where=file,
+            remedy="copy the file again, or write it again with a current version of its tool",
+        ) from None
+
+
+def _batches(table: Any, most: int) -> Iterator[Any]:
+    """The rows of a Parquet file, few at a time where they may be large.
+
+    A row can repeat everything that its row group holds, by a dictionary, and no more: so many rows are within `most`.
+    """
+    for group in range(table.num_row_groups):
+        held = max(1, table.metadata.row_group(group).total_byte_size)
+        yield from table.iter_batches(batch_size=max(1, min(_BATCH, most // held)), row_groups=[group])
+
+
+def _parquet_row(one: Any, file: str, number: int) -> RowValues:
+    try:
+        return one.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error, f"{file}, row {number}") from None
+
+
+READERS: dict[str, Callable[[_Source], NumberedRows]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}
+
+
+def _broken_gzip(error: Exception, where: str) -> DataError:
+    return DataError(
+        f"the gzipped file is cut short or damaged ({_why(error)})",
+        where=where,
+        expected="a complete gzip file",
+        remedy="copy or download the file again",
+    )
+
+
+def _decode(line: bytes, number: int, where: str) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error, where) from None
+
+
+def _decode_all(data: bytearray, file: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _not_utf8(error, f"{file}, row {line} (counted in lines)") from None
+
+
+def _not_utf8(error: UnicodeDecodeError, where: str) -> DataError:
+    return DataError(
+        f"byte {error.object[error.start]:#04x} is not UTF-8",
+        where=where,
+        expected="UTF-8 text",
+        remedy="convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8 old > new",
+    )
+
+
+def _object(value: Any, file: str, number: int) -> RowValues:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"the row is a {type(value).__name__}, not an object with named columns",
+            where=f"{file}, row {number}",
+            expected='for example {"prompt": ..., "chosen": ..., "rejected": ...}',
+        )
+    return value
+
+
+def _cell(name: str, cell: str) -> Any:
+    """A table has only text. A cell with a JSON list of messages is read as messages, one of critiques as critiques."""
+    if cell[:1] == "[" and cell[-1:] == "]":
+        try:
+            value = json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+        if value and all(isinstance(item, dict) and "role" in item for item in value):
+            return value
+        if ("critique" in name or "feedback" in name) and all(isinstance(item, str) for item in value):
+            return value
+    return cell or None
+
+
+def _why(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

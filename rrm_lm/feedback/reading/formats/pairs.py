@@ -1,0 +1,215 @@
+"""Rows that set one response against another: preference pairs, graded pairs, and summaries with language feedback."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rrm_lm.feedback.reading.formats.row import HH_TURN, Row, is_transcript, mean, transcript
+from rrm_lm.feedback.records import Comparison, Correction, Critique, Message, Prompt, Rating, Record
+
+TIE_TEXTS = "tie: chosen and rejected are the same text"
+TIE_GRADE = "tie: the overseer preferred neither response"
+ULTRAFEEDBACK_BEST = 10.0  # scores are from 1 to 10
+HELPFULNESS_LEVELS = {"not": 0.0, "slightly": 0.25, "partially": 0.5, "mostly": 0.75, "perfectly": 1.0}
+STATED_LEVEL = re.compile(r"\W*The response is (not|slightly|partially|mostly|perfectly) helpful", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One response of a pair and what was said about it. Ratings are in [0, 1]."""
+
+    response: str
+    critiques: tuple[str, ...] = ()
+    rating: float | None = None
+
+
+def read_preference(row: Row) -> Iterator[Record]:
+    """Chosen against rejected: TRL's shapes, HH transcripts, UltraFeedback, and pairs with critiques and ratings."""
+    prompt, chosen, rejected = _prompt_and_responses(row)
+    ratings = [row.optional_number(f"{side}_rating") for side in ("chosen", "rejected")]
+    margin = row.optional_number("margin")
+    if row.has("score_chosen") and row.has("score_rejected"):
+        scores = [row.number("score_chosen"), row.number("score_rejected")]
+        ratings = [score / ULTRAFEEDBACK_BEST for score in scores]
+        margin = scores[0] - scores[1] if margin is None else margin
+    best = Side(chosen, row.texts("chosen_critiques", "chosen_critique"), ratings[0])
+    other = Side(rejected, row.texts("rejected_critiques", "rejected_critique"), ratings[1])
+    yield from pair(row, prompt, best, other, margin=margin)
+
+
+def read_graded(row: Row) -> Iterator[Record]:
+    """HelpSteer2-Preference and HelpSteer3: a grade from -3 (the first is much better) to 3 (the second is)."""
+    prompt = row.prompt("context", "prompt")
+    first, second = _side(row, 1), _side(row, 2)
+    grade = row.number("overall_preference" if "overall_preference" in row.values else "preference_strength")
+    if grade == 0:
+        row.drop(TIE_GRADE)
+        # No ratings: levels that differ would derive a comparison that the overseer has just refused to make.
+        yield from words(row, prompt, first, second, with_ratings=False)
+        return
+    best, other = (first, second) if grade < 0 else (second, first)
+    yield from pair(row, prompt, best, other, margin=abs(grade))
+
+
+def read_feedback_pair(row: Row) -> Iterator[Record]:
+    """HelpSteer3-Feedback: two responses with critiques that open by stating a level, and no preference.
+
+    The response with the higher mean level is chosen, with the difference (in [0, 1]) as margin.
+    """
+    prompt = row.prompt("context", "prompt")
+    first, second = _side(row, 1), _side(row, 2)
+    if first.rating is None or second.rating is None or first.rating == second.rating:
+        row.drop(TIE_GRADE)
+        yield from words(row, prompt, first, second)
+        return
+    best, other = (first, second) if first.rating > second.rating else (second, first)
+    yield from pair(row, prompt, best, other, margin=abs(first.rating - second.rating))
+
+
+def read_slf5k(row: Row) -> Iterator[Record]:
+    """SLF5K: two summaries compared, and a third with feedback and a human's ideal summary."""
+    community = f" from r/{row.label('subreddit')}" if row.has("subreddit") else ""
+    request = f"Summarize this post{community} in a few sentences.\n\nTitle: {row.text('title')}\n\n{row.text('post')}"
+    prompt = (Message("user", request),)
+    if row.has("comparison_preference"):
+        answer = row.label("comparison_preference")
+        if answer not in ("Summary A", "Summary B"):
+            row.fail("comparison_preference", f"is {answer!r}", "'Summary A' or 'Summary B'")
+        names = ("A", "B") if answer.endswith("A") else ("B", "A")
+        best, other = (Side(row.text(f"generated_summary_for_comparison_{name}")) for name in names)
+        yield from pair(row, prompt, best, other)
+    if not row.has("feedback"):
+        return
+    response, critique = row.text("generated_summary_for_feedback"), row.text("feedback")
+    row.subset = row.label("feedback_class")
+    yield Critique(response=response, critique=critique, **row.about(prompt))
+    if row.has("ideal_human_summary"):
+        corrected = row.text("ideal_human_summary")
+        yield Correction(response=response, critique=critique, corrected=corrected, **row.about(prompt))
+
+
+def pair(row: Row, prompt: Prompt, best: Side, other: Side, *, margin: float | None = None) -> Iterator[Record]:
+    """A comparison; or, if both responses are the same text, a counted tie whose critiques are kept.
+
+    White space around a response does not make it another response.
+    """
+    if best.response.strip() == other.response.strip():
+        row.drop(TIE_TEXTS)
+        yield from words(row, prompt, best, other)
+        return
+    yield Comparison(
+        chosen=best.response,
+        rejected=other.response,
+        margin=margin,
+        chosen_critiques=best.critiques,
+        rejected_critiques=other.critiques,
+        chosen_rating=best.rating,
+        rejected_rating=other.rating,
+        **row.about(prompt),
+    )
+
+
+def words(row: Row, prompt: Prompt, *sides: Side, with_ratings: bool = True) -> Iterator[Record]:
+    """What was written about responses that make no comparison, and how they were rated by those who wrote."""
+    for side in sides:
+        for critique in side.critiques:
+            level = stated_level(critique)
+            rating = side.rating if level is None else level
+            yield Critique(response=side.response, critique=critique, rating=rating, **row.about(prompt))
+        if with_ratings and side.critiques and side.rating is not None:
+            yield Rating(response=side.response, rating=side.rating, **row.about(prompt))
+
+
+def stated_level(critique: str) -> float | None:
+    """The rating that a HelpSteer3 critique states in its opening words, in [0, 1]; None if it states none."""
+    found = STATED_LEVEL.match(critique)
+    return HELPFULNESS_LEVELS[found[1].lower()] if found else None
+
+
+def _side(row: Row, number: int) -> Side:
+    """Response 1 or 2 with what each annotator wrote about it, and the mean of the levels they state.
+
+    Words about the pair as a whole are used only where nothing was written about this response alone; they are then
+    told from this response's side ("@Response 2 is better than @Response 1" becomes "This response is better than the
+    other response" for the second).
+    """
+    response = row.text(f"response{number}", f"response_{number}")
+    people = row.rows("individual_preference")
+    own = f"feedback{number}"
+    critiques = row.texts(own) + tuple(text for person in people for text in person.texts(own))
+    rating = mean([level for critique in critiques if (level := stated_level(critique)) is not None])
+    if not critiques:
+        about_both = [text for person in people for text in person.texts("reasoning")]
+        justification = " ".join(row.texts("preference_statement", "preference_elaboration"))
+        critiques = tuple(_from_side(text, number) for text in [*about_both, justification] if text)
+    return Side(response, critiques, rating)
+
+
+def _from_side(text: str, number: int) -> str:
+    def name(found: re.Match[str]) -> str:
+        start = found.start() == 0 or text[: found.start()].rstrip()[-1:] in ".!?\n"
+        which = "this response" if int(found[1]) == number else "the other response"
+        return which.capitalize() if start else which
+
+    return re.sub(r"@?\bResponse ([12])\b", name, text).strip()
+
+
+def _prompt_and_responses(row: Row) -> tuple[Prompt, str, str]:
+    """The prompt, given or implied by what chosen and rejected share, and the two responses."""
+    chosen, rejected = row.require("chosen"), row.require("rejected")
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        both = row.messages("chosen"), row.messages("rejected")
+        if isinstance(row.values.get("prompt"), list):
+            prompt = row.prompt()
+            both = tuple(side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in both)
+            return prompt, _one_response(row, "chosen", both[0]), _one_response(row, "rejected", both[1])
+        prompt, best, other = _split_shared(row, *both)
+        return prompt or row.prompt(), best, other
+    texts = row.text("chosen"), row.text("rejected")
+    if is_transcript(texts[0]) and is_transcript(texts[1]):
+        return _split_shared(row, *(transcript(text, HH_TURN) for text in texts))
+    if "prompt" in row.columns:  # a row without one is at fault, and its shared opening is no prompt
+        return row.prompt(), *texts
+    return _split_shared_text(row, *texts)
+
+
+def _split_shared(row: Row, chosen: Prompt, rejected: Prompt) -> tuple[Prompt, str, str]:
+    """Two whole conversations: the turns they share are the prompt, the one turn after them the response."""
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    prompt = chosen[:shared]
+    return prompt, _one_response(row, "chosen", chosen[shared:]), _one_response(row, "rejected", rejected[shared:])
+
+
+def _one_response(row: Row, name: str, messages: Prompt) -> str:
+    if len(messages) != 1 or messages[0].role != "assistant":
+        found = ", ".join(message.role for message in messages) or "nothing"
+        row.fail(
+            name,
+            f"has, after the turns it shares with the prompt, {found}",
+            "exactly one turn, by the assistant",
+            "chosen and rejected must differ in the last assistant turn alone; remove the row if they do not",
+        )
+    if not messages[0].content.strip():
+        row.fail(name, "ends with an empty response", "a response with text in it", "remove the row")
+    return messages[0].content
+
+
+def _split_shared_text(row: Row, chosen: str, rejected: str) -> tuple[Prompt, str, str]:
+    """TRL's implicit prompt in plain text: the shared opening, up to its last whole word, becomes the user turn."""
+    if chosen == rejected:
+        return (), chosen, rejected
+    shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    shared = min(len(chosen), len(rejected)) if shared is None else shared
+    while shared and not chosen[shared - 1].isspace():
+        shared -= 1
+    if not chosen[:shared].strip():
+        what = "is missing, and chosen and rejected do not begin with a shared prompt"
+        row.fail("prompt", what, "a column with the prompt", "add the prompt, or name its column with --columns")
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        if not text[shared:].strip():
+            row.fail(name, "has nothing after the shared opening, so the response is empty", "a response")
+    return (Message("user", chosen[:shared].strip()),), chosen[shared:].strip(), rejected[shared:].strip()

@@ -1,0 +1,269 @@
+"""Rollouts: many responses to many prompts, with as little work as the model allows.
+
+A prompt is computed once for all its responses, and so is what all prompts of a batch begin with. Rows that ended leave
+the batch. Keys and values are written in place, logits exist for one token of each row, and the adapter is added into
+copies of the weights, which on CPUs are laid out for products with few rows (:mod:`rrm_lm.models.fast.products`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rrm_lm.errors import ConfigError, ModelError
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.decoding.decoders import Decoder, decoding
+from rrm_lm.models.decoding.generation import Progress, sample
+from rrm_lm.models.decoding.key_values import KeyValues
+from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.text.batching import common_beginning, length_groups
+
+_PREFILL_TOKENS = 2048  # prompt tokens that go through the model at once
+_PASS = 32  # what another pass over the weights costs, in tokens
+_WORTH_PACKING = 12  # decoded tokens of a row, over all batches, that pay for laying out the weights anew
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One response to be: its prompt, the prompt's number in the call, and the response's number for its prompt."""
+
+    prompt: tuple[int, ...]
+    number: int
+    sample: int
+
+
+def roll_out(
+    backbone: Backbone,
+    adapter: str | None,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    end_ids: Sequence[int],
+    num_return: int = 1,
+    seed: int = 0,
+    first: int = 0,
+    batch_tokens: int = 16384,
+    progress: Progress | None = None,
+) -> list[list[list[int]]]:
+    """Responses of one adapter to prompts, drawn from exactly the distribution of `sampling`.
+
+    A response draws its own random numbers, from `seed`, its prompt's place and its number: other batches, or several
+    calls that share the prompts among them, give the same responses, to rounding of the logits. Autocasting is off:
+    everything is computed in the model's own dtype. The model, its mode and the global random state are left as they
+    were.
+
+    Families that no decoder serves (see :mod:`rrm_lm.models.decoding.decoders`) take :func:`rrm_lm.models.decoding.generation.sample`,
+    with the same distribution but other random numbers for each batch.
+
+    Of a sharded model whose weights are not gathered (see :meth:`rrm_lm.models.sharding.Root.inside`), all processes
+    call this, with any prompts.
+
+    Args:
+        backbone: The model.
+        adapter: The adapter that responds; ``None`` for the bare backbone.
+        prompts: Token ids of each prompt, none empty, ending where the response begins.
+        sampling: How tokens are drawn, and how many at most.
+        end_ids: Tokens that end a response.
+        num_return: Responses per prompt.
+        seed: Seed of the whole call.
+        first: Place of the first prompt, if these are some of more.
+        batch_tokens: Most tokens (prompts, responses and padding) held at once; a single row may exceed it.
+        progress: Called after each batch with responses done, responses in all, and tokens decoded per second.
+
+    Returns:
+        For each prompt, in the order given, `num_return` lists of token ids. A list ends with an end token if one was
+        drawn, and holds `max_new_tokens` ids without one if not.
+
+    Raises:
+        ConfigError: Settings that make no sense together.
+        ModelError: A prompt that is empty or does not fit the model's context with `max_new_tokens`, or no such
+            adapter.
+    """
+    _check(backbone, prompts, sampling, num_return)
+    rows = [_Row(tuple(prompt), n, k) for n, prompt in enumerate(prompts) for k in range(num_return)]
+    results: list[list[list[int]]] = [[[] for _ in range(num_return)] for _ in prompts]
+    generator = torch.Generator().manual_seed(seed % (1 << 63))
+    shape = (first + len(prompts), num_return, 0 if sampling.temperature == 0 else sampling.max_new_tokens)
+    uniform = torch.rand(shape, dtype=torch.float64, generator=generator)[first:]
+    batches = list(_batches(rows, sampling.max_new_tokens, batch_tokens))
+    started, decoded, done = time.perf_counter(), 0, 0
+    with _undisturbed(backbone), backbone.using(adapter):
+        worth_packing = len(batches) * sampling.max_new_tokens >= _WORTH_PACKING
+        with decoding(backbone, adapter, worth_packing) as decoder:
+            if decoder is None:
+                return sample(
+                    backbone.model, prompts, pad_id=backbone.pad_id, eos_ids=end_ids,
+                    max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
+                    top_k=sampling.top_k, seed=seed + first, num_return=num_return, batch_tokens=batch_tokens,
+                    progress=progress,
+                )  # fmt: skip
+            for batch in batches:
+                numbers = torch.stack([uniform[row.number, row.sample] for row in batch])
+                for row, ids in zip(
+                    batch, _respond(backbone, adapter, decoder, batch, sampling, set(end_ids), numbers), strict=True
+                ):
+                    results[row.number][row.sample] = ids
+                    decoded += len(ids)
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(rows), decoded / (time.perf_counter() - started))
+    return results
+
+
+def _respond(
+    backbone: Backbone,
+    adapter: str | None,
+    decoder: Decoder,
+    batch: Sequence[_Row],
+    sampling: Sampling,
+    ends: set[int],
+    uniform: Tensor,
+) -> list[list[int]]:
+    """The responses of one batch.
+
+    Args:
+        batch: Rows as :func:`_batches` orders them.
+        uniform: (rows, max_new_tokens) a random number for each token.
+    """
+    number = {prompt: place for place, prompt in enumerate(dict.fromkeys(row.prompt for row in batch))}
+    prompts = [row.prompt for row in batch[: len(number)]]
+    width = len(prompts[-1])
+    cache = KeyValues(int(backbone.config.num_hidden_layers), len(batch), width + sampling.max_new_tokens)
+    hidden = _prefill(backbone, decoder, cache, prompts)
+    starts = [width - len(row.prompt) for row in batch]
+    cache.place(width, starts)
+    sources = torch.tensor([number[row.prompt] for row in batch], device=backbone.device)
+    if len(batch) > len(prompts):
+        cache.copy(sources[len(prompts) :], torch.arange(len(prompts), len(batch), device=backbone.device), width)
+    responses: list[list[int]] = [[] for _ in batch]
+    going = list(range(len(batch)))  # the responses that have not ended, in the order of the cache's rows
+    hidden, places = hidden[sources], torch.tensor(starts, device=backbone.device)
+    for step in range(sampling.max_new_tokens):
+        tokens = sampling.draw(backbone.logits(hidden, adapter), uniform[going, step] if uniform.shape[1] else uniform)
+        drawn = tokens.tolist()
+        for response, token in zip(going, drawn, strict=True):
+            responses[response].append(token)
+        kept = [row for row, token in enumerate(drawn) if token not in ends]
+        if not kept or step + 1 == sampling.max_new_tokens:
+            break
+        if len(kept) < len(going):
+            kept = _close_ranks(cache, kept, width + step, backbone.device)
+            going, tokens, places = [going[row] for row in kept], tokens[kept], places[kept]
+        cache.place(width + step, [starts[response] for response in going])
+        hidden = decoder(tokens[:, None], places, cache)[:, 0]
+    return responses
+
+
+def _close_ranks(cache: KeyValues, kept: Sequence[int], end: int, device: torch.device) -> list[int]:
+    """Move the last rows of a cache to the places of those that ended; returns which row stands where now."""
+    stay = [row for row in kept if row < len(kept)]
+    move = kept[len(stay) :]
+    free = sorted(set(range(len(kept))) - set(stay))
+    if move:
+        cache.copy(torch.tensor(move, device=device), torch.tensor(free, device=device), end)
+    moved = dict(zip(free, move, strict=True))
+    return [moved.get(row, row) for row in range(len(kept))]
+
+
+# -- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def _prefill(backbone: Backbone, decoder: Decoder, cache: KeyValues, prompts: Sequence[tuple[int, ...]]) -> Tensor:
+    """Compute prompts, and what they have in common once; they take the first rows of the cache.
+
+    Args:
+        cache: An empty one.
+        prompts: Token ids, shortest first. They are laid to end at the column of the longest one's length.
+
+    Returns:
+        (prompts, hidden) at the last token of each.
+    """
+    device = backbone.device
+    width = len(prompts[-1])
+    starts = [width - len(prompt) for prompt in prompts]
+    places = torch.tensor(starts, device=device)
+    common = _common(prompts)
+    if common:
+        cache.place(0, [0])
+        decoder(torch.tensor([list(prompts[0][:common])], device=device), places.new_zeros(1), cache)
+        cache.spread(common, places)
+    lengths = [len(prompt) - common for prompt in prompts]
+    ends: list[Tensor] = []
+    for group in reversed(length_groups(lengths, _PREFILL_TOKENS, _PASS)):
+        rows, count = slice(group[0], group[-1] + 1), lengths[group[-1]]
+        # Shorter prompts repeat some tokens of the common beginning, which computes the same again.
+        ids = [[*[backbone.pad_id] * (count - len(prompt)), *prompt[-count:]] for prompt in prompts[rows]]
+        cache.place(width - count, starts[rows], group[0])
+        ends.append(decoder(torch.tensor(ids, device=device), places[rows], cache)[:, -1])
+    return torch.cat(ends)
+
+
+def _common(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all prompts begin with, their last token apart; 0 where computing them once is no gain."""
+    common = min(common_beginning(prompts), min(map(len, prompts)) - 1)
+    return common if common * (len(prompts) - 1) > _PASS else 0
+
+
+def _batches(rows: Sequence[_Row], max_new_tokens: int, batch_tokens: int) -> Iterator[list[_Row]]:
+    """Rows within the token budget, the batch with the longest prompts first, because memory peaks there.
+
+    In each batch there stands first one row of each prompt, shortest prompt first, then the other rows.
+    """
+
+    def ordered(batch: list[_Row]) -> list[_Row]:
+        ones = {row.prompt: row for row in reversed(batch)}
+        return [*ones.values(), *(row for row in batch if ones[row.prompt] is not row)]
+
+    batch: list[_Row] = []
+    for row in sorted(rows, key=lambda row: (-len(row.prompt), row.prompt)):
+        width = len(batch[0].prompt if batch else row.prompt) + max_new_tokens
+        if batch and (len(batch) + 1) * width > batch_tokens:
+            yield ordered(batch)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield ordered(batch)
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _undisturbed(backbone: Backbone) -> Iterator[None]:
+    """Evaluation mode, no gradients, no autocasting; every module goes back into its own mode."""
+    training = [module for module in backbone.modules() if module.training]
+    try:
+        backbone.eval()
+        with torch.no_grad(), torch.autocast(backbone.device.type, enabled=False):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check(backbone: Backbone, prompts: Sequence[Sequence[int]], sampling: Sampling, num_return: int) -> None:
+    if num_return < 1:
+        raise ConfigError(f"num_return is {num_return}", expected="at least 1")
+    if sampling.temperature == 0 and num_return > 1:
+        raise ConfigError(
+            f"temperature 0 gives one response per prompt, and {num_return} were asked for",
+            where="num_return",
+            remedy="set a temperature above 0, or num_return to 1",
+        )
+    limit = getattr(backbone.config, "max_position_embeddings", None)
+    for number, prompt in enumerate(prompts):
+        where = f"prompt {number + 1} of {len(prompts)}"
+        if not prompt:
+            raise ModelError("A prompt has no tokens", where=where)
+        if isinstance(limit, int) and len(prompt) + sampling.max_new_tokens > limit:
+            raise ModelError(
+                f"A prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new tokens do not fit the context of "
+                f"{limit}",
+                where=where,
+                remedy="cut the prompt's oldest turns, or generate fewer tokens",
+            )

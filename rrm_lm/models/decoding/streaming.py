@@ -1,0 +1,86 @@
+"""One response, token by token as it is drawn, for a person who reads along."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.decoding.key_values import cache_name
+
+_HALF = "\ufffd"  # what a tokenizer decodes the first bytes of a character to
+
+
+def stream(
+    backbone: Backbone,
+    adapter: str | None,
+    prompt: Sequence[int],
+    draw: Callable[[Tensor], int],
+    *,
+    end_ids: Sequence[int],
+    max_new_tokens: int,
+) -> Iterator[int]:
+    """The tokens of a response to one prompt, each as soon as it is there; the one that ends it comes, too.
+
+    Works for every family that transformers has, with its own cache where it has one; else everything is computed
+    again for each token. Between two tokens no state is
+    held: the adapter's choice and the gradient mode are as the caller left them, and the caller may stop at any time.
+
+    Args:
+        backbone: The model, in evaluation mode.
+        adapter: The adapter to compute with; ``None`` for the bare backbone.
+        prompt: Token ids up to where the response begins; not empty.
+        draw: Chooses a token from (vocabulary,) float32 logits.
+        end_ids: Tokens that end a response.
+        max_new_tokens: Most tokens of a response.
+    """
+    model = backbone.causal_lm
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    name = cache_name(model)
+    ids, cache = list(prompt), None
+    for _ in range(max_new_tokens):
+        new = torch.tensor([ids if cache is None else ids[-1:]], device=backbone.device)
+        caching = {} if name is None else {name: cache, "use_cache": True}
+        with torch.no_grad(), backbone.using(adapter):
+            output: Any = model(input_ids=new, **caching, **last_only)
+        cache = None if name is None else getattr(output, name)
+        token = draw(output.logits[0, -1].float())
+        ids.append(token)
+        yield token
+        if token in end_ids:
+            return
+
+
+class Words:
+    """The text of tokens that come one by one, in pieces that never end inside a character.
+
+    Attributes:
+        text: Everything that was given out.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self.text = ""
+
+    def add(self, token: int) -> str:
+        """What the token adds to the text; nothing where a character is still incomplete."""
+        self._ids.append(token)
+        text = self._decoded()
+        return "" if text.endswith(_HALF) else self._give(text)
+
+    def rest(self) -> str:
+        """What is left when no more tokens come."""
+        return self._give(self._decoded())
+
+    def _decoded(self) -> str:
+        # Always from the first token on: what a token's text is can depend on the one before it.
+        return self._tokenizer.decode(self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _give(self, text: str) -> str:
+        new, self.text = text[len(self.text) :], text
+        return new

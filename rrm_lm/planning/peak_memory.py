@@ -1,0 +1,375 @@
+"""What computing takes beside weights: the project's own passes, run on tensors that have shapes and no data.
+
+What autograd keeps depends on the family, on the dtype of weights and adapters, on which layers compute fused and on
+what is recomputed. So it is not written down as a formula: a model of two layers and one of three run the pass itself
+under torch's FakeTensorMode, for some numbers of rows, while every allocation is counted. Layers are alike, so each
+further one takes what the third took.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from rrm_lm.errors import ModelError
+from rrm_lm.models.agent import VALUE, AgentModel, disable_dropout
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.decoding.decoders import WholeDecoder
+from rrm_lm.models.decoding.key_values import KeyValues
+from rrm_lm.models.decoding.lean_decoder import LeanDecoder
+from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.fast.layers import speed_up_layers
+from rrm_lm.models.fast.lora import speed_up
+from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings
+from rrm_lm.models.saving.policies import POLICY
+from rrm_lm.planning.footprint import model_without_weights, with_layers
+from rrm_lm.text.batching import Batch, collate, share
+from rrm_lm.text.chat import Line
+
+_DEPTHS = (2, 3)
+_CHUNK = 256  # response tokens whose logits are held at once, as in rrm_lm.models.decoding.token_probs
+_MOST_ROWS = 1 << 20
+_PREFILL_TOKENS = 2048  # as in rrm_lm.models.decoding.rollouts
+
+_Run = Callable[[Batch, list[Line]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RowShape:
+    """What stands in one row of a batch, in tokens.
+
+    Attributes:
+        prompt: The prompt.
+        response: Each response.
+        responses: How many share the prompt.
+        critique: The critique of each response; 0 for none.
+    """
+
+    prompt: int
+    response: int
+    responses: int = 1
+    critique: int = 0
+
+    @property
+    def line(self) -> int:
+        """Tokens of the prompt and one response."""
+        return self.prompt + self.response
+
+    @property
+    def width(self) -> int:
+        """Tokens of the row."""
+        return self.prompt + self.responses * (self.response + self.critique)
+
+    def lines(self) -> list[Line]:
+        """Lines of this shape; what their tokens are does not matter, but that they part behind the prompt does."""
+        made = []
+        for number in range(self.responses):
+            ids = (1,) * self.prompt + (2 + number,) * (self.response + self.critique)
+            end = self.line - 1
+            view = end if self.critique else 0
+            made.append(Line(ids, self.prompt, end, range(end + 1, len(ids)), view))
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """Bytes at the peak of a computation, beside weights, their gradients and the optimizer's state.
+
+    Attributes:
+        rows: Numbers of rows that were traced, growing.
+        base: For each of them, bytes whatever the number of layers.
+        layer: For each of them, bytes of a layer.
+        layers: Layers of the model.
+        width: Tokens of a row.
+    """
+
+    rows: tuple[int, ...]
+    base: tuple[float, ...]
+    layer: tuple[float, ...]
+    layers: int
+    width: int
+
+    def bytes(self, rows: int) -> int:
+        """At the peak, with so many rows: on straight lines between those that were traced."""
+        found = [low + self.layers * layer for low, layer in zip(self.base, self.layer, strict=True)]
+        last = max(1, min(bisect_left(self.rows, rows), len(self.rows) - 1))
+        (few, many), (start, end) = self.rows[last - 1 : last + 1], found[last - 1 : last + 1]
+        return max(0, round(start + (rows - few) * (end - start) / (many - few)))
+
+    def rows_within(self, room: float) -> int:
+        """How many rows fit into so many bytes; 0 if not even one."""
+        return bisect_right(range(1, _MOST_ROWS), room, key=self.bytes)
+
+
+class Tracer:
+    """Runs passes of a model that has no weights.
+
+    Args:
+        config: The model's configuration.
+        lora: What adapters are like.
+        dtype: Of the weights.
+        attention: Implementation of attention; ``None`` leaves it to transformers.
+        value: The policy's value function, ``head`` or ``adapter``.
+        share: Whether lines share what they have in common, as they do where it is exact.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        lora: LoraConfig,
+        dtype: torch.dtype,
+        *,
+        attention: str | None = None,
+        value: str = "head",
+        share: bool = True,
+    ) -> None:
+        self.config, self.lora, self.dtype, self.attention = config.get_text_config(), lora, dtype, attention
+        self.value, self.share = value, share
+        self._mode = FakeTensorMode()
+        self._fused = self._small() if dtype == torch.float32 else None
+
+    def reward(self, shape: RowShape, checkpointing: bool) -> Peak:
+        """Forward and backward of a reward model.
+
+        Args:
+            shape: Of each row: a prompt and the two responses of a pair.
+            checkpointing: Whether layers recompute their activations.
+        """
+
+        def start(backbone: Backbone) -> tuple[nn.Module, _Run]:
+            self._adapt(backbone, [ADAPTER])
+            model = RewardModel(backbone, RewardSettings(""))
+            if checkpointing:
+                model.activation_checkpointing_enable()
+
+            def run(batch: Batch, lines: list[Line]) -> None:
+                output = model(batch, lines, with_critiques=shape.critique > 0)
+                (output.members.sum() + output.critique_nll.sum()).backward()
+
+            return model.train(), run
+
+        return self._peak(start, shape)
+
+    def policy(self, shape: RowShape, checkpointing: bool) -> Peak:
+        """Forward and backward of a policy with its value function, as PPO does them.
+
+        The pass that gives the old log-probabilities is the first one that is learned from: while its graph is kept,
+        the next rows are computed without one.
+
+        Args:
+            shape: Of each row: a prompt and its samples.
+            checkpointing: Whether layers recompute their activations.
+        """
+        sampling = Sampling(shape.response, 0.7)
+
+        def start(backbone: Backbone) -> tuple[nn.Module, _Run]:
+            self._adapt(backbone, [POLICY, VALUE] if self.value == "adapter" else [POLICY])
+            agent = AgentModel(backbone, value=self.value)
+            disable_dropout(agent)
+            if checkpointing:
+                agent.activation_checkpointing_enable()
+
+            def run(batch: Batch, lines: list[Line]) -> None:
+                output: Any = agent("policy", batch, lines, sampling)
+                with torch.no_grad():
+                    agent("policy", batch, lines, sampling)
+                (output.log_probs.sum() + output.values.sum()).backward()
+
+            return agent.train(checkpointing), run
+
+        return self._peak(start, shape)
+
+    def rollout(self, shape: RowShape) -> Peak:
+        """Sampling responses: copies of weights (float32 only), keys and values, the prompts, and a token's logits.
+
+        Args:
+            shape: Of each row: one prompt and one response.
+        """
+        sampling = Sampling(shape.response, 0.7)
+
+        def start(backbone: Backbone) -> tuple[nn.Module, _Run]:
+            self._adapt(backbone, [POLICY])
+
+            @torch.no_grad()
+            def run(_: Batch, lines: list[Line]) -> None:
+                rows = len(lines)
+                with backbone.using(POLICY):
+                    decoder = self._decoder(backbone)
+                    cache = KeyValues(int(backbone.config.num_hidden_layers), rows, shape.line)
+                    several = max(1, min(rows, _PREFILL_TOKENS // shape.prompt))
+                    hidden = torch.empty(0)
+                    for first in range(0, rows, several):
+                        count = min(several, rows - first)
+                        starts = torch.arange(count) % 2  # of uneven lengths, which takes a mask
+                        cache.place(0, [0, 1], first)
+                        ids = torch.ones(count, shape.prompt, dtype=torch.long)
+                        hidden = decoder(ids, starts, cache)[:, -1]
+                    hidden = hidden[:1].expand(rows, -1)
+                    tokens = sampling.draw(backbone.logits(hidden, POLICY), torch.rand(rows, dtype=torch.float64))
+                    cache.place(shape.line - 1, [0, 1])
+                    decoder(tokens[:, None], torch.arange(rows) % 2, cache)
+
+            return backbone.eval(), run
+
+        return self._peak(start, shape)
+
+    # -- making models --------------------------------------------------------------------------------------------
+
+    def _adapt(self, backbone: Backbone, adapters: Sequence[str]) -> None:
+        for name in adapters:
+            backbone.add_adapter(name, copy.deepcopy(self.lora))
+        speed_up(backbone)
+        if self._fused is not None:
+            speed_up_layers(backbone, like=self._fused)
+
+    def _small(self) -> nn.Module | None:
+        """A small model of the family with weights: which of its layers compute fused is found out by trying."""
+        config = with_layers(self.config, 1)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 64}
+        for name, size in (sizes | {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": None}).items():
+            if hasattr(config, name):
+                setattr(config, name, size)
+        try:
+            model = model_without_weights(config, torch.float32)
+            speed_up_layers(model)
+        except (ModelError, RuntimeError, ValueError, TypeError, ZeroDivisionError):
+            return None  # a family whose sizes have other names; none of its layers is known to compute fused
+        return model
+
+    def _decoder(self, backbone: Backbone) -> Any:
+        try:
+            return LeanDecoder(backbone, POLICY, False)
+        except (TypeError, AttributeError):
+            return WholeDecoder(backbone)
+
+    def _batch(self, shape: RowShape, rows: int) -> tuple[Batch, list[Line]]:
+        lines = shape.lines()
+        ids, blind = [line.ids for line in lines], [line.blind for line in lines]
+        alone = [share([line], [hidden]) for line, hidden in zip(ids, blind, strict=True)]
+        laid = [share(ids, blind)] if self.share else alone
+        return collate(laid * rows, pad_id=0), lines * rows
+
+    # -- tracing --------------------------------------------------------------------------------------------------
+
+    def _peak(self, start: Callable[[Backbone], tuple[nn.Module, _Run]], shape: RowShape) -> Peak:
+        """Trace a pass for two numbers of layers and several of rows."""
+        whole = -(-_CHUNK // (shape.responses * (shape.response + shape.critique)))  # rows that fill a chunk of logits
+        batches = {rows: self._batch(shape, rows) for rows in sorted({1, whole, 4 * whole, 16 * whole})}
+        found: dict[tuple[int, int], int] = {}
+        for depth in _DEPTHS:
+            with self._explained():
+                with torch.device("meta"):
+                    model = model_without_weights(with_layers(self.config, depth), self.dtype, self.attention)
+                    module, run = start(Backbone(model, 0, sharing=self.share))
+                with self._mode:
+                    _as_if_on_cpu(module)
+                    for rows, (batch, lines) in batches.items():
+                        found[depth, rows] = _measured(module, lambda b=batch, x=lines, f=run: f(_without_data(b), x))
+        low, high = _DEPTHS
+        layer = [(found[high, rows] - found[low, rows]) / (high - low) for rows in batches]
+        return Peak(
+            rows=tuple(batches),
+            base=tuple(found[low, rows] - low * each for rows, each in zip(batches, layer, strict=True)),
+            layer=tuple(layer),
+            layers=self.config.num_hidden_layers,
+            width=batches[1][0].input_ids.numel(),
+        )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, NotImplementedError, TypeError, IndexError, AttributeError) as error:
+            raise ModelError(
+                f"This model cannot be run on shapes alone ({' '.join(str(error).split())[:200]})",
+                where=str(getattr(self.config, "model_type", "")),
+                expected="a dense language model, whose computation does not depend on what the tokens are",
+                remedy="plan with a dense model of about its size",
+            ) from error
+
+
+def _without_data(batch: Batch) -> Batch:
+    """A batch of the same shapes, made where this is called."""
+    parts = (batch.input_ids, batch.position_ids, batch.is_real, batch.sees)
+    ids, positions, real, sees = (None if part is None else torch.empty(part.shape, dtype=part.dtype) for part in parts)
+    assert ids is not None and positions is not None and real is not None
+    return Batch(ids, positions, real, sees, batch.where)
+
+
+def _as_if_on_cpu(module: nn.Module) -> None:
+    """Put tensors without data in the place of tensors on the meta device, where other kernels would compute."""
+    made: dict[Tensor, Tensor] = {}
+    for part in module.modules():
+        tables: list[Any] = [part._parameters, part._buffers]
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is not None and tensor not in made:
+                    made[tensor] = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    if isinstance(tensor, nn.Parameter):
+                        made[tensor] = nn.Parameter(made[tensor], tensor.requires_grad)
+                if tensor is not None:
+                    table[name] = made[tensor]
+
+
+def _measured(module: nn.Module, run: Callable[[], None]) -> int:
+    """Bytes at the peak of a run, beside what the module holds and its gradients."""
+    held: list[Tensor] = [*module.parameters(), *module.buffers()]
+    for parameter in module.parameters():
+        if parameter.requires_grad:  # gradients are there from the first micro-batch on
+            parameter.grad = torch.zeros_like(parameter)
+            held.append(parameter.grad)
+    with AllocationPeak(held) as peak:
+        run()
+    return peak.most
+
+
+class AllocationPeak(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made and not yet let go.
+
+    Attributes:
+        now: Bytes at the moment.
+        most: Bytes at the peak.
+
+    Args:
+        held: Tensors that are there already, which are not counted.
+    """
+
+    def __init__(self, held: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._held = {tensor.untyped_storage()._cdata for tensor in held}
+        self._alive: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # most calls; FakeTensorMode takes its time to answer
+            return args[0].fake_device
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._add, result)
+        self.most = max(self.most, self.now)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive or key in self._held:
+            return
+        size = storage.nbytes()
+        self._alive[key] = weakref.ref(storage, partial(self._forget, key, size))
+        self.now += size
+
+    def _forget(self, key: int, size: int, _: Any) -> None:
+        self._alive.pop(key, None)
+        self.now -= size

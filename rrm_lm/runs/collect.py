@@ -1,0 +1,153 @@
+"""What `rrm-lm collect` does: draw answers, ask an overseer about them, write feedback that training reads."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from rrm_lm.cli.collect import CollectArguments
+from rrm_lm.errors import ConfigError
+from rrm_lm.evaluation.policies.samples import draw
+from rrm_lm.feedback.asking import judge_questions
+from rrm_lm.feedback.asking.collection import Collected, collect, responses_asked_about
+from rrm_lm.feedback.asking.judge_questions import VERDICT_QUESTION
+from rrm_lm.feedback.asking.llm_judge import SERVED, ServedJudge
+from rrm_lm.feedback.asking.overseers import Overseer
+from rrm_lm.feedback.reading.prompts import load_prompts
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.pretrained import process_state
+from rrm_lm.models.saving.policies import load_policy
+from rrm_lm.recursion.assistance import Assisted
+from rrm_lm.runs.critics import find_critic
+from rrm_lm.runs.progress import advance
+from rrm_lm.settings.parser import write_resolved
+from rrm_lm.simulated.plain_user import PlainUser
+from rrm_lm.storage import write_json, write_jsonl
+from rrm_lm.training.output_folder import OutputFolder
+from rrm_lm.training.reward_sources import load_function
+
+logger = logging.getLogger(__name__)
+
+FEEDBACK, COUNTS = "feedback.jsonl", "counts.json"
+CRITIQUES = f"{FEEDBACK}.critiques"  # what the overseer was shown: no feedback, so no name that readers take for some
+
+
+def collect_feedback(args: CollectArguments) -> Collected:
+    """Collect and write; returns what was collected.
+
+    Raises:
+        RRMError: A policy, file, overseer, critic or setting that cannot be used. Answers to questions so far are kept.
+    """
+    overseer = load_overseer(args)
+    critic = None if args.critic is None else find_critic(args.critic, allow_code=args.allow_code)
+    identity = {
+        "policy": args.policy,
+        "overseer": args.overseer,
+        "critic": args.critic,
+        "round": args.round,
+        "seed": args.seed,
+    }
+    folder = OutputFolder(
+        args.output_dir,
+        command="rrm-lm collect",
+        identity=identity,
+        resume=not args.overwrite_output_dir,
+        overwrite=args.overwrite_output_dir,
+        deferred=True,
+    )
+    with folder as path:
+        prompts = _prompts(args)
+        answers = _answers(args, prompts)
+        choice = {"comparisons_per_prompt": args.comparisons_per_prompt, "seed": args.seed}
+        critiques = None if critic is None else critic.write(responses_asked_about(prompts, answers, **choice))
+        folder.begin()
+        write_resolved(path / "config.yaml", args)
+        if critiques is not None:
+            write_jsonl(path / CRITIQUES, critiques.rows())
+        with tqdm(unit="answer") as bar:
+
+            def tick(what: str, done: int, total: int) -> None:
+                bar.set_description(f"{what} by {overseer.name}", refresh=False)
+                bar.total = total
+                bar.update(done - bar.n)
+
+            collected = collect(
+                overseer if critiques is None else Assisted(overseer, critiques),
+                prompts,
+                answers,
+                **choice,
+                critiques=args.critiques,
+                round_number=args.round,
+                path=path / FEEDBACK,
+                at_once=int(getattr(overseer, "at_once", 1)),
+                progress=tick,
+            )
+        helped = {} if critiques is None else {"critic": critiques.account()}
+        write_json(path / COUNTS, collected.counts.to_dict() | helped)
+    logger.info("written to %s", path / FEEDBACK)
+    return collected
+
+
+def load_overseer(args: CollectArguments) -> Overseer:
+    """The overseer that the settings name: ``llm:MODEL``, a file of a simulated user's requests, or
+    ``file.py:function`` (or ``module:function``), a function without arguments that returns an overseer.
+
+    Raises:
+        ConfigError: None of these, a function that returns something else, or one who cannot be shown critiques.
+    """
+    name, noted = str(args.overseer), args.critic is not None
+    if name.startswith(SERVED):
+        question = judge_questions.noted(VERDICT_QUESTION) if noted else VERDICT_QUESTION
+        return ServedJudge(name.removeprefix(SERVED), args.base_url, question=question, key_variable=args.judge_key_env)
+    if Path(name).expanduser().is_file():
+        if noted:
+            raise ConfigError(
+                "The simulated user would take a critique for a part of the answer",
+                where="critic",
+                expected="an overseer who reads: llm:MODEL, or one's own as file.py:function",
+            )
+        return PlainUser.from_file(Path(name).expanduser(), args)
+    if ":" not in name:
+        raise ConfigError(
+            f"There is no overseer {name!r}",
+            where="overseer",
+            expected="llm:MODEL, a file of requests such as data/assistant/requests.jsonl, or file.py:function",
+        )
+    found = load_function(name)()
+    if not isinstance(found, Overseer):
+        raise ConfigError(
+            f"{name} returned {type(found).__name__}, which is no overseer",
+            where="overseer",
+            expected="an object with name, limit, compare and critique (rrm_lm/feedback/asking/overseers.py)",
+        )
+    return found
+
+
+def _prompts(args: CollectArguments) -> list[Prompt]:
+    read = (load_prompts(name, split="train", limits=args) for name in args.prompts)
+    prompts = list(dict.fromkeys(prompt for prompts in read for prompt in prompts))
+    if args.max_prompts is not None and args.max_prompts < len(prompts):
+        prompts = random.Random(args.seed).sample(prompts, args.max_prompts)
+    return prompts
+
+
+def _answers(args: CollectArguments, prompts: list[Prompt]) -> list[list[str]]:
+    policy = load_policy(str(args.policy))
+    policy.backbone.to(process_state().device or "cpu")
+    with tqdm(total=len(prompts) * args.samples, desc=f"answers of {args.policy}", unit="answer") as bar:
+        drawn = draw(
+            policy.backbone,
+            policy.adapter,
+            policy.chat,
+            prompts,
+            Sampling(args.max_new_tokens, args.temperature),
+            samples=args.samples,
+            seed=args.seed,
+            batch_tokens=args.batch_tokens,
+            progress=advance(bar),
+        )
+    return [[answer.text for answer in group] for group in drawn]

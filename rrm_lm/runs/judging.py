@@ -1,0 +1,133 @@
+"""What `rrm-lm reward` and `rrm-lm evaluate` leave behind after judging a model: files, a page, and a table."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rrm_lm.evaluation.preferences.outputs import plain_text, write_evaluation
+from rrm_lm.evaluation.preferences.results import Evaluation
+from rrm_lm.evaluation.preferences.scoring import Scorer, evaluate_preferences, reader_drops
+from rrm_lm.evaluation.reports.model_card import Card, write_model_card
+from rrm_lm.evaluation.reports.preferences import ReportData, describe, write_report
+from rrm_lm.evaluation.reports.wording import interval, percent, verdict
+from rrm_lm.feedback.reading.datasets import Feedback
+from rrm_lm.feedback.splits import LeakageReport
+from rrm_lm.text.chat import ChatFormat
+
+logger = logging.getLogger(__name__)
+
+_WIDTH = 120  # of the table where no terminal has one of its own
+
+
+def judge(scorer: Scorer, sets: Mapping[str, Feedback], details: Mapping[str, object] | None = None) -> Evaluation:
+    """Score each set. In a distributed run every process calls it, and each gets the whole result.
+
+    Args:
+        scorer: What is judged.
+        sets: Held-out feedback by name.
+        details: Whatever else belongs beside the numbers.
+    """
+    results = [
+        evaluate_preferences(scorer, feedback.comparisons, name=name, dropped=reader_drops(feedback.counts))
+        for name, feedback in sets.items()
+    ]
+    return Evaluation(scorer.name, tuple(results), dict(details or {}))
+
+
+def write_judgement(
+    evaluation: Evaluation,
+    sets: Mapping[str, Feedback],
+    folder: Path,
+    *,
+    chat: ChatFormat | None,
+    location: str,
+    train: Feedback | None = None,
+    leak: LeakageReport | None = None,
+    log_history: Sequence[Mapping[str, Any]] = (),
+    configuration: Mapping[str, object] | None = None,
+    base_model: str = "",
+) -> None:
+    """Write results.json, scores.jsonl, RewardBench's files, a model card and report.html, and print the numbers.
+
+    Args:
+        evaluation: What `judge` found.
+        sets: The sets it found it on.
+        folder: Where the files go.
+        chat: The format that the model reads, for RewardBench's texts.
+        location: Where the model is loaded from.
+        train: What it was trained on, if that is known.
+        leak: The leakage check of the sets against it.
+        log_history: Of the training.
+        configuration: Settings for the page.
+        base_model: Name of the backbone, for an adapter trained here.
+    """
+    settings = dict(configuration or {})
+    render = plain_text if chat is None else chat.transcript
+    write_evaluation(evaluation, folder, render=render, tokenizer=base_model or None)
+    statistics = {name: describe(feedback.comparisons) for name, feedback in sets.items()}
+    if train is not None and train.comparisons:
+        statistics = {"training": describe(train.comparisons), **statistics}
+    counts = [feedback.counts for feedback in ([train] if train is not None else []) + list(sets.values())]
+    report = ReportData(
+        evaluation=evaluation,
+        log_history=log_history,
+        leakage=leak.to_dict() if leak is not None else None,
+        read_counts=[count.to_dict() for count in counts if count.files],
+        statistics=statistics,
+        configuration=settings,
+        environment=environment(),
+    )
+    write_report(report, folder / "report.html")
+    names = settings.get("dataset_name")
+    card = Card(
+        kind="adapter" if base_model else "evaluated",
+        location=location,
+        base_model=base_model,
+        datasets=[str(name) for name in names] if isinstance(names, list) else [],
+        training=settings if base_model else {},
+        leakage=leak.summary() if leak is not None else "",
+    )
+    write_model_card(evaluation, card, folder / "README.md")
+    show(evaluation)
+    logger.info("report: %s", folder / "report.html")
+
+
+def show(evaluation: Evaluation) -> None:
+    """Print the numbers as a table, and what they say in a sentence for each set."""
+    table = Table(title=f"{evaluation.model} on held-out preferences", title_justify="left")
+    for column in ("set", "accuracy (95% interval)", "longer response", "ECE", "Brier", "scored", "ties"):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for result in evaluation.sets:
+        summary = result.overall.to_dict()
+        measures = result.measures
+        table.add_row(
+            result.name,
+            f"{percent(measures.accuracy.value)} ({interval(measures.accuracy)})",
+            percent(measures.longer_accuracy.value),
+            f"{summary['ece']:.3f}",
+            f"{summary['brier']:.3f}",
+            f"{summary['n_scored']} of {summary['n_given']}",
+            str(summary["ties"]),
+        )
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console.print(table)
+    for result in evaluation.sets:
+        console.print(verdict(result, several=len(evaluation.sets) > 1), soft_wrap=True)
+
+
+def environment() -> dict[str, object]:
+    """Versions and hardware, for the page."""
+    import torch
+
+    names = ("rrm_lm", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {"python": platform.python_version(), **{name: version(name) for name in names}, "hardware": hardware}

@@ -1,0 +1,94 @@
+"""What `rrm-lm policy` says in the terminal: one prompt as the model sees it, and a line for each update."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from rrm_lm.evaluation.reports.history import Update, duration, update_of
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.text.chat import ChatFormat
+
+logger = logging.getLogger(__name__)
+
+WRITES = "▶"  # the policy writes on from here
+
+
+def show_prompt(chat: ChatFormat, prompt: Prompt) -> None:
+    """Print a prompt as the model sees it to stderr.
+
+    Args:
+        chat: How prompts are written.
+        prompt: The prompt.
+    """
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    ids = chat.prompt_ids(prompt)
+    console.print(f"One prompt as the model sees it ({len(ids)} tokens). The policy writes on from {WRITES}.")
+    console.print(Text("[prompt] ", "bold cyan").append(chat.tokenizer.decode(ids), "dim").append(WRITES, "bold red"))
+
+
+class UpdateLines(TrainerCallback):
+    """A line in the log for each update, in the place of progress bars and of tables of everything that is measured.
+
+    Args:
+        steps_per_update: How many of the trainer's steps make an update.
+    """
+
+    def __init__(self, steps_per_update: int = 1) -> None:
+        self._steps = steps_per_update
+        self._started: float | None = None
+        self._begun, self._first = 0.0, 0
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the clock of an update; with the first one, that of the run."""
+        if state.global_step % self._steps:
+            return
+        self._begun = time.perf_counter()
+        if self._started is None:
+            self._started, self._first = self._begun, state.global_step // self._steps
+
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the line, if this is an update that was made."""
+        update = update_of(logs or {}, state.global_step // self._steps)
+        if update is None or not update.made or self._started is None or not state.is_world_process_zero:
+            return
+        now, planned = time.perf_counter(), state.max_steps // self._steps
+        left = (now - self._started) / max(1, update.number - self._first) * (planned - update.number)
+        logger.info("%s", line_of(update, planned, now - self._begun, left))
+
+
+def line_of(update: Update, of: int, seconds: float, left: float) -> str:
+    """One update in a line: `update  3 of 40: reward +0.541, KL 1.32, 94% ended, 31.5 tokens, 21.8 s, 13 min left`.
+
+    Args:
+        update: The update.
+        of: How many there will be.
+        seconds: What it took, with all that belongs to it.
+        left: Seconds until the last one.
+    """
+    reward = f"reward {update.get('reward'):+.3f}"
+    if len(update.rewards) > 1:
+        reward += " (" + ", ".join(f"{name} {value:+.3f}" for name, value in update.rewards.items()) + ")"
+    parts = [
+        reward,
+        f"KL {update.get('kl'):.3f}",
+        f"{100 * update.get('finished'):.0f}% ended",
+        f"{update.get('length'):.1f} tokens",
+        f"{seconds:.1f} s",
+    ]
+    if left > 0:
+        parts.append(f"{duration(left)} left")
+    return f"update {update.number:>{len(str(of))}} of {of}: {', '.join(parts)}"

@@ -1,0 +1,105 @@
+"""The prompts of policy training: read, split as feedback is, and fitted to what the model can hold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from rrm_lm.cli.policy import PromptArguments
+from rrm_lm.errors import ConfigError
+from rrm_lm.feedback.reading.datasets import Feedback
+from rrm_lm.feedback.reading.prompts import load_prompts
+from rrm_lm.feedback.records import Demonstration, Origin, Prompt, prompt_id
+from rrm_lm.feedback.splits import split_by_prompt
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.runs.sft import fitted
+from rrm_lm.settings.shared import column_map
+from rrm_lm.text.chat import ChatFormat
+
+logger = logging.getLogger(__name__)
+
+
+def read_prompts(args: PromptArguments) -> tuple[list[Prompt], list[Prompt]]:
+    """The different prompts to learn on, and those that are held out.
+
+    Raises:
+        ConfigError: No prompts are named.
+        DataError: A file that cannot be read, a prompt without a user turn, or nothing to split.
+    """
+    if not args.prompts:
+        raise ConfigError(
+            "There are no prompts to train on",
+            where="prompts",
+            expected="one or more files, folders or Hub sets",
+            remedy="pass --prompts my_prompts.jsonl, or --config configs/policy.yaml",
+        )
+    train = _read(args, args.prompts, args.dataset_train_split)
+    heldout: list[Prompt] = []
+    if args.eval_prompts:
+        heldout = _read(args, args.eval_prompts, args.dataset_test_split)
+        _tell_overlap(train, heldout)
+    elif args.eval_fraction > 0:
+        train, heldout = _hold_out(train, args.eval_fraction, args.split_seed)
+    train = train[: args.max_prompts]
+    logger.info("%d prompts to learn on; held out: %d", len(train), len(heldout))
+    return train, heldout
+
+
+def _read(args: PromptArguments, names: Sequence[str], split: str) -> list[Prompt]:
+    found: dict[Prompt, None] = {}
+    for name in names:
+        prompts = load_prompts(
+            name,
+            columns=column_map(args.columns),
+            split=split,
+            config=args.dataset_config,
+            skip_bad_rows=args.skip_bad_rows,
+            limits=args,
+        )
+        found |= dict.fromkeys(prompts)
+    return list(found)
+
+
+def _hold_out(prompts: Sequence[Prompt], fraction: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Split as feedback is, so that a reward model trained on the same file has not seen the held-out ones either."""
+    records = [
+        Demonstration(prompt=prompt, response="-", origin=Origin("the prompts", row))
+        for row, prompt in enumerate(prompts, start=1)
+    ]
+    train, heldout = split_by_prompt(Feedback.of(records), fraction, seed)
+    return [one.prompt for one in train.demonstrations], [one.prompt for one in heldout.demonstrations]
+
+
+def _tell_overlap(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
+    known = set(map(prompt_id, train))
+    shared = sum(prompt_id(prompt) in known for prompt in heldout)
+    if shared:
+        logger.warning("%d of %d held-out prompts are learned on, too: they are not new to it", shared, len(heldout))
+
+
+def fit_chat(
+    chat: ChatFormat, backbone: Backbone, max_length: int | None, response_length: int, prompts: Sequence[Prompt]
+) -> tuple[ChatFormat, int | None]:
+    """How prompts are written so that a response fits behind them, and the longest prompt plus response in tokens.
+
+    Raises:
+        ConfigError: A response alone is as long as `max_length`.
+    """
+    longest = fitted(max_length, backbone)
+    if longest is not None and response_length >= longest:
+        raise ConfigError(
+            f"{response_length} tokens of a response leave no room for a prompt, with {longest} in all",
+            where="response_length" if max_length is None else "max_length",
+            remedy="set a smaller response_length" + ("" if max_length is None else ", or a larger max_length"),
+        )
+    if max_length is None or longest is None:
+        return ChatFormat(chat.tokenizer), longest  # what does not fit is an error, which the trainer gives
+    room, whole = longest - response_length, ChatFormat(chat.tokenizer)
+    shortened = sum(len(whole.prompt_ids(prompt)) > room for prompt in prompts)
+    if shortened:
+        logger.warning(
+            "%d of %d prompts are longer than the %d tokens that max_length leaves them: they lose their oldest turns, "
+            "or their beginning",
+            *(shortened, len(prompts), room),
+        )
+    return ChatFormat(chat.tokenizer, room), longest

@@ -1,0 +1,111 @@
+"""What `rrm-lm policy` leaves behind beside the policy: results, a page, and a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rrm_lm.evaluation.policies.results import PolicyComparison
+from rrm_lm.evaluation.reports.history import Update, updates_of
+from rrm_lm.evaluation.reports.training import TrainingReportData, before_and_after, write_training_report
+from rrm_lm.runs.comparison import show
+from rrm_lm.runs.judging import environment
+from rrm_lm.runs.policy.monitor import Monitor
+from rrm_lm.runs.policy.trainers import Training
+
+logger = logging.getLogger(__name__)
+
+
+def write_what_is_left(
+    folder: Path, training: Training, result: Any, monitor: Monitor | None, settings: Sequence[Any], episodes: int
+) -> None:
+    """Write train_results.json and report.html, and print how the policy answers now and before.
+
+    Every process calls it; the main one writes.
+
+    Args:
+        folder: The output folder.
+        training: After it.
+        result: What the trainer returned.
+        monitor: What watched it.
+        settings: The dataclasses of the run's settings.
+        episodes: How many an update had.
+    """
+    trainer, steps = training.trainer, training.steps_per_update
+    ended = _ended_because(trainer, monitor)
+    comparison = None if monitor is None else _before_and_after(monitor, trainer)
+    if not trainer.is_world_process_zero():
+        return
+    updates = updates_of(trainer.state.log_history, steps)
+    trainer.save_metrics("train", _results(trainer, result, updates, ended))
+    taken = [] if monitor is None else monitor.callback.measurements
+    data = TrainingReportData(
+        title=_title(folder),
+        updates=updates,
+        planned=trainer.state.max_steps // steps,
+        episodes=episodes,
+        ended=ended,
+        comparison=comparison,
+        measurements=[dataclasses.replace(one, step=one.step // steps) for one in taken],
+        configuration=_configuration(settings),
+        environment=environment(),
+    )
+    write_training_report(data, folder / "report.html")
+    if comparison is not None:
+        show(comparison)
+    logger.info("report: %s", folder / "report.html")
+
+
+def _title(folder: Path) -> str:
+    """A policy is called by its folder; in a run of several stages, by the run's and the stage's."""
+    return "/".join(part for part in folder.absolute().parts[-2:] if part not in ("", "/", "outputs"))
+
+
+def _ended_because(trainer: Any, monitor: Monitor | None) -> str:
+    """Why training ended before its last update, or with an earlier policy; "" if it did neither."""
+    watched = None if monitor is None else monitor.callback
+    if watched is not None and watched.put_back is not None:
+        return f"{watched.stopped_because}; the policy is that of step {watched.put_back}, the best one"
+    if trainer.stop_reason:
+        return f"{trainer.stop_reason}; the policy is the last one that was in order"
+    if watched is not None and watched.stopped_because and trainer.state.global_step < trainer.state.max_steps:
+        return watched.stopped_because
+    return ""
+
+
+def _before_and_after(monitor: Monitor, trainer: Any) -> PolicyComparison:
+    """By the first measurement and that of the policy that was kept; by a new one, if it was never measured."""
+    taken, best = monitor.callback.measurements, monitor.callback.put_back
+    kept = next((one for one in taken if one.step == best), taken[-1])
+    unknown = trainer.stop_reason and best is None
+    after = monitor.measure(trainer.state.global_step) if unknown else kept.samples
+    return before_and_after(monitor.prompts, taken[0].samples, after, monitor.callback.names)
+
+
+def _results(trainer: Any, result: Any, updates: Sequence[Update], ended: str) -> dict[str, Any]:
+    """Of the run, and of its last update."""
+    last = next((entry for entry in reversed(trainer.state.log_history) if "objective/scores" in entry), {})
+    found = {**last, **result.metrics, "train_loss": result.training_loss, "ended": ended}
+    found["updates"] = sum(update.made for update in updates)
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in found.items()
+    }
+    return {name: value for name, value in finite.items() if name not in ("step", "episode")}
+
+
+def _configuration(settings: Sequence[Any]) -> Mapping[str, object]:
+    """The settings that are not the default ones."""
+    found: dict[str, object] = {}
+    for one in settings:
+        for item in dataclasses.fields(one):
+            if not item.init or item.name in ("hub_token", "resume_from_checkpoint"):
+                continue
+            default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+            value = getattr(one, item.name)
+            if value != default:
+                found[item.name] = value
+    return found

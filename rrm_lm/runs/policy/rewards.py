@@ -1,0 +1,160 @@
+"""The rewards of `rrm-lm policy`: models on the policy's backbone or on their own, functions, and the gold reward."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rrm_lm.cli.policy import MonitorArguments, RewardArguments
+from rrm_lm.errors import DataError, ModelError
+from rrm_lm.evaluation.policies.gold import RewardFunction, load_gold, rewards_by
+from rrm_lm.evaluation.policies.results import GOLD
+from rrm_lm.evaluation.preferences.scorers import load_scorer
+from rrm_lm.feedback.reading.limits import ReadLimits
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.pretrained import resolve
+from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
+from rrm_lm.models.saving.adapters import fetch_adapter
+from rrm_lm.models.saving.agents import put_reward
+from rrm_lm.text.chat import ChatFormat
+from rrm_lm.training.ppo.passes import OwnReward
+from rrm_lm.training.reward_sources import PythonReward, RewardSource, RewardSum, ScorerReward
+
+logger = logging.getLogger(__name__)
+
+Load = Callable[..., Any]  # a scorer of a name, and options of `load_scorer`
+
+
+class Rewards:
+    """Every reward in the order of the settings.
+
+    Args:
+        args: Which.
+        backbone: The policy's; the first reward model that was trained on the same one is put on it.
+        chat: The format that responses are sampled in.
+        load: Loads a reward model with a backbone of its own.
+
+    Attributes:
+        names: What each is called.
+        sources: All of them but the one that is on the policy's backbone, by name.
+        own: That one; None without it.
+    """
+
+    def __init__(self, args: RewardArguments, backbone: Backbone, chat: ChatFormat, load: Load) -> None:
+        given = [*args.reward_model, *args.reward_function]
+        labels = short_names(given)
+        found: dict[str, RewardSource] = {name: PythonReward(name) for name in args.reward_function}
+        self.own: RewardModel | None = None
+        shared = ""
+        for name in args.reward_model:
+            own = _on_backbone(args, backbone, chat, name) if self.own is None else None
+            if own is None:
+                found[name] = ScorerReward(load(name, ensemble=args.ensemble, ensemble_k=args.ensemble_k))
+            else:
+                self.own, shared = own, name
+        if shared:  # its source is called by this name until it gets its own
+            taken = [name for name, label in labels.items() if label == OwnReward.name and name != shared]
+            labels |= {name: name for name in taken}
+        self.names = [labels[name] for name in given]
+        self.sources = {labels[name]: source for name, source in found.items()}
+        for label, source in self.sources.items():
+            source.name = label
+
+    def sum(self, own: Any, weights: Sequence[float] | None) -> RewardSum:
+        """All of them with their weights, in the order of the settings.
+
+        Args:
+            own: The source of the reward on the policy's backbone, which gets its name here.
+            weights: See :class:`RewardSum`.
+        """
+        sources: list[Any] = []
+        for name in self.names:
+            source: Any = self.sources.get(name, own)
+            source.name = name
+            sources.append(source)
+        return RewardSum(sources, weights)
+
+
+def _on_backbone(args: RewardArguments, backbone: Backbone, chat: ChatFormat, name: str) -> RewardModel | None:
+    """A reward model put on the policy's backbone; None if it is not this project's, or was trained on another one.
+
+    Raises:
+        CheckpointError: Its weights are missing or broken.
+    """
+    folder = fetch_adapter(resolve(name))
+    if folder is None or not (folder / SETTINGS_FILE).is_file():
+        return None
+    try:
+        reward = put_reward(backbone, folder, chat=chat, ensemble=args.ensemble, ensemble_k=args.ensemble_k)
+    except ModelError as error:
+        logger.info("%s gets a backbone of its own: %s", name, error.what)
+        return None
+    logger.info("%s: a reward model, on the policy's own backbone", name)
+    return reward
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The shortest endings that tell the names apart: of a path its last part, of a function its own name."""
+    parts = {name: [part for part in name.replace(".py:", "/").replace(":", "/").split("/") if part] for name in names}
+    found = {}
+    for name, own in parts.items():
+        others = [other for other in parts if other != name]
+        count = next((n for n in range(1, len(own)) if all(parts[o][-n:] != own[-n:] for o in others)), len(own))
+        found[name] = "/".join(own[-count:]) if count < len(own) else name
+    return found
+
+
+# -- the reward that is not optimised -------------------------------------------------------------------------------
+
+
+def gold_reward(args: MonitorArguments, load: Load, limits: ReadLimits) -> tuple[str, RewardFunction]:
+    """What the policy is judged by while it learns, and its name; NaN for everything where there is none.
+
+    Args:
+        args: The settings.
+        load: Loads a reward model.
+        limits: How much a file of requests may hold.
+
+    Raises:
+        ConfigError, DataError, ModelError: It cannot be loaded.
+    """
+    if args.gold is not None:
+        return GOLD, _never_silent(load_gold(args.gold, limits), f"gold: {args.gold}")
+    if args.monitor_reward_model is not None:
+        name = args.monitor_reward_model
+        return short_names([name])[name], _never_silent(rewards_by(load(name)), f"monitor_reward_model: {name}")
+    return GOLD, lambda prompts, responses: [math.nan] * len(responses)
+
+
+def _never_silent(function: RewardFunction, where: str) -> RewardFunction:
+    """The same function, which may not have nothing to say of all responses."""
+
+    def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+        values = function(prompts, responses)
+        if not any(math.isfinite(value) for value in values):
+            raise DataError(
+                "Not one answer to a held-out prompt got a reward",
+                where=where,
+                expected="finite rewards; a simulated user knows only its own requests",
+                remedy="name the file of requests that the prompts were taken from, or leave it out",
+            )
+        return values
+
+    return rewards
+
+
+def scorer_loader(loading: dict[str, Any], *, micro_batch_tokens: int, seed: int, chat_template: str | None) -> Load:
+    """What loads reward models that have a backbone of their own.
+
+    Args:
+        loading: How the policy's backbone is loaded.
+        micro_batch_tokens: Most padded tokens at once.
+        seed: Of critiques that some models write first.
+        chat_template: For tokenizers that have none.
+    """
+    options = {key: loading[key] for key in ("dtype", "attn_implementation", "trust_remote_code")}
+    options |= {"micro_batch_tokens": micro_batch_tokens, "seed": seed, "chat_template": chat_template}
+    return lambda name, **more: load_scorer(name, **options, **more)

@@ -1,0 +1,111 @@
+"""After training: what was saved must be the policy that was trained, or the run fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rrm_lm.errors import CheckpointError
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.pretrained import load_causal_lm
+from rrm_lm.models.saving.policies import Policy, load_policy, merge_policy
+from rrm_lm.models.sharding import fits, in_step
+from rrm_lm.text.batching import collate, share
+from rrm_lm.text.chat import Line
+
+logger = logging.getLogger(__name__)
+
+_MERGED_GAP = 1e-3  # how far log-probabilities may be apart after merging in float32, in nats
+
+
+def logits_of(root: nn.Module, policy: Policy, lines: Sequence[Line]) -> list[Tensor]:
+    """For each line the logits of the policy as it was trained. Called by all processes.
+
+    Args:
+        root: What is sharded, if anything is: the model of the trainer.
+        policy: The policy in it.
+        lines: Prompts with responses.
+    """
+    return in_step(root, lambda: [_logits(policy.backbone, policy.adapter, line) for line in lines])
+
+
+def check_saved_policy(
+    trained: Sequence[Tensor], policy: Policy, folder: Path, lines: Sequence[Line], **loading: Any
+) -> None:
+    """Reload a saved policy in a fresh object and compare.
+
+    Args:
+        trained: Its logits as it was trained (:func:`logits_of`).
+        policy: The policy.
+        folder: Where it was saved.
+        lines: What the logits are of, at every token of the responses.
+        loading: How its backbone was loaded.
+
+    Raises:
+        CheckpointError: Any logit is not the same, bit for bit.
+    """
+    if not fits(policy.backbone):
+        logger.warning("saved to %s; not reloaded, since the whole model does not fit on one device", folder)
+        return
+    fresh = load_policy(folder, **loading)
+    fresh.backbone.to(policy.backbone.device)
+    for line, before in zip(lines, trained, strict=True):
+        after = _logits(fresh.backbone, fresh.adapter, line)
+        if not torch.equal(before, after):
+            gap = float((before - after).abs().max())
+            raise CheckpointError(
+                f"The saved policy gives other logits than the trained one (up to {gap:.3g} apart)",
+                where=str(folder),
+                expected="identical logits after a reload",
+                remedy="do not use this folder; please report the model and the library versions",
+            )
+    logger.info("saved to %s; reloaded, and its logits are identical", folder)
+
+
+def write_merged_policy(
+    trained: Sequence[Tensor], policy: Policy, folder: Path, output: Path, lines: Sequence[Line], **loading: Any
+) -> None:
+    """Write the merged checkpoint, reload it as others would and compare.
+
+    Args:
+        trained: Its logits as it was trained (:func:`logits_of`).
+        policy: The policy.
+        folder: Where its adapter was saved.
+        output: Where the merged checkpoint goes.
+        lines: What the log-probabilities are compared on.
+        loading: See :func:`rrm_lm.models.saving.policies.merge_policy`.
+
+    Raises:
+        CheckpointError: Log-probabilities differ by more than rounding. Of a backbone that was not trained on in
+            float32 the difference is only told: the merged checkpoint is float32 and computes more exactly.
+    """
+    merge_policy(folder, output, policy.chat.tokenizer, **loading)
+    merged: Any = load_causal_lm(str(output), dtype="float32").to(policy.backbone.device)  # type: ignore[arg-type]
+    gap = 0.0
+    for line, before in zip(lines, trained, strict=True):
+        with torch.no_grad():
+            logits = merged(torch.tensor([line.ids], device=merged.device), use_cache=False).logits[0].float()
+        own = before.log_softmax(-1)
+        gap = max(gap, float((own - logits[line.response_start - 1 : -1].log_softmax(-1)).abs().max()))
+    if policy.backbone.causal_lm.dtype == torch.float32 and gap > _MERGED_GAP:
+        raise CheckpointError(
+            f"The merged checkpoint gives other probabilities than the adapter (up to {gap:.3g} nats apart)",
+            where=str(output),
+            expected=f"the same log-probabilities to {_MERGED_GAP:g} nats",
+            remedy="use the adapter; please report the model and the library versions",
+        )
+    logger.info("merged checkpoint in %s; its log-probabilities differ by at most %.1g", output, gap)
+
+
+def _logits(backbone: Backbone, adapter: str | None, line: Line) -> Tensor:
+    """(response tokens, vocabulary) logits for each token of the response."""
+    backbone.eval()
+    with torch.no_grad():
+        batch = collate([share([line.ids])], backbone.pad_id).to(backbone.device)
+        states = backbone(batch, adapter)[0, line.response_start - 1 : len(line.ids) - 1]
+        return backbone.logits(states, adapter)

@@ -1,0 +1,127 @@
+"""What policy training starts from: a model or a policy, and the agent that is made of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from rrm_lm.cli.policy import RewardArguments
+from rrm_lm.errors import ConfigError, ModelError
+from rrm_lm.models.agent import AgentModel
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.pretrained import load_sequence_classifier, resolve
+from rrm_lm.models.saving.policies import Policy, PolicySettings, load_policy
+from rrm_lm.runs.sft import check_family
+from rrm_lm.settings.policy_training import PolicyConfig
+from rrm_lm.settings.shared import ModelArguments, read_template
+
+logger = logging.getLogger(__name__)
+
+
+def check_start(folder: Path, model: ModelArguments, rewards: RewardArguments, config: PolicyConfig) -> None:
+    """Refuse names that mean nothing, or that this run would write over: a resumed run needs them again.
+
+    Raises:
+        ConfigError: A model in the output folder, or a value model that is not asked for.
+        ModelError: There is no such model.
+    """
+    names = [str(model.model_name_or_path), *rewards.reward_model, *filter(None, [rewards.value_model])]
+    for name in names:
+        path = Path(resolve(name))
+        if path.is_dir() and path.resolve() == folder.resolve():
+            raise ConfigError(
+                "The model to start from, or a reward, is in the output folder, which the run would write over",
+                where=name,
+                remedy="choose another --output_dir",
+            )
+    if rewards.value_model is not None and config.value_function != "model":
+        raise ConfigError(
+            f"There is a value_model, and value_function is {config.value_function}",
+            where="value_model",
+            remedy="pass --value_function model, or leave out value_model",
+        )
+
+
+def load_start(args: ModelArguments, stop: int | None) -> Policy:
+    """The model or policy that is named.
+
+    Args:
+        args: Which, and how it is loaded.
+        stop: A token that shall end responses.
+
+    Raises:
+        ConfigError: The model has no such token.
+        ModelError: No such model, or none that writes.
+    """
+    name, template = str(args.model_name_or_path), read_template(args.chat_template_path)
+    policy = load_policy(name, trainable=True, chat_template=template, pad_token=args.pad_token, **args.loading())
+    check_family(policy.backbone)
+    if stop is not None and not 0 <= stop < len(policy.chat.tokenizer):
+        raise ConfigError(
+            f"There is no token {stop}", where="stop_token_id", expected=f"0 to {len(policy.chat.tokenizer) - 1}"
+        )
+    return policy
+
+
+def make_agent(policy: Policy, args: ModelArguments, config: PolicyConfig, rewards: RewardArguments) -> AgentModel:
+    """Policy, value function and reference on the backbone of the start.
+
+    Raises:
+        ConfigError: LoRA settings that do not fit the model.
+        ModelError: A value model that does not fit the policy.
+    """
+    value_model = _value_model(policy, args, rewards.value_model) if config.value_function == "model" else None
+    name = str(args.model_name_or_path)
+    if policy.adapter is not None:
+        logger.info("%s is an adapter, which is trained on: its own LoRA settings hold", name)
+    try:
+        agent = AgentModel.create(
+            policy.backbone,
+            args.lora(),
+            value=config.value_function,
+            value_model=value_model,
+            reference=config.reference,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"LoRA with these settings cannot be put on this model: {error}",
+            where="lora_r, lora_alpha, lora_dropout, lora_target_modules",
+            remedy="leave out --lora_target_modules to adapt all linear layers",
+        ) from error
+    trained = sum(p.numel() for p in agent.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in agent.parameters())
+    logger.info("%s: %.1f M parameters, %.2f M trained", name, total / 1e6, trained / 1e6)
+    return agent
+
+
+def _value_model(policy: Policy, args: ModelArguments, name: str | None) -> Backbone:
+    """A sequence-classification model, all of whose weights are trained."""
+    start = policy.settings or PolicySettings(str(args.model_name_or_path))
+    given = name or start.base_model
+    model: Any = load_sequence_classifier(
+        given,
+        num_labels=None if name else 1,
+        revision=None if name else start.revision,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+    )
+    head = getattr(model, "score", None)
+    vocabulary, needed = int(model.config.vocab_size), len(policy.chat.tokenizer)
+    wrong = ""
+    if head is None or int(model.config.num_labels) != 1:
+        wrong = f"The value model has {model.config.num_labels} outputs" if head is not None else "It has no score head"
+    elif vocabulary < needed:
+        wrong = f"The value model knows {vocabulary} tokens, and the policy writes {needed}"
+    if wrong:
+        raise ModelError(
+            wrong,
+            where=given,
+            expected="a sequence-classification model with one output that reads the policy's tokens",
+            remedy="name another --value_model, or leave it out for the policy's own model with a new head",
+        )
+    backbone = Backbone(model, policy.backbone.pad_id)
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(True)
+    return backbone

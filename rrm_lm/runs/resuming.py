@@ -1,0 +1,178 @@
+"""Going on with a run: the command that does it, and which settings and files must be as they were.
+
+What is compared is every setting but those of `MAY_CHANGE`, and the contents of every file that a setting names. The
+global batch stands for the settings that it is a product of, so that a run may go on with its batch spread otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rrm_lm.launch.starting import COMMAND
+from rrm_lm.storage import json_text, sha256
+
+# Settings with which a run that goes on may differ: they decide what is shown, kept and measured on the way, and how
+# the same computation is laid out, not what is learned.
+_MAY_CHANGE = {
+    "where things go, and what else is written": """
+        output_dir overwrite_output_dir allow_config_change allow_world_size_change resume_from_checkpoint merge
+        push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+    """,
+    "what is shown": """
+        logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_on_each_node log_level
+        log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id
+        trackio_static_space_id include_num_input_tokens_seen skip_memory_metrics debug do_train do_eval do_predict
+        num_sample_generations
+    """,
+    "what is kept": """
+        save_strategy save_steps save_total_limit save_on_each_node save_only_model enable_jit_checkpoint
+    """,
+    "what is measured on the way; not what the best checkpoint is chosen by": """
+        eval_on_start eval_delay per_device_eval_batch_size eval_accumulation_steps eval_do_concat_batches
+        eval_use_gather_object batch_eval_metrics prediction_loss_only include_for_metrics fail_on_leak
+        leak_threshold
+    """,
+    "how much may be read": "max_file_gb max_cell_chars",
+    "how the same is computed": """
+        micro_batch_tokens rollout_batch_tokens share_prefixes local_rollout_forward_batch_size
+        activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
+        gradient_checkpointing_kwargs torch_empty_cache_steps auto_find_batch_size
+        dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+        dataloader_multiprocessing_context ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
+        ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed parallelism_config local_rank use_cpu
+        average_tokens_across_devices
+    """,
+}
+MAY_CHANGE = frozenset(name for names in _MAY_CHANGE.values() for name in names.split())
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # of a process
+_NAMES_FILES = (
+    "model_name_or_path", "chat_template_path", "dataset_name", "eval_dataset_name", "prompts", "eval_prompts",
+    "reward_model", "reward_function", "value_model", "gold", "monitor_reward_model",
+)  # fmt: skip
+_MATTERS = (".safetensors", ".bin", ".gguf", ".json", ".jsonl", ".csv", ".parquet", ".gz", ".zst", ".py", ".jinja")
+_ABOUT_A_RUN = re.compile(r"\..*|(run|manifest|results|trainer_state|leakage|examples|\w+_results)\.json|scores\.jsonl")
+_WHOLE = 64 << 20  # bytes up to which a file is read in full to be compared
+_ENDS = 1 << 20  # bytes that are read at either end of a larger one
+
+
+@dataclass
+class FolderArguments:
+    """The output folder, and an earlier run in it."""
+
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace what an earlier run left in output_dir."}
+    )
+    allow_config_change: bool = field(
+        default=False,
+        metadata={"help": "Resume although settings, data or models are not those of that run; it is told which."},
+    )
+
+
+def identity(*settings: Any, processes: int) -> dict[str, Any]:
+    """What has to be the same for a run to go on.
+
+    Args:
+        settings: The dataclasses of its settings.
+        processes: How many processes it runs on.
+    """
+    found: dict[str, Any] = {}
+    for one in settings:
+        for item in dataclasses.fields(one):
+            if item.init and item.name not in MAY_CHANGE:
+                found[item.name] = _plain(getattr(one, item.name))
+    if all(name in found for name in _BATCH):
+        found["global_batch_size"] = processes * found.pop(_BATCH[0]) * found.pop(_BATCH[1])
+    named = (found.get(setting) or [] for setting in _NAMES_FILES)
+    for name in sorted({name for value in named for name in ([value] if isinstance(value, str) else value)}):
+        if (path := _named_file(name)) is not None:
+            found[f"contents of {name}"] = fingerprint(path)
+    return found
+
+
+def is_asked(resume_from_checkpoint: str | bool | None) -> bool:
+    """Whether a run goes on with an earlier one."""
+    return str(resume_from_checkpoint or "false").lower() not in ("false", "no", "none")
+
+
+def origin(resume_from_checkpoint: str | bool | None) -> Path | None:
+    """The output folder of the run whose checkpoint is named; None where the newest one of this run is meant."""
+    asked = str(resume_from_checkpoint or "false")
+    return None if asked.lower() in ("true", "yes") or not is_asked(asked) else Path(asked).parent
+
+
+def fingerprint(path: Path) -> str:
+    """What tells the contents of a file or folder from others: 16 hexadecimal digits.
+
+    Of a folder it is of the weights, records, settings and code in it, not of what tells about a run that made them.
+    Of a file above 64 MiB only the size and the first and last MiB count, the header of weights among them, so that
+    comparing a large model takes no time.
+    """
+    if path.is_file():
+        return _of_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.is_file() and file.suffix in _MATTERS and not _ABOUT_A_RUN.fullmatch(file.name):
+            digest.update(f"{file.name} {_of_file(file)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def resume_command(words: Sequence[str]) -> str:
+    """The command that goes on with the run of this one, as text for a shell.
+
+    Args:
+        words: What this one was given: the command's name and its flags.
+    """
+    typed = os.environ.get(COMMAND)
+    whole = shlex.split(typed) if typed else ["rrm-lm", *words]
+    kept: list[str] = []
+    remaining = iter(whole)
+    for word in remaining:
+        flag = word.partition("=")[0].replace("-", "_")
+        if flag != "__resume_from_checkpoint":
+            kept.append(word)
+        elif "=" not in word:
+            next(remaining, None)
+    line = shlex.join([*kept, "--resume_from_checkpoint", "true"])
+    if typed is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return f"{line}   (on as many processes, with the launcher that was used)"
+    return line
+
+
+def _of_file(path: Path) -> str:
+    size = path.stat().st_size
+    if size <= _WHOLE:
+        return sha256(path)[:16]
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_ENDS))
+        file.seek(-_ENDS, os.SEEK_END)
+        digest.update(file.read(_ENDS))
+    return digest.hexdigest()[:16]
+
+
+def _named_file(text: str) -> Path | None:
+    """The file or folder that the value of a setting names, also with a function behind a colon."""
+    name = text.rpartition(":")[0] if ".py:" in text else text
+    if not name or len(name) > 1000 or "\n" in name:
+        return None
+    path = Path(name).expanduser()
+    try:
+        return path if path.exists() else None
+    except OSError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(json_text(value))
+    except TypeError:
+        return str(value)

@@ -1,0 +1,186 @@
+"""After training: what was saved must give the rewards of what was trained, or the run fails.
+
+It is read in two ways: by this package, bit for bit, and as other programs read it, with plain transformers and what
+the saved chat template renders.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from rrm_lm.errors import CheckpointError, ModelError
+from rrm_lm.feedback.records import Comparison
+from rrm_lm.models.pretrained import load_sequence_classifier, rounding
+from rrm_lm.models.reward import RewardModel, load_classifier, load_reward_model, merge_reward_model
+from rrm_lm.models.saving.portable import EXAMPLES, Conversation, messages_of, misread
+from rrm_lm.models.sharding import fits
+from rrm_lm.text.batching import collate
+from rrm_lm.text.chat import ChatFormat
+from rrm_lm.training.reward.examples import Example
+from rrm_lm.training.reward.trainer import RewardTrainer
+
+logger = logging.getLogger(__name__)
+
+_COMPARED = 6  # conversations that are scored as other programs score them
+_TRIED = 20  # comparisons among which they are looked for
+
+
+def plain_model(trainer: RewardTrainer) -> RewardModel:
+    """The trained model without what was put around it for training, mixed precision included."""
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+
+def members_of(model: RewardModel, examples: list[Example]) -> Tensor:
+    """(lines, heads) rewards of each member. Called by all processes, if the model is sharded."""
+    model.eval()
+    rows = [row for example in examples for row in example.rows]
+    lines = [line for example in examples for line in example.lines]
+    with torch.no_grad():
+        batch = collate(rows, model.backbone.pad_id).to(model.device)
+        return model(batch, lines, with_critiques=False).members
+
+
+def check_saved(trained: Tensor, model: RewardModel, folder: Path, examples: list[Example], **loading: Any) -> None:
+    """Reload a saved reward model in a fresh object and compare.
+
+    Args:
+        trained: Its rewards as it was trained (:func:`members_of`).
+        model: The model.
+        folder: Where it was saved.
+        examples: What the rewards are compared on.
+        loading: How its backbone was loaded.
+
+    Raises:
+        CheckpointError: Any reward is not the same, bit for bit.
+    """
+    if not fits(model):
+        logger.warning("saved to %s; not reloaded, since the whole model does not fit on one device", folder)
+        return
+    fresh, _ = load_reward_model(folder, **loading)
+    fresh.backbone.can_share = model.backbone.can_share
+    before, after = trained.tolist(), members_of(fresh.to(model.device), examples).tolist()
+    if before != after:
+        raise CheckpointError(
+            f"The saved model gives other rewards than the trained one ({after[:2]} instead of {before[:2]})",
+            where=str(folder),
+            expected="identical rewards after a reload",
+            remedy="do not use this folder; please report the model and the library versions",
+        )
+    logger.info("saved to %s; reloaded, and its rewards are identical", folder)
+
+
+def conversations(chat: ChatFormat, comparisons: Sequence[Comparison]) -> list[Conversation]:
+    """Conversations on which other programs are compared with this one: made-up ones, and the first of the feedback.
+
+    Those that are cut to fit, or hold special tokens, are left out: a client treats them otherwise.
+    """
+    made = [(one.prompt, response) for one in comparisons[:_TRIED] for response in (one.chosen, one.rejected)]
+    return [one for one in (*EXAMPLES, *made) if one[1].strip() and chat.is_as_rendered(*one)][:_COMPARED]
+
+
+def members_by_template(model: RewardModel, chat: ChatFormat, talks: Sequence[Conversation]) -> Tensor:
+    """(conversations, heads) rewards of each member. Called by all processes, if the model is sharded."""
+    lines = [chat.encode(prompt, [response]).lines[0][0] for prompt, response in talks]
+    rows = model.backbone.rows([line.ids for line in lines])
+    return members_of(model, [Example(tuple(rows), tuple(lines))])
+
+
+def check_plain(
+    trained: Tensor, model: RewardModel, folder: Path, chat: ChatFormat, talks: Sequence[Conversation], **loading: Any
+) -> None:
+    """Load a saved adapter in plain transformers and PEFT, render with the saved template alone, and compare.
+
+    Args:
+        trained: Its rewards as it was trained (:func:`members_by_template`).
+        model: The model.
+        folder: Where it was saved.
+        chat: Its chat format.
+        talks: The conversations that the rewards are of.
+        loading: How its backbone was loaded.
+
+    Raises:
+        CheckpointError: Rewards differ by more than rounding.
+    """
+    if not fits(model):
+        return
+    dtype = model.backbone.causal_lm.dtype
+    try:
+        plain: Any = load_classifier(folder, chat.tokenizer.pad_token_id, **{**loading, "dtype": dtype})
+    except ModelError as error:
+        logger.warning("only rrm_lm reads this reward model: %s", error.what)
+        return
+    gap = _gap(trained, plain, folder, chat, talks, model, rounding(dtype, model.device))
+    logger.info("plain transformers and PEFT give the same rewards, within %.1g", gap)
+
+
+def write_merged(
+    trained: Tensor,
+    model: RewardModel,
+    folder: Path,
+    output: Path,
+    chat: ChatFormat,
+    talks: Sequence[Conversation],
+    **loading: Any,
+) -> None:
+    """Write the merged checkpoint, read it as a client does, and compare.
+
+    Args:
+        trained: Its rewards as it was trained (:func:`members_by_template`).
+        model: The model.
+        folder: Where its adapter was saved.
+        output: Where the merged checkpoint goes.
+        chat: Its chat format; the tokenizer is saved.
+        talks: The conversations that the rewards are of.
+        loading: See :func:`rrm_lm.models.reward.merge_reward_model`.
+
+    Raises:
+        CheckpointError: Rewards differ by more than rounding. A backbone that was trained on in another precision than
+            float32 is allowed its rounding: the merged checkpoint is float32 and computes more exactly.
+    """
+    merge_reward_model(folder, output, chat.tokenizer, **loading)
+    plain: Any = load_sequence_classifier(str(output), dtype="float32")
+    mean = trained.mean(-1, keepdim=True)  # one number is their mean, however they are combined here
+    gap = _gap(mean, plain, output, chat, talks, model, rounding(model.backbone.causal_lm.dtype, model.device))
+    logger.info("merged checkpoint in %s; plain transformers gives the same rewards, within %.1g", output, gap)
+
+
+def _gap(
+    trained: Tensor,
+    plain: Any,
+    folder: Path,
+    chat: ChatFormat,
+    talks: Sequence[Conversation],
+    model: RewardModel,
+    allowed: float,
+) -> float:
+    """How far apart the rewards are, relative to 1 + the largest.
+
+    Raises:
+        CheckpointError: Farther than is allowed.
+    """
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+    texts = [tokenizer.apply_chat_template(messages_of(*talk), tokenize=False) for talk in talks]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    if getattr(plain, "hf_device_map", None) is None:
+        plain = plain.to(model.device)
+    with torch.no_grad():
+        read = plain(**inputs.to(plain.device)).logits.float().cpu()
+    trained = trained.float().cpu()
+    gap = float((read - trained).abs().max() / (1 + trained.abs().max()))
+    if not gap <= allowed:
+        why = misread(tokenizer, chat, talks)
+        raise CheckpointError(
+            f"Plain transformers reads other rewards from the saved model ({read.flatten()[:2].tolist()} instead of "
+            f"{trained.flatten()[:2].tolist()}){f': {why}' if why else ''}",
+            where=str(folder),
+            expected=f"the same rewards to {allowed:g}",
+            remedy="score with rrm_lm alone; please report the model and the library versions",
+        )
+    return gap

@@ -1,0 +1,270 @@
+"""The steps of `rrm-lm sft`, in the order in which responses flow."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rrm_lm.cli.sft import SFTRunArguments
+from rrm_lm.errors import ConfigError, DataError, ModelError
+from rrm_lm.evaluation.statistics.metrics import mean_estimate
+from rrm_lm.feedback.reading.datasets import Feedback
+from rrm_lm.feedback.records import Demonstration
+from rrm_lm.feedback.splits import LeakageReport
+from rrm_lm.launch.signals import steps_are_finished
+from rrm_lm.models.backbone import Backbone, check_logits
+from rrm_lm.models.fast.lora import speed_up
+from rrm_lm.models.pretrained import process_state, set_seed
+from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
+from rrm_lm.models.sharding import in_step
+from rrm_lm.runs.heldout import check_leaks, hold_out, told
+from rrm_lm.runs.policy.saving import check_saved_policy, logits_of, write_merged_policy
+from rrm_lm.runs.resuming import identity, is_asked, origin
+from rrm_lm.runs.shown import show_learned
+from rrm_lm.settings.parser import write_resolved
+from rrm_lm.settings.shared import DataArguments, ModelArguments, read_template
+from rrm_lm.storage import write_json
+from rrm_lm.text.chat import ChatFormat
+from rrm_lm.training.checkpoints import checkpoint_to_resume
+from rrm_lm.training.output_folder import OutputFolder
+from rrm_lm.training.reward.examples import FitCounts
+from rrm_lm.training.sft.config import SFTConfig
+from rrm_lm.training.sft.trainer import Imitation, SFTTrainer, imitations, response_nll, to_imitate
+
+logger = logging.getLogger(__name__)
+
+_CHECKED = 4  # responses whose logits must be the same after a reload
+
+
+class SFTRun:
+    """One run: load, hold out, encode, train, save, reload, measure."""
+
+    def __init__(self, data: DataArguments, model: ModelArguments, config: SFTConfig, more: SFTRunArguments) -> None:
+        if not data.dataset_name:
+            raise ConfigError(
+                "There is nothing to imitate",
+                where="dataset_name",
+                expected="one or more files, folders or Hub sets",
+                remedy="pass --dataset_name my_demonstrations.jsonl, or --config configs/sft.yaml",
+            )
+        self.data, self.model_args, self.config, self.more = data, model, config, more
+        self.folder = Path(str(config.output_dir))
+        self.main = bool(config.should_save)
+
+    def run(self) -> None:
+        """Everything; the output folder is locked while it lasts, and changed only once all inputs are good."""
+        processes = process_state().num_processes
+        folder = OutputFolder(
+            self.folder,
+            command="rrm-lm sft",
+            identity=identity(self.data, self.model_args, self.config, self.more, processes=processes),
+            allow_change=self.more.allow_config_change,
+            resume=is_asked(self.config.resume_from_checkpoint),
+            origin=origin(self.config.resume_from_checkpoint),
+            overwrite=self.more.overwrite_output_dir,
+            active=self.main,
+            deferred=True,
+        )
+        with folder:
+            process_state().wait_for_everyone()
+            checkpoint_to_resume(self.folder, self.config.resume_from_checkpoint)  # a broken one is told at once
+            set_seed(self.config.seed)
+            train, heldout, leak = self._feedback()
+            policy = self._policy()
+            counts = FitCounts()
+            examples = self._examples(policy.chat, train, counts)
+            checked = imitations(policy.chat, heldout, FitCounts())
+            self._check_evaluation(checked)
+            if self.main:
+                show_learned(policy.chat, examples[0].line, examples[0].origin)
+            trainer = self._trainer(policy, examples, checked)
+            folder.begin()
+            if self.main:
+                write_resolved(self.folder / "config.yaml", self.data, self.model_args, self.config, self.more)
+                write_json(self.folder / "examples.json", _counted(examples, checked, counts))
+                if leak is not None:
+                    write_json(self.folder / "leakage.json", leak.to_dict())
+            process_state().wait_for_everyone()
+            with steps_are_finished(trainer):
+                result = trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
+            trainer.save_metrics("train", result.metrics)
+            trainer.save_state()
+            self._save(trainer, policy, checked or examples)
+            self._measure(trainer, policy, checked)
+
+    # -- what is learned ------------------------------------------------------------------------------------------
+
+    def _feedback(self) -> tuple[list[Demonstration], list[Demonstration], LeakageReport | None]:
+        """Responses to imitate, held-out ones, and the leakage check of the one against the other."""
+        read = self.data.load(self.data.dataset_name, self.data.dataset_train_split)
+        logger.info("read %s", read.counts.summary())
+        self._refuse_useless(read)
+        train, heldout = (to_imitate(part, self.config.sft_on) for part in hold_out(self.data, read))
+        if not train:
+            self._refuse_useless(Feedback())
+        logger.info("to learn from: %d responses; held out: %d", len(train), len(heldout))
+        leak = check_leaks(self.data, Feedback.of(train), Feedback.of(heldout)) if heldout else None
+        return train, heldout, leak
+
+    def _refuse_useless(self, feedback: Feedback) -> None:
+        if to_imitate(feedback, self.config.sft_on):
+            return
+        others = "; --sft_on chosen imitates the chosen responses of comparisons" if feedback.comparisons else ""
+        raise DataError(
+            f"There is nothing to imitate with sft_on {' '.join(self.config.sft_on)}, only {told(feedback)}",
+            where=", ".join(self.data.dataset_name),
+            expected=" or ".join(self.config.sft_on),
+            remedy="add some, or say with --sft_on what else is imitated" + others,
+        )
+
+    def _examples(self, chat: ChatFormat, records: list[Demonstration], counts: FitCounts) -> list[Imitation]:
+        examples = imitations(chat, records, counts)
+        if not examples:
+            raise DataError(
+                f"No response is left to train on ({'; '.join(counts.left_out())})",
+                where=", ".join(self.data.dataset_name),
+                remedy="look at those rows, or raise --max_length",
+            )
+        if counts.shortened or counts.unusable:
+            logger.warning("to fit max_length %s: %s", chat.max_length, counts.summary())
+        return examples
+
+    def _check_evaluation(self, checked: list[Imitation]) -> None:
+        if not checked and str(getattr(self.config.eval_strategy, "value", self.config.eval_strategy)) != "no":
+            raise ConfigError(
+                "eval_strategy asks for evaluation during training, and there are no held-out responses",
+                where="eval_strategy",
+                remedy="pass --eval_dataset_name or --eval_fraction, or leave out --eval_strategy",
+            )
+
+    # -- the policy -----------------------------------------------------------------------------------------------
+
+    def _policy(self) -> Policy:
+        """A fresh adapter on the model that is named, or the adapter that is named, to be trained on."""
+        args, name = self.model_args, str(self.model_args.model_name_or_path)
+        template = read_template(args.chat_template_path)
+        policy = load_policy(name, trainable=True, chat_template=template, pad_token=args.pad_token, **args.loading())
+        if policy.adapter is None:
+            set_seed(self.config.seed)  # the adapter's first weights do not depend on what was loaded before
+            put_fresh_adapter(policy.backbone, args)
+            policy = policy._replace(adapter=POLICY)
+        else:
+            logger.info("%s is an adapter, which is trained on: its own LoRA settings hold", name)
+        check_family(policy.backbone)
+        policy.chat.max_length = fitted(self.config.max_length, policy.backbone)
+        trained = sum(p.numel() for p in policy.backbone.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in policy.backbone.parameters())
+        logger.info("%s: %.1f M parameters, %.2f M trained", name, total / 1e6, trained / 1e6)
+        return policy
+
+    def _trainer(self, policy: Policy, examples: list[Imitation], checked: list[Imitation]) -> SFTTrainer:
+        base = policy.settings or PolicySettings(str(self.model_args.model_name_or_path))
+        settings = replace(base, max_length=policy.chat.max_length, method="sft")
+        try:
+            return SFTTrainer(policy, self.config, examples, checked, settings=settings)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(
+                f"No trainer can be made with these settings: {' '.join(str(error).split())}",
+                where="the settings of Hugging Face's Trainer and TRL's SFTTrainer",
+                remedy="leave the setting out, or install what it needs",
+            ) from error
+
+    # -- afterwards -----------------------------------------------------------------------------------------------
+
+    def _save(self, trainer: SFTTrainer, policy: Policy, examples: list[Imitation]) -> None:
+        trainer.save_whole(self.folder)
+        root = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        sample = [example.line for example in examples[:_CHECKED]]
+        logits = logits_of(root, policy, sample)
+        if not self.main:
+            return
+        check_saved_policy(logits, policy, self.folder, sample, **self.model_args.loading())
+        if self.more.merge:
+            code = self.model_args.trust_remote_code
+            merged = self.folder / "merged"
+            write_merged_policy(logits, policy, self.folder, merged, sample, trust_remote_code=code)
+
+    def _measure(self, trainer: SFTTrainer, policy: Policy, checked: list[Imitation]) -> None:
+        """The held-out loss of the policy and of the bare backbone on the same responses, and their difference."""
+        if not checked:
+            logger.info("no responses are held out, so nothing is measured")
+            return
+        policy.backbone.eval()
+        lines, root = [example.line for example in checked], trainer.accelerator.unwrap_model(trainer.model)
+        after, before = (
+            [
+                float(nll.mean())
+                for nll in in_step(root, response_nll, policy.backbone, adapter, lines, self.config.micro_batch_tokens)
+            ]
+            for adapter in (policy.adapter, None)
+        )
+        prompts = [example.prompt_id for example in checked]
+        difference = [a - b for a, b in zip(after, before, strict=True)]
+        estimates = {
+            "eval_loss": mean_estimate(after, prompts, bounds=(0.0, math.inf)),
+            "eval_loss_of_backbone": mean_estimate(before, prompts, bounds=(0.0, math.inf)),
+            "eval_loss_difference": mean_estimate(difference, prompts, bounds=(-math.inf, math.inf)),
+        }
+        metrics: dict[str, Any] = {"eval_responses": len(lines), "eval_prompts": len(set(prompts))}
+        metrics["eval_tokens"] = sum(example.learned for example in checked)
+        for name, estimate in estimates.items():
+            metrics |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        trainer.save_metrics("eval", finite)
+        logger.info(
+            "held out: %d responses to %d prompts, %.3f nats a token, %.3f of the backbone; difference %.3f "
+            "(95%% interval %.3f to %.3f)",
+            *(len(lines), len(set(prompts)), metrics["eval_loss"], metrics["eval_loss_of_backbone"]),
+            *(metrics["eval_loss_difference"], metrics["eval_loss_difference_low"]),
+            metrics["eval_loss_difference_high"],
+        )
+
+
+def _counted(examples: list[Imitation], checked: list[Imitation], counts: FitCounts) -> dict[str, Any]:
+    """How much is learned from and held out, and what had to be cut or left out."""
+    sides = {"learned": examples, "held_out": checked}
+    sizes = {f"{name}_responses": len(side) for name, side in sides.items()}
+    tokens = {f"{name}_tokens": sum(example.learned for example in side) for name, side in sides.items()}
+    return {**sizes, **tokens, **counts.to_dict()}
+
+
+def put_fresh_adapter(backbone: Backbone, args: ModelArguments) -> None:
+    """Put a new policy adapter with the LoRA settings on a backbone.
+
+    Raises:
+        ConfigError: They do not fit the model.
+    """
+    try:
+        backbone.add_adapter(POLICY, args.lora())
+    except ValueError as error:
+        raise ConfigError(
+            f"LoRA with these settings cannot be put on this model: {error}",
+            where="lora_r, lora_alpha, lora_dropout, lora_target_modules",
+            remedy="leave out --lora_target_modules to adapt all linear layers",
+        ) from error
+    speed_up(backbone)
+
+
+def check_family(backbone: Backbone) -> None:
+    """Refuse a family whose probabilities this project would get wrong.
+
+    Raises:
+        ModelError: Its logits are not its head applied to its hidden states.
+    """
+    try:
+        check_logits(backbone)
+    except ModelError as error:
+        raise ModelError(error.what, expected=error.expected, remedy="use another backbone") from error
+
+
+def fitted(asked: int | None, backbone: Backbone) -> int | None:
+    """`max_length`, or less where the model has not as many positions."""
+    context = getattr(backbone.config, "max_position_embeddings", None)
+    if context is None or (asked is not None and asked <= int(context)):
+        return asked
+    if asked is not None:
+        logger.warning("max_length is %d, not %d: the model has no more positions", context, asked)
+    return int(context)

@@ -1,0 +1,64 @@
+"""One training example as the model will see it, with what is trained on marked, for a person to check."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from rrm_lm.text.chat import ChatFormat, Line
+from rrm_lm.training.reward.examples import Example
+
+READ = "▲"  # the reward is read here
+OPEN, CLOSE = "⟦", "⟧"  # around what is learned word for word
+_STYLE = {"prompt": "dim", "response": "bold", "frame": "dim", "critique": "bold green"}
+
+
+def show_example(chat: ChatFormat, example: Example, *, rewarded: bool = True) -> None:
+    """Print the lines of an example to stderr.
+
+    Marks are characters as well as colours: a log file has no colours.
+
+    Args:
+        chat: The format it was made with.
+        example: The example.
+        rewarded: Whether a reward is read from it, or only words are learned.
+    """
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    reward = f"The reward is read at {READ}; the" if rewarded else "The"
+    console.print(f"One example as the model sees it ({example.origin}). {reward} words in {OPEN} {CLOSE} are learned.")
+    for number, label in _labels(example).items():
+        text = Text(f"[{label}] ", "bold cyan")
+        _append(text, chat, example.lines[number], READ if rewarded else "")
+        console.print(text)
+
+
+def _labels(example: Example) -> dict[int, str]:
+    """The lines to show, and what each is: of several critiques of one response only the first."""
+    if example.pairs:
+        return {example.pairs[0].chosen: "preferred", example.pairs[0].rejected: "rejected"}
+    if example.ratings:
+        return {line: f"rated {rating:.2f}" for line, rating in example.ratings[:1]}
+    return {0: "critiqued"}
+
+
+def _append(text: Text, chat: ChatFormat, line: Line, mark: str) -> None:
+    behind = line.reward_at >= line.critique.start if line.critique else False
+    for piece, kind in chat.show(line):
+        if kind == "critique":
+            text.append(OPEN, "green").append(piece, _STYLE[kind]).append(CLOSE, "green")
+        else:
+            text.append(piece, _STYLE[kind])
+        if kind == ("critique" if behind else "response"):
+            text.append(mark, "bold red")
+
+
+def show_learned(chat: ChatFormat, line: Line, origin: str) -> None:
+    """Print a prompt, and the response that is learned from its first token to the one that ends it, to stderr."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"One example as the model sees it ({origin}). The words in {OPEN} {CLOSE} are learned.")
+    words = {
+        kind: chat.tokenizer.decode(list(ids))
+        for kind, ids in (("prompt", line.ids[: line.response_start]), ("response", line.ids[line.response_start :]))
+    }
+    text = Text("[imitated] ", "bold cyan").append(words["prompt"], _STYLE["prompt"])
+    console.print(text.append(OPEN, "green").append(words["response"], _STYLE["critique"]).append(CLOSE, "green"))

@@ -1,0 +1,291 @@
+"""A programmatic user who wants plain answers: the simulated person behind the project's own assistant set.
+
+What this person wants has six parts, each judged between 0 and 1 and weighted (`WEIGHTS`):
+
+- **answer** (0.35): the response says what a good answer to this request mentions. Every request states groups of
+  words; the part is the share of the groups that occur.
+- **short** (0.20): at most two sentences, a friendly close not counted: 1.0; three sentences 0.6, four 0.35, five 0.15,
+  more 0. Beyond 50 words this shrinks in proportion, so that one endless sentence does not pass.
+- **close** (0.15): it ends on a friendly word: a good wish, or an offer to help.
+- **opening** (0.13): it starts with the answer and not with filler ("Sure!", "Great question!", "As an AI ...").
+- **prose** (0.12): no list, heading or bold text (0.5 for bold text alone).
+- **whole** (0.05): it does not stop in the middle of a sentence.
+
+`gold` is the weighted sum. It makes the labels of `data/assistant` and measures policies; training never sees it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from rrm_lm.errors import DataError
+from rrm_lm.feedback.asking.overseers import Verdict
+from rrm_lm.feedback.reading.files import read_rows
+from rrm_lm.feedback.reading.limits import ReadLimits
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.simulated import plain_words
+
+WEIGHTS: dict[str, float] = {
+    "answer": 0.35,
+    "short": 0.20,
+    "close": 0.15,
+    "opening": 0.13,
+    "prose": 0.12,
+    "whole": 0.05,
+}
+_BY_SENTENCES = {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.6, 4: 0.35, 5: 0.15}
+_MOST_WORDS = 50
+
+_CLOSING_WORDS = (
+    r"(i |we )?hope (this|that|it|you|your|to help)\b",
+    r"(and |just |please )?let (me|us) know\b",
+    r"(i hope you )?(have|wish(ing)? you|i wish you) (an? |some |the )?(\w+ ){0,3}"
+    r"(day|night|evening|morning|afternoon|week|weekend|time|trip|journey|flight|meal|party|birthday|year|holiday|rest|fun)\b",
+    r"(good|best of) luck\b",
+    r"enjoy\b",
+    r"(please )?feel free\b",
+    r"(i'm |i am |i'd be |always |and )*(happy|glad|here) to (help|assist|answer)\b",
+    r"(if you .*, )?(just |please )?ask (me )?(more|any|again|for more)\b",
+    r"(if you .*, )?just ask\b",
+    r"(all the best|best wishes|kind regards|warm wishes|cheers)\b",
+    r"(take care|sleep well|safe travels|sweet dreams|get well)\b",
+    r"stay (safe|warm|well|healthy)\b",
+    r"happy (\w+ing|travels|birthday|eating|holidays)\b",
+)
+# A close begins the last sentence, or follows a comma in it: "a place where you enjoy the sun" is none.
+_CLOSE = re.compile(rf"(?:^|[,;:–—-] ?)\W*((?:and |but |so )?(?:{'|'.join(_CLOSING_WORDS)}))", re.IGNORECASE)  # noqa: RUF001
+_FILLER_WORDS = (
+    r"(sure|certainly|of course|absolutely|no problem|okay|alright|hello|hi|hey|i (completely )?understand)\b",
+    r"(definitely|ok|well|so|wow|oh|ah)[,!. ]",
+    r"(what )?(a )?(great|good|excellent|wonderful|interesting|fantastic) (question|idea)",
+    r"(it's|what) (a |an |such )+(\w+ )?(great|good|wonderful|fantastic|excellent|lovely|nice)\b",
+    r"that('s| is) (a |an |such )*(\w+ )?(great|good|wonderful|fantastic|excellent|lovely|nice)\b",
+    r"as an? (ai|helpful|language|large language|assistant)\b",
+    r"(i'm|i am|i'd be|i would be) (so |very |really )?(an ai|a helpful|here to|happy|glad|delighted|sorry|excited)",
+    r"(happy to|thanks for|thank you for|dear user|you're welcome|you're a helpful|here you go|here('s| is| are))\b",
+    r"let's (dive|get started|explore)",
+)
+_FILLER = re.compile("|".join(_FILLER_WORDS), re.IGNORECASE)
+_LIST_ITEM = re.compile(r"^\s*(?:[-*•]\s+\S|\d{1,2}[.)]\s+\S|#{1,4}\s+\S)", re.MULTILINE)
+_INLINE_ITEMS = re.compile(r"(?:^|\s)1[.)]\s+\S.*\s2[.)]\s+\S", re.DOTALL)
+_BOLD = re.compile(r"\*\*[^*\n]+\*\*?|__[^_\n]+__")
+_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'\u201d\u2019)]*\s+|\n+")
+_ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|vs|approx|dr|mr|mrs|ms|st|a\.m|p\.m)\.\s", re.IGNORECASE)
+_NO_END = "\ue000"  # stands for a space that ends no sentence
+_FINISHED = re.compile(r"[.!?…)\]\"'\u201d\u2019]$|[\U0001f300-\U0001faff\u2600-\u27bf]\ufe0f?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What someone asks, and what a good answer mentions.
+
+    Attributes:
+        text: The request, as the user turn.
+        mentions: Groups of words. A group is met by any of its alternatives, which `|` separates: a word also in its
+            longer forms (boil, boiled, boiling), `stem~` with any ending, a number only as it stands.
+        topic: For example "cooking".
+    """
+
+    text: str
+    mentions: tuple[str, ...]
+    topic: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the user sees in one response.
+
+    Attributes:
+        parts: Each part of `WEIGHTS`, from 0 (missing) to 1 (as wanted).
+        missing: The groups of words that do not occur.
+        sentences: Sentences, a friendly close not counted.
+        words: Words in all.
+        items: List items and headings.
+        opening: The filler it opens with, or "".
+        close: The friendly close, or "".
+        tail: The last words, if it stops in the middle of a sentence, or "".
+    """
+
+    parts: dict[str, float]
+    missing: tuple[str, ...]
+    sentences: int
+    words: int
+    items: int
+    opening: str
+    close: str
+    tail: str
+
+    @property
+    def gold(self) -> float:
+        """The weighted sum of the parts, 0 to 1."""
+        return round(sum(weight * self.parts[part] for part, weight in WEIGHTS.items()), 6)
+
+
+class PlainUser:
+    """The user: an overseer (`overseers.Overseer`) who judges responses to its own requests.
+
+    Args:
+        requests: What this user asks.
+        tie: Two responses whose gold differs by less are equally good to this user.
+    """
+
+    name = "plain user"
+    limit = "knows a good answer only by the words that it mentions"
+
+    def __init__(self, requests: Iterable[Request], tie: float = 0.02) -> None:
+        self.requests = {_key(request.text): request for request in requests}
+        self.tie = tie
+
+    @classmethod
+    def from_file(cls, path: str | Path, limits: ReadLimits | None = None) -> PlainUser:
+        """Read requests from JSON lines with `request`, `mentions` and `topic` (as `data/assistant/requests.jsonl`).
+
+        Args:
+            path: The file.
+            limits: How much it may hold; None for the defaults.
+
+        Raises:
+            DataError: A line that is not such an object, named by its row, or more than the limits allow.
+        """
+        requests = []
+        for row, entry in read_rows(Path(path), limits):
+            try:
+                requests.append(Request(str(entry["request"]), tuple(entry["mentions"]), str(entry.get("topic", ""))))
+            except (KeyError, TypeError) as error:
+                raise DataError(
+                    f"A request cannot be read ({error})",
+                    where=f"{path}, row {row}",
+                    expected='{"topic": ..., "request": ..., "mentions": [...]}',
+                ) from error
+        return cls(requests)
+
+    def rating(self, prompt: Prompt | str, response: str) -> float:
+        """The rating this user gives: `gold` as one to five stars, scaled to 0 to 1."""
+        return round(4 * self.gold(prompt, response)) / 4
+
+    def judge(self, prompt: Prompt | str, response: str) -> Judgement:
+        """Look at a response part by part.
+
+        Raises:
+            DataError: A prompt whose last user turn is none of this user's requests.
+        """
+        return judge(self.request(prompt), response)
+
+    def gold(self, prompt: Prompt | str, response: str) -> float:
+        """How good the response truly is to this user, 0 to 1. For labels and for measuring, never for training."""
+        return self.judge(prompt, response).gold
+
+    def compare(self, prompt: Prompt | str, responses: Sequence[str]) -> Verdict:
+        """Say which response is best; none is preferred if the best two differ by less than `tie`."""
+        golds = [self.gold(prompt, response) for response in responses]
+        best, second = sorted(range(len(golds)), key=lambda index: -golds[index])[:2]
+        return Verdict(None if golds[best] - golds[second] < self.tie else best)
+
+    def critique(self, prompt: Prompt | str, response: str, seed: int = 0) -> str:
+        """What this user writes about a response: what is wrong and what is right, in 8 to 40 plain words.
+
+        Other seeds give other words for the same judgement; the same seed gives the same words.
+        """
+        return plain_words.critique(self.judge(prompt, response), f"{seed}|{self.request(prompt).text}|{response}")
+
+    def request(self, prompt: Prompt | str) -> Request:
+        """The request that a prompt makes. Raises DataError if it is none of this user's."""
+        text = (
+            prompt if isinstance(prompt, str) else next((m.content for m in reversed(prompt) if m.role == "user"), "")
+        )
+        request = self.requests.get(_key(text))
+        if request is None:
+            raise DataError(
+                f"This user did not ask {text[:80]!r}, and cannot say what a good answer to it mentions",
+                remedy="add the request to the file that the user is made from",
+            )
+        return request
+
+
+def judge(request: Request, response: str) -> Judgement:
+    """Judge a response to a request part by part (see the module's description for each part)."""
+    text = response.strip()
+    sentences = split_sentences(text)
+    close = _close(sentences)
+    # "That is all you need, good luck!" is an answer and a close; "Good luck!" is only a close.
+    content = sentences[:-1] if close and close == sentences[-1] else sentences
+    opening = _FILLER.match(text.lstrip("\"'*# "))
+    if opening and content and _is_only_filler(content[0]):
+        content = content[1:]
+    items = len(_LIST_ITEM.findall(text)) or 2 * bool(_INLINE_ITEMS.search(text))
+    words = len(text.split())
+    missing = tuple(group for group in request.mentions if not _pattern(group).search(text))
+    # A short list item and an answer of a word or two need no full stop.
+    loose_end = words <= 4 or (items and len(text.splitlines()[-1].split()) <= 8)
+    finished = _FINISHED.search(text) is not None or bool(loose_end and text[-1:] not in ",;")
+    short = _BY_SENTENCES.get(len(content), 0.0) * min(1.0, _MOST_WORDS / max(words, 1))
+    parts = {
+        "answer": 1.0 - len(missing) / max(len(request.mentions), 1) if text else 0.0,
+        "short": short if text else 0.0,
+        "close": float(bool(close)),
+        "opening": float(opening is None),
+        "prose": 0.0 if items else 0.5 if _BOLD.search(text) else 1.0,
+        "whole": float(finished),
+    }
+    return Judgement(
+        parts=parts,
+        missing=missing,
+        sentences=len(content),
+        words=words,
+        items=items,
+        opening=_quoted_opening(sentences[0]) if opening and sentences else "",
+        close=close,
+        tail="" if finished else " ".join(text.split()[-3:]),
+    )
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences and lines of a text; an abbreviation, a decimal point or the number of a list item ends none."""
+    guarded = _ABBREVIATION.sub(lambda match: match.group()[:-1] + _NO_END, text)
+    guarded = re.sub(r"(^|\s)(\d{1,2}[.)]) ", rf"\1\2{_NO_END}", guarded)
+    pieces = (piece.replace(_NO_END, " ").strip() for piece in _SENTENCE_END.split(guarded) if piece)
+    return [piece for piece in pieces if re.search(r"\w", piece)]
+
+
+def _close(sentences: list[str]) -> str:
+    """The friendly close of the last sentence, if it has one and something stands before it."""
+    if not sentences:
+        return ""
+    match = _CLOSE.search(sentences[-1])
+    if match is None or (len(sentences) == 1 and match.start(1) < 3):
+        return ""
+    return sentences[-1][match.start(1) :] if match.start(1) > 3 else sentences[-1]
+
+
+def _is_only_filler(sentence: str) -> bool:
+    """Whether a sentence is filler and nothing more, like "Sure!"; it counts against the opening, not the length."""
+    match = _FILLER.match(sentence)
+    return match is not None and len(sentence[match.end() :].split()) <= 3
+
+
+def _quoted_opening(sentence: str) -> str:
+    """What to quote of an opening: up to its first comma or the like if that comes soon, else four words."""
+    match = re.match(r"(?:\S+ ){0,4}?\S+?[,:!.?](?=\s|$)", sentence)
+    return (match.group() if match else " ".join(sentence.split()[:4])).rstrip(",:.")
+
+
+@cache
+def _pattern(group: str) -> re.Pattern[str]:
+    return re.compile("|".join(_alternative(alternative) for alternative in group.split("|")), re.IGNORECASE)
+
+
+def _alternative(word: str) -> str:
+    if word.endswith("~"):
+        return rf"\b{re.escape(word[:-1])}"
+    if not word[-1].isalpha() or word[0].isdigit():
+        return rf"(?<![\w.,]){re.escape(word)}(?!\d|[.,]\d)" if word[0].isalnum() else re.escape(word)
+    ending = r"\w{0,3}" if len(word) > 3 else r"(?:s|es|y|[a-z]?ed|[a-z]?ing)?" if len(word) > 1 else ""
+    return rf"\b{re.escape(word)}{ending}\b"
+
+
+def _key(text: str) -> str:
+    return " ".join(text.lower().split())

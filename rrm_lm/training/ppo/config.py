@@ -1,0 +1,213 @@
+"""Settings of policy training: TRL's PPOConfig, and what is ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl.experimental.ppo import PPOConfig as _TrlPPOConfig
+
+from rrm_lm.errors import ConfigError
+from rrm_lm.models.agent import REFERENCES, VALUE_KINDS
+from rrm_lm.training.one_device import OneDevice
+from rrm_lm.training.recomputing import Recomputing
+
+KL_CONTROLS = ("fixed", "adaptive")
+
+
+@dataclass
+class PPOConfig(OneDevice, Recomputing, _TrlPPOConfig):
+    """How a policy is trained. Names are TRL's and Hugging Face's wherever they have one.
+
+    An *update* rolls out ``batch_size`` episodes and learns from them ``num_ppo_epochs`` times. Episodes per process
+    and update: ``per_device_train_batch_size * gradient_accumulation_steps``; how many go through the model at once is
+    another matter (``micro_batch_tokens``), and changes nothing in the gradient.
+    """
+
+    # Defaults that differ from TRL's.
+    output_dir: str | None = field(default="outputs/policy", metadata={"help": "Where the policy and results go."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of adapters and value head."})
+    bf16: bool | None = field(default=False, metadata={"help": "Compute in bfloat16 where that is safe (autocast)."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: every trained parameter takes part in every pass."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: prompts are read by name."})
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Not needed: buffers are constants, the same on all processes."}
+    )
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Not used: batches are laid out in the step."})
+
+    # What is ours.
+    allow_world_size_change: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint of another number of processes, at the same place in the data."},
+    )
+    ds3_gather_for_generation: bool = field(
+        default=True,
+        metadata={
+            "help": "Of a sharded policy: gather the whole model on each process for rollouts, which is much faster; "
+            "false where it does not fit."
+        },
+    )
+    trl_compatible: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute the update as TRL 1.12 does where we differ (see rrm_lm/training/ppo/estimates.py): for "
+            "comparing with it, not for better policies."
+        },
+    )
+    samples_per_prompt: int = field(
+        default=1, metadata={"help": "Episodes with the same prompt, which is then computed once for all of them."}
+    )
+    top_p: float = field(default=1.0, metadata={"help": "Sample from the smallest set of tokens this probable."})
+    top_k: int = field(default=0, metadata={"help": "Sample from this many most likely tokens; 0 for all."})
+    micro_batch_tokens: int = field(
+        default=2048, metadata={"help": "Most padded tokens that go through the model at once; bounds the memory."}
+    )
+    rollout_batch_tokens: int = field(
+        default=16384, metadata={"help": "Most tokens (prompt and response) held at once while sampling."}
+    )
+    share_prefixes: bool = field(
+        default=True, metadata={"help": "Compute a prompt once for all of its samples, where that is exact."}
+    )
+    value_function: str = field(
+        default="head",
+        metadata={
+            "help": "head (a linear head on the policy's hidden states), adapter (its own LoRA adapter with a head) or "
+            "model (a sequence-classification model of its own, as in TRL)."
+        },
+    )
+    reference: str = field(
+        default="start",
+        metadata={"help": "What the KL divergence is from: start (the policy before training) or base (no adapter)."},
+    )
+    reward_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of the rewards in their sum, the one on the policy's own backbone first; unset: 1 each."
+        },
+    )
+    normalize_rewards: bool = field(
+        default=False, metadata={"help": "Shift and scale rewards by their running mean and standard deviation."}
+    )
+    reward_clip: float | None = field(
+        default=None, metadata={"help": "Keep rewards within plus and minus this, after normalising; unset: do not."}
+    )
+    kl_control: str = field(
+        default="fixed", metadata={"help": "fixed (kl_coef stays) or adaptive (it is steered towards kl_target)."}
+    )
+    kl_target: float = field(
+        default=6.0, metadata={"help": "With adaptive: KL divergence to the reference aimed at, in nats a response."}
+    )
+    kl_gain: float = field(
+        default=0.1,
+        metadata={"help": "With adaptive: how fast; an update changes kl_coef by a fifth of this share at most."},
+    )
+    max_kl: float | None = field(
+        default=100.0,
+        metadata={
+            "help": "Stop when the KL divergence to the reference passes this, in nats a response, and keep the policy "
+            "from before; unset: go on."
+        },
+    )
+    max_value_loss: float | None = field(
+        default=None,
+        metadata={"help": "Stop when the value loss passes this, in the rewards' unit squared; unset: go on."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_choices()
+        self._check_numbers()
+
+    @classmethod
+    def from_trl(cls, args: _TrlPPOConfig) -> PPOConfig:
+        """TRL's own settings, with TRL's conventions.
+
+        Its ``bf16`` and ``gradient_checkpointing`` have no effect in TRL's PPO, so they are off; nor are gradients
+        clipped there.
+        """
+        settings = {item.name: getattr(args, item.name) for item in fields(args) if item.init}
+        settings |= dict.fromkeys(("bf16", "fp16", "gradient_checkpointing", "activation_checkpointing"), False)
+        settings["max_kl"] = None
+        return cls(**settings, trl_compatible=True)
+
+    def _check_choices(self) -> None:
+        choices: dict[str, tuple[Any, ...]] = {
+            "kl_estimator": ("k1", "k3"),
+            "kl_control": KL_CONTROLS,
+            "value_function": VALUE_KINDS,
+            "reference": REFERENCES,
+            "stop_token": ("eos", None),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                expected = "one of " + ", ".join(map(str, known))
+                raise ConfigError(f"{name} is {getattr(self, name)!r}", where=name, expected=expected)
+        if self.stop_token is not None and self.stop_token_id is not None:
+            raise ConfigError("Both stop_token and stop_token_id are set", where="stop_token", expected="one of them")
+
+    def _check_numbers(self) -> None:
+        for name, least in (
+            ("samples_per_prompt", 1),
+            ("micro_batch_tokens", 1),
+            ("rollout_batch_tokens", 1),
+            ("response_length", 1),
+            ("num_ppo_epochs", 1),
+            ("num_mini_batches", 1),
+            ("kl_coef", 0),
+            ("kl_gain", 0),
+            ("vf_coef", 0),
+            ("cliprange", 0),
+            ("cliprange_value", 0),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}", where=name, expected=f"at least {least}")
+        for name in ("temperature", "kl_target", "max_kl", "max_value_loss", "reward_clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value}", where=name, expected="above 0")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}", where=name, expected="from 0 to 1")
+
+    def count_batches(self, processes: int, prompts: int) -> None:
+        """Work out the sizes that follow from others, under TRL's names.
+
+        Args:
+            processes: How many there are.
+            prompts: How many prompts there are to train on.
+
+        Raises:
+            ConfigError: Sizes that do not divide.
+        """
+        self.world_size = processes
+        self.local_batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        self.micro_batch_size = self.per_device_train_batch_size * processes
+        self.batch_size = self.local_batch_size * processes
+        for name in ("num_mini_batches", "samples_per_prompt"):
+            if self.local_batch_size % getattr(self, name):
+                raise ConfigError(
+                    f"{self.local_batch_size} episodes a process cannot be divided by {getattr(self, name)}",
+                    where=name,
+                    expected="a divisor of per_device_train_batch_size * gradient_accumulation_steps",
+                )
+        self.mini_batch_size = self.batch_size // self.num_mini_batches
+        self.local_mini_batch_size = self.local_batch_size // self.num_mini_batches
+        if self.total_episodes is None:
+            self.total_episodes = max(1, int(self.num_train_epochs * prompts * self.samples_per_prompt))
+        self.num_total_batches = -(-self.total_episodes // self.batch_size)
+        if self.max_steps > 0:
+            self.num_total_batches = self.max_steps
+            self.total_episodes = self.max_steps * self.batch_size
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Optimizer steps in one pass over an update's episodes."""
+        if not self.trl_compatible:
+            return self.num_mini_batches
+        assert self.local_mini_batch_size is not None
+        parts = -(-self.local_mini_batch_size // self.per_device_train_batch_size) * self.num_mini_batches
+        return max(1, parts // self.gradient_accumulation_steps)

@@ -1,0 +1,99 @@
+"""The arguments of TRL's PPOTrainer as an agent: separate models take the roles that adapters have otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from torch import nn
+from trl.experimental.utils import create_reference_model
+
+from rrm_lm.errors import ConfigError, ModelError
+from rrm_lm.models.agent import AgentModel, set_trainable
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.fast.layers import speed_up_layers
+from rrm_lm.models.fast.lora import speed_up
+from rrm_lm.training.ppo.config import PPOConfig
+
+_PAD = 0  # a token id that every model has; what is padded is masked, so any will do
+
+
+def agent_from_trl(
+    args: PPOConfig, model: Any, ref_model: Any, value_model: Any, peft_config: Any, share: bool = True
+) -> AgentModel:
+    """An agent of the models that TRL's trainer takes.
+
+    Args:
+        args: ``model_adapter_name`` and ``ref_adapter_name`` choose among a PEFT model's adapters.
+        model: The policy: a causal language model, which is trained itself unless it has an adapter or gets one.
+        ref_model: The reference; ``None`` for the policy without its adapter, or, without adapters, a copy of it.
+        value_model: A sequence-classification model with one output; ``None`` for a head on the policy.
+        peft_config: The adapter that the policy gets.
+        share: Let lines with a common prompt share its computation where that is exact.
+
+    Raises:
+        ConfigError: Arguments that contradict each other.
+        ModelError: A value model without a head of one output.
+    """
+    if ref_model is model:
+        raise ConfigError(
+            "The policy and the reference are the same object",
+            where="ref_model",
+            remedy="pass a copy of the model, or None",
+        )
+    if peft_config is not None and not isinstance(peft_config, PeftConfig):
+        raise ConfigError(f"peft_config is a {type(peft_config).__name__}", expected="peft.LoraConfig(...)")
+    if peft_config is not None and isinstance(model, PeftModel):
+        raise ConfigError(
+            "The model has an adapter already, and peft_config asks for another",
+            where="peft_config",
+            remedy="leave out peft_config, or merge the adapter first (merge_and_unload)",
+        )
+    if ref_model is None and peft_config is None and not isinstance(model, PeftModel):
+        ref_model = create_reference_model(model)
+    backbone, adapter = _policy(args, model, peft_config, share)
+    agent = AgentModel(
+        backbone,
+        policy=adapter,
+        value="head" if value_model is None else "model",
+        value_model=None if value_model is None else _value_model(value_model, share),
+        reference=None if ref_model is not None else args.ref_adapter_name,
+        reference_model=None if ref_model is None else Backbone(ref_model.eval(), _PAD, None if share else False),
+    )
+    speed_up(agent)
+    speed_up_layers(agent)
+    return agent
+
+
+def _policy(args: PPOConfig, model: Any, peft_config: Any, share: bool) -> tuple[Backbone, str | None]:
+    if peft_config is not None:
+        backbone, adapter = Backbone(model, _PAD, None if share else False), args.model_adapter_name or "default"
+        backbone.add_adapter(adapter, peft_config)
+    elif isinstance(model, PeftModel):
+        backbone, adapter = Backbone(model, _PAD, None if share else False), args.model_adapter_name
+        adapter = adapter or str(model.active_adapter)
+        set_trainable(backbone, adapter, True)
+    else:
+        backbone, adapter = _still_trained(model, share), None
+    return backbone, adapter
+
+
+def _value_model(model: Any, share: bool) -> Backbone:
+    backbone = _still_trained(model, share)
+    score = getattr(backbone.causal_lm, "score", None)
+    if not isinstance(score, nn.Module) or int(backbone.causal_lm.config.num_labels) != 1:
+        raise ModelError(
+            "The value model has no head of one output",
+            where=type(model).__name__,
+            expected="AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)",
+        )
+    return backbone
+
+
+def _still_trained(model: Any, share: bool) -> Backbone:
+    """A backbone whose parameters are trained as they were before."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    backbone = Backbone(model, _PAD, None if share else False)
+    for parameter, trained in before.items():
+        parameter.requires_grad_(trained)
+    return backbone

@@ -1,0 +1,104 @@
+"""What TRL's RLOOTrainer is given: rewards as it calls them, rows in the order of updates, and prompts as messages."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import Sampler
+
+from rrm_lm.feedback.records import Message, Prompt
+from rrm_lm.models.ensemble import disagreement
+from rrm_lm.text.chat import ChatFormat
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.prompts import PromptOrder
+from rrm_lm.training.ppo.rollouts import Rollouts
+from rrm_lm.training.reward_sources import RewardSource, RewardSum, TokenRewardSource
+
+
+class RewardFunction:
+    """A source of rewards as TRL calls one.
+
+    Args:
+        source: The source.
+        rollouts: Makes rollouts of conversations and the token ids of their responses.
+    """
+
+    def __init__(self, source: RewardSource | TokenRewardSource, rollouts: Callable[..., Rollouts]) -> None:
+        self.__name__ = source.name
+        self._ask, self._rollouts = RewardSum([source]), rollouts
+
+    def __call__(
+        self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]], log_metric: Any, **_: Any
+    ) -> list[float]:
+        made = self._rollouts(prompts, completion_ids)
+        found = self._ask([item.prompt for item in made.items], made.texts, made.lines)[self.__name__]
+        apart = disagreement(found)
+        if apart is not None:
+            log_metric(f"disagreement/{self.__name__}", apart)
+        return found
+
+
+class MissingEnd:
+    """The penalty for responses that do not end by themselves, as TRL calls a reward."""
+
+    __name__ = "missing_eos_penalty"
+
+    def __init__(self, penalty: float, rollouts: Callable[..., Rollouts]) -> None:
+        self._penalty, self._rollouts = penalty, rollouts
+
+    def __call__(self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        return [-self._penalty * (not done) for done in self._rollouts(prompts, completion_ids).finished]
+
+
+class EachUpdate(Sampler[int]):
+    """The rows of every update, one behind the other, as often as TRL's trainer reads them.
+
+    Args:
+        order: Which prompts an update takes.
+        updates: How many there are.
+        repeats: How often an update's rows are read: TRL reads them for every micro-batch, and uses the first reading.
+        samples: Responses to each prompt.
+    """
+
+    def __init__(self, order: PromptOrder, updates: int, repeats: int, samples: int) -> None:
+        self._order, self._updates, self._repeats, self._samples = order, updates, repeats, samples
+
+    def __iter__(self) -> Iterator[int]:
+        for update in range(self._updates):
+            rows = [row for row in self._order.update(update) for _ in range(self._samples)]
+            for _ in range(self._repeats):
+                yield from rows
+
+    def __len__(self) -> int:
+        return self._updates * self._repeats * self._order.size * self._samples
+
+
+# -- prompts and tokens ---------------------------------------------------------------------------------------------
+
+
+def to_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as transformers and TRL have conversations."""
+    return [{"role": message.role, "content": message.content} for message in prompt]
+
+
+def to_prompt(messages: Sequence[Any]) -> Prompt:
+    """A conversation of theirs as a prompt."""
+    return tuple(Message(message["role"], message["content"]) for message in messages)
+
+
+def end_id(ppo: PPOConfig, chat: ChatFormat) -> int:
+    """The token that ends a response: the one that is set, else what ends a turn."""
+    if ppo.stop_token == "eos":
+        return int(chat.tokenizer.eos_token_id)
+    return chat.end_id if ppo.stop_token_id is None else int(ppo.stop_token_id)
+
+
+def ending_with(tokenizer: Any, end_id: int) -> Any:
+    """The tokenizer, with this token for the one by which TRL sees that a response ended."""
+    if tokenizer.eos_token_id == end_id:
+        return tokenizer
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = tokenizer.convert_ids_to_tokens(end_id)
+    return other
