@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rrm_lm.runs.critics import CRITIC_HELP, FILE, NamedCritic, find_critic
-from rrm_lm.runs.scoring import ScoringArguments, load_sets, make_scorer
-from rrm_lm.settings.permissions import CodeArguments
+from rrm_lm.runs.critics import FILE, NamedCritic, find_critic
+from rrm_lm.runs.scoring import load_sets, make_scorer
+from rrm_lm.settings.evaluate import EvaluateArguments
 
 if TYPE_CHECKING:
     from rrm_lm.evaluation.preferences.scoring import Scorer
@@ -22,26 +20,6 @@ examples:
   rrm-lm evaluate --model smollm2-135m --dataset my_pairs.jsonl other_pairs.csv     (a language model as a judge)
   rrm-lm evaluate --model smollm2-135m --dataset my_pairs.jsonl --critic outputs/mine     (shown critiques by that)
 """
-
-
-@dataclass
-class EvaluateArguments(ScoringArguments, CodeArguments):
-    """What `rrm-lm evaluate` needs."""
-
-    critic: str | None = field(default=None, metadata={"help": CRITIC_HELP})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Where the results go; unset: outputs/evaluate/ and the model's name."}
-    )
-    overwrite_output_dir: bool = field(default=True, metadata={"help": "Replace earlier results in output_dir."})
-
-    @property
-    def folder(self) -> Path:
-        """Where the results go."""
-        if self.output_dir is not None:
-            return Path(self.output_dir)
-        names = [str(self.model), *filter(None, [self.critic])]
-        parts = [re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model" for name in names]
-        return Path("outputs/evaluate") / "_with_".join(parts)
 
 
 def run(argv: list[str]) -> int:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _dispatch(words)
         except RRMError as error:
-            processes.tell(error, partial(print_error, error))
+            processes.tell(error, partial(failures.print_error, error))
             return USER_ERROR
         except KeyboardInterrupt as error:
             cause = processes.cause()
@@ -155,20 +155,6 @@ Options:
 `python -m rrm_lm` is the same program. On several processes: add --accelerate_config
 fsdp2 --num_processes 8 to reward, sft, policy, evaluate or score (their --help says more).
 """
-
-
-def print_error(error: RRMError) -> None:
-    """Print an error to stderr, a line for each of its parts, in colour on a terminal."""
-    from rich.console import Console
-    from rich.text import Text
-
-    parts = [("where", error.where), ("expected", error.expected), ("what to do", error.remedy)]
-    text = Text.assemble((f"{failures.process_prefix()}error: ", "bold red"), (error.what, "bold"))
-    for label, part in parts:
-        if part:
-            text.append(f"\n  {label}: ", "dim").append(part)
-    # Not wrapped: a path or a setting cut in two can be neither searched for nor copied.
-    Console(stderr=True, soft_wrap=True, highlight=False).print(text)
 
 
 def show_log() -> None:

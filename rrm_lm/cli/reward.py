@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-from rrm_lm.runs.resuming import FolderArguments
+from rrm_lm.settings.reward import RunArguments
 
 EXAMPLES = """\
 examples:
@@ -15,15 +14,6 @@ examples:
   rrm-lm reward --config configs/reward.yaml --resume_from_checkpoint true
   accelerate launch scripts/train_reward.py --config configs/ultrafeedback.yaml
 """
-
-
-@dataclass
-class RunArguments(FolderArguments):
-    """What else `rrm-lm reward` does."""
-
-    merge: bool = field(
-        default=False, metadata={"help": "Also write a plain sequence-classification checkpoint to OUTPUT_DIR/merged."}
-    )
 
 
 def read(argv: list[str]) -> tuple[Any, ...]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.settings.permissions import CodeArguments
+from rrm_lm.settings.run import RunArguments
 
 EXAMPLES = """\
 examples:
@@ -17,40 +16,6 @@ examples:
 a section of the file holds the settings of the command of that name; the value `$reward` is that stage's folder.
 Started again, finished stages whose settings and files are the same are not run again, and a stopped one goes on.
 """
-
-
-@dataclass
-class RunArguments(CodeArguments):
-    """The stages, and where everything goes. A section's settings are those of its command: see its `--help`."""
-
-    output_dir: str = field(
-        default="outputs/run", metadata={"help": "Where everything goes: a folder a stage, and report.html."}
-    )
-    rounds: int = field(
-        default=1,
-        metadata={"help": "Each further round collects feedback on the policy's answers and trains both again."},
-    )
-    reward: dict | None = field(default=None, metadata={"help": "Settings of `rrm-lm reward` (section of the file)."})
-    sft: dict | None = field(
-        default=None, metadata={"help": "Settings of `rrm-lm sft` (section); without it there is no such stage."}
-    )
-    policy: dict | None = field(default=None, metadata={"help": "Settings of `rrm-lm policy` (section)."})
-    collect: dict | None = field(
-        default=None, metadata={"help": "Settings of `rrm-lm collect` (section); needed for more than one round."}
-    )
-    compare: dict | None = field(
-        default=None, metadata={"help": "Settings of `rrm-lm compare` (section); without it there is no such stage."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ConfigError(f"rounds is {self.rounds}", where="rounds", expected="at least 1")
-        if self.rounds > 1 and self.collect is None:
-            raise ConfigError(
-                f"{self.rounds} rounds need new feedback, and nothing says who gives it",
-                where="rounds",
-                remedy="add a section `collect` with an overseer; see rrm-lm collect --help",
-            )
 
 
 def run(argv: list[str]) -> int:

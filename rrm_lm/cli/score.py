@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rrm_lm.runs.scoring import ScoringArguments, load_sets, make_scorer
+from rrm_lm.runs.scoring import load_sets, make_scorer
+from rrm_lm.settings.score import ScoreArguments
 
 if TYPE_CHECKING:
     from rrm_lm.feedback.reading.datasets import Feedback
@@ -21,13 +21,6 @@ a row of responses.jsonl: {"prompt": "How do I boil an egg?", "completion": "Eig
 """
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class ScoreArguments(ScoringArguments):
-    """What `rrm-lm score` needs."""
-
-    output_file: str | None = field(default=None, metadata={"help": "File for the rewards; unset: the terminal."})
 
 
 def run(argv: list[str]) -> int:

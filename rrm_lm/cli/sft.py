@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-from rrm_lm.runs.resuming import FolderArguments
+from rrm_lm.settings.sft import SFTRunArguments
 
 EXAMPLES = """\
 examples:
@@ -17,15 +16,6 @@ examples:
   accelerate launch scripts/train_sft.py --config configs/sft.yaml
 a row of my_demonstrations.jsonl: {"prompt": "How do I boil an egg?", "completion": "Eight minutes in boiling water."}
 """
-
-
-@dataclass
-class SFTRunArguments(FolderArguments):
-    """What else `rrm-lm sft` does."""
-
-    merge: bool = field(
-        default=False, metadata={"help": "Also write a plain causal language model to OUTPUT_DIR/merged."}
-    )
 
 
 def read(argv: list[str]) -> tuple[Any, ...]:

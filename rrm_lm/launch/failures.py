@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from rrm_lm.errors import RRMError
 from rrm_lm.launch import signals
 
 FAULT = 1
@@ -200,3 +201,17 @@ def _print_lost(failure: Failure) -> None:
 
 def _say(text: str) -> None:
     print(f"{process_prefix()}{text}", file=sys.stderr, flush=True)
+
+
+def print_error(error: RRMError) -> None:
+    """Print an error to stderr, a line for each of its parts, in colour on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    parts = [("where", error.where), ("expected", error.expected), ("what to do", error.remedy)]
+    text = Text.assemble((f"{process_prefix()}error: ", "bold red"), (error.what, "bold"))
+    for label, part in parts:
+        if part:
+            text.append(f"\n  {label}: ", "dim").append(part)
+    # Not wrapped: a path or a setting cut in two can be neither searched for nor copied.
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text)

@@ -141,7 +141,7 @@ class AgentModel(Root):
             raise ModelError(
                 "The reward model is on a backbone of its own",
                 expected="its adapter on the agent's backbone",
-                remedy="load it with rrm_lm.models.saving.agents.put_reward, or pass it to the trainer as a source",
+                remedy="load it with rrm_lm.models.agent_files.put_reward, or pass it to the trainer as a source",
             )
         set_trainable(self.backbone, reward.adapter, False)
         self._reward, self.reward_head = [reward], reward.head.requires_grad_(False)

@@ -182,7 +182,7 @@ def convert(gguf: Path, model: EmbeddedModel, folder: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rrm_lm.models.saving.portable import add_old_names, save_tokenizer
+    from rrm_lm.models.portable import add_old_names, save_tokenizer
 
     options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), **options)

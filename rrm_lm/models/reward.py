@@ -26,9 +26,9 @@ from rrm_lm.models.embedded import backbone_name
 from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.models.fast.layers import speed_up_layers
 from rrm_lm.models.fast.lora import speed_up
+from rrm_lm.models.portable import add_old_names, save_reward_tokenizer
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, refuse_pickles, resolve
 from rrm_lm.models.saving.adapters import ADAPTER_WEIGHTS, load_weights, put_weights, whole_weights
-from rrm_lm.models.saving.portable import add_old_names, save_reward_tokenizer
 from rrm_lm.models.sharding import Root, put, settle, whole
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.batching import Batch
@@ -353,7 +353,7 @@ def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftMode
 def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: Any) -> None:
     """Write a plain sequence-classification checkpoint: the adapter merged into the backbone, the head as ``score``.
 
-    RewardBench, TRL, vLLM and the pipelines of transformers read it (see :mod:`rrm_lm.models.saving.portable`).
+    RewardBench, TRL, vLLM and the pipelines of transformers read it (see :mod:`rrm_lm.models.portable`).
     :data:`SETTINGS_FILE` comes along and says how the adapter was trained.
 
     Of an ensemble the head is the mean of the members' heads, whatever they are combined by otherwise: such checkpoints

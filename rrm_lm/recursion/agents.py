@@ -19,9 +19,9 @@ from rrm_lm.evaluation.policies.samples import draw
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.agent import has_adapter
+from rrm_lm.models.agent_files import put_reward
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.saving.agents import put_reward
 from rrm_lm.models.saving.policies import put_policy
 from rrm_lm.recursion.assistance import Assistance
 from rrm_lm.recursion.notes import with_notes

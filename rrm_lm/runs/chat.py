@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from rrm_lm.cli.chat import ChatArguments
-from rrm_lm.cli.main import print_error
 from rrm_lm.errors import ConfigError, RRMError
 from rrm_lm.feedback.records import Message, Prompt
+from rrm_lm.launch.failures import print_error
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.decoding.streaming import Words, stream
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.saving.policies import Policy, load_policy
+from rrm_lm.settings.chat import ChatArguments
 from rrm_lm.settings.shared import read_template
 from rrm_lm.text.chat import ChatFormat
 

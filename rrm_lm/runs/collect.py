@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from rrm_lm.cli.collect import CollectArguments
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.policies.samples import draw
 from rrm_lm.feedback.asking import judge_questions
@@ -24,6 +23,7 @@ from rrm_lm.models.saving.policies import load_policy
 from rrm_lm.recursion.assistance import Assisted
 from rrm_lm.runs.critics import find_critic
 from rrm_lm.runs.progress import advance
+from rrm_lm.settings.collect import CollectArguments
 from rrm_lm.settings.parser import write_resolved
 from rrm_lm.simulated.plain_user import PlainUser
 from rrm_lm.storage import write_json, write_jsonl

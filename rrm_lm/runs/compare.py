@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from rrm_lm.cli.compare import CompareArguments, DrawingArguments
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.policies.comparison import compare
 from rrm_lm.evaluation.policies.gold import RewardFunction, load_gold, rewards_by
@@ -33,6 +32,7 @@ from rrm_lm.recursion.critics import AssistedPairs, Critiques
 from rrm_lm.runs.comparison import write_comparison
 from rrm_lm.runs.critics import FILE, NamedCritic, find_critic
 from rrm_lm.runs.progress import advance
+from rrm_lm.settings.compare import CompareArguments, DrawingArguments
 from rrm_lm.settings.shared import column_map, read_template
 from rrm_lm.storage import write_jsonl
 from rrm_lm.text.chat import ChatFormat

@@ -16,10 +16,6 @@ if TYPE_CHECKING:  # importing these takes seconds, which --help need not wait f
 
 logger = logging.getLogger(__name__)
 
-CRITIC_HELP = (
-    "A helper whose critique of each response is shown to whoever judges: a reward model that learned from critiques "
-    "(best with critique_view all), or a solved helper of rrm-lm recurse (outputs/recurse/nodes/NAME)."
-)
 FILE = "critiques.jsonl"
 _EXPECTED = "a reward model of rrm-lm reward that learned from critiques, or a solved helper of rrm-lm recurse"
 

@@ -1,4 +1,4 @@
-"""Progress bars of commands."""
+"""Progress of commands: bars, and times in words."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def advance(bar: Any) -> Callable[[int, int, float], None]:
         bar.update(done - bar.n)
 
     return progress
+
+
+def minutes(seconds: float) -> str:
+    """A time in words."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

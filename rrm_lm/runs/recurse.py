@@ -12,8 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rrm_lm.cli.pipeline.views import minutes
-from rrm_lm.cli.recurse import RecurseArguments
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state, resolve
@@ -25,8 +23,10 @@ from rrm_lm.recursion.tasks import MainTask
 from rrm_lm.recursion.teaching import Teaching, room
 from rrm_lm.recursion.tree import Node, read_tree
 from rrm_lm.recursion.work import Workshop
+from rrm_lm.runs.progress import minutes
 from rrm_lm.runs.sft import check_family
 from rrm_lm.settings.parser import write_resolved
+from rrm_lm.settings.recurse import RecurseArguments
 from rrm_lm.settings.shared import ModelArguments, read_template
 from rrm_lm.storage import sha256
 from rrm_lm.text.chat import ChatFormat

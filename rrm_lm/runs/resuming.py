@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +61,6 @@ _MATTERS = (".safetensors", ".bin", ".gguf", ".json", ".jsonl", ".csv", ".parque
 _ABOUT_A_RUN = re.compile(r"\..*|(run|manifest|results|trainer_state|leakage|examples|\w+_results)\.json|scores\.jsonl")
 _WHOLE = 64 << 20  # bytes up to which a file is read in full to be compared
 _ENDS = 1 << 20  # bytes that are read at either end of a larger one
-
-
-@dataclass
-class FolderArguments:
-    """The output folder, and an earlier run in it."""
-
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace what an earlier run left in output_dir."}
-    )
-    allow_config_change: bool = field(
-        default=False,
-        metadata={"help": "Resume although settings, data or models are not those of that run; it is told which."},
-    )
 
 
 def identity(*settings: Any, processes: int) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rrm_lm.cli.reward import RunArguments
 from rrm_lm.errors import ConfigError, DataError, ModelError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.feedback.reading.datasets import Feedback
@@ -19,9 +18,9 @@ from rrm_lm.feedback.splits import LeakageReport
 from rrm_lm.launch.signals import steps_are_finished
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.decoding.generation import Progress
+from rrm_lm.models.portable import unreadable
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
-from rrm_lm.models.saving.portable import unreadable
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.runs.judging import judge, write_judgement
 from rrm_lm.runs.resuming import identity, is_asked, origin
@@ -37,6 +36,7 @@ from rrm_lm.runs.reward_saving import (
 )
 from rrm_lm.runs.shown import show_example
 from rrm_lm.settings.parser import write_resolved
+from rrm_lm.settings.reward import RunArguments
 from rrm_lm.settings.shared import DataArguments, ModelArguments, read_template
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat

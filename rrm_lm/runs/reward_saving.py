@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.feedback.records import Comparison
+from rrm_lm.models.portable import EXAMPLES, Conversation, messages_of, misread
 from rrm_lm.models.pretrained import load_sequence_classifier, rounding
 from rrm_lm.models.reward import RewardModel, load_classifier, load_reward_model, merge_reward_model
-from rrm_lm.models.saving.portable import EXAMPLES, Conversation, messages_of, misread
 from rrm_lm.models.sharding import fits
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import ChatFormat

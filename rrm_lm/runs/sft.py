@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rrm_lm.cli.sft import SFTRunArguments
 from rrm_lm.errors import ConfigError, DataError, ModelError
 from rrm_lm.evaluation.statistics.metrics import mean_estimate
 from rrm_lm.feedback.reading.datasets import Feedback
@@ -21,10 +20,11 @@ from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
 from rrm_lm.models.sharding import in_step
 from rrm_lm.runs.heldout import check_leaks, hold_out, told
-from rrm_lm.runs.policy.saving import check_saved_policy, logits_of, write_merged_policy
+from rrm_lm.runs.policy_saving import check_saved_policy, logits_of, write_merged_policy
 from rrm_lm.runs.resuming import identity, is_asked, origin
 from rrm_lm.runs.shown import show_learned
 from rrm_lm.settings.parser import write_resolved
+from rrm_lm.settings.sft import SFTRunArguments
 from rrm_lm.settings.shared import DataArguments, ModelArguments, read_template
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat

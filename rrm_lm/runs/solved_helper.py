@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rrm_lm.cli.recurse import read
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.recursion.agents import Agent
 from rrm_lm.recursion.tasks import MainTask
@@ -14,6 +13,9 @@ from rrm_lm.recursion.teaching import Teaching, is_whole
 from rrm_lm.recursion.tree import Node
 from rrm_lm.recursion.work import RECORD, Workshop
 from rrm_lm.runs.recurse import RecurseRun
+from rrm_lm.settings.parser import parse
+from rrm_lm.settings.recurse import RecurseArguments
+from rrm_lm.settings.shared import ModelArguments
 
 
 def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun, Node]:
@@ -31,7 +33,8 @@ def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun,
             "The tree that this helper is of is not there", where=str(settings), expected="what rrm-lm recurse wrote"
         )
     permission = ["--allow_code"] if allow_code else []
-    run = RecurseRun(*read(["--config", str(settings), *permission]))
+    words = ["--config", str(settings), *permission]
+    run = RecurseRun(*parse([RecurseArguments, ModelArguments], words, command="rrm-lm recurse"))
     node = next((one for one in run.tree.walk() if one.name == folder.name), None)
     if node is None:
         raise CheckpointError(f"The tree has no node {folder.name}", where=str(settings))

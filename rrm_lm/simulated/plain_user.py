@@ -28,15 +28,8 @@ from rrm_lm.feedback.reading.files import read_rows
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.simulated import plain_words
+from rrm_lm.simulated.judgement import Judgement
 
-WEIGHTS: dict[str, float] = {
-    "answer": 0.35,
-    "short": 0.20,
-    "close": 0.15,
-    "opening": 0.13,
-    "prose": 0.12,
-    "whole": 0.05,
-}
 _BY_SENTENCES = {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.6, 4: 0.35, 5: 0.15}
 _MOST_WORDS = 50
 
@@ -93,36 +86,6 @@ class Request:
     text: str
     mentions: tuple[str, ...]
     topic: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What the user sees in one response.
-
-    Attributes:
-        parts: Each part of `WEIGHTS`, from 0 (missing) to 1 (as wanted).
-        missing: The groups of words that do not occur.
-        sentences: Sentences, a friendly close not counted.
-        words: Words in all.
-        items: List items and headings.
-        opening: The filler it opens with, or "".
-        close: The friendly close, or "".
-        tail: The last words, if it stops in the middle of a sentence, or "".
-    """
-
-    parts: dict[str, float]
-    missing: tuple[str, ...]
-    sentences: int
-    words: int
-    items: int
-    opening: str
-    close: str
-    tail: str
-
-    @property
-    def gold(self) -> float:
-        """The weighted sum of the parts, 0 to 1."""
-        return round(sum(weight * self.parts[part] for part, weight in WEIGHTS.items()), 6)
 
 
 class PlainUser:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import random
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rrm_lm.simulated.plain_user import Judgement
+from rrm_lm.simulated.judgement import Judgement
 
 MOST_WORDS = 40
 LEAST_WORDS = 8

@@ -1,1 +1,4 @@
-"""From text to token ids, and from token ids to batches."""
+"""Text to tokens: the only chat template (`chat.py`), and rows, masks and positions (`batching.py`).
+
+May import feedback and below.
+"""

@@ -1,7 +1,7 @@
 """Watching for over-optimisation while a policy is trained: measure, write down, say so, and stop if asked to.
 
 The callback knows nothing of models: it is given a function that takes a measurement, and one that reads all of them
-(`rrm_lm/evaluation/policies/monitors.py` has it). Any Hugging Face or TRL trainer that calls its callbacks can carry it.
+(`evaluation/policies/monitors.py` has it). Any Hugging Face or TRL trainer that calls its callbacks can carry it.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ class AdapterReward:
     :class:`rrm_lm.training.ppo.trainer.PPOTrainer` asks an agent's own reward by itself; this is for other trainers.
 
     Args:
-        model: As :func:`rrm_lm.models.saving.agents.put_reward` makes it.
+        model: As :func:`rrm_lm.models.agent_files.put_reward` makes it.
         name: What to call it.
         micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
     """

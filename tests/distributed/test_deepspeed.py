@@ -20,8 +20,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.launch.leaving import leave
+from rrm_lm.models.agent_files import load_agent
 from rrm_lm.models.reward import load_reward_model
-from rrm_lm.models.saving.agents import load_agent
 from rrm_lm.training import one_device
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.reward.config import RewardConfig

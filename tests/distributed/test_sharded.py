@@ -18,10 +18,10 @@ from rrm_lm.evaluation.preferences.scoring import score_responses
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.launch.leaving import leave
 from rrm_lm.models.agent import POLICY, AgentModel
+from rrm_lm.models.agent_files import load_agent, trained
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.reward import RewardModel, load_reward_model
 from rrm_lm.models.saving.adapters import read_weights
-from rrm_lm.models.saving.agents import load_agent, trained
 from rrm_lm.models.sharding import gather, inside, is_sharded
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward.config import RewardConfig

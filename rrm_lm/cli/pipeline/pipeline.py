@@ -16,10 +16,11 @@ import yaml
 
 from rrm_lm.cli.main import COMMANDS
 from rrm_lm.cli.pipeline.stages import Stage, section
-from rrm_lm.cli.pipeline.views import minutes, stage_view
-from rrm_lm.cli.run import RunArguments
+from rrm_lm.cli.pipeline.views import stage_view
 from rrm_lm.errors import ConfigError
 from rrm_lm.launch import starting as launching
+from rrm_lm.runs.progress import minutes
+from rrm_lm.settings.run import RunArguments
 from rrm_lm.storage import write_text
 from rrm_lm.training.output_folder import OutputFolder
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rrm_lm.cli.pipeline.stages import Stage
 from rrm_lm.evaluation.reports.policies import StageView
+from rrm_lm.runs.progress import minutes
 
 
 def stage_view(stage: Stage, root: Path) -> StageView:
@@ -20,11 +21,6 @@ def stage_view(stage: Stage, root: Path) -> StageView:
         time=minutes(seconds),
         page=page.relative_to(root).as_posix() if page.is_file() else "",
     )
-
-
-def minutes(seconds: float) -> str:
-    """A time in words."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
 def _reward(folder: Path) -> str:

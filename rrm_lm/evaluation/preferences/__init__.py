@@ -1,1 +1,4 @@
-"""TODO"""
+"""Reward models judged on held-out comparisons: scorers, measures, benchmark sections, result files.
+
+May import evaluation.statistics.
+"""

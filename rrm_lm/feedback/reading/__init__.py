@@ -1,1 +1,4 @@
-"""TODO"""
+"""Files and Hub sets, read into records: encodings, formats, limits.
+
+May import feedback.records and below.
+"""

@@ -1,1 +1,4 @@
-"""TODO"""
+"""Responses drawn from a model: rollouts with a cache, sampling, log-probabilities of tokens.
+
+May import models.backbone and below.
+"""

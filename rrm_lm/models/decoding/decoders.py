@@ -1,6 +1,6 @@
 """What computes the next tokens of a rollout: the model's own code on our cache, or leaner code for common layers.
 
-Both take token ids that stand at the same columns in all rows (see :mod:`rrm_lm.models.decoding.key_values`) and give hidden
+Both take token ids that stand at the same columns in all rows (see `key_values.py`) and give hidden
 states. Which of them a model takes is not guessed from its name: each is compared with the model's own uncached
 forward pass once.
 """

@@ -57,7 +57,7 @@ def roll_out(
     everything is computed in the model's own dtype. The model, its mode and the global random state are left as they
     were.
 
-    Families that no decoder serves (see :mod:`rrm_lm.models.decoding.decoders`) take :func:`rrm_lm.models.decoding.generation.sample`,
+    Families that no decoder serves (see :mod:`rrm_lm.models.decoding.decoders`) take `generation.sample`,
     with the same distribution but other random numbers for each batch.
 
     Of a sharded model whose weights are not gathered (see :meth:`rrm_lm.models.sharding.Root.inside`), all processes

@@ -1,1 +1,4 @@
-"""TODO"""
+"""Layers that compute the same in fewer passes, put in place of PEFT's and transformers'.
+
+Imports nothing of this package.
+"""

@@ -19,6 +19,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.embedded import backbone_name
 from rrm_lm.models.fast.layers import speed_up_layers
 from rrm_lm.models.fast.lora import speed_up
+from rrm_lm.models.portable import add_old_names, save_tokenizer
 from rrm_lm.models.pretrained import align_pad, load_causal_lm, load_tokenizer, refuse_pickles, resolve
 from rrm_lm.models.saving.adapters import (
     ADAPTER_CONFIG,
@@ -29,7 +30,6 @@ from rrm_lm.models.saving.adapters import (
     read_weights,
     write_weights,
 )
-from rrm_lm.models.saving.portable import add_old_names, save_tokenizer
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.chat import ChatFormat
 

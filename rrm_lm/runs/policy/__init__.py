@@ -1,1 +1,4 @@
-"""TODO"""
+"""`rrm-lm policy`: start, prompts, rewards, trainer, monitor, results.
+
+May import everything but `cli`.
+"""

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from rrm_lm.cli.policy import MonitorArguments
 from rrm_lm.evaluation.policies.gold import RewardFunction
 from rrm_lm.evaluation.policies.monitors import watch
 from rrm_lm.evaluation.policies.samples import Drawn, held_out_probe
@@ -19,6 +18,7 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.sharding import inside
 from rrm_lm.runs.policy.trainers import Training
+from rrm_lm.settings.policy import MonitorArguments
 from rrm_lm.training.over_optimisation import BestPolicy, Measure, OverOptimisationCallback
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.prompts import PromptItem

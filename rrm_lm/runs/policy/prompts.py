@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from rrm_lm.cli.policy import PromptArguments
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.reading.prompts import load_prompts
@@ -13,6 +12,7 @@ from rrm_lm.feedback.records import Demonstration, Origin, Prompt, prompt_id
 from rrm_lm.feedback.splits import split_by_prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.runs.sft import fitted
+from rrm_lm.settings.policy import PromptArguments
 from rrm_lm.settings.shared import column_map
 from rrm_lm.text.chat import ChatFormat
 

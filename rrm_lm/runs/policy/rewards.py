@@ -7,18 +7,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rrm_lm.cli.policy import MonitorArguments, RewardArguments
 from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.policies.gold import RewardFunction, load_gold, rewards_by
 from rrm_lm.evaluation.policies.results import GOLD
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
+from rrm_lm.models.agent_files import put_reward
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import resolve
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
 from rrm_lm.models.saving.adapters import fetch_adapter
-from rrm_lm.models.saving.agents import put_reward
+from rrm_lm.settings.policy import MonitorArguments, RewardArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.passes import OwnReward
 from rrm_lm.training.reward_sources import PythonReward, RewardSource, RewardSum, ScorerReward

@@ -6,23 +6,23 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
-from rrm_lm.cli.policy import MonitorArguments, PolicyRunArguments, PromptArguments, RewardArguments
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.launch.signals import steps_are_finished
 from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.models.saving.policies import PolicySettings
+from rrm_lm.runs.policy.config import PolicyConfig
 from rrm_lm.runs.policy.lines import show_prompt
 from rrm_lm.runs.policy.monitor import Monitor
 from rrm_lm.runs.policy.prompts import fit_chat, read_prompts
 from rrm_lm.runs.policy.results import write_what_is_left
 from rrm_lm.runs.policy.rewards import Load, Rewards, gold_reward, scorer_loader
-from rrm_lm.runs.policy.saving import check_saved_policy, logits_of, write_merged_policy
 from rrm_lm.runs.policy.start import check_start, load_start
 from rrm_lm.runs.policy.trainers import Parts, Training, make_training
+from rrm_lm.runs.policy_saving import check_saved_policy, logits_of, write_merged_policy
 from rrm_lm.runs.resuming import identity, is_asked, origin
 from rrm_lm.settings.parser import write_resolved
-from rrm_lm.settings.policy_training import PolicyConfig
+from rrm_lm.settings.policy import MonitorArguments, PolicyRunArguments, PromptArguments, RewardArguments
 from rrm_lm.settings.shared import ModelArguments, read_template
 from rrm_lm.storage import told_if_full
 from rrm_lm.text.chat import ChatFormat

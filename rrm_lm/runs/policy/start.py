@@ -6,14 +6,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rrm_lm.cli.policy import RewardArguments
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_sequence_classifier, resolve
 from rrm_lm.models.saving.policies import Policy, PolicySettings, load_policy
+from rrm_lm.runs.policy.config import PolicyConfig
 from rrm_lm.runs.sft import check_family
-from rrm_lm.settings.policy_training import PolicyConfig
+from rrm_lm.settings.policy import RewardArguments
 from rrm_lm.settings.shared import ModelArguments, read_template
 
 logger = logging.getLogger(__name__)

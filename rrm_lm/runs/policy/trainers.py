@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from rrm_lm.cli.policy import RewardArguments
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings
+from rrm_lm.runs.policy.config import PolicyConfig
 from rrm_lm.runs.policy.lines import UpdateLines
 from rrm_lm.runs.policy.rewards import Rewards
 from rrm_lm.runs.policy.start import make_agent
 from rrm_lm.runs.sft import put_fresh_adapter
-from rrm_lm.settings.policy_training import PolicyConfig
+from rrm_lm.settings.policy import RewardArguments
 from rrm_lm.settings.shared import ModelArguments
 from rrm_lm.training.ppo.trainer import PPOTrainer
 

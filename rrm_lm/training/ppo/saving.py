@@ -12,7 +12,7 @@ from transformers import Trainer
 from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
 from rrm_lm.models.agent import AgentModel
-from rrm_lm.models.saving.agents import load_agent, save_agent
+from rrm_lm.models.agent_files import load_agent, save_agent
 from rrm_lm.models.saving.policies import PolicySettings
 from rrm_lm.models.sharding import gather
 from rrm_lm.storage import write_json

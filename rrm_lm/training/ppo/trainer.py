@@ -24,9 +24,9 @@ from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.models.agent import AgentModel, disable_dropout
+from rrm_lm.models.agent_files import restore, snapshot, trained
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import process_state
-from rrm_lm.models.saving.agents import restore, snapshot, trained
 from rrm_lm.models.saving.policies import PolicySettings
 from rrm_lm.models.sharding import arrange, is_sharded, open_ways
 from rrm_lm.text.chat import ChatFormat, Line

@@ -1,1 +1,4 @@
-"""TODO"""
+"""TRL's RLOO on the shared backbone.
+
+May import training.ppo, training's own modules, models and below.
+"""

@@ -6,10 +6,10 @@ the wrong tool: rewards for whole responses, short runs in which a value functio
 PPO's result by other means. The losses, the baseline and the KL penalty are TRL's own code. What is replaced:
 
 - Prompts become tokens in `text/chat.py`, as everywhere here: special tokens in what people wrote stay text.
-- Samples come from :func:`rrm_lm.models.decoding.rollouts.roll_out`, which computes a prompt once for all of its samples.
+- Samples come from `models.decoding.rollouts.roll_out`, which computes a prompt once for all of its samples.
 - Rewards are asked through :class:`RewardSum`, so that one that fails stops training with the offending text.
 - The reference is a frozen adapter, not the adapter switched off, since PEFT makes frozen adapters trainable by that.
-- The policy is saved as :mod:`rrm_lm.models.saving.policies` loads it; checkpoints are verified, and one that is resumed
+- The policy is saved as `models.saving.policies` loads it; checkpoints are verified, and one that is resumed
   from goes on with the prompts that come next.
 - Training stops where the KL divergence passes ``max_kl``, and keeps the policy from before.
 
@@ -40,6 +40,7 @@ from trl.trainer.rloo_trainer import RLOOTrainer as _TrlRLOOTrainer
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.agent import adapter_parameters, set_trainable
+from rrm_lm.models.agent_files import restore, snapshot
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
@@ -47,7 +48,6 @@ from rrm_lm.models.fast.layers import speed_up_layers
 from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.pretrained import align_pad
 from rrm_lm.models.saving.adapters import read_weights
-from rrm_lm.models.saving.agents import restore, snapshot
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, save_policy
 from rrm_lm.models.sharding import inside, settle
 from rrm_lm.text.chat import ChatFormat

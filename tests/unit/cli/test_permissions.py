@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.cli.collect import CollectArguments
-from rrm_lm.cli.compare import CompareArguments
 from rrm_lm.cli.main import COMMANDS, main
-from rrm_lm.cli.recurse import RecurseArguments
-from rrm_lm.cli.run import RunArguments, run
+from rrm_lm.cli.run import run
 from rrm_lm.errors import ConfigError
 from rrm_lm.launch import starting as launching
 from rrm_lm.runs import recurse as recurse_run
@@ -23,7 +20,11 @@ from rrm_lm.runs.collect import load_overseer
 from rrm_lm.runs.compare import CompareRun
 from rrm_lm.runs.critics import find_critic
 from rrm_lm.settings import parser
+from rrm_lm.settings.collect import CollectArguments
+from rrm_lm.settings.compare import CompareArguments
 from rrm_lm.settings.permissions import runs_code
+from rrm_lm.settings.recurse import RecurseArguments
+from rrm_lm.settings.run import RunArguments
 
 REQUESTS = "data/assistant/requests.jsonl"
 NEEDED = {  # what a command has to be given beside, so that its settings are read whole

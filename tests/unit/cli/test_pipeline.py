@@ -10,8 +10,9 @@ import yaml
 
 from rrm_lm.cli.pipeline.pipeline import plan
 from rrm_lm.cli.pipeline.stages import Stage
-from rrm_lm.cli.run import RunArguments, config_file, take_stage_flags
+from rrm_lm.cli.run import config_file, take_stage_flags
 from rrm_lm.errors import CheckpointError, ConfigError
+from rrm_lm.settings.run import RunArguments
 
 FILE = """\
 output_dir: out

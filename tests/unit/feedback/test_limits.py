@@ -18,16 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rrm_lm.cli.collect import CollectArguments
-from rrm_lm.cli.compare import CompareArguments
-from rrm_lm.cli.policy import PromptArguments
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.policies.gold import load_gold
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.reading.files import read_rows
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.reading.prompts import load_prompts
-from rrm_lm.runs.scoring import ScoringArguments
+from rrm_lm.settings.collect import CollectArguments
+from rrm_lm.settings.compare import CompareArguments
+from rrm_lm.settings.policy import PromptArguments
+from rrm_lm.settings.scoring import ScoringArguments
 from rrm_lm.settings.shared import DataArguments
 
 MB = 1 << 20

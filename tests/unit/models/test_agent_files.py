@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.agent import POLICY, AgentModel, adapter_parameters
+from rrm_lm.models.agent_files import VALUE_FILE, load_agent, load_values, put_reward, save_agent, trained
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings, load_reward_model
-from rrm_lm.models.saving.agents import VALUE_FILE, load_agent, load_values, put_reward, save_agent, trained
 from rrm_lm.models.saving.policies import PolicySettings
 from rrm_lm.text.batching import collate
 from rrm_lm.training.ppo.trl import agent_from_trl

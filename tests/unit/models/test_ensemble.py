@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rrm_lm.errors import CheckpointError, ConfigError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer, load_scorer
+from rrm_lm.models.agent_files import put_reward
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.ensemble import Ensemble, EnsembleReward, disagreement
 from rrm_lm.models.reward import (
@@ -28,7 +29,6 @@ from rrm_lm.models.reward import (
     merge_reward_model,
     read_settings,
 )
-from rrm_lm.models.saving.agents import put_reward
 from rrm_lm.storage import json_text
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import Line

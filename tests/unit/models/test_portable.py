@@ -21,8 +21,7 @@ from transformers import (
 from rrm_lm.errors import ModelError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.models.embedded import EMBEDDED, backbone_name
-from rrm_lm.models.reward import RewardModel, load_classifier, load_reward_model, merge_reward_model
-from rrm_lm.models.saving.portable import (
+from rrm_lm.models.portable import (
     EXAMPLES,
     add_old_names,
     is_template_of,
@@ -32,6 +31,7 @@ from rrm_lm.models.saving.portable import (
     save_tokenizer,
     unreadable,
 )
+from rrm_lm.models.reward import RewardModel, load_classifier, load_reward_model, merge_reward_model
 from rrm_lm.text.chat import ChatFormat
 from tests.templates import TEMPLATES, family_tokenizer
 from tests.tiny import prompt_of, save_tiny_model, tiny_config, tiny_model, tiny_reward_model

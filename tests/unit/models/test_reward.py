@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bloo
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models import reward as reward_module
+from rrm_lm.models.agent_files import put_reward
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.reward import (
     ADAPTER,
@@ -25,7 +26,6 @@ from rrm_lm.models.reward import (
     merge_reward_model,
     read_settings,
 )
-from rrm_lm.models.saving.agents import put_reward
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import Line
 from tests.tiny import (

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from rrm_lm.errors import CheckpointError
-from rrm_lm.models.saving.agents import load_agent
+from rrm_lm.models.agent_files import load_agent
 from rrm_lm.storage import verify
 from rrm_lm.training.checkpoints import newest_verified
 from rrm_lm.training.ppo.trainer import PPOTrainer

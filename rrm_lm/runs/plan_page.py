@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rrm_lm.cli.plan import PlanArguments
 from rrm_lm.planning.planning import TASKS, Choice, Job, Measured, four_models, recommended
 from rrm_lm.planning.strategies import SHARDED, STRATEGIES
+from rrm_lm.settings.plan import PlanArguments
 
 _COMMANDS = {"reward": "rrm-lm reward", "ppo": "rrm-lm policy"}
 

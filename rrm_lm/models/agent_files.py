@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.agent import AgentModel, adapter_parameters, set_trainable
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.portable import is_template_of
 from rrm_lm.models.pretrained import refuse_pickles, resolve
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings, read_settings
 from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.saving.policies import PolicySettings, save_policy
-from rrm_lm.models.saving.portable import is_template_of
 from rrm_lm.models.sharding import gather, is_sharded, put, settle
 from rrm_lm.text.chat import ChatFormat
 
