@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from rrm_lm.evaluation.metrics import Estimate
 from rrm_lm.evaluation.monitors import OverOptimisation
@@ -67,12 +68,32 @@ def verdict(comparison: PolicyComparison, result: PolicyResult) -> str:
         return start + "on one prompt, which shows nothing."
     start += f"on {difference.clusters:,} held-out prompts (95% interval {between(difference, sign=True)}): "
     if difference.low > 0:
-        found = "better."
+        doubts = _doubts(comparison, result, measure)
+        found = f"higher. {doubts}" if doubts else "better."
     elif difference.high < 0:
         found = "worse."
     else:
         found = "not shown to be better or worse."
     return start + found + _proxy_note(comparison, result, measure) + _missing_note(comparison, result, measure)
+
+
+def _doubts(comparison: PolicyComparison, result: PolicyResult, measure: str) -> str:
+    """Why a higher reward does not mean better answers: a part of it fell, or a trivial policy gets as much."""
+    fell = [
+        f"{name} {decimal(part.level.value)}, {decimal(part.change.value, sign=True)} "
+        f"({between(part.change, sign=True)})"
+        for name, part in result.parts.items()
+        if part.change is not None and part.change.high < 0
+    ]
+    doubts = [f"The answers got worse in a part of it: {'; '.join(fell)}."] if fell and measure == GOLD else []
+    for other in comparison.trivial:
+        minus = result.minus.get(other.name)
+        if minus is not None and minus.low <= 0:
+            doubts.append(
+                f"Not shown to be better than a trivial policy: {decimal(minus.value, sign=True)} against "
+                f"{other.name} ({between(minus, sign=True)})."
+            )
+    return " ".join(doubts)
 
 
 def _missing_note(comparison: PolicyComparison, result: PolicyResult, measure: str) -> str:
@@ -265,8 +286,32 @@ def judge_rows(comparison: PolicyComparison) -> list[dict[str, str | Cell]]:
             "inconsistent": (f"{judged.inconsistent:,}", f"of {judged.pairs - judged.abstained:,}"),
             "abstained": (f"{judged.abstained:,}", f"of {judged.pairs:,}"),
         }
-        for result in comparison.policies
+        for result in comparison.results
         for judge, judged in result.judged.items()
+    ]
+
+
+def part_table(comparison: PolicyComparison) -> dict[str, list[Any]]:
+    """The mean of each part of gold for every policy, and its change from the reference: column names and rows."""
+    names = list(dict.fromkeys(name for result in comparison.results for name in result.parts))
+    rows = []
+    for result in comparison.results:
+        row: dict[str, str | Cell] = {"policy": result.name}
+        for name in names:
+            part = result.parts.get(name)
+            below = "" if part is None or part.change is None else with_interval(part.change, sign=True)
+            cell = with_interval(part and part.level)
+            row[name] = (cell[0], f"{below[0]} ({below[1]})") if below else cell
+        rows.append(row)
+    return {"columns": [("policy", "policy"), *((name, name) for name in names)], "rows": rows if names else []}
+
+
+def minus_rows(comparison: PolicyComparison) -> list[dict[str, str | Cell]]:
+    """The main measure of each policy minus that of others than the reference, trivial ones among them."""
+    return [
+        {"policy": result.name, "other": other, "difference": with_interval(difference, sign=True)}
+        for result in comparison.policies
+        for other, difference in result.minus.items()
     ]
 
 
@@ -289,6 +334,8 @@ GLOSSARY = {
     "policy": "A language model that answers. The reference is the one that the others are compared with, usually the "
     "model that training started from.",
     "gold reward": "The programmatic truth of a simulated person. Training never sees it.",
+    "trivial policy": "No model: one text that answers every prompt. Its reward is what can be had without answering.",
+    "part": "Gold rewards may be sums of parts. One part can rise while another falls.",
     "proxy": "The reward that a policy was optimised for. It rises whether or not the answers get better.",
     "difference": "Mean reward of the policy minus that of the reference on the same prompts, paired by prompt.",
     "wins": "Chance that one answer of the policy is worth more than one of the reference to the same prompt; a tie "
