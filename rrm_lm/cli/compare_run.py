@@ -324,7 +324,8 @@ def _firsts(answers: Sequence[Answers]) -> list[list[str]]:
 
 def _quoted(text: str) -> str:
     """A trivial policy's name: what it answers."""
-    return f"\N{LEFT DOUBLE QUOTATION MARK}{text}\N{RIGHT DOUBLE QUOTATION MARK}"
+    shown = text.replace(_FIRST_SENTENCE, "[first sentence]")
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{shown}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
 def _trivial(text: str, chat: ChatFormat, prompts: Sequence[Prompt], reference: Answers) -> Answers:

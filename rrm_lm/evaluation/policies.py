@@ -74,8 +74,17 @@ def compare(
         }
         result = _measure(one, written[0], measures, clusters, (proxy, main), judged)
         if place and not one.trivial:
-            others = [*written[1:place], *(other for other in written[place + 1 :] if other.trivial)]
-            result = replace(result, minus=_minus(one, others, main, clusters))
+            before = written[1:place]
+            others = [*before, *(other for other in written[place + 1 :] if other.trivial)]
+            changes = {other.name: _parts(one, other, clusters) for other in before}
+            result = replace(
+                result,
+                minus=_minus(one, others, main, clusters),
+                parts_minus={
+                    name: {part: found.change for part, found in parts.items() if found.change is not None}
+                    for name, parts in changes.items()
+                },
+            )
         results.append(result)
     return PolicyComparison(
         prompts=tuple(prompts),

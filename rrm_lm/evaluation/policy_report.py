@@ -104,7 +104,7 @@ def policy_view(data: PolicyReportData) -> dict[str, Any]:
             for i, result in enumerate(comparison.policies, start=1)
         ],
         "measure_rows": policy_wording.measure_rows(comparison),
-        "parts": policy_wording.part_table(comparison),
+        "part_rows": policy_wording.part_rows(comparison),
         "minus_rows": policy_wording.minus_rows(comparison),
         "judge_rows": policy_wording.judge_rows(comparison),
         "critic": comparison.details.get("critic"),

@@ -158,6 +158,7 @@ class PolicyResult:
         minus: Its main measure minus that of each policy named before it and of each trivial one, paired by prompt;
             empty for the reference and for trivial ones.
         parts: For each part of gold, by name, its mean, and how it differs from the reference's.
+        parts_minus: For each policy named before it, each part of gold minus that policy's, paired by prompt.
     """
 
     name: str
@@ -172,6 +173,7 @@ class PolicyResult:
     trivial: bool = False
     minus: Mapping[str, Estimate] = field(default_factory=dict)
     parts: Mapping[str, Drift] = field(default_factory=dict)
+    parts_minus: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -182,6 +184,10 @@ class PolicyResult:
             "against_reference": {name: found.to_dict() for name, found in self.against.items()},
             "minus": {name: difference.to_dict() for name, difference in self.minus.items()},
             "parts": {name: found.to_dict() for name, found in self.parts.items()},
+            "parts_minus": {
+                other: {name: difference.to_dict() for name, difference in parts.items()}
+                for other, parts in self.parts_minus.items()
+            },
             "judged": {name: found.to_dict() for name, found in self.judged.items()},
             "kl": _or_none(self.kl),
             "drift": {name: found.to_dict() for name, found in self.drift.items()},

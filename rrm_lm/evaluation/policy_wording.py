@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from rrm_lm.evaluation.metrics import Estimate
 from rrm_lm.evaluation.monitors import OverOptimisation
@@ -79,11 +78,12 @@ def verdict(comparison: PolicyComparison, result: PolicyResult) -> str:
 
 def _doubts(comparison: PolicyComparison, result: PolicyResult, measure: str) -> str:
     """Why a higher reward does not mean better answers: a part of it fell, or a trivial policy gets as much."""
+    before = {comparison.reference.name: {name: part.change for name, part in result.parts.items() if part.change}}
     fell = [
-        f"{name} {decimal(part.level.value)}, {decimal(part.change.value, sign=True)} "
-        f"({between(part.change, sign=True)})"
-        for name, part in result.parts.items()
-        if part.change is not None and part.change.high < 0
+        f"{name} {decimal(change.value, sign=True)} against {other} ({between(change, sign=True)})"
+        for other, changes in (before | {**result.parts_minus}).items()
+        for name, change in changes.items()
+        if change.high < 0
     ]
     doubts = [f"The answers got worse in a part of it: {'; '.join(fell)}."] if fell and measure == GOLD else []
     for other in comparison.trivial:
@@ -291,19 +291,20 @@ def judge_rows(comparison: PolicyComparison) -> list[dict[str, str | Cell]]:
     ]
 
 
-def part_table(comparison: PolicyComparison) -> dict[str, list[Any]]:
-    """The mean of each part of gold for every policy, and its change from the reference: column names and rows."""
-    names = list(dict.fromkeys(name for result in comparison.results for name in result.parts))
-    rows = []
-    for result in comparison.results:
-        row: dict[str, str | Cell] = {"policy": result.name}
-        for name in names:
-            part = result.parts.get(name)
-            below = "" if part is None or part.change is None else with_interval(part.change, sign=True)
-            cell = with_interval(part and part.level)
-            row[name] = (cell[0], f"{below[0]} ({below[1]})") if below else cell
-        rows.append(row)
-    return {"columns": [("policy", "policy"), *((name, name) for name in names)], "rows": rows if names else []}
+def part_rows(comparison: PolicyComparison) -> list[dict[str, str | Cell]]:
+    """Each part of gold of every policy, with its change from the reference."""
+    names = dict.fromkeys(name for result in comparison.results for name in result.parts)
+    return [
+        {
+            "part": name,
+            "policy": result.name,
+            "mean": with_interval(result.parts[name].level),
+            "change": with_interval(result.parts[name].change, sign=True),
+        }
+        for name in names
+        for result in comparison.results
+        if name in result.parts
+    ]
 
 
 def minus_rows(comparison: PolicyComparison) -> list[dict[str, str | Cell]]:
@@ -334,7 +335,8 @@ GLOSSARY = {
     "policy": "A language model that answers. The reference is the one that the others are compared with, usually the "
     "model that training started from.",
     "gold reward": "The programmatic truth of a simulated person. Training never sees it.",
-    "trivial policy": "No model: one text that answers every prompt. Its reward is what can be had without answering.",
+    "trivial policy": "No model: one text that answers every prompt. Its reward is what can be had without "
+    "answering. [first sentence] stands for the first sentence of the reference's answer.",
     "part": "Gold rewards may be sums of parts. One part can rise while another falls.",
     "proxy": "The reward that a policy was optimised for. It rises whether or not the answers get better.",
     "difference": "Mean reward of the policy minus that of the reference on the same prompts, paired by prompt.",
