@@ -1,7 +1,7 @@
 """Makes the assistant set: `python data/assistant/make.py`.
 
-Samples responses to `requests.jsonl` from SmolLM2 (`sampling.py`; about half an hour on two cores; it can be stopped
-and started again), lets the plain user (`rrm_lm.simulated.plain_user`) judge them, and writes `train.jsonl.gz`,
+Samples responses to `requests.jsonl` from SmolLM2 (`sampling.py`; slow on a CPU; it can be stopped and started
+again), lets the plain user (`rrm_lm.simulated.plain_user`) judge them, and writes `train.jsonl.gz`,
 `heldout.jsonl.gz` and `statistics.json` beside itself. The responses are kept in `responses.jsonl.gz`; while that file
 is there nothing is sampled, and the rest takes seconds. `--resample` samples anew.
 """

@@ -2,8 +2,9 @@
 
 Arms: U, nobody helps; A, helpers help; Sh, the notes are about another response; C, what A's checks cost is spent on
 fully measured pairs; G, labels are the truth. Everything is paired: all arms of a seed have the same pairs and are
-judged by the same fresh questions. Intervals resample seeds and questions, both at once (a crossed bootstrap: Owen
-2007, "The pigeonhole bootstrap"); the prompts of a domain are all that there are, so questions are what is drawn.
+judged by the same fresh questions. The verdict rests on Student's t interval over the means of the seeds. A bootstrap
+that resamples seeds and questions, both at once (Owen 2007, "The pigeonhole bootstrap"), is given beside it: of three
+seeds it covers about 75% where it says 95%, so nothing is concluded from it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 ARMS: tuple[str, ...] = ("U", "A", "Sh", "C", "G")
 BEST_OF = (1, 4, 16)
@@ -68,6 +70,15 @@ class Crossed:
         return interval(value, top[known] / bottom[known])
 
 
+def over_seeds(means: Sequence[float]) -> Interval:
+    """The mean of one value a seed with Student's t interval; one seed has none, so its interval is everything."""
+    values = np.asarray(means, dtype=float)
+    if values.size < 2:
+        return Interval(float(values.mean()), float("-inf"), float("inf"))
+    half = float(stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
+    return Interval(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
+
+
 def interval(value: float, draws: Floats) -> Interval:
     """Percentiles of bootstrap draws; the interval holds the value."""
     if not draws.size:
@@ -105,7 +116,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Did it help? `verdict` is "helped", "did not help" or "not testable"; the reasons are the rules that say so."""
+    """Did it help? `verdict`: "helped", "not shown to help" or "not testable"; the reasons are the rules it broke."""
 
     verdict: str
     reasons: tuple[str, ...]
@@ -116,11 +127,12 @@ class Judgement:
 
 
 def judge(found: Findings) -> Judgement:
-    """Apply the rules, which were written down before the experiment.
+    """Apply the rules.
 
-    Not testable: G - U is under 3 points. Else it did not help when the interval of A - U includes 0; A is no better
-    than C; the sham is about as good as A; a helper's balanced accuracy is under .7; accuracy rises and best-of-n or
-    the policy's gold does not; or A's gold falls as n grows.
+    Not testable: G - U is under 3 points. Else it is not shown to help when the interval of A - U, A - C or A - Sh
+    includes 0; a helper's balanced accuracy is under .7; accuracy rises and best-of-n or the policy's gold does not;
+    or A's gold falls as n grows. The rules were written down before the committed experiment, and made stricter after
+    it: its intervals were then a bootstrap over three seeds, and A had to be above C without an interval.
     """
     if found.room.value < TESTABLE:
         points = f"{100 * found.room.value:.1f}"
@@ -128,8 +140,8 @@ def judge(found: Findings) -> Judgement:
     reasons = []
     if found.gain.low <= 0:
         reasons.append("the interval of A - U includes 0")
-    if found.over_cost.value <= 0:
-        reasons.append("A is no better than C, which costs the same")
+    if found.over_cost.low <= 0:
+        reasons.append("the interval of A - C, which costs the same, includes 0")
     if found.over_sham.low <= 0:
         reasons.append("notes on other responses (Sh) are about as good as A")
     reasons += [f"the helper {name} is under .7" for name, value in found.helpers.items() if value < GOOD_HELPER]
@@ -140,4 +152,4 @@ def judge(found: Findings) -> Judgement:
         reasons.append("accuracy rises, the policy's gold does not")
     if any(later < earlier for earlier, later in zip(found.curve, found.curve[1:], strict=False)):
         reasons.append("A's gold falls as n grows")
-    return Judgement("did not help" if reasons else "helped", tuple(reasons))
+    return Judgement("not shown to help" if reasons else "helped", tuple(reasons))

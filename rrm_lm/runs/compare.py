@@ -6,7 +6,7 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.policies.comparison import compare
-from rrm_lm.evaluation.policies.gold import RewardFunction, load_gold, rewards_by
+from rrm_lm.evaluation.policies.gold import Gold, RewardFunction, load_gold, rewards_by
 from rrm_lm.evaluation.policies.pair_judges import LanguageModelJudge, PairJudge, both_orders
-from rrm_lm.evaluation.policies.results import GOLD, PairVerdict, PolicyComparison, Sample, Written
-from rrm_lm.evaluation.policies.samples import Drawn, draw, log_probs, rewards_of_drawn
+from rrm_lm.evaluation.policies.results import GOLD, PART, PairVerdict, PolicyComparison, Sample, Written
+from rrm_lm.evaluation.policies.samples import Drawn, draw, drawn_text, log_probs, rewards_of_drawn
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.evaluation.reports.policies import PolicyReportData
 from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, VERDICT_QUESTION, noted
@@ -34,12 +34,14 @@ from rrm_lm.runs.critics import FILE, NamedCritic, find_critic
 from rrm_lm.runs.progress import advance
 from rrm_lm.settings.compare import CompareArguments, DrawingArguments
 from rrm_lm.settings.shared import column_map, read_template
+from rrm_lm.simulated.plain_user import split_sentences
 from rrm_lm.storage import write_jsonl
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
 
+_FIRST_SENTENCE = "{first_sentence}"  # in a trivial policy's text
 Answers = list[list[Drawn]]  # for each prompt, what a policy wrote
 Ratios = list[list[float]] | None  # the same for log p(policy) - log p(reference); None where it is not defined
 
@@ -140,9 +142,9 @@ class CompareRun:
     # -- answers --------------------------------------------------------------------------------------------------
 
     def _compare(
-        self, reference: str, prompts: Sequence[Prompt], gold: RewardFunction | None, critic: NamedCritic | None
+        self, reference: str, prompts: Sequence[Prompt], gold: Gold | None, critic: NamedCritic | None
     ) -> PolicyComparison:
-        names = [reference, *self.args.policies]
+        names = [reference, *self.args.policies, *map(_quoted, self.args.trivial)]
         start = self._load(reference)
         answers: list[Answers] = [self._draw(start, reference, prompts, 0)]
         ratios: list[Ratios] = [None]
@@ -152,6 +154,9 @@ class CompareRun:
             ratios.append(self._ratios(policy, start, answers[-1], name))
             del policy
             gc.collect()  # one policy at a time beside the reference
+        for text in self.args.trivial:
+            answers.append(_trivial(text, start.chat, prompts, answers[0]))
+            ratios.append(None)
         del start
         gc.collect()
         rewards = self._rewards(prompts, answers, gold)
@@ -159,7 +164,10 @@ class CompareRun:
             judged = [(prompt, text) for texts in _firsts(answers) for prompt, text in zip(prompts, texts, strict=True)]
             self.critiques = critic.write(judged, **self._loading())
         verdicts = {judge: self._judge(judge, prompts, names, answers) for judge in self.args.judge}
-        written = list(map(_written, names, answers, ratios, rewards))
+        written = [
+            replace(_written(*each), trivial=place > len(self.args.policies))
+            for place, each in enumerate(zip(names, answers, ratios, rewards, strict=True))
+        ]
         details: dict[str, Any] = {"samples_per_prompt": self.drawing.samples, "sampling": asdict(self.sampling)}
         if self.critiques is not None:
             details["critic"] = self.critiques.account() | {"asked_without": dict(self.asked_without)}
@@ -228,13 +236,14 @@ class CompareRun:
     # -- judging --------------------------------------------------------------------------------------------------
 
     def _rewards(
-        self, prompts: Sequence[Prompt], answers: Sequence[Answers], gold: RewardFunction | None
+        self, prompts: Sequence[Prompt], answers: Sequence[Answers], gold: Gold | None
     ) -> list[dict[str, list[list[float]]]]:
         """For each policy, the rewards of its answers by measure."""
         rewards: list[dict[str, list[list[float]]]] = [{} for _ in answers]
         functions: list[tuple[str, Callable[[], RewardFunction]]] = []
         if gold is not None:
             functions.append((GOLD, lambda: gold))
+            functions += [(PART + name, lambda part=part: part) for name, part in gold.parts.items()]
         functions += [(name, lambda name=name: self._scorer(name)) for name in self.args.scorers]
         for measure, make in functions:
             function = make()
@@ -245,7 +254,7 @@ class CompareRun:
             if not any(math.isfinite(value) for own in rewards for row in own[measure] for value in row):
                 raise DataError(
                     "Not one answer got a reward",
-                    where=measure if measure != GOLD else f"gold: {self.args.gold}",
+                    where=f"gold: {self.args.gold}" if measure == GOLD else measure,
                     expected="finite rewards; a simulated user knows only its own requests",
                     remedy="name the file of requests that the prompts were taken from, or leave it out",
                 )
@@ -315,6 +324,26 @@ class CompareRun:
 def _firsts(answers: Sequence[Answers]) -> list[list[str]]:
     """For each policy, its first answer to each prompt: those that judges compare."""
     return [[group[0].text for group in drawn] for drawn in answers]
+
+
+def _quoted(text: str) -> str:
+    """A trivial policy's name: what it answers."""
+    shown = text.replace(_FIRST_SENTENCE, "[first sentence]")
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{shown}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
+def _trivial(text: str, chat: ChatFormat, prompts: Sequence[Prompt], reference: Answers) -> Answers:
+    """A trivial policy's answers: one to a prompt, or one for each of the reference's where it quotes them."""
+    if _FIRST_SENTENCE not in text:
+        return [[drawn_text(chat, prompt, text)] for prompt in prompts]
+    return [
+        [drawn_text(chat, prompt, text.replace(_FIRST_SENTENCE, _first_sentence(one.text))) for one in group]
+        for prompt, group in zip(prompts, reference, strict=True)
+    ]
+
+
+def _first_sentence(text: str) -> str:
+    return next(iter(split_sentences(text)), "")
 
 
 def _written(name: str, answers: Answers, ratios: Ratios, rewards: dict[str, list[list[float]]]) -> Written:

@@ -28,6 +28,13 @@ class CompareArguments(ReadLimits, ServerArguments, CriticArguments, CodeArgumen
         default_factory=list,
         metadata={"help": "Held-out prompts: any feedback, or JSON lines with `prompt`; one file or set or more."},
     )
+    trivial: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Texts that answer every prompt, as further policies: what a reward gives to answers that cannot "
+            "be good. {first_sentence} in one stands for the first sentence of the reference's answer."
+        },
+    )
     max_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many prompts."})
     split: str = field(default="test", metadata={"help": "Split of a Hub set or of a folder of files named by split."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub set."})
@@ -76,11 +83,16 @@ class CompareArguments(ReadLimits, ServerArguments, CriticArguments, CodeArgumen
                 "`prompts` is not given", where="the command line", remedy="pass --prompts held_out_prompts.jsonl"
             )
         answering, scoring = [*self.policies, *filter(None, [self.reference])], self.scorers
-        named = (("policies and reference", answering), ("proxy and reward_model", scoring), ("judge", self.judge))
+        named = (
+            ("policies and reference", answering),
+            ("proxy and reward_model", scoring),
+            ("judge", self.judge),
+            ("trivial", self.trivial),
+        )
         for what, names in named:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                raise ConfigError(f"{twice[0]} is given twice", where=what, expected="each model once")
+                raise ConfigError(f"{twice[0]} is given twice", where=what, expected="each once")
         if self.critic is not None and not self.judge:
             raise ConfigError(
                 "A critic helps whoever judges, and there is no judge", where="critic", remedy="name one with --judge"

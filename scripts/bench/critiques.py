@@ -56,7 +56,7 @@ class Arm:
     """One way of using the words.
 
     `weight` 0 does not learn to write them; `read` regresses on ratings that a reader finds in them, `stars` on the
-    person's own ratings, which nobody can read better out of the words.
+    person's own ratings. A rating is one number: words say which part of an answer is wrong, and may be worth more.
     """
 
     weight: float = 0.0

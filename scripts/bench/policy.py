@@ -1,6 +1,6 @@
 """Speed and memory of PPO on one shared backbone, against TRL 1.12's PPOTrainer with LoRA, interleaved in one process.
 
-    python scripts/bench/policy.py --rounds 2      writes scripts/bench/results/policy.json (5 minutes a round, and two)
+    python scripts/bench/policy.py --rounds 2      writes scripts/bench/results/policy.json
 
 An iteration is 16 episodes: roll out 32 tokens for each prompt, score, update. TRL runs at its best setting on a CPU:
 fp32, nothing recomputed, one batch for its rollouts, and the fastest of its micro-batches (`--micro_batch`).

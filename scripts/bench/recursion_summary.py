@@ -15,9 +15,10 @@ from rrm_lm.evaluation.reports import figures
 from rrm_lm.evaluation.reports.figures import Row
 from rrm_lm.evaluation.reports.templating import environment
 from rrm_lm.evaluation.statistics.metrics import Estimate, correctness
-from rrm_lm.recursion.experiment import AIM, ARMS, BEST_OF, Crossed, Findings, Floats, Interval, judge
+from rrm_lm.recursion.experiment import AIM, ARMS, BEST_OF, Crossed, Findings, Floats, Interval, judge, over_seeds
 from rrm_lm.storage import now, write_json, write_text
 
+_BY_SEED = {"reward_accuracy": "reward_accuracy", "best_of_16": "best_of_16", "policy_gold": "policy"}
 DEPTHS = ("U", "A", "A2")  # by the levels of helpers below the overseer
 NOTES = "recursion_notes.txt"  # what was tried and failed, a line each: kept on the page
 
@@ -87,6 +88,7 @@ def results(pieces: Pieces) -> dict[str, Any]:
             "reward_accuracy_by_seed": [round(float(one.mean()), 4) for one in right[arm]],
             "near_accuracy": near.mean(pieces.right(arm, seeds, "near")).to_dict(),
             "best_of_n": {str(n): requests.mean(best[arm][n]).to_dict() for n in BEST_OF},
+            "best_of_16_by_seed": [round(float(gold.mean()), 4) for gold in best[arm][BEST_OF[-1]]],
             "policy_gold": by_policy.mean(policy[arm]).to_dict() if by_policy else None,
             "policy_by_seed": [round(float(gold.mean()), 4) for gold in policy[arm]] if by_policy else [],
             "policy_unreadable": [_unreadable(pieces.policies[arm][seed]) for seed in policy_seeds],
@@ -111,17 +113,38 @@ def results(pieces: Pieces) -> dict[str, Any]:
         "ablations": _ablations(pieces),
         "depths": depths(pieces),
     }  # fmt: skip
+    return judged(found)
+
+
+def judged(found: dict[str, Any]) -> dict[str, Any]:
+    """The same results with intervals of differences over the means of seeds, and the verdict that rests on them."""
+    found["over_seeds"] = {
+        name: {
+            measure: _over_seeds(*(found["arms"][arm].get(f"{key}_by_seed") for arm in name.split(" - ")))
+            for measure, key in _BY_SEED.items()
+        }
+        for name in found["differences"]
+    }
+    by_seed: dict[str, Any] = {name: one["reward_accuracy"] for name, one in found["over_seeds"].items()}
     findings = Findings(
-        gain=pairs.mean(right["A"] - right["U"]), room=pairs.mean(right["G"] - right["U"]),
-        over_cost=pairs.mean(right["A"] - right["C"]), sham=pairs.mean(right["Sh"] - right["U"]),
-        over_sham=pairs.mean(right["A"] - right["Sh"]), best_gain=requests.mean(top["A"] - top["U"]),
-        policy_gain=by_policy.mean(policy["A"] - policy["U"]) if by_policy else None,
-        curve=[float(best["A"][n].mean()) for n in BEST_OF],
+        gain=by_seed["A - U"], room=by_seed["G - U"], over_cost=by_seed["A - C"], sham=by_seed["Sh - U"],
+        over_sham=by_seed["A - Sh"], best_gain=Interval(**found["differences"]["A - U"]["best_of_16"]),
+        policy_gain=found["over_seeds"]["A - U"]["policy_gold"],
+        curve=[found["arms"]["A"]["best_of_n"][str(n)]["value"] for n in BEST_OF],
         helpers={name: one["balanced_accuracy"] for name, one in found["helpers"].items() if one["helps_main"]},
     )  # fmt: skip
     judgement = judge(findings)
     found["aim_met"] = _aim(findings, found)
+    found["over_seeds"] = {
+        name: {measure: value and value.to_dict() for measure, value in one.items()}
+        for name, one in found["over_seeds"].items()
+    }
     return found | {"verdict": judgement.verdict, "reasons": list(judgement.reasons), "verdict_text": judgement.text}
+
+
+def _over_seeds(mine: Sequence[float] | None, theirs: Sequence[float] | None) -> Interval | None:
+    """The difference of two arms by the means of their seeds; None where these were not kept."""
+    return over_seeds(np.subtract(mine, theirs).tolist()) if mine and theirs else None
 
 
 def _aim(findings: Findings, found: dict[str, Any]) -> dict[str, bool]:
@@ -238,8 +261,8 @@ def render(found: dict[str, Any], notes: Sequence[str]) -> str:
     picture = figures.inline_svg(figures.draw((7.6, 2.9), paint), "arms", "Reward accuracy of each arm")
     return templates.get_template("experiment.html.j2").render(
         found=found, notes=list(notes), css=Markup("\n".join(css)), picture=Markup(picture), arms=_ARMS,
-        interval=_estimate, decimal=lambda value: f"{value:.2f}".replace("-", "\N{MINUS SIGN}"),
-        points=lambda value: f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}"),
+        interval=_estimate, decimal=lambda value: _typeset(f"{value:.2f}"),
+        points=lambda value: _typeset(f"{100 * value:+.1f}"),
     )  # fmt: skip
 
 
@@ -249,14 +272,24 @@ _ARMS = {
 }  # fmt: skip
 
 
+def _typeset(number: str) -> str:
+    return number.replace("-", "\N{MINUS SIGN}").replace("inf", "\N{INFINITY}")
+
+
 def _estimate(value: dict[str, float] | Interval) -> Estimate:
     one = value.to_dict() if isinstance(value, Interval) else value
     return Estimate(one["value"], one["low"], one["high"], 0, 0)
 
 
 def summarise(folder: Path, results_folder: Path, machine: dict[str, object]) -> str:
-    """Write the JSON, and the page where a whole seed is done; returns the verdict."""
-    found = {"machine": machine, **results(Pieces(folder))}
+    """Write the JSON, and the page where a whole seed is done; returns the verdict.
+
+    Without a folder of pieces, the committed results are judged again.
+    """
+    if folder.is_dir():
+        found = {"machine": machine, **results(Pieces(folder))}
+    else:
+        found = judged(_read(results_folder / "recursion.json"))
     write_json(results_folder / "recursion.json", found)
     if "arms" in found:
         notes = results_folder / NOTES

@@ -1,6 +1,6 @@
 """Speed and memory of reward-model training and scoring, against TRL 1.12, interleaved in one process.
 
-    python scripts/bench/reward.py            writes scripts/bench/results/reward.json (about 10 minutes)
+    python scripts/bench/reward.py            writes scripts/bench/results/reward.json
 
 Training: the same LoRA on the same HH pairs. TRL's `RewardTrainer` runs at its best setting on a CPU (fp32, no gradient
 checkpointing), in batches of 8 as its users would, and once more with batches of one pair accumulated to 8, which pads

@@ -71,6 +71,34 @@ def test_everything_at_once(
     assert f"{policy}: mean gold reward" in result.out and "4 held-out prompts" in result.out
 
 
+def test_trivial_policies_and_parts_of_gold(
+    policy: Path, prompts: Path, requests: Path, tmp_path: Path, capsys: Any
+) -> None:
+    texts = ("Xyzzy blorp frob. Enjoy!", "{first_sentence} Hope this helps!")
+    words = ("--gold", requests, "--trivial", *texts, "--judge", policy)
+    result = compare(capsys, policy, "--prompts", prompts, *words, output=tmp_path / "out")
+    assert result.code == 0, result.err
+    found = read(tmp_path / "out" / "results.json")["policies"]
+    reference, _, nonsense, first = found
+    assert [one["trivial"] for one in found.values()] == [False, False, True, True]
+    assert found[nonsense]["parts"]["answer"]["level"]["value"] == 0 and found[nonsense]["kl"] is None
+    assert (found[nonsense]["samples"], found[first]["samples"]) == (4, 12)
+    assert list(found[str(policy)]["minus"]) == [nonsense, first]
+    user, rows = PlainUser.from_file(requests), read_rows(tmp_path / "out" / "samples.jsonl")
+    answers = {(row["policy"], row["prompt"][0]["content"], row["sample"]): row["response"] for row in rows}
+    for row in rows:
+        question = row["prompt"][0]["content"]
+        parts = user.judge(question, row["response"]).parts if question in QUESTIONS[:3] else {}
+        assert {name: row["rewards"][f"gold: {name}"] for name in parts} == parts
+        if row["policy"] == nonsense:
+            assert row["response"] == texts[0] and row["finished"]
+        if row["policy"] == first:
+            whole = answers[reference, question, row["sample"]]
+            assert whole.startswith(row["response"].removesuffix("Hope this helps!").strip())
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "The parts of gold" in page and nonsense in page and f"{nonsense} against" not in page
+
+
 def test_a_judge_behind_a_server(policy: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     """It has a taste of its own, does not answer one question, and to another takes whatever is shown first."""
     pytest.importorskip("openai", reason="the optional package openai is not installed")

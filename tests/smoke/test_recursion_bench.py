@@ -53,7 +53,7 @@ def test_every_arm_once_restarted_and_judged(
         assert arm["best_of_n"]["1"] == pytest.approx(first)
     assert found["arms"]["G"]["label_accuracy"] == 1.0
     assert found["arms"]["A"]["cost"]["checks"] == found["arms"]["C"]["cost"]["checks"] == 16
-    assert found["verdict"] in ("helped", "did not help", "not testable")
+    assert found["verdict"] in ("helped", "not shown to help", "not testable")
     assert {"pgr_reward_accuracy", "pgr_best_of_16"} <= set(found)
     page = (tmp_path / "results" / "recursion.html").read_text(encoding="utf-8")
     assert f"Computed verdict: {found['verdict']}." in page

@@ -54,7 +54,8 @@ def _collect(folder: Path) -> str:
 
 
 def _compare(folder: Path) -> str:
-    return f"{len(_read(folder / 'results.json').get('policies', []))} policies on held-out prompts: this page"
+    policies = _read(folder / "results.json").get("policies", {}).values()
+    return f"{sum(not one.get('trivial') for one in policies)} policies on held-out prompts: this page"
 
 
 _OUTCOMES = {"reward": _reward, "sft": _sft, "policy": _policy, "collect": _collect, "compare": _compare}

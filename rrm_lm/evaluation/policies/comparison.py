@@ -17,6 +17,7 @@ from rrm_lm.evaluation.policies import drift
 from rrm_lm.evaluation.policies.best_of_n import BestOfN, best_of_n
 from rrm_lm.evaluation.policies.results import (
     GOLD,
+    PART,
     Against,
     Drift,
     Judged,
@@ -60,16 +61,31 @@ def compare(
         raise ValueError("two policies share a name")
     clusters = [prompt_id(prompt) for prompt in prompts]
     present = {measure for one in written for group in one.samples for sample in group for measure in sample.rewards}
-    measures = tuple(sorted(present, key=lambda name: (name != GOLD, name == proxy, name)))
+    measures = tuple(
+        sorted((m for m in present if not m.startswith(PART)), key=lambda name: (name != GOLD, name == proxy, name))
+    )
     main = next((name for name in measures if name != proxy), None)
     results = []
-    for one in written:
+    for place, one in enumerate(written):
         judged = {
             judge: judge_pairs(by_policy[one.name], clusters)
             for judge, by_policy in (verdicts or {}).items()
             if one.name in by_policy
         }
-        results.append(_measure(one, written[0], measures, clusters, (proxy, main), judged))
+        result = _measure(one, written[0], measures, clusters, (proxy, main), judged)
+        if place and not one.trivial:
+            before = written[1:place]
+            others = [*before, *(other for other in written[place + 1 :] if other.trivial)]
+            changes = {other.name: _parts(one, other, clusters) for other in before}
+            result = replace(
+                result,
+                minus=_minus(one, others, main, clusters),
+                parts_minus={
+                    name: {part: found.change for part, found in parts.items() if found.change is not None}
+                    for name, parts in changes.items()
+                },
+            )
+        results.append(result)
     return PolicyComparison(
         prompts=tuple(prompts),
         written=tuple(written),
@@ -112,7 +128,31 @@ def _measure(
         kl=None if one is reference else mean_over_prompts(ratios, clusters),
         drift=drifts(one, None if one is reference else reference, clusters),
         best_of_n=best_of_n_of(one, *curve, clusters),
+        trivial=one.trivial,
+        parts=_parts(one, None if one is reference else reference, clusters),
     )
+
+
+def _minus(one: Written, others: Sequence[Written], main: str | None, clusters: Sequence[str]) -> dict[str, Estimate]:
+    """The main measure of a policy minus that of each of the others."""
+    if main is None:
+        return {}
+    mine = rewards_of(one, main)
+    differences = {other.name: paired_means(mine, rewards_of(other, main), clusters) for other in others}
+    return {name: difference for name, difference in differences.items() if difference is not None}
+
+
+def _parts(one: Written, reference: Written | None, clusters: Sequence[str]) -> dict[str, Drift]:
+    """Each part of gold that a policy's samples have, in their order, and its change from the reference's."""
+    names = dict.fromkeys(m for group in one.samples for s in group for m in s.rewards if m.startswith(PART))
+    found = {}
+    for name in names:
+        rows = rewards_of(one, name)
+        level = mean_over_prompts(rows, clusters)
+        if level is not None:
+            change = None if reference is None else paired_means(rows, rewards_of(reference, name), clusters)
+            found[name.removeprefix(PART)] = Drift(level, change)
+    return found
 
 
 # ---- one measure ----

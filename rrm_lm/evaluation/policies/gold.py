@@ -7,7 +7,8 @@ reward function that a policy is trained on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.preferences.scoring import Scorer, score_responses
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.simulated.plain_user import PlainUser
+from rrm_lm.simulated.plain_user import WEIGHTS, Judgement, PlainUser
 from rrm_lm.training.reward_sources import load_function
 
 RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
@@ -23,13 +24,29 @@ RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 _FORM = "def gold(prompts: list[Prompt], responses: list[str]) -> list[float]"
 
 
-def load_gold(name: str, limits: ReadLimits | None = None) -> RewardFunction:
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """A gold reward, called like any `RewardFunction`, and what it is made of.
+
+    Attributes:
+        reward: The reward.
+        parts: By name, rewards that it sums up; empty where it has none.
+    """
+
+    reward: RewardFunction
+    parts: Mapping[str, RewardFunction]
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+        return self.reward(prompts, responses)
+
+
+def load_gold(name: str, limits: ReadLimits | None = None) -> Gold:
     """The gold reward that a name stands for.
 
     Args:
         name: A file of requests as `data/assistant/requests.jsonl`, whose simulated user judges (see
             `rrm_lm/simulated/plain_user.py`; NaN for a prompt that the user did not ask), `module:function` or
-            `path/to/file.py:function`.
+            `path/to/file.py:function`. A function may have an attribute `parts`: functions of the same form, by name.
         limits: How much a file of requests may hold; None for the defaults.
 
     Raises:
@@ -44,7 +61,9 @@ def load_gold(name: str, limits: ReadLimits | None = None) -> RewardFunction:
             where="gold",
             expected="a file of requests such as data/assistant/requests.jsonl, module:function or file.py:function",
         )
-    return checked(load_function(name), name)
+    function = load_function(name)
+    parts = {part: checked(one, f"{name}, part {part}") for part, one in getattr(function, "parts", {}).items()}
+    return Gold(checked(function, name), parts)
 
 
 def checked(function: Any, name: str) -> RewardFunction:
@@ -89,16 +108,20 @@ def rewards_by(scorer: Scorer) -> RewardFunction:
     return rewards
 
 
-def _plain_user(user: PlainUser) -> RewardFunction:
-    def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        return [_gold(user, prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+def _plain_user(user: PlainUser) -> Gold:
+    def by(value: Callable[[Judgement], float]) -> RewardFunction:
+        def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+            return [_judged(user, value, *pair) for pair in zip(prompts, responses, strict=True)]
 
-    return rewards
+        return rewards
+
+    parts = {part: by(lambda judgement, part=part: judgement.parts[part]) for part in WEIGHTS}
+    return Gold(by(lambda judgement: judgement.gold), parts)
 
 
-def _gold(user: PlainUser, prompt: Prompt, response: str) -> float:
+def _judged(user: PlainUser, value: Callable[[Judgement], float], prompt: Prompt, response: str) -> float:
     try:
-        return user.gold(prompt, response)
+        return value(user.judge(prompt, response))
     except DataError:  # a request that this user did not make
         return math.nan
 

@@ -16,6 +16,7 @@ from rrm_lm.evaluation.statistics.metrics import Estimate
 from rrm_lm.feedback.records import Prompt
 
 GOLD = "gold"  # the measure of the programmatic truth, where there is one
+PART = f"{GOLD}: "  # begins the name of a measure that is one part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Sample:
         response: Its text.
         tokens: How many tokens were generated, the end-of-turn token included.
         finished: Whether it ended by itself, and not because it ran out of tokens.
-        rewards: By measure (`GOLD`, names of reward models); NaN, or missing, where it has none.
+        rewards: By measure (`GOLD`, its parts, names of reward models); NaN, or missing, where it has none.
         log_ratio: log p(response) under the policy minus that under the reference, in nats; its mean over the policy's
             own samples is the KL divergence. None if it is not known.
     """
@@ -44,10 +45,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What one policy wrote: for each prompt, one or more samples."""
+    """What one policy wrote: for each prompt, one or more samples.
+
+    A trivial policy is no model: it is there to show what a measure gives to answers that cannot be good.
+    """
 
     name: str
     samples: tuple[tuple[Sample, ...], ...]
+    trivial: bool = False
 
     @property
     def count(self) -> int:
@@ -127,7 +132,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One property of a policy's texts, and how it differs from the reference's (None for the reference itself)."""
+    """One property of a policy's answers, and how it differs from the reference's (None for the reference itself)."""
 
     level: Estimate
     change: Estimate | None
@@ -149,6 +154,11 @@ class PolicyResult:
         kl: KL divergence to the reference in nats, from the policy's own samples; None for the reference, or unknown.
         drift: By property: see `policies.DRIFTS`.
         best_of_n: The curve of choosing by the proxy, worth by the main measure; None if either is missing.
+        trivial: Whether it is a trivial policy (see `Written`).
+        minus: Its main measure minus that of each policy named before it and of each trivial one, paired by prompt;
+            empty for the reference and for trivial ones.
+        parts: For each part of gold, by name, its mean, and how it differs from the reference's.
+        parts_minus: For each policy named before it, each part of gold minus that policy's, paired by prompt.
     """
 
     name: str
@@ -160,13 +170,24 @@ class PolicyResult:
     kl: Estimate | None
     drift: Mapping[str, Drift]
     best_of_n: BestOfN | None
+    trivial: bool = False
+    minus: Mapping[str, Estimate] = field(default_factory=dict)
+    parts: Mapping[str, Drift] = field(default_factory=dict)
+    parts_minus: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         return {
+            "trivial": self.trivial,
             "samples": self.samples,
             "rewards": {name: estimate.to_dict() for name, estimate in self.rewards.items()},
             "unscored": dict(self.unscored),
             "against_reference": {name: found.to_dict() for name, found in self.against.items()},
+            "minus": {name: difference.to_dict() for name, difference in self.minus.items()},
+            "parts": {name: found.to_dict() for name, found in self.parts.items()},
+            "parts_minus": {
+                other: {name: difference.to_dict() for name, difference in parts.items()}
+                for other, parts in self.parts_minus.items()
+            },
             "judged": {name: found.to_dict() for name, found in self.judged.items()},
             "kl": _or_none(self.kl),
             "drift": {name: found.to_dict() for name, found in self.drift.items()},
@@ -200,8 +221,12 @@ class PolicyComparison:
 
     @property
     def policies(self) -> tuple[PolicyResult, ...]:
-        """All but the reference."""
-        return self.results[1:]
+        """All but the reference and trivial ones."""
+        return tuple(result for result in self.results[1:] if not result.trivial)
+
+    @property
+    def trivial(self) -> tuple[PolicyResult, ...]:
+        return tuple(result for result in self.results if result.trivial)
 
     def to_dict(self) -> dict[str, object]:
         return {

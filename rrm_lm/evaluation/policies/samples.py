@@ -119,6 +119,12 @@ def _drawn(chat: ChatFormat, prompt: Sequence[int], response: Sequence[int], end
     return Drawn(chat.sampled_line(prompt, response), text.strip(), finished)
 
 
+def drawn_text(chat: ChatFormat, prompt: Prompt, text: str) -> Drawn:
+    """A text that no model wrote, as if a policy had drawn it and ended by itself."""
+    ids = chat.tokenizer.encode(text, add_special_tokens=False)
+    return Drawn(chat.sampled_line(chat.prompt_ids(prompt), [*ids, chat.end_id]), text, finished=True)
+
+
 def log_probs(
     backbone: Backbone,
     adapter: str | None,

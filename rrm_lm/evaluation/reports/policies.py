@@ -104,6 +104,8 @@ def policy_view(data: PolicyReportData) -> dict[str, Any]:
             for i, result in enumerate(comparison.policies, start=1)
         ],
         "measure_rows": policy_wording.measure_rows(comparison),
+        "part_rows": policy_wording.part_rows(comparison),
+        "minus_rows": policy_wording.minus_rows(comparison),
         "judge_rows": policy_wording.judge_rows(comparison),
         "critic": comparison.details.get("critic"),
         "best_of_n": _svg(policy_figures.best_of_n(comparison), "best-of-n", "Best-of-n curves") if curve else "",
@@ -174,7 +176,8 @@ def _track_view(number: int, name: str, tracks: Mapping[str, tuple[str, OverOpti
 def answers(comparison: PolicyComparison, measure: str | None) -> list[dict[str, Any]]:
     """Prompts with one answer of each policy, spread evenly from where the first policy lost most to where it gained
     most; without a measure, evenly over the prompts."""
-    firsts = [[group[0] for group in one.samples] for one in comparison.written]
+    shown = [one for one in comparison.written if not one.trivial]
+    firsts = [[group[0] for group in one.samples] for one in shown]
     order = list(range(len(comparison.prompts)))
     if measure is not None and len(firsts) > 1:
         gains = [new.reward(measure) - old.reward(measure) for old, new in zip(firsts[0], firsts[1], strict=True)]
@@ -185,7 +188,7 @@ def answers(comparison: PolicyComparison, measure: str | None) -> list[dict[str,
             "prompt": comparison.prompts[order[place]],
             "sides": [
                 _side(one.name, own[order[place]], measure, "reference" if number == 0 else "policy")
-                for number, (one, own) in enumerate(zip(comparison.written, firsts, strict=True))
+                for number, (one, own) in enumerate(zip(shown, firsts, strict=True))
             ],
         }
         for place in places

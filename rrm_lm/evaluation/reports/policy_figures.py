@@ -48,7 +48,8 @@ def reward_rows(comparison: PolicyComparison, measure: str) -> list[Row]:
     for place, result in enumerate(comparison.results):
         if measure not in result.rewards:
             continue
-        rows.append(Row(result.name, result.rewards[measure], color_of(place), strong=place > 0))
+        color = MUTED if result.trivial else color_of(place)
+        rows.append(Row(result.name, result.rewards[measure], color, strong=place > 0 and not result.trivial))
         curve = result.best_of_n
         if place == 0 and curve is not None and measure == comparison.main:
             label = f"its best of {len(curve.kl)} by {comparison.proxy}"
@@ -109,7 +110,11 @@ def _high(estimate: Estimate) -> float:
 
 def best_of_n(comparison: PolicyComparison) -> Figure:
     """The reward that the best of n by proxy is worth, and that the proxy says it has, for each policy."""
-    curves = [(place, r.name, r.best_of_n) for place, r in enumerate(comparison.results) if r.best_of_n is not None]
+    curves = [
+        (place, result.name, result.best_of_n)
+        for place, result in enumerate(comparison.results)
+        if result.best_of_n is not None and not result.trivial
+    ]
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, 2)
@@ -215,8 +220,9 @@ def reward_by_length(comparison: PolicyComparison, measure: str) -> Figure:
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        share = max(1, MOST_POINTS // len(comparison.written))
-        for place, one in enumerate(comparison.written):
+        models = [one for one in comparison.written if not one.trivial]
+        share = max(1, MOST_POINTS // len(models))
+        for place, one in enumerate(models):
             rewards = np.concatenate(rewards_of(one, measure))
             lengths = np.array([sample.tokens for group in one.samples for sample in group], dtype=float)
             lengths, rewards = lengths[~np.isnan(rewards)], rewards[~np.isnan(rewards)]

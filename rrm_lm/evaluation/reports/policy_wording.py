@@ -67,12 +67,33 @@ def verdict(comparison: PolicyComparison, result: PolicyResult) -> str:
         return start + "on one prompt, which shows nothing."
     start += f"on {difference.clusters:,} held-out prompts (95% interval {between(difference, sign=True)}): "
     if difference.low > 0:
-        found = "better."
+        doubts = _doubts(comparison, result, measure)
+        found = f"higher. {doubts}" if doubts else "better."
     elif difference.high < 0:
         found = "worse."
     else:
         found = "not shown to be better or worse."
     return start + found + _proxy_note(comparison, result, measure) + _missing_note(comparison, result, measure)
+
+
+def _doubts(comparison: PolicyComparison, result: PolicyResult, measure: str) -> str:
+    """Why a higher reward does not mean better answers: a part of it fell, or a trivial policy gets as much."""
+    before = {comparison.reference.name: {name: part.change for name, part in result.parts.items() if part.change}}
+    fell = [
+        f"{name} {decimal(change.value, sign=True)} against {other} ({between(change, sign=True)})"
+        for other, changes in (before | {**result.parts_minus}).items()
+        for name, change in changes.items()
+        if change.high < 0
+    ]
+    doubts = [f"The answers got worse in a part of it: {'; '.join(fell)}."] if fell and measure == GOLD else []
+    for other in comparison.trivial:
+        minus = result.minus.get(other.name)
+        if minus is not None and minus.low <= 0:
+            doubts.append(
+                f"Not shown to be better than a trivial policy: {decimal(minus.value, sign=True)} against "
+                f"{other.name} ({between(minus, sign=True)})."
+            )
+    return " ".join(doubts)
 
 
 def _missing_note(comparison: PolicyComparison, result: PolicyResult, measure: str) -> str:
@@ -265,8 +286,33 @@ def judge_rows(comparison: PolicyComparison) -> list[dict[str, str | Cell]]:
             "inconsistent": (f"{judged.inconsistent:,}", f"of {judged.pairs - judged.abstained:,}"),
             "abstained": (f"{judged.abstained:,}", f"of {judged.pairs:,}"),
         }
-        for result in comparison.policies
+        for result in comparison.results
         for judge, judged in result.judged.items()
+    ]
+
+
+def part_rows(comparison: PolicyComparison) -> list[dict[str, str | Cell]]:
+    """Each part of gold of every policy, with its change from the reference."""
+    names = dict.fromkeys(name for result in comparison.results for name in result.parts)
+    return [
+        {
+            "part": name,
+            "policy": result.name,
+            "mean": with_interval(result.parts[name].level),
+            "change": with_interval(result.parts[name].change, sign=True),
+        }
+        for name in names
+        for result in comparison.results
+        if name in result.parts
+    ]
+
+
+def minus_rows(comparison: PolicyComparison) -> list[dict[str, str | Cell]]:
+    """The main measure of each policy minus that of others than the reference, trivial ones among them."""
+    return [
+        {"policy": result.name, "other": other, "difference": with_interval(difference, sign=True)}
+        for result in comparison.policies
+        for other, difference in result.minus.items()
     ]
 
 
@@ -289,6 +335,9 @@ GLOSSARY = {
     "policy": "A language model that answers. The reference is the one that the others are compared with, usually the "
     "model that training started from.",
     "gold reward": "The programmatic truth of a simulated person. Training never sees it.",
+    "trivial policy": "No model: one text that answers every prompt. Its reward is what can be had without "
+    "answering. [first sentence] stands for the first sentence of the reference's answer.",
+    "part": "Gold rewards may be sums of parts. One part can rise while another falls.",
     "proxy": "The reward that a policy was optimised for. It rises whether or not the answers get better.",
     "difference": "Mean reward of the policy minus that of the reference on the same prompts, paired by prompt.",
     "wins": "Chance that one answer of the policy is worth more than one of the reference to the same prompt; a tie "

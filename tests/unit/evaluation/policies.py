@@ -24,15 +24,15 @@ def prompts(count: int) -> list[Prompt]:
 
 
 def sample(gold: float = math.nan, text: str = "an answer", **more) -> Sample:
-    """One sample; `proxy` and `other` are rewards beside gold."""
+    """One sample; `proxy`, `other` and parts of gold are rewards beside gold."""
     rewards = {"gold": gold} if not math.isnan(gold) else {}
-    rewards |= {name: more.pop(name) for name in ("proxy", "other") if name in more}
+    rewards |= {name: more.pop(name) for name in [*more] if name in ("proxy", "other") or name.startswith("gold: ")}
     settings = {"tokens": len(text.split()) + 1, "finished": True, **more}
     return Sample(text, rewards=rewards, **settings)
 
 
-def written(name: str, rows: Sequence[Sequence[Sample]]) -> Written:
-    return Written(name, tuple(tuple(row) for row in rows))
+def written(name: str, rows: Sequence[Sequence[Sample]], *, trivial: bool = False) -> Written:
+    return Written(name, tuple(tuple(row) for row in rows), trivial)
 
 
 def random_policy(name: str, count: int, *, samples: int = 4, better: float = 0.0, seed: int = 0, kl=None) -> Written:

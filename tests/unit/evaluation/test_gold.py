@@ -10,7 +10,7 @@ import pytest
 
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.policies.gold import checked, load_gold, rewards_by
-from rrm_lm.simulated.plain_user import PlainUser
+from rrm_lm.simulated.plain_user import WEIGHTS, PlainUser
 from tests.unit.evaluation.policies import asked
 from tests.unit.evaluation.samples import FunctionScorer
 
@@ -24,6 +24,31 @@ def test_the_simulated_user_judges_its_own_requests(tmp_path: Path) -> None:
     rewards = load_gold(str(file))([EGG, EGG, asked("Who are you?")], [answer, "", answer])
     assert rewards[0] == PlainUser.from_file(file).gold(EGG, answer) == 1.0
     assert 0 <= rewards[1] < rewards[0] and math.isnan(rewards[2])
+
+
+def test_the_parts_of_the_simulated_user_sum_up_to_its_gold(tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text(json.dumps({"topic": "cooking", "request": EGG[0].content, "mentions": ["minutes"]}) + "\n")
+    gold = load_gold(str(file))
+    texts = ["Xyzzy blorp frob. Enjoy!", "Sure! Some minutes."]
+    parts = {name: part([EGG, EGG], texts) for name, part in gold.parts.items()}
+    assert list(parts["answer"]) == [0.0, 1.0] and list(parts["close"]) == [1.0, 0.0]
+    sums = [sum(WEIGHTS[name] * values[k] for name, values in parts.items()) for k in (0, 1)]
+    assert list(gold([EGG, EGG], texts)) == pytest.approx(sums) and sums[0] == pytest.approx(0.65)
+    assert math.isnan(gold.parts["answer"]([asked("Who are you?")], ["x"])[0])
+
+
+def test_a_function_may_name_its_parts(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text(
+        "def length(prompts, responses):\n    return [len(text) for text in responses]\n"
+        "def gold(prompts, responses):\n    return [1.0 + len(text) for text in responses]\n"
+        "gold.parts = {'length': length, 'broken': lambda prompts, responses: []}\n"
+    )
+    gold = load_gold(f"{file}:gold")
+    assert gold([EGG], ["ab"]) == [3.0] and gold.parts["length"]([EGG], ["ab"]) == [2.0]
+    with pytest.raises(DataError, match="returned 0 rewards"):
+        gold.parts["broken"]([EGG], ["ab"])
 
 
 def test_a_function_in_a_file_or_a_module(tmp_path: Path) -> None:

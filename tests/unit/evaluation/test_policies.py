@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from rrm_lm.evaluation.policies.comparison import compare, judge_pairs, mean_over_prompts, share_over_prompts, versus
-from rrm_lm.evaluation.policies.results import GOLD, PairVerdict
+from rrm_lm.evaluation.policies.results import GOLD, PART, PairVerdict, Sample, Written
 from rrm_lm.evaluation.statistics.metrics import mean_estimate, share
 from rrm_lm.storage import json_text
 from tests.unit.evaluation.policies import asked, full_comparison, prompts, random_policy, sample, written
@@ -237,3 +237,46 @@ def test_results_are_json():
     assert policy["best_of_n"]["n"] == [1, 2, 3, 4]
     assert policy["drift"]["tokens"]["change"]["n"] == 24
     assert found["policies"]["start"]["against_reference"] == {}
+
+
+# ---- parts of gold, trivial policies, and policies against each other ----
+
+
+def with_parts(name, golds, answers, *, trivial=False):
+    """A policy with one sample for each prompt, whose gold has a part `answer`."""
+    rows = [
+        (Sample("text", 2, finished=True, rewards={GOLD: gold, f"{PART}answer": part}),)
+        for gold, part in zip(golds, answers, strict=True)
+    ]
+    return Written(name, tuple(rows), trivial=trivial)
+
+
+def test_parts_of_gold_are_no_measures_of_their_own():
+    found = compare(
+        prompts(2), [with_parts("start", [0.4, 0.6], [0.0, 1.0]), with_parts("new", [0.7, 0.7], [0.0, 0.5])]
+    )
+    assert (found.measures, found.main) == ((GOLD,), GOLD) and list(found.policies[0].rewards) == [GOLD]
+    part = found.policies[0].parts["answer"]
+    assert part.level.value == 0.25 and part.change is not None and part.change.value == -0.25
+    assert found.reference.parts["answer"].change is None
+
+
+def test_each_policy_is_compared_with_those_before_it_and_with_trivial_ones():
+    rows = [
+        with_parts(name, golds, [0.0] * 3, trivial=name == "always")
+        for name, golds in (
+            ("start", [0.0, 0, 0]),
+            ("sft", [1.0, 2, 3]),
+            ("ppo", [2.0, 4, 3]),
+            ("always", [3.0, 3, 3]),
+        )
+    ]
+    found = compare(prompts(3), rows)
+    assert [result.name for result in found.policies] == ["sft", "ppo"]
+    assert [result.name for result in found.trivial] == ["always"]
+    sft, ppo = found.policies
+    assert list(sft.minus) == ["always"] and list(ppo.minus) == ["sft", "always"]
+    expected = mean_estimate([1.0, 2.0, 0.0], range(3), bounds=(-math.inf, math.inf))
+    assert (ppo.minus["sft"].value, ppo.minus["sft"].low) == (expected.value, expected.low)
+    assert found.reference.minus == {} == found.trivial[0].minus
+    assert found.to_dict()["policies"]["always"]["trivial"] is True  # type: ignore[index]

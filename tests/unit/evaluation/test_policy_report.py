@@ -16,6 +16,7 @@ from rrm_lm.evaluation.reports.policies import (
     render_policy_report,
     write_policy_report,
 )
+from rrm_lm.evaluation.reports.wording import minus
 from rrm_lm.evaluation.statistics.metrics import Estimate
 from tests.unit.evaluation.policies import asked, full_comparison, measurements, prompts, random_policy, sample, written
 from tests.unit.evaluation.test_report import ATTACK, Page
@@ -184,6 +185,56 @@ def test_answers_without_a_reward_are_not_ranked():
 def test_verdicts_say_no_more_than_the_intervals(gold, proxy, words):
     found = one_sided(gold, proxy)
     assert policy_wording.verdict(found, found.policies[0]).endswith(words)
+
+
+def parted(answer, *, trivial=None, count=12):
+    """A policy with a gold that is 0.2 higher than the start's, and a part of it that changes by `answer`."""
+    wobble = [0.01 * (i % 3) for i in range(count)]
+    rows = [[sample(0.5, **{"gold: answer": 0.4})] for _ in wobble]  # type: ignore[arg-type]
+    new = [[sample(0.7 + w, **{"gold: answer": 0.4 + answer + w})] for w in wobble]  # type: ignore[arg-type]
+    policies = [written("start", rows), written("new", new)]
+    if trivial is not None:
+        policies.append(written("always", [[sample(trivial + 0.05 * w)] for w in wobble], trivial=True))
+    return compare(prompts(count), policies)
+
+
+@pytest.mark.parametrize(
+    ("answer", "trivial", "words"),
+    [
+        (0.1, None, "to +0.215): better."),
+        (0.1, 0.6, "to +0.215): better."),
+        (-0.2, 0.6, "higher. The answers got worse in a part of it: answer -0.190 against start (-0.195 to -0.185)."),
+        (
+            0.1,
+            0.71,
+            "higher. Not shown to be better than a trivial policy: -0.000 against always (-0.006 to +0.005).",
+        ),
+    ],
+)
+def test_a_higher_reward_is_not_called_better_where_a_part_fell_or_nonsense_gets_as_much(answer, trivial, words):
+    found = parted(answer, trivial=trivial)
+    assert policy_wording.verdict(found, found.policies[0]).endswith(minus(words))
+
+
+def test_a_part_that_fell_from_the_policy_before_is_named():
+    wobble = [0.01 * (i % 3) for i in range(12)]
+    rows = {"start": (0.5, 0.4), "sft": (0.6, 0.6), "ppo": (0.7, 0.5)}
+    policies = [
+        written(name, [[sample(gold + i * w, **{"gold: answer": answer + i * w})] for w in wobble])  # type: ignore[arg-type]
+        for i, (name, (gold, answer)) in enumerate(rows.items())
+    ]
+    sft, ppo = (found := compare(prompts(12), policies)).policies
+    assert sft.parts_minus == {} and list(ppo.parts_minus) == ["sft"]
+    assert policy_wording.verdict(found, sft).endswith("better.")
+    words = "higher. The answers got worse in a part of it: answer -0.090 against sft (-0.095 to -0.085)."
+    assert policy_wording.verdict(found, ppo).endswith(minus(words))
+
+
+def test_the_page_shows_every_part_and_every_trivial_policy():
+    text = Page(page(parted(-0.2, trivial=0.6), tracks={})).text
+    assert "The parts of gold" in text and "Against each other" in text and "always" in text
+    assert "always against start" not in text  # no section of its own
+    assert "The parts of gold" not in Page(page()).text
 
 
 def test_the_proxy_alone_is_no_evidence():

@@ -1,0 +1,228 @@
+"""Figures in README.md, scripts/bench/README.md and the data card are those of the JSON files that they cite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+from rrm_lm.feedback.datasets import load_feedback
+from rrm_lm.feedback.plain_user import WEIGHTS, PlainUser
+
+ROOT = Path(__file__).parents[2]
+RESULTS, DATA = ROOT / "scripts" / "bench" / "results", ROOT / "data" / "assistant"
+README, BENCH, CARD = ROOT / "README.md", RESULTS.parent / "README.md", DATA / "README.md"
+
+Found = dict[str, Any]
+
+
+@cache
+def result(name: str) -> Found:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def plain(one: Found, digits: int = 2, *, factor: float = 1, sign: str = "", unit: str = "") -> str:
+    """A number with its interval."""
+    value, low, high = (factor * one[key] for key in ("value", "low", "high"))
+    return f"{value:{sign}.{digits}f}{unit} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+
+
+def points(one: Found) -> str:
+    return plain(one, 1, factor=100, sign="+")
+
+
+def percent(one: Found) -> str:
+    return plain(one, 1, factor=100, unit="%")
+
+
+def by_seed(values: list[float], digits: int = 1, factor: float = 100) -> str:
+    return ", ".join(f"{factor * value:.{digits}f}" for value in values)
+
+
+# ---- what each document must say, from the files ----
+
+
+def critiques() -> Iterator[str]:
+    found = {(one["set"], one["budget"], one["arm"]): one for one in result("critiques")["results"]}
+    for budget in (8, 16, 32):
+        alone = found["assistant", budget, "pairs"]
+        gains = [found.get(("assistant", budget, arm)) for arm in ("all", "read", "stars")]
+        cells = ["" if gain is None else points(gain["gain"]) for gain in gains]
+        yield f"| {budget} | {len(alone['seeds'])} | {100 * alone['accuracy']:.1f}% | {' | '.join(cells)} |"
+    yield f"{points(found['assistant', 32, 'reward']['gain'])} points at 32 with two seeds"
+    for budget in (8, 16):
+        yield f"{points(found['feedbackqa', budget, 'all']['gain'])} points with {budget} comparisons"
+
+
+def critic() -> Iterator[str]:
+    found = result("critic")
+    yield f"{percent(found['accuracy']['none-plain'])} of {found['heldout']['pairs']} held-out pairs"
+    for name in ("critic", "sham", "human"):
+        yield f"{points(found['differences'][f'{name}-notes minus none-notes'])}"
+    for name in ("none", "critic", "human"):
+        yield f"{found['length']['correlation'][f'{name}-notes']['within_spearman']['value']:.2f}"
+    yield f"the longer answer is right in {100 * found['length']['longer_is_right']['value']:.0f}%"
+    yield f'"{found["verdict"]}"'
+
+
+def recursion() -> Iterator[str]:
+    found = result("recursion")
+    names = {"U": "U: nobody helps", "A": "A: helpers' notes", "Sh": "Sh: notes on another response",
+             "C": "C: the checks without helpers", "G": "G: true labels"}  # fmt: skip
+    for arm, name in names.items():
+        one = found["arms"][arm]
+        yield (
+            f"| {name} | {100 * one['label_accuracy']:.0f}% | {by_seed(one['reward_accuracy_by_seed'])} "
+            f"| {one['best_of_n']['16']['value']:.2f} | {by_seed(one['policy_by_seed'], 2, 1)} |"
+        )
+    for name, one in found["over_seeds"].items():
+        yield f"| {name} | {points(one['reward_accuracy'])} | {plain(one['policy_gold'], sign='+')} |"
+    for arm, one in found["ablations"].items():
+        yield f"| {arm} | {one['checks']} | {100 * one['reward_accuracy']['value']:.1f}% | {points(one['less_A'])} |"
+    for name in ("benchmark", "heat", "lifetime", "security"):
+        yield f"{found['helpers'][name]['balanced_accuracy']:.2f}"
+    yield f"{100 * found['arms']['C']['policy_unreadable'][0]:.0f}% of its responses cannot be read"
+    yield f'"{found["verdict_text"]}"'
+
+
+def reward_speed() -> Iterator[str]:
+    found = result("reward")
+    ours, trl, single = found["ours"], found["trl"], found["trl_accumulated"]
+    low, high = min(found["ratio_rounds"]), max(found["ratio_rounds"])
+    yield (
+        f"| pairs trained per second | {ours['pairs_per_second']:.2f} | {trl['pairs_per_second']:.2f} "
+        f"({found['ratio']:.1f} times slower; rounds {low:.1f} to {high:.1f}) | {single['pairs_per_second']:.2f} "
+        f"({found['ratio_accumulated']:.1f} times slower) |"
+    )
+    yield f"| peak memory | {ours['peak_rss_mb'] / 1000:.1f} GB | {trl['peak_rss_mb'] / 1000:.1f} GB | |"
+    score = found["score"]
+    yield (
+        f"| responses scored per second, four to a prompt | {score['ours']['responses_per_second']:.1f} "
+        f"| {score['trl']['responses_per_second']:.1f} (`get_reward`, batch 8) | |"
+    )
+    yield f"{100 * found['ceiling_share']:.0f}% of the matrix-product ceiling"
+    yield f"between {min(found['ceiling_gflops_all']):.0f} and {max(found['ceiling_gflops_all']):.0f} GFLOP/s"
+    yield f"by at most {found['score']['largest_difference_of_rewards']:.0e}".replace("e-06", "e-6")
+
+
+def policy_speed() -> Iterator[str]:
+    found = result("policy")
+    names = {
+        "epochs_2": "two PPO epochs",
+        "epochs_4": "four PPO epochs (TRL's default)",
+        "samples_4": "four samples a prompt",
+    }
+    for key, name in names.items():
+        rounds = [one["trl"][key]["iteration"] / one["ours"][key]["iteration"] for one in found["rounds"]]
+        yield (
+            f"| an iteration, {name} | {found['seconds']['ours'][key]['iteration']:.1f} s "
+            f"| {found['iteration_ratio'][key]:.1f} times as long (rounds {min(rounds):.1f} to {max(rounds):.1f}) |"
+        )
+    yield (
+        f"| rollouts | {found['rollout_tokens_per_second']['ours']:.0f} tokens/s | {found['rollout_ratio']:.1f} times |"
+    )
+    update = f"{found['update_ratio']:.1f} times"
+    yield f"| the strictly equivalent update (separate value model, TRL's masks) | | {update} |"
+    peak = found["peak_rss_mb"]
+    yield f"| peak memory | {peak['ours'] / 1000:.1f} GB | {peak['trl'] / 1000:.1f} GB |"
+    parts = found["seconds"]["ours"]["epochs_2"]
+    yield ", ".join(f"{parts[key]:.1f}" for key in ("roll_out", "score", "estimate", "update"))
+    yield f"{100 * found['ceiling_share']['matrix_product_of_passes']:.0f}% of the matrix-product ceiling"
+    yield f"TRL takes {found['iteration_ratio_nothing_shared']:.1f} times as long"
+    heads = result("ensemble")
+    low, high = min(heads["ratio_rounds"]), max(heads["ratio_rounds"])
+    yield f"({heads['ratio']:.2f} times, rounds {low:.2f} to {high:.2f}"
+
+
+def demo() -> Iterator[str]:
+    found = result("demo")["compare"]["policies"]
+    names = (
+        "SmolLM2-135M-Instruct",
+        "SFT on chosen answers (300 comparisons)",
+        "then PPO, 8 updates of 16 episodes",
+        'always "Xyzzy blorp frob. Enjoy!"',
+        'the start\'s first sentence + "Hope this helps!"',
+    )
+    for name, one in zip(names, found.values(), strict=True):
+        difference = one["against_reference"].get("gold", {}).get("difference")
+        yield (
+            f"| {name} | {plain(one['rewards']['gold'], 3)} | {plain(difference, 3, sign='+') if difference else ''} "
+            f"| {plain(one['parts']['answer']['level'], 3)} | {one['drift']['tokens']['level']['value']:.0f} "
+            f"| {100 * one['drift']['finished']['level']['value']:.0f}% |"
+        )
+    policy = found["outputs/demo/policy"]["minus"]
+    yield f"PPO is {plain(policy['outputs/demo/sft'], 3, sign='+')} above SFT"
+    yield f"{plain(policy[next(name for name in policy if 'Xyzzy' in name)], 3, sign='+')} against the constant reply"
+    yield f"{plain(policy[next(name for name in policy if 'Hope' in name)], 3, sign='+')} against the first sentence"
+    accuracy = result("demo")["reward"]["accuracy"]
+    yield f"{percent(accuracy)} of {accuracy['n']} held-out comparisons"
+
+
+def in_short() -> Iterator[str]:
+    """What the README says of all this."""
+    reward, policy, recursion = result("reward"), result("policy"), result("recursion")
+    yield f"{reward['ratio']:.1f} times the pairs per second"
+    ours, trl = (reward[side]["peak_rss_mb"] / 1000 for side in ("ours", "trl"))
+    yield f"{ours:.1f} GB of memory in place of {trl:.1f} GB"
+    yield f"it is {reward['ratio_accumulated']:.1f} times"
+    yield f"iteration takes TRL {policy['iteration_ratio']['epochs_2']:.1f} times as long"
+    yield f"with {policy['peak_rss_mb']['trl'] / 1000:.1f} GB in place of {policy['peak_rss_mb']['ours'] / 1000:.1f} GB"
+    yield f"equivalent update takes it {policy['update_ratio']:.1f} times as long"
+    ratios = [one["planned_over_measured"] for one in result("plan")["cases"]]
+    yield f"{min(ratios):.2f} to {max(ratios):.2f} of the memory"
+    scaling = [result("scaling")[job] for job in ("reward", "ppo")]
+    for one in scaling:
+        yield f"{one['throughput_ratio']:.2f}"
+        yield f"{min(one['throughput_ratio_rounds']):.2f} to {max(one['throughput_ratio_rounds']):.2f}"
+        yield f"{one['bytes_per_step'] / 1e6:.0f} MB"
+    gain = recursion["over_seeds"]["A - U"]["reward_accuracy"]
+    yield f"{100 * gain['value']:.1f} points more of {recursion['sizes']['far']} fresh pairs"
+    yield f"interval over three seeds is {100 * gain['low']:.1f} to {100 * gain['high']:.1f}"
+    harm = result("critic")["differences"]["critic-notes minus none-notes"]
+    yield f"{-100 * harm['value']:.1f} points ({-100 * harm['high']:.1f} to {-100 * harm['low']:.1f})"
+    yield f"{100 * result('simple_rules')['true_parts']['8']['value']:.0f}% of held-out comparisons after 8"
+
+
+def card() -> Iterator[str]:
+    found = result("simple_rules")
+    for name in WEIGHTS:
+        yield f"| {name} alone | {plain(found['parts'][name])} |"
+    for key, name in (("longer", "the longer response"), ("length", "a linear model of three functions of length"),
+                      ("words", "a linear model of words and word pairs")):  # fmt: skip
+        yield f"| {name} | {plain(found[key])} |"
+    known = [found["true_parts"][n]["value"] for n in ("8", "16", "32")]
+    yield f"{known[0]:.2f} of them with 8, {known[1]:.2f} with 16 and {known[2]:.2f} with 32"
+    for part, one in json.loads((DATA / "statistics.json").read_text(encoding="utf-8")).items():
+        yield f"| {part} | {one['comparisons']} | {one['requests']} |"
+        yield f"| {one['longer_wins']:.3f} | {one['gold_mean']:.3f} |"
+
+
+SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
+    (BENCH, critiques),
+    (BENCH, critic),
+    (BENCH, recursion),
+    (BENCH, reward_speed),
+    (BENCH, policy_speed),
+    (README, in_short),
+    (CARD, card),
+]
+
+
+@pytest.mark.parametrize(("document", "figures"), SAID, ids=lambda value: getattr(value, "__name__", None))
+def test_documents_have_the_figures_of_the_files(document: Path, figures: Callable[[], Iterator[str]]) -> None:
+    text = " ".join(document.read_text(encoding="utf-8").split())
+    missing = [figure for figure in figures() if " ".join(figure.split()) not in text]
+    assert not missing, f"{document.name} does not say: {missing}"
+
+
+def test_simple_rules_come_out_the_same() -> None:
+    """The rules that take no fitting, computed anew from the data."""
+    user, found = PlainUser.from_file(DATA / "requests.jsonl"), result("simple_rules")
+    pairs = load_feedback(str(DATA / "heldout.jsonl.gz")).comparisons
+    for name in WEIGHTS:
+        values = [[user.judge(p.prompt, text).parts[name] for text in (p.chosen, p.rejected)] for p in pairs]
+        assert mean((a > b) + (a == b) / 2 for a, b in values) == pytest.approx(found["parts"][name]["value"])
