@@ -32,7 +32,7 @@ def read(argv: list[str]) -> tuple[CompareArguments, DrawingArguments]:
 def run(argv: list[str]) -> int:
     """Let policies answer, score the answers, write what was found and print it."""
     settings = read(argv)
-    from rrm_lm.runs.compare import CompareRun
+    from rrm_lm.runs.compare.run import CompareRun
 
     CompareRun(*settings).run()
     return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rrm_lm.runs.critics import FILE, NamedCritic, find_critic
 from rrm_lm.runs.scoring import load_sets, make_scorer
-from rrm_lm.settings.evaluate import EvaluateArguments
+from rrm_lm.settings.scoring import EvaluateArguments
 
 if TYPE_CHECKING:
     from rrm_lm.evaluation.preferences.scoring import Scorer

@@ -27,7 +27,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
 def run(argv: list[str]) -> int:
     """Solve what is left of the tree."""
     settings = read(argv)
-    from rrm_lm.runs.recurse import RecurseRun
+    from rrm_lm.runs.recurse.run import RecurseRun
 
     RecurseRun(*settings).run()
     return 0

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from rrm_lm.runs.scoring import load_sets, make_scorer
-from rrm_lm.settings.score import ScoreArguments
+from rrm_lm.settings.scoring import ScoreArguments
 
 if TYPE_CHECKING:
     from rrm_lm.feedback.reading.datasets import Feedback

@@ -54,7 +54,7 @@ class NamedCritic:
         """
         if self.is_helper:
             from rrm_lm.recursion.critics import HelperCritic
-            from rrm_lm.runs.solved_helper import load_helper
+            from rrm_lm.runs.recurse.solved_helper import load_helper
 
             return HelperCritic(load_helper(Path(self.path), allow_code=self.allow_code), self.name)
         from rrm_lm.models.pretrained import process_state
@@ -103,7 +103,7 @@ def find_critic(name: str, *, allow_code: bool = False) -> NamedCritic:
 
     path = resolve(name)
     if Path(path, "node.json").is_file():
-        from rrm_lm.runs.solved_helper import check_helper
+        from rrm_lm.runs.recurse.solved_helper import check_helper
 
         check_helper(Path(path), allow_code=allow_code)
         return NamedCritic(name, path, is_helper=True, allow_code=allow_code)

@@ -19,7 +19,7 @@ from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
 from rrm_lm.models.sharding import in_step
-from rrm_lm.runs.heldout import check_leaks, hold_out, told
+from rrm_lm.runs.heldout import check_leaks, hold_out, load, told
 from rrm_lm.runs.policy_saving import check_saved_policy, logits_of, write_merged_policy
 from rrm_lm.runs.resuming import identity, is_asked, origin
 from rrm_lm.runs.shown import show_learned
@@ -99,7 +99,7 @@ class SFTRun:
 
     def _feedback(self) -> tuple[list[Demonstration], list[Demonstration], LeakageReport | None]:
         """Responses to imitate, held-out ones, and the leakage check of the one against the other."""
-        read = self.data.load(self.data.dataset_name, self.data.dataset_train_split)
+        read = load(self.data, self.data.dataset_name, self.data.dataset_train_split)
         logger.info("read %s", read.counts.summary())
         self._refuse_useless(read)
         train, heldout = (to_imitate(part, self.config.sft_on) for part in hold_out(self.data, read))

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.reading.limits import ReadLimits
-from rrm_lm.settings.critic import CriticArguments
+from rrm_lm.settings.judges import CriticArguments, ServerArguments
 from rrm_lm.settings.permissions import CodeArguments
-from rrm_lm.settings.server import ServerArguments
 
 
 @dataclass

@@ -9,9 +9,8 @@ from pathlib import Path
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.asking.llm_judge import SERVED
 from rrm_lm.feedback.reading.limits import ReadLimits
-from rrm_lm.settings.critic import CriticArguments
+from rrm_lm.settings.judges import CriticArguments, ServerArguments
 from rrm_lm.settings.permissions import CodeArguments
-from rrm_lm.settings.server import ServerArguments
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.reading.limits import ReadLimits
-from rrm_lm.settings.folder import FolderArguments
+from rrm_lm.settings.shared import FolderArguments
 
 ALGORITHMS = ("ppo", "rloo")
 

@@ -1,13 +1,16 @@
-"""Settings of `rrm-lm scoring`."""
+"""Settings of `rrm-lm evaluate` and `rrm-lm score`."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.reading.limits import ReadLimits
+from rrm_lm.settings.judges import CriticArguments
+from rrm_lm.settings.permissions import CodeArguments
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help need not wait for
     pass
@@ -84,3 +87,29 @@ class ScoringArguments(ReadLimits):
         """What to call the model in results: a folder's own name, or the Hub's or the alias as it is."""
         path = Path(str(self.model)).expanduser()
         return path.resolve().name if path.is_dir() else str(self.model)
+
+
+@dataclass
+class EvaluateArguments(ScoringArguments, CodeArguments, CriticArguments):
+    """What `rrm-lm evaluate` needs."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Where the results go; unset: outputs/evaluate/ and the model's name."}
+    )
+    overwrite_output_dir: bool = field(default=True, metadata={"help": "Replace earlier results in output_dir."})
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        if self.output_dir is not None:
+            return Path(self.output_dir)
+        names = [str(self.model), *filter(None, [self.critic])]
+        parts = [re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model" for name in names]
+        return Path("outputs/evaluate") / "_with_".join(parts)
+
+
+@dataclass
+class ScoreArguments(ScoringArguments):
+    """What `rrm-lm score` needs."""
+
+    output_file: str | None = field(default=None, metadata={"help": "File for the rewards; unset: the terminal."})

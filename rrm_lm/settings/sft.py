@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rrm_lm.settings.folder import FolderArguments
+from rrm_lm.settings.shared import FolderArguments
 
 
 @dataclass

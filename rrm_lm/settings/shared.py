@@ -10,7 +10,6 @@ from typing import Any
 from trl.trainer.model_config import ModelConfig
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.feedback.reading.datasets import Feedback, load_feedback, merge_feedback
 from rrm_lm.feedback.reading.limits import ReadLimits
 
 
@@ -56,22 +55,6 @@ class DataArguments(ReadLimits):
         ):
             if not right:
                 raise ConfigError(f"{name} is {getattr(self, name)}", where=name, expected=expected)
-
-    def load(self, names: Sequence[str], split: str) -> Feedback:
-        """Everything in the named sets, merged."""
-        return merge_feedback(
-            *(
-                load_feedback(
-                    name,
-                    columns=column_map(self.columns),
-                    split=split,
-                    config=self.dataset_config,
-                    skip_bad_rows=self.skip_bad_rows,
-                    limits=self,
-                )
-                for name in names
-            )
-        )
 
 
 @dataclass
@@ -159,6 +142,19 @@ class ModelArguments(ModelConfig):
             )
         dtype = str(default_dtype()).removeprefix("torch.") if self.dtype in (None, "auto") else self.dtype
         return get_quantization_config(replace(self, dtype=dtype))
+
+
+@dataclass
+class FolderArguments:
+    """The output folder, and an earlier run in it."""
+
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace what an earlier run left in output_dir."}
+    )
+    allow_config_change: bool = field(
+        default=False,
+        metadata={"help": "Resume although settings, data or models are not those of that run; it is told which."},
+    )
 
 
 def read_template(path: str | None) -> str | None:

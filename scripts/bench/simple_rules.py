@@ -21,11 +21,12 @@ from scipy.optimize import minimize
 sys.path.insert(0, str(Path(__file__).parent))
 
 from common import save
-from rrm_lm.evaluation.metrics import correctness, share
-from rrm_lm.feedback.datasets import load_feedback
-from rrm_lm.feedback.plain_user import WEIGHTS, PlainUser
 
+from rrm_lm.evaluation.statistics.metrics import correctness, share
+from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison
+from rrm_lm.simulated.judgement import WEIGHTS
+from rrm_lm.simulated.plain_user import PlainUser
 
 DATA = Path(__file__).parents[2] / "data" / "assistant"
 BUDGETS, DRAWS = (8, 16, 32), 200

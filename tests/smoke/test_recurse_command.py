@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from rrm_lm.recursion.agents import Costs
-from rrm_lm.runs.recurse import Progress
+from rrm_lm.runs.recurse.run import Progress
 from rrm_lm.storage import verify
 from tests.smoke.commands import Result, read, run
 from tests.unit.recursion.trees import tree

@@ -13,8 +13,8 @@ from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.feedback.records import Message
 from rrm_lm.models import reward
 from rrm_lm.models.portable import save_tokenizer
-from rrm_lm.runs import reward as reward_run
-from rrm_lm.runs import reward_saving as reward_save
+from rrm_lm.runs.reward import run as reward_run
+from rrm_lm.runs.reward import saving as reward_save
 from rrm_lm.storage import verify
 from tests.smoke.commands import (
     contents,

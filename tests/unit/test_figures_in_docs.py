@@ -10,8 +10,10 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from rrm_lm.feedback.datasets import load_feedback
-from rrm_lm.feedback.plain_user import WEIGHTS, PlainUser
+
+from rrm_lm.feedback.reading.datasets import load_feedback
+from rrm_lm.simulated.judgement import WEIGHTS
+from rrm_lm.simulated.plain_user import PlainUser
 
 ROOT = Path(__file__).parents[2]
 RESULTS, DATA = ROOT / "scripts" / "bench" / "results", ROOT / "data" / "assistant"

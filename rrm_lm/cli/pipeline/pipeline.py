@@ -75,7 +75,7 @@ class Pipeline:
         """Compare in this process: what is found goes on the page of the whole run, too."""
         from rrm_lm.cli.compare import read
         from rrm_lm.evaluation.reports.policies import write_policy_report
-        from rrm_lm.runs.compare import CompareRun
+        from rrm_lm.runs.compare.run import CompareRun
 
         stage.start()
         began = time.perf_counter()

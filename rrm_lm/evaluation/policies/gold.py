@@ -6,18 +6,13 @@ reward function that a policy is trained on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.errors import DataError
 from rrm_lm.evaluation.preferences.scoring import Scorer, score_responses
-from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.simulated.plain_user import WEIGHTS, Judgement, PlainUser
-from rrm_lm.training.reward_sources import load_function
 
 RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 
@@ -38,32 +33,6 @@ class Gold:
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
         return self.reward(prompts, responses)
-
-
-def load_gold(name: str, limits: ReadLimits | None = None) -> Gold:
-    """The gold reward that a name stands for.
-
-    Args:
-        name: A file of requests as `data/assistant/requests.jsonl`, whose simulated user judges (see
-            `rrm_lm/simulated/plain_user.py`; NaN for a prompt that the user did not ask), `module:function` or
-            `path/to/file.py:function`. A function may have an attribute `parts`: functions of the same form, by name.
-        limits: How much a file of requests may hold; None for the defaults.
-
-    Raises:
-        ConfigError: Neither a file nor a function, or one that cannot be loaded.
-        DataError: A file that holds no requests.
-    """
-    if Path(name).expanduser().is_file():
-        return _plain_user(PlainUser.from_file(Path(name).expanduser(), limits))
-    if ":" not in name:
-        raise ConfigError(
-            f"There is no gold reward {name!r}",
-            where="gold",
-            expected="a file of requests such as data/assistant/requests.jsonl, module:function or file.py:function",
-        )
-    function = load_function(name)
-    parts = {part: checked(one, f"{name}, part {part}") for part, one in getattr(function, "parts", {}).items()}
-    return Gold(checked(function, name), parts)
 
 
 def checked(function: Any, name: str) -> RewardFunction:
@@ -106,24 +75,6 @@ def rewards_by(scorer: Scorer) -> RewardFunction:
         return [found[prompt][response] for prompt, response in zip(prompts, responses, strict=True)]
 
     return rewards
-
-
-def _plain_user(user: PlainUser) -> Gold:
-    def by(value: Callable[[Judgement], float]) -> RewardFunction:
-        def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-            return [_judged(user, value, *pair) for pair in zip(prompts, responses, strict=True)]
-
-        return rewards
-
-    parts = {part: by(lambda judgement, part=part: judgement.parts[part]) for part in WEIGHTS}
-    return Gold(by(lambda judgement: judgement.gold), parts)
-
-
-def _judged(user: PlainUser, value: Callable[[Judgement], float], prompt: Prompt, response: str) -> float:
-    try:
-        return value(user.judge(prompt, response))
-    except DataError:  # a request that this user did not make
-        return math.nan
 
 
 def _quoted(responses: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rrm_lm.errors import DataError, ModelError
-from rrm_lm.evaluation.policies.gold import RewardFunction, load_gold, rewards_by
+from rrm_lm.evaluation.policies.gold import RewardFunction, rewards_by
 from rrm_lm.evaluation.policies.results import GOLD
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.feedback.reading.limits import ReadLimits
@@ -18,6 +18,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import resolve
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
 from rrm_lm.models.saving.adapters import fetch_adapter
+from rrm_lm.runs.gold import load_gold
 from rrm_lm.settings.policy import MonitorArguments, RewardArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.passes import OwnReward

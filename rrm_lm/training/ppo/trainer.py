@@ -1,7 +1,7 @@
 """PPO on one shared backbone: roll out, score, estimate advantages, update.
 
 A subclass of TRL's PPOTrainer. Settings, arguments, callbacks, logged metrics and losses are TRL's: on fixed rollouts
-they are proved equal (``tests/unit/training/test_ppo_equivalence.py``; :mod:`rrm_lm.training.ppo.estimates` says where
+they are proved equal (``tests/unit/training/ppo/test_equivalence.py``; :mod:`rrm_lm.training.ppo.estimates` says where
 the defaults differ). The training loop is ours: one root module instead of four models, the shared part of a
 computation done once, checkpoints that a run can go on from.
 """

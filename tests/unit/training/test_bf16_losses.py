@@ -1,6 +1,6 @@
 """Losses, KL divergences and advantages behind a bfloat16 backbone, against float64 on the same numbers.
 
-Rewards, log-probabilities and values leave the model in float32 (see tests/unit/models/test_bf16_models.py). `U32` is
+Rewards, log-probabilities and values leave the model in float32 (see tests/unit/models/test_bf16.py). `U32` is
 what one rounding to float32 may change, relative to the number that is rounded.
 """
 

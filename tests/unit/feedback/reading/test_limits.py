@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.evaluation.policies.gold import load_gold
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.reading.files import read_rows
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.reading.prompts import load_prompts
+from rrm_lm.runs.gold import load_gold
+from rrm_lm.runs.heldout import load
 from rrm_lm.settings.collect import CollectArguments
 from rrm_lm.settings.compare import CompareArguments
 from rrm_lm.settings.policy import PromptArguments
@@ -174,7 +175,7 @@ def test_every_command_that_reads_files_has_the_limits(kind: type[ReadLimits]) -
 
 def test_and_holds_what_it_reads_to_them(tmp_path: Path) -> None:
     from rrm_lm.runs.collect import _prompts, load_overseer
-    from rrm_lm.runs.compare import CompareRun
+    from rrm_lm.runs.compare.run import CompareRun
     from rrm_lm.runs.policy.prompts import read_prompts
     from rrm_lm.runs.scoring import load_sets
 
@@ -190,7 +191,7 @@ def test_and_holds_what_it_reads_to_them(tmp_path: Path) -> None:
         return run._prompts()
 
     readers: list[Callable[[], Any]] = [
-        lambda: DataArguments(max_cell_chars=20).load([name], "train"),
+        lambda: load(DataArguments(max_cell_chars=20), [name], "train"),
         lambda: read_prompts(PromptArguments(prompts=[name], max_cell_chars=20)),
         lambda: load_sets(ScoringArguments(dataset=[name], max_cell_chars=20)),
         lambda: compared(CompareArguments(prompts=[name], max_cell_chars=20)),

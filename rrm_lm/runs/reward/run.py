@@ -22,10 +22,10 @@ from rrm_lm.models.portable import unreadable
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.self_critique import with_own_critiques
+from rrm_lm.runs.heldout import read_feedback
 from rrm_lm.runs.judging import judge, write_judgement
 from rrm_lm.runs.resuming import identity, is_asked, origin
-from rrm_lm.runs.reward_data import read_feedback
-from rrm_lm.runs.reward_saving import (
+from rrm_lm.runs.reward.saving import (
     check_plain,
     check_saved,
     conversations,

@@ -12,7 +12,7 @@ from rrm_lm.evaluation.policies.comparison import compare, judge_pairs, mean_ove
 from rrm_lm.evaluation.policies.results import GOLD, PART, PairVerdict, Sample, Written
 from rrm_lm.evaluation.statistics.metrics import mean_estimate, share
 from rrm_lm.storage import json_text
-from tests.unit.evaluation.policies import asked, full_comparison, prompts, random_policy, sample, written
+from tests.unit.evaluation.policy_cases import asked, full_comparison, prompts, random_policy, sample, written
 
 
 def two(reference, policy, **more):

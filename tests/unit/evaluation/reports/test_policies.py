@@ -18,8 +18,16 @@ from rrm_lm.evaluation.reports.policies import (
 )
 from rrm_lm.evaluation.reports.wording import minus
 from rrm_lm.evaluation.statistics.metrics import Estimate
-from tests.unit.evaluation.policies import asked, full_comparison, measurements, prompts, random_policy, sample, written
-from tests.unit.evaluation.test_report import ATTACK, Page
+from tests.unit.evaluation.policy_cases import (
+    asked,
+    full_comparison,
+    measurements,
+    prompts,
+    random_policy,
+    sample,
+    written,
+)
+from tests.unit.evaluation.reports.test_preferences import ATTACK, Page
 
 RISING = [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.2)]
 FALLING = [*RISING, (5, 3.0), (6, 4.5), (7, 6.0)]

@@ -16,7 +16,7 @@ from rrm_lm.feedback.records import prompt_id
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.text.chat import ChatFormat
 from tests.tiny import tiny_chat, tiny_model, tiny_tokenizer
-from tests.unit.evaluation.policies import asked
+from tests.unit.evaluation.policy_cases import asked
 
 torch.set_num_threads(1)
 

@@ -155,7 +155,7 @@ def test_two_real_processes_share_the_work_and_agree_with_one(tmp_path):
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(tmp_path)],
-            cwd=Path(__file__).parents[3],
+            cwd=Path(__file__).parents[4],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
         )
         for rank in range(2)

@@ -24,12 +24,12 @@ time.sleep(30)
 """
 PARENT = f"""
 import sys
-from rrm_lm.cli import signals
+from rrm_lm.launch import signals
 sys.exit(signals.call([sys.executable, "-c", {CHILD!r}]))
 """
 STUCK = """
 import ctypes, sys
-from rrm_lm.cli import signals
+from rrm_lm.launch import signals
 signals._IN_ORDER = 0.3
 with signals._handlers(dict.fromkeys(signals._SIGNALS, signals._StopRequest())), signals._stuck_code_is_left():
     lib, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)

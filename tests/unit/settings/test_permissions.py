@@ -15,10 +15,10 @@ from rrm_lm.cli.main import COMMANDS, main
 from rrm_lm.cli.run import run
 from rrm_lm.errors import ConfigError
 from rrm_lm.launch import starting as launching
-from rrm_lm.runs import recurse as recurse_run
 from rrm_lm.runs.collect import load_overseer
-from rrm_lm.runs.compare import CompareRun
+from rrm_lm.runs.compare.run import CompareRun
 from rrm_lm.runs.critics import find_critic
+from rrm_lm.runs.recurse import run as recurse_run
 from rrm_lm.settings import parser
 from rrm_lm.settings.collect import CollectArguments
 from rrm_lm.settings.compare import CompareArguments

@@ -19,7 +19,7 @@ from rrm_lm.evaluation.policies.monitors import (
 )
 from rrm_lm.storage import json_text
 from rrm_lm.training.over_optimisation import Measurement
-from tests.unit.evaluation.policies import measurements
+from tests.unit.evaluation.policy_cases import measurements
 
 DISTANCES = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
 

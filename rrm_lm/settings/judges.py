@@ -1,4 +1,4 @@
-"""Settings of `rrm-lm server`."""
+"""Who judges: a model behind a server, and a critic that helps it."""
 
 from __future__ import annotations
 
@@ -18,5 +18,19 @@ class ServerArguments:
         metadata={
             "help": "Environment variable with the API key for that server. Unset: OPENAI_API_KEY, which only goes to "
             "https://api.openai.com and to this machine. Only on the command line."
+        },
+    )
+
+
+@dataclass
+class CriticArguments:
+    """Who helps whoever judges."""
+
+    critic: str | None = field(
+        default=None,
+        metadata={
+            "help": "A helper whose critique of each response is shown to whoever judges: a reward model that learned "
+            "from critiques (best with critique_view all), or a solved helper of rrm-lm recurse "
+            "(outputs/recurse/nodes/NAME)."
         },
     )

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.evaluation.policies.gold import checked, load_gold, rewards_by
-from rrm_lm.simulated.plain_user import WEIGHTS, PlainUser
-from tests.unit.evaluation.policies import asked
+from rrm_lm.evaluation.policies.gold import checked, rewards_by
+from rrm_lm.runs.gold import load_gold
+from rrm_lm.simulated.judgement import WEIGHTS
+from rrm_lm.simulated.plain_user import PlainUser
+from tests.unit.evaluation.policy_cases import asked
 from tests.unit.evaluation.samples import FunctionScorer
 
 EGG = asked("How long should I boil an egg?")
@@ -55,7 +57,7 @@ def test_a_function_in_a_file_or_a_module(tmp_path: Path) -> None:
     file = tmp_path / "rewards.py"
     file.write_text("def shorter(prompts, responses):\n    return [-len(text) for text in responses]\n")
     assert load_gold(f"{file}:shorter")([EGG, EGG], ["ab", "abc"]) == [-2.0, -3.0]
-    assert load_gold("tests.unit.evaluation.policies:reward_of_length")([EGG], ["abc"]) == [3.0]
+    assert load_gold("tests.unit.evaluation.policy_cases:reward_of_length")([EGG], ["abc"]) == [3.0]
     with pytest.raises(ConfigError, match="no function 'longer'"):
         load_gold(f"{file}:longer")
 

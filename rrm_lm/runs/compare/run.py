@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.policies.comparison import compare
-from rrm_lm.evaluation.policies.gold import Gold, RewardFunction, load_gold, rewards_by
+from rrm_lm.evaluation.policies.gold import Gold, RewardFunction, rewards_by
 from rrm_lm.evaluation.policies.pair_judges import LanguageModelJudge, PairJudge, both_orders
 from rrm_lm.evaluation.policies.results import GOLD, PART, PairVerdict, PolicyComparison, Sample, Written
 from rrm_lm.evaluation.policies.samples import Drawn, draw, drawn_text, log_probs, rewards_of_drawn
@@ -29,8 +29,9 @@ from rrm_lm.models.pretrained import process_state, resolve
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json
 from rrm_lm.models.saving.policies import Policy, load_policy, read_policy_settings
 from rrm_lm.recursion.critics import AssistedPairs, Critiques
-from rrm_lm.runs.comparison import write_comparison
+from rrm_lm.runs.compare.results import write_comparison
 from rrm_lm.runs.critics import FILE, NamedCritic, find_critic
+from rrm_lm.runs.gold import load_gold
 from rrm_lm.runs.progress import advance
 from rrm_lm.settings.compare import CompareArguments, DrawingArguments
 from rrm_lm.settings.shared import column_map, read_template

@@ -1,0 +1,4 @@
+"""`rrm-lm recurse`: a tree of tasks solved, and its helpers used elsewhere.
+
+May import everything but `cli`.
+"""

@@ -1,0 +1,4 @@
+"""`rrm-lm reward`: read, split, train, save, and check what was saved.
+
+May import everything but `cli`.
+"""
