@@ -14,7 +14,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
 from rrm_lm.locks import lock
-from rrm_lm.runs.policy import saving as policy_save
+from rrm_lm.runs import policy_saving as policy_save
 from rrm_lm.storage import verify
 from rrm_lm.training.sft.trainer import SFTTrainer
 from tests.smoke.commands import Result, adapter, contents, pair_row, pair_rows, read, run, same, write_rows
