@@ -11,6 +11,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+# For the processes that tests start; pyproject.toml has this process's filters, and says which libraries these are.
+os.environ["PYTHONWARNINGS"] = ",".join(
+    ["error::FutureWarning"]
+    + [f"ignore:`{name}` is deprecated:FutureWarning" for name in ("is_gradient_checkpointing", "broadcast_buffers")]
+)
 
 import pytest
 from hypothesis import settings

@@ -53,15 +53,20 @@ class _Heard(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message, stack = record.getMessage(), traceback.extract_stack()[:-1]
         if "deprecated" in message.lower() and not _is_trls(stack):
-            self.found.append(f"{record.name}: {message}\n{''.join(traceback.format_list(stack[-25:]))}")
+            ours = [frame for frame in stack if frame.filename.startswith(ROOT) and _library(frame) is None]
+            self.found.append(f"{record.name}: {message}\n{''.join(traceback.format_list(ours))}")
 
 
 def _is_trls(stack: Sequence[traceback.FrameSummary]) -> bool:
     """Whether TRL's code called what is deprecated, not ours; all others hand our arguments on."""
     for frame in reversed(stack):
-        inside = frame.filename.partition("site-packages/")[2]
-        if inside.startswith("trl/"):
-            return True
-        if not inside and frame.filename.startswith(ROOT) and frame.filename != __file__:
-            return False
+        library = _library(frame)
+        if library == "trl" or (library is None and frame.filename.startswith(ROOT)):
+            return library == "trl"
     return False
+
+
+def _library(frame: traceback.FrameSummary) -> str | None:
+    """The installed library that a frame is in."""
+    inside = frame.filename.partition("site-packages/")[2]
+    return inside.partition("/")[0] or None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import warnings
 from types import CodeType
 from typing import Any
@@ -58,3 +60,9 @@ def test_what_trl_itself_does_is_not_ours(deprecations: list[str]) -> None:
     with pytest.raises(AssertionError), nothing_deprecated():
         called(handed_on)
     deprecations.clear()
+
+
+def test_warnings_are_errors_in_processes_that_tests_start() -> None:
+    code = "import warnings; warnings.warn('`this` goes away', FutureWarning)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "FutureWarning: `this` goes away" in done.stderr

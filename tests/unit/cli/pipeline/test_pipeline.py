@@ -35,7 +35,7 @@ compare:
 def planned(folder: Path, rounds: int = 1, text: str = FILE, **flags: list[str]) -> list[Stage]:
     file = folder / "run.yaml"
     file.write_text(text)
-    sections = {key: value for key, value in yaml.safe_load(text).items() if isinstance(value, dict)}
+    sections: Any = {key: value for key, value in yaml.safe_load(text).items() if isinstance(value, dict)}
     return plan(RunArguments(output_dir="out", rounds=rounds, **sections), file, flags)
 
 
