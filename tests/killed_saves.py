@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from rrm_lm.models import reward
+from rrm_lm.models import agent_files, reward
 from rrm_lm.models.saving import adapters as adapter_files
-from rrm_lm.models import agent_files
 from rrm_lm.training.checkpoints import newest_verified
 from rrm_lm.training.output_folder import OutputFolder
 from rrm_lm.training.ppo import saving as ppo_saving
