@@ -156,6 +156,8 @@ def demo() -> Iterator[str]:
             f"| {plain(one['parts']['answer']['level'], 3)} | {one['drift']['tokens']['level']['value']:.0f} "
             f"| {100 * one['drift']['finished']['level']['value']:.0f}% |"
         )
+    answers = found["outputs/demo/policy"]["parts_minus"]["outputs/demo/sft"]["answer"]
+    yield f"{plain(answers, 3, sign='+')} in how much of the question it answers"
     policy = found["outputs/demo/policy"]["minus"]
     yield f"PPO is {plain(policy['outputs/demo/sft'], 3, sign='+')} above SFT"
     yield f"{plain(policy[next(name for name in policy if 'Xyzzy' in name)], 3, sign='+')} against the constant reply"
@@ -209,6 +211,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, recursion),
     (BENCH, reward_speed),
     (BENCH, policy_speed),
+    (README, demo),
     (README, in_short),
     (CARD, card),
 ]

@@ -98,6 +98,7 @@ def policy_view(data: PolicyReportData) -> dict[str, Any]:
         "comparison": comparison,
         "measure": measure,
         "verdicts": [policy_wording.verdict(comparison, result) for result in comparison.policies],
+        "doubts": [policy_wording.doubts(comparison, result) for result in comparison.policies],
         "headline": _headline(comparison, measure if scored else None),
         "policies": [
             {"name": result.name, "anchor": f"policy-{i}", "tiles": policy_wording.tiles(comparison, result)}

@@ -67,8 +67,7 @@ def verdict(comparison: PolicyComparison, result: PolicyResult) -> str:
         return start + "on one prompt, which shows nothing."
     start += f"on {difference.clusters:,} held-out prompts (95% interval {between(difference, sign=True)}): "
     if difference.low > 0:
-        doubts = _doubts(comparison, result, measure)
-        found = f"higher. {doubts}" if doubts else "better."
+        found = "higher." if doubts(comparison, result) else "better."
     elif difference.high < 0:
         found = "worse."
     else:
@@ -76,24 +75,32 @@ def verdict(comparison: PolicyComparison, result: PolicyResult) -> str:
     return start + found + _proxy_note(comparison, result, measure) + _missing_note(comparison, result, measure)
 
 
-def _doubts(comparison: PolicyComparison, result: PolicyResult, measure: str) -> str:
+def doubts(comparison: PolicyComparison, result: PolicyResult) -> list[str]:
     """Why a higher reward does not mean better answers: a part of it fell, or a trivial policy gets as much."""
+    measure = main_measure(comparison)
+    against = result.against.get(measure or "")
+    if against is None or against.difference.low <= 0:
+        return []
     before = {comparison.reference.name: {name: part.change for name, part in result.parts.items() if part.change}}
     fell = [
-        f"{name} {decimal(change.value, sign=True)} against {other} ({between(change, sign=True)})"
+        f"{name} {_against(other, change)}"
         for other, changes in (before | {**result.parts_minus}).items()
         for name, change in changes.items()
         if change.high < 0
     ]
-    doubts = [f"The answers got worse in a part of it: {'; '.join(fell)}."] if fell and measure == GOLD else []
-    for other in comparison.trivial:
-        minus = result.minus.get(other.name)
-        if minus is not None and minus.low <= 0:
-            doubts.append(
-                f"Not shown to be better than a trivial policy: {decimal(minus.value, sign=True)} against "
-                f"{other.name} ({between(minus, sign=True)})."
-            )
-    return " ".join(doubts)
+    trivial = {one.name: result.minus[one.name] for one in comparison.trivial if one.name in result.minus}
+    below = [_against(name, minus) for name, minus in trivial.items() if minus.high < 0]
+    even = [_against(name, minus) for name, minus in trivial.items() if minus.low <= 0 <= minus.high]
+    found = {
+        "The answers got worse in a part of it": fell if measure == GOLD else [],
+        "Below a trivial policy": below,
+        "Not shown to be above a trivial policy": even,
+    }
+    return [f"{doubt}: {'; '.join(cases)}." for doubt, cases in found.items() if cases]
+
+
+def _against(name: str, difference: Estimate) -> str:
+    return f"{decimal(difference.value, sign=True)} against {name} ({between(difference, sign=True)})"
 
 
 def _missing_note(comparison: PolicyComparison, result: PolicyResult, measure: str) -> str:

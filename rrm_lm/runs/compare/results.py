@@ -123,6 +123,8 @@ def show(comparison: PolicyComparison) -> None:
     console.print(table)
     for result in comparison.policies:
         console.print(policy_wording.verdict(comparison, result), soft_wrap=True)
+        for doubt in policy_wording.doubts(comparison, result):
+            console.print(f"  - {doubt}", soft_wrap=True)
 
 
 def _cell(cell: policy_wording.Cell) -> str:

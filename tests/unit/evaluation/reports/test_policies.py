@@ -209,19 +209,23 @@ def parted(answer, *, trivial=None, count=12):
 @pytest.mark.parametrize(
     ("answer", "trivial", "words"),
     [
-        (0.1, None, "to +0.215): better."),
-        (0.1, 0.6, "to +0.215): better."),
-        (-0.2, 0.6, "higher. The answers got worse in a part of it: answer -0.190 against start (-0.195 to -0.185)."),
+        (0.1, None, ""),
+        (0.1, 0.6, ""),
+        (-0.2, 0.6, "The answers got worse in a part of it: answer -0.190 against start (-0.195 to -0.185)."),
+        (0.1, 0.8, "Below a trivial policy: -0.091 against always (-0.096 to -0.085)."),
         (
             0.1,
             0.71,
-            "higher. Not shown to be better than a trivial policy: -0.000 against always (-0.006 to +0.005).",
+            "Not shown to be above a trivial policy: -0.000 against always (-0.006 to +0.005).",
         ),
     ],
 )
 def test_a_higher_reward_is_not_called_better_where_a_part_fell_or_nonsense_gets_as_much(answer, trivial, words):
     found = parted(answer, trivial=trivial)
-    assert policy_wording.verdict(found, found.policies[0]).endswith(minus(words))
+    assert policy_wording.doubts(found, found.policies[0]) == ([minus(words)] if words else [])
+    end = "to +0.215): higher." if words else "to +0.215): better."
+    assert policy_wording.verdict(found, found.policies[0]).endswith(end)
+    assert minus(words) in Page(page(found, tracks={})).text
 
 
 def test_a_part_that_fell_from_the_policy_before_is_named():
@@ -234,8 +238,8 @@ def test_a_part_that_fell_from_the_policy_before_is_named():
     sft, ppo = (found := compare(prompts(12), policies)).policies
     assert sft.parts_minus == {} and list(ppo.parts_minus) == ["sft"]
     assert policy_wording.verdict(found, sft).endswith("better.")
-    words = "higher. The answers got worse in a part of it: answer -0.090 against sft (-0.095 to -0.085)."
-    assert policy_wording.verdict(found, ppo).endswith(minus(words))
+    words = "The answers got worse in a part of it: answer -0.090 against sft (-0.095 to -0.085)."
+    assert policy_wording.doubts(found, ppo) == [minus(words)]
 
 
 def test_the_page_shows_every_part_and_every_trivial_policy():
