@@ -140,16 +140,18 @@ def policy_speed() -> Iterator[str]:
     yield f"({heads['ratio']:.2f} times, rounds {low:.2f} to {high:.2f}"
 
 
+DEMO_ROWS = (
+    "SmolLM2-135M-Instruct",
+    "SFT on chosen answers (300 comparisons)",
+    "then PPO, 8 updates of 16 episodes",
+    'always "Xyzzy blorp frob. Enjoy!"',
+    'the start\'s first sentence + "Hope this helps!"',
+)
+
+
 def demo() -> Iterator[str]:
     found = result("demo")["compare"]["policies"]
-    names = (
-        "SmolLM2-135M-Instruct",
-        "SFT on chosen answers (300 comparisons)",
-        "then PPO, 8 updates of 16 episodes",
-        'always "Xyzzy blorp frob. Enjoy!"',
-        'the start\'s first sentence + "Hope this helps!"',
-    )
-    for name, one in zip(names, found.values(), strict=True):
+    for name, one in zip(DEMO_ROWS, found.values(), strict=True):
         difference = one["against_reference"].get("gold", {}).get("difference")
         yield (
             f"| {name} | {plain(one['rewards']['gold'], 3)} | {plain(difference, 3, sign='+') if difference else ''} "
@@ -168,27 +170,26 @@ def demo() -> Iterator[str]:
 
 def in_short() -> Iterator[str]:
     """What the README says of all this."""
-    reward, policy, recursion = result("reward"), result("policy"), result("recursion")
-    yield f"{reward['ratio']:.1f} times the pairs per second"
-    ours, trl = (reward[side]["peak_rss_mb"] / 1000 for side in ("ours", "trl"))
-    yield f"{ours:.1f} GB of memory in place of {trl:.1f} GB"
-    yield f"it is {reward['ratio_accumulated']:.1f} times"
-    yield f"iteration takes TRL {policy['iteration_ratio']['epochs_2']:.1f} times as long"
-    yield f"with {policy['peak_rss_mb']['trl'] / 1000:.1f} GB in place of {policy['peak_rss_mb']['ours'] / 1000:.1f} GB"
-    yield f"equivalent update takes it {policy['update_ratio']:.1f} times as long"
+    for name, one in zip(DEMO_ROWS, result("demo")["compare"]["policies"].values(), strict=True):
+        gold, answers = plain(one["rewards"]["gold"], 3), plain(one["parts"]["answer"]["level"], 3)
+        yield f"| {name.split(' (')[0].split(',')[0]} | {gold} | {answers} |"
+    yield f"{result('reward')['ratio']:.1f} times the pairs per second"
+    yield f"iteration takes TRL {result('policy')['iteration_ratio']['epochs_2']:.1f} times as long"
+    gain = result("recursion")["over_seeds"]["A - U"]["reward_accuracy"]
+    low, high = 100 * gain["low"], 100 * gain["high"]
+    yield f"{100 * gain['value']:+.1f} points of reward accuracy with a 95% interval of {low:.1f} to {high:+.1f}"
+    largest = result("clients")["largest_difference"]
+    assert largest <= 2e-5
+    yield "rewards within 2e-5 of `rrm-lm score`"
+
+
+def processes() -> Iterator[str]:
     ratios = [one["planned_over_measured"] for one in result("plan")["cases"]]
     yield f"{min(ratios):.2f} to {max(ratios):.2f} of the memory"
-    scaling = [result("scaling")[job] for job in ("reward", "ppo")]
-    for one in scaling:
+    for one in [result("scaling")[job] for job in ("reward", "ppo")]:
         yield f"{one['throughput_ratio']:.2f}"
         yield f"{min(one['throughput_ratio_rounds']):.2f} to {max(one['throughput_ratio_rounds']):.2f}"
         yield f"{one['bytes_per_step'] / 1e6:.0f} MB"
-    gain = recursion["over_seeds"]["A - U"]["reward_accuracy"]
-    yield f"{100 * gain['value']:.1f} points more of {recursion['sizes']['far']} fresh pairs"
-    yield f"interval over three seeds is {100 * gain['low']:.1f} to {100 * gain['high']:.1f}"
-    harm = result("critic")["differences"]["critic-notes minus none-notes"]
-    yield f"{-100 * harm['value']:.1f} points ({-100 * harm['high']:.1f} to {-100 * harm['low']:.1f})"
-    yield f"{100 * result('simple_rules')['true_parts']['8']['value']:.0f}% of held-out comparisons after 8"
 
 
 def card() -> Iterator[str]:
@@ -211,7 +212,8 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, recursion),
     (BENCH, reward_speed),
     (BENCH, policy_speed),
-    (README, demo),
+    (BENCH, demo),
+    (BENCH, processes),
     (README, in_short),
     (CARD, card),
 ]
