@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from rrm_lm.errors import DataError, ModelError
 from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.storage import write_text
 from rrm_lm.text.chat import ChatFormat
@@ -78,8 +79,10 @@ def _ending_at_turn(tokenizer: Any) -> Any:
     template = tokenizer.chat_template
     if isinstance(template, dict):
         return {name: _wrapped(text) for name, text in template.items()}
-    prompt, response = EXAMPLES[0]
-    text = tokenizer.apply_chat_template(messages_of(prompt, response), tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(messages_of(*EXAMPLES[0]), tokenize=False)
+    except Exception:  # a template may refuse a conversation without a system message; trimming is right in any case
+        return _wrapped(template)
     return template if text == text.rstrip() else _wrapped(template)
 
 
@@ -192,4 +195,8 @@ def unreadable(chat: ChatFormat) -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         save_reward_tokenizer(chat.tokenizer, Path(folder))
-        return misread(AutoTokenizer.from_pretrained(folder), chat.uncut, EXAMPLES)
+        saved = AutoTokenizer.from_pretrained(folder)
+        try:
+            return misread(saved, chat.uncut, EXAMPLES)
+        except (DataError, ModelError):  # the template cannot render these; the feedback shows whether it can render any
+            return ""

@@ -189,7 +189,10 @@ class ChatFormat:
         """Whether a line's tokens are those of the rendered text: nothing is cut, and nobody wrote a special token."""
         if any(self._special.search(text) for text in (response, *(message.content for message in prompt))):
             return False
-        encoded = self.encode(prompt, [response])
+        try:
+            encoded = self.encode(prompt, [response])
+        except (DataError, ModelError):
+            return False
         return not (encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
 
     def show(self, line: Line) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,15 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A CPU on every machine, and afterwards no log that goes to this test's stderr."""
+    """A CPU on every machine, and afterwards no variable or log of this test: TrainingArguments sets FSDP's variables."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    variables = dict(os.environ)
     log = logging.getLogger("rrm_lm")
     level = log.level
     yield
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
     log.handlers.clear()
     log.level = level
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from trl.experimental.ppo import ppo_trainer as trl_module
 
+from tests.deprecations import trls_arguments
 from tests.smoke.commands import read
 from tests.tiny import tiny_model
 
@@ -35,6 +36,7 @@ def sides(gpu: Any) -> Any:
     return importlib.import_module("gpu_sides")
 
 
+@trls_arguments
 def test_every_side_trains_and_is_compared(
     gpu: Any, sides: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +81,7 @@ def test_every_side_trains_and_is_compared(
         gpu.main([*words, "--steps", "3"])
 
 
+@trls_arguments
 def test_the_embedded_model_and_the_least_memory_that_trl_can_have(
     sides: Any, jobs: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,8 +48,8 @@ def sending(monkeypatch: Any, callback: TrainerCallback) -> None:
         trainer.add_callback(callback)
         return own(trainer, **more)
 
-    for module in ("reward_run", "sft_run", "policy_run"):
-        monkeypatch.setattr(f"rrm_lm.cli.{module}.steps_are_finished", finished)
+    for module in ("reward.run", "sft", "policy.run"):
+        monkeypatch.setattr(f"rrm_lm.runs.{module}.steps_are_finished", finished)
 
 
 @pytest.fixture
