@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rrm_lm.settings.reward import RunArguments
+from rrm_lm.settings.shared import RunArguments
 
 EXAMPLES = """\
 examples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rrm_lm.settings.sft import SFTRunArguments
+from rrm_lm.settings.shared import SFTRunArguments
 
 EXAMPLES = """\
 examples:

@@ -198,5 +198,8 @@ def unreadable(chat: ChatFormat) -> str:
         saved = AutoTokenizer.from_pretrained(folder)
         try:
             return misread(saved, chat.uncut, EXAMPLES)
-        except (DataError, ModelError):  # the template cannot render these; the feedback shows whether it can render any
+        except (
+            DataError,
+            ModelError,
+        ):  # the template cannot render these; the feedback shows whether it can render any
             return ""

@@ -24,8 +24,7 @@ from rrm_lm.runs.policy_saving import check_saved_policy, logits_of, write_merge
 from rrm_lm.runs.resuming import identity, is_asked, origin
 from rrm_lm.runs.shown import show_learned
 from rrm_lm.settings.parser import write_resolved
-from rrm_lm.settings.sft import SFTRunArguments
-from rrm_lm.settings.shared import DataArguments, ModelArguments, read_template
+from rrm_lm.settings.shared import DataArguments, ModelArguments, SFTRunArguments, read_template
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.checkpoints import checkpoint_to_resume

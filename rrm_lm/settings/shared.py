@@ -190,3 +190,21 @@ def column_map(pairs: Sequence[str]) -> dict[str, str] | None:
             remedy="quote names that have spaces",
         )
     return dict(pair.split("=") for pair in pairs) or None
+
+
+@dataclass
+class RunArguments(FolderArguments):
+    """What else `rrm-lm reward` does."""
+
+    merge: bool = field(
+        default=False, metadata={"help": "Also write a plain sequence-classification checkpoint to OUTPUT_DIR/merged."}
+    )
+
+
+@dataclass
+class SFTRunArguments(FolderArguments):
+    """What else `rrm-lm sft` does."""
+
+    merge: bool = field(
+        default=False, metadata={"help": "Also write a plain causal language model to OUTPUT_DIR/merged."}
+    )

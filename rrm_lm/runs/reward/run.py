@@ -36,8 +36,7 @@ from rrm_lm.runs.reward.saving import (
 )
 from rrm_lm.runs.shown import show_example
 from rrm_lm.settings.parser import write_resolved
-from rrm_lm.settings.reward import RunArguments
-from rrm_lm.settings.shared import DataArguments, ModelArguments, read_template
+from rrm_lm.settings.shared import DataArguments, ModelArguments, RunArguments, read_template
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.checkpoints import checkpoint_to_resume
