@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A CPU on every machine; afterwards no log of this test, and no variable (TrainingArguments sets those of FSDP)."""
+    """A CPU on every machine; afterwards no log of this test and no variable (TrainingArguments sets those of FSDP)."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     variables = dict(os.environ)
     log = logging.getLogger("rrm_lm")
