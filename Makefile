@@ -27,7 +27,11 @@ DEMO := outputs/demo
 # Progress appears as it happens, also through a pipe.
 export PYTHONUNBUFFERED := 1
 
+<<<<<<< HEAD
 .PHONY: help install fetch demo check test test-clients update test-latest clean
+=======
+.PHONY: help install fetch demo check test suite update test-latest clean
+>>>>>>> versions
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,7 +64,9 @@ check: $(DEV_STAMP) ## lint, format, types, and which module may import which
 	$(BIN)/pyright --pythonpath $(BIN)/python < /dev/null
 	$(BIN)/lint-imports --no-cache --no-logo
 
-test: fetch check ## everything that must hold: checks and the whole test suite
+test: check suite ## everything that must hold: checks and the whole test suite
+
+suite: fetch $(DEV_STAMP) # the tests alone
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS) < /dev/null
 
 test-clients: fetch $(DEV_STAMP) ## rewards in RewardBench, TRL, PEFT and transformers, each in an environment of its own
@@ -75,7 +81,7 @@ test-latest: ## the tests with the newest versions of everything, allowed or not
 	rm -rf .venv-latest
 	$(MAKE) .venv-latest/.installed-dev VENV=.venv-latest CONSTRAINTS= LATEST=--latest
 	@echo "other than the tested set:" && .venv-latest/bin/python scripts/environment.py newer
-	$(MAKE) test VENV=.venv-latest CONSTRAINTS= LATEST=--latest
+	$(MAKE) --keep-going suite check VENV=.venv-latest CONSTRAINTS= LATEST=--latest
 
 clean: ## remove the environment and caches; results in outputs/ stay
 	rm -rf .venv .venv-update .venv-latest build dist *.egg-info .hypothesis .import_linter_cache .pytest_cache .ruff_cache

@@ -11,7 +11,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
-# For the processes that tests start; pyproject.toml has this process's filters, and says which libraries these are.
+# For the processes that tests start. The two exceptions are calls between libraries: PEFT asks transformers for the
+# first, Accelerate passes the second to torch; `rrm-lm` ignores both, too.
 os.environ["PYTHONWARNINGS"] = ",".join(
     ["error::FutureWarning"]
     + [f"ignore:`{name}` is deprecated:FutureWarning" for name in ("is_gradient_checkpointing", "broadcast_buffers")]

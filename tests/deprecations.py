@@ -20,6 +20,10 @@ trls_arguments = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is 
 trls_switch = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_(dis|en)able` is deprecated:FutureWarning")
 
 
+# What a person types after --fsdp is a string; transformers logs this and then refuses it on one process, as we test.
+_TYPED = "Passing `fsdp` as a string is deprecated"
+
+
 @contextmanager
 def nothing_deprecated() -> Iterator[list[str]]:
     """Raises an AssertionError at the end if a library has logged that something we use is deprecated.
@@ -52,7 +56,7 @@ class _Heard(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message, stack = record.getMessage(), traceback.extract_stack()[:-1]
-        if "deprecated" in message.lower() and not _is_trls(stack):
+        if "deprecated" in message.lower() and not message.startswith(_TYPED) and not _is_trls(stack):
             ours = [frame for frame in stack if frame.filename.startswith(ROOT) and _library(frame) is None]
             self.found.append(f"{record.name}: {message}\n{''.join(traceback.format_list(ours))}")
 

@@ -322,7 +322,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "noise": (("--neftune_noise_alpha", "5"), "neftune_noise_alpha cannot be used here", "neftune_noise_alpha"),
     "no order": (("--train_sampling_strategy", "group_by_length"), "is 'group_by_length'", "train_sampling_strategy"),
     "no seed": (("--seed", "-1"), "seed is -1", "seed"),
-    "shards on one process": (("--fsdp", "true"), "Using fsdp only works in distributed", "the settings of"),
+    "shards on one process": (("--fsdp", "full_shard"), "Using fsdp only works in distributed", "the settings of"),
     "no room": (("--max_critique_length", "512"), "max_critique_length is 512", "max_critique_length"),
     "two checks that do not fit": (
         ("--load_best_model_at_end", "true", "--eval_strategy", "epoch"), "The settings do not fit", "the command line"
