@@ -27,11 +27,7 @@ DEMO := outputs/demo
 # Progress appears as it happens, also through a pipe.
 export PYTHONUNBUFFERED := 1
 
-<<<<<<< HEAD
-.PHONY: help install fetch demo check test test-clients update test-latest clean
-=======
-.PHONY: help install fetch demo check test suite update test-latest clean
->>>>>>> versions
+.PHONY: help install fetch demo check test suite test-clients update test-latest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
