@@ -26,7 +26,7 @@ from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.models.saving.adapters import adapter_weights
 from rrm_lm.models.saving.policies import POLICY
-from rrm_lm.models.sharding import Root, put
+from rrm_lm.models.sharding import Root, assign, with_full_params
 from rrm_lm.text.batching import Batch, Row
 from rrm_lm.text.chat import Line
 
@@ -246,7 +246,7 @@ class AgentModel(Root):
 
     def roll_out(self, prompts: Sequence[Sequence[int]], sampling: Sampling, **options: Any) -> list[list[list[int]]]:
         """Responses of the policy; see :func:`rrm_lm.models.decoding.rollouts.roll_out`. Called by all processes."""
-        return self.inside(roll_out, self.backbone, self.policy_adapter, prompts, sampling, **options)
+        return with_full_params(self, roll_out, self.backbone, self.policy_adapter, prompts, sampling, **options)
 
     def _trunks(self) -> list[Backbone]:
         backbones = (self.backbone, self.value_backbone, self.reference_backbone)
@@ -325,5 +325,5 @@ def _copy_adapter(backbone: Backbone, source: str, target: str) -> None:
     backbone.add_adapter(target, config)
     there = adapter_weights(backbone, target)
     for name, tensor in adapter_weights(backbone, source).items():
-        put(there[name], tensor)
+        assign(there[name], tensor)
     set_trainable(backbone, target, False)

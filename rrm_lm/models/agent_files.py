@@ -19,7 +19,7 @@ from rrm_lm.models.pretrained import refuse_pickles, resolve
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings, read_settings
 from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.saving.policies import PolicySettings, save_policy
-from rrm_lm.models.sharding import gather, is_sharded, put, settle
+from rrm_lm.models.sharding import assign, gather, is_sharded, reshard
 from rrm_lm.text.chat import ChatFormat
 
 VALUE_FILE = "value.safetensors"
@@ -63,7 +63,7 @@ def load_agent(agent: AgentModel, folder: Path) -> None:
     Raises:
         CheckpointError: Weights are missing or broken, or do not fit: another backbone, rank or value function.
     """
-    settle(agent)
+    reshard(agent)
     if agent.policy_adapter is not None:
         read_weights(agent.backbone, agent.policy_adapter, folder)
         load_values(agent, folder)
@@ -82,7 +82,7 @@ def load_values(agent: AgentModel, folder: Path) -> None:
 
 def trained(agent: nn.Module) -> dict[str, nn.Parameter]:
     """Everything that is trained, by name: of a sharded model the shards, which the optimizer has."""
-    settle(agent)
+    reshard(agent)
     return {name: parameter for name, parameter in agent.named_parameters() if parameter.requires_grad}
 
 
@@ -95,7 +95,7 @@ def trained_values(agent: AgentModel) -> dict[str, nn.Parameter]:
 
 
 def snapshot(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of some parameters; of shards, shards (see :func:`rrm_lm.models.sharding.settle`)."""
+    """A copy of some parameters; of shards, shards (see :func:`rrm_lm.models.sharding.reshard`)."""
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
@@ -121,7 +121,7 @@ def restore(parameters: dict[str, nn.Parameter], state: dict[str, Tensor], where
             remedy="set value_function as it was then, or start without that checkpoint",
         )
     for name, parameter in parameters.items():
-        put(parameter, state[name])
+        assign(parameter, state[name])
 
 
 def _write(state: dict[str, Tensor], file: Path) -> None:

@@ -29,7 +29,7 @@ from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.portable import add_old_names, save_reward_tokenizer
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, refuse_pickles, resolve
 from rrm_lm.models.saving.adapters import ADAPTER_WEIGHTS, load_weights, put_weights, whole_weights
-from rrm_lm.models.sharding import Root, put, settle, whole
+from rrm_lm.models.sharding import Root, assign, full_tensor, reshard
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.batching import Batch
 from rrm_lm.text.chat import ChatFormat, Line
@@ -194,8 +194,11 @@ class RewardModel(Root):
 
         Called by all processes, if the model is sharded.
         """
-        settle(self)
-        return {**whole_weights(self.backbone, self.adapter), _HEAD_KEY: whole(self.head.weight).cpu().contiguous()}
+        reshard(self)
+        return {
+            **whole_weights(self.backbone, self.adapter),
+            _HEAD_KEY: full_tensor(self.head.weight).cpu().contiguous(),
+        }
 
     def save(self, folder: Path, tokenizer: Any, write: bool = True) -> None:
         """Write a PEFT ``SEQ_CLS`` adapter folder with its head, the tokenizer and :data:`SETTINGS_FILE`.
@@ -240,9 +243,9 @@ class RewardModel(Root):
                 remedy="train with TaskType.SEQ_CLS (rrm-lm reward does), and use the backbone (and, for an ensemble, "
                 "the ensemble_heads) it was trained with",
             )
-        settle(self)
+        reshard(self)
         put_weights(self.backbone, self.adapter, state, folder)
-        put(self.head.weight, head)
+        assign(self.head.weight, head)
 
 
 def load_reward_model(

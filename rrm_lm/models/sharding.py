@@ -1,9 +1,9 @@
-"""Sharded models (FSDP2): which tensors are shards, how they become whole, and the way into a root module's parts.
+"""Models sharded with FSDP2: shards and full tensors, computing outside ``forward``, configuring Accelerate.
 
-Each process holds a shard of every parameter. The parameters of a layer are whole while it computes, those of the root
-(embeddings, heads) from its first forward pass until the next backward pass or :func:`settle`. What is called here
-"by all processes" talks to the other ones: a process that leaves it out stops all of them. Nothing here changes or
-costs anything where a model is whole, so callers need not ask.
+Each process holds a shard of every parameter. A layer's parameters are full while it computes; those of the root
+(embeddings, heads) from its first forward pass until the next backward pass or :func:`reshard`. Functions documented as
+"called by all processes" are collective: if one process skips the call, the others hang. On an unsharded model all of
+them are no-ops or plain calls, so callers need not check.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ T = TypeVar("T")
 
 
 def is_shard(tensor: Tensor) -> bool:
-    """Whether a tensor is this process's part of one."""
+    """Whether a tensor is this process's shard of a larger one."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, without gradient. Called by all processes."""
-    shard: Any = tensor.detach()
-    return shard.full_tensor() if is_shard(tensor) else shard
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor, detached. Called by all processes."""
+    detached: Any = tensor.detach()
+    return detached.full_tensor() if is_shard(tensor) else detached
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Some tensors as they are written down: whole, on the CPU. Called by all processes, if they are shards."""
-    return {name: whole(tensor).cpu().contiguous() for name, tensor in tensors.items()}
+    """Full copies on the CPU, ready to be saved. Called by all processes if the tensors are shards."""
+    return {name: full_tensor(tensor).cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def shard_like(value: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor, cut as another one is; the same on every process, so that nothing has to be sent."""
+    """Shard a full tensor like `target`. All processes hold the same value, so nothing is communicated."""
     if not is_shard(target) or is_shard(value):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -59,18 +59,18 @@ def shard_like(value: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def put(target: Tensor, value: Tensor) -> None:
-    """Copy a value into a parameter, each process its own shard of it. The root must be settled (:func:`settle`).
+def assign(target: Tensor, value: Tensor) -> None:
+    """Copy a value into a parameter; each process copies its own shard. Call :func:`reshard` on the root first.
 
     Args:
-        target: A parameter, or what shares its memory.
-        value: Whole, and the same on every process; or cut like the parameter.
+        target: A parameter, or a tensor that shares its memory.
+        value: Full and equal on every process, or sharded like the parameter.
     """
     target.copy_(shard_like(value, target))
 
 
 def device_of(parameter: Tensor) -> torch.device:
-    """Where a parameter is computed with, which is not where an offloaded shard is kept."""
+    """The device a parameter is computed on. An offloaded shard is stored elsewhere."""
     mesh: Any = getattr(parameter, "device_mesh", None)
     if mesh is None or mesh.device_type == parameter.device.type:
         return parameter.device
@@ -80,8 +80,8 @@ def device_of(parameter: Tensor) -> torch.device:
 # -- modules ----------------------------------------------------------------------------------------------------------
 
 
-def units(module: nn.Module) -> list[Any]:
-    """The modules that are sharded each by itself: the root and its layers; none in a whole model."""
+def fsdp_units(module: nn.Module) -> list[Any]:
+    """The separately sharded modules (the root and its layers); empty for an unsharded model."""
     from torch.distributed.fsdp import FSDPModule
 
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
@@ -89,88 +89,82 @@ def units(module: nn.Module) -> list[Any]:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether a model, or a part of it, is sharded."""
-    return bool(units(module))
+    return bool(fsdp_units(module))
 
 
-def settle(module: nn.Module) -> None:
-    """Make all parameters shards again: what is written into whole ones is lost, the optimizer has the shards."""
-    for part in units(module):
-        part.reshard()
+def reshard(module: nn.Module) -> None:
+    """Free full parameters. Do this before writing: the optimizer updates the shards, not the full copies."""
+    for unit in fsdp_units(module):
+        unit.reshard()
 
 
 @contextmanager
-def gathered(root: nn.Module) -> Iterator[None]:
-    """Every parameter whole on every process for a while, so that each may compute what it likes, or nothing.
+def full_params(root: nn.Module) -> Iterator[None]:
+    """Keep every parameter full on every process, so that each process may run a different number of passes.
 
-    Entered and left by all processes, with a root that is open (:func:`open_ways`). Parameters must not be changed
-    inside.
+    Entered and left by all processes, after :func:`register_forward`. Do not change parameters inside.
     """
-    here: Any = root
-    parts = [] if getattr(here, "is_gathered", False) else units(root)
-    if not parts:
+    module: Any = root
+    units = [] if getattr(module, "is_gathered", False) else fsdp_units(root)
+    if not units:
         yield
         return
-    here.alone(lambda: None)  # the root is known as such from its own first pass on, which must come before a layer's
-    frees = {part: _frees(part) for part in parts}
+    module.run_as_forward(lambda: None)  # FSDP must see the root's first pass before that of a layer
+    frees = {unit: _frees_after_forward(unit) for unit in units}
     try:
-        for part in parts:
-            part.unshard()
-            part.set_reshard_after_forward(False, recurse=False)
-        here.is_gathered = True
+        for unit in units:
+            unit.unshard()
+            unit.set_reshard_after_forward(False, recurse=False)
+        module.is_gathered = True
         yield
     finally:
-        here.is_gathered = False
-        for part in parts:
-            part.set_reshard_after_forward(frees[part], recurse=False)
-            part.reshard()
+        module.is_gathered = False
+        for unit in units:
+            unit.set_reshard_after_forward(frees[unit], recurse=False)
+            unit.reshard()
 
 
-def _frees(part: Any) -> bool:
-    """Whether a unit gives its whole parameters back after a forward pass. There is a setter for this, no getter."""
-    return any(group.post_forward_mesh_info is not None for group in part._get_fsdp_state()._fsdp_param_groups)
+def _frees_after_forward(unit: Any) -> bool:
+    """Whether a unit frees its full parameters after a forward pass. FSDP2 has a setter for this but no getter."""
+    return any(group.post_forward_mesh_info is not None for group in unit._get_fsdp_state()._fsdp_param_groups)
 
 
-def inside(root: nn.Module, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call a function that computes with parts of a model by themselves: a decoder, a head.
+def with_full_params(root: nn.Module, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function that uses parts of a model outside its `forward`, such as a decoder or a head.
 
-    Called by all processes. Where the root does not gather, the function must run its layers equally often in each.
+    Called by all processes. If `root.gathers` is False, the function must run the layers equally often in each process.
     """
-    here: Any = root
-    if is_sharded(root) and getattr(here, "gathers", True):
-        with gathered(root):
+    if is_sharded(root) and getattr(root, "gathers", True):
+        with full_params(root):
             return function(*args, **kwargs)
-    return in_step(root, function, *args, **kwargs)
+    return run_as_forward(root, function, *args, **kwargs)
 
 
-def in_step(root: nn.Module, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """As :func:`inside`, never gathered: for what every process computes alike."""
-    here: Any = root
-    return here.alone(function, *args, **kwargs) if is_sharded(root) else function(*args, **kwargs)
+def run_as_forward(root: nn.Module, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """As :func:`with_full_params`, but gathers layer by layer. For functions that compute the same in every process."""
+    module: Any = root
+    return module.run_as_forward(function, *args, **kwargs) if is_sharded(root) else function(*args, **kwargs)
 
 
 class Root(nn.Module):
-    """A module that is sharded as one, with what Accelerate looks for on the models it shards.
+    """A module that is sharded as one, with the attributes that Accelerate looks for.
 
     Attributes:
-        gathers: Whether :func:`inside` gathers the whole model: faster, where it fits. Else its layers are gathered
-            one after the other, each time.
-        is_gathered: Whether it is gathered now.
+        gathers: Whether :func:`with_full_params` gathers the whole model at once. This is faster if the model fits;
+            otherwise layers are gathered one by one in every pass.
+        is_gathered: Whether the model is gathered now.
     """
 
     gathers: bool = True
     is_gathered: bool = False
 
-    def inside(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """See :func:`inside`."""
-        return inside(self, function, *args, **kwargs)
-
-    def alone(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """What FSDP takes for a forward pass (see :func:`open_ways`)."""
+    def run_as_forward(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Registered with FSDP as a second forward method (see :func:`register_forward`)."""
         return function(*args, **kwargs)
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """Class names of the layers, each of which is sharded by itself. Accelerate asks for this name."""
+        """Class names of the layers, each of which becomes a unit. Accelerate reads this attribute."""
         models = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
         named = {name for model in models for name in model._no_split_modules or ()}
         found = sorted(named & {type(module).__name__ for module in self.modules()})
@@ -184,40 +178,40 @@ class Root(nn.Module):
                 module.tie_weights()
 
 
-# -- preparing --------------------------------------------------------------------------------------------------------
+# -- configuration ----------------------------------------------------------------------------------------------------
 
 
-def refuse_zero(plugin: Any) -> None:
-    """Refuse a ZeRO stage of DeepSpeed that takes weights away, which are read here outside of forward passes, too.
+def refuse_zero3(plugin: Any) -> None:
+    """Refuse DeepSpeed's ZeRO stage 3, which shards weights that this package also reads outside forward passes.
 
     Args:
-        plugin: Accelerate's settings of DeepSpeed, or None. Settings of trainers ask, since transformers loads models
-            in parts as soon as it knows of stage 3.
+        plugin: Accelerate's DeepSpeed settings, or None. Trainer settings call this before transformers loads a model,
+            because it loads models in parts once stage 3 is configured.
 
     Raises:
-        ConfigError: It is such a stage, or none at all.
+        ConfigError: The stage is not 1 or 2.
     """
     if plugin is not None and plugin.zero_stage not in (1, 2):
         raise ConfigError(
             f"The launch asks for DeepSpeed's ZeRO stage {plugin.zero_stage}",
             where="zero_stage",
-            expected="1 or 2, where each process has the whole model",
+            expected="1 or 2, which keep the whole model in each process",
             remedy="launch with configs/accelerate/fsdp2.yaml, which shards all that stage 3 would, or with zero2.yaml",
         )
 
 
-def shards(accelerator: Any) -> bool:
+def shards_models(accelerator: Any) -> bool:
     """Whether this launch shards models.
 
     Raises:
-        ConfigError: It does, in the way of FSDP's first version or of DeepSpeed; with DeepSpeed on the CPU; or on the
-            CPU of a machine with a GPU.
+        ConfigError: It shards with FSDP 1 or ZeRO-3, uses DeepSpeed on the CPU, or shards on the CPU of a machine with
+            a GPU.
     """
-    zero = getattr(accelerator.state, "deepspeed_plugin", None)
-    refuse_zero(zero)
-    if zero is not None and accelerator.num_processes == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
+    refuse_zero3(deepspeed)
+    if deepspeed is not None and accelerator.num_processes == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            "With DeepSpeed and without a GPU, every process takes itself for the only one",
+            "DeepSpeed without a GPU does not connect the processes: each one runs alone",
             where="the launch",
             expected="processes that share the work",
             remedy="launch with configs/accelerate/cpu2.yaml",
@@ -229,36 +223,36 @@ def shards(accelerator: Any) -> bool:
         raise ConfigError(
             "The launch shards models with the first version of FSDP",
             where="fsdp_version",
-            expected="fsdp_version: 2, which lets frozen and trained parameters be in one layer",
+            expected="fsdp_version: 2, which allows frozen and trained parameters in one layer",
             remedy="launch with --config_file configs/accelerate/fsdp2.yaml",
         )
     if accelerator.device.type != default_device().type:
         raise ConfigError(
-            "The launch shards models on the CPU of a machine with a GPU, which FSDP2 would take instead",
+            "The launch shards models on the CPU of a machine with a GPU, but FSDP2 would use the GPU",
             where="use_cpu",
             remedy='leave out --use_cpu, or hide the GPU: CUDA_VISIBLE_DEVICES=""',
         )
     return accelerator.is_fsdp2
 
 
-def arrange(accelerator: Any, root: nn.Module) -> None:
-    """Choose how a model is sharded, where this launch shards models. Before `Accelerator.prepare`.
+def configure_fsdp(accelerator: Any, root: nn.Module) -> None:
+    """Configure how a model is sharded, if this launch shards models. Call it before `Accelerator.prepare`.
 
-    Each layer is a unit; parameters keep their own precision, so that a frozen bfloat16 model and float32 adapters and
-    heads stay what they are, and gradients are summed in theirs; activations are recomputed by this project's own
-    checkpointing, which knows the adapter that was active.
+    Each layer becomes a unit. Parameters keep their own precision, so a frozen bfloat16 model stays bfloat16 and
+    adapters and heads stay float32. Activations are recomputed by this project's checkpointing, which restores the
+    adapter that was active.
 
     Raises:
-        ConfigError: See :func:`shards`.
+        ConfigError: See :func:`shards_models`.
     """
-    if not shards(accelerator):
+    if not shards_models(accelerator):
         return
     from torch.distributed.fsdp import OffloadPolicy
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
     plugin: Any = accelerator.state.fsdp_plugin
     if accelerator.device.type == "cpu":
-        plugin.cpu_offload = OffloadPolicy()  # shares are in the machine's memory already, and need no pinned copy
+        plugin.cpu_offload = OffloadPolicy()  # shards are in host memory already and need no pinned copy
     present = {type(module).__name__ for module in root.modules()}
     if not set(plugin.transformer_cls_names_to_wrap or ()) & present:
         plugin.transformer_cls_names_to_wrap = list(getattr(root, "_no_split_modules", None) or ()) or None
@@ -273,7 +267,7 @@ def arrange(accelerator: Any, root: nn.Module) -> None:
 
 
 def _autocast(accelerator: Any, root: Any) -> None:
-    """Mixed precision as Accelerate does it for whole models; for sharded ones it would round the heads' weights."""
+    """Mixed precision as Accelerate does it for unsharded models. Its way for sharded ones rounds the heads' weights."""
     own = type(root).forward
 
     @functools.wraps(own)
@@ -281,38 +275,35 @@ def _autocast(accelerator: Any, root: Any) -> None:
         with accelerator.autocast():
             return own(self, *args, **kwargs)
 
-    root._original_forward = root.forward  # by which Accelerate knows that there is something to unwrap
+    root._original_forward = root.forward  # Accelerate unwraps models that have this attribute
     root.forward = MethodType(forward, root)
 
 
-def open_ways(root: nn.Module) -> None:
-    """Tell FSDP of the other way into a root that it has sharded, its `alone`. After `Accelerator.prepare`.
-
-    The log says what each process holds from now on, whatever the launch has asked for.
-    """
-    here: Any = root
+def register_forward(root: nn.Module) -> None:
+    """Register `run_as_forward` with FSDP and log the strategy in use. Call it after `Accelerator.prepare`."""
+    module: Any = root
     _log_strategy(root)
-    if not is_sharded(root) or "alone" in vars(root):
+    if not is_sharded(root) or "run_as_forward" in vars(root):
         return
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     if not isinstance(root, Root):
-        here.alone = lambda function, *args, **kwargs: function(*args, **kwargs)
-    register_fsdp_forward_method(here, "alone")
+        module.run_as_forward = lambda function, *args, **kwargs: function(*args, **kwargs)
+    register_fsdp_forward_method(module, "run_as_forward")
 
 
 def _log_strategy(root: nn.Module) -> None:
     state = process_state()
     if state.num_processes == 1:
         return
-    whole_model = "DeepSpeed" if state.distributed_type == DistributedType.DEEPSPEED else "DDP"
+    unsharded = "DeepSpeed" if state.distributed_type == DistributedType.DEEPSPEED else "DDP"
     parameters: list[Any] = [parameter.detach() for parameter in root.parameters()]
     count = sum(parameter.numel() for parameter in parameters)
-    # Where the rows of a parameter cannot be shared evenly, the main process, which logs, has one more.
+    # If rows do not divide evenly, the main process, which logs, holds one row more than the last.
     held = sum((parameter.to_local() if is_shard(parameter) else parameter).numel() for parameter in parameters)
     logger.info(
         "%s over %d processes: each holds at most %.0f%% of the model's %s parameters",
-        "FSDP2" if is_sharded(root) else whole_model,
+        "FSDP2" if is_sharded(root) else unsharded,
         state.num_processes,
         100 * held / count,
         f"{count:,}",
@@ -320,23 +311,23 @@ def _log_strategy(root: nn.Module) -> None:
 
 
 def shard_for_use(root: Root) -> bool:
-    """Shard a model that is used and not trained, where this launch shards models; returns whether it did."""
+    """Shard a model for inference, if this launch shards models. Returns whether it did."""
     from accelerate import Accelerator
     from accelerate.utils import fsdp2_prepare_model, parse_flag_from_env
 
     if process_state().num_processes == 1 or not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return False
     accelerator = Accelerator(cpu=str(process_state().device).startswith("cpu"))
-    if not shards(accelerator):
+    if not shards_models(accelerator):
         return False
-    arrange(accelerator, root)
+    configure_fsdp(accelerator, root)
     fsdp2_prepare_model(accelerator, root.requires_grad_(False).eval())
-    open_ways(root)
+    register_forward(root)
     return True
 
 
-def fits(module: nn.Module) -> bool:
-    """Whether a whole copy of a model has room beside it, on the device of this process."""
+def full_copy_fits(module: nn.Module) -> bool:
+    """Whether the device of this process has memory for a full copy of a sharded model in addition to its shards."""
     parameters = list(module.parameters())
     device = device_of(parameters[0])
     if device.type == "cpu" or not is_sharded(module):
@@ -345,8 +336,8 @@ def fits(module: nn.Module) -> bool:
     return 1.2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters) < free
 
 
-def most(number: int, device: torch.device) -> int:
-    """The greatest of the processes' numbers. Called by all processes."""
+def max_over_processes(number: int, device: torch.device) -> int:
+    """The maximum of a number over all processes. Called by all processes."""
     if not torch.distributed.is_initialized():
         return number
     found = torch.tensor([number], device=device)

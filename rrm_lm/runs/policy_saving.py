@@ -14,7 +14,7 @@ from rrm_lm.errors import CheckpointError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm
 from rrm_lm.models.saving.policies import Policy, load_policy, merge_policy
-from rrm_lm.models.sharding import fits, in_step
+from rrm_lm.models.sharding import full_copy_fits, run_as_forward
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import Line
 
@@ -31,7 +31,7 @@ def logits_of(root: nn.Module, policy: Policy, lines: Sequence[Line]) -> list[Te
         policy: The policy in it.
         lines: Prompts with responses.
     """
-    return in_step(root, lambda: [_logits(policy.backbone, policy.adapter, line) for line in lines])
+    return run_as_forward(root, lambda: [_logits(policy.backbone, policy.adapter, line) for line in lines])
 
 
 def check_saved_policy(
@@ -49,7 +49,7 @@ def check_saved_policy(
     Raises:
         CheckpointError: Any logit is not the same, bit for bit.
     """
-    if not fits(policy.backbone):
+    if not full_copy_fits(policy.backbone):
         logger.warning("saved to %s; not reloaded, since the whole model does not fit on one device", folder)
         return
     fresh = load_policy(folder, **loading)

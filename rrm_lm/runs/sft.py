@@ -18,7 +18,7 @@ from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
-from rrm_lm.models.sharding import in_step
+from rrm_lm.models.sharding import run_as_forward
 from rrm_lm.runs.heldout import check_leaks, hold_out, load, told
 from rrm_lm.runs.policy_saving import check_saved_policy, logits_of, write_merged_policy
 from rrm_lm.runs.resuming import identity, is_asked, origin
@@ -196,7 +196,9 @@ class SFTRun:
         after, before = (
             [
                 float(nll.mean())
-                for nll in in_step(root, response_nll, policy.backbone, adapter, lines, self.config.micro_batch_tokens)
+                for nll in run_as_forward(
+                    root, response_nll, policy.backbone, adapter, lines, self.config.micro_batch_tokens
+                )
             ]
             for adapter in (policy.adapter, None)
         )

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from rrm_lm.models.pretrained import default_device, process_state
-from rrm_lm.models.sharding import refuse_zero
+from rrm_lm.models.sharding import refuse_zero3
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments as _Base
@@ -28,7 +28,7 @@ class OneDevice(_Base):
             # be written down with the settings and bind whoever repeats the run to the CPU.
             os.environ["ACCELERATE_USE_CPU"] = "true"
         super().__post_init__()
-        refuse_zero(getattr(self, "deepspeed_plugin", None))
+        refuse_zero3(getattr(self, "deepspeed_plugin", None))
         process_state()  # TrainingArguments has made the state anew
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rrm_lm.errors import CheckpointError
 from rrm_lm.models.saving.adapters import read_json
-from rrm_lm.models.sharding import arrange, open_ways, shard_like, whole
+from rrm_lm.models.sharding import configure_fsdp, full_tensor, register_forward, shard_like
 from rrm_lm.storage import write_json
 from rrm_lm.training.checkpoints import VerifiedCheckpoints, checkpoint_to_resume
 from rrm_lm.training.zero_states import ZeroStates
@@ -80,10 +80,10 @@ class PortableCheckpoints(VerifiedCheckpoints):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         model = self.accelerator.unwrap_model(self.model)
-        arrange(self.accelerator, model)
+        configure_fsdp(self.accelerator, model)
         theirs = None if self.is_deepspeed_enabled else resume_from_checkpoint  # they would look for DeepSpeed's files
         prepared = super()._prepare_for_training(max_steps, train_dataloader, theirs)
-        open_ways(model)
+        register_forward(model)
         if theirs is None and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
@@ -134,7 +134,7 @@ class PortableCheckpoints(VerifiedCheckpoints):
 def whole_state(state: Any) -> Any:
     """An optimizer's state with every shard made whole, on the CPU. Called by all processes."""
     if isinstance(state, Tensor):
-        return whole(state).cpu()
+        return full_tensor(state).cpu()
     if isinstance(state, dict):
         return {key: whole_state(value) for key, value in state.items()}
     return [whole_state(value) for value in state] if isinstance(state, list) else state

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rrm_lm.models.sharding import settle
+from rrm_lm.models.sharding import reshard
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,7 @@ def shard_on_cpu(**settings: str) -> None:
 
 def share_held(module: nn.Module) -> float:
     """The share of a model's bytes that this process holds while nothing is computed."""
-    settle(module)
+    reshard(module)
     tensors = [parameter.detach() for parameter in module.parameters()]
     held = [getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for tensor in tensors]
     return sum(map(_bytes, held)) / sum(map(_bytes, tensors))

@@ -22,7 +22,7 @@ from rrm_lm.models.agent_files import load_agent, trained
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.reward import RewardModel, load_reward_model
 from rrm_lm.models.saving.adapters import read_weights
-from rrm_lm.models.sharding import gather, inside, is_sharded
+from rrm_lm.models.sharding import gather, is_sharded, with_full_params
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import Example, ExampleBuilder
@@ -208,7 +208,7 @@ def probed(made: PPOTrainer) -> list[tuple[str, float, float]]:
     backbone = made.agent.backbone
     measure = held_out_probe(
         lambda: (backbone, made.agent.policy_adapter), (backbone, made.agent.reference_adapter), CHAT, PROMPTS[:3],
-        Sampling(6, 1.0), proxy=counting, gold=counting, within=lambda function: inside(made.model, function),
+        Sampling(6, 1.0), proxy=counting, gold=counting, within=lambda function: with_full_params(made.model, function),
     )  # fmt: skip
     return [(probe.response, probe.proxy, probe.kl) for probe in measure(0)]
 

@@ -15,7 +15,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.saving.policies import Policy, PolicySettings
-from rrm_lm.models.sharding import gather, in_step
+from rrm_lm.models.sharding import gather, run_as_forward
 from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
 from rrm_lm.training.rloo.trainer import rloo_trainer
@@ -79,7 +79,7 @@ def sft_on(folder: Path, base: Path, layers: int, processes: int, **more: Any) -
     found["logs"] = logged(made, "loss", ["loss", "grad_norm"])
     start.backbone.eval()
     lines = [example.line for example in to_learn()[:3]]
-    nll = in_step(root, response_nll, start.backbone, POLICY, lines)
+    nll = run_as_forward(root, response_nll, start.backbone, POLICY, lines)
     found["nll"] = [float(tokens.mean()) for tokens in nll]
     made.save_model(str(folder / "saved"))
     return found

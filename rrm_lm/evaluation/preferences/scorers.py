@@ -29,7 +29,7 @@ from rrm_lm.models.pretrained import (
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, load_reward_model, read_settings
 from rrm_lm.models.saving.adapters import model_file
 from rrm_lm.models.self_critique import with_own_critiques
-from rrm_lm.models.sharding import is_sharded, most, shard_for_use
+from rrm_lm.models.sharding import is_sharded, max_over_processes, shard_for_use, with_full_params
 from rrm_lm.text.batching import Batch, Row, collate, length_groups, row_groups
 from rrm_lm.text.chat import ChatFormat, Line
 
@@ -104,7 +104,8 @@ class RewardScorer:
     def _lines(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[list[Line]]]:
         """For each prompt and response, its lines: one, one for each own critique, or none if it has no tokens."""
         if self.model.settings.critique_first:
-            return self.model.inside(
+            return with_full_params(
+                self.model,
                 with_own_critiques,
                 self.model,
                 self.chat,
@@ -335,7 +336,7 @@ def _in_step(groups: list[list[int]], model: torch.nn.Module) -> list[list[int]]
     if not is_sharded(model):
         return groups
     device = torch.device(process_state().device or "cpu")
-    return groups + [[]] * (most(len(groups), device) - len(groups))
+    return groups + [[]] * (max_over_processes(len(groups), device) - len(groups))
 
 
 def _collate(backbone: Backbone, groups: Sequence[Sequence[Row]], padding_side: str) -> Batch:

@@ -22,7 +22,7 @@ from rrm_lm.models.decoding.key_values import KeyValues, cache_name, positions, 
 from rrm_lm.models.decoding.lean_decoder import LeanDecoder
 from rrm_lm.models.fast.products import Product, can_pack, computing_with, products_of
 from rrm_lm.models.pretrained import rounding
-from rrm_lm.models.sharding import is_shard, most
+from rrm_lm.models.sharding import is_shard, max_over_processes
 
 logger = logging.getLogger(__name__)
 
@@ -77,27 +77,27 @@ class WholeDecoder:
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-class InStep:
-    """Lets a sharded model be decoded with: all processes compute when one does, because its layers are in all of them.
+class LockstepDecoder:
+    """Decodes a sharded model: each process holds a part of every layer, so all of them must run each pass together.
 
-    A process that is done keeps the others company with a token of no consequence.
+    A process that has finished runs dummy tokens until all have finished.
     """
 
     def __init__(self, decoder: Decoder, backbone: Backbone) -> None:
         self.decoder, self.backbone = decoder, backbone
 
     def __call__(self, ids: Tensor, starts: Tensor, cache: KeyValues) -> Tensor:
-        most(1, ids.device)
+        max_over_processes(1, ids.device)
         return self.decoder(ids, starts, cache)
 
-    def leave(self) -> None:
-        """Stay until all processes are done."""
+    def finish(self) -> None:
+        """Run dummy passes until all processes have finished."""
         device = self.backbone.device
-        while most(0, device):
+        while max_over_processes(0, device):
             cache = KeyValues(int(self.backbone.config.num_hidden_layers), 1, 1)
             cache.place(0, [0])
-            nothing = torch.zeros((1, 1), dtype=torch.long, device=device)
-            self.decoder(nothing, nothing[0], cache)
+            dummy = torch.zeros((1, 1), dtype=torch.long, device=device)
+            self.decoder(dummy, dummy[0], cache)
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def decoding(backbone: Backbone, adapter: str | None, worth_packing: bool) -> It
 
     Inside, the model's linear layers may compute with copies of their weights. The model must be in evaluation mode,
     with the adapter active and without gradients. A sharded model (whose weights are not gathered) is decoded by its
-    own code in all processes alike (:class:`InStep`).
+    own code in all processes alike (:class:`LockstepDecoder`).
 
     Args:
         backbone: The model.
@@ -134,9 +134,9 @@ def decoding(backbone: Backbone, adapter: str | None, worth_packing: bool) -> It
                 if not sharded:
                     yield decoder
                     return
-                company = InStep(decoder, backbone)
-                yield company
-                company.leave()
+                lockstep = LockstepDecoder(decoder, backbone)
+                yield lockstep
+                lockstep.finish()
             return
         del made, decoder, products
     if sharded:

@@ -60,8 +60,8 @@ def roll_out(
     Families that no decoder serves (see :mod:`rrm_lm.models.decoding.decoders`) take `generation.sample`,
     with the same distribution but other random numbers for each batch.
 
-    Of a sharded model whose weights are not gathered (see :meth:`rrm_lm.models.sharding.Root.inside`), all processes
-    call this, with any prompts.
+    Of a sharded model whose weights are not gathered (see :func:`rrm_lm.models.sharding.with_full_params`), all
+    processes call this, with any prompts.
 
     Args:
         backbone: The model.

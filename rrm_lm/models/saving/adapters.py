@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.sharding import gather, put, settle
+from rrm_lm.models.sharding import assign, gather, reshard
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -155,7 +155,7 @@ def put_weights(backbone: Backbone, adapter: str, state: dict[str, Tensor], fold
     Raises:
         CheckpointError: They are not those of this adapter on this model.
     """
-    settle(backbone)
+    reshard(backbone)
     mine = adapter_weights(backbone, adapter)
     # PEFT writes the frozen embeddings down, too, where they have an adapter.
     state = {name: tensor for name, tensor in state.items() if ".base_layer." not in name}
@@ -163,7 +163,7 @@ def put_weights(backbone: Backbone, adapter: str, state: dict[str, Tensor], fold
     if misfit:
         raise CheckpointError(misfit, where=str(folder), remedy="use the backbone the adapter was trained on")
     for name, tensor in mine.items():
-        put(tensor, state[name])
+        assign(tensor, state[name])
 
 
 def _misfit(theirs: dict[str, Tensor], mine: dict[str, Tensor]) -> str:

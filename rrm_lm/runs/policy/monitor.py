@@ -16,7 +16,7 @@ from rrm_lm.evaluation.policies.monitors import watch
 from rrm_lm.evaluation.policies.samples import Drawn, held_out_probe
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.sharding import inside
+from rrm_lm.models.sharding import with_full_params
 from rrm_lm.runs.policy.trainers import Training
 from rrm_lm.settings.policy import MonitorArguments
 from rrm_lm.training.over_optimisation import BestPolicy, Measure, OverOptimisationCallback
@@ -100,7 +100,7 @@ class Monitor:
             seed=config.seed,
             batch_tokens=config.rollout_batch_tokens,
             micro_batch_tokens=config.micro_batch_tokens,
-            within=lambda function: inside(trainer.model, function),
+            within=lambda function: with_full_params(trainer.model, function),
         )
         self.callback = OverOptimisationCallback(
             self.measure,

@@ -22,6 +22,7 @@ from rrm_lm.models.portable import unreadable
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.self_critique import with_own_critiques
+from rrm_lm.models.sharding import with_full_params
 from rrm_lm.runs.heldout import read_feedback
 from rrm_lm.runs.judging import judge, write_judgement
 from rrm_lm.runs.resuming import identity, is_asked, origin
@@ -257,7 +258,8 @@ class RewardRun:
         for comparisons in (train.comparisons, heldout.comparisons):
             logger.info("writing own critiques of %d pairs", len(comparisons))
             with _bar(self.main) as progress:
-                lines = model.inside(
+                lines = with_full_params(
+                    model,
                     with_own_critiques,
                     model,
                     chat,

@@ -20,7 +20,7 @@ from rrm_lm.feedback.records import Comparison
 from rrm_lm.models.portable import EXAMPLES, Conversation, messages_of, misread
 from rrm_lm.models.pretrained import load_sequence_classifier, rounding
 from rrm_lm.models.reward import RewardModel, load_classifier, load_reward_model, merge_reward_model
-from rrm_lm.models.sharding import fits
+from rrm_lm.models.sharding import full_copy_fits
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.reward.examples import Example
@@ -60,7 +60,7 @@ def check_saved(trained: Tensor, model: RewardModel, folder: Path, examples: lis
     Raises:
         CheckpointError: Any reward is not the same, bit for bit.
     """
-    if not fits(model):
+    if not full_copy_fits(model):
         logger.warning("saved to %s; not reloaded, since the whole model does not fit on one device", folder)
         return
     fresh, _ = load_reward_model(folder, **loading)
@@ -108,7 +108,7 @@ def check_plain(
     Raises:
         CheckpointError: Rewards differ by more than rounding.
     """
-    if not fits(model):
+    if not full_copy_fits(model):
         return
     dtype = model.backbone.causal_lm.dtype
     try:

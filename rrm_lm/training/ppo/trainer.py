@@ -29,7 +29,7 @@ from rrm_lm.models.agent_files import restore, snapshot, trained
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.saving.policies import PolicySettings
-from rrm_lm.models.sharding import arrange, is_sharded, open_ways
+from rrm_lm.models.sharding import configure_fsdp, is_sharded, register_forward
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.ppo.config import PPOConfig
@@ -186,9 +186,9 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
             self.agent.activation_checkpointing_enable(args.activation_checkpointing_kwargs)  # type: ignore[arg-type]
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches or 1)
         _ = self.agent.can_share  # found out while the model is whole
-        arrange(self.accelerator, self.agent)
+        configure_fsdp(self.accelerator, self.agent)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        open_ways(self.agent)
+        register_forward(self.agent)
         self.agent.gathers = args.ds3_gather_for_generation
         self.model_wrapped = self.model
         handler: Any = self.callback_handler

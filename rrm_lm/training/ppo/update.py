@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.models.agent import PolicyOutput
-from rrm_lm.models.sharding import whole
+from rrm_lm.models.sharding import full_tensor
 from rrm_lm.training.gradients import accumulate
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.estimates import Estimates, with_ends
@@ -279,6 +279,8 @@ class PolicyUpdate:
         if not self.args.trl_compatible and self.args.max_grad_norm:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
-            self.gradient_norms.append(float(whole(norm) if isinstance(norm, Tensor) else norm))  # DeepSpeed: a number
+            self.gradient_norms.append(
+                float(full_tensor(norm) if isinstance(norm, Tensor) else norm)
+            )  # DeepSpeed: a number
         self.optimizer.step()
         self.optimizer.zero_grad()

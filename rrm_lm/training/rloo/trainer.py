@@ -49,7 +49,7 @@ from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.pretrained import align_pad
 from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, save_policy
-from rrm_lm.models.sharding import inside, settle
+from rrm_lm.models.sharding import reshard, with_full_params
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.ppo.config import PPOConfig
@@ -234,7 +234,7 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
         started = time.perf_counter()
         # What is drawn depends on a sample's place in the update, not on the process that draws it.
-        responses = inside(
+        responses = with_full_params(
             self.model,  # type: ignore[arg-type]
             roll_out,
             self.backbone,
@@ -265,7 +265,7 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         ask = super()._calculate_rewards
         if any(isinstance(source, AdapterReward) for source in self.rewards.sources):  # on the policy's own backbone
-            return inside(self.model, ask, *args, **kwargs)  # type: ignore[arg-type]
+            return with_full_params(self.model, ask, *args, **kwargs)  # type: ignore[arg-type]
         return ask(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
             self._note("objective/rlhf_reward", scores - self.beta * kl)
             self.stop_reason = runaway("the KL divergence to the reference", kl, self.ppo.max_kl, "max_kl")
         if self.stop_reason is None:
-            settle(self.model)  # type: ignore[arg-type]
+            reshard(self.model)  # type: ignore[arg-type]
             self.last_good = snapshot(adapter_parameters(self.backbone, self.adapter))
         return output
 

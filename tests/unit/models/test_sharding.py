@@ -11,7 +11,7 @@ import torch
 from rrm_lm.errors import ConfigError
 from rrm_lm.models import sharding
 from rrm_lm.models.pretrained import default_device
-from rrm_lm.models.sharding import shards
+from rrm_lm.models.sharding import shards_models
 
 
 def launched(**plugins: Any) -> Any:
@@ -23,13 +23,13 @@ def launched(**plugins: Any) -> Any:
 @pytest.mark.parametrize("stage", [0, 3])
 def test_deepspeed_that_takes_weights_away_is_refused(stage: int) -> None:
     with pytest.raises(ConfigError, match=f"ZeRO stage {stage}") as error:
-        shards(launched(deepspeed={"zero_stage": stage}))
+        shards_models(launched(deepspeed={"zero_stage": stage}))
     assert "fsdp2.yaml" in str(error.value.remedy) and "zero2.yaml" in str(error.value.remedy)
 
 
 def test_the_first_fsdp_is_refused() -> None:
     with pytest.raises(ConfigError, match="first version of FSDP"):
-        shards(launched(fsdp={"fsdp_version": 1}))
+        shards_models(launched(fsdp={"fsdp_version": 1}))
 
 
 def test_a_machine_with_a_gpu_does_not_shard_on_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,9 +37,9 @@ def test_a_machine_with_a_gpu_does_not_shard_on_its_cpu(monkeypatch: pytest.Monk
     monkeypatch.setattr(sharding, "default_device", lambda: torch.device("cuda"))
     made.device = torch.device("cpu")
     with pytest.raises(ConfigError, match="CPU of a machine with a GPU"):
-        shards(made)
+        shards_models(made)
 
 
 def test_others_are_taken() -> None:
-    assert not shards(launched()) and not shards(launched(deepspeed={"zero_stage": 2}))
-    assert shards(launched(fsdp={"fsdp_version": 2}))
+    assert not shards_models(launched()) and not shards_models(launched(deepspeed={"zero_stage": 2}))
+    assert shards_models(launched(fsdp={"fsdp_version": 2}))
