@@ -10,7 +10,7 @@ from rrm_lm.runs.scoring import load_sets, make_scorer
 from rrm_lm.settings.scoring import EvaluateArguments
 
 if TYPE_CHECKING:
-    from rrm_lm.evaluation.preferences.scoring import Scorer
+    from rrm_lm.evaluation.preferences.scoring import ResponseScorer
     from rrm_lm.feedback.reading.datasets import Feedback
 
 EXAMPLES = """\
@@ -64,7 +64,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _assisted(args: EvaluateArguments, critic: NamedCritic, sets: dict[str, Feedback]) -> Scorer:
+def _assisted(args: EvaluateArguments, critic: NamedCritic, sets: dict[str, Feedback]) -> ResponseScorer:
     """The scorer, shown what the critic says about every response of the sets."""
     from rrm_lm.evaluation.preferences.judge import NOTES_QUESTION
     from rrm_lm.evaluation.preferences.scoring import group_by_prompt

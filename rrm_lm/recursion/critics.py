@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from rrm_lm.evaluation.policies.pair_judges import PairJudge, Question
-from rrm_lm.evaluation.preferences.scoring import Scorer, chunks
+from rrm_lm.evaluation.policies.pair_judges import PairJudge, PairQuestion
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer, chunks
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
@@ -280,7 +280,7 @@ class AssistedScorer:
         critiques: On everything that will be scored.
     """
 
-    def __init__(self, scorer: Scorer, critiques: Critiques) -> None:
+    def __init__(self, scorer: ResponseScorer, critiques: Critiques) -> None:
         fits: Callable[[Prompt, str], bool] | None = getattr(scorer, "fits", None)
         self.critiques = critiques if fits is None else critiques.fitting(fits)
         self.name = f"{scorer.name} with {critiques.name}"
@@ -288,7 +288,7 @@ class AssistedScorer:
         self._rewards = RewardsWithNotes(scorer, self.critiques)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See `rrm_lm.evaluation.preferences.scoring.Scorer`."""
+        """See `rrm_lm.evaluation.preferences.scoring.ResponseScorer`."""
         return self._rewards.score(prompts, responses)
 
 
@@ -307,9 +307,9 @@ class AssistedPairs:
         self._alone, self.critiques = judge, critiques
         self.name, self.asked_without = judge.name, 0
 
-    def judge(self, questions: Sequence[Question]) -> list[float | None]:
+    def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
         """See `rrm_lm.evaluation.policies.pair_judges.PairJudge`."""
-        fits: Callable[[Question], bool] | None = getattr(self._alone, "fits", None)
+        fits: Callable[[PairQuestion], bool] | None = getattr(self._alone, "fits", None)
         shown = []
         for question in questions:
             prompt, *responses = question

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from rrm_lm import __version__
 from rrm_lm.evaluation.reports import figures
-from rrm_lm.evaluation.reports.figures import Row
+from rrm_lm.evaluation.reports.figures import ForestRow
 from rrm_lm.evaluation.reports.templating import environment
 from rrm_lm.evaluation.reports.wording import minus
 from rrm_lm.evaluation.statistics.metrics import Estimate
@@ -82,7 +82,7 @@ def render(found: dict[str, Any]) -> str:
     colors = {"light": figures.css_variables(dark=False), "dark": figures.css_variables(dark=True)}
     css = [templates.get_template(name).render(colors) for name in ("report.css", "policy.css")]
     rows = [
-        Row(f"{node['name']}: {label}", Estimate(**value))
+        ForestRow(f"{node['name']}: {label}", Estimate(**value))
         for node in found["nodes"]
         for label, value in [main_measure(node["quality"])]
     ]

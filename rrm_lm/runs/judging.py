@@ -15,7 +15,7 @@ from rich.table import Table
 
 from rrm_lm.evaluation.preferences.outputs import plain_text, write_evaluation
 from rrm_lm.evaluation.preferences.results import Evaluation
-from rrm_lm.evaluation.preferences.scoring import Scorer, evaluate_preferences, reader_drops
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer, evaluate_preferences, reader_drops
 from rrm_lm.evaluation.reports.model_card import Card, write_model_card
 from rrm_lm.evaluation.reports.preferences import ReportData, describe, write_report
 from rrm_lm.evaluation.reports.wording import interval, percent, verdict
@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 _WIDTH = 120  # of the table where no terminal has one of its own
 
 
-def judge(scorer: Scorer, sets: Mapping[str, Feedback], details: Mapping[str, object] | None = None) -> Evaluation:
+def judge(
+    scorer: ResponseScorer, sets: Mapping[str, Feedback], details: Mapping[str, object] | None = None
+) -> Evaluation:
     """Score each set. In a distributed run every process calls it, and each gets the whole result.
 
     Args:

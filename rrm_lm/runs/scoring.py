@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rrm_lm.settings.scoring import ScoringArguments
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help need not wait for
-    from rrm_lm.evaluation.preferences.scoring import Scorer
+    from rrm_lm.evaluation.preferences.scoring import ResponseScorer
     from rrm_lm.feedback.reading.datasets import Feedback
 
 
@@ -34,7 +34,7 @@ def load_sets(args: ScoringArguments) -> dict[str, Feedback]:
     }
 
 
-def make_scorer(args: ScoringArguments, judge_question: str = "") -> Scorer:
+def make_scorer(args: ScoringArguments, judge_question: str = "") -> ResponseScorer:
     """The model that the settings name, ready to score; a language model as a judge is asked `judge_question`."""
     from rrm_lm.evaluation.preferences.scorers import load_scorer
     from rrm_lm.settings.shared import read_template

@@ -31,7 +31,7 @@ from common import RESULTS, SHARED, machine
 
 from rrm_lm.evaluation.preferences.judge import JUDGE_QUESTION, NOTES_QUESTION, JudgeScorer
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
-from rrm_lm.evaluation.preferences.scoring import Scorer, group_by_prompt, score_responses
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer, group_by_prompt, score_responses
 from rrm_lm.evaluation.statistics.metrics import correctness, length_correlation, paired_difference, share
 from rrm_lm.feedback.asking.collection import Subject
 from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
@@ -112,7 +112,7 @@ class Bench:
     def judge(self, help_: str, question: str) -> dict[str, Any]:
         """The judge's rewards with some help."""
         chat = ChatFormat(self.shared.chat.tokenizer)
-        scorer: Scorer = JudgeScorer(self.shared.backbone, chat, "judge", question=QUESTIONS[question])
+        scorer: ResponseScorer = JudgeScorer(self.shared.backbone, chat, "judge", question=QUESTIONS[question])
         return self._rewards(scorer if help_ == ALONE else AssistedScorer(scorer, self.critiques(help_)))
 
     def critiques(self, help_: str) -> Critiques:
@@ -207,7 +207,7 @@ class Bench:
         longer = share(self._right(lengths), [pair.prompt_id for pair in self.heldout])
         return {"longer_is_right": longer.to_dict(), "correlation": found}
 
-    def _rewards(self, scorer: Scorer) -> dict[str, Any]:
+    def _rewards(self, scorer: ResponseScorer) -> dict[str, Any]:
         began = time.perf_counter()
         found = score_responses(scorer, self.groups)
         rewards = [found[prompt][text] for prompt, text in self.subjects]

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from rrm_lm.evaluation.policies.best_of_n import expected_best
 from rrm_lm.evaluation.reports import figures
-from rrm_lm.evaluation.reports.figures import Row
+from rrm_lm.evaluation.reports.figures import ForestRow
 from rrm_lm.evaluation.reports.templating import environment
 from rrm_lm.evaluation.statistics.metrics import Estimate, correctness
 from rrm_lm.recursion.experiment import AIM, ARMS, BEST_OF, Crossed, Findings, Floats, Interval, judge, over_seeds
@@ -253,7 +253,7 @@ def render(found: dict[str, Any], notes: Sequence[str]) -> str:
     templates = environment()
     colors = {"light": figures.css_variables(dark=False), "dark": figures.css_variables(dark=True)}
     css = [templates.get_template(name).render(colors) for name in ("report.css", "policy.css")]
-    rows = [Row(f"{arm}: {_ARMS[arm]}", _estimate(one["reward_accuracy"])) for arm, one in found["arms"].items()]
+    rows = [ForestRow(f"{arm}: {_ARMS[arm]}", _estimate(one["reward_accuracy"])) for arm, one in found["arms"].items()]
 
     def paint(figure: Any) -> None:
         figures.forest(figure.add_subplot(), rows)

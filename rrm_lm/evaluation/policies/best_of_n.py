@@ -17,7 +17,7 @@ from rrm_lm.evaluation.statistics.metrics import Clusters, Estimate, Floats, clu
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BestOfN:
+class BestOfNCurve:
     """The best-of-n curve of one policy, for n = 1 to N.
 
     Attributes:
@@ -101,7 +101,7 @@ def expected_best(proxy: ArrayLike, gold: ArrayLike) -> Floats:
 
 def best_of_n(
     proxy: ArrayLike, gold: ArrayLike, clusters: Clusters, *, draws: int = bootstrap.DRAWS, seed: int = 0
-) -> BestOfN:
+) -> BestOfNCurve:
     """The best-of-n curve with 95% intervals over prompts.
 
     Args:
@@ -127,7 +127,7 @@ def best_of_n(
             for i in range(samples)
         )
 
-    return BestOfN(
+    return BestOfNCurve(
         kl=best_of_n_kl(np.arange(1, samples + 1)),
         gold=curve(worth),
         proxy=curve(chosen),

@@ -14,18 +14,18 @@ from dataclasses import replace
 import numpy as np
 
 from rrm_lm.evaluation.policies import drift
-from rrm_lm.evaluation.policies.best_of_n import BestOfN, best_of_n
+from rrm_lm.evaluation.policies.best_of_n import BestOfNCurve, best_of_n
 from rrm_lm.evaluation.policies.results import (
     GOLD,
     PART,
     Against,
     Drift,
-    Judged,
+    JudgeResult,
     PairVerdict,
     PolicyComparison,
     PolicyResult,
+    PolicySamples,
     Sample,
-    Written,
 )
 from rrm_lm.evaluation.statistics.metrics import Estimate, Floats, mean_estimate, share
 from rrm_lm.feedback.records import Prompt, prompt_id
@@ -33,7 +33,7 @@ from rrm_lm.feedback.records import Prompt, prompt_id
 
 def compare(
     prompts: Sequence[Prompt],
-    written: Sequence[Written],
+    written: Sequence[PolicySamples],
     *,
     proxy: str | None = None,
     verdicts: Mapping[str, Mapping[str, Sequence[PairVerdict]]] | None = None,
@@ -99,12 +99,12 @@ def compare(
 
 
 def _measure(
-    one: Written,
-    reference: Written,
+    one: PolicySamples,
+    reference: PolicySamples,
     measures: Sequence[str],
     clusters: Sequence[str],
     curve: tuple[str | None, str | None],
-    judged: Mapping[str, Judged],
+    judged: Mapping[str, JudgeResult],
 ) -> PolicyResult:
     rewards = {name: rewards_of(one, name) for name in measures}
     unscored = {name: sum(int(np.isnan(row).sum()) for row in rows) for name, rows in rewards.items()}
@@ -133,7 +133,9 @@ def _measure(
     )
 
 
-def _minus(one: Written, others: Sequence[Written], main: str | None, clusters: Sequence[str]) -> dict[str, Estimate]:
+def _minus(
+    one: PolicySamples, others: Sequence[PolicySamples], main: str | None, clusters: Sequence[str]
+) -> dict[str, Estimate]:
     """The main measure of a policy minus that of each of the others."""
     if main is None:
         return {}
@@ -142,7 +144,7 @@ def _minus(one: Written, others: Sequence[Written], main: str | None, clusters: 
     return {name: difference for name, difference in differences.items() if difference is not None}
 
 
-def _parts(one: Written, reference: Written | None, clusters: Sequence[str]) -> dict[str, Drift]:
+def _parts(one: PolicySamples, reference: PolicySamples | None, clusters: Sequence[str]) -> dict[str, Drift]:
     """Each part of gold that a policy's samples have, in their order, and its change from the reference's."""
     names = dict.fromkeys(m for group in one.samples for s in group for m in s.rewards if m.startswith(PART))
     found = {}
@@ -158,7 +160,7 @@ def _parts(one: Written, reference: Written | None, clusters: Sequence[str]) -> 
 # ---- one measure ----
 
 
-def rewards_of(written: Written, measure: str) -> list[Floats]:
+def rewards_of(written: PolicySamples, measure: str) -> list[Floats]:
     """For each prompt, the rewards of its samples by one measure; NaN where a sample has none."""
     values = [np.array([sample.reward(measure) for sample in group], dtype=float) for group in written.samples]
     return [np.where(np.isfinite(row), row, math.nan) for row in values]
@@ -219,8 +221,8 @@ def versus(mine: Sequence[Floats], theirs: Sequence[Floats], clusters: Sequence[
     return Against(difference, win_rate, sum(int((row == 0).sum()) for row in margins), win_rate.n)
 
 
-def judge_pairs(verdicts: Sequence[PairVerdict], clusters: Sequence[str]) -> Judged:
-    """What a judge's verdicts on pairs say: see `Judged`."""
+def judge_pairs(verdicts: Sequence[PairVerdict], clusters: Sequence[str]) -> JudgeResult:
+    """What a judge's verdicts on pairs say: see `JudgeResult`."""
     decided = [(verdict.decisions, clusters[verdict.prompt]) for verdict in verdicts]
     known = [(decision, label) for decision, label in decided if decision is not None]
     labels = [label for _, label in known]
@@ -230,13 +232,15 @@ def judge_pairs(verdicts: Sequence[PairVerdict], clusters: Sequence[str]) -> Jud
         "inconsistent": sum(first != second for (first, second), _ in known),
     }
     if not known:
-        return Judged(None, None, **counts)
+        return JudgeResult(None, None, **counts)
     wins = [(first + second) / 2 for (first, second), _ in known]
     by_place = [(first + 1 - second) / 2 for (first, second), _ in known]
-    return Judged(share(wins, labels), share(by_place, labels), **counts)
+    return JudgeResult(share(wins, labels), share(by_place, labels), **counts)
 
 
-def best_of_n_of(written: Written, proxy: str | None, main: str | None, clusters: Sequence[str]) -> BestOfN | None:
+def best_of_n_of(
+    written: PolicySamples, proxy: str | None, main: str | None, clusters: Sequence[str]
+) -> BestOfNCurve | None:
     """The best-of-n curve on the prompts whose samples all have both rewards; None without two samples or a measure."""
     size = min(map(len, written.samples))
     if proxy is None or main is None or size < 2:
@@ -269,7 +273,7 @@ DRIFTS = {
 SHARES = frozenset(DRIFTS) - {"tokens"}  # those between 0 and 1
 
 
-def drifts(one: Written, reference: Written | None, clusters: Sequence[str]) -> dict[str, Drift]:
+def drifts(one: PolicySamples, reference: PolicySamples | None, clusters: Sequence[str]) -> dict[str, Drift]:
     """Length, endings and repetition of a policy's texts, and the change from the reference's, paired by prompt."""
     mine = _text_rows(one)
     theirs = None if reference is None else _text_rows(reference)
@@ -281,7 +285,7 @@ def drifts(one: Written, reference: Written | None, clusters: Sequence[str]) -> 
     return found
 
 
-def _text_rows(written: Written) -> dict[str, list[Floats]]:
+def _text_rows(written: PolicySamples) -> dict[str, list[Floats]]:
     rows = {
         name: [np.array([value(sample) for sample in group]) for group in written.samples]
         for name, value in _OF_ONE.items()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rrm_lm.errors import DataError
-from rrm_lm.evaluation.preferences.scoring import Scorer, score_responses
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer, score_responses
 from rrm_lm.feedback.records import Prompt
 
 RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
@@ -62,7 +62,7 @@ def checked(function: Any, name: str) -> RewardFunction:
     return rewards
 
 
-def rewards_by(scorer: Scorer) -> RewardFunction:
+def rewards_by(scorer: ResponseScorer) -> RewardFunction:
     """A reward model as a function; NaN for a response without tokens. Equal responses to a prompt are scored once."""
 
     def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from rrm_lm.evaluation.policies.best_of_n import BestOfN
+from rrm_lm.evaluation.policies.best_of_n import BestOfNCurve
 from rrm_lm.evaluation.policies.comparison import mean_over_prompts
 from rrm_lm.evaluation.statistics import bootstrap
 from rrm_lm.evaluation.statistics.metrics import Estimate, Floats, cluster_index, clustered_se
@@ -193,7 +193,7 @@ def track_of(measurements: Sequence[Measurement]) -> Track:
     return Track("rl", steps, table("kl"), table("proxy"), table("gold"), groups, measurements[-1].names)
 
 
-def best_of_n_track(curve: BestOfN, names: tuple[str, str] = NAMES) -> Track:
+def best_of_n_track(curve: BestOfNCurve, names: tuple[str, str] = NAMES) -> Track:
     """The best-of-n curve as a track, whose distances are known exactly."""
     kl = np.broadcast_to(curve.kl, curve.gold_by_prompt.shape)
     labels = tuple(map(str, curve.clusters))

@@ -19,7 +19,7 @@ from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.text.batching import collate, length_groups, share
 from rrm_lm.text.chat import ChatFormat
 
-Question = tuple[Prompt, str, str]  # a prompt, the response shown first, the response shown second
+PairQuestion = tuple[Prompt, str, str]  # a prompt, the response shown first, the response shown second
 
 
 class PairJudge(Protocol):
@@ -28,7 +28,7 @@ class PairJudge(Protocol):
     @property
     def name(self) -> str: ...
 
-    def judge(self, questions: Sequence[Question]) -> list[float | None]:
+    def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
         """For each question, the probability (0 to 1) that the first response is better; None for an abstention."""
         ...
 
@@ -64,7 +64,7 @@ class LanguageModelJudge:
         self.micro_batch_tokens, self.question = micro_batch_tokens, question
         self.letters = [_letter_ids(chat.tokenizer, letter) for letter in ("A", "B")]
 
-    def judge(self, questions: Sequence[Question]) -> list[float | None]:
+    def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
         """See `PairJudge`."""
         lines = [tuple(self.chat.prompt_ids(self._ask(*question))) for question in questions]
         fitting = [i for i, line in enumerate(lines) if self._has_room(line)]
@@ -85,7 +85,7 @@ class LanguageModelJudge:
                     verdicts[i] = chance
         return verdicts
 
-    def fits(self, question: Question) -> bool:
+    def fits(self, question: PairQuestion) -> bool:
         """Whether a question can be read whole."""
         return self._has_room(self.chat.prompt_ids(self._ask(*question)))
 
@@ -107,7 +107,7 @@ class OverseerJudge:
     def name(self) -> str:
         return self.overseer.name
 
-    def judge(self, questions: Sequence[Question]) -> list[float | None]:
+    def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
         """See `PairJudge`."""
         verdicts: list[float | None] = []
         for prompt, first, second in questions:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rrm_lm.evaluation.policies.best_of_n import BestOfN
+from rrm_lm.evaluation.policies.best_of_n import BestOfNCurve
 from rrm_lm.evaluation.statistics.metrics import Estimate
 from rrm_lm.feedback.records import Prompt
 
@@ -44,7 +44,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class PolicySamples:
     """What one policy wrote: for each prompt, one or more samples.
 
     A trivial policy is no model: it is there to show what a measure gives to answers that cannot be good.
@@ -103,7 +103,7 @@ class Against:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgeResult:
     """A policy against the reference by a judge who sees both responses, in both orders.
 
     Attributes:
@@ -154,7 +154,7 @@ class PolicyResult:
         kl: KL divergence to the reference in nats, from the policy's own samples; None for the reference, or unknown.
         drift: By property: see `policies.DRIFTS`.
         best_of_n: The curve of choosing by the proxy, worth by the main measure; None if either is missing.
-        trivial: Whether it is a trivial policy (see `Written`).
+        trivial: Whether it is a trivial policy (see `PolicySamples`).
         minus: Its main measure minus that of each policy named before it and of each trivial one, paired by prompt;
             empty for the reference and for trivial ones.
         parts: For each part of gold, by name, its mean, and how it differs from the reference's.
@@ -166,10 +166,10 @@ class PolicyResult:
     rewards: Mapping[str, Estimate]
     unscored: Mapping[str, int]
     against: Mapping[str, Against]
-    judged: Mapping[str, Judged]
+    judged: Mapping[str, JudgeResult]
     kl: Estimate | None
     drift: Mapping[str, Drift]
-    best_of_n: BestOfN | None
+    best_of_n: BestOfNCurve | None
     trivial: bool = False
     minus: Mapping[str, Estimate] = field(default_factory=dict)
     parts: Mapping[str, Drift] = field(default_factory=dict)
@@ -207,7 +207,7 @@ class PolicyComparison:
     """
 
     prompts: tuple[Prompt, ...]
-    written: tuple[Written, ...]
+    written: tuple[PolicySamples, ...]
     results: tuple[PolicyResult, ...]
     measures: tuple[str, ...]
     proxy: str | None = None

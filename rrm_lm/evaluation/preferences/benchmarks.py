@@ -91,7 +91,7 @@ def section_scores(correct: ArrayLike, subsets: Sequence[str], clusters: Cluster
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BestOfItem:
     """One best-of-n item: the rewards of the best response and of the `n - 1` others, and the prompt's label."""
 
     best: float
@@ -99,7 +99,7 @@ class Choice:
     cluster: str
 
 
-def best_of_n(choices: Sequence[Choice]) -> Estimate:
+def best_of_n(choices: Sequence[BestOfItem]) -> Estimate:
     """How often the best response has the highest reward; m responses sharing it count 1/m (RewardBench 2). Chance
     is 1/n.
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from rrm_lm.evaluation.preferences.benchmarks import SECTIONS
-from rrm_lm.evaluation.preferences.results import Evaluation, Example, SetResult
+from rrm_lm.evaluation.preferences.results import Evaluation, ScoredComparison, SetResult
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.ensemble import EnsembleReward
 from rrm_lm.storage import write_json, write_jsonl
@@ -83,7 +83,7 @@ def score_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             yield {"set": result.name, **_row(example)}
 
 
-def _row(example: Example) -> dict[str, Any]:
+def _row(example: ScoredComparison) -> dict[str, Any]:
     comparison = example.comparison
     scored = not example.reason
     return {
@@ -106,7 +106,7 @@ def _row(example: Example) -> dict[str, Any]:
     }
 
 
-def _disagreement(example: Example) -> dict[str, float]:
+def _disagreement(example: ScoredComparison) -> dict[str, float]:
     """The standard deviations of rewards over the members of an ensemble; nothing for other models."""
     rewards = {"std_chosen": example.reward_chosen, "std_rejected": example.reward_rejected}
     return {name: reward.std for name, reward in rewards.items() if isinstance(reward, EnsembleReward)}

@@ -15,7 +15,7 @@ import numpy as np
 
 from rrm_lm.errors import DataError
 from rrm_lm.evaluation.preferences import benchmarks
-from rrm_lm.evaluation.preferences.benchmarks import Choice, StyleMatrix, TieItem
+from rrm_lm.evaluation.preferences.benchmarks import BestOfItem, StyleMatrix, TieItem
 from rrm_lm.evaluation.statistics import metrics
 from rrm_lm.evaluation.statistics.metrics import Calibration, Estimate, LengthCorrelation
 from rrm_lm.feedback.records import Comparison
@@ -25,7 +25,7 @@ _TIES_GROUP = re.compile(r"(ref|tied)\W*(\d+)$")  # RewardBench 2 names its Ties
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ScoredComparison:
     """One comparison with the rewards of its two responses, or the reason why it has none.
 
     Attributes:
@@ -147,7 +147,7 @@ class SetResult:
     overall: Summary
     by_source: Mapping[str, Summary]
     by_subset: Mapping[str, Summary]
-    examples: tuple[Example, ...]
+    examples: tuple[ScoredComparison, ...]
 
     @property
     def measures(self) -> Measures:
@@ -156,7 +156,7 @@ class SetResult:
         return self.overall.measures
 
     @property
-    def scored(self) -> list[Example]:
+    def scored(self) -> list[ScoredComparison]:
         return [example for example in self.examples if not example.reason]
 
     def to_dict(self) -> dict[str, object]:
@@ -180,7 +180,9 @@ class Evaluation:
         return {"model": self.model, **self.details, "sets": {result.name: result.to_dict() for result in self.sets}}
 
 
-def summarise_set(name: str, examples: Sequence[Example], dropped: Mapping[str, int] | None = None) -> SetResult:
+def summarise_set(
+    name: str, examples: Sequence[ScoredComparison], dropped: Mapping[str, int] | None = None
+) -> SetResult:
     """Take all measures of a set.
 
     Args:
@@ -208,7 +210,7 @@ def summarise_set(name: str, examples: Sequence[Example], dropped: Mapping[str, 
         )
     several = len({example.comparison.source for example in examples}) > 1
 
-    def subset(example: Example) -> str:
+    def subset(example: ScoredComparison) -> str:
         comparison = example.comparison
         source = f"{comparison.source}/" if several and comparison.source else ""
         return source + comparison.subset if comparison.subset else ""
@@ -222,8 +224,8 @@ def summarise_set(name: str, examples: Sequence[Example], dropped: Mapping[str, 
     )
 
 
-def _by(examples: Sequence[Example], key: Callable[[Example], str]) -> dict[str, Summary]:
-    groups: dict[str, list[Example]] = {}
+def _by(examples: Sequence[ScoredComparison], key: Callable[[ScoredComparison], str]) -> dict[str, Summary]:
+    groups: dict[str, list[ScoredComparison]] = {}
     for example in examples:
         groups.setdefault(key(example), []).append(example)
     return {name: summarise(groups[name]) for name in sorted(groups)}
@@ -233,7 +235,7 @@ def _reasons(counts: Mapping[str, int]) -> str:
     return " (" + "; ".join(f"{reason}: {count}" for reason, count in counts.items()) + ")" if counts else ""
 
 
-def summarise(examples: Sequence[Example], dropped: Mapping[str, int] | None = None) -> Summary:
+def summarise(examples: Sequence[ScoredComparison], dropped: Mapping[str, int] | None = None) -> Summary:
     """Count and measure some examples; see `summarise_set`."""
     scored = [example for example in examples if not example.reason]
     reasons = Counter(dropped or {})
@@ -247,7 +249,7 @@ def summarise(examples: Sequence[Example], dropped: Mapping[str, int] | None = N
     )
 
 
-def measure(scored: Sequence[Example]) -> Measures:
+def measure(scored: Sequence[ScoredComparison]) -> Measures:
     """Every measure of at least one scored example."""
     margins = np.array([example.margin for example in scored])
     prompts = [example.comparison.prompt_id for example in scored]
@@ -273,7 +275,7 @@ def measure(scored: Sequence[Example]) -> Measures:
     )
 
 
-def distinct_responses(scored: Sequence[Example]) -> list[tuple[str, Comparison, str, float]]:
+def distinct_responses(scored: Sequence[ScoredComparison]) -> list[tuple[str, Comparison, str, float]]:
     """Each (prompt, response) once: key of the exact prompt, a comparison it is in, the response, its reward."""
     seen: dict[tuple[object, str], tuple[str, Comparison, str, float]] = {}
     numbers: dict[object, str] = {}
@@ -288,7 +290,7 @@ def distinct_responses(scored: Sequence[Example]) -> list[tuple[str, Comparison,
     return list(seen.values())
 
 
-def _length(scored: Sequence[Example]) -> LengthCorrelation:
+def _length(scored: Sequence[ScoredComparison]) -> LengthCorrelation:
     rows = distinct_responses(scored)
     return metrics.length_correlation(
         [row[3] for row in rows],
@@ -298,7 +300,7 @@ def _length(scored: Sequence[Example]) -> LengthCorrelation:
     )
 
 
-def _styles(styled: Sequence[Example]) -> StyleMatrix:
+def _styles(styled: Sequence[ScoredComparison]) -> StyleMatrix:
     return benchmarks.style_matrix(
         [example.margin for example in styled],
         [example.comparison.styles or (0, 0) for example in styled],
@@ -306,8 +308,8 @@ def _styles(styled: Sequence[Example]) -> StyleMatrix:
     )
 
 
-def _groups(scored: Sequence[Example]) -> list[list[Example]]:
-    groups: dict[tuple[str, str, str, str], list[Example]] = {}
+def _groups(scored: Sequence[ScoredComparison]) -> list[list[ScoredComparison]]:
+    groups: dict[tuple[str, str, str, str], list[ScoredComparison]] = {}
     for example in scored:
         c = example.comparison
         if c.group:
@@ -315,7 +317,7 @@ def _groups(scored: Sequence[Example]) -> list[list[Example]]:
     return list(groups.values())
 
 
-def best_of_choices(scored: Sequence[Example]) -> list[Choice]:
+def best_of_choices(scored: Sequence[ScoredComparison]) -> list[BestOfItem]:
     """The items with one chosen and three rejected responses, all scored; see `benchmarks.best_of_n`."""
     choices = []
     for group in _groups(scored):
@@ -326,17 +328,17 @@ def best_of_choices(scored: Sequence[Example]) -> list[Choice]:
             continue
         others = {example.comparison.rejected: example.reward_rejected for example in group}
         if len(others) == BEST_OF - 1:
-            choices.append(Choice(first.reward_chosen, tuple(others.values()), first.comparison.prompt_id))
+            choices.append(BestOfItem(first.reward_chosen, tuple(others.values()), first.comparison.prompt_id))
     return choices
 
 
-def is_ties(example: Example) -> bool:
+def is_ties(example: ScoredComparison) -> bool:
     """Whether a comparison is of RewardBench 2's Ties subset."""
     comparison = example.comparison
     return comparison.subset.lower() == "ties" and _TIES_GROUP.search(comparison.group) is not None
 
 
-def tie_items(scored: Sequence[Example]) -> list[TieItem]:
+def tie_items(scored: Sequence[ScoredComparison]) -> list[TieItem]:
     """The items of RewardBench 2's Ties subset, put back together from their comparisons."""
     items = []
     for group in _groups(scored):

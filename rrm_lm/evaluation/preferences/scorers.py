@@ -16,7 +16,7 @@ import torch
 
 from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.preferences.judge import JudgeScorer
-from rrm_lm.evaluation.preferences.scoring import Scorer
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import (
@@ -178,7 +178,7 @@ def load_scorer(
     shard: bool = False,
     judge_question: str = "",
     **loading: Any,
-) -> Scorer:
+) -> ResponseScorer:
     """Load whatever a name stands for, and say which kind it is.
 
     A PEFT ``SEQ_CLS`` adapter is a reward model; a sequence-classification checkpoint is a classifier; a causal

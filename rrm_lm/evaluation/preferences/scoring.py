@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from rrm_lm.errors import ModelError
-from rrm_lm.evaluation.preferences.results import Example, SetResult, summarise_set
+from rrm_lm.evaluation.preferences.results import ScoredComparison, SetResult, summarise_set
 from rrm_lm.feedback.counts import ReadCounts
 from rrm_lm.feedback.records import Comparison, Prompt
 
@@ -28,7 +28,7 @@ _TINY = 4
 T = TypeVar("T")
 
 
-class Scorer(Protocol):
+class ResponseScorer(Protocol):
     """Whatever gives rewards: a reward model, someone else's classifier, a judge.
 
     `score` returns one list of rewards per prompt, one reward per response, in the order given; a higher reward is
@@ -62,7 +62,7 @@ def group_by_prompt(comparisons: Sequence[Comparison]) -> dict[Prompt, list[str]
 
 
 def score_shard(
-    scorer: Scorer, groups: Mapping[Prompt, Sequence[str]], rank: int, world: int, *, progress: bool = False
+    scorer: ResponseScorer, groups: Mapping[Prompt, Sequence[str]], rank: int, world: int, *, progress: bool = False
 ) -> list[tuple[int, list[float]]]:
     """Score one process's share of the prompts: (number of the prompt, rewards of its responses) for each.
 
@@ -100,7 +100,11 @@ def score_shard(
 
 
 def score_responses(
-    scorer: Scorer, groups: Mapping[Prompt, Sequence[str]], *, across_processes: bool = True, progress: bool = True
+    scorer: ResponseScorer,
+    groups: Mapping[Prompt, Sequence[str]],
+    *,
+    across_processes: bool = True,
+    progress: bool = True,
 ) -> dict[Prompt, dict[str, float]]:
     """The reward of every response under its prompt; the processes share the work, and each gets all rewards."""
     state = PartialState()
@@ -123,7 +127,9 @@ def merge_shards(
     }
 
 
-def make_examples(comparisons: Sequence[Comparison], rewards: Mapping[Prompt, Mapping[str, float]]) -> list[Example]:
+def make_examples(
+    comparisons: Sequence[Comparison], rewards: Mapping[Prompt, Mapping[str, float]]
+) -> list[ScoredComparison]:
     """Join comparisons and rewards. A reward that is not finite leaves its comparison unscored, with the reason."""
     examples = []
     for index, comparison in enumerate(comparisons):
@@ -136,7 +142,7 @@ def make_examples(comparisons: Sequence[Comparison], rewards: Mapping[Prompt, Ma
             reason = "the reward is infinite"
         if reason:
             chosen = rejected = math.nan
-        examples.append(Example(index, comparison, chosen, rejected, reason))
+        examples.append(ScoredComparison(index, comparison, chosen, rejected, reason))
     return examples
 
 
@@ -149,7 +155,7 @@ def reader_drops(counts: ReadCounts) -> dict[str, int]:
 
 
 def evaluate_preferences(
-    scorer: Scorer,
+    scorer: ResponseScorer,
     comparisons: Sequence[Comparison],
     *,
     name: str,

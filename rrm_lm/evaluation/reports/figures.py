@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from rrm_lm.evaluation.preferences.results import Evaluation, Example, Summary, distinct_responses
+from rrm_lm.evaluation.preferences.results import Evaluation, ScoredComparison, Summary, distinct_responses
 from rrm_lm.evaluation.statistics.metrics import Calibration, Estimate
 from rrm_lm.storage import staged_file, write_text
 
@@ -65,7 +65,7 @@ _STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ForestRow:
     """A line of a forest plot: a label, an estimate, and the colour and size of its mark."""
 
     label: str
@@ -124,7 +124,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     return svg.strip()
 
 
-def forest(axes: Axes, rows: Sequence[Row]) -> None:
+def forest(axes: Axes, rows: Sequence[ForestRow]) -> None:
     """Paint accuracies with their intervals as rows, from the top, with a line at 50%."""
     places = np.cumsum([0.0, *(row.below for row in rows[:-1])]).tolist()
     low = min([0.5, *(row.estimate.low for row in rows)])
@@ -162,7 +162,7 @@ def _short(label: str, most: int = 44) -> str:
     return label if len(label) <= most else "\N{HORIZONTAL ELLIPSIS}" + label[-most + 1 :]
 
 
-def headline_rows(evaluation: Evaluation) -> list[Row]:
+def headline_rows(evaluation: Evaluation) -> list[ForestRow]:
     """For each set: the model, and the rule of thumb it has to beat."""
     rows = []
     several = len(evaluation.sets) > 1
@@ -171,8 +171,8 @@ def headline_rows(evaluation: Evaluation) -> list[Row]:
         longer = result.measures.longer_accuracy
         if rule == "shorter":
             longer = Estimate(value, 1 - longer.high, 1 - longer.low, longer.n, longer.clusters)
-        rows.append(Row(result.name if several else "this reward model", result.measures.accuracy, below=0.8))
-        rows.append(Row(f"always the {rule} response", longer, BASELINE, strong=False, below=1.5))
+        rows.append(ForestRow(result.name if several else "this reward model", result.measures.accuracy, below=0.8))
+        rows.append(ForestRow(f"always the {rule} response", longer, BASELINE, strong=False, below=1.5))
     return rows
 
 
@@ -236,7 +236,7 @@ def by_group(groups: Mapping[str, Summary]) -> Figure:
     """Accuracy of each source or subset with its interval; the number of comparisons is in the label."""
     found = {name: summary for name, summary in groups.items() if summary.measures is not None}
     rows = [
-        Row(f"{name or 'unnamed'}  ({summary.n_scored})", summary.measures.accuracy, strong=False)
+        ForestRow(f"{name or 'unnamed'}  ({summary.n_scored})", summary.measures.accuracy, strong=False)
         for name, summary in list(found.items())[:MOST_ROWS]
         if summary.measures is not None
     ]
@@ -273,7 +273,7 @@ def _percent_axes(axes: Axes) -> None:
     axes.tick_params(length=0)
 
 
-def margins(scored: Sequence[Example]) -> Figure:
+def margins(scored: Sequence[ScoredComparison]) -> Figure:
     """How the margins are spread: right of zero the model agrees with the overseer."""
     values = np.array([example.margin for example in scored])
     reach = float(np.quantile(np.abs(values), 0.995)) or 1.0
@@ -299,7 +299,7 @@ def margins(scored: Sequence[Example]) -> Figure:
     return draw((4.2, 3.7), paint)
 
 
-def reward_by_length(scored: Sequence[Example]) -> Figure:
+def reward_by_length(scored: Sequence[ScoredComparison]) -> Figure:
     """Reward against length for every response, chosen and rejected, with the median in bands of equal size."""
     chosen = {(example.comparison.prompt, example.comparison.chosen) for example in scored}
     rows = distinct_responses(scored)

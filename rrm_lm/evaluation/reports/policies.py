@@ -19,7 +19,7 @@ from rrm_lm import __version__
 from rrm_lm.evaluation.policies.monitors import OverOptimisation, best_of_n_track, over_optimisation
 from rrm_lm.evaluation.policies.results import PolicyComparison, Sample
 from rrm_lm.evaluation.reports import figures, policy_figures, policy_wording
-from rrm_lm.evaluation.reports.figures import Row
+from rrm_lm.evaluation.reports.figures import ForestRow
 from rrm_lm.evaluation.reports.preferences import FOLD, PREVIEW
 from rrm_lm.evaluation.reports.templating import environment
 from rrm_lm.storage import now, write_text
@@ -131,7 +131,7 @@ def _headline(comparison: PolicyComparison, measure: str | None) -> Markup:
     if measure is not None:
         return _svg(policy_figures.headline(comparison, measure), "headline", f"Mean {measure} reward of each policy")
     rows = [
-        Row(f"{result.name} by {judge}", judged.win_rate)
+        ForestRow(f"{result.name} by {judge}", judged.win_rate)
         for result in comparison.policies
         for judge, judged in result.judged.items()
         if judged.win_rate is not None

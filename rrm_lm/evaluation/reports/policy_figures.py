@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from rrm_lm.evaluation.policies.comparison import rewards_of
 from rrm_lm.evaluation.policies.monitors import OverOptimisation, Point
 from rrm_lm.evaluation.policies.results import PolicyComparison
-from rrm_lm.evaluation.reports.figures import ACCENT, BAD, BASELINE, INK, MOST_POINTS, MUTED, Row, draw, forest
+from rrm_lm.evaluation.reports.figures import ACCENT, BAD, BASELINE, INK, MOST_POINTS, MUTED, ForestRow, draw, forest
 from rrm_lm.evaluation.reports.policy_wording import decimal
 from rrm_lm.evaluation.statistics.metrics import Estimate
 
@@ -42,18 +42,18 @@ def number(value: float, _position: int | None = None) -> str:
 # ---- rewards by policy ----
 
 
-def reward_rows(comparison: PolicyComparison, measure: str) -> list[Row]:
+def reward_rows(comparison: PolicyComparison, measure: str) -> list[ForestRow]:
     """A row for each policy's mean reward, and one for the best of the reference's samples by the proxy."""
     rows = []
     for place, result in enumerate(comparison.results):
         if measure not in result.rewards:
             continue
         color = MUTED if result.trivial else color_of(place)
-        rows.append(Row(result.name, result.rewards[measure], color, strong=place > 0 and not result.trivial))
+        rows.append(ForestRow(result.name, result.rewards[measure], color, strong=place > 0 and not result.trivial))
         curve = result.best_of_n
         if place == 0 and curve is not None and measure == comparison.main:
             label = f"its best of {len(curve.kl)} by {comparison.proxy}"
-            rows.append(Row(label, curve.gold[-1], REFERENCE, strong=False))
+            rows.append(ForestRow(label, curve.gold[-1], REFERENCE, strong=False))
     return rows
 
 
@@ -92,7 +92,7 @@ def headline(comparison: PolicyComparison, measure: str) -> Figure:
     return draw((8.6, 0.95 + 0.44 * len(rows)), paint)
 
 
-def win_rates(rows: Sequence[Row]) -> Figure:
+def win_rates(rows: Sequence[ForestRow]) -> Figure:
     """Win rates against the reference, with a line at 50%."""
     return draw((8.6, 0.85 + 0.44 * len(rows)), lambda figure: forest(figure.add_subplot(), rows))
 

@@ -6,7 +6,7 @@ import math
 
 from rrm_lm.evaluation.policies.comparison import DRIFTS, SHARES
 from rrm_lm.evaluation.policies.monitors import OverOptimisation
-from rrm_lm.evaluation.policies.results import GOLD, Against, Judged, PolicyComparison, PolicyResult
+from rrm_lm.evaluation.policies.results import GOLD, Against, JudgeResult, PolicyComparison, PolicyResult
 from rrm_lm.evaluation.reports.wording import interval, minus, percent
 from rrm_lm.evaluation.statistics.metrics import Estimate
 
@@ -229,7 +229,7 @@ def _tile(label: str, value: str, detail: str) -> dict[str, str]:
     return {"label": label, "value": value, "detail": detail}
 
 
-def judged_note(judged: Judged) -> str:
+def judged_note(judged: JudgeResult) -> str:
     """How far a judge's verdicts can be trusted."""
     parts = [] if judged.win_rate is None else [interval(judged.win_rate)]
     parts.append(f"{judged.pairs - judged.abstained:,} of {judged.pairs:,} pairs decided in both orders")

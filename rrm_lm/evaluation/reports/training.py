@@ -16,7 +16,7 @@ from markupsafe import Markup
 from rrm_lm import __version__
 from rrm_lm.evaluation.policies.comparison import compare
 from rrm_lm.evaluation.policies.monitors import over_optimisation, track_of
-from rrm_lm.evaluation.policies.results import PolicyComparison, Sample, Written
+from rrm_lm.evaluation.policies.results import PolicyComparison, PolicySamples, Sample
 from rrm_lm.evaluation.reports import figures, policy_wording
 from rrm_lm.evaluation.reports.history import Update, duration
 from rrm_lm.evaluation.reports.policies import PolicyReportData, policy_view
@@ -78,11 +78,11 @@ def before_and_after(
         rewards = {name: value for name, value in ((gold, probe.gold), (proxy, probe.proxy)) if math.isfinite(value)}
         return Sample(probe.response, probe.tokens, probe.finished, rewards, probe.kl)
 
-    def written(name: str, probes: Sequence[Probe]) -> Written:
+    def written(name: str, probes: Sequence[Probe]) -> PolicySamples:
         by_prompt: list[list[Sample]] = [[] for _ in prompts]
         for probe in probes:
             by_prompt[probe.prompt].append(sample(probe))
-        return Written(name, tuple(map(tuple, by_prompt)))
+        return PolicySamples(name, tuple(map(tuple, by_prompt)))
 
     return compare(prompts, [written(BEFORE, before), written(AFTER, after)], proxy=proxy)
 

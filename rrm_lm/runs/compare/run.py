@@ -16,7 +16,7 @@ from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.policies.comparison import compare
 from rrm_lm.evaluation.policies.gold import Gold, RewardFunction, rewards_by
 from rrm_lm.evaluation.policies.pair_judges import LanguageModelJudge, PairJudge, both_orders
-from rrm_lm.evaluation.policies.results import GOLD, PART, PairVerdict, PolicyComparison, Sample, Written
+from rrm_lm.evaluation.policies.results import GOLD, PART, PairVerdict, PolicyComparison, PolicySamples, Sample
 from rrm_lm.evaluation.policies.samples import Drawn, draw, drawn_text, log_probs, rewards_of_drawn
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.evaluation.reports.policies import PolicyReportData
@@ -347,8 +347,8 @@ def _first_sentence(text: str) -> str:
     return next(iter(split_sentences(text)), "")
 
 
-def _written(name: str, answers: Answers, ratios: Ratios, rewards: dict[str, list[list[float]]]) -> Written:
-    return Written(
+def _written(name: str, answers: Answers, ratios: Ratios, rewards: dict[str, list[list[float]]]) -> PolicySamples:
+    return PolicySamples(
         name,
         tuple(
             tuple(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rrm_lm.evaluation.policies.comparison import compare
-from rrm_lm.evaluation.policies.results import PairVerdict, PolicyComparison, Sample, Written
+from rrm_lm.evaluation.policies.results import PairVerdict, PolicyComparison, PolicySamples, Sample
 from rrm_lm.feedback.records import Message, Prompt, prompt_id
 from rrm_lm.training.over_optimisation import Measurement, Probe
 
@@ -31,11 +31,13 @@ def sample(gold: float = math.nan, text: str = "an answer", **more) -> Sample:
     return Sample(text, rewards=rewards, **settings)
 
 
-def written(name: str, rows: Sequence[Sequence[Sample]], *, trivial: bool = False) -> Written:
-    return Written(name, tuple(tuple(row) for row in rows), trivial)
+def written(name: str, rows: Sequence[Sequence[Sample]], *, trivial: bool = False) -> PolicySamples:
+    return PolicySamples(name, tuple(tuple(row) for row in rows), trivial)
 
 
-def random_policy(name: str, count: int, *, samples: int = 4, better: float = 0.0, seed: int = 0, kl=None) -> Written:
+def random_policy(
+    name: str, count: int, *, samples: int = 4, better: float = 0.0, seed: int = 0, kl=None
+) -> PolicySamples:
     """A policy whose gold reward is `better` than that of others of the same prompts, and whose proxy follows gold."""
     common, own = np.random.default_rng(0), np.random.default_rng(seed + 1)
     rows = []

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from rrm_lm.evaluation.policies.comparison import compare, judge_pairs, mean_over_prompts, share_over_prompts, versus
-from rrm_lm.evaluation.policies.results import GOLD, PART, PairVerdict, Sample, Written
+from rrm_lm.evaluation.policies.results import GOLD, PART, PairVerdict, PolicySamples, Sample
 from rrm_lm.evaluation.statistics.metrics import mean_estimate, share
 from rrm_lm.storage import json_text
 from tests.unit.evaluation.policy_cases import asked, full_comparison, prompts, random_policy, sample, written
@@ -248,7 +248,7 @@ def with_parts(name, golds, answers, *, trivial=False):
         (Sample("text", 2, finished=True, rewards={GOLD: gold, f"{PART}answer": part}),)
         for gold, part in zip(golds, answers, strict=True)
     ]
-    return Written(name, tuple(rows), trivial=trivial)
+    return PolicySamples(name, tuple(rows), trivial=trivial)
 
 
 def test_parts_of_gold_are_no_measures_of_their_own():

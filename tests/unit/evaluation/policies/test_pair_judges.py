@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rrm_lm.evaluation.policies.comparison import judge_pairs
-from rrm_lm.evaluation.policies.pair_judges import LanguageModelJudge, OverseerJudge, Question, both_orders
+from rrm_lm.evaluation.policies.pair_judges import LanguageModelJudge, OverseerJudge, PairQuestion, both_orders
 from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, REFUSED, fill
 from rrm_lm.feedback.asking.overseers import SimulatedOverseer, Verdict
 from rrm_lm.feedback.records import prompt_id
@@ -32,7 +32,7 @@ class Function:
     def __init__(self, function) -> None:
         self.function, self.asked = function, []
 
-    def judge(self, questions: Sequence[Question]) -> list[float | None]:
+    def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
         self.asked += questions
         return [self.function(*question) for question in questions]
 
@@ -103,7 +103,7 @@ def tiny_judge(favourite: str | None = None, **more: Any) -> LanguageModelJudge:
     return LanguageModelJudge(Backbone(model, pad_id=0), tiny_chat(), "tiny", **more)
 
 
-QUESTIONS: list[Question] = [(p, a, b) for p, a, b in zip(PROMPTS, MINE, THEIRS, strict=True)]
+QUESTIONS: list[PairQuestion] = [(p, a, b) for p, a, b in zip(PROMPTS, MINE, THEIRS, strict=True)]
 
 
 @pytest.mark.parametrize(("favourite", "first"), [("A", True), ("B", False)])

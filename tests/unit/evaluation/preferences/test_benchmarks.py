@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rrm_lm.evaluation.preferences import benchmarks
-from rrm_lm.evaluation.preferences.benchmarks import Choice, TieItem
+from rrm_lm.evaluation.preferences.benchmarks import BestOfItem, TieItem
 
 
 def test_sections_weigh_subsets_by_rewardbenchs_counts():
@@ -34,9 +34,9 @@ def test_total_is_the_mean_of_the_four_sections_and_needs_all_of_them():
 
 def test_best_of_four_shares_a_tie_for_the_first_place():
     choices = [
-        Choice(2.0, (1.0, 0.0, -1.0), "a"),  # right
-        Choice(2.0, (2.0, 0.0, 2.0), "b"),  # one of three that tie
-        Choice(0.5, (1.0, 0.0, 0.0), "c"),  # wrong
+        BestOfItem(2.0, (1.0, 0.0, -1.0), "a"),  # right
+        BestOfItem(2.0, (2.0, 0.0, 2.0), "b"),  # one of three that tie
+        BestOfItem(0.5, (1.0, 0.0, 0.0), "c"),  # wrong
     ]
     found = benchmarks.best_of_n(choices)
     assert found.value == pytest.approx((1 + 1 / 3 + 0) / 3)
