@@ -22,7 +22,7 @@ from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.launch.leaving import leave
 from rrm_lm.models.agent_files import load_agent
 from rrm_lm.models.reward import load_reward_model
-from rrm_lm.training import one_device
+from rrm_lm.training import arguments
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.sft import config as sft_config
@@ -141,7 +141,7 @@ if __name__ == "__main__":
     # Its own collectives in shared memory are C++, which it would compile first.
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # pyright: ignore
     # Of a machine without GPUs they tell Accelerate, which leaves DeepSpeed out there.
-    for module in (one_device, sft_config):
+    for module in (arguments, sft_config):
         setattr(module, "default_device", lambda: torch.device("meta"))  # noqa: B010
     out = Path(sys.argv[1])
     result = on_two(out, out / "base")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from trl.experimental.ppo import PPOConfig as _TrlPPOConfig
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.agent import REFERENCES, VALUE_KINDS
-from rrm_lm.training.one_device import OneDevice
-from rrm_lm.training.recomputing import Recomputing
+from rrm_lm.training.arguments import TrainerArguments, check_at_least, check_choice, check_positive
 
 KL_CONTROLS = ("fixed", "adaptive")
 
 
 @dataclass
-class PPOConfig(OneDevice, Recomputing, _TrlPPOConfig):
+class PPOConfig(TrainerArguments, _TrlPPOConfig):
     """How a policy is trained. Names are TRL's and Hugging Face's wherever they have one.
 
     An *update* rolls out ``batch_size`` episodes and learns from them ``num_ppo_epochs`` times. Episodes per process
@@ -28,21 +26,12 @@ class PPOConfig(OneDevice, Recomputing, _TrlPPOConfig):
     output_dir: str | None = field(default="outputs/policy", metadata={"help": "Where the policy and results go."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of adapters and value head."})
     bf16: bool | None = field(default=False, metadata={"help": "Compute in bfloat16 where that is safe (autocast)."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: every trained parameter takes part in every pass."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: prompts are read by name."})
     ddp_broadcast_buffers: bool | None = field(
         default=False, metadata={"help": "Not needed: buffers are constants, the same on all processes."}
     )
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Not used: batches are laid out in the step."})
 
     # What is ours.
-    allow_world_size_change: bool = field(
-        default=False,
-        metadata={"help": "Go on from a checkpoint of another number of processes, at the same place in the data."},
-    )
     ds3_gather_for_generation: bool = field(
         default=True,
         metadata={
@@ -118,8 +107,7 @@ class PPOConfig(OneDevice, Recomputing, _TrlPPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choices()
-        self._check_numbers()
+        self._check()
 
     @classmethod
     def from_trl(cls, args: _TrlPPOConfig) -> PPOConfig:
@@ -133,42 +121,19 @@ class PPOConfig(OneDevice, Recomputing, _TrlPPOConfig):
         settings["max_kl"] = None
         return cls(**settings, trl_compatible=True)
 
-    def _check_choices(self) -> None:
-        choices: dict[str, tuple[Any, ...]] = {
-            "kl_estimator": ("k1", "k3"),
-            "kl_control": KL_CONTROLS,
-            "value_function": VALUE_KINDS,
-            "reference": REFERENCES,
-            "stop_token": ("eos", None),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                expected = "one of " + ", ".join(map(str, known))
-                raise ConfigError(f"{name} is {getattr(self, name)!r}", where=name, expected=expected)
+    def _check(self) -> None:
+        """Raise a ConfigError for settings that make no sense."""
+        check_choice(self, "kl_estimator", ("k1", "k3"))
+        check_choice(self, "kl_control", KL_CONTROLS)
+        check_choice(self, "value_function", VALUE_KINDS)
+        check_choice(self, "reference", REFERENCES)
+        check_choice(self, "stop_token", ("eos", None))
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ConfigError("Both stop_token and stop_token_id are set", where="stop_token", expected="one of them")
-
-    def _check_numbers(self) -> None:
-        for name, least in (
-            ("samples_per_prompt", 1),
-            ("micro_batch_tokens", 1),
-            ("rollout_batch_tokens", 1),
-            ("response_length", 1),
-            ("num_ppo_epochs", 1),
-            ("num_mini_batches", 1),
-            ("kl_coef", 0),
-            ("kl_gain", 0),
-            ("vf_coef", 0),
-            ("cliprange", 0),
-            ("cliprange_value", 0),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}", where=name, expected=f"at least {least}")
-        for name in ("temperature", "kl_target", "max_kl", "max_value_loss", "reward_clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}", where=name, expected="above 0")
+        check_at_least(self, 1, "samples_per_prompt", "micro_batch_tokens", "rollout_batch_tokens", "response_length")
+        check_at_least(self, 1, "num_ppo_epochs", "num_mini_batches")
+        check_at_least(self, 0, "kl_coef", "kl_gain", "vf_coef", "cliprange", "cliprange_value", "seed")
+        check_positive(self, "temperature", "kl_target", "max_kl", "max_value_loss", "reward_clip")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", where=name, expected="from 0 to 1")

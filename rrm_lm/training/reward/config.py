@@ -9,8 +9,15 @@ from transformers import TrainingArguments
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.ensemble import Ensemble
-from rrm_lm.training.one_device import OneDevice
-from rrm_lm.training.recomputing import Recomputing
+from rrm_lm.training.arguments import (
+    NO_LIGER,
+    TrainerArguments,
+    check_at_least,
+    check_choice,
+    check_positive,
+    check_seed_and_smoothing,
+    refuse_settings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +26,12 @@ CRITIQUE_VIEWS = ("reward", "all")
 # Settings of Hugging Face's that would fail or do nothing, and what is done instead.
 _NOT_HERE = {
     "neftune_noise_alpha": "embeddings without noise, as rewards are read from them",
-    "use_liger_kernel": "layers as transformers has them; what is fused here is fused where it is exact",
+    **NO_LIGER,
 }
 
 
 @dataclass
-class RewardConfig(OneDevice, Recomputing, TrainingArguments):
+class RewardConfig(TrainerArguments, TrainingArguments):
     """How a reward model is trained. Names are TRL's and Hugging Face's wherever they have one."""
 
     # Defaults that differ from TrainingArguments.
@@ -37,21 +44,12 @@ class RewardConfig(OneDevice, Recomputing, TrainingArguments):
     lr_scheduler_type: str = field(default="linear", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up steps, or their share of all steps below 1."})
     logging_steps: float = field(default=5, metadata={"help": "Log every this many steps."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: feedback has no columns."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: every trained parameter takes part in every pass."}
-    )
     ddp_broadcast_buffers: bool | None = field(
         default=False, metadata={"help": "Not needed: buffers are constants, the same on all processes."}
     )
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Not used: batches are laid out in the step."})
 
     # What is ours.
-    allow_world_size_change: bool = field(
-        default=False,
-        metadata={"help": "Go on from a checkpoint of another number of processes, at the same place in the data."},
-    )
     max_length: int | None = field(
         default=1024, metadata={"help": "Longest prompt plus response in tokens; longer ones lose their oldest turns."}
     )
@@ -107,42 +105,22 @@ class RewardConfig(OneDevice, Recomputing, TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grades not in GRADE_USES:
-            raise ConfigError(f"grades is {self.grades!r}", where="grades", expected="one of " + ", ".join(GRADE_USES))
-        if self.critique_view not in CRITIQUE_VIEWS:
-            raise ConfigError(
-                f"critique_view is {self.critique_view!r}", where="critique_view", expected="reward or all"
-            )
-        for name, reason in _NOT_HERE.items():
-            if getattr(self, name):
-                raise ConfigError(f"{name} cannot be used here", where=name, expected=reason, remedy="leave it out")
+        check_choice(self, "grades", GRADE_USES)
+        check_choice(self, "critique_view", CRITIQUE_VIEWS)
+        refuse_settings(self, _NOT_HERE)
         if getattr(self, "train_sampling_strategy", "random") not in ("random", "sequential"):
             raise ConfigError(
                 f"train_sampling_strategy is {self.train_sampling_strategy!r}",
                 where="train_sampling_strategy",
-                expected="random or sequential; inside a step, lengths are grouped anyway (micro_batch_tokens)",
+                expected="random or sequential; within a step, lengths are grouped anyway (micro_batch_tokens)",
             )
-        for name in ("critique_weight", "rating_weight", "critique_weight_end", "center_rewards_coefficient"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigError(f"{name} is {value}", where=name, expected="0 or more")
-        for name in ("micro_batch_tokens", "critique_samples", "max_critique_length", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}", where=name, expected="at least 1")
-        Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)  # refuses what is none
+        check_at_least(self, 0, "critique_weight", "rating_weight", "critique_weight_end", "center_rewards_coefficient")
+        check_at_least(self, 1, "micro_batch_tokens", "critique_samples", "max_critique_length", "max_length")
+        check_positive(self, "grade_scale")
+        check_seed_and_smoothing(self)
+        Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)  # checks these settings
         if self.ensemble_heads > 1 and not self.center_rewards_coefficient:
             logger.warning("without center_rewards_coefficient the members' rewards may differ by constants")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed is {self.seed}", where="seed", expected="at least 0 and below 2^32")
-        if self.grade_scale <= 0:
-            raise ConfigError(f"grade_scale is {self.grade_scale}", where="grade_scale", expected="above 0")
-        if not 0 <= self.label_smoothing_factor < 0.5:
-            raise ConfigError(
-                f"label_smoothing_factor is {self.label_smoothing_factor}",
-                where="label_smoothing_factor",
-                expected="at least 0 and below 0.5: the share of labels believed to be flipped",
-            )
 
     @property
     def learns_critiques(self) -> bool:

@@ -11,9 +11,8 @@ from typing import Any
 from trl.trainer.rloo_config import RLOOConfig as TRLConfig
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.training.one_device import OneDevice
+from rrm_lm.training.arguments import TrainerArguments
 from rrm_lm.training.ppo.config import PPOConfig
-from rrm_lm.training.recomputing import Recomputing
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +20,7 @@ logger = logging.getLogger(__name__)
 TAKEN = frozenset(
     {"num_mini_batches", "total_episodes", "response_length", "stop_token", "stop_token_id", "missing_eos_penalty"}
     | {"num_ppo_epochs", "kl_coef", "cliprange", "samples_per_prompt", "micro_batch_tokens", "rollout_batch_tokens"}
-    | {"reward_clip", "reward_weights", "max_kl", "reference", "allow_world_size_change"}
+    | {"reward_clip", "reward_weights", "max_kl", "reference"}
 )
 # Settings without which another objective would be trained on: the value that RLOO has, and what to do.
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -44,7 +43,7 @@ NOT_SETTINGS = frozenset(
 
 
 @dataclass
-class RLOOConfig(OneDevice, Recomputing, TRLConfig):
+class RLOOConfig(TrainerArguments, TRLConfig):
     """TRL's settings, of one process on one device."""
 
 

@@ -10,8 +10,13 @@ from trl.trainer.sft_config import SFTConfig as TRLConfig
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.pretrained import default_device, default_dtype
-from rrm_lm.training.one_device import OneDevice
-from rrm_lm.training.recomputing import Recomputing
+from rrm_lm.training.arguments import (
+    NO_LIGER,
+    TrainerArguments,
+    check_at_least,
+    check_seed_and_smoothing,
+    refuse_settings,
+)
 
 SOURCES = ("demonstrations", "corrections", "chosen")
 # Settings of TRL's and Hugging Face's that would fail or do nothing, and what is done instead.
@@ -19,12 +24,12 @@ _NOT_HERE = {
     "packing": "a row for each example: packed ones see each other under every attention but flash attention",
     "padding_free": "padded rows; --train_sampling_strategy group_by_length leaves little padding",
     "assistant_only_loss": "the last response alone is learned, whatever the prompt holds",
-    "use_liger_kernel": "layers as transformers has them; what is fused here is fused where it is exact",
+    **NO_LIGER,
 }
 
 
 @dataclass
-class SFTConfig(OneDevice, Recomputing, TRLConfig):
+class SFTConfig(TrainerArguments, TRLConfig):
     """How a policy learns to imitate responses. Names are TRL's and Hugging Face's wherever they have one."""
 
     # Defaults that differ from TRL's.
@@ -35,7 +40,6 @@ class SFTConfig(OneDevice, Recomputing, TRLConfig):
     lr_scheduler_type: str = field(default="linear", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up steps, or their share of all steps below 1."})
     logging_steps: float = field(default=5, metadata={"help": "Log every this many steps."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
     max_length: int | None = field(
         default=1024, metadata={"help": "Longest prompt plus response in tokens; longer ones lose their oldest turns."}
     )
@@ -53,13 +57,6 @@ class SFTConfig(OneDevice, Recomputing, TRLConfig):
     completion_only_loss: bool | None = field(
         default=True, metadata={"help": "Always true: the loss is on the response and its end-of-turn token."}
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Not used: examples bring their file and row along, for messages."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: every trained parameter takes part in every pass."}
-    )
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin batches in memory, for GPUs."})
 
     # TRL would make tokens from text with these. Here text/chat.py does; the model's settings are ModelArguments'.
     model_init_kwargs: dict[str, Any] | str | None = field(default=None, init=False)
@@ -76,10 +73,6 @@ class SFTConfig(OneDevice, Recomputing, TRLConfig):
     eval_packing: bool | None = field(default=None, init=False)
 
     # What is ours.
-    allow_world_size_change: bool = field(
-        default=False,
-        metadata={"help": "Go on from a checkpoint of another number of processes, at the same place in the data."},
-    )
     sft_on: list[str] = field(
         default_factory=lambda: ["demonstrations", "corrections"],
         metadata={
@@ -105,9 +98,7 @@ class SFTConfig(OneDevice, Recomputing, TRLConfig):
 
     def _check(self) -> None:
         """Raise a ConfigError for settings that make no sense."""
-        for name, reason in _NOT_HERE.items():
-            if getattr(self, name):
-                raise ConfigError(f"{name} cannot be used here", where=name, expected=reason, remedy="leave it out")
+        refuse_settings(self, _NOT_HERE)
         if self.completion_only_loss is False:
             raise ConfigError(
                 "completion_only_loss is false",
@@ -121,15 +112,5 @@ class SFTConfig(OneDevice, Recomputing, TRLConfig):
                 where="sft_on",
                 expected=f"one or more of {', '.join(SOURCES)}",
             )
-        for name in ("micro_batch_tokens", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}", where=name, expected="at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed is {self.seed}", where="seed", expected="at least 0 and below 2^32")
-        if not 0 <= self.label_smoothing_factor < 0.5:
-            raise ConfigError(
-                f"label_smoothing_factor is {self.label_smoothing_factor}",
-                where="label_smoothing_factor",
-                expected="at least 0 and below 0.5",
-            )
+        check_at_least(self, 1, "micro_batch_tokens", "max_length")
+        check_seed_and_smoothing(self)

@@ -24,7 +24,7 @@ from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training import one_device
+from rrm_lm.training import arguments
 from rrm_lm.training.ppo.reports import Stopwatch
 from rrm_lm.training.reward.trainer import RewardTrainer
 from rrm_lm.training.reward_sources import AdapterReward, ClassifierOnTokens
@@ -122,7 +122,7 @@ def trains_there(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Itera
     """Trainers made here take the device for this machine's."""
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", str(device))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
-    monkeypatch.setattr(one_device, "default_device", lambda: device)
+    monkeypatch.setattr(arguments, "default_device", lambda: device)
     yield device
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -1,4 +1,4 @@
-"""One setting under the two names that versions of transformers have for it."""
+"""Settings that all trainers share: one device per process, and one setting under two names."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from rrm_lm.training.sft.config import SFTConfig
 
 CONFIGS = [RewardConfig, PPOConfig, SFTConfig, RLOOConfig]
 NAMES = ("activation_checkpointing", "gradient_checkpointing")
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_one_process_takes_one_device(config: Any, tmp_path: Path) -> None:
+    args = config(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    assert args.n_gpu == 0
+    args._n_gpu = 4  # what Trainer finds on a machine with four
+    assert args.n_gpu == 1
+    assert args.train_batch_size == args.per_device_train_batch_size
 
 
 def chosen(args: Any) -> list[Any]:
