@@ -49,6 +49,15 @@ def prompt_id(prompt: Prompt) -> str:
     return ""
 
 
+def find_surrogate(text: str) -> str:
+    """Describe the first unpaired surrogate in a text, which no file or tokenizer can encode; "" if there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half of a surrogate pair (\\u{ord(text[error.start]):04x}), which is not a character"
+    return ""
+
+
 def check_prompt(prompt: Prompt, origin: Origin) -> None:
     """Raise `DataError` unless the prompt has known roles, a user turn with text, and an end to respond to."""
     for message in prompt:

@@ -1,4 +1,4 @@
-"""New feedback: overseers, questions to judges, and a collection that asks nobody twice.
+"""New feedback: overseers, questions to LLM judges, and collections that never repeat a question.
 
 May import feedback.records and below.
 """

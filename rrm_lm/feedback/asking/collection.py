@@ -1,7 +1,7 @@
-"""New feedback on a policy's own samples: which pairs are asked about, the asking, and the file that comes of it.
+"""Ask an overseer about a policy's samples: which pairs to ask about, the asking, and the feedback file.
 
-No model here: responses are given as texts. Every answer is kept as it comes, beside the feedback file, so that what
-was paid for is never asked again; the file itself appears whole, and the project's own readers read it back.
+Takes responses as texts; no model is needed. Each answer is written to a journal next to the feedback file when it
+arrives, so that no question is paid for twice. The feedback file is written whole, and `load_feedback` reads it back.
 """
 
 from __future__ import annotations
@@ -22,31 +22,29 @@ from rrm_lm.errors import CheckpointError, ConfigError, DataError
 from rrm_lm.feedback.asking.concurrently import ask_all
 from rrm_lm.feedback.asking.journal import Entry, Journal
 from rrm_lm.feedback.asking.overseers import NO_ANSWER, Overseer, Verdict
-from rrm_lm.feedback.records import Comparison, Origin, Prompt, check_prompt
+from rrm_lm.feedback.records import Comparison, Origin, Prompt, check_prompt, find_surrogate
 
 logger = logging.getLogger(__name__)
 
-ASKED = ".asked"  # added to the name of the feedback file: the answers as they came, abstentions included
+ASKED = ".asked"  # suffix of the journal: the feedback file's name plus this
 Subject = tuple[Prompt, str]  # what a critique is about: a response to a prompt
-Progress = Callable[[str, int, int], None]  # what is asked for ("comparisons", "critiques"), how many done, of how many
+Progress = Callable[[str, int, int], None]  # "comparisons" or "critiques", how many are done, how many in all
 
 
 @dataclass(frozen=True)
 class CollectionCounts:
-    """What became of every response and of every question.
+    """What became of every response and every question.
 
     Attributes:
         prompts: Different prompts.
-        responses: Responses to them in all.
-        equal_responses: Responses that repeat another one to the same prompt (white space around them aside).
+        responses: All responses to them.
+        equal_responses: Responses that repeat another one to the same prompt (leading and trailing whitespace aside).
         empty_responses: Responses without text.
-        prompts_without_pair: Prompts that had no two different responses.
+        prompts_without_pair: Prompts without two different responses.
         pairs: Pairs asked about. Each became a comparison, a tie or an abstention.
-        comparisons: Pairs of which one response was preferred.
-        ties: Pairs that the overseer could not tell apart.
         abstentions: Pairs without a verdict, by cause.
-        critiques: Responses of the comparisons that were written about.
-        missing_critiques: Responses that should have been, and about which the overseer wrote nothing.
+        critiques: Compared responses with a critique.
+        missing_critiques: Compared responses for which the overseer wrote nothing.
     """
 
     prompts: int = 0
@@ -65,28 +63,27 @@ class CollectionCounts:
         return asdict(self) | {"abstentions": dict(self.abstentions)}
 
     def summary(self) -> str:
-        """One line for people."""
-        abstained = ", ".join(f"{count} {cause}" for cause, count in self.abstentions.items())
-        parts = [
+        """One line for a log."""
+        causes = ", ".join(f"{count} {cause}" for cause, count in self.abstentions.items())
+        summary = (
             f"{self.pairs} pairs on {self.prompts} prompts: {self.comparisons} comparisons, {self.ties} ties, "
-            f"{sum(self.abstentions.values())} abstentions" + (f" ({abstained})" if abstained else "")
-        ]
+            f"{sum(self.abstentions.values())} abstentions" + (f" ({causes})" if causes else "")
+        )
         if self.critiques or self.missing_critiques:
             missing = f" ({self.missing_critiques} missing)" if self.missing_critiques else ""
-            parts.append(f"{self.critiques} critiques{missing}")
+            summary += f"; {self.critiques} critiques{missing}"
         for count, what in (
             (self.equal_responses, "responses repeat another"),
             (self.empty_responses, "responses are empty"),
             (self.prompts_without_pair, "prompts have no two different responses"),
         ):
-            if count:
-                parts.append(f"{count} {what}")
-        return "; ".join(parts)
+            summary += f"; {count} {what}" if count else ""
+        return summary
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Comparisons with their critiques, in the order of the prompts, and what became of the rest."""
+    """Comparisons with their critiques, in the order of the prompts, and what became of everything else."""
 
     records: tuple[Comparison, ...]
     counts: CollectionCounts
@@ -94,7 +91,7 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two different responses to a prompt, in the order they are shown in."""
+    """Two different responses to a prompt, in the order in which they are shown."""
 
     prompt: Prompt
     responses: tuple[str, str]
@@ -113,29 +110,28 @@ def collect(
     at_once: int | None = None,
     progress: Progress | None = None,
 ) -> Collected:
-    """Ask an overseer about responses to prompts, and write down what it says.
+    """Ask an overseer about responses to prompts, and save its answers.
 
-    Of each prompt, `comparisons_per_prompt` pairs are asked about (see `choose_pairs`); then, with `critiques`, each
-    response of a pair that one was preferred in, once. Equal calls give equal feedback if the overseer is consistent.
+    Asks about `comparisons_per_prompt` pairs of each prompt (see `choose_pairs`) and then, with `critiques`, once about
+    each response of the pairs with a preference. Equal calls give equal feedback if the overseer is consistent.
 
     Args:
         overseer: Whom to ask. If it has a number `at_once`, it may be asked from that many threads.
-        prompts: What was asked of the policy. Prompts that occur twice are one, with the responses of both.
-        responses_per_prompt: For each prompt, the policy's responses.
-        comparisons_per_prompt: Most pairs of one prompt.
-        critiques: Whether to ask for critiques.
-        round_number: Which round of feedback this is; records carry it, as their `subset` "round 2".
-        path: The feedback file to write, as JSON Lines; the answers stand beside it (`ASKED` added to its name), and if
-            they are there already, only what is missing is asked. None keeps everything in memory.
-        seed: Of the choice of pairs.
-        at_once: Most questions under way at a time; None: as many as the overseer says, else one.
+        prompts: What the policy was asked. Repeated prompts are merged, with all their responses.
+        responses_per_prompt: The policy's responses to each prompt.
+        comparisons_per_prompt: Maximum number of pairs per prompt.
+        round_number: The round of feedback; records carry it as their `subset` "round 2".
+        path: The feedback file to write, as JSON Lines, with the journal of answers next to it (`ASKED` is added to the
+            name). If the journal exists, only what is missing is asked. None keeps everything in memory.
+        seed: Seed for the choice of pairs.
+        at_once: Maximum number of questions in flight; None takes the overseer's `at_once`, or 1.
         progress: Called after each answer.
 
     Raises:
-        ConfigError: Not as many lists of responses as prompts, or no pair asked for.
-        DataError: A prompt that nothing can respond to.
-        CheckpointError: The file is no collection of this overseer and round, is in use, or cannot be written.
-        Exception: What the overseer raises. Answers so far are kept.
+        ConfigError: The numbers of prompts and lists of responses differ, or no pair is asked for.
+        DataError: A prompt that cannot be responded to.
+        CheckpointError: The file is not a collection of this overseer and round, is in use, or cannot be written.
+        Exception: Any error of the overseer. The answers so far are kept.
     """
     if at_once is None:
         at_once = int(getattr(overseer, "at_once", 1))
@@ -156,26 +152,19 @@ def collect(
         )
         if path is not None:
             storage.write_jsonl(path, map(_row, records))
-    counts = _counted(counts, verdicts, words)
-    logger.info("%s: %s", label, counts.summary())
-    if not records:
-        logger.warning("%s gave not one comparison of %d pairs", label, len(pairs))
-    return Collected(records, counts)
-
-
-def _counted(
-    counts: CollectionCounts, verdicts: Sequence[Verdict], words: Mapping[Subject, tuple[str, ...]]
-) -> CollectionCounts:
-    """The counts of responses, with those of answers."""
-    return replace(
+    counts = replace(
         counts,
         pairs=len(verdicts),
-        comparisons=sum(verdict.preferred is not None for verdict in verdicts),
+        comparisons=len(decided),
         ties=sum(verdict.preferred is None and not verdict.abstained for verdict in verdicts),
         abstentions=dict(Counter(verdict.abstained for verdict in verdicts if verdict.abstained).most_common()),
         critiques=sum(map(bool, words.values())),
         missing_critiques=sum(not texts for texts in words.values()),
     )
+    logger.info("%s: %s", label, counts.summary())
+    if not records:
+        logger.warning("%s gave no comparison for any of %d pairs", label, len(pairs))
+    return Collected(records, counts)
 
 
 def _comparison(
@@ -195,13 +184,10 @@ def _comparison(
     )
 
 
-# ---- which pairs ----
-
-
 def choose_pairs(count: int, budget: int, rng: random.Random) -> list[tuple[int, int]]:
-    """Up to `budget` different pairs of the numbers below `count`, in random order and each in a random direction.
+    """Up to `budget` different pairs of numbers below `count`, in random order and each in a random direction.
 
-    The pair whose numbers occurred least so far comes next: three pairs of four show every one of them.
+    The pair whose numbers were used least comes next, so three pairs of four include all four.
     """
     left = list(combinations(range(count), 2))
     rng.shuffle(left)
@@ -222,7 +208,7 @@ def responses_asked_about(
     comparisons_per_prompt: int = 1,
     seed: int = 0,
 ) -> list[Subject]:
-    """The responses that `collect`, called with the same, shows to an overseer: each once.
+    """The responses that `collect` would show to an overseer if called with the same arguments, each once.
 
     Raises:
         ConfigError, DataError: As `collect`.
@@ -234,60 +220,56 @@ def responses_asked_about(
 def _pairs(
     prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], budget: int, seed: int, label: str
 ) -> tuple[list[Pair], CollectionCounts]:
-    """The pairs to ask about, and the counts of prompts and responses. A prompt's pairs depend on no other prompt."""
+    """The pairs to ask about, and the counts of prompts and responses. A prompt's pairs do not depend on the others."""
     if len(prompts) != len(responses):
         raise ConfigError(
             f"{len(responses)} lists of responses to {len(prompts)} prompts", expected="one list for each prompt"
         )
     if budget < 1:
-        raise ConfigError(f"{budget} comparisons a prompt", where="comparisons_per_prompt", expected="at least 1")
+        raise ConfigError(f"{budget} comparisons per prompt", where="comparisons_per_prompt", expected="at least 1")
     groups: dict[Prompt, list[str]] = {}
     for row, (prompt, group) in enumerate(zip(prompts, responses, strict=True), start=1):
         origin = Origin(f"prompts for {label}", row)
         check_prompt(prompt, origin)
         for text in group:
-            _check_encodable(text, origin)
+            if surrogate := find_surrogate(text):
+                raise DataError(
+                    f"a response contains {surrogate}",
+                    where=str(origin),
+                    expected="valid Unicode text",
+                    remedy="decode the policy's tokens with errors='replace'",
+                )
         groups.setdefault(prompt, []).extend(group)
-    equal = empty = single = 0
+    counts = Counter(prompts=len(groups))
     pairs: list[Pair] = []
     for prompt, group in groups.items():
+        with_text = [text for text in group if text.strip()]
         different: dict[str, str] = {}
-        for text in group:
-            if text.strip():
-                different.setdefault(text.strip(), text)
+        for text in with_text:
+            different.setdefault(text.strip(), text)
         texts = list(different.values())
-        without_text = sum(not text.strip() for text in group)
-        empty += without_text
-        equal += len(group) - without_text - len(texts)
-        single += len(texts) < 2
+        counts.update(
+            responses=len(group),
+            equal_responses=len(with_text) - len(texts),
+            empty_responses=len(group) - len(with_text),
+            prompts_without_pair=len(texts) < 2,
+        )
         rng = random.Random(json.dumps([seed, [(message.role, message.content) for message in prompt]]))
         pairs += [Pair(prompt, (texts[i], texts[j])) for i, j in choose_pairs(len(texts), budget, rng)]
-    total = sum(map(len, groups.values()))
-    return pairs, CollectionCounts(len(groups), total, equal, empty, single)
-
-
-def _check_encodable(text: str, origin: Origin) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"a response has half of a surrogate pair in it (\\u{ord(text[error.start]):04x}), which is no character",
-            where=str(origin),
-            expected="valid Unicode text",
-            remedy="decode the policy's tokens with errors replaced",
-        ) from None
-
-
-# ---- asking ----
+    return pairs, CollectionCounts(**counts)
 
 
 class _Answers:
-    """Answers from the journal where it has them, and else from the overseer."""
+    """Answers from the journal or, if they are not there, from the overseer."""
 
     def __init__(self, journal: Journal, at_once: int, progress: Progress | None) -> None:
         self.journal, self.at_once, self.progress = journal, at_once, progress
-        # A later answer to one question replaces an earlier one; where none came, it is asked again.
-        self.known = {_key(entry): entry for entry in journal.entries if _came(entry)}
+        # A later answer replaces an earlier one; a question without an answer is asked again.
+        self.known = {
+            _key(entry): entry
+            for entry in journal.entries
+            if entry.get("abstained") != NO_ANSWER and entry.get("critique") != ""
+        }
 
     def verdicts(self, overseer: Overseer, pairs: Sequence[Pair]) -> list[Verdict]:
         def ask(question: Entry, pair: Pair) -> Entry:
@@ -311,7 +293,7 @@ class _Answers:
         missing = [place for place, question in enumerate(questions) if _key(question) not in self.known]
         done = len(questions) - len(missing)
         if done:
-            logger.info("%d of %d %s are there already", done, len(questions), what)
+            logger.info("%d of %d %s were already answered", done, len(questions), what)
 
         def keep(_place: int, entry: Entry) -> None:
             nonlocal done
@@ -330,20 +312,13 @@ def _question(kind: str, prompt: Prompt, responses: Sequence[str]) -> Entry:
     return {"asked": kind, "prompt": messages, "responses": list(responses)}
 
 
-def _came(entry: Entry) -> bool:
-    return entry.get("abstained") != NO_ANSWER and entry.get("critique") != ""
-
-
 def _key(entry: Entry) -> str:
     return json.dumps([entry.get("asked"), entry.get("prompt"), entry.get("responses")], sort_keys=True)
 
 
-# ---- the file ----
-
-
 @contextlib.contextmanager
 def _journal(path: str | Path | None, header: Entry) -> Iterator[Journal]:
-    """The answers that stand beside the feedback file, held by this process alone."""
+    """The journal next to the feedback file, locked by this process."""
     if path is None:
         yield Journal(None, header)
         return
@@ -351,9 +326,9 @@ def _journal(path: str | Path | None, header: Entry) -> Iterator[Journal]:
     asked = path.with_name(path.name + ASKED)
     if path.exists() and not asked.exists():
         raise CheckpointError(
-            "The file is there already, and no collection made it",
+            "The file exists, and no collection made it",
             where=str(path),
-            expected=f"a new file, or one with {asked.name} beside it",
+            expected=f"a new file, or one with {asked.name} next to it",
             remedy="collect into another file",
         )
     with locks.lock(path.with_name(path.name + ".lock"), what="The feedback file"), Journal(asked, header) as journal:
@@ -361,7 +336,7 @@ def _journal(path: str | Path | None, header: Entry) -> Iterator[Journal]:
 
 
 def _row(record: Comparison) -> dict[str, Any]:
-    """A comparison as a row that `load_feedback` reads back to it."""
+    """A comparison as a row that `load_feedback` reads back unchanged."""
     row: dict[str, Any] = {
         "prompt": [{"role": message.role, "content": message.content} for message in record.prompt],
         "chosen": [{"role": "assistant", "content": record.chosen}],

@@ -1,4 +1,4 @@
-"""Many questions to somebody who can take several at once, with no answer lost when one of them fails."""
+"""Ask several questions at the same time, and keep every answer even when one of them fails."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ def ask_all(
     at_once: int = 1,
     keep: Callable[[Question, Answer], None] | None = None,
 ) -> list[Answer]:
-    """The answers to all questions, in the questions' order, however they come in.
+    """Return the answers in the order of the questions.
 
     Args:
-        ask: Answers one question; called in up to `at_once` threads, or in this one where that is 1.
-        questions: What to ask.
-        at_once: Most questions under way at a time.
-        keep: Called in this thread with each question and its answer as soon as it is there, in no fixed order.
+        ask: Answers one question. Called in up to `at_once` threads, or in this thread if that is 1.
+        keep: Called in this thread with each question and its answer as it arrives, in no fixed order.
 
     Raises:
-        Exception: What `ask` raised first. Nothing more is asked then; the questions under way are waited for, and
-            `keep` gets their answers. An interruption (Ctrl-C) does the same.
+        Exception: The first error of `ask`, or an interruption (Ctrl-C). No further question is asked; `keep` still
+            gets the answers to the questions in flight.
     """
     answers: dict[int, Answer] = {}
 
@@ -36,36 +34,25 @@ def ask_all(
         if keep is not None:
             keep(questions[number], answer)
 
-    if at_once <= 1:
+    if at_once <= 1 or not questions:
         for number, question in enumerate(questions):
             take(number, ask(question))
-    else:
-        _in_threads(ask, questions, min(at_once, len(questions)), take)
-    return [answers[number] for number in range(len(questions))]
-
-
-def _in_threads(
-    ask: Callable[[Question], Answer], questions: Sequence[Question], at_once: int, take: Callable[[int, Answer], None]
-) -> None:
-    under_way: dict[Future[Answer], int] = {}
+        return list(answers.values())
+    in_flight: dict[Future[Answer], int] = {}
     waiting = iter(range(len(questions)))
-    if not questions:
-        return
     with ThreadPoolExecutor(at_once, thread_name_prefix="asking") as threads:
         try:
             while True:
-                # Only as many as there are threads are handed over, so that a failure leaves nothing queued behind it.
-                for number in waiting:
-                    under_way[threads.submit(ask, questions[number])] = number
-                    if len(under_way) == at_once:
-                        break
-                if not under_way:
-                    return
-                done, _ = wait(under_way, return_when=FIRST_COMPLETED)
-                for future in done:
-                    take(under_way.pop(future), future.result())
+                # Submit only as many questions as there are threads, so that a failure leaves none queued.
+                while len(in_flight) < at_once and (number := next(waiting, None)) is not None:
+                    in_flight[threads.submit(ask, questions[number])] = number
+                if not in_flight:
+                    break
+                for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                    take(in_flight.pop(future), future.result())
         except BaseException:
-            for future in wait(under_way).done:
+            for future in wait(in_flight).done:
                 if future.exception() is None:
-                    take(under_way[future], future.result())
+                    take(in_flight[future], future.result())
             raise
+    return [answers[number] for number in range(len(questions))]

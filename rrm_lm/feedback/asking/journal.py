@@ -1,10 +1,9 @@
-"""Answers that cost something to get, kept one by one as they come: a JSON Lines file that is only ever added to."""
+"""An append-only JSON Lines file of answers that are expensive to get, written as they arrive."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,14 +16,14 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """What was asked and answered. The first line says whom the answers are from; each further line is one answer.
+    """Questions and answers. The first line names the source of the answers; each further line is one answer.
 
-    A line that an interruption cut short is dropped when the file is opened again. To be used as a context, by one
-    process at a time.
+    A last line that was cut short is dropped when the file is reopened. Use it as a context manager, in one process
+    at a time.
 
     Args:
-        path: The file; None keeps the answers in memory alone.
-        header: Whom the answers are from.
+        path: The file; None keeps the answers in memory only.
+        header: The source of the answers.
     """
 
     def __init__(self, path: Path | None, header: Entry) -> None:
@@ -33,10 +32,10 @@ class Journal:
         self._stream: IO[bytes] | None = None
 
     def __enter__(self) -> Journal:
-        """Read what is there, and open the file to add to it.
+        """Read the existing answers and open the file for appending.
 
         Raises:
-            CheckpointError: The file is broken, holds answers from somebody else, or cannot be written.
+            CheckpointError: The file is broken, holds answers from another source, or cannot be written.
         """
         if self.path is None:
             return self
@@ -44,16 +43,16 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("a+b")
             self._stream.seek(0)
-            whole = self._stream.read()
-            kept = whole.rfind(b"\n") + 1
-            if kept < len(whole):
-                logger.info("%s: the last line was cut short and is left out", self.path)
-                self._stream.truncate(kept)
+            content = self._stream.read()
+            complete = content.rfind(b"\n") + 1
+            if complete < len(content):
+                logger.info("%s: dropped the last line, which was cut short", self.path)
+                self._stream.truncate(complete)
         except OSError as error:
             raise self._failed("opened", error) from error
         try:
-            self._read(whole[:kept])
-            if kept == 0:
+            self._read(content[:complete])
+            if complete == 0:
                 self._write(self.header)
         except BaseException:
             self._stream.close()
@@ -65,7 +64,7 @@ class Journal:
             self._stream.close()
 
     def add(self, entry: Entry) -> None:
-        """Keep one answer; it is handed to the system at once, so that only a crash of the whole machine loses it.
+        """Append one answer and flush it: only a crash of the whole machine can lose it.
 
         Raises:
             CheckpointError: The disk is full or cannot be written.
@@ -77,15 +76,27 @@ class Journal:
         for row, line in enumerate(text.splitlines(), start=1):
             try:
                 entry = json.loads(line)
+                problem = "" if isinstance(entry, dict) else f"a {type(entry).__name__}"
             except ValueError as error:
-                raise self._broken(row, str(error)) from None
-            if not isinstance(entry, dict):
-                raise self._broken(row, f"a {type(entry).__name__}")
+                entry, problem = None, str(error)
+            if problem:
+                raise CheckpointError(
+                    f"An answer cannot be read ({problem})",
+                    where=f"{self.path}, row {row}",
+                    expected="one JSON object per line, as this program writes it",
+                    remedy="remove the line: its question is asked again",
+                )
             if row > 1:
                 self.entries.append(entry)
             elif entry != self.header:
+                names = dict.fromkeys([*self.header, *entry])
+                different = [
+                    f"{name} is {entry.get(name)!r} and not {self.header.get(name)!r}"
+                    for name in names
+                    if entry.get(name) != self.header.get(name)
+                ]
                 raise CheckpointError(
-                    f"The file holds answers from another source: {', '.join(_different(entry, self.header))}",
+                    f"The file holds answers from another source: {', '.join(different)}",
                     where=str(self.path),
                     expected=storage.json_text(self.header, indent=None),
                     remedy="collect into another file, or move this one and its feedback away",
@@ -104,19 +115,5 @@ class Journal:
         return CheckpointError(
             f"The file of answers cannot be {how}: {error.strerror}",
             where=str(self.path),
-            remedy="free some space, or choose a folder that you may write to; answers so far are kept",
+            remedy="free some space, or choose a writable folder; the answers so far are kept",
         )
-
-    def _broken(self, row: int, what: str) -> CheckpointError:
-        return CheckpointError(
-            f"An answer cannot be read ({what})",
-            where=f"{self.path}, row {row}",
-            expected="one JSON object a line, as this program writes it",
-            remedy="remove the line: its question is asked again",
-        )
-
-
-def _different(found: Entry, wanted: Entry) -> Iterator[str]:
-    for name in dict.fromkeys([*wanted, *found]):
-        if found.get(name) != wanted.get(name):
-            yield f"{name} is {found.get(name)!r} and not {wanted.get(name)!r}"

@@ -1,7 +1,7 @@
-"""What language models are asked about responses, and how their answers are read: the only home of both.
+"""The questions that language models are asked about responses, and the parsers of their answers.
 
-A response was written by a model that may have learnt to talk to its judge, so what is judged stands between marks that
-it cannot know and does not contain, and control tokens in it are taken apart.
+The policy may have learned to address its judge. Texts to be judged are therefore placed between marks that they do not
+contain and that their author could not know, and their control tokens are broken up.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Reply B:
 """
 _ASKED = "\nWhich reply is better, one that the user would be more satisfied with?"
 
-# For a judge of whom only the likelihood of the first token is read, and for one too small to say more.
+# For a judge whose first-token probabilities are read, and for a judge too small to write more.
 LETTER_QUESTION = _COMPARISON + _ASKED + " Answer with one letter: A or B."
-# For a judge who writes; `read_verdict` reads the answer.
+# For a judge that writes; `read_verdict` parses the answer.
 VERDICT_QUESTION = (
     _COMPARISON
     + _ASKED
@@ -56,13 +56,13 @@ _NOTED = (
     "wrong: weigh them.\n"
 )
 
-# Why there is no verdict.
+# Causes of abstentions
 EMPTY = "empty answer"
 UNREADABLE = "unreadable"
 REFUSED = "refused"
 CUT_OFF = "cut off"
 
-# How the tokens that frame a turn are spelled by the usual chat templates. In a text they would be read as a frame.
+# Turn tokens of the usual chat templates. Inside a text, a server may encode them as control tokens.
 _CONTROL = re.compile(
     r"(<)([|\uff5c][^<>\s]{1,64}[|\uff5c]>|/?s>|/?(?:bos|eos|pad|unk|(?:start|end)_of_(?:turn|text))>)|(\[)(/?(?:INST|SYSTEM_PROMPT)\])"
 )
@@ -80,38 +80,34 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _WHOLE_SENTENCES = re.compile(r".*[.!?](?=\s|$)")
-_LONGEST_LINE = 80  # characters of a line that can hold nothing but a verdict
-_REASON_LENGTH = 1000  # characters of an answer that are kept as its reason
+_LONGEST_LINE = 80  # maximum characters of a line with only a verdict
+_REASON_LENGTH = 1000  # maximum characters of an answer that are kept as its reason
 
 
 def fill(question: str, prompt: Prompt, first: str, second: str = "") -> str:
-    """A question with its texts between marks.
-
-    Equal texts give equal questions, so that an answer can be kept and found again.
+    """Fill the texts into a question, between marks. Equal texts give equal questions, so answers can be cached.
 
     Args:
-        question: With the fields `conversation`, `first` and, for two replies, `second`, each of which gets its marks;
-            and, if it likes to speak of the marks, `opened` and `closed`.
-        prompt, first, second: What is judged.
+        question: A template with the fields `conversation`, `first` and, for two replies, `second`. The optional fields
+            `opened` and `closed` show the marks.
     """
     conversation = "\n\n".join(f"{message.role}: {message.content}" for message in prompt)
-    texts = [_taken_apart(text) for text in (conversation, first, second)]
-    mark = _mark(texts)
+    texts = [_break_control_tokens(text) for text in (conversation, first, second)]
+    mark = _unused_mark(texts)
     fenced = [f"<text {mark}>\n{text}\n</text {mark}>" for text in texts]
     fields = dict(zip(("conversation", "first", "second"), fenced, strict=True))
     return question.format(**fields, opened=f"<text {mark}>", closed=f"</text {mark}>")
 
 
 def noted(question: str) -> str:
-    """A question about two replies that also says what the notes behind them are."""
+    """A question about two replies that also explains the notes that follow them."""
     return question.replace(_ASKED, _NOTED + _ASKED)
 
 
 def read_verdict(answer: str) -> Verdict:
-    """The verdict in an answer to `VERDICT_QUESTION`: a JSON object with a "verdict", or a last line that is only that.
+    """The verdict in an answer to `VERDICT_QUESTION`: a JSON object with a "verdict", or a last line with nothing else.
 
-    The index is 0 for reply A and 1 for reply B. Strict: where there is no such line, or there are two that disagree,
-    this is an abstention, and no guess.
+    The index is 0 for reply A and 1 for reply B. No such line, or two that disagree, make an abstention.
     """
     text = without_thoughts(answer)
     if not text:
@@ -123,9 +119,9 @@ def read_verdict(answer: str) -> Verdict:
 
 
 def read_critique(answer: str, *, cut_off: bool = False) -> tuple[str, str]:
-    """The critique in an answer to `CRITIQUE_QUESTION`, on one line, and why there is none, or "".
+    """The critique in an answer to `CRITIQUE_QUESTION`, on one line, or "" and the cause.
 
-    Of an answer that ran out of tokens (`cut_off`) the whole sentences are kept.
+    An answer that ran out of tokens (`cut_off`) is cut to its complete sentences.
     """
     text = " ".join(without_thoughts(answer).split())
     if not text:
@@ -139,20 +135,20 @@ def read_critique(answer: str, *, cut_off: bool = False) -> tuple[str, str]:
 
 
 def without_thoughts(answer: str) -> str:
-    """An answer without what a reasoning model thought before it, and without characters that no file can hold."""
+    """An answer without the reasoning before it and without characters that cannot be encoded."""
     _, end, said = answer.rpartition("</think>")
     if not end and said.lstrip().startswith("<think>"):
-        said = ""  # it never came to an end
+        said = ""  # the reasoning did not end
     return said.encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text begins by declining to answer, in the usual words."""
+    """Whether a text begins with a refusal, in the usual words."""
     return _REFUSAL.search(text[:100]) is not None
 
 
-def _mark(texts: list[str]) -> str:
-    """A word that no text contains, drawn from all of them: whoever wrote one could not know it."""
+def _unused_mark(texts: list[str]) -> str:
+    """A hash of all texts that none of them contains; the author of one text cannot predict it."""
     whole = "\x1f".join(texts)
     mark, number = "", 0
     while not mark or mark in whole:
@@ -161,13 +157,13 @@ def _mark(texts: list[str]) -> str:
     return mark
 
 
-def _taken_apart(text: str) -> str:
-    """A text whose control tokens are no longer any: `<|im_end|>` becomes `< |im_end|>`."""
+def _break_control_tokens(text: str) -> str:
+    """Put a space into each control token: `<|im_end|>` becomes `< |im_end|>`."""
     return _CONTROL.sub(lambda found: " ".join(part for part in found.groups() if part), text)
 
 
 def _json_choice(text: str) -> tuple[str, str] | None:
-    """The reason and the choice of an answer that is a JSON object, whole or as its last line."""
+    """The reason and choice of an answer that is, or ends with, a JSON object."""
     fenced = _FENCE.match(text)
     for candidate in (fenced[1] if fenced else text, text.splitlines()[-1]):
         try:
@@ -184,7 +180,7 @@ def _json_choice(text: str) -> tuple[str, str] | None:
 
 
 def _line_choice(text: str) -> tuple[str, str] | None:
-    """The reason and the choice of an answer whose last line is a verdict, and no earlier line another one."""
+    """The reason and choice of an answer whose last line is a verdict that no earlier line contradicts."""
     lines = text.splitlines()
     choices = [_choice(line) for line in lines]
     if not choices[-1] or len({choice for choice in choices if choice}) > 1:
@@ -193,6 +189,6 @@ def _line_choice(text: str) -> tuple[str, str] | None:
 
 
 def _choice(line: str) -> str:
-    """The key of `_CHOICES` that a line holds alone, or ""."""
+    """The key of `_CHOICES` if the line holds nothing else, or ""."""
     found = _LINE.fullmatch(line) if len(line) <= _LONGEST_LINE else None
     return "" if found is None else found["choice"] if found["choice"] in _CHOICES else "tie"

@@ -1,7 +1,6 @@
-"""A language model behind any OpenAI-compatible server as an overseer: it compares, always in both orders, and writes.
+"""A language model on any OpenAI-compatible server as an overseer: compares, always in both orders, and critiques.
 
-Needs the optional package `openai` (`pip install 'rrm_lm[judge]'`). What is asked, and how answers are read, is in
-`judge_questions.py`.
+Needs the optional package `openai` (`pip install 'rrm_lm[judge]'`). Questions and parsers are in `judge_questions.py`.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from rrm_lm.feedback.records import Prompt
 
 logger = logging.getLogger(__name__)
 
-SERVED = "llm:"  # before the name of a model, where a setting takes other kinds of judges, too
+SERVED = "llm:"  # prefix of a model's name, for settings that also take other kinds of judges
 INCONSISTENT = "another verdict in the other order"
 TOO_LONG = "too long for the model"
 TURNED_DOWN = "turned down by the server"
 
 _OPENAI_KEY = "OPENAI_API_KEY"
-_NO_KEY = "none"  # the client insists on a key, and servers without one do not look at it
+_NO_KEY = "none"  # the client requires a key; servers without one ignore it
 _NEEDED_HEADERS = frozenset(
     ("host", "connection", "accept", "accept-encoding", "user-agent", "content-type", "content-length")
 )
@@ -40,35 +39,30 @@ _FILTER_WORDS = ("content_filter", "content filter", "content management policy"
 
 
 class ServedJudge:
-    """A language model behind a server with the chat completions of OpenAI's API (vLLM, llama.cpp, Ollama, ...).
+    """A language model on a server with OpenAI's chat completions API (vLLM, llama.cpp, Ollama, ...).
 
-    An overseer (`overseers.Overseer`); `judge` makes it a judge of pairs as well. A refusal, an answer that cannot be
-    read, one that did not come and one that changes with the order are abstentions, never a verdict; `abstentions`
-    counts them by cause.
-
-    Every method may be called from several threads at once.
+    An overseer (`overseers.Overseer`) and, with `judge`, a judge of pairs. Refusals, unreadable or missing answers and
+    verdicts that change with the order are abstentions; `abstentions` counts them by cause. Thread-safe.
 
     Args:
-        model: Name of the model, as the server knows it.
-        base_url: The server's address up to its version, such as http://127.0.0.1:8000/v1. All prompts and responses
-            that are judged are sent there, and nowhere else.
-        name: What to call this overseer in records and reports; the model's name if empty.
-        key_variable: The environment variable that holds the API key for this server. None: OPENAI_API_KEY if the
-            server is OpenAI's own or runs on this machine, and no key otherwise. "" sends none.
-        at_once: Most questions under way at a time.
+        model: The server's name for the model.
+        base_url: The server's address up to its version, such as http://127.0.0.1:8000/v1. Prompts and responses are
+            sent there and nowhere else.
+        name: The overseer's name in records and reports; the model's name if empty.
+        key_variable: The environment variable with the API key for this server. None: OPENAI_API_KEY for OpenAI's own
+            server or one on this machine, no key otherwise. "" sends no key.
+        at_once: Maximum number of questions in flight.
         timeout: Seconds to wait for an answer.
-        max_retries: How often the client asks again, waiting longer each time, after a timeout, a lost connection, or
-            the status 408, 409, 429 or 5xx.
+        max_retries: Retries, with growing waits, after a timeout, a lost connection, or status 408, 409, 429 or 5xx.
         max_tokens: Longest answer, in tokens. A reasoning model needs thousands.
-        patience: Questions in a row that may end without any answer; then this stops with the last reason.
-        question: What is asked about two responses, as `judge_questions.fill` wants it and `read_verdict` reads it.
-            `LETTER_QUESTION` is for small models, which manage a letter and no more.
-        options: Further fields of each request, such as {"top_k": 1}; None leaves a field out, for example
-            {"max_tokens": None, "max_completion_tokens": 4000, "temperature": None} for a model that takes neither.
+        patience: Questions in a row that may stay unanswered before this raises the last cause.
+        question: The question about two responses: a template for `judge_questions.fill` whose answer `read_verdict`
+            parses. `LETTER_QUESTION` is for small models.
+        options: More fields for each request, such as {"top_k": 1}. None removes a field, for example
+            {"max_tokens": None, "max_completion_tokens": 4000, "temperature": None}.
 
     Raises:
-        ConfigError: `openai` is not installed, an address that is none, a `key_variable` that is not set, or a key
-            that no header can hold.
+        ConfigError: `openai` is not installed, the address is invalid, or the key is not set or not a valid header.
     """
 
     def __init__(
@@ -99,7 +93,7 @@ class ServedJudge:
         self.abstentions: Counter[str] = Counter()
         self.usage: Counter[str] = Counter()  # requests, prompt_tokens, completion_tokens
         self._openai = _import_openai()
-        # A redirect would take the questions, and on the same host the key, where the user did not send them.
+        # A redirect would send the questions (on the same host also the key) to an address the user did not name.
         http = self._openai.DefaultHttpxClient(base_url=self.base_url, follow_redirects=False)
         self._key = _key(key_variable, http.base_url)
         if key_variable is None and not _is_trusted(http.base_url):
@@ -113,17 +107,14 @@ class ServedJudge:
         )
         self._lock, self._lost_in_a_row = threading.Lock(), 0
 
-    # -- an overseer ----------------------------------------------------------------------------------------------
-
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
-        """Prefer the response that beats each of the others; every two are shown in both orders.
+        """Prefer the response that beats all others. Each pair is asked in both orders and must get the same verdict.
 
-        A pair counts with equal verdicts in both orders alone. If no response beats all others, an abstention on any
-        pair makes this an abstention; without one, none is preferred.
+        If no response beats all others, the verdict is an abstention if any pair was one, else a tie.
 
         Raises:
             ConfigError: Fewer than two responses.
-            ModelError: The server cannot be reached or used (see `judge`).
+            ModelError: As `judge`.
         """
         if len(responses) < 2:
             raise ConfigError(f"{len(responses)} response given to compare", expected="at least two responses")
@@ -143,10 +134,10 @@ class ServedJudge:
         return Verdict(None, reason=reason, abstained=abstained)
 
     def critique(self, prompt: Prompt, response: str) -> str:
-        """One to three sentences about a response; "" where the model wrote none.
+        """One to three sentences about a response; "" if the model wrote none.
 
         Raises:
-            ModelError: The server cannot be reached or used (see `judge`).
+            ModelError: As `judge`.
         """
         answer, cause, cut_off = self._ask(fill(CRITIQUE_QUESTION, prompt, response))
         critique = ""
@@ -156,15 +147,13 @@ class ServedJudge:
             self._count(f"critique: {cause}")
         return critique
 
-    # -- a judge of pairs -----------------------------------------------------------------------------------------
-
     def judge(self, questions: Sequence[tuple[Prompt, str, str]]) -> list[float | None]:
-        """For each prompt with two responses, in this order alone: 1 if the first is better, 0 if the second is, 1/2
-        if neither is, None for an abstention.
+        """For each prompt with two responses, asked in this order only: 1 if the first is better, 0 if the second is,
+        1/2 for a tie, None for an abstention.
 
         Raises:
-            ModelError: The server cannot be reached, knows no such model, does not accept the key, or left `patience`
-                questions in a row without an answer.
+            ModelError: The server cannot be reached, does not know the model, rejects the key, or left `patience`
+                questions in a row unanswered.
         """
         verdicts = ask_all(lambda question: self._verdict(*question), questions, at_once=self.at_once)
         for verdict in verdicts:
@@ -175,14 +164,12 @@ class ServedJudge:
             for verdict in verdicts
         ]
 
-    # -- asking ---------------------------------------------------------------------------------------------------
-
     def _compare_two(self, prompt: Prompt, one: str, other: str) -> Verdict:
         if one == other:
             return Verdict(None)
         first = self._verdict(prompt, one, other)
         if first.abstained:
-            return first  # whatever the other order gave, this pair would not count
+            return first  # the pair cannot count, so the other order is not asked
         second = self._verdict(prompt, other, one)
         if second.abstained:
             return second
@@ -191,12 +178,12 @@ class ServedJudge:
 
     def _verdict(self, prompt: Prompt, first: str, second: str) -> Verdict:
         answer, cause, cut_off = self._ask(fill(self.question, prompt, first, second))
-        if cause or cut_off:  # the last line of an answer that was cut off is not its last
+        if cause or cut_off:  # the verdict is on the last line, which a cut answer has lost
             return Verdict(None, reason=answer, abstained=cause or CUT_OFF)
         return judge_questions.read_verdict(answer)
 
     def _ask(self, question: str) -> tuple[str, str, bool]:
-        """The answer, why there is none (or ""), and whether it ran out of tokens."""
+        """The answer, the cause if there is none (or ""), and whether it ran out of tokens."""
         request = {key: value for key, value in self.request.items() if value is not None}
         messages: list[Any] = [{"role": "user", "content": question}]
         try:
@@ -207,7 +194,7 @@ class ServedJudge:
             raise self._unusable("The server cannot be reached", error, "start it, or check the address") from None
         except self._openai.APIStatusError as error:
             return "", self._lost(self._cause(error), error), False
-        except (self._openai.OpenAIError, ValueError) as error:  # a reply that is not in the form of the API
+        except (self._openai.OpenAIError, ValueError) as error:  # a reply that does not fit the API
             return "", self._lost(NO_ANSWER, error), False
         return self._read(reply)
 
@@ -227,24 +214,22 @@ class ServedJudge:
         cut_off = choice.finish_reason == "length"
         return content or "", "" if content or cut_off else EMPTY, cut_off
 
-    # -- what can go wrong ----------------------------------------------------------------------------------------
-
     def _cause(self, error: Any) -> str:
-        """The cause of an abstention that a status stands for.
+        """The cause of an abstention for an HTTP status.
 
         Raises:
-            ModelError: It stands for something that no other question will change.
+            ModelError: The status would be the same for every other question.
         """
         status, said = error.status_code, str(error).lower()
         if status in (401, 403):
-            remedy = "put a valid key for this server into a variable, and name that with --judge_key_env"
-            raise self._unusable("The server does not accept the API key", error, remedy) from None
+            remedy = "put a valid key for this server into an environment variable and name it with --judge_key_env"
+            raise self._unusable("The server rejects the API key", error, remedy) from None
         if 300 <= status < 400:
-            target = error.response.headers.get("location", "an address that it does not give")
-            remedy = "if you trust that server, give its address as base_url"
+            target = error.response.headers.get("location", "an unnamed address")
+            remedy = "if you trust that server, pass its address as base_url"
             raise self._unusable(f"The server redirects to {target}, which is not followed", error, remedy) from None
         if status == 404:
-            remedy = "check the name of the model, and that the address ends as the server wants it, often in /v1"
+            remedy = "check the model's name and the end of the address, which is often /v1"
             raise self._unusable(f"The server does not know the model {self.model!r}", error, remedy) from None
         if status in (408, 409, 429) or status >= 500:
             return NO_ANSWER
@@ -253,10 +238,10 @@ class ServedJudge:
         return TOO_LONG if status == 413 or any(word in said for word in _TOO_LONG_WORDS) else TURNED_DOWN
 
     def _lost(self, cause: str, error: Any) -> str:
-        """The cause of an abstention, unless too many questions in a row went that way.
+        """Count an unanswered question and return the cause of its abstention.
 
         Raises:
-            ModelError: They did.
+            ModelError: `patience` questions in a row were unanswered.
         """
         if cause in (REFUSED, TOO_LONG):
             return cause
@@ -265,7 +250,7 @@ class ServedJudge:
             lost = self._lost_in_a_row
         logger.info("%s gave no answer: %s", self.name, self._said(error))
         if lost >= self.patience:
-            remedy = "check the server and its log; a collection that is started again goes on from the answers it has"
+            remedy = "check the server and its log; a restarted collection resumes from its saved answers"
             raise self._unusable(f"{lost} questions in a row got no answer", error, remedy)
         return cause
 
@@ -273,7 +258,7 @@ class ServedJudge:
         return ModelError(f"{what} ({self._said(error)})", where=f"{self.model} at {self.base_url}", remedy=remedy)
 
     def _said(self, error: Any) -> str:
-        """What an error says, on one line, without the key that some servers repeat."""
+        """An error's message on one line, without the API key, which some servers repeat."""
         said = " ".join(str(error).split())[:500] or type(error).__name__
         return said.replace(self._key, "[key]") if self._key else said
 
@@ -287,80 +272,80 @@ def _import_openai() -> Any:
         import openai
     except ImportError:
         raise ConfigError(
-            "Asking a model behind a server needs the package openai, which is not installed",
+            "A judge on a server needs the package openai, which is not installed",
             remedy="pip install 'rrm_lm[judge]'",
         ) from None
     return openai
 
 
 def _checked_address(base_url: str) -> str:
-    """The address, if it is one.
+    """The address, checked.
 
     Raises:
-        ConfigError: It is none, or has a name, a password or a query in it, which logs and reports would show.
+        ConfigError: It is not an address, or contains a user name, a password or a query, which logs would show.
     """
     try:
         parts = urlsplit(base_url)
         found = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        found = found and base_url.isprintable() and not set(base_url) & set(" \\")  # which parsers read differently
+        found = found and base_url.isprintable() and not set(base_url) & set(" \\")  # parsers disagree on these
         secret = "@" in parts.netloc or bool(parts.query)
     except ValueError:
         found = secret = False
     if secret or not found:
         raise ConfigError(
-            "The address of the server has a password or a query in it"
+            "The server's address contains a password or a query"
             if secret
             else f"{base_url!r} is not the address of a server",
             where="base_url",
             expected="for example http://127.0.0.1:8000/v1",
-            remedy="give the key in the environment" if secret else "",
+            remedy="pass the key in an environment variable" if secret else "",
         )
     return base_url
 
 
 def _is_trusted(url: Any) -> bool:
-    """Whether an address, as the client itself reads it, is OpenAI's own or on this machine."""
+    """Whether an address, as parsed by the client, is OpenAI's own or on this machine."""
     try:
         loopback = url.host == "localhost" or ipaddress.ip_address(url.host).is_loopback
-    except ValueError:  # a name
+    except ValueError:  # a host name
         loopback = False
     return loopback or (url.scheme, url.host, url.port) == ("https", "api.openai.com", None)
 
 
 def _strip_credentials(request: Any) -> None:
-    """Leave only what a request needs: the client adds names and headers of the user's OpenAI account by itself."""
+    """Remove headers that a request does not need: the client adds some that identify the user's OpenAI account."""
     for name in {name.lower() for name in request.headers} - _NEEDED_HEADERS:
         del request.headers[name]
 
 
 def _key(variable: str | None, url: Any) -> str:
-    """The API key, "" where there is none.
+    """The API key, or "".
 
     Raises:
-        ConfigError: The named variable is not set, or has characters that no key has; it is not shown.
+        ConfigError: The named variable is not set or holds characters that no key has. The key is not shown.
     """
     name = _OPENAI_KEY if variable is None else variable
     key = os.environ.get(name, "").strip()
     if variable is None and not _is_trusted(url):
         if key:
             logger.warning(
-                "the key in %s does not go to %s, which is neither OpenAI's server nor on this machine; if it is for "
-                "that server, pass --judge_key_env %s",
+                "the key in %s is not sent to %s, which is neither OpenAI's server nor on this machine; if it is meant "
+                "for that server, pass --judge_key_env %s",
                 *(name, url.host, name),
             )
         return ""
     if variable and not key:
         raise ConfigError(
-            "There is no API key in the environment variable",
+            "The environment variable for the API key is not set",
             where=f"judge_key_env: {variable}",
             remedy=f"set {variable}, or name another variable",
         )
     if not all("!" <= character <= "~" for character in key):
         raise ConfigError(
-            "The API key has a space, a line end or a letter with an accent in it",
+            "The API key contains whitespace or a character that is not ASCII",
             where=f"environment variable {name}",
-            expected="the key alone",
+            expected="only the key",
         )
     if key and url.scheme == "http" and not _is_trusted(url):
-        logger.warning("the API key in %s goes to %s without encryption", name, url.host)
+        logger.warning("the API key in %s is sent to %s without encryption", name, url.host)
     return key

@@ -1,7 +1,7 @@
-"""Whoever gives feedback: the protocol they all fit, and overseers simulated from a gold reward with a stated limit.
+"""The protocol for overseers, who give feedback, and an overseer simulated from a gold reward with a stated limit.
 
-A person at a page, a simulated person, a language model as judge and an overseer assisted by helpers are all an
-`Overseer`. None of them ever hands out the gold reward itself: they prefer, and they write.
+A person, a simulated person, an LLM judge and an overseer assisted by helpers are all an `Overseer`. They compare and
+critique but never reveal a gold reward.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ GoldReward = Callable[[Prompt, str], float]
 View = Callable[[Prompt, str], tuple[Prompt, str]]
 Critic = Callable[[Prompt, str], str]
 
-NO_ANSWER = "no answer"  # an abstention that says nothing about the question: asked again, it may get a verdict
+NO_ANSWER = "no answer"  # a temporary abstention: the question may be asked again
 CONTRADICTION = "contradicts itself"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an overseer said about several responses to one prompt.
+    """An overseer's judgment of several responses to one prompt.
 
     Attributes:
-        preferred: Index of the best response; None when the overseer cannot tell them apart, or abstains.
+        preferred: Index of the best response; None for a tie or an abstention.
         strength: How much better it is, at least 0, in the overseer's own units; None if not graded.
         reason: Why, in words; may be empty.
-        abstained: Why there is no verdict at all, such as "refused" or `NO_ANSWER`; "" where there is one. That two
-            responses are equally good is a verdict; an abstention says nothing about them.
+        abstained: Why there is no verdict, such as "refused" or `NO_ANSWER`; "" for a verdict. A tie is a verdict.
     """
 
     preferred: int | None
@@ -43,16 +42,16 @@ class Verdict:
 
 @runtime_checkable
 class Overseer(Protocol):
-    """Whoever gives feedback."""
+    """Gives feedback on responses."""
 
     @property
     def name(self) -> str:
-        """What to call this overseer in records and reports."""
+        """The overseer's name in records and reports."""
         ...
 
     @property
     def limit(self) -> str:
-        """What this overseer cannot see or do, in plain words."""
+        """What this overseer cannot see or do, in words."""
         ...
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
@@ -60,7 +59,7 @@ class Overseer(Protocol):
         ...
 
     def critique(self, prompt: Prompt, response: str) -> str:
-        """Say in words what is good or bad about one response; "" for nothing to say."""
+        """Say in words what is good or bad about one response; "" for nothing."""
         ...
 
 
@@ -70,9 +69,9 @@ def see_all(prompt: Prompt, response: str) -> tuple[Prompt, str]:
 
 
 def see_first_words(count: int) -> View:
-    """The view of an overseer who reads only the first `count` words of a response."""
+    """The view of an overseer that reads only the first `count` words of a response."""
     if count < 1:
-        raise ConfigError(f"an overseer who reads {count} words sees nothing", expected="at least 1 word")
+        raise ConfigError(f"an overseer that reads {count} words sees nothing", expected="at least 1 word")
 
     def view(prompt: Prompt, response: str) -> tuple[Prompt, str]:
         return prompt, " ".join(response.split()[:count])
@@ -82,22 +81,21 @@ def see_first_words(count: int) -> View:
 
 @dataclass(frozen=True)
 class SimulatedOverseer:
-    """A person simulated from a gold reward: sees through `view`, and errs as `temperature` and `epsilon` say.
+    """A person simulated from a gold reward, with a limited view and with noise.
 
-    Noise is a function of `seed`, the prompt and the responses: the same question gets the same answer whatever was
-    asked before and in whatever order the responses are shown, so feedback can be gathered in parallel and resumed.
+    Noise is a function of `seed`, the prompt and the responses. A repeated question gets the same answer in any order,
+    so feedback can be gathered in parallel and resumed.
 
     Attributes:
-        gold: Reward of a response to a prompt; higher is better, and finite.
-        limit: The limit in words, as reports show it. It should say what `view` hides.
-        view: What of the prompt and response this overseer sees; `gold` is evaluated on that.
+        gold: Finite reward of a response to a prompt; higher is better.
+        limit: What `view` hides, in words for reports.
+        view: The part of the prompt and response that this overseer sees and `gold` is evaluated on.
         temperature: Noise in units of the gold reward. The best of k is drawn with probability
             softmax(gold / temperature), which for two is Bradley-Terry (1952); 0 always takes the best.
-        epsilon: Probability of a slip: taking one of the others, evenly.
-        indifference: The best response must beat the second by more than this, or the overseer cannot tell (no noise
-            is drawn then).
-        critic: Writes the critique of what is seen; without one, the overseer can only compare.
-        seed: Which of many equal people this one is.
+        epsilon: Probability of a slip: taking one of the others, uniformly.
+        indifference: If the best response leads by no more than this, the verdict is a tie, without noise.
+        critic: Writes critiques of what is seen; without one, the overseer can only compare.
+        seed: Tells apart simulated people with equal settings.
     """
 
     gold: GoldReward
@@ -117,9 +115,7 @@ class SimulatedOverseer:
                 raise ConfigError(f"{name} of a simulated overseer is {value}", expected=f"from {low} to {high}")
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
-        """Prefer one response, with this overseer's noise.
-
-        The verdict is not graded: a strength taken from the gold reward would carry the gold reward into training.
+        """Prefer one response, with noise. Not graded: a strength would leak the gold reward into training.
 
         Raises:
             ConfigError: Fewer than two responses, or a gold reward that is not a finite number.
@@ -143,10 +139,10 @@ class SimulatedOverseer:
         return Verdict(best)
 
     def critique(self, prompt: Prompt, response: str) -> str:
-        """Write about what this overseer sees of the response.
+        """Critique what this overseer sees of the response.
 
         Raises:
-            ConfigError: This overseer was made without a critic.
+            ConfigError: The overseer has no critic.
         """
         if self.critic is None:
             raise ConfigError(
@@ -167,17 +163,17 @@ class SimulatedOverseer:
 
 
 def uniform(*parts: str) -> float:
-    """A number strictly between 0 and 1 that depends on the parts alone: noise that a repeated question gets again."""
+    """A pseudorandom number strictly between 0 and 1, a hash of the parts."""
     digest = hashlib.blake2b("\x1d".join(parts).encode(), digest_size=8).digest()
     return ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52
 
 
 @dataclass(frozen=True)
 class BothOrders:
-    """An overseer who is asked about two responses in both orders; where the answers contradict, there is no verdict.
+    """Asks an overseer about two responses in both orders, and abstains if the answers contradict each other.
 
     Attributes:
-        overseer: Whom to ask. Twice as many questions are asked of it.
+        overseer: Whom to ask, twice per question.
     """
 
     overseer: Overseer
@@ -191,7 +187,7 @@ class BothOrders:
         return self.overseer.limit
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
-        """The verdict of the order given, or an abstention."""
+        """The verdict for the given order, or an abstention."""
         first = self.overseer.compare(prompt, responses)
         again = self.overseer.compare(prompt, list(reversed(responses)))
         if first.abstained or again.abstained:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import FileCounts
-from rrm_lm.feedback.records import Message, Origin, Prompt
+from rrm_lm.feedback.records import Message, Origin, Prompt, find_surrogate
 
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")  # Anthropic HH-RLHF
 HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # several turns in a HelpSteer prompt
@@ -171,12 +171,8 @@ class Row:
         return Message(item["role"], self._encodable(name, content or ""))
 
     def _encodable(self, name: str, text: str) -> str:
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                broken = f"\\u{ord(text[error.start]):04x}"
-                self.fail(name, f"has half of a surrogate pair ({broken}), which is no character", "valid Unicode text")
+        if not text.isascii() and (surrogate := find_surrogate(text)):
+            self.fail(name, f"contains {surrogate}", "valid Unicode text")
         return text
 
 

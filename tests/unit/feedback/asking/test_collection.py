@@ -192,7 +192,7 @@ def test_a_simulated_overseer_says_which_and_why_and_never_how_much() -> None:
 
 def test_nothing_to_compare_gives_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = collect(Scripted(), PROMPTS, [["a", "a"], [""]], path=tmp_path / "new.jsonl")
-    assert found.records == () and found.counts.pairs == 0 and "not one comparison" in caplog.text
+    assert found.records == () and found.counts.pairs == 0 and "gave no comparison" in caplog.text
     with pytest.raises(DataError, match="no rows"):
         load_feedback(str(tmp_path / "new.jsonl"))
 
