@@ -1,4 +1,4 @@
-"""What was read and what became of it: no row disappears without being counted and named."""
+"""Counts of what was read and what became of it: every dropped row is counted and named."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from rrm_lm.feedback.records import Origin
 
-NAMED_ORIGINS = 5  # how many rows of each reason are named; the rest are only counted
+NAMED_ORIGINS = 5  # rows named per reason; the rest are only counted
 
 
 @dataclass
 class Tally:
-    """How often something happened, and the first few rows it happened in."""
+    """How often something happened, and in which rows first."""
 
     count: int = 0
     origins: list[Origin] = field(default_factory=list)
@@ -34,17 +34,15 @@ class Tally:
 
 @dataclass
 class FileCounts:
-    """What became of the rows of one file (or of one split of a Hub set).
-
-    Every row is either used (it gave at least one record) or dropped whole: `rows == rows_used + rows_dropped`.
+    """What became of the rows of one file, or of one split of a Hub set.
 
     Attributes:
-        file, format: What was read, and the shape it was recognised as.
-        rows, rows_used, rows_dropped: Rows read; that gave a record; that gave none.
+        file, format: What was read, and the recognized shape.
+        rows, rows_used, rows_dropped: Rows read; rows that gave a record; rows that gave none.
         made: Records by kind ("comparisons", "critiques", ...).
-        dropped: By reason, comparisons or whole rows that were left out. A row can be used and named here: a tie
-            between two critiqued responses gives no comparison, but its critiques are kept.
-        notes: By reason, what was read differently from how it was written, with nothing left out.
+        dropped: Comparisons or whole rows that were left out, by reason. A used row can also be here: a tie between
+            two critiqued responses gives no comparison, but its critiques are kept.
+        notes: What was read differently from how it was written, by reason, with nothing left out.
     """
 
     file: str
@@ -63,22 +61,16 @@ class FileCounts:
         self.notes.setdefault(reason, Tally()).add(origin)
 
     def count_row(self, kinds: Iterable[str]) -> None:
-        """Count one row that gave records of these kinds (none: the row was dropped)."""
-        before = sum(self.made.values())
-        self.made.update(kinds)
+        """Count one row that gave records of these kinds; a row without records was dropped."""
+        made = list(kinds)
+        self.made.update(made)
         self.rows += 1
-        if sum(self.made.values()) > before:
-            self.rows_used += 1
-        else:
-            self.rows_dropped += 1
+        self.rows_used += bool(made)
+        self.rows_dropped += not made
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "file": self.file,
-            "format": self.format,
-            "rows": self.rows,
-            "rows_used": self.rows_used,
-            "rows_dropped": self.rows_dropped,
+            **{name: getattr(self, name) for name in ("file", "format", "rows", "rows_used", "rows_dropped")},
             "made": dict(self.made),
             "dropped": {reason: tally.to_dict() for reason, tally in self.dropped.items()},
             "notes": {reason: tally.to_dict() for reason, tally in self.notes.items()},
@@ -97,8 +89,7 @@ class ReadCounts:
     """The counts of everything that was read.
 
     Attributes:
-        files: One entry per file.
-        derived_comparisons: Comparisons made from two ratings (or stated verdicts) of responses to one prompt.
+        derived_comparisons: Comparisons made from ratings (or verdicts) of two responses to one prompt.
         derived_ties: Such pairs with equal ratings, which give no comparison.
     """
 
@@ -124,7 +115,7 @@ class ReadCounts:
         }
 
     def summary(self) -> str:
-        """A line per file, and one for the comparisons made from ratings, if any."""
+        """A line per file, and one for comparisons made from ratings, if any."""
         lines = [file.summary() for file in self.files]
         if self.derived_comparisons or self.derived_ties:
             ties = f" ({self.derived_ties} pairs rated the same gave none)" if self.derived_ties else ""

@@ -1,12 +1,11 @@
-"""Split by prompt, and check that nothing held out is in the training set, word for word or nearly so."""
+"""Split by prompt, and check that no held-out text, or near-duplicate of one, is in the training set."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rrm_lm.errors import ConfigError, DataError
@@ -14,11 +13,11 @@ from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Comparison, Correction, Critique, Demonstration, Origin, Prompt, Rating, Record
 
 SHINGLE_WORDS = 3
-MIN_WORDS = 10  # a text of fewer words is not compared for near-duplicates: see `leakage`
+MIN_WORDS = 10  # shorter texts are not checked for near-duplicates: see `leakage`
 PERMUTATIONS = 128
-EXAMPLES = 5
-# Words of letters and digits, apostrophes inside them included. Chinese and Japanese write no spaces: there, and in
-# Thai, each character counts as a word.
+EXAMPLES, EXCERPT = 5, 160  # how many matches a report shows, and characters of each
+# Words are letters and digits, with apostrophes inside. Chinese, Japanese and Thai are written without spaces, so each
+# character counts as a word.
 UNSPACED = "\\u0e00-\\u0e7f\\u3040-\\u30ff\\u3400-\\u9fff"
 WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+(?:'(?:(?![{UNSPACED}])\w)+)*")
 
@@ -26,8 +25,8 @@ WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+(?:'(?:(?![{UNSPACED}])
 def split_by_prompt(feedback: Feedback, fraction: float, seed: int = 0) -> tuple[Feedback, Feedback]:
     """Split into (training, held-out) so that no prompt (see `records.prompt_id`) is on both sides.
 
-    `fraction` of the prompts, at least one, is held out. Which ones depends on the seed and the prompts alone, not on
-    the order or number of rows. Goal examples without a prompt stay in training.
+    Holds out `fraction` of the prompts, at least one. The choice depends only on the seed and the prompts, not on the
+    order or number of rows. Goal examples without a prompt stay in training.
 
     Raises:
         ConfigError: `fraction` is not between 0 and 1.
@@ -90,9 +89,9 @@ class LeakageReport:
     Attributes:
         threshold: Jaccard index of word shingles from which two texts are near-duplicates.
         openings: First user turns (`prompt_id`) on both sides: the split was not by prompt.
-        prompts_exact, prompts_near: Whole prompts that are the same (case and white space aside), or nearly.
-        responses_exact, responses_near: The same of responses.
-        heldout_records, heldout_touched: Held-out records, and those of them with any such prompt or response.
+        prompts_exact, prompts_near: Whole prompts that are equal (ignoring case and whitespace), or nearly equal.
+        responses_exact, responses_near: The same for responses.
+        heldout_records, heldout_touched: Held-out records, and how many of them have an overlapping prompt or response.
     """
 
     threshold: float
@@ -125,63 +124,67 @@ class LeakageReport:
         """One line for a log."""
         if not self.found:
             return f"leakage check: none of {self.heldout_records} held-out records overlaps the training set"
-        prompts = (
-            f"{self.prompts_exact.count} prompts exact, {self.prompts_near.count} near (of {self.prompts_exact.of})"
-        )
-        responses = f"{self.responses_exact.count} responses exact, {self.responses_near.count} near"
         return (
             f"leakage check: {self.heldout_touched} of {self.heldout_records} held-out records overlap the training "
-            f"set: {self.openings.count} first turns shared, {prompts}, {responses} (of {self.responses_exact.of})"
+            f"set: {self.openings.count} first turns shared, "
+            f"{self.prompts_exact.count} prompts exact, {self.prompts_near.count} near (of {self.prompts_exact.of}), "
+            f"{self.responses_exact.count} responses exact, {self.responses_near.count} near "
+            f"(of {self.responses_exact.of})"
         )
 
 
 def leakage(train: Feedback, heldout: Feedback, threshold: float = 0.8) -> LeakageReport:
-    """Look for prompts and responses of the held-out set in the training set.
+    """Find prompts and responses of the held-out set in the training set.
 
-    Two texts are the same if their words are, case, punctuation and white space aside. They are near-duplicates if the
-    Jaccard index of their sets of three-word shingles is at least `threshold`: candidates come from MinHash with
-    locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3) and each is then
-    checked exactly, so nothing is reported that is not so; of pairs right at the threshold a few may be missed.
+    Two texts are equal if their words are, ignoring case, punctuation and whitespace. They are near-duplicates if the
+    Jaccard index of their sets of three-word shingles is at least `threshold`. Candidates come from MinHash with
+    locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3), and each is then
+    checked exactly: there are no false positives, and a few pairs close to the threshold may be missed.
 
-    Texts of fewer than ten words are left out of the near-duplicate check, and of the exact check of responses: in so
-    few words a near match ("What is the capital of France/Spain?") or the same answer ("I don't know.") says nothing.
-    Short prompts that are the same are reported.
+    Texts of fewer than ten words are too short for the near-duplicate check ("What is the capital of France/Spain?")
+    and, as responses, for the exact check ("I don't know."). Equal short prompts are reported.
 
     Raises:
         ConfigError: `threshold` is not in (0, 1].
     """
     if not 0.0 < threshold <= 1.0:
         raise ConfigError(f"the leakage threshold is {threshold}", expected="a number above 0 and at most 1")
-    train_texts, heldout_texts = _Texts(train), _Texts(heldout)
-    openings = _overlap(_same(heldout_texts.openings, train_texts.openings), len(heldout_texts.openings))
-    prompts = _compare(heldout_texts.prompts, train_texts.prompts, threshold, short_exact=True)
-    responses = _compare(heldout_texts.responses, train_texts.responses, threshold, short_exact=False)
-    leaked_openings = heldout_texts.openings.keys() & train_texts.openings.keys()
+    known, new = _Texts(train), _Texts(heldout)
+    openings = _equal(new.openings, known.openings)
+    prompts = _equal(new.prompts, known.prompts)
+    prompts_near = _near(new.prompts, known.prompts, threshold)
+    responses = {words: match for words, match in _equal(new.responses, known.responses).items() if _is_long(words)}
+    responses_near = _near(new.responses, known.responses, threshold)
     touched = sum(
-        record.prompt_id in leaked_openings
-        or _words(_prompt_text(record.prompt)) in prompts.leaked
-        or any(_words(response) in responses.leaked for response in _responses(record))
+        record.prompt_id in openings
+        or (words := _words(_prompt_text(record.prompt))) in prompts
+        or words in prompts_near
+        or any((words := _words(text)) in responses or words in responses_near for text in _responses(record))
         for record in heldout.records()
     )
     return LeakageReport(
         threshold=threshold,
-        openings=openings,
-        prompts_exact=prompts.exact,
-        prompts_near=prompts.near,
-        responses_exact=responses.exact,
-        responses_near=responses.near,
+        openings=_overlap(openings, new.openings),
+        prompts_exact=_overlap(prompts, new.prompts),
+        prompts_near=_overlap(prompts_near, new.prompts),
+        responses_exact=_overlap(responses, new.responses),
+        responses_near=_overlap(responses_near, new.responses),
         heldout_records=len(heldout),
         heldout_touched=touched,
     )
 
 
+Texts = dict[str, tuple[Origin, str]]  # normalized words to the first origin and the text as written
+Matches = dict[str, Match]
+
+
 class _Texts:
-    """The distinct prompts and responses of a feedback set: normalised words to (origin, text as written)."""
+    """The distinct prompts and responses of a feedback set. `openings` is by `prompt_id`."""
 
     def __init__(self, feedback: Feedback) -> None:
-        self.openings: dict[str, tuple[Origin, str]] = {}
-        self.prompts: dict[str, tuple[Origin, str]] = {}
-        self.responses: dict[str, tuple[Origin, str]] = {}
+        self.openings: Texts = {}
+        self.prompts: Texts = {}
+        self.responses: Texts = {}
         for record in feedback.records():
             if record.prompt:
                 text = _prompt_text(record.prompt)
@@ -191,63 +194,34 @@ class _Texts:
                 self.responses.setdefault(_words(response), (record.origin, response))
 
 
-@dataclass(frozen=True)
-class _Found:
-    exact: Overlap
-    near: Overlap
-    leaked: frozenset[str] = field(default_factory=frozenset)
+def _equal(heldout: Texts, train: Texts) -> Matches:
+    return {words: _match(heldout[words], train[words], 1.0) for words in heldout if words in train}
 
 
-Texts = Mapping[str, tuple[Origin, str]]
-
-
-def _compare(heldout: Texts, train: Texts, threshold: float, *, short_exact: bool) -> _Found:
-    exact = _same(heldout, train)
-    if not short_exact:
-        exact = {words: match for words, match in exact.items() if _long(words)}
-    rest = [words for words in heldout if words not in train and _long(words)]
-    near = _near(rest, [words for words in train if _long(words)], threshold)
-    matches = {
-        words: Match(heldout[words][0], train[other][0], similarity, _excerpt(heldout[words][1]))
-        for words, (other, similarity) in near.items()
-    }
-    return _Found(_overlap(exact, len(heldout)), _overlap(matches, len(heldout)), frozenset(exact) | frozenset(matches))
-
-
-def _same(heldout: Texts, train: Texts) -> dict[str, Match]:
-    return {
-        words: Match(origin, train[words][0], 1.0, _excerpt(text))
-        for words, (origin, text) in heldout.items()
-        if words in train
-    }
-
-
-def _near(heldout: Sequence[str], train: Iterable[str], threshold: float) -> dict[str, tuple[str, float]]:
-    """For each held-out text with a near-duplicate among the training texts: the nearest one found, and how near."""
+def _near(heldout: Texts, train: Texts, threshold: float) -> Matches:
+    """For each held-out text with a near-duplicate in the training texts, the nearest one; equal texts aside."""
     from datasketch import MinHash, MinHashLSH
 
-    empty = MinHash(PERMUTATIONS, hashfunc=zlib.crc32)  # copied, as drawing its permutations anew takes half the time
+    empty = MinHash(PERMUTATIONS, hashfunc=zlib.crc32)  # copied: drawing its permutations takes half the time
 
     def sketch(shingles: set[bytes]) -> MinHash:
         minhash = empty.copy()
         minhash.update_batch(shingles)
         return minhash
 
-    # False candidates cost only an exact check, so the index is tuned to miss few.
+    # A false candidate costs only an exact check, so the index is tuned to miss few.
     index = MinHashLSH(threshold=min(threshold, 0.9), num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-    shingles_of = {words: _shingles(words) for words in heldout}
+    shingles_of = {words: _shingles(words) for words in heldout if words not in train and _is_long(words)}
     for words, shingles in shingles_of.items():
         index.insert(words, sketch(shingles))
     best: dict[str, tuple[str, float]] = {}
-    for other in train if shingles_of else ():
+    for other in filter(_is_long, train if shingles_of else ()):
         shingles = _shingles(other)
-        for candidate in index.query(sketch(shingles)):
-            words = str(candidate)
-            union = len(shingles | shingles_of[words])
-            similarity = len(shingles & shingles_of[words]) / union
+        for words in map(str, index.query(sketch(shingles))):
+            similarity = len(shingles & shingles_of[words]) / len(shingles | shingles_of[words])
             if similarity >= threshold and similarity > best.get(words, ("", 0.0))[1]:
                 best[words] = (other, similarity)
-    return {words: best[words] for words in heldout if words in best}
+    return {words: _match(heldout[words], train[best[words][0]], best[words][1]) for words in heldout if words in best}
 
 
 def _shingles(words: str) -> set[bytes]:
@@ -255,12 +229,12 @@ def _shingles(words: str) -> set[bytes]:
     return {" ".join(parts[i : i + SHINGLE_WORDS]).encode() for i in range(len(parts) - SHINGLE_WORDS + 1)}
 
 
-def _long(words: str) -> bool:
+def _is_long(words: str) -> bool:
     return words.count(" ") + 1 >= MIN_WORDS
 
 
 def _words(text: str) -> str:
-    """The words of a text, in lower case with single spaces; a text without words (":-)") stays as it is."""
+    """The words of a text, in lower case with single spaces; a text without words (":-)") is unchanged."""
     return " ".join(WORD.findall(text.lower().replace("\u2019", "'"))) or text.strip()
 
 
@@ -278,10 +252,11 @@ def _responses(record: Record) -> tuple[str, ...]:
     return (record.example,)
 
 
-def _overlap(matches: Mapping[str, Match], of: int) -> Overlap:
-    return Overlap(len(matches), of, tuple(matches.values())[:EXAMPLES])
+def _match(heldout: tuple[Origin, str], train: tuple[Origin, str], similarity: float) -> Match:
+    text = " ".join(heldout[1].split())
+    excerpt = text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"
+    return Match(heldout[0], train[0], similarity, excerpt)
 
 
-def _excerpt(text: str, width: int = 160) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _overlap(matches: Matches, heldout: Texts) -> Overlap:
+    return Overlap(len(matches), len(heldout), tuple(matches.values())[:EXAMPLES])
