@@ -240,7 +240,7 @@ def _pairs(
                     remedy="decode the policy's tokens with errors='replace'",
                 )
         groups.setdefault(prompt, []).extend(group)
-    counts = Counter(prompts=len(groups))
+    counts: Any = Counter(prompts=len(groups))
     pairs: list[Pair] = []
     for prompt, group in groups.items():
         with_text = [text for text in group if text.strip()]

@@ -74,11 +74,12 @@ class Journal:
 
     def _read(self, text: bytes) -> None:
         for row, line in enumerate(text.splitlines(), start=1):
+            entry: Any = None
             try:
                 entry = json.loads(line)
                 problem = "" if isinstance(entry, dict) else f"a {type(entry).__name__}"
             except ValueError as error:
-                entry, problem = None, str(error)
+                problem = str(error)
             if problem:
                 raise CheckpointError(
                     f"An answer cannot be read ({problem})",
