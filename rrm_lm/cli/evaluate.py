@@ -28,8 +28,8 @@ def run(argv: list[str]) -> int:
 
     (args,) = parse([EvaluateArguments], argv, command="rrm-lm evaluate", examples=EXAMPLES)
     args.require()
+    from rrm_lm.api.judging import judge, with_comparisons, write_judgement
     from rrm_lm.models.pretrained import process_state
-    from rrm_lm.runs.judging import judge, write_judgement
     from rrm_lm.storage import write_jsonl
     from rrm_lm.training.output_folder import OutputFolder
 
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
     )
     with folder:
         state.wait_for_everyone()
-        sets = _comparisons(load_sets(args))
+        sets = with_comparisons(load_sets(args))
         scorer = make_scorer(args) if critic is None else _assisted(args, critic, sets)
         critiques = getattr(scorer, "critiques", None)
         evaluation = judge(scorer, sets, critiques and {"critic": critiques.account()})
@@ -79,18 +79,3 @@ def _assisted(args: EvaluateArguments, critic: NamedCritic, sets: dict[str, Feed
         trust_remote_code=args.trust_remote_code,
     )
     return AssistedScorer(make_scorer(args, judge_question=NOTES_QUESTION), critiques)
-
-
-def _comparisons(sets: dict[str, Feedback]) -> dict[str, Feedback]:
-    """The sets as they are, if each has comparisons."""
-    from rrm_lm.errors import DataError
-
-    empty = [name for name, feedback in sets.items() if not feedback.comparisons]
-    if empty:
-        raise DataError(
-            "There are no comparisons to judge a model by",
-            where=", ".join(empty),
-            expected="pairs of a chosen and a rejected response, or several ratings of one prompt",
-            remedy="name another set, or say which column is which with --columns",
-        )
-    return sets

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rrm_lm.settings.scoring import ScoringArguments
@@ -15,14 +13,13 @@ if TYPE_CHECKING:  # importing these takes seconds, which --help need not wait f
 
 def load_sets(args: ScoringArguments) -> dict[str, Feedback]:
     """Each named set, under the shortest name that tells it from the others."""
+    from rrm_lm.api.rows import set_labels
     from rrm_lm.feedback.reading.datasets import load_feedback
     from rrm_lm.settings.shared import column_map
 
     columns = column_map(args.columns)
-    short = {name: Path(name).name.split(".")[0] if Path(name).exists() else name for name in args.dataset}
-    repeated = {name for name, count in Counter(short.values()).items() if count > 1}
     return {
-        (name if label in repeated or not label else label): load_feedback(
+        label: load_feedback(
             name,
             columns=columns,
             split=args.split,
@@ -30,7 +27,7 @@ def load_sets(args: ScoringArguments) -> dict[str, Feedback]:
             skip_bad_rows=args.skip_bad_rows,
             limits=args,
         )
-        for name, label in short.items()
+        for name, label in set_labels(args.dataset).items()
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -131,6 +131,33 @@ def load_feedback(
         rows = _hub_rows(path if path.exists() else _hub_name(name), split, revision, config, limits)
         skip = True if skip_bad_rows is None else skip_bad_rows
         records += _records(rows, f"{name}[{split}]", Path(name).name.lower(), columns, skip, counts)
+    return _with_derived(records, counts)
+
+
+def feedback_of_rows(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    name: str = "the rows",
+    columns: Mapping[str, str] | None = None,
+    skip_bad_rows: bool = False,
+) -> Feedback:
+    """As :func:`load_feedback`, from rows that are in memory.
+
+    Args:
+        rows: One mapping of columns to values per row, in any shape that a file may have.
+        name: Named in messages and as the records' source.
+        columns, skip_bad_rows: See :func:`load_feedback`.
+
+    Raises:
+        DataError: An unknown shape, a faulty row, or no usable row.
+    """
+    counts: list[FileCounts] = []
+    numbered = [(number, dict(row)) for number, row in enumerate(rows, 1)]
+    return _with_derived(_records(numbered, name, "", columns, skip_bad_rows, counts), counts)
+
+
+def _with_derived(records: Sequence[Record], counts: Sequence[FileCounts]) -> Feedback:
+    """Records, and the comparisons that their ratings make."""
     derived, ties = derive_comparisons([record for record in records if isinstance(record, Rating)])
     return Feedback.of([*records, *derived], ReadCounts(tuple(counts), len(derived), ties))
 

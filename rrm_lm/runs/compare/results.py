@@ -11,12 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rrm_lm.api.judging import environment
 from rrm_lm.evaluation.policies.monitors import OverOptimisation, over_optimisation, track_of
 from rrm_lm.evaluation.policies.results import PolicyComparison
 from rrm_lm.evaluation.reports import policy_wording
 from rrm_lm.evaluation.reports.policies import PolicyReportData, write_policy_report
 from rrm_lm.feedback.records import prompt_id
-from rrm_lm.runs.judging import environment
 from rrm_lm.storage import write_json, write_jsonl
 from rrm_lm.training.over_optimisation import FILE_NAME, read_measurements
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rrm_lm.api.judging import environment
 from rrm_lm.evaluation.policies.results import PolicyComparison
 from rrm_lm.evaluation.reports.history import Update, updates_of
 from rrm_lm.evaluation.reports.training import TrainingReportData, before_and_after, write_training_report
 from rrm_lm.runs.compare.results import show
-from rrm_lm.runs.judging import environment
 from rrm_lm.runs.policy.monitor import Monitor
 from rrm_lm.runs.policy.trainers import Training
 

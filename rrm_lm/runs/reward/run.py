@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rrm_lm.api.judging import judge, write_judgement
 from rrm_lm.errors import ConfigError, DataError, ModelError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.feedback.reading.datasets import Feedback
@@ -24,7 +25,6 @@ from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import with_full_params
 from rrm_lm.runs.heldout import read_feedback
-from rrm_lm.runs.judging import judge, write_judgement
 from rrm_lm.runs.resuming import identity, is_asked, origin
 from rrm_lm.runs.reward.saving import (
     check_plain,

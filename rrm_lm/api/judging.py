@@ -1,4 +1,4 @@
-"""What `rrm-lm reward` and `rrm-lm evaluate` leave behind after judging a model: files, a page, and a table."""
+"""Judging a reward model, and what that writes: files, a page, and a table."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rrm_lm.errors import DataError
 from rrm_lm.evaluation.preferences.outputs import plain_text, write_evaluation
 from rrm_lm.evaluation.preferences.results import Evaluation
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer, evaluate_preferences, reader_drops
@@ -43,6 +44,23 @@ def judge(
         for name, feedback in sets.items()
     ]
     return Evaluation(scorer.name, tuple(results), dict(details or {}))
+
+
+def with_comparisons(sets: dict[str, Feedback]) -> dict[str, Feedback]:
+    """The same sets.
+
+    Raises:
+        DataError: One of them has no comparisons.
+    """
+    empty = [name for name, feedback in sets.items() if not feedback.comparisons]
+    if empty:
+        raise DataError(
+            "There are no comparisons to judge a model by",
+            where=", ".join(empty),
+            expected="pairs of a chosen and a rejected response, or several ratings of one prompt",
+            remedy="name another set, or say which column is which with --columns",
+        )
+    return sets
 
 
 def write_judgement(

@@ -1,0 +1,165 @@
+"""A reward model that is ready to score, and how good it is: `RewardModel`, `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rrm_lm.api.judging import judge, with_comparisons, write_judgement
+from rrm_lm.api.rows import Text, is_prompt, read_sets, to_prompt
+from rrm_lm.errors import DataError, ModelError
+from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, RewardScorer, load_scorer
+from rrm_lm.evaluation.preferences.scoring import Scorer, score_responses
+from rrm_lm.feedback.records import Prompt
+
+Rewards = NDArray[np.float64]
+
+
+class RewardModel:
+    """Scores responses; higher is better. The difference of two rewards of one prompt is a margin in nats.
+
+    Args:
+        scorer: What computes the rewards; :meth:`from_pretrained` makes it.
+
+    Example:
+        >>> reward = RewardModel.from_pretrained("outputs/mine")
+        >>> reward.score("How long does rice keep?", ["Four days.", "Rice is a grain."])
+        array([ 1.93, -0.41])
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> RewardModel:
+        """Load a reward model onto this process's device (the GPU, where there is one).
+
+        Args:
+            name: A folder that `rrm-lm reward` or `RewardTrainer` wrote, its merged checkpoint, any PEFT ``SEQ_CLS``
+                adapter, any sequence classifier with one output, or a language model, which becomes a judge; a folder,
+                a Hub id, or ``smollm2-135m``.
+            options: ``dtype``, ``attn_implementation``, ``revision``, ``trust_remote_code``, ``base_model``,
+                ``micro_batch_tokens``, ``max_length``, ``ensemble`` and others of
+                :func:`rrm_lm.evaluation.preferences.scorers.load_scorer`.
+
+        Raises:
+            ModelError: No such model, or one that gives no rewards.
+            CheckpointError: The adapter's weights are broken or do not fit its backbone.
+        """
+        return cls(load_scorer(str(name), **options))
+
+    def score(
+        self, prompts: Text | Sequence[Text], responses: Sequence[str] | Sequence[Sequence[str]]
+    ) -> Rewards | list[Rewards]:
+        """Rewards of responses. Batches by length, and computes each prompt once for all of its responses.
+
+        Args:
+            prompts: One prompt (text, or messages with ``role`` and ``content``), or a list of prompts.
+            responses: The responses to the one prompt; with a list of prompts, a list of responses for each.
+
+        Returns:
+            (responses,) float64 for one prompt, else such an array for each prompt. NaN for a response without text.
+
+        Raises:
+            DataError: A prompt without a user turn, or not one list of responses for each prompt.
+        """
+        one = is_prompt(prompts)
+        asked = [to_prompt(p, f"prompt {n}") for n, p in enumerate([prompts] if one else prompts, 1)]  # type: ignore[arg-type]
+        lists: Any = [responses] if one else responses
+        if isinstance(responses, str) or any(isinstance(group, str) for group in lists) or len(lists) != len(asked):
+            raise DataError(
+                f"There are {len(asked)} prompts and {len(lists)} items of responses",
+                where="responses",
+                expected="a list of texts for one prompt; a list of such lists, as long as the list of prompts",
+            )
+        groups: dict[Prompt, dict[str, None]] = {}
+        for prompt, group in zip(asked, lists, strict=True):
+            groups.setdefault(prompt, {}).update(dict.fromkeys(group))
+        found = score_responses(
+            self.scorer, {p: list(texts) for p, texts in groups.items()}, across_processes=False, progress=False
+        )
+        rewards = [
+            np.array([found[prompt][text] for text in group], dtype=np.float64)
+            for prompt, group in zip(asked, lists, strict=True)
+        ]
+        return rewards[0] if one else rewards
+
+    def evaluate(self, data: Any, *, split: str = "test", columns: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The numbers of `results.json` on held-out comparisons; see :func:`rrm_lm.evaluate`."""
+        return evaluate(self, data, split=split, columns=columns)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as it was loaded: an adapter folder, or a sequence-classification checkpoint.
+
+        Raises:
+            ModelError: It is a judge, which is a language model and has no weights of its own.
+        """
+        folder = Path(folder)
+        if isinstance(self.scorer, RewardScorer):
+            self.scorer.model.save(folder, self.scorer.chat.tokenizer)
+        elif isinstance(self.scorer, ClassifierScorer):
+            self.scorer.model.save_pretrained(str(folder))
+            self.scorer.chat.tokenizer.save_pretrained(str(folder))
+        else:
+            raise ModelError("A judge has no weights of its own", where=self.name, remedy="save the language model")
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return self.scorer.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        scorer: Any = self.scorer
+        return (scorer.model if hasattr(scorer, "model") else scorer.backbone).device
+
+    def to(self, device: str | torch.device) -> RewardModel:
+        """Move the weights, and return this model."""
+        scorer: Any = self.scorer
+        (scorer.model if hasattr(scorer, "model") else scorer.backbone).to(device)
+        return self
+
+
+def evaluate(
+    reward: RewardModel | str | Path,
+    data: Any,
+    *,
+    split: str = "test",
+    columns: Mapping[str, str] | None = None,
+    output_dir: str | Path | None = None,
+) -> dict[str, Any]:
+    """Judge a reward model on held-out comparisons: accuracy, calibration and length bias, each with its interval.
+
+    Args:
+        reward: The model, or what :meth:`rrm_lm.RewardModel.from_pretrained` loads.
+        data: A file, a folder or a Hub set, or a list of them; rows or records from memory; or a mapping of names to
+            any of these.
+        split: Which split of a Hub set, a folder or a `DatasetDict`.
+        columns: Their column name to ours, for shapes that are not recognized.
+        output_dir: Also write what `rrm-lm evaluate` writes: `results.json`, `scores.jsonl`, `report.html` ...
+
+    Returns:
+        What `results.json` holds: ``{"model": name, "sets": {name: {"accuracy": {"value", "low", "high"}, ...}}}``.
+        Shares are in [0, 1], intervals are of 95%.
+
+    Raises:
+        DataError: A set without comparisons, or one of which none could be scored.
+        ModelError: No such model.
+
+    Example:
+        >>> rrm_lm.evaluate("outputs/mine", "pairs.jsonl")["sets"]["pairs"]["accuracy"]["value"]
+        0.74
+    """
+    model = reward if isinstance(reward, RewardModel) else RewardModel.from_pretrained(reward)
+    sets = with_comparisons(read_sets(data, split=split, columns=columns))
+    evaluation = judge(model.scorer, sets)
+    if output_dir is not None:
+        chat = getattr(model.scorer, "chat", None)
+        write_judgement(evaluation, sets, Path(output_dir), chat=chat, location=model.name)
+    return evaluation.to_dict()

@@ -1,0 +1,136 @@
+"""What the public classes take as data: feedback and prompts, from memory, from files or from the Hub."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+from rrm_lm.errors import DataError
+from rrm_lm.feedback.reading.datasets import Feedback, feedback_of_rows, load_feedback, merge_feedback
+from rrm_lm.feedback.reading.prompts import load_prompts
+from rrm_lm.feedback.records import Message, Origin, Prompt, Record, check_prompt
+
+# A file, a folder or a Hub set, or several; a `datasets` set; mappings; records of `rrm_lm.feedback.records`.
+Rows = str | os.PathLike[str] | Feedback | Iterable[Any]
+Messages = Sequence[Mapping[str, Any] | Message]
+Text = str | Messages  # a prompt: text, or the messages so far
+
+
+def read_rows(
+    rows: Rows,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    most: int | None = None,
+    name: str = "the rows",
+) -> Feedback:
+    """Feedback from anything that :data:`Rows` names.
+
+    Args:
+        rows: A file, a folder or a Hub set, or a list of them; a `datasets` set, streamed or not; a list of mappings in
+            any shape that files may have; or records.
+        split: Which split of a Hub set, a folder or a `DatasetDict`.
+        columns: Their column name to ours, for shapes that are not recognized.
+        most: Read no more than this many rows from memory; streams may have no end.
+        name: What to call rows from memory in messages.
+
+    Raises:
+        DataError: Nothing of that name, an unknown shape, or a faulty row.
+    """
+    if isinstance(rows, Feedback):
+        return rows
+    if isinstance(rows, str | os.PathLike):
+        return load_feedback(os.fspath(rows), columns=columns, split=split)
+    table: Any = rows
+    if isinstance(table, Mapping):  # a DatasetDict
+        if split not in table:
+            raise DataError(f"there is no split {split!r}", where=name, expected="one of " + ", ".join(map(str, table)))
+        table = table[split]
+    found: list[Any] = list(islice(table, most))
+    if found and all(isinstance(row, str | os.PathLike) for row in found):
+        return merge_feedback(*(load_feedback(os.fspath(row), columns=columns, split=split) for row in found))
+    if found and all(isinstance(row, get_args(Record)) for row in found):
+        return Feedback.of(found)
+    wrong = next((number for number, row in enumerate(found, 1) if not isinstance(row, Mapping)), None)
+    if wrong is not None:
+        raise DataError(
+            f"a row is a {type(found[wrong - 1]).__name__}",
+            where=f"{name}, row {wrong}",
+            expected="mappings of columns to values, records, or names of files or Hub sets",
+        )
+    return feedback_of_rows(found, name=name, columns=columns)
+
+
+def read_sets(data: Any, *, split: str = "test", columns: Mapping[str, str] | None = None) -> dict[str, Feedback]:
+    """Feedback by the name of its set: a mapping of names to rows, or rows; files go by their short names."""
+    if isinstance(data, Mapping):
+        return {str(name): read_rows(rows, split=split, columns=columns, name=str(name)) for name, rows in data.items()}
+    names = [data] if isinstance(data, str | os.PathLike) else data
+    if isinstance(names, list | tuple) and names and all(isinstance(name, str | os.PathLike) for name in names):
+        labels = set_labels([os.fspath(name) for name in names])
+        return {label: read_rows(name, split=split, columns=columns) for name, label in labels.items()}
+    return {"rows": read_rows(data, split=split, columns=columns)}
+
+
+def set_labels(names: Sequence[str]) -> dict[str, str]:
+    """For each set, the shortest name that tells it from the others: of a file, its name without an ending."""
+    short = {name: Path(name).name.split(".")[0] if Path(name).exists() else name for name in names}
+    repeated = {label for label, count in Counter(short.values()).items() if count > 1}
+    return {name: name if label in repeated or not label else label for name, label in short.items()}
+
+
+# -- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def to_prompt(value: Text, where: str = "the prompt") -> Prompt:
+    """A prompt from text (one user turn) or from messages with ``role`` and ``content``.
+
+    Raises:
+        DataError: It is neither, has no user turn, or ends with the assistant's.
+    """
+    messages = (Message("user", value),) if isinstance(value, str) else tuple(_message(one, where) for one in value)
+    check_prompt(messages, Origin(where, 1))
+    return messages
+
+
+def _message(value: Any, where: str) -> Message:
+    if isinstance(value, Message):
+        return value
+    if not isinstance(value, Mapping) or not all(isinstance(value.get(name), str) for name in ("role", "content")):
+        raise DataError("a message has no role and content", where=where, expected='{"role": ..., "content": ...}')
+    return Message(value["role"], value["content"])
+
+
+def is_prompt(value: Any) -> bool:
+    """Whether a value is one prompt (text or messages) and not a list of prompts."""
+    if isinstance(value, str):
+        return True
+    first = value[0] if isinstance(value, list | tuple) and value else None
+    return isinstance(first, Message) or (isinstance(first, Mapping) and "role" in first)
+
+
+def read_prompts(prompts: Any, *, split: str = "train") -> list[Prompt]:
+    """The different prompts in a list of texts or messages, or in whatever feedback is read from.
+
+    Raises:
+        DataError: A prompt without a user turn, or no prompt at all.
+    """
+    if isinstance(prompts, str | os.PathLike):
+        found = load_prompts(os.fspath(prompts), split=split)
+    elif isinstance(prompts, Feedback):
+        found = [record.prompt for record in prompts.records() if record.prompt]
+    else:
+        listed = list(prompts)
+        if all(is_prompt(one) for one in listed):
+            found = [to_prompt(one, f"prompt {number}") for number, one in enumerate(listed, 1)]
+        elif all(isinstance(one, Mapping) and set(one) == {"prompt"} for one in listed):
+            found = [to_prompt(one["prompt"], f"row {number}") for number, one in enumerate(listed, 1)]
+        else:
+            found = [record.prompt for record in read_rows(listed, split=split).records() if record.prompt]
+    if not found:
+        raise DataError("there is no prompt", where="prompts", expected="texts, messages, rows or a file")
+    return list(dict.fromkeys(found))
