@@ -14,7 +14,7 @@ from rrm_lm.api.judging import judge, with_comparisons, write_judgement
 from rrm_lm.api.rows import Text, is_prompt, read_sets, to_prompt
 from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, RewardScorer, load_scorer
-from rrm_lm.evaluation.preferences.scoring import Scorer, score_responses
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer, score_responses
 from rrm_lm.feedback.records import Prompt
 
 Rewards = NDArray[np.float64]
@@ -32,7 +32,7 @@ class RewardModel:
         array([ 1.93, -0.41])
     """
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: ResponseScorer) -> None:
         self.scorer = scorer
 
     @classmethod
