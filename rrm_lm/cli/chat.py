@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.settings.chat import ChatArguments
+from rrm_lm.settings.policies import ChatArguments
 
 EXAMPLES = """\
 examples:

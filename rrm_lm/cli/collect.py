@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rrm_lm.settings.collect import CollectArguments
+from rrm_lm.settings.policies import CollectArguments
 
 EXAMPLES = """\
 examples:

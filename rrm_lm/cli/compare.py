@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rrm_lm.settings.compare import CompareArguments, DrawingArguments
+from rrm_lm.settings.policies import CompareArguments, DrawingArguments
 
 EXAMPLES = """\
 examples:

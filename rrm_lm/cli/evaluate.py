@@ -72,10 +72,5 @@ def _assisted(args: EvaluateArguments, critic: NamedCritic, sets: dict[str, Feed
 
     groups = [group_by_prompt(feedback.comparisons) for feedback in sets.values()]
     subjects = [(prompt, text) for group in groups for prompt, texts in group.items() for text in texts]
-    critiques = critic.write(
-        subjects,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
-    )
+    critiques = critic.write(subjects, **args.loading())
     return AssistedScorer(make_scorer(args, judge_question=NOTES_QUESTION), critiques)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rrm_lm.settings.policy import MonitorArguments, PolicyRunArguments, PromptArguments, RewardArguments
+from rrm_lm.settings.data import PromptArguments
+from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
 
 EXAMPLES = """\
 examples:

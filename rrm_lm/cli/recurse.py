@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rrm_lm.settings.recurse import RecurseArguments
+from rrm_lm.settings.workflows import RecurseArguments
 
 EXAMPLES = """\
 examples:
@@ -18,8 +18,8 @@ rrm_lm/recursion/__init__.py says how to write a domain. Started again, solved n
 
 def read(argv: list[str]) -> tuple[Any, ...]:
     """The settings."""
+    from rrm_lm.settings.models import ModelArguments
     from rrm_lm.settings.parser import parse
-    from rrm_lm.settings.shared import ModelArguments
 
     return parse([RecurseArguments, ModelArguments], argv, command="rrm-lm recurse", examples=EXAMPLES)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rrm_lm.settings.shared import RunArguments
+from rrm_lm.settings.training import RewardRunArguments
 
 EXAMPLES = """\
 examples:
@@ -18,12 +18,16 @@ examples:
 
 def read(argv: list[str]) -> tuple[Any, ...]:
     """The settings."""
+    from rrm_lm.settings.data import DataArguments
+    from rrm_lm.settings.models import ModelArguments
     from rrm_lm.settings.parser import parse
-    from rrm_lm.settings.shared import DataArguments, ModelArguments
     from rrm_lm.training.reward.config import RewardConfig
 
     return parse(
-        [DataArguments, ModelArguments, RewardConfig, RunArguments], argv, command="rrm-lm reward", examples=EXAMPLES
+        [DataArguments, ModelArguments, RewardConfig, RewardRunArguments],
+        argv,
+        command="rrm-lm reward",
+        examples=EXAMPLES,
     )
 
 

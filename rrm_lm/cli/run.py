@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.settings.run import RunArguments
+from rrm_lm.settings.workflows import PipelineArguments
 
 EXAMPLES = """\
 examples:
@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
     from rrm_lm.settings.parser import parse
 
     words, flags = take_stage_flags(argv)
-    (args,) = parse([RunArguments], words, command="rrm-lm run", examples=EXAMPLES)
+    (args,) = parse([PipelineArguments], words, command="rrm-lm run", examples=EXAMPLES)
     from rrm_lm.cli.pipeline.pipeline import Pipeline
 
     return Pipeline(args, config_file(words), flags).run()

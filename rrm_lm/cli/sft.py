@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rrm_lm.settings.shared import SFTRunArguments
+from rrm_lm.settings.training import SFTRunArguments
 
 EXAMPLES = """\
 examples:
@@ -20,8 +20,9 @@ a row of my_demonstrations.jsonl: {"prompt": "How do I boil an egg?", "completio
 
 def read(argv: list[str]) -> tuple[Any, ...]:
     """The settings."""
+    from rrm_lm.settings.data import DataArguments
+    from rrm_lm.settings.models import ModelArguments
     from rrm_lm.settings.parser import parse
-    from rrm_lm.settings.shared import DataArguments, ModelArguments
     from rrm_lm.training.sft.config import SFTConfig
 
     return parse(

@@ -19,8 +19,7 @@ from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.decoding.streaming import Words, stream
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.saving.policies import Policy, load_policy
-from rrm_lm.settings.chat import ChatArguments
-from rrm_lm.settings.shared import read_template
+from rrm_lm.settings.policies import ChatArguments
 from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
@@ -49,12 +48,9 @@ def talk(args: ChatArguments) -> int:
     policy = load_policy(
         str(args.model),
         base_model=args.base_model,
-        chat_template=read_template(args.chat_template_path),
-        pad_token=args.pad_token,
         revision=args.model_revision,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
+        **args.tokenizing(),
+        **args.loading(),
     )
     policy.backbone.to(torch.device(process_state().device or "cpu"))
     session = Session(policy, args, drawer(sampling, args.seed), interactive=sys.stdin.isatty())

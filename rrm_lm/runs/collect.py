@@ -23,8 +23,8 @@ from rrm_lm.models.saving.policies import load_policy
 from rrm_lm.recursion.assistance import Assisted
 from rrm_lm.runs.critics import find_critic
 from rrm_lm.runs.progress import advance
-from rrm_lm.settings.collect import CollectArguments
 from rrm_lm.settings.parser import write_resolved
+from rrm_lm.settings.policies import CollectArguments
 from rrm_lm.simulated.plain_user import PlainUser
 from rrm_lm.storage import write_json, write_jsonl
 from rrm_lm.training.output_folder import OutputFolder

@@ -10,7 +10,7 @@ from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import ReadCounts
 from rrm_lm.feedback.reading.datasets import Feedback, load_feedback, merge_feedback
 from rrm_lm.feedback.splits import LeakageReport, leakage, split_by_prompt
-from rrm_lm.settings.shared import DataArguments, column_map
+from rrm_lm.settings.data import DataArguments
 from rrm_lm.training.reward.config import RewardConfig
 
 logger = logging.getLogger(__name__)
@@ -18,9 +18,7 @@ logger = logging.getLogger(__name__)
 
 def load(data: DataArguments, names: Sequence[str], split: str) -> Feedback:
     """Everything in the named sets, merged."""
-    columns = column_map(data.columns)
-    options = {"split": split, "config": data.dataset_config, "skip_bad_rows": data.skip_bad_rows, "limits": data}
-    return merge_feedback(*(load_feedback(name, columns=columns, **options) for name in names))
+    return merge_feedback(*(load_feedback(name, **data.reading(split)) for name in names))
 
 
 def read_feedback(data: DataArguments, config: RewardConfig) -> tuple[Feedback, Feedback, LeakageReport | None]:

@@ -15,26 +15,15 @@ def load_sets(args: ScoringArguments) -> dict[str, Feedback]:
     """Each named set, under the shortest name that tells it from the others."""
     from rrm_lm.api.rows import set_labels
     from rrm_lm.feedback.reading.datasets import load_feedback
-    from rrm_lm.settings.shared import column_map
 
-    columns = column_map(args.columns)
     return {
-        label: load_feedback(
-            name,
-            columns=columns,
-            split=args.split,
-            config=args.dataset_config,
-            skip_bad_rows=args.skip_bad_rows,
-            limits=args,
-        )
-        for name, label in set_labels(args.dataset).items()
+        label: load_feedback(name, **args.reading(args.split)) for name, label in set_labels(args.dataset).items()
     }
 
 
 def make_scorer(args: ScoringArguments, judge_question: str = "") -> ResponseScorer:
     """The model that the settings name, ready to score; a language model as a judge is asked `judge_question`."""
     from rrm_lm.evaluation.preferences.scorers import load_scorer
-    from rrm_lm.settings.shared import read_template
 
     return load_scorer(
         str(args.model),
@@ -47,12 +36,9 @@ def make_scorer(args: ScoringArguments, judge_question: str = "") -> ResponseSco
         ensemble=args.ensemble,
         ensemble_k=args.ensemble_k,
         max_length=args.max_length,
-        pad_token=args.pad_token,
-        chat_template=read_template(args.chat_template_path),
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
         revision=args.model_revision,
-        trust_remote_code=args.trust_remote_code,
+        **args.tokenizing(),
+        **args.loading(),
         shard=True,
         judge_question=judge_question,
     )

@@ -23,8 +23,10 @@ from rrm_lm.runs.heldout import check_leaks, hold_out, load, told
 from rrm_lm.runs.policy_saving import check_saved_policy, logits_of, write_merged_policy
 from rrm_lm.runs.resuming import identity, is_asked, origin
 from rrm_lm.runs.shown import show_learned
+from rrm_lm.settings.data import DataArguments
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import write_resolved
-from rrm_lm.settings.shared import DataArguments, ModelArguments, SFTRunArguments, read_template
+from rrm_lm.settings.training import SFTRunArguments
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.checkpoints import checkpoint_to_resume
@@ -144,8 +146,7 @@ class SFTRun:
     def _policy(self) -> Policy:
         """A fresh adapter on the model that is named, or the adapter that is named, to be trained on."""
         args, name = self.model_args, str(self.model_args.model_name_or_path)
-        template = read_template(args.chat_template_path)
-        policy = load_policy(name, trainable=True, chat_template=template, pad_token=args.pad_token, **args.loading())
+        policy = load_policy(name, trainable=True, **args.tokenizing(), **args.loading())
         if policy.adapter is None:
             set_seed(self.config.seed)  # the adapter's first weights do not depend on what was loaded before
             put_fresh_adapter(policy.backbone, args)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.launch import starting as launching
-from rrm_lm.settings.judges import ServerArguments
 from rrm_lm.settings.permissions import CodeArguments
+from rrm_lm.settings.policies import ServerArguments
 
 # Packages whose settings are documented by themselves; everything else is ours and printed in full.
 _INHERITED_FROM = ("transformers", "trl")

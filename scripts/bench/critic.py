@@ -45,7 +45,7 @@ from rrm_lm.recursion.agents import Shared
 from rrm_lm.recursion.critics import AdapterCritic, AssistedScorer, Critiques, Remark, write_critiques
 from rrm_lm.recursion.teaching import Teaching, train_reward
 from rrm_lm.recursion.tree import NodeSettings
-from rrm_lm.settings.shared import ModelArguments
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
 

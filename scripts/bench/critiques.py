@@ -38,7 +38,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.self_critique import with_own_critiques
-from rrm_lm.settings.shared import ModelArguments
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.storage import json_text
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.reward.config import RewardConfig

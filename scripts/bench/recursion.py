@@ -57,7 +57,7 @@ from rrm_lm.recursion.tasks import POINT, MainTask
 from rrm_lm.recursion.teaching import Teaching, learn_form, read_with_notes, train_policy, train_reward
 from rrm_lm.recursion.tree import NodeSettings, read_tree
 from rrm_lm.recursion.work import Workshop
-from rrm_lm.settings.shared import ModelArguments
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
 

@@ -20,7 +20,7 @@ from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.saving.policies import PolicySettings, load_policy, save_policy
 from rrm_lm.runs import chat as chat_session
 from rrm_lm.runs.chat import Session, drawer
-from rrm_lm.settings.chat import ChatArguments
+from rrm_lm.settings.policies import ChatArguments
 from tests.smoke.commands import Result, run
 from tests.smoke.conftest import Trained
 from tests.tiny import CHATML, lora, prompt_of, save_tiny_model, tiny_tokenizer

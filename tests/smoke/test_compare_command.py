@@ -206,7 +206,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(policy: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "what", "where"),
     [
-        ((), "There is no policy to compare", "the command line"),
+        ((), "`policies` is not given", "the command line"),
         (("POLICY",), "`prompts` is not given", "the command line"),
         (("POLICY", "POLICY", "--prompts", "PROMPTS"), "is given twice", "policies and reference"),
         (("POLICY", "TINY", "--prompts", "PROMPTS"), "is both a policy and what it is compared with", "reference"),

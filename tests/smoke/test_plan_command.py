@@ -62,9 +62,9 @@ def test_nothing_fits(tiny: Path, capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "where", "what"),
     [
-        (("--gpu_memory", "80"), "gpu_memory", "'80' is no amount of memory"),
-        (("--gpu_memory", "80 parsecs"), "gpu_memory", "no amount of memory"),
-        (("--gpu_memory", "0GB"), "gpu_memory", "no amount of memory"),
+        (("--gpu_memory", "80"), "gpu_memory", "'80' is not an amount of memory"),
+        (("--gpu_memory", "80 parsecs"), "gpu_memory", "not an amount of memory"),
+        (("--gpu_memory", "0GB"), "gpu_memory", "not an amount of memory"),
         (("--num_processes", "0"), "num_processes", "num_processes is 0"),
         (("--memory_margin", "1"), "memory_margin", "memory_margin is 1"),
         (("--load_in_4bit", "true"), "load_in_4bit", "quantised"),

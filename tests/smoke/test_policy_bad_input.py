@@ -76,7 +76,7 @@ def names(prompts: Path, trained: Trained, tmp_path: Path) -> dict[str, Path]:
         (("--gold", "REWARDS:gold"), "no held-out prompt to do it on", "eval_prompts"),
         (("--gold", "nothing", "--eval_prompts", "HELD"), "There is no gold reward 'nothing'", "gold"),
         (("--gold", "OTHERS", "--monitor_reward_model", "REWARD"), "Both gold and monitor_reward_model", ""),
-        (("--stop_when_over_optimised", "true"), "Nothing says when the policy is over-optimised", ""),
+        (("--stop_when_over_optimised", "true"), "no independent reward that would show over-optimization", ""),
         (("--monitor_steps", 0), "monitor_steps is 0", ""),
         (("--algorithm", "dpo"), "algorithm is 'dpo'", "algorithm"),
         (("--eval_strategy", "steps"), "eval_strategy is steps", "eval_strategy"),

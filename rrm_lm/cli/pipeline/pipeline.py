@@ -20,7 +20,7 @@ from rrm_lm.cli.pipeline.views import stage_view
 from rrm_lm.errors import ConfigError
 from rrm_lm.launch import starting as launching
 from rrm_lm.runs.progress import minutes
-from rrm_lm.settings.run import RunArguments
+from rrm_lm.settings.workflows import PipelineArguments
 from rrm_lm.storage import write_text
 from rrm_lm.training.output_folder import OutputFolder
 
@@ -41,7 +41,7 @@ class Pipeline:
         flags: By stage, flags that override its section.
     """
 
-    def __init__(self, args: RunArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> None:
         self.folder = Path(args.output_dir)
         self.file = file
         self.stages = plan(args, file, flags)
@@ -126,7 +126,7 @@ def _own_words(stage: Stage, file: Path) -> list[str]:
     return launching.take_options(words)[1] if stage.command in launching.LAUNCHED else words
 
 
-def plan(args: RunArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> list[Stage]:
+def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> list[Stage]:
     """The stages in order, with what each takes from those before it.
 
     Raises:

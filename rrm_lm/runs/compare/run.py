@@ -33,8 +33,7 @@ from rrm_lm.runs.compare.results import write_comparison
 from rrm_lm.runs.critics import FILE, NamedCritic, find_critic
 from rrm_lm.runs.gold import load_gold
 from rrm_lm.runs.progress import advance
-from rrm_lm.settings.compare import CompareArguments, DrawingArguments
-from rrm_lm.settings.shared import column_map, read_template
+from rrm_lm.settings.policies import CompareArguments, DrawingArguments
 from rrm_lm.simulated.plain_user import split_sentences
 from rrm_lm.storage import write_jsonl
 from rrm_lm.text.chat import ChatFormat
@@ -104,16 +103,7 @@ class CompareRun:
         args = self.args
         found: dict[Prompt, None] = {}
         for name in args.prompts:
-            found |= dict.fromkeys(
-                load_prompts(
-                    name,
-                    columns=column_map(args.columns),
-                    split=args.split,
-                    config=args.dataset_config,
-                    skip_bad_rows=args.skip_bad_rows,
-                    limits=args,
-                )
-            )
+            found |= dict.fromkeys(load_prompts(name, **args.reading(args.split)))
         prompts = list(found)[: args.max_prompts]
         logger.info("%d prompts, %d answers of each policy to each", len(prompts), self.drawing.samples)
         return prompts
@@ -163,7 +153,7 @@ class CompareRun:
         rewards = self._rewards(prompts, answers, gold)
         if critic is not None:
             judged = [(prompt, text) for texts in _firsts(answers) for prompt, text in zip(prompts, texts, strict=True)]
-            self.critiques = critic.write(judged, **self._loading())
+            self.critiques = critic.write(judged, **self.drawing.loading())
         verdicts = {judge: self._judge(judge, prompts, names, answers) for judge in self.args.judge}
         written = [
             replace(_written(*each), trivial=place > len(self.args.policies))
@@ -180,9 +170,8 @@ class CompareRun:
         policy = load_policy(
             name,
             base_model=self.drawing.base_model if adapter else None,
-            chat_template=read_template(self.drawing.chat_template_path),
-            pad_token=self.drawing.pad_token,
-            **self._loading(),
+            **self.drawing.tokenizing(),
+            **self.drawing.loading(),
         )
         policy.backbone.to(self.device)
         context = getattr(policy.backbone.config, "max_position_embeddings", None)
@@ -195,13 +184,6 @@ class CompareRun:
                 remedy="ask for fewer",
             )
         return policy._replace(chat=ChatFormat(policy.chat.tokenizer, room))
-
-    def _loading(self) -> dict[str, Any]:
-        return {
-            "dtype": self.drawing.dtype,
-            "attn_implementation": self.drawing.attn_implementation,
-            "trust_remote_code": self.drawing.trust_remote_code,
-        }
 
     def _draw(self, policy: Policy, name: str, prompts: Sequence[Prompt], place: int) -> Answers:
         """Answers of one policy. Each policy draws with a seed of its own, so that no two share their luck."""
@@ -269,7 +251,7 @@ class CompareRun:
             seed=self.drawing.seed,
             max_length=self.drawing.max_length,
             pad_token=self.drawing.pad_token,
-            **self._loading(),
+            **self.drawing.loading(),
         )
         return rewards_by(scorer)
 
@@ -310,7 +292,7 @@ class CompareRun:
         return verdicts
 
     def _language_model(self, name: str) -> LanguageModelJudge:
-        model = load_policy(name, pad_token=self.drawing.pad_token, **self._loading())
+        model = load_policy(name, pad_token=self.drawing.pad_token, **self.drawing.loading())
         model.backbone.to(self.device)
         return LanguageModelJudge(
             model.backbone,

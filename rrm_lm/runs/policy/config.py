@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.settings.shared import ModelArguments
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.training.ppo.config import PPOConfig
 
 

@@ -18,7 +18,7 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.sharding import with_full_params
 from rrm_lm.runs.policy.trainers import Training
-from rrm_lm.settings.policy import MonitorArguments
+from rrm_lm.settings.training import MonitorArguments
 from rrm_lm.training.over_optimisation import BestPolicy, Measure, OverOptimisationCallback
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.prompts import PromptItem

@@ -12,8 +12,7 @@ from rrm_lm.feedback.records import Demonstration, Origin, Prompt, prompt_id
 from rrm_lm.feedback.splits import split_by_prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.runs.sft import fitted
-from rrm_lm.settings.policy import PromptArguments
-from rrm_lm.settings.shared import column_map
+from rrm_lm.settings.data import PromptArguments
 from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
@@ -48,15 +47,7 @@ def read_prompts(args: PromptArguments) -> tuple[list[Prompt], list[Prompt]]:
 def _read(args: PromptArguments, names: Sequence[str], split: str) -> list[Prompt]:
     found: dict[Prompt, None] = {}
     for name in names:
-        prompts = load_prompts(
-            name,
-            columns=column_map(args.columns),
-            split=split,
-            config=args.dataset_config,
-            skip_bad_rows=args.skip_bad_rows,
-            limits=args,
-        )
-        found |= dict.fromkeys(prompts)
+        found |= dict.fromkeys(load_prompts(name, **args.reading(split)))
     return list(found)
 
 

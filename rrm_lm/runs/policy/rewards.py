@@ -19,7 +19,7 @@ from rrm_lm.models.pretrained import resolve
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
 from rrm_lm.models.saving.adapters import fetch_adapter
 from rrm_lm.runs.gold import load_gold
-from rrm_lm.settings.policy import MonitorArguments, RewardArguments
+from rrm_lm.settings.training import MonitorArguments, RewardArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.passes import OwnReward
 from rrm_lm.training.reward_sources import PythonReward, RewardSource, RewardSum, ScorerReward

@@ -21,9 +21,10 @@ from rrm_lm.runs.policy.start import check_start, load_start
 from rrm_lm.runs.policy.trainers import Parts, Training, make_training
 from rrm_lm.runs.policy_saving import check_saved_policy, logits_of, write_merged_policy
 from rrm_lm.runs.resuming import identity, is_asked, origin
+from rrm_lm.settings.data import PromptArguments
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import write_resolved
-from rrm_lm.settings.policy import MonitorArguments, PolicyRunArguments, PromptArguments, RewardArguments
-from rrm_lm.settings.shared import ModelArguments, read_template
+from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
 from rrm_lm.storage import told_if_full
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.checkpoints import checkpoint_to_resume
@@ -80,7 +81,7 @@ class PolicyRun:
             self.model_args.loading(),
             micro_batch_tokens=self.config.micro_batch_tokens,
             seed=self.config.seed,
-            chat_template=read_template(self.model_args.chat_template_path),
+            chat_template=self.model_args.chat_template,
         )
         gold = gold_reward(self.monitor, load, self.data)
         training = self._training(train, watched, load)

@@ -13,8 +13,8 @@ from rrm_lm.models.pretrained import load_sequence_classifier, resolve
 from rrm_lm.models.saving.policies import Policy, PolicySettings, load_policy
 from rrm_lm.runs.policy.config import PolicyConfig
 from rrm_lm.runs.sft import check_family
-from rrm_lm.settings.policy import RewardArguments
-from rrm_lm.settings.shared import ModelArguments, read_template
+from rrm_lm.settings.models import ModelArguments
+from rrm_lm.settings.training import RewardArguments
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ def load_start(args: ModelArguments, stop: int | None) -> Policy:
         ConfigError: The model has no such token.
         ModelError: No such model, or none that writes.
     """
-    name, template = str(args.model_name_or_path), read_template(args.chat_template_path)
-    policy = load_policy(name, trainable=True, chat_template=template, pad_token=args.pad_token, **args.loading())
+    name = str(args.model_name_or_path)
+    policy = load_policy(name, trainable=True, **args.tokenizing(), **args.loading())
     check_family(policy.backbone)
     if stop is not None and not 0 <= stop < len(policy.chat.tokenizer):
         raise ConfigError(

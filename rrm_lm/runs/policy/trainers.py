@@ -17,8 +17,8 @@ from rrm_lm.runs.policy.lines import UpdateLines
 from rrm_lm.runs.policy.rewards import Rewards
 from rrm_lm.runs.policy.start import make_agent
 from rrm_lm.runs.sft import put_fresh_adapter
-from rrm_lm.settings.policy import RewardArguments
-from rrm_lm.settings.shared import ModelArguments
+from rrm_lm.settings.models import ModelArguments
+from rrm_lm.settings.training import RewardArguments
 from rrm_lm.training.ppo.trainer import PPOTrainer
 
 

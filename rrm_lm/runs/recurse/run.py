@@ -25,9 +25,9 @@ from rrm_lm.recursion.tree import Node, read_tree
 from rrm_lm.recursion.work import Workshop
 from rrm_lm.runs.progress import minutes
 from rrm_lm.runs.sft import check_family
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import write_resolved
-from rrm_lm.settings.recurse import RecurseArguments
-from rrm_lm.settings.shared import ModelArguments, read_template
+from rrm_lm.settings.workflows import RecurseArguments
 from rrm_lm.storage import sha256
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.output_folder import OutputFolder
@@ -93,8 +93,7 @@ class RecurseRun:
             name,
             trust_remote_code=self.model_args.trust_remote_code,
             revision=self.model_args.model_revision,
-            chat_template=read_template(self.model_args.chat_template_path),
-            pad_token=self.model_args.pad_token,
+            **self.model_args.tokenizing(),
         )
         backbone = Backbone(load_causal_lm(name, **self.model_args.loading()), int(tokenizer.pad_token_id))
         check_family(backbone)

@@ -13,9 +13,9 @@ from rrm_lm.recursion.teaching import Teaching, is_whole
 from rrm_lm.recursion.tree import Node
 from rrm_lm.recursion.work import RECORD, Workshop
 from rrm_lm.runs.recurse.run import RecurseRun
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import parse
-from rrm_lm.settings.recurse import RecurseArguments
-from rrm_lm.settings.shared import ModelArguments
+from rrm_lm.settings.workflows import RecurseArguments
 
 
 def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun, Node]:

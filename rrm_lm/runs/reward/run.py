@@ -36,8 +36,10 @@ from rrm_lm.runs.reward.saving import (
     write_merged,
 )
 from rrm_lm.runs.shown import show_example
+from rrm_lm.settings.data import DataArguments
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import write_resolved
-from rrm_lm.settings.shared import DataArguments, ModelArguments, RunArguments, read_template
+from rrm_lm.settings.training import RewardRunArguments
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.checkpoints import checkpoint_to_resume
@@ -55,7 +57,9 @@ _FRAME = 16  # tokens kept for what the chat template puts around a critique
 class RewardRun:
     """One run: load, split, check, encode, train, save, reload, judge."""
 
-    def __init__(self, data: DataArguments, model: ModelArguments, config: RewardConfig, more: RunArguments) -> None:
+    def __init__(
+        self, data: DataArguments, model: ModelArguments, config: RewardConfig, more: RewardRunArguments
+    ) -> None:
         if not data.dataset_name:
             raise ConfigError(
                 "There is no feedback to learn from",
@@ -137,8 +141,7 @@ class RewardRun:
             name,
             trust_remote_code=args.trust_remote_code,
             revision=args.model_revision,
-            chat_template=read_template(args.chat_template_path),
-            pad_token=args.pad_token,
+            **args.tokenizing(),
         )
         lm = load_causal_lm(name, **args.loading())
         backbone = Backbone(lm, int(tokenizer.pad_token_id), None if config.share_prefixes else False)

@@ -10,8 +10,9 @@ import pytest
 
 from rrm_lm.runs import resuming
 from rrm_lm.runs.resuming import MAY_CHANGE, fingerprint, identity, is_asked, origin, resume_command
-from rrm_lm.settings.policy import MonitorArguments, PolicyRunArguments, PromptArguments, RewardArguments
-from rrm_lm.settings.shared import DataArguments, ModelArguments
+from rrm_lm.settings.data import DataArguments, PromptArguments
+from rrm_lm.settings.models import ModelArguments
+from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.sft.config import SFTConfig

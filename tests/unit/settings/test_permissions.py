@@ -20,11 +20,9 @@ from rrm_lm.runs.compare.run import CompareRun
 from rrm_lm.runs.critics import find_critic
 from rrm_lm.runs.recurse import run as recurse_run
 from rrm_lm.settings import parser
-from rrm_lm.settings.collect import CollectArguments
-from rrm_lm.settings.compare import CompareArguments
 from rrm_lm.settings.permissions import runs_code
-from rrm_lm.settings.recurse import RecurseArguments
-from rrm_lm.settings.run import RunArguments
+from rrm_lm.settings.policies import CollectArguments, CompareArguments
+from rrm_lm.settings.workflows import PipelineArguments, RecurseArguments
 
 REQUESTS = "data/assistant/requests.jsonl"
 NEEDED = {  # what a command has to be given beside, so that its settings are read whole
@@ -235,7 +233,8 @@ class TestPipelines:
     def test_permission_is_no_input_of_a_stage(self, file: Path) -> None:
         pipeline = importlib.import_module("rrm_lm.cli.pipeline.pipeline")
         one, other = (
-            pipeline.plan(RunArguments(output_dir="out", allow_code=allowed), file, {})[0] for allowed in (True, False)
+            pipeline.plan(PipelineArguments(output_dir="out", allow_code=allowed), file, {})[0]
+            for allowed in (True, False)
         )
         assert one.inputs() == other.inputs() and one.words(file) != other.words(file)
 

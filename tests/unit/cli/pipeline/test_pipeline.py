@@ -12,7 +12,7 @@ from rrm_lm.cli.pipeline.pipeline import plan
 from rrm_lm.cli.pipeline.stages import Stage
 from rrm_lm.cli.run import config_file, take_stage_flags
 from rrm_lm.errors import CheckpointError, ConfigError
-from rrm_lm.settings.run import RunArguments
+from rrm_lm.settings.workflows import PipelineArguments
 
 FILE = """\
 output_dir: out
@@ -36,7 +36,7 @@ def planned(folder: Path, rounds: int = 1, text: str = FILE, **flags: list[str])
     file = folder / "run.yaml"
     file.write_text(text)
     sections: Any = {key: value for key, value in yaml.safe_load(text).items() if isinstance(value, dict)}
-    return plan(RunArguments(output_dir="out", rounds=rounds, **sections), file, flags)
+    return plan(PipelineArguments(output_dir="out", rounds=rounds, **sections), file, flags)
 
 
 def settings(stage: Stage) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def test_flags_are_sorted_by_stage() -> None:
 
 
 def test_more_rounds_need_someone_to_ask() -> None:
-    with pytest.raises(ConfigError, match="nothing says who gives it"):
-        RunArguments(rounds=2)
+    with pytest.raises(ConfigError, match="there is no section `collect`"):
+        PipelineArguments(rounds=2)
 
 
 @pytest.fixture

@@ -25,11 +25,9 @@ from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.reading.prompts import load_prompts
 from rrm_lm.runs.gold import load_gold
 from rrm_lm.runs.heldout import load
-from rrm_lm.settings.collect import CollectArguments
-from rrm_lm.settings.compare import CompareArguments
-from rrm_lm.settings.policy import PromptArguments
+from rrm_lm.settings.data import DataArguments, PromptArguments
+from rrm_lm.settings.policies import CollectArguments, CompareArguments
 from rrm_lm.settings.scoring import ScoringArguments
-from rrm_lm.settings.shared import DataArguments
 
 MB = 1 << 20
 

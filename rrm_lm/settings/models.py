@@ -1,0 +1,145 @@
+"""Settings of the models that commands load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trl.trainer.model_config import ModelConfig
+
+from rrm_lm.errors import ConfigError
+from rrm_lm.options import option
+
+
+@dataclass
+class ModelLoading:
+    """How models and their tokenizers are loaded."""
+
+    dtype: str | None = option(None, "Data type of the weights: float32, bfloat16 ... Unset: bfloat16 on GPUs.")
+    attn_implementation: str | None = option(None, "sdpa, eager, flash_attention_2 ...")
+    trust_remote_code: bool = option(False, "Run code from the model's repository.")
+    pad_token: str | None = option(None, "Padding token, for tokenizers without a usable one.")
+    chat_template_path: str | None = option(None, "File with a Jinja chat template, for tokenizers without one.")
+
+    def loading(self) -> dict[str, Any]:
+        """Arguments for functions that load models."""
+        return {
+            "dtype": self.dtype,
+            "attn_implementation": self.attn_implementation,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def tokenizing(self) -> dict[str, Any]:
+        """Arguments for functions that load tokenizers. Raises a ConfigError as `chat_template` does."""
+        return {"pad_token": self.pad_token, "chat_template": self.chat_template}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of `chat_template_path`.
+
+        Raises:
+            ConfigError: There is no such file, or it is not text.
+        """
+        if self.chat_template_path is None:
+            return None
+        try:
+            return Path(self.chat_template_path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"The chat template cannot be read ({error})",
+                where=f"chat_template_path: {self.chat_template_path}",
+                expected="a file with a Jinja template",
+            ) from error
+
+
+@dataclass
+class SavedModel(ModelLoading):
+    """Which version of a saved model is loaded."""
+
+    base_model: str | None = option(None, "Backbone of an adapter, if not the recorded one.")
+    model_revision: str | None = option(None, "Branch, tag or commit on the Hub.")
+
+
+@dataclass
+class EnsembleArguments:
+    """How the members of a reward ensemble are combined."""
+
+    ensemble: str | None = option(
+        None, "Reward ensembles: mean, min or mean_minus_std of the members. Unset: as trained."
+    )
+    ensemble_k: float | None = option(
+        None, "With mean_minus_std: how many standard deviations to subtract. Unset: as trained."
+    )
+
+
+@dataclass
+class ModelArguments(ModelLoading, ModelConfig):
+    """The backbone and its LoRA adapter."""
+
+    # TRL's ModelConfig with our defaults.
+    model_name_or_path: str | None = option("smollm2-135m", "Backbone: a Hub id, a folder, or smollm2-135m (embedded).")
+    model_revision: str | None = option(None, "Branch, tag or commit on the Hub.")  # type: ignore[assignment]
+    use_peft: bool = option(True, "Always true: the backbone is frozen.")
+    lora_r: int = option(16, "Rank of the LoRA adapter.")
+    lora_alpha: int = option(32, "Scale of the LoRA adapter.")
+    lora_dropout: float = option(0.0, "Dropout before the LoRA adapter.")
+    lora_target_modules: list[str] | None = option(None, "Layers that get LoRA weights. Unset: all linear layers.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.use_peft:
+            raise ConfigError(
+                "use_peft is false", where="use_peft", expected="true: the backbone stays frozen and LoRA is trained"
+            )
+        if self.lora_modules_to_save:
+            raise ConfigError(
+                "lora_modules_to_save is set", expected="nothing: only LoRA and the scalar head are trained"
+            )
+
+    def lora(self) -> Any:
+        """The LoRA configuration."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.lora_target_modules or "all-linear",
+            target_parameters=self.lora_target_parameters,
+            use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
+            bias="none",
+        )
+
+    def loading(self) -> dict[str, Any]:
+        """Arguments for `rrm_lm.models.pretrained.load_causal_lm`."""
+        from rrm_lm.models.pretrained import process_state
+
+        quantization = self._quantization()
+        return {
+            **super().loading(),
+            "revision": self.model_revision,
+            "quantization_config": quantization,
+            "device_map": None if quantization is None else {"": process_state().local_process_index},
+        }
+
+    def _quantization(self) -> Any:
+        """TRL's configuration, which computes in `dtype`; if that is unset, in the device's default."""
+        if not (self.load_in_4bit or self.load_in_8bit):
+            return None
+        from importlib.util import find_spec
+
+        from trl.trainer.utils import get_quantization_config
+
+        from rrm_lm.models.pretrained import default_dtype
+
+        if find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                "Loading in 4 or 8 bit needs the package bitsandbytes, which is not installed",
+                where="load_in_4bit" if self.load_in_4bit else "load_in_8bit",
+                remedy="pip install 'rrm_lm[quantization]'",
+            )
+        dtype = str(default_dtype()).removeprefix("torch.") if self.dtype in (None, "auto") else self.dtype
+        return get_quantization_config(replace(self, dtype=dtype))

@@ -1,0 +1,115 @@
+"""Settings of `rrm-lm reward`, `sft` and `policy` in addition to those of data, model and trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rrm_lm.errors import ConfigError
+from rrm_lm.options import check_minimum, option, refuse_repeats
+from rrm_lm.settings.models import EnsembleArguments
+
+ALGORITHMS = ("ppo", "rloo")
+
+
+@dataclass
+class FolderArguments:
+    """The output folder, and an earlier run in it."""
+
+    overwrite_output_dir: bool = option(False, "Replace the results of an earlier run in output_dir.")
+    allow_config_change: bool = option(
+        False, "Resume although settings, data or models differ from that run's; the differences are reported."
+    )
+
+
+@dataclass
+class RewardRunArguments(FolderArguments):
+    """What else `rrm-lm reward` does."""
+
+    merge: bool = option(False, "Also write a plain sequence-classification checkpoint to OUTPUT_DIR/merged.")
+
+
+@dataclass
+class SFTRunArguments(FolderArguments):
+    """What else `rrm-lm sft` does."""
+
+    merge: bool = option(False, "Also write a plain causal language model to OUTPUT_DIR/merged.")
+
+
+@dataclass
+class PolicyRunArguments(FolderArguments):
+    """What else `rrm-lm policy` does."""
+
+    algorithm: str = option("ppo", "ppo, or rloo (TRL's, without a value function; some settings are PPO's).")
+    merge: bool = option(False, "Also write a plain causal language model to OUTPUT_DIR/merged.")
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise ConfigError(f"algorithm is {self.algorithm!r}", where="algorithm", expected=" or ".join(ALGORITHMS))
+
+
+@dataclass
+class RewardArguments(EnsembleArguments):
+    """Rewards of a policy. Several are summed, with reward_weights."""
+
+    reward_model: list[str] = option(
+        [],
+        "One or more reward models: folders of rrm-lm reward (on the policy's backbone if it is theirs), any "
+        "sequence-classification model, or a language model as a judge.",
+    )
+    reward_function: list[str] = option(
+        [], "Functions f(prompts, responses) -> numbers: file.py:function or module:function."
+    )
+    value_model: str | None = option(
+        None,
+        "With value_function model: a sequence-classification model with one output that reads the policy's tokens. "
+        "Unset: the policy's model with a new head.",
+    )
+
+    def require(self) -> None:
+        """Raise a ConfigError if there is no reward, or one is given twice."""
+        names = [*self.reward_model, *self.reward_function]
+        if not names:
+            raise ConfigError(
+                "There is no reward to train on",
+                where="reward_model and reward_function",
+                expected="one of them or both, one or more each",
+                remedy="pass --reward_model outputs/reward, or --reward_function my_rewards.py:function",
+            )
+        refuse_repeats("reward_model and reward_function", names)
+
+
+@dataclass
+class MonitorArguments:
+    """The over-optimization monitor: the optimized reward and an independent one, on held-out prompts."""
+
+    gold: str | None = option(
+        None, "Gold reward: file.py:function, module:function, or a file of a simulated user's requests."
+    )
+    monitor_reward_model: str | None = option(
+        None, "If there is no gold reward: an independent reward model, trained on other feedback."
+    )
+    monitor_steps: int = option(10, "Updates between two measurements.")
+    monitor_prompts: int = option(32, "Measure on this many held-out prompts, the first ones; 0 for no monitor.")
+    stop_when_over_optimised: bool = option(
+        False,
+        "Stop when the gold reward has fallen below its best by more than its 95%% interval, and restore the best "
+        "policy, which is kept in OUTPUT_DIR/best until then.",
+    )
+
+    def __post_init__(self) -> None:
+        check_minimum(self, monitor_steps=1, monitor_prompts=0)
+        if self.gold is not None and self.monitor_reward_model is not None:
+            raise ConfigError(
+                "Both gold and monitor_reward_model are set", where="gold", expected="one of them, gold if there is one"
+            )
+        if self.stop_when_over_optimised and not self.has_gold:
+            raise ConfigError(
+                "There is no independent reward that would show over-optimization",
+                where="stop_when_over_optimised",
+                expected="gold or monitor_reward_model",
+            )
+
+    @property
+    def has_gold(self) -> bool:
+        """Whether there is a reward that is not optimized."""
+        return self.gold is not None or self.monitor_reward_model is not None
