@@ -293,7 +293,7 @@ _FULL_TEXT = re.compile(r"No space left|Disk quota exceeded|PytorchStreamWriter 
 
 
 @contextlib.contextmanager
-def told_if_full(folder: str | os.PathLike[str]) -> Iterator[None]:
+def report_full_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Say in one message that the disk is full, whichever library has found it so.
 
     Raises:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _dispatch(words)
         except RRMError as error:
-            processes.tell(error, partial(failures.print_error, error))
+            processes.report(error, partial(failures.print_error, error))
             return USER_ERROR
         except KeyboardInterrupt as error:
             cause = processes.cause()
@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return failures.FAULT
             return _interrupted(error, words)
         except Exception as error:
-            if isinstance(processes, failures.Together):
-                processes.tell(error, partial(_print_fault, error))
+            if isinstance(processes, failures.OneOfSeveral):
+                processes.report(error, partial(_print_fault, error))
                 return failures.FAULT
             raise
 
@@ -93,7 +93,7 @@ def _interrupted(error: KeyboardInterrupt, words: Sequence[str]) -> int:
     if os.environ.get("RANK", "0") == "0":
         print("interrupted", file=sys.stderr)
         if isinstance(error, Interrupted) and error.checkpoint:
-            print(f"  saved: {error.checkpoint}\n  go on: {resume_command(words)}", file=sys.stderr)
+            print(f"  saved: {error.checkpoint}\n  resume: {resume_command(words)}", file=sys.stderr)
     return signals.exit_code(signum)
 
 

@@ -1,4 +1,4 @@
-"""Where several processes run a command: the first failure of one is told first, and ends all of them.
+"""Where several processes run a command: the first failure of one is reported first, and ends all of them.
 
 What fails in the others is mostly a consequence, such as a connection that was closed, and hides the cause. So a
 process that fails says so in the store that the launcher keeps for its processes, before it prints anything. Each also
@@ -38,10 +38,10 @@ class Failure(NamedTuple):
     text: str
 
 
-class Alone:
-    """The only process of a command: nobody else can fail, or has to be told."""
+class SingleProcess:
+    """The only process of a command: nobody else can fail, or has to be reported."""
 
-    def tell(self, error: BaseException, print_error: Callable[[], object]) -> None:
+    def report(self, error: BaseException, print_error: Callable[[], object]) -> None:
         """Print an error of this process, or only its consequence for it if another process failed first."""
         print_error()
 
@@ -50,7 +50,7 @@ class Alone:
         return None
 
 
-class Together(Alone):
+class OneOfSeveral(SingleProcess):
     """One process of several that share a store.
 
     Args:
@@ -74,7 +74,7 @@ class Together(Alone):
         with suppress(RuntimeError):  # there may be nobody to tell: the launcher is gone
             self._store.set(f"done/{self._rank}", "")
 
-    def tell(self, error: BaseException, print_error: Callable[[], object]) -> None:
+    def report(self, error: BaseException, print_error: Callable[[], object]) -> None:
         signals.ignore_sigterm()  # which the launcher sends as soon as any process has ended
         text = " ".join(f"{type(error).__name__}: {error}".split())
         try:
@@ -83,9 +83,9 @@ class Together(Alone):
             first = first or self._claim(Failure(self._rank, text))
             if first.rank == self._rank:
                 print_error()
-                self._store.set("told", "")
+                self._store.set("reported", "")
             elif first.text != text:  # most input is read by each of them, and is as faulty for each
-                self._wait_until_told()
+                self._wait_until_reported()
                 _say(f"stopped, because process {first.rank} failed ({text[:_SHOWN]})")
         except RuntimeError:  # the store is gone, and the launcher with it
             print_error()
@@ -100,7 +100,7 @@ class Together(Alone):
         return found
 
     def _look(self) -> Failure | None:
-        """The first failure of the run, None while there is none; that a neighbour is gone is told here."""
+        """The first failure of the run, None while there is none; that a neighbour is gone is reported here."""
         if self._store.check(["first"]):
             return Failure(*json.loads(self._store.get("first"))[:2])
         for rank in self._neighbours:
@@ -120,12 +120,12 @@ class Together(Alone):
         first = json.loads(self._store.compare_set("first", "", mine))
         if print_it is not None and first == json.loads(mine):
             print_it(failure)
-            self._store.set("told", "")
+            self._store.set("reported", "")
         return Failure(*first[:2])
 
-    def _wait_until_told(self) -> None:
+    def _wait_until_reported(self) -> None:
         deadline = time.monotonic() + _TOLD
-        while not self._store.check(["told"]) and time.monotonic() < deadline:
+        while not self._store.check(["reported"]) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def _watch(self) -> None:
@@ -144,21 +144,21 @@ class Together(Alone):
 
 
 @contextmanager
-def shared() -> Iterator[Alone]:
+def shared() -> Iterator[SingleProcess]:
     """What knows of the other processes of this command, as long as the block lasts."""
     here = _joined()
     try:
         yield here
     finally:
-        if isinstance(here, Together):
+        if isinstance(here, OneOfSeveral):
             here.end()
 
 
-def _joined() -> Alone:
-    """Together with the processes of an `accelerate launch` or `torchrun`, whose launcher keeps the store."""
+def _joined() -> SingleProcess:
+    """OneOfSeveral with the processes of an `accelerate launch` or `torchrun`, whose launcher keeps the store."""
     there = os.environ
     if int(there.get("WORLD_SIZE", "1")) < 2 or there.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return Alone()
+        return SingleProcess()
     import torch.distributed
 
     dist: Any = torch.distributed  # whose stores are documented and not declared
@@ -168,7 +168,7 @@ def _joined() -> Alone:
     address, port = there["MASTER_ADDR"], int(there["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
     attempt = there.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Together(dist.PrefixStore(f"rrm_lm/{attempt}", store), rank, neighbours)
+    return OneOfSeveral(dist.PrefixStore(f"rrm_lm/{attempt}", store), rank, neighbours)
 
 
 def is_broken_connection(error: Exception) -> bool:

@@ -172,7 +172,7 @@ def _run(file: Path, words: Sequence[str]) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     except ChildFailedError as error:
-        return _told_failures(error)
+        return _report_killed(error)
     except (ValueError, TypeError, AssertionError, ConnectionError, ImportError) as error:
         raise ConfigError(
             f"Accelerate cannot start the processes: {' '.join(str(error).split())}",
@@ -200,7 +200,7 @@ def _refuse_more_than_devices(file: Path, args: argparse.Namespace) -> None:
         )
 
 
-def _told_failures(error: Any) -> int:
+def _report_killed(error: Any) -> int:
     """Say which process was killed, which it cannot say itself; the exit code of the first failure."""
     codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
     killed = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}

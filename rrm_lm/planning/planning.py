@@ -329,7 +329,7 @@ def remedy(task: str, processes: int, room: float, measured: Measured, job: Job)
 
 
 @dataclass(frozen=True, slots=True)
-class Four:
+class TRLMemory:
     """What TRL's PPO holds at least: four models, of which two are trained whole, or three with LoRA on the policy.
 
     Attributes:
@@ -353,9 +353,9 @@ class Four:
         return asdict(self) | {"peak": self.peak(), "peak_zero3": self.peak(processes)}
 
 
-def four_models(sizes: Footprint, job: Job, lora: bool) -> Four:
+def trl_memory(sizes: Footprint, job: Job, lora: bool) -> TRLMemory:
     """What TRL 1.12's PPOTrainer would take for the same job."""
     logits = 2 * 4 * job.batch * job.response_length * sizes.vocabulary
     if lora:
-        return Four(True, 3 * sizes.weights + sizes.adapter, 3 * (sizes.weights + sizes.adapter), logits)
-    return Four(False, 4 * sizes.weights, 2 * 3 * sizes.weights, logits)
+        return TRLMemory(True, 3 * sizes.weights + sizes.adapter, 3 * (sizes.weights + sizes.adapter), logits)
+    return TRLMemory(False, 4 * sizes.weights, 2 * 3 * sizes.weights, logits)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rrm_lm.planning.planning import TASKS, Choice, Job, Measured, four_models, recommended
+from rrm_lm.planning.planning import TASKS, Choice, Job, Measured, recommended, trl_memory
 from rrm_lm.planning.strategies import SHARDED, STRATEGIES
 from rrm_lm.settings.plan import PlanArguments
 
@@ -93,7 +93,7 @@ class Page:
             reward, ppo = (self._choice(task, strategy) for task in TASKS)
             table.add_row(STRATEGIES[strategy], *_cells(reward), *_cells(ppo), _rollout(ppo))
         for lora in (False, True):
-            peak = four_models(self.measured.sizes, self.job, lora).peak()
+            peak = trl_memory(self.measured.sizes, self.job, lora).peak()
             fits = peak <= self.args.room
             label = f"TRL's PPO{', LoRA' if lora else ''}"
             table.add_row(
@@ -158,9 +158,7 @@ class Page:
                 "Rollouts of a sharded model gather it once a step where it fits as a whole. Elsewhere they gather it "
                 "layer by layer for every token (--ds3_gather_for_generation false): the network decides how long."
             )
-        over = [
-            four_models(self.measured.sizes, self.job, lora).peak(self.args.num_processes) for lora in (False, True)
-        ]
+        over = [trl_memory(self.measured.sizes, self.job, lora).peak(self.args.num_processes) for lora in (False, True)]
         notes.append(
             "TRL's PPO: weights, gradients, Adam and stacked logits of its models, without activations; divided by "
             f"ZeRO-3: >{gigabytes(over[0])} GB a process, >{gigabytes(over[1])} with LoRA."
@@ -213,7 +211,7 @@ def as_json(
         "sizes": asdict(measured.sizes),
         "recommended": {task: None if choice is None else choice.strategy for task, choice in best.items()},
         "choices": [choice.to_dict() for choice in choices],
-        "trl": [four_models(measured.sizes, job, lora).to_dict(args.num_processes) for lora in (False, True)],
+        "trl": [trl_memory(measured.sizes, job, lora).to_dict(args.num_processes) for lora in (False, True)],
     }
 
 

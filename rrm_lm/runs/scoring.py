@@ -16,9 +16,7 @@ def load_sets(args: ScoringArguments) -> dict[str, Feedback]:
     from rrm_lm.api.rows import set_labels
     from rrm_lm.feedback.reading.datasets import load_feedback
 
-    return {
-        label: load_feedback(name, **args.reading(args.split)) for name, label in set_labels(args.dataset).items()
-    }
+    return {label: load_feedback(name, **args.reading(args.split)) for name, label in set_labels(args.dataset).items()}
 
 
 def make_scorer(args: ScoringArguments, judge_question: str = "") -> ResponseScorer:

@@ -24,9 +24,9 @@ from rrm_lm.storage import (
     commit_folder,
     remove_folder,
     replace_files,
+    report_full_disk,
     staged_file,
     staged_folder,
-    told_if_full,
     verify,
     write_json,
     write_jsonl,
@@ -188,7 +188,7 @@ class VerifiedCheckpoints(_Trainer):
         run_dir = Path(super()._get_output_dir(trial))
         staging = run_dir / _STAGING_NAME
         name = f"checkpoint-{self.state.global_step}"
-        with told_if_full(run_dir):
+        with report_full_disk(run_dir):
             try:
                 self._write_checkpoint(model, trial, staging, run_dir / name)
             finally:
@@ -226,7 +226,7 @@ class VerifiedCheckpoints(_Trainer):
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        with told_if_full(folder):
+        with report_full_disk(folder):
             try:
                 self.save_model(str(staging), _internal_call=True)  # which uploads nothing: it has not its place yet
                 self.accelerator.wait_for_everyone()

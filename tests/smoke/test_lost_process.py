@@ -57,7 +57,7 @@ def test_asked_to_stop_then_killed(tiny: Path, pairs: Path, tmp_path: Path, caps
     assert len(saved) == 1 and verify(saved[0]) == [] and int(saved[0].rpartition("-")[2]) == step(folder)
     assert read(folder / "run.json")["outcome"] == "stopped by Interrupted"
     assert "Traceback" not in run.text and "failed" not in run.text
-    goes_on = re.search(r"go on: rrm-lm (.*)", run.text)
+    goes_on = re.search(r"resume: rrm-lm (.*)", run.text)
     assert goes_on and "--accelerate_config cpu2" in goes_on[1]
 
     before = step(folder)

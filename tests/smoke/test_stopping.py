@@ -93,7 +93,7 @@ def test_a_signal_ends_training_after_the_step(
     assert not (tmp_path / "parts" / "adapter_model.safetensors").exists()
     assert read(tmp_path / "parts" / "run.json")["outcome"] == "stopped by Interrupted"
     assert stopped.err.count("interrupted") == 1 and f"saved: {checkpoint}" in stopped.err
-    command = re.search(r"go on: rrm-lm (.*)", stopped.err)
+    command = re.search(r"resume: rrm-lm (.*)", stopped.err)
     assert command
     assert main(shlex.split(command[1])) == 0  # as it was printed
     assert same(tmp_path / "whole", tmp_path / "parts")
@@ -105,7 +105,7 @@ def test_a_second_signal_stops_at_once(start: Callable[..., Result], tmp_path: P
     stopped = start("reward", tmp_path / "out", "--save_steps", 1)
     assert stopped.code == 130
     assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
-    assert "go on:" not in stopped.err
+    assert "resume:" not in stopped.err
 
 
 def test_signals_that_come_together_are_one(start: Callable[..., Result], tmp_path: Path, monkeypatch: Any) -> None:

@@ -20,7 +20,7 @@ from rrm_lm.runs.policy.trainers import Training
 logger = logging.getLogger(__name__)
 
 
-def write_what_is_left(
+def write_results(
     folder: Path, training: Training, result: Any, monitor: Monitor | None, settings: Sequence[Any], episodes: int
 ) -> None:
     """Write train_results.json and report.html, and print how the policy answers now and before.

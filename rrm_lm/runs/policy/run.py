@@ -15,7 +15,7 @@ from rrm_lm.runs.policy.config import PolicyConfig
 from rrm_lm.runs.policy.lines import show_prompt
 from rrm_lm.runs.policy.monitor import Monitor
 from rrm_lm.runs.policy.prompts import fit_chat, read_prompts
-from rrm_lm.runs.policy.results import write_what_is_left
+from rrm_lm.runs.policy.results import write_results
 from rrm_lm.runs.policy.rewards import Load, Rewards, gold_reward, scorer_loader
 from rrm_lm.runs.policy.start import check_start, load_start
 from rrm_lm.runs.policy.trainers import Parts, Training, make_training
@@ -25,7 +25,7 @@ from rrm_lm.settings.data import PromptArguments
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import write_resolved
 from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
-from rrm_lm.storage import told_if_full
+from rrm_lm.storage import report_full_disk
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.checkpoints import checkpoint_to_resume
 from rrm_lm.training.output_folder import OutputFolder
@@ -92,12 +92,12 @@ class PolicyRun:
         if self.main:
             write_resolved(self.folder / "config.yaml", *self.settings)
         process_state().wait_for_everyone()
-        with told_if_full(self.folder):
+        with report_full_disk(self.folder):
             with steps_are_finished(training.trainer, every=training.steps_per_update):
                 result = training.trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
             self._save(training, train)
         episodes = int(self.config.batch_size or 0)  # which the trainer has worked out
-        write_what_is_left(self.folder, training, result, monitor, self.settings, episodes)
+        write_results(self.folder, training, result, monitor, self.settings, episodes)
 
     def _check_monitor(self, watched: list[Prompt]) -> None:
         if watched or not self.monitor.has_gold:

@@ -14,7 +14,7 @@ import torch.distributed
 
 from rrm_lm.errors import DataError
 from rrm_lm.launch import failures, signals
-from rrm_lm.launch.failures import Alone, Together
+from rrm_lm.launch.failures import OneOfSeveral, SingleProcess
 
 dist: Any = torch.distributed  # whose stores are documented and not declared
 
@@ -40,7 +40,7 @@ class Run:
     def __init__(self) -> None:
         self.store: Any = dist.HashStore()
         self.left: list[int] = []
-        self.ranks = [Together(self.store, rank, [1 - rank], self.left.append) for rank in (0, 1)]
+        self.ranks = [OneOfSeveral(self.store, rank, [1 - rank], self.left.append) for rank in (0, 1)]
 
     def end(self) -> None:
         for rank in self.ranks:
@@ -48,62 +48,62 @@ class Run:
 
 
 def test_one_process_tells_its_error() -> None:
-    told: list[str] = []
-    Alone().tell(ValueError("x"), lambda: told.append("x"))
-    assert told == ["x"] and Alone().cause() is None
+    reported: list[str] = []
+    SingleProcess().report(ValueError("x"), lambda: reported.append("x"))
+    assert reported == ["x"] and SingleProcess().cause() is None
 
 
-def test_the_first_failure_is_told_and_the_others_name_it(capsys: pytest.CaptureFixture[str]) -> None:
-    run, told = Run(), []
-    run.ranks[1].tell(DataError("no such word"), lambda: told.append(1))
-    run.ranks[0].tell(RuntimeError("Connection closed by peer"), lambda: told.append(0))
+def test_the_first_failure_is_reported_and_the_others_name_it(capsys: pytest.CaptureFixture[str]) -> None:
+    run, reported = Run(), []
+    run.ranks[1].report(DataError("no such word"), lambda: reported.append(1))
+    run.ranks[0].report(RuntimeError("Connection closed by peer"), lambda: reported.append(0))
     run.end()
-    assert told == [1]
+    assert reported == [1]
     assert "stopped, because process 1 failed (RuntimeError: Connection closed by peer)" in capsys.readouterr().err
 
 
-def test_what_both_find_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    run, told = Run(), []
+def test_what_both_find_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
+    run, reported = Run(), []
     for rank in (0, 1):
-        run.ranks[rank].tell(DataError("row 3 is empty"), lambda rank=rank: told.append(rank))
+        run.ranks[rank].report(DataError("row 3 is empty"), lambda rank=rank: reported.append(rank))
     run.end()
-    assert told == [0] and capsys.readouterr().err == ""
+    assert reported == [0] and capsys.readouterr().err == ""
 
 
-def test_the_others_wait_until_the_first_is_told() -> None:
+def test_the_others_wait_until_the_first_is_reported() -> None:
     run, order = Run(), []
 
     def slowly() -> None:
         time.sleep(0.1)
         order.append("first")
 
-    first = threading.Thread(target=run.ranks[1].tell, args=(DataError("a"), slowly))
+    first = threading.Thread(target=run.ranks[1].report, args=(DataError("a"), slowly))
     first.start()
     while not run.store.check(["first"]):
         time.sleep(0.001)
-    run.ranks[0].tell(DataError("b"), lambda: order.append("never"))
+    run.ranks[0].report(DataError("b"), lambda: order.append("never"))
     order.append("second")
     first.join()
     run.end()
     assert order == ["first", "second"]
 
 
-def test_a_process_that_is_killed_is_told_of_by_its_neighbour(
+def test_a_process_that_is_killed_is_reported_by_its_neighbour(
     neighbour: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     store: Any = dist.HashStore()
     left: list[int] = []
     store.set("pid/1", str(neighbour.pid))
-    here = Together(store, 0, [1], left.append)
+    here = OneOfSeveral(store, 0, [1], left.append)
     time.sleep(0.1)
     assert here.cause() is None and not left
     neighbour.kill()
-    told: list[int] = []
-    here.tell(RuntimeError("Connection closed by peer"), lambda: told.append(0))
+    reported: list[int] = []
+    here.report(RuntimeError("Connection closed by peer"), lambda: reported.append(0))
     here.end()
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: Process 1 did not end by itself: it is gone (process id ")
-    assert "stopped, because process 1 failed" in lines[-1] and not told and not left
+    assert "stopped, because process 1 failed" in lines[-1] and not reported and not left
 
 
 def test_a_process_that_waits_for_one_that_is_gone_is_ended(
@@ -112,7 +112,7 @@ def test_a_process_that_waits_for_one_that_is_gone_is_ended(
     store: Any = dist.HashStore()
     left: list[int] = []
     store.set("pid/1", str(neighbour.pid))
-    here = Together(store, 0, [1], left.append)
+    here = OneOfSeveral(store, 0, [1], left.append)
     neighbour.kill()
     deadline = time.monotonic() + 5
     while not left and time.monotonic() < deadline:
@@ -127,7 +127,7 @@ def test_a_process_that_is_done_is_not_missed(neighbour: subprocess.Popen[bytes]
     left: list[int] = []
     store.set("pid/1", str(neighbour.pid))
     store.set("done/1", "")
-    here = Together(store, 0, [1], left.append)
+    here = OneOfSeveral(store, 0, [1], left.append)
     neighbour.kill()
     neighbour.wait()
     time.sleep(0.4)
@@ -150,23 +150,23 @@ class Gone:
 
 
 def test_without_a_launcher_a_process_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    store, left, told = Gone(), [], []
-    here = Together(store, 0, [1], left.append)
+    store, left, reported = Gone(), [], []
+    here = OneOfSeveral(store, 0, [1], left.append)
     store.alive = False
     deadline = time.monotonic() + 5
     while not left and time.monotonic() < deadline:
         time.sleep(0.01)
     assert left == [failures.FAULT] and "because the launcher is gone" in capsys.readouterr().err
-    here.tell(DataError("a"), lambda: told.append(0))
+    here.report(DataError("a"), lambda: reported.append(0))
     here.end()
-    assert told == [0]
+    assert reported == [0]
 
 
 def test_outside_a_launch_there_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.delenv(name, raising=False)
     with failures.shared() as here:
-        assert type(here) is Alone
+        assert type(here) is SingleProcess
     assert failures.process_prefix() == ""
 
 

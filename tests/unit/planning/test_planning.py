@@ -21,11 +21,11 @@ from rrm_lm.planning.planning import (
     Measured,
     choose,
     count_passes,
-    four_models,
     measure,
     plan,
     recommended,
     remedy,
+    trl_memory,
     what_is_trained,
 )
 from rrm_lm.planning.strategies import Passes, standing
@@ -187,7 +187,7 @@ def test_what_an_adapter_to_start_from_adds() -> None:
 
 def test_trl_holds_four_models_and_trains_two() -> None:
     sizes = tiny().sizes
-    whole, with_lora = four_models(sizes, JOB, False), four_models(sizes, JOB, True)
+    whole, with_lora = trl_memory(sizes, JOB, False), trl_memory(sizes, JOB, True)
     assert whole.models + whole.states == 10 * sizes.weights
     assert with_lora.models + with_lora.states == 6 * sizes.weights + 4 * sizes.adapter
     assert whole.logits == 2 * 8 * 32 * sizes.vocabulary * 4
@@ -236,8 +236,8 @@ def test_8b_fits_one_gpu_of_80_gb_and_70b_does_not() -> None:
 
 def test_four_models_of_8b_do_not_fit_where_ours_do() -> None:
     sizes = large("Llama-3.1-8B").sizes
-    assert four_models(sizes, Job(), False).peak() > 160e9
-    assert four_models(sizes, Job(), True).peak() > 96e9
+    assert trl_memory(sizes, Job(), False).peak() > 160e9
+    assert trl_memory(sizes, Job(), True).peak() > 96e9
     one = choose("ppo", "single", 1, 72e9, large("Llama-3.1-8B"), Job())
     assert one.fits and one.memory.weights == sizes.weights
 
