@@ -267,7 +267,7 @@ def configure_fsdp(accelerator: Any, root: nn.Module) -> None:
 
 
 def _autocast(accelerator: Any, root: Any) -> None:
-    """Mixed precision as Accelerate does it for unsharded models. Its way for sharded ones rounds the heads' weights."""
+    """Accelerate's mixed precision for unsharded models; the one for sharded models rounds the heads' weights."""
     own = type(root).forward
 
     @functools.wraps(own)

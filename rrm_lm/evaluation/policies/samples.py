@@ -214,8 +214,8 @@ def held_out_probe(
             distributions, so `sampling` may have a temperature but may not leave tokens out.
         proxy, gold: The reward that is optimised, and the one that it is judged by.
         micro_batch_tokens: See `log_probs`.
-        within: Calls what computes with the policy; of a sharded model its `inside`
-            (:class:`rrm_lm.models.sharding.Root`).
+        within: Calls what computes with the policy; for a sharded model
+            :func:`rrm_lm.models.sharding.with_full_params`.
 
     Raises:
         ValueError: `sampling` leaves tokens out.
