@@ -1,4 +1,4 @@
-"""What training takes, worked out from a configuration alone: memory, traffic, what fits.
+"""Memory and traffic of training, estimated from a configuration alone.
 
 May import training, models and below.
 """

@@ -1,7 +1,6 @@
-"""How many bytes a model, an adapter and a cache have, from a configuration alone: no weights are loaded.
+"""Bytes of a model, an adapter and a cache, from a configuration alone.
 
-The model is made on the meta device, by the same code that loads it, and PEFT puts the adapter on it: what is counted
-is what there would be.
+The model is built on the meta device, and PEFT puts the adapter on it, so no weights are loaded.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from rrm_lm.models.pretrained import resolve
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Sizes of a model with one LoRA adapter; bytes unless it says otherwise.
+    """Sizes of a model with one LoRA adapter, in bytes unless noted.
 
     Attributes:
-        parameters: How many numbers the model has, tied ones once.
-        weights: Its weights.
-        layers: How many layers (blocks) it has.
-        block: The largest block's weights. A sharded model is gathered block by block.
-        rest: Weights outside of blocks: embedding, last norm, language-model head.
+        parameters: Number of parameters; tied ones count once.
+        weights: The model's weights.
+        layers: Number of layers (blocks).
+        block: Weights of the largest block. A sharded model is gathered block by block.
+        rest: Weights outside the blocks: embedding, last norm, language-model head.
         head: Weights of the language-model head.
-        adapter_parameters: Numbers of one adapter.
-        adapter: One adapter. PEFT keeps adapters in float32, also where the model is in half precision.
-        cache_token: Keys and values of one token, in all layers.
-        hidden_size, vocabulary: As the configuration has them.
+        adapter_parameters: Number of parameters of one adapter.
+        adapter: One adapter. PEFT keeps adapters in float32 even if the model is in half precision.
+        cache_token: Keys and values of one token in all layers.
+        hidden_size, vocabulary: From the configuration.
     """
 
     parameters: int
@@ -54,16 +53,16 @@ def read_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     """The configuration of a model, without its weights.
 
     Args:
-        name: A Hub id, a folder (of a model, or of an adapter, which means the model it is for), a ``config.json``, or
+        name: A Hub id, the folder of a model or of an adapter (which stands for its base model), a ``config.json``, or
             an embedded model's alias.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Allow Python code from the model's repository to run.
 
     Returns:
-        The configuration, and whether the name was an adapter's.
+        The configuration, and whether the name was that of an adapter.
 
     Raises:
-        ModelError: There is none, or it is of no family that transformers knows.
+        ModelError: There is no configuration, or transformers does not know the family.
     """
     path = Path(name).expanduser()
     place, adapter = (str(path), None) if path.is_file() else (resolve(name, revision), _base_of(path))
@@ -85,7 +84,7 @@ def read_config(name: str, *, revision: str | None = None, trust_remote_code: bo
 
 
 def _base_of(folder: Path) -> str | None:
-    """The model that the adapter in a folder is for; ``None`` where there is no adapter."""
+    """The base model of the adapter in a folder; ``None`` if it holds no adapter."""
     file = folder / "adapter_config.json"
     if (folder / "config.json").is_file() or not file.is_file():
         return None
@@ -102,7 +101,7 @@ def with_layers(config: Any, count: int) -> Any:
 
 
 def model_without_weights(config: Any, dtype: torch.dtype, attention: str | None = None) -> Any:
-    """A causal language model of a configuration, on the device that is the default where this is called.
+    """A randomly initialized causal language model on the current default device.
 
     Raises:
         ModelError: The family has no causal language model.
@@ -113,7 +112,7 @@ def model_without_weights(config: Any, dtype: torch.dtype, attention: str | None
         )
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(
-            f"No language model can be made of this configuration ({' '.join(str(error).split())[:300]})",
+            f"No language model can be built from this configuration ({' '.join(str(error).split())[:300]})",
             where=str(getattr(config, "model_type", "")),
             expected="a causal language model that transformers knows",
         ) from error
@@ -125,12 +124,12 @@ def footprint(config: Any, lora: LoraConfig, dtype: torch.dtype) -> Footprint:
 
     Args:
         config: The model's configuration.
-        lora: What the adapter is like.
+        lora: The adapter's configuration.
         dtype: Of the model's weights.
 
     Raises:
-        ModelError: The configuration is of no causal language model.
-        ValueError: The adapter names layers that the model does not have.
+        ModelError: The family has no causal language model.
+        ValueError: The adapter names layers that the model lacks.
     """
     with torch.device("meta"):
         model = model_without_weights(config, dtype)

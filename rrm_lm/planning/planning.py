@@ -1,4 +1,4 @@
-"""A plan on paper: what reward-model training and PPO take on each process, what fits, and which batch to use."""
+"""Plan reward-model training and PPO: the memory and traffic of each process, what fits, and which batch to use."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from rrm_lm.planning.strategies import (
     Passes,
     Traffic,
     Trained,
-    standing,
+    gathered_model,
+    static_memory,
     traffic,
-    whole_model,
 )
 
 TASKS = {"reward": "reward model", "ppo": "PPO"}
-_ROOMY = 2048  # tokens of a micro-batch that keep a device busy enough not to recompute activations for larger ones
-_MOST = 65536  # larger micro-batches gain nothing
+_BUSY = 2048  # micro-batch tokens that keep a device busy; recomputing activations for larger ones does not pay
+_LARGEST = 65536  # larger micro-batches gain nothing
 _MOST_PROCESSES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be trained. Lengths are the longest ones, in tokens: memory must hold those.
+    """The training to plan. Lengths are the longest ones, in tokens, because memory must hold those.
 
     Attributes:
-        prompt_length, response_length, critique_length: Of each example; a critique of 0 is none.
-        batch: Pairs, or episodes, of a step on each process.
-        samples_per_prompt, num_ppo_epochs, num_mini_batches: As PPO has them.
+        prompt_length, response_length, critique_length: Of each example; a critique of 0 means none.
+        batch: Pairs or episodes of a step on each process.
+        samples_per_prompt, num_ppo_epochs, num_mini_batches: As in PPO's settings.
         value_function: ``head`` or ``adapter``.
         reference_adapter: Whether PPO starts from an adapter, whose frozen copy is then the reference.
-        activation_checkpointing: Whether layers recompute their activations; ``None``: where it is needed.
+        activation_checkpointing: Whether layers recompute their activations; ``None``: only where needed.
     """
 
     prompt_length: int = 512
@@ -66,13 +66,13 @@ class Job:
         for name in ("samples_per_prompt", "num_mini_batches"):
             if getattr(self, name) < 1 or self.batch % getattr(self, name):
                 raise ConfigError(
-                    f"{self.batch} episodes a process cannot be divided by {getattr(self, name)}",
+                    f"{self.batch} episodes per process cannot be divided by {getattr(self, name)}",
                     where=name,
                     expected="a divisor of per_device_train_batch_size * gradient_accumulation_steps",
                 )
         if self.value_function not in ("head", "adapter"):
             raise ConfigError(
-                f"No plan can be made for value_function {self.value_function!r}",
+                f"value_function {self.value_function!r} cannot be planned",
                 where="value_function",
                 expected="head or adapter",
             )
@@ -99,45 +99,40 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a model: sizes, and what its passes take, which is found out when it is asked for.
+    """A model's sizes and the peak memory of its passes. Peaks are traced when first asked for.
 
     Attributes:
-        sizes: Of the model and an adapter.
-        tried: Ways to learn: without recomputed activations, with them, or both in this order.
+        sizes: Of the model and one adapter.
+        checkpointing_options: Whether to try without activation checkpointing, with it, or both in this order.
     """
 
     sizes: Footprint
-    tried: tuple[bool, ...]
+    checkpointing_options: tuple[bool, ...]
     _trace: Callable[[str, bool], Peak]
-    _found: dict[tuple[str, bool], Peak] = field(default_factory=dict)
+    _traced: dict[tuple[str, bool], Peak] = field(default_factory=dict)
 
-    def peak(self, task: str, recomputed: bool = False) -> Peak:
-        """What a pass takes.
-
-        Args:
-            task: ``reward``, ``ppo``, or ``rollout`` for sampling.
-            recomputed: Whether layers recompute their activations.
-        """
-        if (task, recomputed) not in self._found:
-            self._found[task, recomputed] = self._trace(task, recomputed)
-        return self._found[task, recomputed]
+    def peak(self, task: str, checkpointing: bool = False) -> Peak:
+        """Peak memory of a task's passes; task ``rollout`` is sampling."""
+        if (task, checkpointing) not in self._traced:
+            self._traced[task, checkpointing] = self._trace(task, checkpointing)
+        return self._traced[task, checkpointing]
 
 
 def measure(
     config: Any, lora: LoraConfig, dtype: torch.dtype, job: Job, *, attention: str | None = None, share: bool = True
 ) -> Measured:
-    """Find out what a model takes, from its configuration.
+    """Measure a model from its configuration.
 
     Args:
-        config: The model's.
-        lora: What adapters are like.
+        config: The model's configuration.
+        lora: Configuration of the adapters.
         dtype: Of the weights.
-        job: What is to be trained.
-        attention: Implementation of attention.
-        share: Whether lines share what they have in common; off where an implementation cannot.
+        job: The training to plan.
+        attention: Attention implementation.
+        share: Whether lines share prefixes; False for implementations that cannot.
 
     Raises:
-        ModelError: The configuration is of no dense causal language model.
+        ModelError: The configuration is not that of a dense causal language model.
         ConfigError: The adapter does not fit the model.
     """
     try:
@@ -149,26 +144,28 @@ def measure(
             remedy="leave out --lora_target_modules to adapt all linear layers",
         ) from error
     tracer = Tracer(config, lora, dtype, attention=attention, value=job.value_function, share=share)
-    tried = (False, True) if job.activation_checkpointing is None else (job.activation_checkpointing,)
+    options = (False, True) if job.activation_checkpointing is None else (job.activation_checkpointing,)
 
-    def trace(task: str, recomputed: bool) -> Peak:
+    def trace(task: str, checkpointing: bool) -> Peak:
         if task == "rollout":
             return tracer.rollout(job.episode)
-        return tracer.reward(job.pair, recomputed) if task == "reward" else tracer.policy(job.family, recomputed)
+        if task == "reward":
+            return tracer.reward(job.pair, checkpointing)
+        return tracer.policy(job.family, checkpointing)
 
-    return Measured(sizes, tried, trace)
+    return Measured(sizes, options, trace)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One task under one strategy.
+    """The settings for one task under one strategy.
 
     Attributes:
         task, strategy: Their names.
-        fits: Whether it does.
-        activation_checkpointing, micro_batch_tokens, rollout_batch_tokens: The settings to use; if it does not fit,
-            those that need the least. Without rollouts, ``rollout_batch_tokens`` is 0.
-        gather_for_generation: Whether the whole of a sharded model is gathered for rollouts: where it fits.
+        fits: Whether the task fits.
+        activation_checkpointing, micro_batch_tokens, rollout_batch_tokens: The settings to use; if the task does not
+            fit, those that need the least memory. ``rollout_batch_tokens`` is 0 without rollouts.
+        gather_for_generation: Whether the full model is gathered for rollouts, which is done if it fits.
         memory: At the peak, with these settings.
         traffic: Of a step, with these settings.
         passes: Of a step.
@@ -189,61 +186,62 @@ class Choice:
         return asdict(self) | {"memory": self.memory.to_dict(), "traffic": self.traffic.to_dict()}
 
 
-def choose(task: str, strategy: str, processes: int, room: float, measured: Measured, job: Job) -> Choice:
-    """The largest batch of a task that fits, and what it takes.
+def choose(task: str, strategy: str, processes: int, budget: float, measured: Measured, job: Job) -> Choice:
+    """The largest batch of a task that fits.
 
     Args:
         task: ``reward`` or ``ppo``.
         strategy: One of :data:`rrm_lm.planning.strategies.STRATEGIES`.
-        processes: How many there are.
-        room: Bytes on each device.
+        processes: Number of processes.
+        budget: Bytes on each device.
         measured: The model.
-        job: What is to be trained.
+        job: The training to plan.
     """
     processes = 1 if strategy == "single" else processes
-    trained = what_is_trained(task, measured.sizes, job)
-    base = standing(strategy, processes, measured.sizes, trained)
-    left = room - base.standing
-    recomputed, rows = _rows(measured, task, left, job.rows(task))
-    rollout, samples, whole = None, 0, 0
+    trained = trained_bytes(task, measured.sizes, job)
+    static = static_memory(strategy, processes, measured.sizes, trained)
+    free = budget - static.static
+    checkpointing, rows = _training_rows(measured, task, free, job.rows(task))
+    rollout, samples, gathered = None, 0, 0
     if task == "ppo":
         rollout = measured.peak("rollout")
-        whole = whole_model(strategy, measured.sizes) if strategy in SHARDED else 0
-        if not rollout.rows_within(left - whole):
-            whole = 0
-        samples = min(rollout.rows_within(left - whole), job.batch, _most_rows(rollout))
+        gathered = gathered_model(strategy, measured.sizes) if strategy in SHARDED else 0
+        if not rollout.rows_within(free - gathered):
+            gathered = 0
+        samples = min(rollout.rows_within(free - gathered), job.batch, _most_rows(rollout))
     fits = rows >= 1 and (rollout is None or samples >= 1)
     if not fits:
-        recomputed, rows, samples, whole = measured.tried[-1], 1, 1, 0
-    peak = measured.peak(task, recomputed)
-    memory = replace(
-        base, activations=peak.bytes(rows), rollout=0 if rollout is None else rollout.bytes(samples) + whole
-    )
+        checkpointing, rows, samples, gathered = measured.checkpointing_options[-1], 1, 1, 0
+    peak = measured.peak(task, checkpointing)
     passes = count_passes(task, rows, samples, job)
     return Choice(
-        task,
-        strategy,
-        fits,
-        recomputed,
-        rows * peak.width,
-        0 if rollout is None else samples * rollout.width,
-        whole > 0,
-        memory,
-        traffic(
+        task=task,
+        strategy=strategy,
+        fits=fits,
+        activation_checkpointing=checkpointing,
+        micro_batch_tokens=rows * peak.width,
+        rollout_batch_tokens=0 if rollout is None else samples * rollout.width,
+        gather_for_generation=gathered > 0,
+        memory=replace(
+            static,
+            activations=peak.bytes(rows),
+            rollout=0 if rollout is None else rollout.bytes(samples) + gathered,
+        ),
+        traffic=traffic(
             strategy,
             processes,
             measured.sizes,
             trained.trained,
             passes,
-            checkpointing=recomputed,
-            gathering=whole > 0,
+            checkpointing=checkpointing,
+            gathering=gathered > 0,
         ),
-        passes,
+        passes=passes,
     )
 
 
-def what_is_trained(task: str, sizes: Footprint, job: Job) -> Trained:
-    """Adapters and heads of a task. PPO's reward is an adapter on the same backbone, and frozen."""
+def trained_bytes(task: str, sizes: Footprint, job: Job) -> Trained:
+    """Adapters and heads of a task. PPO's reward is a frozen adapter on the same backbone."""
     head = 4 * sizes.hidden_size
     if task == "reward":
         return Trained(sizes.adapter + head)
@@ -252,51 +250,43 @@ def what_is_trained(task: str, sizes: Footprint, job: Job) -> Trained:
 
 
 def count_passes(task: str, rows: int, samples: int, job: Job) -> Passes:
-    """How often the model is run in a step.
-
-    Args:
-        task: ``reward`` or ``ppo``.
-        rows: Of a micro-batch.
-        samples: Responses that are sampled at once.
-        job: What is to be trained.
-    """
+    """How often the model is run in a step, with `rows` rows per micro-batch and `samples` responses per rollout."""
     groups = math.ceil(job.rows(task) / rows)
     if task == "reward":
         return Passes(training=groups)
-    twice = 2 if job.value_function == "adapter" else 1  # the value function's own pass through the layers
-    learned = job.num_ppo_epochs * job.num_mini_batches * math.ceil(job.rows(task) / job.num_mini_batches / rows)
-    batches = math.ceil(job.batch / samples)
+    per_group = 2 if job.value_function == "adapter" else 1  # a value adapter needs its own pass through the layers
+    updates = job.num_ppo_epochs * job.num_mini_batches
     return Passes(
-        forward=(2 + twice) * groups,  # the reward, the reference, and the policy as it sampled
-        training=twice * learned,
-        decoding=batches * job.response_length,  # the prompt's pass gives the first token
-        steps=job.num_ppo_epochs * job.num_mini_batches,
+        forward=(2 + per_group) * groups,  # the reward, the reference, and the policy as it sampled
+        training=per_group * updates * math.ceil(job.rows(task) / job.num_mini_batches / rows),
+        decoding=math.ceil(job.batch / samples) * job.response_length,  # the prompt's pass gives the first token
+        steps=updates,
     )
 
 
-def _rows(measured: Measured, task: str, room: float, wanted: int) -> tuple[bool, int]:
-    """Whether to recompute activations, and how many rows then fit, up to as many as are wanted."""
+def _training_rows(measured: Measured, task: str, budget: float, wanted: int) -> tuple[bool, int]:
+    """Whether to recompute activations, and how many rows then fit, up to `wanted`."""
     rows = 0
-    for recomputed in measured.tried:
-        peak = measured.peak(task, recomputed)
-        rows = min(peak.rows_within(room), wanted, _most_rows(peak))
-        if rows >= min(wanted, max(1, _ROOMY // peak.width)):
-            return recomputed, rows
-    return measured.tried[-1], rows
+    for checkpointing in measured.checkpointing_options:
+        peak = measured.peak(task, checkpointing)
+        rows = min(peak.rows_within(budget), wanted, _most_rows(peak))
+        if rows >= min(wanted, max(1, _BUSY // peak.width)):
+            return checkpointing, rows
+    return measured.checkpointing_options[-1], rows
 
 
 def _most_rows(peak: Peak) -> int:
-    return max(1, _MOST // peak.width)
+    return max(1, _LARGEST // peak.width)
 
 
-def plan(processes: int, room: float, measured: Measured, job: Job) -> list[Choice]:
-    """Every task under every strategy that there is for so many processes."""
+def plan(processes: int, budget: float, measured: Measured, job: Job) -> list[Choice]:
+    """Every task under every strategy that works with this number of processes."""
     names = [name for name in STRATEGIES if processes > 1 or name in ("single", "fsdp2_offload")]
-    return [choose(task, name, processes, room, measured, job) for task in TASKS for name in names]
+    return [choose(task, name, processes, budget, measured, job) for task in TASKS for name in names]
 
 
 def recommended(choices: Sequence[Choice], task: str) -> Choice | None:
-    """The fastest strategy that fits, on all the processes there are; ``None`` if none fits."""
+    """The fastest strategy that fits and uses all processes; ``None`` if none fits."""
     mine = [choice for choice in choices if choice.task == task]
     several = any(choice.strategy == "ddp" for choice in mine)
     return next((choice for choice in mine if choice.fits and not (several and choice.strategy == "single")), None)
@@ -304,12 +294,12 @@ def recommended(choices: Sequence[Choice], task: str) -> Choice | None:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """The least that would have to change for a task to fit.
+    """The smallest change that makes a task fit.
 
     Attributes:
-        processes: So many of these devices under FSDP2; ``None`` if no number of them is enough.
-        memory: Or so many bytes on each, with the strategy that needs the least.
-        strategy: That strategy.
+        processes: Either this many of the same devices, with FSDP2; ``None`` if no number is enough.
+        memory: Or this many bytes on each device, with `strategy`.
+        strategy: The strategy that needs the least memory.
     """
 
     processes: int | None
@@ -317,27 +307,24 @@ class Remedy:
     strategy: str
 
 
-def remedy(task: str, processes: int, room: float, measured: Measured, job: Job) -> Remedy:
+def remedy(task: str, processes: int, budget: float, measured: Measured, job: Job) -> Remedy:
     """What would make a task fit that does not."""
-    count, least = 2, None
-    while count <= _MOST_PROCESSES and least is None:
-        least = count if choose(task, "fsdp2", count, room, measured, job).fits else None
-        count *= 2
+    counts = (2**power for power in range(1, int(math.log2(_MOST_PROCESSES)) + 1))
+    enough = next((count for count in counts if choose(task, "fsdp2", count, budget, measured, job).fits), None)
     needs = [choice for choice in plan(processes, 0.0, measured, job) if choice.task == task]
     smallest = min(needs, key=lambda choice: choice.memory.peak)
-    return Remedy(least, smallest.memory.peak, smallest.strategy)
+    return Remedy(enough, smallest.memory.peak, smallest.strategy)
 
 
 @dataclass(frozen=True, slots=True)
 class TRLMemory:
-    """What TRL's PPO holds at least: four models, of which two are trained whole, or three with LoRA on the policy.
+    """A lower bound for TRL's PPO: four models of which two are trained fully, or three with LoRA on the policy.
 
     Attributes:
-        lora: Whether the policy has an adapter. Then there is no reference model; the value model is trained whole.
+        lora: Whether the policy has an adapter. Then there is no reference model; the value model is trained fully.
         models: Bytes of the models' weights.
         states: Gradients and AdamW's state, in the weights' dtype as torch keeps them.
-        logits: The scores of a step's rollouts, stacked: episodes x tokens x vocabulary in float32, and once more while
-            they are stacked.
+        logits: Logits of a step's rollouts: episodes x tokens x vocabulary in float32, twice while they are stacked.
     """
 
     lora: bool
@@ -346,7 +333,7 @@ class TRLMemory:
     logits: int
 
     def peak(self, processes: int = 1) -> int:
-        """Bytes of a process at least, without activations; with several, models and states as ZeRO-3 divides them."""
+        """Bytes of each process without activations; ZeRO-3 divides models and states among several processes."""
         return -(-(self.models + self.states) // processes) + self.logits
 
     def to_dict(self, processes: int) -> dict[str, Any]:
@@ -354,7 +341,7 @@ class TRLMemory:
 
 
 def trl_memory(sizes: Footprint, job: Job, lora: bool) -> TRLMemory:
-    """What TRL 1.12's PPOTrainer would take for the same job."""
+    """What TRL 1.12's PPOTrainer would need for the same job."""
     logits = 2 * 4 * job.batch * job.response_length * sizes.vocabulary
     if lora:
         return TRLMemory(True, 3 * sizes.weights + sizes.adapter, 3 * (sizes.weights + sizes.adapter), logits)

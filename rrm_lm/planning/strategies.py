@@ -1,12 +1,12 @@
-"""What each way to spread training over processes holds on a process, and what it sends: plain arithmetic.
+"""Memory and traffic of each way to distribute training: plain arithmetic, per process.
 
-Weights are frozen, so what grows with the number of trained parameters (gradients, optimizer, what processes reduce) is
-small, and what matters is where the weights lie and how often they travel.
+The backbone is frozen, so gradients, optimizer state and gradient reduction are small. What matters is where the
+weights are kept and how often they are sent.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 from rrm_lm.planning.footprint import Footprint
 
@@ -20,22 +20,21 @@ STRATEGIES = {
     "fsdp2_offload": "FSDP2, offloaded",
 }
 SHARDED = ("fsdp2", "zero3", "fsdp2_offload")
-_MOMENTS = 2  # float32 numbers that AdamW keeps of each trained one
-# Blocks that FSDP2 has gathered at once: the one that computes, the buffer that it was received in, and the next one.
+# Blocks that FSDP2 has gathered at once: the one that computes, its receive buffer, and the next one.
 # tests/distributed/test_gathered_blocks.py measures it.
 _GATHERED_BLOCKS = 3
-# DeepSpeed's defaults, in numbers: stage3_max_live_parameters, stage3_prefetch_bucket_size, reduce_bucket_size.
+# DeepSpeed's defaults, in parameters: stage3_max_live_parameters, stage3_prefetch_bucket_size, reduce_bucket_size.
 _LIVE, _PREFETCHED, _BUCKET = 1_000_000_000, 50_000_000, 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Bytes of what lies on the backbone.
+    """Bytes of the adapters and heads on a backbone.
 
     Attributes:
-        trained: Adapters and heads that are trained.
-        frozen: Adapters that are not: the reference, the reward.
-        copied: The copy of what is trained that PPO goes back to when a policy runs away.
+        trained: Those that are trained.
+        frozen: Those that are not: the reference, the reward.
+        copied: PPO's backup of what is trained, restored if the policy's KL runs away.
     """
 
     trained: int
@@ -45,17 +44,17 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on the device of one process at the peak.
+    """Peak bytes on the device of one process.
 
     Attributes:
         weights: The process's part of the backbone.
-        gathered: Weights of other processes while they are computed with, and buffers for travelling ones.
+        gathered: Weights gathered from other processes, and communication buffers.
         adapters: Adapters and heads.
-        gradients: Of what is trained.
+        gradients: Gradients of what is trained.
         optimizer: AdamW's state.
-        activations: What a forward and backward pass of a micro-batch takes.
-        rollout: What sampling takes; never at the same time as activations.
-        host: In the computer's own memory, for this process. Not on the device.
+        activations: Forward and backward pass of a micro-batch.
+        rollout: Sampling; never at the same time as activations.
+        host: Bytes in host memory for this process. Not on the device.
     """
 
     weights: int = 0
@@ -68,68 +67,46 @@ class Memory:
     host: int = 0
 
     @property
-    def standing(self) -> int:
-        """What is there however large a batch is."""
+    def static(self) -> int:
+        """Bytes that do not depend on the batch size."""
         return self.weights + self.gathered + self.adapters + self.gradients + self.optimizer
 
     @property
     def peak(self) -> int:
-        """All of it, at the worst moment."""
-        return self.standing + max(self.activations, self.rollout)
+        return self.static + max(self.activations, self.rollout)
 
     def to_dict(self) -> dict[str, int]:
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {"peak": self.peak}
+        return asdict(self) | {"peak": self.peak}
 
 
-def standing(strategy: str, processes: int, sizes: Footprint, trained: Trained) -> Memory:
-    """What a process holds however large a batch is.
+def static_memory(strategy: str, processes: int, sizes: Footprint, trained: Trained) -> Memory:
+    """Memory of a process that does not depend on the batch size, under one of :data:`STRATEGIES`."""
 
-    Args:
-        strategy: One of :data:`STRATEGIES`.
-        processes: How many there are.
-        sizes: Of the model.
-        trained: What lies on it.
-    """
-    whole, own = sizes.weights, -(-sizes.weights // processes)
+    def part(count: int) -> int:
+        return -(-count // processes)
+
     adapters, gradients = trained.trained + trained.frozen + trained.copied, trained.trained
-    moments = _MOMENTS * trained.trained
+    moments = 2 * trained.trained  # AdamW's
     itemsize = sizes.weights // max(1, sizes.parameters)
-    if strategy == "single":
-        return Memory(weights=whole, adapters=adapters, gradients=gradients, optimizer=moments)
-    if strategy == "ddp":  # gradients travel in buckets that are copies of them
-        return Memory(weights=whole, adapters=adapters, gradients=2 * gradients, optimizer=moments)
+    if strategy in ("single", "ddp"):  # DDP's gradient buckets are copies of the gradients
+        gradients *= 2 if strategy == "ddp" else 1
+        return Memory(weights=sizes.weights, adapters=adapters, gradients=gradients, optimizer=moments)
+    state = part(moments + trained.trained)  # ZeRO adds a float32 copy of what is trained
     if strategy == "zero2":
-        state = -(-(moments + trained.trained) // processes)  # with a float32 copy of what is trained
-        return Memory(
-            weights=whole, gathered=_BUCKET * itemsize, adapters=adapters, gradients=gradients, optimizer=state
-        )
+        return Memory(sizes.weights, _BUCKET * itemsize, adapters, gradients, state)
     if strategy == "zero3":
-        live = min(_LIVE + _PREFETCHED, sizes.parameters) * itemsize
-        state = -(-(moments + trained.trained) // processes)
-        return Memory(
-            weights=own,
-            gathered=live + _BUCKET * itemsize,
-            adapters=-(-adapters // processes),
-            gradients=-(-gradients // processes),
-            optimizer=state,
-        )
-    # FSDP2 keeps unsharded gradients until the last micro-batch of a step, so that they travel once.
+        gathered = (min(_LIVE + _PREFETCHED, sizes.parameters) + _BUCKET) * itemsize
+        return Memory(part(sizes.weights), gathered, part(adapters), part(gradients), state)
+    # FSDP2 keeps unsharded gradients until the last micro-batch of a step, so that they are reduced once.
     gathered = sizes.rest + _GATHERED_BLOCKS * sizes.block
-    part = Memory(
-        weights=own,
-        gathered=gathered,
-        adapters=-(-adapters // processes),
-        gradients=gradients,
-        optimizer=-(-moments // processes),
-    )
     if strategy == "fsdp2":
-        return part
-    host = part.weights + part.adapters + part.optimizer + -(-gradients // processes)
+        return Memory(part(sizes.weights), gathered, part(adapters), gradients, part(moments))
+    host = part(sizes.weights) + part(adapters) + part(moments) + part(gradients)
     return Memory(gathered=gathered, gradients=gradients, host=host)
 
 
-def whole_model(strategy: str, sizes: Footprint) -> int:
-    """Bytes that a process holds beside :func:`standing` while it has gathered the whole model for rollouts."""
+def gathered_model(strategy: str, sizes: Footprint) -> int:
+    """Bytes on top of :func:`static_memory` while the full model is gathered for rollouts."""
     if strategy == "zero3":
         return sizes.weights
     return max(0, sizes.weights - sizes.rest - (_GATHERED_BLOCKS - 1) * sizes.block)
@@ -137,12 +114,12 @@ def whole_model(strategy: str, sizes: Footprint) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """How often the model is run in one step, on each process.
+    """How often each process runs the model in one step.
 
     Attributes:
-        forward: Without a backward.
-        training: Forward and backward.
-        decoding: For rollouts: prompts, and one for each token of a batch of responses.
+        forward: Forward passes only.
+        training: Forward and backward passes.
+        decoding: Passes of rollouts: prompts, and one for each token of a batch of responses.
         steps: Optimizer steps.
     """
 
@@ -157,10 +134,10 @@ class Traffic:
     """Bytes that one process receives in one step.
 
     Attributes:
-        trained: Gradients of what is trained, and what goes back after the optimizer's step.
+        trained: Gradients, and what is sent back after the optimizer step.
         learning: Weights, for everything but rollouts.
         rollout: Weights, for rollouts.
-        host: From the computer's own memory to the device.
+        host: From host memory to the device.
     """
 
     trained: int = 0
@@ -168,13 +145,8 @@ class Traffic:
     rollout: int = 0
     host: int = 0
 
-    @property
-    def total(self) -> int:
-        """All but what comes from the computer's own memory."""
-        return self.trained + self.learning + self.rollout
-
     def to_dict(self) -> dict[str, int]:
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {"total": self.total}
+        return asdict(self) | {"total": self.trained + self.learning + self.rollout}
 
 
 def traffic(
@@ -187,31 +159,29 @@ def traffic(
     checkpointing: bool = False,
     gathering: bool = False,
 ) -> Traffic:
-    """What travels in one step.
+    """What one process receives in one step.
 
     Args:
         strategy: One of :data:`STRATEGIES`.
-        processes: How many there are.
+        processes: Number of processes.
         sizes: Of the model.
-        trained: Bytes of what is trained.
-        passes: Of a process in a step.
+        trained: Bytes that are trained.
+        passes: Of one process in one step.
         checkpointing: Whether layers recompute their activations.
-        gathering: Whether the whole model is gathered for rollouts, once in a step, and not layer by layer for each
-            token.
+        gathering: Whether the full model is gathered once for all rollouts of a step. Otherwise its layers are gathered
+            for every token.
     """
-    if processes == 1 and strategy != "fsdp2_offload":
+    if strategy == "single" or (processes == 1 and strategy != "fsdp2_offload"):
         return Traffic()
     others = (processes - 1) / processes
     exchanged = others * trained
-    if strategy == "single":
-        return Traffic()
-    if strategy == "ddp":  # reduced in a ring: each part goes around once to be added up and once to be told
+    if strategy == "ddp":  # a ring all-reduce sends each part twice: to sum it and to share the sum
         return Traffic(trained=round(2 * exchanged * passes.steps))
-    if strategy == "zero2":  # gradients are partitioned in every micro-batch
+    if strategy == "zero2":  # partitions gradients in every micro-batch
         return Traffic(trained=round(exchanged * (passes.training + passes.steps)))
-    # A backward pass gathers again; under ZeRO-3 recomputing a layer does so once more.
-    again = 3 if strategy == "zero3" and checkpointing else 2
-    learning = passes.forward + again * passes.training
+    # A backward pass gathers again; ZeRO-3 also gathers for recomputation.
+    gathers = 3 if strategy == "zero3" and checkpointing else 2
+    learning = passes.forward + gathers * passes.training
     reduced = passes.training if strategy == "zero3" else passes.steps
     weights = others * (sizes.weights + trained)
     decoding = min(1, passes.decoding) if gathering else passes.decoding

@@ -35,8 +35,8 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.planning.footprint import read_config
-from rrm_lm.planning.planning import Job, measure, what_is_trained
-from rrm_lm.planning.strategies import standing
+from rrm_lm.planning.planning import Job, measure, trained_bytes
+from rrm_lm.planning.strategies import static_memory
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward.config import RewardConfig
@@ -120,7 +120,7 @@ def planned(case: Case) -> dict[str, int]:
     task, dtype, recomputed, rows = case
     job, kind = job_of(case), getattr(torch, dtype)
     known = measure(read_config(MODEL)[0], lora(), kind, job)
-    parts = asdict(standing("single", 1, known.sizes, what_is_trained(task, known.sizes, job)))
+    parts = asdict(static_memory("single", 1, known.sizes, trained_bytes(task, known.sizes, job)))
     parts["activations"] = known.peak(task, recomputed).bytes(rows)
     if task == "ppo":
         parts["rollout"] = known.peak("rollout").bytes(job.batch) + (known.sizes.head if kind == torch.float32 else 0)

@@ -21,7 +21,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.planning.footprint import footprint
 from rrm_lm.planning.peak_memory import RowShape
-from rrm_lm.planning.strategies import Trained, standing
+from rrm_lm.planning.strategies import Trained, static_memory
 from rrm_lm.text.batching import collate
 from tests.allocations import held, peak_allocated
 from tests.tiny import lora, tiny_model
@@ -70,7 +70,7 @@ def test_a_process_has_gathered_what_the_plan_says(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "found.json").read_text())
     model = make()
     sizes = footprint(CONFIG, lora(), torch.float32)
-    planned = standing("fsdp2", 2, sizes, Trained(held(model) - sizes.weights))
+    planned = static_memory("fsdp2", 2, sizes, Trained(held(model) - sizes.weights))
     assert found["held"] == pytest.approx(planned.weights + planned.adapters, rel=0.01)
     assert found["peak"] - learn(model) == pytest.approx(planned.gathered, rel=0.15)
 

@@ -25,10 +25,10 @@ from rrm_lm.planning.planning import (
     plan,
     recommended,
     remedy,
+    trained_bytes,
     trl_memory,
-    what_is_trained,
 )
-from rrm_lm.planning.strategies import Passes, standing
+from rrm_lm.planning.strategies import Passes, static_memory
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward.examples import Example, Pair
 from rrm_lm.training.reward.trainer import RewardTrainer
@@ -68,11 +68,11 @@ def test_reward_training_takes_what_the_plan_says(checkpointing: bool, rows: int
     before = held(model)
     found = before + peak_allocated(trainer.train)
     measured = tiny()
-    trained = what_is_trained("reward", measured.sizes, JOB)
+    trained = trained_bytes("reward", measured.sizes, JOB)
     assert measured.sizes.weights + trained.trained == before
-    expected = standing("single", 1, measured.sizes, trained).standing + measured.peak("reward", checkpointing).bytes(
-        rows
-    )
+    expected = static_memory("single", 1, measured.sizes, trained).static + measured.peak(
+        "reward", checkpointing
+    ).bytes(rows)
     assert expected == pytest.approx(found, rel=0.15)
 
 
@@ -105,9 +105,9 @@ def test_ppo_takes_what_the_plan_says(
     before = held(agent)
     found = before + peak_allocated(trainer.train)
     measured = tiny(job)
-    trained = what_is_trained("ppo", measured.sizes, job)
+    trained = trained_bytes("ppo", measured.sizes, job)
     assert measured.sizes.weights + trained.trained + trained.frozen == before
-    expected = standing("single", 1, measured.sizes, trained).standing
+    expected = static_memory("single", 1, measured.sizes, trained).static
     expected += measured.peak("ppo", checkpointing).bytes(rows)
     assert expected == pytest.approx(found, rel=0.15)
 
@@ -130,7 +130,7 @@ def test_the_largest_batch_that_fits_is_chosen() -> None:
     needs_less = choose("reward", "single", 1, everything.memory.peak - 1, measured, JOB)
     assert needs_less.fits and needs_less.activation_checkpointing  # a whole step's rows, but recomputed
     assert needs_less.micro_batch_tokens == 8 * JOB.pair.width
-    smallest = needs_less.memory.standing + measured.peak("reward", True).bytes(1)
+    smallest = needs_less.memory.static + measured.peak("reward", True).bytes(1)
     assert choose("reward", "single", 1, smallest, measured, JOB).micro_batch_tokens == JOB.pair.width
     assert not choose("reward", "single", 1, smallest - 1000, measured, JOB).fits
 
@@ -179,9 +179,9 @@ def test_passes_of_a_ppo_update() -> None:
 
 def test_what_an_adapter_to_start_from_adds() -> None:
     sizes = tiny().sizes
-    fresh, resumed = (what_is_trained("ppo", sizes, replace(JOB, reference_adapter=kept)) for kept in (False, True))
+    fresh, resumed = (trained_bytes("ppo", sizes, replace(JOB, reference_adapter=kept)) for kept in (False, True))
     assert resumed.frozen - fresh.frozen == sizes.adapter
-    adapter = what_is_trained("ppo", sizes, replace(JOB, value_function="adapter"))
+    adapter = trained_bytes("ppo", sizes, replace(JOB, value_function="adapter"))
     assert adapter.trained - fresh.trained == sizes.adapter
 
 

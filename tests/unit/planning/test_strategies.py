@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rrm_lm.planning.footprint import Footprint
-from rrm_lm.planning.strategies import STRATEGIES, Memory, Passes, Trained, standing, traffic, whole_model
+from rrm_lm.planning.strategies import STRATEGIES, Memory, Passes, Trained, gathered_model, static_memory, traffic
 
 # Weights of 1000 bytes in half precision: four blocks of 200 and the rest.
 SIZES = Footprint(
@@ -21,36 +21,36 @@ def received(strategy: str, processes: int = 4, **more: bool) -> dict[str, int]:
 
 
 def test_one_process_holds_everything() -> None:
-    memory = standing("single", 1, SIZES, TRAINED)
+    memory = static_memory("single", 1, SIZES, TRAINED)
     assert memory == Memory(weights=1000, adapters=104, gradients=40, optimizer=80)
-    assert memory.standing == 1224
+    assert memory.static == 1224
 
 
 def test_ddp_adds_the_buckets_that_gradients_travel_in() -> None:
-    assert standing("ddp", 4, SIZES, TRAINED).standing == standing("single", 1, SIZES, TRAINED).standing + 40
+    assert static_memory("ddp", 4, SIZES, TRAINED).static == static_memory("single", 1, SIZES, TRAINED).static + 40
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
 def test_sharded_weights_are_divided(strategy: str) -> None:
-    memory = standing(strategy, 4, SIZES, TRAINED)
+    memory = static_memory(strategy, 4, SIZES, TRAINED)
     assert (memory.weights, memory.adapters) == (250, 26)
-    assert standing(strategy, 8, SIZES, TRAINED).weights == 125
+    assert static_memory(strategy, 8, SIZES, TRAINED).weights == 125
 
 
 def test_fsdp2_has_some_blocks_gathered_and_the_rest_of_the_model() -> None:
-    memory = standing("fsdp2", 4, SIZES, TRAINED)
+    memory = static_memory("fsdp2", 4, SIZES, TRAINED)
     assert memory.gathered == 200 + 3 * 200
     assert (memory.gradients, memory.optimizer) == (40, 20)
 
 
 def test_offloaded_weights_lie_in_the_host() -> None:
-    memory = standing("fsdp2_offload", 4, SIZES, TRAINED)
+    memory = static_memory("fsdp2_offload", 4, SIZES, TRAINED)
     assert (memory.weights, memory.adapters, memory.optimizer) == (0, 0, 0)
     assert memory.host == 250 + 26 + 20 + 10
 
 
 def test_zero2_divides_what_is_trained_and_not_the_weights() -> None:
-    memory = standing("zero2", 4, SIZES, TRAINED)
+    memory = static_memory("zero2", 4, SIZES, TRAINED)
     assert (memory.weights, memory.adapters, memory.optimizer) == (1000, 104, 30)
 
 
@@ -93,6 +93,6 @@ def test_a_whole_model_for_rollouts_is_received_once_and_held() -> None:
     found = received("fsdp2", gathering=True)
     assert found["rollout"] == 0.75 * 1040
     assert found["learning"] == received("fsdp2")["learning"]
-    assert whole_model("zero3", SIZES) == 1000
+    assert gathered_model("zero3", SIZES) == 1000
     # The rest of the model and two blocks are gathered anyway.
-    assert whole_model("fsdp2", SIZES) == 1000 - 200 - 2 * 200
+    assert gathered_model("fsdp2", SIZES) == 1000 - 200 - 2 * 200
