@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rrm_lm.api.policy_model import Policy
+    from rrm_lm.api.reward.config import RewardConfig
+    from rrm_lm.api.reward.trainer import RewardTrainer
     from rrm_lm.api.reward_model import RewardModel, evaluate
 
 __version__ = "0.1.0"
-__all__ = ["Policy", "RewardModel", "__version__", "evaluate"]
+__all__ = ["Policy", "RewardConfig", "RewardModel", "RewardTrainer", "__version__", "evaluate"]
 
 _HOMES = {
     "Policy": "rrm_lm.api.policy_model",
+    "RewardConfig": "rrm_lm.api.reward.config",
+    "RewardTrainer": "rrm_lm.api.reward.trainer",
     "RewardModel": "rrm_lm.api.reward_model",
     "evaluate": "rrm_lm.api.reward_model",
 }

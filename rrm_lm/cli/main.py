@@ -18,11 +18,11 @@ from functools import partial
 from typing import NoReturn
 
 from rrm_lm import __version__
+from rrm_lm.api.resuming import resume_command
 from rrm_lm.errors import ConfigError, Interrupted, RRMError
 from rrm_lm.launch import failures, signals
 from rrm_lm.launch import starting as launching
 from rrm_lm.launch.leaving import leave
-from rrm_lm.runs.resuming import resume_command
 
 # Each command's module has `run(argv) -> exit code`, where argv is what follows the command's name.
 COMMANDS = {

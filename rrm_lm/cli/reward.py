@@ -34,7 +34,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
 def run(argv: list[str]) -> int:
     """Train, save, reload and judge a reward model."""
     settings = read(argv)
-    from rrm_lm.runs.reward.run import RewardRun
+    from rrm_lm.runs.reward import RewardRun
 
     RewardRun(*settings).run()
     return 0

@@ -38,6 +38,7 @@ __all__ = [
     "load_causal_lm",
     "load_sequence_classifier",
     "load_tokenizer",
+    "prepare_tokenizer",
     "process_state",
     "refuse_pickles",
     "resolve",
@@ -108,6 +109,18 @@ def load_tokenizer(
     tokenizer: Any = _from_pretrained(
         AutoTokenizer, resolve(name, revision), revision=revision, trust_remote_code=trust_remote_code
     )
+    return prepare_tokenizer(tokenizer, name, chat_template=chat_template, pad_token=pad_token, own_pad=own_pad)
+
+
+def prepare_tokenizer(
+    tokenizer: Any,
+    name: str,
+    *,
+    chat_template: str | None = None,
+    pad_token: str | None = None,
+    own_pad: bool = False,
+) -> PreTrainedTokenizerBase:
+    """Give a loaded tokenizer a chat template and a pad token that ends no turn; see :func:`load_tokenizer`."""
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:

@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rrm_lm.api.heldout import check_leaks, hold_out, read_sources, sizes
+from rrm_lm.api.resuming import identity, is_asked, origin
+from rrm_lm.api.shown import show_learned
 from rrm_lm.errors import ConfigError, DataError, ModelError
 from rrm_lm.evaluation.statistics.metrics import mean_estimate
 from rrm_lm.feedback.reading.datasets import Feedback
@@ -19,10 +22,7 @@ from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
 from rrm_lm.models.sharding import run_as_forward
-from rrm_lm.runs.heldout import check_leaks, hold_out, load, told
 from rrm_lm.runs.policy_saving import check_saved_policy, logits_of, write_merged_policy
-from rrm_lm.runs.resuming import identity, is_asked, origin
-from rrm_lm.runs.shown import show_learned
 from rrm_lm.settings.data import DataArguments
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import write_resolved
@@ -100,14 +100,14 @@ class SFTRun:
 
     def _feedback(self) -> tuple[list[Demonstration], list[Demonstration], LeakageReport | None]:
         """Responses to imitate, held-out ones, and the leakage check of the one against the other."""
-        read = load(self.data, self.data.dataset_name, self.data.dataset_train_split)
-        logger.info("read %s", read.counts.summary())
+        read, evaluation = read_sources(self.data)
         self._refuse_useless(read)
-        train, heldout = (to_imitate(part, self.config.sft_on) for part in hold_out(self.data, read))
+        train, heldout = (to_imitate(part, self.config.sft_on) for part in hold_out(self.data, read, evaluation))
         if not train:
             self._refuse_useless(Feedback())
         logger.info("to learn from: %d responses; held out: %d", len(train), len(heldout))
-        leak = check_leaks(self.data, Feedback.of(train), Feedback.of(heldout)) if heldout else None
+        where = ", ".join(self.data.eval_dataset_name or self.data.dataset_name)
+        leak = check_leaks(self.data, Feedback.of(train), Feedback.of(heldout), where)
         return train, heldout, leak
 
     def _refuse_useless(self, feedback: Feedback) -> None:
@@ -115,7 +115,7 @@ class SFTRun:
             return
         others = "; --sft_on chosen imitates the chosen responses of comparisons" if feedback.comparisons else ""
         raise DataError(
-            f"There is nothing to imitate with sft_on {' '.join(self.config.sft_on)}, only {told(feedback)}",
+            f"There is nothing to imitate with sft_on {' '.join(self.config.sft_on)}, only {sizes(feedback)}",
             where=", ".join(self.data.dataset_name),
             expected=" or ".join(self.config.sft_on),
             remedy="add some, or say with --sft_on what else is imitated" + others,

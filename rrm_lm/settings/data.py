@@ -51,27 +51,22 @@ class EvaluationSource(DatasetSource):
 
 
 @dataclass
-class TrainingSource(DatasetSource):
-    """Data to train on, and data that is held out."""
+class HeldOut:
+    """How prompts are held out."""
 
-    dataset_train_split: str = option("train", "Split to train on.")
-    dataset_test_split: str = option("test", "Split of the evaluation set.")
     eval_fraction: float = option(0.1, "Share of prompts to hold out if there is no evaluation set; 0 for none.")
     split_seed: int = option(0, "Seed that decides which prompts are held out.")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        following: Any = super()
+        following.__post_init__()
         check(self, ("eval_fraction", 0 <= self.eval_fraction < 1, "at least 0 (nothing is held out) and below 1"))
 
 
 @dataclass
-class DataArguments(TrainingSource):
-    """Feedback to train on, and feedback that is held out."""
+class FeedbackSplit(HeldOut):
+    """How feedback is split, and what may overlap."""
 
-    dataset_name: list[str] = option([], "Feedback to train on: one or more files, folders or Hub datasets.")
-    eval_dataset_name: list[str] = option(
-        [], "Held-out feedback. Unset: hold out eval_fraction of the prompts of dataset_name."
-    )
     max_comparisons: int | None = option(None, "Train on only this many comparisons, the first ones.")
     leak_threshold: float = option(0.8, "Jaccard similarity at which two texts count as near-duplicates.")
     fail_on_leak: bool = option(False, "Refuse to train if held-out feedback overlaps the training set.")
@@ -80,6 +75,24 @@ class DataArguments(TrainingSource):
         super().__post_init__()
         check(self, ("leak_threshold", 0 < self.leak_threshold <= 1, "above 0 and at most 1"))
         check_minimum(self, max_comparisons=1)
+
+
+@dataclass
+class TrainingSource(HeldOut, DatasetSource):
+    """Data to train on, and data that is held out."""
+
+    dataset_train_split: str = option("train", "Split to train on.")
+    dataset_test_split: str = option("test", "Split of the evaluation set.")
+
+
+@dataclass
+class DataArguments(FeedbackSplit, TrainingSource):
+    """Feedback to train on, and feedback that is held out."""
+
+    dataset_name: list[str] = option([], "Feedback to train on: one or more files, folders or Hub datasets.")
+    eval_dataset_name: list[str] = option(
+        [], "Held-out feedback. Unset: hold out eval_fraction of the prompts of dataset_name."
+    )
 
 
 @dataclass

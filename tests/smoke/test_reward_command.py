@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 
+from rrm_lm.api.reward import model as reward_model
+from rrm_lm.api.reward import saving as reward_save
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.feedback.records import Message
 from rrm_lm.models import reward
 from rrm_lm.models.portable import save_tokenizer
-from rrm_lm.runs.reward import run as reward_run
-from rrm_lm.runs.reward import saving as reward_save
 from rrm_lm.storage import verify
 from tests.smoke.commands import (
     contents,
@@ -316,7 +316,7 @@ def test_a_template_that_clients_read_to_another_token_fails_the_run(
 def test_a_tokenizer_that_clients_cannot_read_is_named_before_training(
     tiny: Path, pairs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reward_run, "unreadable", lambda chat: "token 9 is '</s>' in place of ''")
+    monkeypatch.setattr(reward_model, "unreadable", lambda chat: "token 9 is '</s>' in place of ''")
     result = train(capsys, tiny, pairs, tmp_path / "merged", "--merge", "true")
     assert result.code == 2 and not contents(tmp_path / "merged")
     assert "token 9 is '</s>'" in result.error["error"] and "--merge" in str(result.error)

@@ -119,7 +119,7 @@ def test_a_signal_before_training_ends_in_order(start: Callable[..., Result], tm
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
         time.sleep(20)
 
-    monkeypatch.setattr("rrm_lm.runs.reward.run.load_tokenizer", load)
+    monkeypatch.setattr("rrm_lm.api.reward.model.load_tokenizer", load)
     stopped = start("reward", tmp_path / "out")
     assert stopped.code == 143 and stopped.err.splitlines()[-1] == "interrupted"
     assert not (tmp_path / "out" / ".lock.owner.json").exists()  # the lock was given back

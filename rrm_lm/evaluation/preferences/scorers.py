@@ -27,7 +27,7 @@ from rrm_lm.models.pretrained import (
     resolve,
 )
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, load_reward_model, read_settings
-from rrm_lm.models.saving.adapters import model_file
+from rrm_lm.models.saving.adapters import is_classifier, model_file
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import is_sharded, max_over_processes, shard_for_use, with_full_params
 from rrm_lm.text.batching import Batch, Row, collate, length_groups, row_groups
@@ -228,7 +228,7 @@ def load_scorer(
         )
     tokenizing = {key: loading[key] for key in ("revision", "trust_remote_code") if key in loading}
     tokenizing |= {"pad_token": pad_token, "chat_template": chat_template}
-    if _is_classifier(path, revision):
+    if is_classifier(path, revision):
         classifier, chat = _load_classifier(name, path, max_length, tokenizing, loading)
         logger.info("%s: a sequence-classification model", name)
         return ClassifierScorer(classifier.to(_device()), chat, title or name, micro_batch_tokens=micro_batch_tokens)
@@ -279,12 +279,6 @@ def _adapter_folder(path: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(path, revision=revision, allow_patterns=_ADAPTER_FILES))
-
-
-def _is_classifier(path: str, revision: str | None) -> bool:
-    config = model_file(path, "config.json", revision)
-    architectures = (_read(config).get("architectures") or []) if config is not None else []
-    return any(str(name).endswith("ForSequenceClassification") for name in architectures)
 
 
 def _read(file: Path) -> dict[str, Any]:

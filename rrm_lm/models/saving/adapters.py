@@ -52,6 +52,13 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
+def is_classifier(path: str, revision: str | None = None) -> bool:
+    """Whether a folder or Hub id holds a whole sequence-classification model."""
+    file = model_file(path, "config.json", revision)
+    names = (read_json(file).get("architectures") or []) if file is not None else []
+    return any(str(name).endswith("ForSequenceClassification") for name in names)
+
+
 def fetch_adapter(path: str, revision: str | None = None) -> Path | None:
     """The local folder of an adapter, fetched if it is on the Hub; ``None`` where `path` is a whole model."""
     if model_file(path, ADAPTER_CONFIG, revision) is None:

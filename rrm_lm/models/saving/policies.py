@@ -24,6 +24,7 @@ from rrm_lm.models.pretrained import align_pad, load_causal_lm, load_tokenizer, 
 from rrm_lm.models.saving.adapters import (
     ADAPTER_CONFIG,
     fetch_adapter,
+    is_classifier,
     model_file,
     read_json,
     read_lora,
@@ -275,9 +276,7 @@ def _policy_config(folder: Path) -> LoraConfig:
 
 def _refuse_classifier(path: str, revision: str | None) -> None:
     """transformers would load such a checkpoint as a language model, and leave its head out without a word."""
-    file = model_file(path, "config.json", revision)
-    names = (read_json(file).get("architectures") or []) if file is not None else []
-    if any(str(name).endswith("ForSequenceClassification") for name in names):
+    if is_classifier(path, revision):
         raise ModelError(
             "This is a sequence-classification model, which scores responses and writes none",
             where=path,

@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+from rrm_lm.api.resuming import identity, is_asked, origin
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.launch.signals import steps_are_finished
@@ -20,7 +21,6 @@ from rrm_lm.runs.policy.rewards import Load, Rewards, gold_reward, scorer_loader
 from rrm_lm.runs.policy.start import check_start, load_start
 from rrm_lm.runs.policy.trainers import Parts, Training, make_training
 from rrm_lm.runs.policy_saving import check_saved_policy, logits_of, write_merged_policy
-from rrm_lm.runs.resuming import identity, is_asked, origin
 from rrm_lm.settings.data import PromptArguments
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import write_resolved

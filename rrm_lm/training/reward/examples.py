@@ -157,6 +157,10 @@ class ExampleBuilder:
             examples.append(self._lay(encoded, pairs, (), record.origin, record.prompt_id))
         return examples
 
+    def lay(self, encoded: Encoded, pairs: tuple[Pair, ...], *, origin: str, prompt_id: str) -> Example:
+        """An example of lines that are encoded already."""
+        return self._lay(encoded, pairs, (), origin, prompt_id)
+
     def _comparison(self, record: Comparison) -> Example | None:
         texts = [record.chosen_critiques, record.rejected_critiques] if self.with_critiques else None
         encoded = self._encode(record.prompt, [record.chosen, record.rejected], texts, record.origin)
@@ -216,7 +220,7 @@ class ExampleBuilder:
         encoded: Encoded,
         pairs: tuple[Pair, ...],
         ratings: Sequence[tuple[int, float]],
-        origin: Origin,
+        origin: Origin | str,
         about: str,
     ) -> Example:
         lines = tuple(line for group in encoded.lines for line in group)

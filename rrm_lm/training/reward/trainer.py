@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
+from transformers import EvalPrediction, Trainer
 
 from rrm_lm.errors import TrainingError
 from rrm_lm.models.reward import RewardModel, RewardOutput
@@ -49,6 +50,12 @@ class Examples(Dataset[Example]):
         return iter(self.examples)
 
 
+def _held_out(examples: Sequence[Example] | Mapping[str, Sequence[Example]] | None) -> Any:
+    if isinstance(examples, Mapping):
+        return {name: Examples(part) for name, part in examples.items()}
+    return Examples(examples) if examples else None
+
+
 def _as_they_are(examples: list[Any]) -> Any:
     """Examples become tensors micro-batch by micro-batch, so the data loader leaves them alone."""
     return examples
@@ -61,21 +68,22 @@ class RewardTrainer(PortableCheckpoints, Trainer):
         model: The reward model.
         args: Settings.
         train_dataset: Examples to learn from.
-        eval_dataset: Examples with pairs, for the held-out loss and accuracy during training.
+        eval_dataset: Examples with pairs, for the held-out loss and accuracy during training; or several such sets by
+            name.
         processing_class: The tokenizer; saved with the model.
     """
 
     model: RewardModel
     args: RewardConfig
     train_dataset: Examples
-    eval_dataset: Examples | None
+    eval_dataset: Examples | dict[str, Examples] | None  # type: ignore[assignment]
 
     def __init__(
         self,
         model: RewardModel,
         args: RewardConfig,
         train_dataset: Sequence[Example],
-        eval_dataset: Sequence[Example] | None = None,
+        eval_dataset: Sequence[Example] | Mapping[str, Sequence[Example]] | None = None,
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -86,7 +94,7 @@ class RewardTrainer(PortableCheckpoints, Trainer):
             args=args,
             data_collator=_as_they_are,
             train_dataset=Examples(train_dataset),
-            eval_dataset=Examples(eval_dataset) if eval_dataset else None,
+            eval_dataset=_held_out(eval_dataset),
             processing_class=processing_class,
             **kwargs,
         )
@@ -253,12 +261,22 @@ class RewardTrainer(PortableCheckpoints, Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Held-out loss and accuracy of the pairs. The full account of a model is `rrm-lm evaluate`."""
-        examples: list[Example] = list(eval_dataset if eval_dataset is not None else self.eval_dataset or ())
+        """Held-out loss and accuracy of the pairs. The full account of a model is `rrm-lm evaluate`.
+
+        ``compute_metrics`` gets predictions of shape (pairs, 2), the rewards of the chosen and the rejected responses,
+        and labels that are all 0.
+        """
+        chosen_set: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen_set, Mapping):
+            found: dict[str, float] = {}
+            for name, part in chosen_set.items():
+                found |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return found
+        examples: list[Example] = list(chosen_set or ())
         with_pairs = [example for example in examples if example.pairs]
         model = self.model_wrapped if self.model_wrapped is not None else self.model
         model.eval()
-        losses, margins = [], []
+        losses, rewards = [], []
         with torch.no_grad():
             for group in length_groups(
                 [max(map(len, e.rows)) for e in with_pairs], self.args.micro_batch_tokens,
@@ -270,15 +288,20 @@ class RewardTrainer(PortableCheckpoints, Trainer):
                 # As it is used, every pair counted once.
                 combined = RewardOutput.of_one(output.rewards, output.critique_nll)
                 losses.append(pair_losses(combined, members, self.args))
-                margins.append(pair_margins(output.rewards, members))
+                rewards.append(pair_rewards(output.rewards, members))
         if not losses:
             return {}
-        loss, margin = torch.cat(losses).float(), torch.cat(margins)
+        loss, pairs = torch.cat(losses).float(), torch.cat(rewards)
+        margin = pairs[:, 0] - pairs[:, 1]
         metrics = {
             f"{metric_key_prefix}_loss": float(loss.mean()),
             f"{metric_key_prefix}_accuracy": float((margin > 0).float().mean() + 0.5 * (margin == 0).float().mean()),
             f"{metric_key_prefix}_margin": float(margin.mean()),
         }
+        if self.compute_metrics is not None:
+            predictions = EvalPrediction(pairs.float().cpu().numpy(), np.zeros(len(pairs), dtype=np.int64))
+            more = self.compute_metrics(predictions)
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -313,10 +336,16 @@ def _pair_places(examples: Sequence[Example]) -> tuple[list[int], list[int], lis
     return chosen, rejected, grades
 
 
+def pair_rewards(rewards: Tensor, examples: Sequence[Example]) -> Tensor:
+    """(pairs, 2) rewards of the chosen and the rejected response."""
+    chosen, rejected, _ = _pair_places(examples)
+    return torch.stack([rewards[chosen], rewards[rejected]], dim=-1)
+
+
 def pair_margins(rewards: Tensor, examples: Sequence[Example]) -> Tensor:
     """(pairs,) reward(chosen) - reward(rejected)."""
-    chosen, rejected, _ = _pair_places(examples)
-    return rewards[chosen] - rewards[rejected]
+    pairs = pair_rewards(rewards, examples)
+    return pairs[:, 0] - pairs[:, 1]
 
 
 def pair_losses(output: RewardOutput, examples: Sequence[Example], args: RewardConfig) -> Tensor:

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rrm_lm.api.heldout import load
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.reading.files import read_rows
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.reading.prompts import load_prompts
 from rrm_lm.runs.gold import load_gold
-from rrm_lm.runs.heldout import load
 from rrm_lm.settings.data import DataArguments, PromptArguments
 from rrm_lm.settings.policies import CollectArguments, CompareArguments
 from rrm_lm.settings.scoring import ScoringArguments

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.runs import resuming
-from rrm_lm.runs.resuming import MAY_CHANGE, fingerprint, identity, is_asked, origin, resume_command
+from rrm_lm.api import resuming
+from rrm_lm.api.resuming import MAY_CHANGE, fingerprint, identity, is_asked, origin, resume_command
 from rrm_lm.settings.data import DataArguments, PromptArguments
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments

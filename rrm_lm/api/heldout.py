@@ -1,0 +1,73 @@
+"""What is held out of training, and whether it overlaps the training set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rrm_lm.errors import DataError
+from rrm_lm.feedback.counts import ReadCounts
+from rrm_lm.feedback.reading.datasets import Feedback, load_feedback, merge_feedback
+from rrm_lm.feedback.splits import LeakageReport, leakage, split_by_prompt
+from rrm_lm.settings.data import DataArguments, FeedbackSplit, HeldOut
+
+logger = logging.getLogger(__name__)
+
+
+def load(data: DataArguments, names: Sequence[str], split: str) -> Feedback:
+    """Everything in the named sets, merged."""
+    options = data.reading(split)
+    return merge_feedback(*(load_feedback(name, **options) for name in names))
+
+
+def read_sources(data: DataArguments) -> tuple[Feedback, Feedback | None]:
+    """The feedback to train on, and the evaluation set if the settings name one."""
+    train = load(data, data.dataset_name, data.dataset_train_split)
+    logger.info("read %s", train.counts.summary())
+    if not data.eval_dataset_name:
+        return train, None
+    heldout = load(data, data.eval_dataset_name, data.dataset_test_split)
+    logger.info("held out: read %s", heldout.counts.summary())
+    return train, heldout
+
+
+def hold_out(split: HeldOut, train: Feedback, heldout: Feedback | None) -> tuple[Feedback, Feedback]:
+    """(training, held-out): the evaluation set if there is one, else a share of the prompts."""
+    if heldout is None and split.eval_fraction > 0:
+        train, heldout = split_by_prompt(train, split.eval_fraction, split.split_seed)
+        heldout = replace(heldout, counts=ReadCounts())  # what the file left out is reported with the training set
+    if isinstance(split, FeedbackSplit) and split.max_comparisons is not None:
+        train = replace(train, comparisons=train.comparisons[: split.max_comparisons])
+    return train, heldout if heldout is not None else Feedback()
+
+
+def check_leaks(split: FeedbackSplit, train: Feedback, heldout: Feedback, where: str) -> LeakageReport | None:
+    """Report how far the held-out feedback overlaps the training set; None if nothing is held out.
+
+    Raises:
+        DataError: It does, and `fail_on_leak` is set.
+    """
+    if not len(heldout):
+        return None
+    report = leakage(train, heldout, split.leak_threshold)
+    (logger.warning if report.found else logger.info)(report.summary())
+    if report.found and split.fail_on_leak:
+        raise DataError(
+            f"The held-out feedback overlaps the training set ({report.summary()})",
+            where=where,
+            expected="no held-out prompt or response in the training set, as --fail_on_leak asks",
+            remedy="remove the overlapping rows, raise --leak_threshold, or leave out --fail_on_leak",
+        )
+    return report
+
+
+def sizes(feedback: Feedback) -> str:
+    """`3 comparisons, 1 goal examples`, or `nothing`."""
+    return ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in feedback.sizes().items()) or "nothing"
+
+
+def files(*parts: Feedback) -> str:
+    """The files of the first of some feedback that has any, for messages."""
+    named = (", ".join(file.file for file in part.counts.files) for part in parts)
+    return next(filter(None, named), "train_dataset")

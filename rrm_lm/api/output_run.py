@@ -1,0 +1,141 @@
+"""What the runs of all trainers share: a locked output folder, resuming, the settings file, and signals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rrm_lm.api.resuming import identity, is_asked, origin
+from rrm_lm.errors import ConfigError
+from rrm_lm.launch.signals import steps_are_finished
+from rrm_lm.models.pretrained import process_state, set_seed
+from rrm_lm.settings.parser import write_resolved
+from rrm_lm.storage import write_json
+from rrm_lm.training.checkpoints import checkpoint_to_resume
+from rrm_lm.training.output_folder import OutputFolder
+
+logger = logging.getLogger(__name__)
+
+
+class OutputRun:
+    """One run in its output folder. Entering locks the folder; nothing in it changes until :meth:`begin`.
+
+    Entering it again inside does nothing, so a command may hold the lock while a trainer is made.
+
+    Args:
+        command: Recorded in `run.json`; the folder of another command is refused.
+        config: The trainer's settings, with ``output_dir``, ``seed`` and ``should_save``.
+        folder_settings: Has ``overwrite_output_dir`` and ``allow_config_change``.
+        settings: The dataclasses that `config.yaml` holds, and that a resumed run must repeat.
+        resume: ``resume_from_checkpoint``, as Hugging Face has it.
+        more_identity: What else a resumed run must repeat.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        config: Any,
+        folder_settings: Any,
+        settings: Sequence[Any],
+        resume: str | bool | None = None,
+        more_identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.config, self.settings, self.resume = Path(str(config.output_dir)), config, settings, resume
+        self.main = bool(config.should_save)
+        self._depth, self._held = 0, ExitStack()
+        processes = process_state().num_processes
+        self._output = OutputFolder(
+            self.folder,
+            command=command,
+            identity={**identity(*settings, processes=processes), **(more_identity or {})},
+            allow_change=folder_settings.allow_config_change,
+            resume=is_asked(resume),
+            origin=origin(resume),
+            overwrite=folder_settings.overwrite_output_dir,
+            active=self.main,
+            deferred=True,
+        )
+
+    def __enter__(self) -> OutputRun:
+        if self._depth == 0:
+            with ExitStack() as stack:
+                stack.enter_context(self._output)
+                process_state().wait_for_everyone()
+                checkpoint_to_resume(self.folder, self.resume)  # a broken checkpoint is reported before any work
+                set_seed(self.config.seed)
+                self._held = stack.pop_all()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._held.__exit__(*exception)
+
+    def begin(self, **files: Any) -> None:
+        """Change the folder: remove what is overwritten, write `config.yaml`, and each of ``files`` as NAME.json."""
+        self._output.begin()
+        if self.main:
+            write_resolved(self.folder / "config.yaml", *self.settings)
+            for name, value in files.items():
+                if value is not None:
+                    write_json(self.folder / f"{name}.json", value)
+        process_state().wait_for_everyone()
+
+    def train(self, trainer: Any, train: Callable[..., Any], steps_per_update: int = 1) -> Any:
+        """Call a trainer's `train`; SIGTERM and Ctrl-C finish the update and save a checkpoint.
+
+        Args:
+            trainer: The trainer.
+            train: Its method that trains.
+            steps_per_update: How many of its steps make an update.
+        """
+        with steps_are_finished(trainer, every=steps_per_update):
+            return train(resume_from_checkpoint=self.resume)
+
+
+@contextmanager
+def trainer_settings(whose: str) -> Iterator[None]:
+    """Report what libraries say of settings that do not fit this machine as a ConfigError.
+
+    Args:
+        whose: Whose settings they are, for the message.
+    """
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"No trainer can be made with these settings: {' '.join(str(error).split())}",
+            where=f"the settings of {whose}",
+            remedy="leave the setting out, or install what it needs",
+        ) from error
+
+
+@contextmanager
+def lora_settings() -> Iterator[None]:
+    """Report what PEFT says of LoRA settings that do not fit a model as a ConfigError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(
+            f"LoRA with these settings cannot be put on this model: {error}",
+            where="lora_r, lora_alpha, lora_dropout, lora_target_modules",
+            remedy="leave out --lora_target_modules to adapt all linear layers",
+        ) from error
+
+
+def check_evaluation(config: Any, held_out: Any, what: str) -> None:
+    """Refuse evaluation during training where nothing is held out.
+
+    Raises:
+        ConfigError: ``eval_strategy`` asks for it.
+    """
+    if not held_out and str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no":
+        raise ConfigError(
+            f"eval_strategy asks for evaluation during training, and there are no held-out {what}",
+            where="eval_strategy",
+            remedy="pass --eval_dataset_name or --eval_fraction, or leave out --eval_strategy",
+        )

@@ -1,0 +1,234 @@
+"""The model that reward training starts from: a name, or a model that is loaded already."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from rrm_lm.api.output_run import lora_settings
+from rrm_lm.errors import ConfigError, ModelError
+from rrm_lm.models.backbone import Backbone, check_logits
+from rrm_lm.models.portable import unreadable
+from rrm_lm.models.pretrained import (
+    load_causal_lm,
+    load_sequence_classifier,
+    load_tokenizer,
+    prepare_tokenizer,
+    resolve,
+    set_seed,
+)
+from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.saving.adapters import is_classifier, put_weights
+from rrm_lm.settings.models import ModelArguments
+from rrm_lm.text.chat import ChatFormat
+from rrm_lm.training.reward.config import RewardConfig
+
+logger = logging.getLogger(__name__)
+
+_FRAME = 16  # tokens kept for what the chat template puts around a critique
+_SCORE = "score.weight"
+
+
+class Start(NamedTuple):
+    """What training starts from.
+
+    Attributes:
+        lm: The causal language model that becomes the backbone.
+        tokenizer: With a chat template and a usable pad token.
+        name: The folder, Hub id or alias that the saved adapter names as its base model.
+        loading: Arguments that load the same backbone again; None if there is nothing to load it from.
+        head: (heads, hidden) weights of a score head to start from.
+        adapter: LoRA configuration and weights to start from.
+        writes: Whether its language-model head is known, so that critiques can be learned.
+    """
+
+    lm: Any
+    tokenizer: Any
+    name: str
+    loading: dict[str, Any] | None
+    head: Tensor | None = None
+    adapter: tuple[LoraConfig, dict[str, Tensor]] | None = None
+    writes: bool = True
+
+
+def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantization: Any = None) -> Start:
+    """Load a named model, or take apart one that is loaded: a causal language model, a sequence classifier, or a
+    classifier with a LoRA adapter. A loaded model is frozen and used as it is, not copied.
+
+    Args:
+        model: A name or a model.
+        args: How it is loaded.
+        tokenizer: Instead of the model's own.
+        quantization: For example a `BitsAndBytesConfig`.
+
+    Raises:
+        ModelError: No such model, or one that cannot be a reward model's backbone.
+    """
+    name = model if isinstance(model, str) else str(getattr(model, "name_or_path", "") or "")
+    loading = args.loading()
+    if quantization is not None:
+        loading["quantization_config"] = quantization
+    code = {"trust_remote_code": args.trust_remote_code, "revision": args.model_revision}
+    if tokenizer is None:
+        tokenizer = load_tokenizer(name, **code, **args.tokenizing())
+    else:
+        tokenizer = prepare_tokenizer(tokenizer, name, **args.tokenizing())
+    if isinstance(model, str):
+        if not is_classifier(resolve(name, args.model_revision), args.model_revision):
+            return Start(load_causal_lm(name, **loading), tokenizer, name, loading)
+        known = {key: value for key, value in loading.items() if key != "quantization_config"}
+        model = load_sequence_classifier(name, **known, num_labels=1)
+    else:
+        loading = _loading_again(model, name)
+    adapter = None
+    if isinstance(model, PeftModel):
+        adapter, model = _taken_off(model)
+    lm, head, writes = _language_model(model)
+    return Start(lm, tokenizer, name, loading, head, adapter, writes)
+
+
+def _loading_again(model: Any, name: str) -> dict[str, Any] | None:
+    try:
+        resolve(name)
+    except ModelError:
+        return None
+    return {"dtype": model.dtype, "attn_implementation": getattr(model.config, "_attn_implementation", None)}
+
+
+def _taken_off(model: PeftModel) -> tuple[tuple[LoraConfig, dict[str, Tensor]], Any]:
+    """A model's LoRA adapter, and the model without it."""
+    name = str(model.active_adapter)
+    config: Any = model.peft_config[name]
+    if not isinstance(config, LoraConfig):
+        raise ModelError(f"The adapter is of the type {config.peft_type}", expected="a LoRA adapter")
+    state = {key: value.detach().clone() for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
+    config = LoraConfig(**config.to_dict())
+    return (config, state), model.unload()
+
+
+def _language_model(model: Any) -> tuple[Any, Tensor | None, bool]:
+    """A model as a language model, the weights of its score head, and whether its language-model head is known."""
+    score = getattr(model, "score", None)
+    if score is None:
+        return model, None, True
+    if int(model.config.num_labels) != 1:
+        raise ModelError(
+            f"The classifier has {model.config.num_labels} outputs, and reward models require `num_labels=1`",
+            where=str(model.name_or_path),
+            remedy="load it with num_labels=1",
+        )
+    with torch.device("meta"):
+        lm: Any = AutoModelForCausalLM.from_config(model.config)
+    setattr(lm, lm.base_model_prefix, getattr(model, model.base_model_prefix))
+    tied = bool(model.config.get_text_config().tie_word_embeddings)
+    if tied:
+        lm.tie_weights()
+    else:
+        lm.get_output_embeddings().to_empty(device=model.device).to(model.dtype)
+    return lm.eval(), score.weight.detach().float().clone(), tied
+
+
+def make_model(
+    start: Start, lora: LoraConfig, args: ModelArguments, config: RewardConfig
+) -> tuple[RewardModel, ChatFormat]:
+    """A reward model with a fresh adapter, or the one that it starts from, and the format of its conversations.
+
+    Raises:
+        ConfigError: LoRA settings that do not fit the model, or critiques longer than it has positions.
+        ModelError: Critiques are to be learned by a model whose language-model head is not known.
+    """
+    backbone = Backbone(start.lm, int(start.tokenizer.pad_token_id), None if config.share_prefixes else False)
+    if config.learns_critiques:
+        check_logits(backbone)
+    length = _fitted_length(config, backbone)
+    settings = RewardSettings(
+        start.name,
+        config.critique_first,
+        length,
+        config.max_critique_length,
+        args.model_revision,
+        config.ensemble_heads,
+        config.ensemble,
+        config.ensemble_k,
+    )
+    set_seed(config.seed)  # the adapter's and the head's first weights do not depend on what was loaded before
+    if start.adapter is not None:
+        lora = start.adapter[0]
+    lora = LoraConfig(**{**lora.to_dict(), "modules_to_save": None, "inference_mode": False})
+    lora.task_type = TaskType.CAUSAL_LM
+    with lora_settings():
+        model = RewardModel.create(backbone, lora, settings)
+    _put_start(model, start)
+    total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False))
+    logger.info(
+        "%s: %.1f M parameters, %.2f M trained; prefix sharing %s",
+        *(start.name, total / 1e6, trained / 1e6, "on" if backbone.can_share else "off"),
+    )
+    return model, ChatFormat(start.tokenizer, length, config.max_critique_length)
+
+
+def _put_start(model: RewardModel, start: Start) -> None:
+    head = start.head
+    if start.adapter is not None:
+        state = dict(start.adapter[1])
+        own = [key for key in state if key.endswith(_SCORE)]
+        head = state[own[0]].float() if own else head
+        state = {key: value for key, value in state.items() if ".score." not in key}
+        put_weights(model.backbone, model.adapter, state, Path(start.name or "the given model"))
+    if head is not None and head.shape == model.head.weight.shape:
+        with torch.no_grad():
+            model.head.weight.copy_(head)
+
+
+def _fitted_length(config: RewardConfig, backbone: Backbone) -> int | None:
+    """`max_length`, or less where the model has too few positions for it and a critique."""
+    asked, context = config.max_length, getattr(backbone.config, "max_position_embeddings", None)
+    if context is None:
+        return asked
+    left = int(context) - (config.max_critique_length + _FRAME if config.learns_critiques else 0)
+    if left < 1:
+        raise ConfigError(
+            f"max_critique_length is {config.max_critique_length}, and the model has {context} positions",
+            where="max_critique_length",
+            expected="room for a prompt and a response in addition to the critique",
+        )
+    if asked is not None and asked <= left:
+        return asked
+    if asked is not None:
+        logger.warning("max_length is %d, not %d: the model has %d positions for everything", left, asked, context)
+    return left
+
+
+def narrows_critiques(config: RewardConfig, backbone: Backbone) -> bool:
+    """Whether critiques are learned through the reward's token alone. A model that is to write them sees everything."""
+    if not config.learns_critiques or config.critique_view == "all" or config.critique_first:
+        return False
+    if not backbone.can_mask:
+        logger.warning("critique_view is all: this model takes no mask that would let critiques see less")
+    return backbone.can_mask
+
+
+def is_readable(chat: ChatFormat, name: str, merge: bool) -> bool:
+    """Whether other programs read the reward at the token where it is trained, with the template that is saved.
+
+    Raises:
+        ModelError: They do not, and a merged checkpoint is for them.
+    """
+    reason = unreadable(chat)
+    if reason and merge:
+        raise ModelError(
+            "With this tokenizer and chat template, other programs would read the reward at another token than the "
+            f"one it is trained at: {reason}",
+            where=name,
+            remedy="leave out --merge (rrm-lm score and rrm-lm evaluate read the adapter), or pass a template that "
+            "ends at the end of the turn with --chat_template_path",
+        )
+    if reason:
+        logger.warning("only rrm_lm will read these rewards right: for other programs, %s", reason)
+    return not reason

@@ -1,0 +1,509 @@
+"""`rrm_lm.RewardTrainer`: read, split, check, encode, train, save, reload, judge. `rrm-lm reward` calls it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, replace
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from rrm_lm.api.heldout import check_leaks, files, hold_out, sizes
+from rrm_lm.api.judging import judge, write_judgement
+from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
+from rrm_lm.api.reward.config import RewardConfig
+from rrm_lm.api.reward.model import is_readable, load_start, make_model, narrows_critiques
+from rrm_lm.api.reward.pretokenized import encode_ids, is_pretokenized
+from rrm_lm.api.reward.saving import (
+    check_plain,
+    check_saved,
+    conversations,
+    members_by_template,
+    members_of,
+    plain_model,
+    write_merged,
+)
+from rrm_lm.api.reward_model import RewardModel
+from rrm_lm.api.rows import read_rows
+from rrm_lm.api.shown import show_example
+from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.evaluation.preferences.scorers import RewardScorer
+from rrm_lm.feedback.reading.datasets import Feedback, merge_feedback
+from rrm_lm.models.decoding.generation import Progress
+from rrm_lm.models.pretrained import process_state, set_seed
+from rrm_lm.models.self_critique import with_own_critiques
+from rrm_lm.models.sharding import with_full_params
+from rrm_lm.settings.data import DataArguments, FeedbackSplit
+from rrm_lm.settings.models import ModelArguments
+from rrm_lm.settings.training import RewardRunArguments
+from rrm_lm.training.reward.config import RewardConfig as _TrainingConfig
+from rrm_lm.training.reward.examples import Example, ExampleBuilder
+from rrm_lm.training.reward.trainer import Examples
+from rrm_lm.training.reward.trainer import RewardTrainer as _RewardTrainer
+
+logger = logging.getLogger(__name__)
+
+HOLD_OUT: Any = "hold out"  # a share of the training prompts, as `eval_fraction` says
+_CHECKED = 4  # examples whose rewards must be the same after a reload
+
+
+class Settings(NamedTuple):
+    """The settings in addition to the trainer's, and the run that is under way; for commands.
+
+    Attributes:
+        split, model, run_arguments: What `rrm_lm.RewardConfig` holds together with the trainer's settings.
+        run: Holds the lock of the output folder, and has the settings that are written down.
+    """
+
+    split: FeedbackSplit
+    model: ModelArguments
+    run_arguments: RewardRunArguments
+    run: OutputRun | None = None
+
+
+class RewardTrainer(_RewardTrainer):
+    """Trains a reward model on comparisons, critiques and ratings. A `transformers.Trainer`, with TRL's arguments.
+
+    LoRA weights and a score head are trained on the frozen backbone. A share of the prompts is held out, overlap with
+    the training set is reported, and :meth:`train` leaves in ``args.output_dir`` what `rrm-lm reward` does: the
+    adapter, `results.json`, `report.html` ...
+
+    Args:
+        model: A folder, a Hub id or ``smollm2-135m``; or a loaded causal language model, sequence classifier with one
+            output (its head is trained on) or `PeftModel` of one. A loaded model is frozen, and must have the weights
+            that its name stands for, since the saved adapter refers to it.
+        args: Settings; by default those of `rrm-lm reward`.
+        data_collator: Must be None: batches are laid out by tokens inside the step.
+        train_dataset: Feedback: a `datasets` set in any format that files may have, a list of dicts, records of
+            `rrm_lm.feedback.records`, a file, or a Hub name; or token ids in ``chosen_ids`` and ``rejected_ids``.
+        eval_dataset: Held-out feedback of the same kinds, or several sets by name; None holds out nothing. By default
+            ``args.eval_fraction`` of the prompts are held out.
+        processing_class: The tokenizer; by default the model's.
+        compute_metrics: Called in :meth:`evaluate` with predictions (pairs, 2), the rewards of the chosen and the
+            rejected responses; labels are all 0.
+        callbacks, optimizers, optimizer_cls_and_kwargs: As in `transformers.Trainer`.
+        quantization_config: For a model given by name, such as a `BitsAndBytesConfig`.
+        peft_config: The LoRA configuration; by default LoRA on all linear layers, as ``args`` say.
+        settings: For commands: settings that ``args`` does not hold.
+
+    Raises:
+        ConfigError: Settings that do not fit together, or no feedback.
+        DataError: Feedback that cannot be read or learned from, or that overlaps the held-out set (`fail_on_leak`).
+        ModelError: No such model, or one that cannot be a reward model's backbone.
+
+    Example:
+        >>> trainer = RewardTrainer("smollm2-135m", RewardConfig(output_dir="outputs/rm"), train_dataset=rows)
+        >>> trainer.train()
+        >>> trainer.reward_model.score("How long does rice keep?", ["Four days."])
+    """
+
+    _tag_names = ("rrm_lm", "reward-trainer")
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any = None,
+        data_collator: None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = HOLD_OUT,
+        processing_class: Any = None,
+        compute_metrics: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type, dict[str, Any]] | None = None,
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        *,
+        settings: Settings | None = None,
+    ) -> None:
+        name = model if isinstance(model, str) else str(getattr(model, "name_or_path", "")) or "model"
+        if args is None:
+            args = RewardConfig(output_dir=f"{name.rstrip('/').split('/')[-1]}-Reward")
+        if settings is None:
+            settings = _settings_of(args, name, peft_config)
+        self._settings = settings
+        _check(args, settings.run_arguments, train_dataset, data_collator)
+        self._read(args, train_dataset, eval_dataset)
+        start = load_start(model, settings.model, processing_class, quantization_config)
+        self._start = start
+        reward_model, self.chat = make_model(start, peft_config or settings.model.lora(), settings.model, args)
+        self._readable = not args.critique_first and is_readable(self.chat, name, settings.run_arguments.merge)
+        self._builder = ExampleBuilder(
+            self.chat,
+            reward_model.backbone,
+            with_critiques=args.learns_critiques and self._knows_head(args),
+            pair_ratings=args.pair_ratings,
+            narrow=narrows_critiques(args, reward_model.backbone),
+        )
+        examples, held_out = self._encode(args, train_dataset, eval_dataset)
+        with trainer_settings("Hugging Face's Trainer"):
+            super().__init__(
+                reward_model,
+                args,
+                examples,
+                held_out,
+                processing_class=self.chat.tokenizer,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            )
+        if args.critique_first:
+            self._make_critic()
+        self.model.model_tags = list(self._tag_names)  # type: ignore[attr-defined]
+
+    # -- feedback -------------------------------------------------------------------------------------------------
+
+    def _read(self, args: Any, train_dataset: Any, eval_dataset: Any) -> None:
+        """Read and split the feedback, and look for overlap."""
+        self.train_feedback, self.heldout_feedback, self.leakage = Feedback(), {}, None
+        if is_pretokenized(train_dataset):
+            return
+        most = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * process_state().num_processes
+        train = read_rows(train_dataset, most=None if hasattr(train_dataset, "__len__") or most <= 0 else most)
+        _refuse_useless(train, args)
+        sets: dict[str, Feedback] | None = None
+        if eval_dataset is None:
+            sets = {}
+        elif isinstance(eval_dataset, Mapping):
+            sets = {str(name): read_rows(rows, name=str(name)) for name, rows in eval_dataset.items()}
+        elif eval_dataset is not HOLD_OUT:
+            sets = {"held out": read_rows(eval_dataset, split="test", name="eval_dataset")}
+        split, given = self._settings.split, None if sets is None else merge_feedback(*sets.values())
+        train, heldout = hold_out(split, train, given)
+        _refuse_useless(train, args)
+        logger.info("to learn from: %s; held out: %s", sizes(train), sizes(heldout))
+        self.leakage = check_leaks(split, train, heldout, files(heldout, train))
+        self.train_feedback = train
+        self.heldout_feedback = sets or ({"held out": heldout} if len(heldout) else {})
+
+    def _knows_head(self, args: Any) -> bool:
+        if self._start.writes or not args.learns_critiques:
+            return True
+        if args.critique_first:
+            raise ConfigError("A sequence classifier cannot write critiques", where="critique_first")
+        logger.warning("critiques are not learned: the classifier has no language-model head")
+        return False
+
+    def _encode(self, args: Any, train_dataset: Any, eval_dataset: Any) -> tuple[list[Example], Any]:
+        """Examples to learn from, and held-out ones: a list, or lists by name; None if nothing is held out."""
+        builder = self._builder
+        if is_pretokenized(train_dataset):
+            examples = encode_ids(train_dataset, builder, "train_dataset")
+            given = None if eval_dataset is HOLD_OUT else eval_dataset
+            held_out: Any = None if given is None else self._held_out_examples(given)
+        else:
+            feedback = self.train_feedback
+            examples = builder.comparisons(feedback.comparisons)
+            ratings = feedback.ratings if args.rating_weight > 0 else ()
+            examples += builder.responses(feedback.critiques, ratings)
+            sets = {name: self._pairs(part) for name, part in self.heldout_feedback.items()}
+            held_out = sets if isinstance(eval_dataset, Mapping) else next(iter(sets.values()), None)
+        if not examples:
+            raise DataError(
+                f"No feedback is left to train on ({'; '.join(builder.counts.left_out())})",
+                where=files(self.train_feedback),
+                remedy="look at those rows; if the responses are cut away, raise --max_length; if the chat template "
+                "leaves them out, pass another with --chat_template_path",
+            )
+        if builder.counts.shortened or builder.counts.unusable:
+            logger.warning("to fit max_length %s: %s", builder.chat.max_length, builder.counts.summary())
+        check_evaluation(args, held_out, "comparisons")
+        return examples, held_out
+
+    def _pairs(self, feedback: Feedback) -> list[Example]:
+        builder = self._builder
+        plain = ExampleBuilder(builder.chat, builder.backbone, with_critiques=False, counts=builder.counts)
+        return plain.comparisons(feedback.comparisons)
+
+    def _held_out_examples(self, rows: Any) -> Any:
+        """Examples of rows that are not encoded yet; by name, if there are several sets."""
+        if isinstance(rows, Mapping):
+            return {name: self._held_out_examples(part) for name, part in rows.items()}
+        if is_pretokenized(rows):
+            return encode_ids(rows, self._builder, "eval_dataset")
+        return self._pairs(read_rows(rows, split="test", name="eval_dataset"))
+
+    def show_example(self) -> None:
+        """Print the first example to stderr as the model sees it, with what is learned marked."""
+        if self.args.should_save:
+            critic = self._critic is not None
+            examples = self._critic.train_dataset if self._critic is not None else self.train_dataset
+            show_example(self.chat, examples[0], rewarded=not critic)
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, save into ``args.output_dir``, reload and compare, and judge on the held-out comparisons.
+
+        Args:
+            resume_from_checkpoint: True for the newest whole checkpoint in the output folder, or a checkpoint.
+            args, kwargs: As in `transformers.Trainer.train`.
+
+        Returns:
+            Hugging Face's `TrainOutput`: steps, loss and metrics.
+
+        Raises:
+            CheckpointError: The output folder is in use or holds another run, the checkpoint is broken, or the saved
+                model gives other rewards than the trained one.
+            TrainingError: A loss is not a number.
+        """
+        run = self._settings.run or OutputRun(
+            "rrm-lm reward",
+            self.args,
+            self._settings.run_arguments,
+            [self.args],
+            resume_from_checkpoint,
+            {"train_dataset": _fingerprint(self.train_feedback, self.train_dataset)},
+        )
+        with run:
+            run.begin(leakage=None if self.leakage is None else self.leakage.to_dict())
+            set_seed(self.args.seed)
+            if self._critic is not None:
+                self._learn_own_critiques(self._critic)
+            whole = super().train
+            result = run.train(self, lambda resume_from_checkpoint: whole(resume_from_checkpoint, *args, **kwargs))
+            self.save_metrics("train", result.metrics)
+            self.save_state()
+            self._save_and_compare(run)
+            self._judge(run)
+        return result
+
+    _critic: _RewardTrainer | None = None
+
+    def _make_critic(self) -> None:
+        """The trainer for learning to write critiques, before the reward is read after them."""
+        written = [Example(e.rows, e.lines, origin=e.origin) for e in self.train_dataset if e.critique_tokens]
+        config = critic_config(self.args)
+        self._critic = _RewardTrainer(self.model, config, written, processing_class=self.processing_class)
+
+    def _learn_own_critiques(self, critic: _RewardTrainer) -> None:
+        """Learn to write people's critiques, then replace them by the model's own, read before the reward."""
+        logger.info("learning to write critiques from %d examples", len(critic.train_dataset))
+        critic.train()
+        self.train_dataset = Examples(self._with_own_critiques(plain_model(critic), self.train_feedback))
+        held_out = {
+            name: Examples(self._with_own_critiques(plain_model(critic), part))
+            for name, part in self.heldout_feedback.items()
+        }
+        if self.eval_dataset is not None:
+            several = isinstance(self.eval_dataset, Mapping)
+            self.eval_dataset = held_out if several else next(iter(held_out.values()))
+        self._critic = None
+        self.show_example()
+        set_seed(self.args.seed)
+
+    def _with_own_critiques(self, model: Any, feedback: Feedback) -> list[Example]:
+        comparisons = feedback.comparisons
+        logger.info("writing own critiques of %d pairs", len(comparisons))
+        with _bar(bool(self.args.should_save)) as progress:
+            lines = with_full_params(
+                model,
+                with_own_critiques,
+                model,
+                self.chat,
+                [c.prompt for c in comparisons],
+                [[c.chosen, c.rejected] for c in comparisons],
+                samples=self.args.critique_samples,
+                temperature=self.args.critique_temperature,
+                seed=self.args.seed,
+                progress=progress,
+            )
+        return self._builder.own_critiques(comparisons, lines)
+
+    def _save_and_compare(self, run: OutputRun) -> None:
+        """Save, reload and compare the rewards; write the merged checkpoint, if it is asked for."""
+        self.save_whole(run.folder)
+        held_out: Any = self.eval_dataset
+        if isinstance(held_out, Mapping):
+            held_out = next(iter(held_out.values()), None)
+        model, sample = plain_model(self), list(held_out or self.train_dataset)[:_CHECKED]
+        rewards = members_of(model, sample)
+        feedback = next(iter(self.heldout_feedback.values()), self.train_feedback)
+        talks = conversations(self.chat, feedback.comparisons) if self._readable else []
+        read = members_by_template(model, self.chat, talks) if talks else None
+        if not run.main:
+            return
+        loading = self._start.loading
+        if loading is None:
+            logger.warning("saved to %s; not reloaded: the base model is in no folder, so save it, too", run.folder)
+            return
+        check_saved(rewards, model, run.folder, sample, **loading)
+        if read is None:
+            return
+        check_plain(read, model, run.folder, self.chat, talks, **loading)
+        if self._settings.run_arguments.merge:
+            code, merged = self._settings.model.trust_remote_code, run.folder / "merged"
+            write_merged(read, model, run.folder, merged, self.chat, talks, trust_remote_code=code)
+
+    # -- judging --------------------------------------------------------------------------------------------------
+
+    @property
+    def reward_model(self) -> RewardModel:
+        """The model as it is now, ready to score."""
+        args, name = self.args, str(self.args.output_dir).rstrip("/").split("/")[-1]
+        return RewardModel(
+            RewardScorer(
+                plain_model(self),
+                self.chat,
+                name,
+                micro_batch_tokens=2 * args.micro_batch_tokens,
+                critique_samples=args.critique_samples,
+                temperature=args.critique_temperature,
+                seed=args.seed,
+            )
+        )
+
+    def _judge(self, run: OutputRun) -> None:
+        sets = {name: part for name, part in self.heldout_feedback.items() if part.comparisons}
+        if not sets:
+            logger.info("no comparisons are held out, so nothing is judged")
+            return
+        scorer: Any = self.reward_model.scorer
+        scorer.name = run.folder.resolve().name
+        evaluation = judge(scorer, sets, {"fit": self._builder.counts.to_dict()})
+        if not run.main:
+            return
+        split, model, _, _ = self._settings
+        source = {item.name: getattr(split, item.name) for item in fields(DataArguments) if hasattr(split, item.name)}
+        write_judgement(
+            evaluation,
+            sets,
+            run.folder,
+            chat=self.chat,
+            location=str(run.folder),
+            train=self.train_feedback,
+            leak=self.leakage,
+            log_history=self.state.log_history,
+            configuration={**source, **_changed(model), **_changed(self.args)},
+            base_model=self._start.name,
+        )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Held-out loss (nats), accuracy and margin of the pairs; `rrm_lm.evaluate` gives intervals and more.
+
+        Args:
+            eval_dataset: Feedback as in the constructor, or several sets by name; by default the held-out set.
+            ignore_keys: Not used.
+            metric_key_prefix: Before each name; with several sets, followed by the set's name.
+
+        Returns:
+            ``{"eval_loss": ..., "eval_accuracy": ..., "eval_margin": ...}``; empty without pairs.
+        """
+        if eval_dataset is not None and not _is_encoded(eval_dataset):
+            eval_dataset = self._held_out_examples(eval_dataset)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+
+def _settings_of(args: Any, name: str, peft_config: Any) -> Settings:
+    """What the settings of a Python call hold; of the trainer's settings alone, the rest is as the command has it."""
+    if not isinstance(args, RewardConfig):
+        return Settings(DataArguments(), ModelArguments(), RewardRunArguments())
+    args.model_name_or_path = name
+    for item in ("r", "lora_alpha", "lora_dropout", "target_modules") if peft_config is not None else ():
+        value = getattr(peft_config, item)
+        setattr(args, {"r": "lora_r", "target_modules": "lora_target_modules"}.get(item, item), _plain(value))
+    return Settings(args, args, args)
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else value
+
+
+def _check(args: _TrainingConfig, run_arguments: RewardRunArguments, train_dataset: Any, collator: Any) -> None:
+    if train_dataset is None:
+        raise ConfigError(
+            "`train_dataset` is required", where="RewardTrainer", expected="rows, records, a file or a Hub name"
+        )
+    if collator is not None:
+        raise ConfigError("`data_collator` cannot be set: batches are laid out in the step", where="RewardTrainer")
+    if run_arguments.merge and args.critique_first:
+        raise ConfigError(
+            "A merged checkpoint cannot write the critiques that its rewards are read after",
+            where="merge and critique_first",
+            remedy="leave out --merge; rrm-lm score and rrm-lm evaluate read the adapter as it is",
+        )
+
+
+def _refuse_useless(train: Feedback, config: Any) -> None:
+    """Raise a DataError if no reward can be learned from the feedback with these settings."""
+    where = files(train)
+    words = bool(train.critiques) or any(c.chosen_critiques or c.rejected_critiques for c in train.comparisons)
+    if config.critique_first and not (words and train.comparisons):
+        raise DataError(
+            f"critique_first needs comparisons and critiques, and there are {sizes(train)}"
+            + ("" if words else ", none with a critique"),
+            where=where,
+            expected="critiques to learn to write, and comparisons to learn the reward from",
+            remedy="add what is missing, or leave out --critique_first",
+        )
+    ratings = train.ratings and config.rating_weight > 0
+    if not (train.comparisons or ratings or (train.critiques and config.learns_critiques)):
+        raise DataError(
+            f"There is nothing that a reward model learns from, only {sizes(train)}",
+            where=where,
+            expected="comparisons, ratings or critiques, with a weight above 0",
+            remedy="add comparisons, ratings or critiques; demonstrations and corrections are read, but not trained on",
+        )
+    if config.critique_first and train.ratings:
+        logger.warning("%d ratings are not used: critique_first learns from comparisons alone", len(train.ratings))
+
+
+def _is_encoded(data: Any) -> bool:
+    if isinstance(data, Mapping):
+        return all(map(_is_encoded, data.values()))
+    return isinstance(data, Examples) or (isinstance(data, Sequence) and all(isinstance(e, Example) for e in data))
+
+
+def _fingerprint(feedback: Feedback, examples: Examples) -> str:
+    """What tells the training data from others: 16 hexadecimal digits."""
+    data: Any = feedback.records() if len(feedback) else (example.lines for example in examples)
+    digest = hashlib.sha256()
+    for record in data:
+        digest.update(repr(record).encode())
+    return digest.hexdigest()[:16]
+
+
+def critic_config(config: Any) -> Any:
+    """Settings for learning to write critiques, before the reward is read after them. Nothing is saved then."""
+    return replace(
+        config,
+        num_train_epochs=config.critic_epochs,
+        max_steps=-1,
+        critique_weight=config.critique_weight if config.critique_weight > 0 else 1.0,
+        critique_weight_end=None,
+        save_strategy="no",
+        eval_strategy="no",
+        load_best_model_at_end=False,
+    )
+
+
+@contextmanager
+def _bar(shown: bool) -> Iterator[Progress]:
+    """A progress bar for sampling."""
+    with tqdm(desc="sampling", unit="critique", disable=not shown) as bar:
+
+        def tell(done: int, total: int, tokens_per_second: float) -> None:
+            bar.total = total
+            bar.set_postfix_str(f"{tokens_per_second:.0f} tokens/s", refresh=False)
+            bar.update(done - bar.n)
+
+        yield tell
+
+
+def _changed(config: Any) -> dict[str, object]:
+    """The settings of a dataclass that differ from its defaults, and those that everybody asks for."""
+    asked = {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "seed", "lora_r", "critique_weight"}
+    found = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        default = item.default if item.default is not MISSING else None
+        if item.name in asked or (value != default and isinstance(value, str | int | float | list) and value != []):
+            found[item.name] = value
+    return {name: value for name, value in found.items() if "token" not in name or name.endswith("tokens")}
