@@ -1,7 +1,7 @@
-"""Going on with a run: the command that does it, and which settings and files must be as they were.
+"""Resuming a run: the command that resumes it, and the settings and files that must not have changed.
 
-What is compared is every setting but those of `MAY_CHANGE`, and the contents of every file that a setting names. The
-global batch stands for the settings that it is a product of, so that a run may go on with its batch spread otherwise.
+Every setting except `MAY_CHANGE` is compared, and the contents of every file that a setting names. The global batch
+size replaces its factors, so a run may resume with its batch distributed differently.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from typing import Any
 from rrm_lm.launch.starting import COMMAND
 from rrm_lm.storage import json_text, sha256
 
-# Settings with which a run that goes on may differ: they decide what is shown, kept and measured on the way, and how
-# the same computation is laid out, not what is learned.
+# Settings that may differ when a run is resumed: they change what is logged, saved and measured along the way, and how
+# the same computation is executed, but not what is learned.
 _MAY_CHANGE = {
-    "where things go, and what else is written": """
+    "output locations and extra outputs": """
         output_dir overwrite_output_dir allow_config_change allow_world_size_change resume_from_checkpoint merge
         push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
     """,
-    "what is shown": """
+    "logging": """
         logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_on_each_node log_level
         log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id
         trackio_static_space_id include_num_input_tokens_seen skip_memory_metrics debug do_train do_eval do_predict
         num_sample_generations
     """,
-    "what is kept": """
+    "checkpoints": """
         save_strategy save_steps save_total_limit save_on_each_node save_only_model enable_jit_checkpoint
     """,
-    "what is measured on the way; not what the best checkpoint is chosen by": """
+    "evaluation during training, except the choice of the best checkpoint": """
         eval_on_start eval_delay per_device_eval_batch_size eval_accumulation_steps eval_do_concat_batches
         eval_use_gather_object batch_eval_metrics prediction_loss_only include_for_metrics fail_on_leak
         leak_threshold
     """,
-    "how much may be read": "max_file_gb max_cell_chars",
-    "how the same is computed": """
+    "limits on reading": "max_file_gb max_cell_chars",
+    "execution": """
         micro_batch_tokens rollout_batch_tokens share_prefixes local_rollout_forward_batch_size
         activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
         gradient_checkpointing_kwargs torch_empty_cache_steps auto_find_batch_size
@@ -52,29 +52,41 @@ _MAY_CHANGE = {
     """,
 }
 MAY_CHANGE = frozenset(name for names in _MAY_CHANGE.values() for name in names.split())
-_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # of a process
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # of one process
 _NAMES_FILES = (
     "model_name_or_path", "chat_template_path", "dataset_name", "eval_dataset_name", "prompts", "eval_prompts",
     "reward_model", "reward_function", "value_model", "gold", "monitor_reward_model",
 )  # fmt: skip
-_MATTERS = (".safetensors", ".bin", ".gguf", ".json", ".jsonl", ".csv", ".parquet", ".gz", ".zst", ".py", ".jinja")
-_ABOUT_A_RUN = re.compile(r"\..*|(run|manifest|results|trainer_state|leakage|examples|\w+_results)\.json|scores\.jsonl")
-_WHOLE = 64 << 20  # bytes up to which a file is read in full to be compared
-_ENDS = 1 << 20  # bytes that are read at either end of a larger one
+_CONTENT_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".gguf",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".parquet",
+    ".gz",
+    ".zst",
+    ".py",
+    ".jinja",
+)
+_RUN_RECORDS = re.compile(r"\..*|(run|manifest|results|trainer_state|leakage|examples|\w+_results)\.json|scores\.jsonl")
+_HASHED_IN_FULL = 64 << 20  # bytes; of larger files only the ends are hashed
+_ENDS = 1 << 20  # bytes hashed at each end of a larger file
 
 
 def identity(*settings: Any, processes: int) -> dict[str, Any]:
-    """What has to be the same for a run to go on.
+    """Everything that must be unchanged for a run to be resumed.
 
     Args:
-        settings: The dataclasses of its settings.
-        processes: How many processes it runs on.
+        settings: The dataclasses of the run's settings.
+        processes: Number of processes of the run.
     """
     found: dict[str, Any] = {}
     for one in settings:
         for item in dataclasses.fields(one):
             if item.init and item.name not in MAY_CHANGE:
-                found[item.name] = _plain(getattr(one, item.name))
+                found[item.name] = _as_json(getattr(one, item.name))
     if all(name in found for name in _BATCH):
         found["global_batch_size"] = processes * found.pop(_BATCH[0]) * found.pop(_BATCH[1])
     named = (found.get(setting) or [] for setting in _NAMES_FILES)
@@ -85,37 +97,37 @@ def identity(*settings: Any, processes: int) -> dict[str, Any]:
 
 
 def is_asked(resume_from_checkpoint: str | bool | None) -> bool:
-    """Whether a run goes on with an earlier one."""
+    """Whether the setting asks to resume an earlier run."""
     return str(resume_from_checkpoint or "false").lower() not in ("false", "no", "none")
 
 
 def origin(resume_from_checkpoint: str | bool | None) -> Path | None:
-    """The output folder of the run whose checkpoint is named; None where the newest one of this run is meant."""
+    """The output folder of the named checkpoint; None if the newest checkpoint of this run is meant."""
     asked = str(resume_from_checkpoint or "false")
     return None if asked.lower() in ("true", "yes") or not is_asked(asked) else Path(asked).parent
 
 
 def fingerprint(path: Path) -> str:
-    """What tells the contents of a file or folder from others: 16 hexadecimal digits.
+    """A hash of the contents of a file or folder: 16 hexadecimal digits.
 
-    Of a folder it is of the weights, records, settings and code in it, not of what tells about a run that made them.
-    Of a file above 64 MiB only the size and the first and last MiB count, the header of weights among them, so that
-    comparing a large model takes no time.
+    Of a folder, the weights, records, settings and code are hashed, but not the logs of the run that made them. Of a
+    file above 64 MiB, only the size and the first and last MiB are hashed (which includes the header of weights), so
+    that comparing a large model takes no time.
     """
     if path.is_file():
         return _of_file(path)
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
-        if file.is_file() and file.suffix in _MATTERS and not _ABOUT_A_RUN.fullmatch(file.name):
+        if file.is_file() and file.suffix in _CONTENT_SUFFIXES and not _RUN_RECORDS.fullmatch(file.name):
             digest.update(f"{file.name} {_of_file(file)}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def resume_command(words: Sequence[str]) -> str:
-    """The command that goes on with the run of this one, as text for a shell.
+    """The shell command that resumes the current run.
 
     Args:
-        words: What this one was given: the command's name and its flags.
+        words: The name and the flags of the current command.
     """
     typed = os.environ.get(COMMAND)
     whole = shlex.split(typed) if typed else ["rrm-lm", *words]
@@ -129,13 +141,13 @@ def resume_command(words: Sequence[str]) -> str:
             next(remaining, None)
     line = shlex.join([*kept, "--resume_from_checkpoint", "true"])
     if typed is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return f"{line}   (on as many processes, with the launcher that was used)"
+        return f"{line}   (with the same launcher and number of processes)"
     return line
 
 
 def _of_file(path: Path) -> str:
     size = path.stat().st_size
-    if size <= _WHOLE:
+    if size <= _HASHED_IN_FULL:
         return sha256(path)[:16]
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
@@ -146,7 +158,7 @@ def _of_file(path: Path) -> str:
 
 
 def _named_file(text: str) -> Path | None:
-    """The file or folder that the value of a setting names, also with a function behind a colon."""
+    """The file or folder that a setting names, without the function after a colon."""
     name = text.rpartition(":")[0] if ".py:" in text else text
     if not name or len(name) > 1000 or "\n" in name:
         return None
@@ -157,7 +169,7 @@ def _named_file(text: str) -> Path | None:
         return None
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     try:
         return json.loads(json_text(value))
     except TypeError:

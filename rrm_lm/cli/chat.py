@@ -27,6 +27,6 @@ def run(argv: list[str]) -> int:
             expected="a policy's folder, a Hub id or an alias",
             remedy="rrm-lm chat outputs/sft, or rrm-lm chat smollm2-135m",
         )
-    from rrm_lm.runs.chat import talk
+    from rrm_lm.runs.chat import chat
 
-    return talk(args)
+    return chat(args)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rrm_lm.runs.critics import FILE, NamedCritic, find_critic
-from rrm_lm.runs.scoring import load_sets, make_scorer
 from rrm_lm.settings.scoring import EvaluateArguments
 
 if TYPE_CHECKING:
     from rrm_lm.evaluation.preferences.scoring import ResponseScorer
     from rrm_lm.feedback.reading.datasets import Feedback
+    from rrm_lm.runs.critics import CriticSource
 
 EXAMPLES = """\
 examples:
@@ -30,6 +29,8 @@ def run(argv: list[str]) -> int:
     args.require()
     from rrm_lm.api.judging import judge, with_comparisons, write_judgement
     from rrm_lm.models.pretrained import process_state
+    from rrm_lm.runs.critics import CRITIQUES_FILE, find_critic
+    from rrm_lm.runs.scoring import load_sets, make_scorer
     from rrm_lm.storage import write_jsonl
     from rrm_lm.training.output_folder import OutputFolder
 
@@ -52,7 +53,7 @@ def run(argv: list[str]) -> int:
         folder.begin()
         if state.is_main_process:
             if critiques is not None:
-                write_jsonl(args.folder / FILE, critiques.rows())
+                write_jsonl(args.folder / CRITIQUES_FILE, critiques.rows())
             write_judgement(
                 evaluation,
                 sets,
@@ -64,11 +65,12 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _assisted(args: EvaluateArguments, critic: NamedCritic, sets: dict[str, Feedback]) -> ResponseScorer:
+def _assisted(args: EvaluateArguments, critic: CriticSource, sets: dict[str, Feedback]) -> ResponseScorer:
     """The scorer, shown what the critic says about every response of the sets."""
     from rrm_lm.evaluation.preferences.judge import NOTES_QUESTION
     from rrm_lm.evaluation.preferences.scoring import group_by_prompt
     from rrm_lm.recursion.critics import AssistedScorer
+    from rrm_lm.runs.scoring import make_scorer
 
     groups = [group_by_prompt(feedback.comparisons) for feedback in sets.values()]
     subjects = [(prompt, text) for group in groups for prompt, texts in group.items() for text in texts]

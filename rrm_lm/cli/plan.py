@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
     from rrm_lm.models.pretrained import to_dtype
     from rrm_lm.planning.footprint import read_config
     from rrm_lm.planning.planning import measure, plan, recommended
-    from rrm_lm.runs.plan_page import Page, as_json
+    from rrm_lm.runs.plan_page import PlanPage, plan_as_json
     from rrm_lm.storage import json_text
 
     name = str(model.model_name_or_path)
@@ -42,9 +42,9 @@ def run(argv: list[str]) -> int:
     )
     choices = plan(args.num_processes, args.room, measured, job)
     if args.json:
-        print(json_text(as_json(name, dtype, args, measured, job, choices)))
+        print(json_text(plan_as_json(name, dtype, args, measured, job, choices)))
     else:
-        Page(name, dtype, model.lora_r, args, measured, job, choices).print()
+        PlanPage(name, dtype, model.lora_r, args, measured, job, choices).print()
     _refuse(args, measured, job, [task for task in ("reward", "ppo") if recommended(choices, task) is None])
     return 0
 

@@ -6,7 +6,6 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from rrm_lm.runs.scoring import load_sets, make_scorer
 from rrm_lm.settings.scoring import ScoreArguments
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ def run(argv: list[str]) -> int:
     args.require()
     from rrm_lm.evaluation.preferences.scoring import score_responses
     from rrm_lm.models.pretrained import process_state
+    from rrm_lm.runs.scoring import load_sets, make_scorer
     from rrm_lm.storage import json_text, write_jsonl
 
     state = process_state()

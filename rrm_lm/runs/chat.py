@@ -1,4 +1,4 @@
-"""A conversation with a policy: what is said, the commands in between, and words that appear as they are drawn."""
+"""`rrm-lm chat`: a conversation with a policy, with slash commands and responses streamed token by token."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.launch.failures import print_error
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.decoding.streaming import Words, stream
-from rrm_lm.models.pretrained import process_state
-from rrm_lm.models.saving.policies import Policy, load_policy
+from rrm_lm.models.saving.policies import Policy
+from rrm_lm.runs.inputs import load_policy_on_device, max_conversation_tokens
 from rrm_lm.settings.policies import ChatArguments
 from rrm_lm.text.chat import ChatFormat
 
@@ -27,59 +27,61 @@ logger = logging.getLogger(__name__)
 Draw = Callable[[Tensor], int]
 
 HELP = """\
-/reset          forget what was said (the system message stays)
-/system WORDS   tell the model something before the conversation; without words, take it back
-/retry          another answer to the last message
-/help           this list
-/quit           leave; so do Ctrl-D, and Ctrl-C while nothing is being written
-Ctrl-C stops an answer. A line that ends in \\ goes on in the next one; // begins a message with a slash."""
+/reset          clear the conversation (the system message stays)
+/system TEXT    set the system message; without text, remove it
+/retry          respond to the last message again
+/help           show this list
+/quit           quit; so do Ctrl-D, and Ctrl-C at the prompt
+Ctrl-C stops a response. A line that ends in \\ continues on the next line; // starts a message with a slash."""
 # Control characters, which a model may write and a terminal would obey. New lines and tabs are harmless.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def talk(args: ChatArguments) -> int:
-    """Load the model and answer until the input ends; returns the exit code.
+def chat(args: ChatArguments) -> int:
+    """Load the model and respond until the input ends; returns the exit code.
 
     Raises:
-        ModelError, CheckpointError: There is no such model, or no policy.
-        ConfigError: Settings that make no sense, or no room for an answer.
+        ModelError, CheckpointError: There is no such model, or it is not a policy.
+        ConfigError: Invalid settings, or no tokens left for a response.
     """
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.top_k)
-    policy = load_policy(
+    policy = load_policy_on_device(
         str(args.model),
         base_model=args.base_model,
         revision=args.model_revision,
         **args.tokenizing(),
         **args.loading(),
     )
-    policy.backbone.to(torch.device(process_state().device or "cpu"))
-    session = Session(policy, args, drawer(sampling, args.seed), interactive=sys.stdin.isatty())
+    session = ChatSession(policy, args, token_sampler(sampling, args.seed), interactive=sys.stdin.isatty())
     try:
         return session.run()
-    except BrokenPipeError:  # whoever read the answers has gone; what is still to be flushed goes nowhere
+    except BrokenPipeError:  # the reader of stdout has exited; discard what is still to be flushed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-class Session:
+class ChatSession:
     """One conversation.
 
     Args:
-        policy: Who answers.
-        args: How.
+        policy: The policy that responds.
+        args: The settings.
         draw: Chooses a token from (vocabulary,) logits.
-        interactive: Whether a person types: then there is a prompt, faults do not end the session, and Ctrl-C stops
-            an answer. Else each line of stdin is a message, and nothing but answers goes to stdout.
+        interactive: Whether a person types: then there is a prompt, errors do not end the session, and Ctrl-C stops
+            a response. Otherwise each line of stdin is a message, and only responses go to stdout.
     """
 
     def __init__(self, policy: Policy, args: ChatArguments, draw: Draw, *, interactive: bool) -> None:
         self.policy, self.args, self.draw, self.interactive = policy, args, draw, interactive
         self.system = args.system
         self.turns: list[Message] = []
-        self.new_tokens, room = _room(policy, args)
-        self.chat = ChatFormat(policy.chat.tokenizer, room)
-        self._whole = ChatFormat(policy.chat.tokenizer)
-        self._told_of_room = False
+        self.max_new_tokens, max_prompt_tokens = _token_budget(policy, args)
+        self.chat = ChatFormat(policy.chat.tokenizer, max_prompt_tokens)
+        self._untruncated = ChatFormat(policy.chat.tokenizer)
+        self._warned_of_truncation = False
+        # The token that ends a turn, and the tokenizer's eos, which is a different token in some model families.
+        eos = self.chat.tokenizer.eos_token_id
+        self._end_ids = (self.chat.end_id,) if eos is None else (self.chat.end_id, int(eos))
         self._commands: dict[str, Callable[[str], bool]] = {
             "/reset": self._reset,
             "/system": self._set_system,
@@ -90,13 +92,13 @@ class Session:
         }
 
     def run(self) -> int:
-        """Answer every message until the input ends or somebody leaves."""
+        """Respond to every message until the input ends or the user quits."""
         if self.interactive:
-            kind = "the whole model" if self.policy.adapter is None else "an adapter"
-            self._note(f"{self.args.model} ({kind}), temperature {self.args.temperature:g}. /help lists the commands.")
+            kind = "a full model" if self.policy.adapter is None else "an adapter"
+            _notify(f"{self.args.model} ({kind}), temperature {self.args.temperature:g}. /help lists the commands.")
         for line in self._messages():
             try:
-                if not self._take(line):
+                if not self._handle(line):
                     break
             except RRMError as error:
                 if not self.interactive:
@@ -107,10 +109,10 @@ class Session:
     # -- input ----------------------------------------------------------------------------------------------------
 
     def _messages(self) -> Iterator[str]:
-        """What is typed or piped in, message by message. Ends without a fault at Ctrl-D, or Ctrl-C at the prompt."""
+        """Typed or piped messages, one at a time. Ends normally at Ctrl-D, or at Ctrl-C at the prompt."""
         if self.interactive:
             with contextlib.suppress(ImportError):
-                import readline  # noqa: F401  (gives `input` a history and keys to edit with)
+                import readline  # noqa: F401  (gives `input` a history and editing keys)
         parts: list[str] = []
         while True:
             try:
@@ -128,48 +130,48 @@ class Session:
         if parts:
             yield "\n".join(parts)
         if self.interactive:
-            self._note("")
+            _notify("")
 
-    def _take(self, line: str) -> bool:
-        """Obey a command or answer a message; returns whether the session goes on."""
+    def _handle(self, line: str) -> bool:
+        """Run a command or respond to a message; returns whether the session continues."""
         if line.startswith("/") and not line.startswith("//"):
-            name, _, words = line.partition(" ")
+            name, _, rest = line.partition(" ")
             command = self._commands.get(name)
             if command is None:
                 raise ConfigError(f"There is no command {name}", expected=f"one of {', '.join(self._commands)}")
-            return command(words.strip())
+            return command(rest.strip())
         text = line[1:] if line.startswith("//") else line
         if text.strip():
             self.turns.append(Message("user", text))
-            self._answer()
+            self._respond()
         return True
 
     # -- commands -------------------------------------------------------------------------------------------------
 
     def _reset(self, _: str) -> bool:
         self.turns.clear()
-        self._note("Forgotten.")
+        _notify("Conversation cleared.")
         return True
 
-    def _set_system(self, words: str) -> bool:
-        self.system = words or None
-        self._note("The model is told so." if words else "The model is told nothing.")
+    def _set_system(self, text: str) -> bool:
+        self.system = text or None
+        _notify("System message set." if text else "System message removed.")
         return True
 
     def _retry(self, _: str) -> bool:
         if self.turns and self.turns[-1].role == "assistant":
             self.turns.pop()
         if self.turns:
-            self._answer()
+            self._respond()
         else:
-            self._note("Nothing has been said yet.")
+            _notify("There is no message to respond to yet.")
         return True
 
     def _help(self, _: str) -> bool:
-        self._note(HELP)
+        _notify(HELP)
         return True
 
-    # -- answers --------------------------------------------------------------------------------------------------
+    # -- responses ------------------------------------------------------------------------------------------------
 
     @property
     def prompt(self) -> Prompt:
@@ -177,94 +179,89 @@ class Session:
         head = () if self.system is None else (Message("system", self.system),)
         return (*head, *self.turns)
 
-    def _answer(self) -> None:
-        """Write the answer to the last message as it is drawn, and keep it; a message that failed is taken back."""
+    def _respond(self) -> None:
+        """Stream the response to the last message and keep it; a message that cannot be encoded is dropped."""
         try:
             prompt = self.chat.prompt_ids(self.prompt)
         except RRMError:
             self.turns.pop()
             raise
-        self._tell_of_room()
-        end = self.chat.end_id
+        self._warn_of_truncation()
         tokens = stream(
             self.policy.backbone,
             self.policy.adapter,
             prompt,
             self.draw,
-            end_ids=self._end_ids(end),
-            max_new_tokens=self.new_tokens,
+            end_ids=self._end_ids,
+            max_new_tokens=self.max_new_tokens,
         )
         words = Words(self.chat.tokenizer)
-        stopped = "the token limit (--max_new_tokens)"
+        stopped_by = "the token limit (--max_new_tokens)"
         try:
             for token in tokens:
-                if token in self._end_ids(end):
-                    stopped = ""
+                if token in self._end_ids:
+                    stopped_by = ""
                     break
                 _write(words.add(token))
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
-            stopped = "Ctrl-C"
+            stopped_by = "Ctrl-C"
         _write(words.rest() + "\n")
-        if stopped:
-            self._note(f"[stopped by {stopped}]")
-        if stopped == "Ctrl-C" and not words.text.strip():
-            self.turns.pop()  # nothing was said, so the message is as good as never sent
+        if stopped_by:
+            _notify(f"[stopped by {stopped_by}]")
+        if stopped_by == "Ctrl-C" and not words.text.strip():
+            self.turns.pop()  # nothing was said yet, so the message counts as not sent
         else:
             self.turns.append(Message("assistant", words.text))
 
-    def _end_ids(self, end: int) -> tuple[int, ...]:
-        """The token that ends a turn, and the tokenizer's eos, which ends a text in families where it is another."""
-        eos = self.chat.tokenizer.eos_token_id
-        return (end,) if eos is None else (end, int(eos))
-
-    def _tell_of_room(self) -> None:
-        room = self.chat.max_length
-        if room is not None and not self._told_of_room and len(self._whole.prompt_ids(self.prompt)) > room:
-            self._told_of_room = True
-            logger.warning("the conversation is longer than %d tokens; its oldest turns are left out from now on", room)
-
-    def _note(self, text: str) -> None:
-        """A word to the person, beside the conversation."""
-        print(text, file=sys.stderr, flush=True)
+    def _warn_of_truncation(self) -> None:
+        limit = self.chat.max_length
+        if limit is None or self._warned_of_truncation or len(self._untruncated.prompt_ids(self.prompt)) <= limit:
+            return
+        self._warned_of_truncation = True
+        logger.warning("the conversation is longer than %d tokens; its oldest turns are dropped from now on", limit)
 
 
-def drawer(sampling: Sampling, seed: int | None) -> Draw:
-    """What chooses a token from (vocabulary,) logits, with a random stream of its own."""
-    random = torch.Generator()
+def token_sampler(sampling: Sampling, seed: int | None) -> Draw:
+    """A function that draws a token from (vocabulary,) logits, with its own random generator."""
+    generator = torch.Generator()
     if seed is None:
-        random.seed()
+        generator.seed()
     else:
-        random.manual_seed(seed)
+        generator.manual_seed(seed)
 
     def draw(logits: Tensor) -> int:
-        uniform = torch.rand(1, dtype=torch.float64, generator=random)
+        uniform = torch.rand(1, dtype=torch.float64, generator=generator)
         return int(sampling.draw(logits[None], uniform.to(logits.device)))
 
     return draw
 
 
-def _room(policy: Policy, args: ChatArguments) -> tuple[int, int | None]:
-    """Tokens that an answer may have, and tokens that are left for the conversation before it.
+def _token_budget(policy: Policy, args: ChatArguments) -> tuple[int, int | None]:
+    """Most tokens of a response, and most tokens of the conversation before it.
 
     Raises:
-        ConfigError: Nothing is left.
+        ConfigError: No tokens are left for a response.
     """
-    context = getattr(policy.backbone.config, "max_position_embeddings", None)
-    longest = min((int(n) for n in (context, args.max_length) if n is not None), default=None)
+    longest = max_conversation_tokens(policy, args.max_length)
     if longest is None:
         return args.max_new_tokens, None
-    new = min(args.max_new_tokens, longest // 2)  # at least half is for what was said before
+    new = min(args.max_new_tokens, longest // 2)  # at least half is for the conversation before the response
     if new < args.max_new_tokens:
-        logger.info("answers have at most %d tokens: a conversation has %d in all", new, longest)
+        logger.info("responses have at most %d tokens, because a conversation has at most %d", new, longest)
     if new < 1:
-        raise ConfigError(f"A conversation of {longest} tokens has no room for an answer", where="max_length")
+        raise ConfigError(f"A conversation of {longest} tokens leaves none for a response", where="max_length")
     return new, longest - new
 
 
+def _notify(text: str) -> None:
+    """Tell the user something that is not part of the conversation."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def _write(text: str) -> None:
-    """Words of the model to stdout at once."""
+    """Print text of the model to stdout at once."""
     text = _CONTROL.sub("", text)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)

@@ -1,4 +1,4 @@
-"""What `rrm-lm collect` does: draw answers, ask an overseer about them, write feedback that training reads."""
+"""`rrm-lm collect`: draw responses, ask an overseer about them, and write feedback that training reads."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from rrm_lm.feedback.asking.collection import Collected, collect, responses_aske
 from rrm_lm.feedback.asking.judge_questions import VERDICT_QUESTION
 from rrm_lm.feedback.asking.llm_judge import SERVED, ServedJudge
 from rrm_lm.feedback.asking.overseers import Overseer
-from rrm_lm.feedback.reading.prompts import load_prompts
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.pretrained import process_state
-from rrm_lm.models.saving.policies import load_policy
 from rrm_lm.recursion.assistance import Assisted
 from rrm_lm.runs.critics import find_critic
+from rrm_lm.runs.inputs import load_distinct_prompts, load_policy_on_device
 from rrm_lm.runs.progress import advance
 from rrm_lm.settings.parser import write_resolved
 from rrm_lm.settings.policies import CollectArguments
@@ -33,44 +31,38 @@ from rrm_lm.training.reward_sources import load_function
 logger = logging.getLogger(__name__)
 
 FEEDBACK, COUNTS = "feedback.jsonl", "counts.json"
-CRITIQUES = f"{FEEDBACK}.critiques"  # what the overseer was shown: no feedback, so no name that readers take for some
+# Critiques shown to the overseer are not feedback, so the suffix is one that readers of a folder ignore.
+SHOWN_CRITIQUES = f"{FEEDBACK}.critiques"
 
 
 def collect_feedback(args: CollectArguments) -> Collected:
-    """Collect and write; returns what was collected.
+    """Draw responses, collect feedback on them and write it; returns what was collected.
 
     Raises:
-        RRMError: A policy, file, overseer, critic or setting that cannot be used. Answers to questions so far are kept.
+        RRMError: An unusable policy, file, overseer, critic or setting. Answers collected so far are kept.
     """
     overseer = load_overseer(args)
     critic = None if args.critic is None else find_critic(args.critic, allow_code=args.allow_code)
-    identity = {
-        "policy": args.policy,
-        "overseer": args.overseer,
-        "critic": args.critic,
-        "round": args.round,
-        "seed": args.seed,
-    }
     folder = OutputFolder(
         args.output_dir,
         command="rrm-lm collect",
-        identity=identity,
+        identity={name: getattr(args, name) for name in ("policy", "overseer", "critic", "round", "seed")},
         resume=not args.overwrite_output_dir,
         overwrite=args.overwrite_output_dir,
         deferred=True,
     )
     with folder as path:
-        prompts = _prompts(args)
-        answers = _answers(args, prompts)
+        prompts = _choose_prompts(args)
+        responses = _draw_responses(args, prompts)
         choice = {"comparisons_per_prompt": args.comparisons_per_prompt, "seed": args.seed}
-        critiques = None if critic is None else critic.write(responses_asked_about(prompts, answers, **choice))
+        critiques = None if critic is None else critic.write(responses_asked_about(prompts, responses, **choice))
         folder.begin()
         write_resolved(path / "config.yaml", args)
         if critiques is not None:
-            write_jsonl(path / CRITIQUES, critiques.rows())
+            write_jsonl(path / SHOWN_CRITIQUES, critiques.rows())
         with tqdm(unit="answer") as bar:
 
-            def tick(what: str, done: int, total: int) -> None:
+            def progress(what: str, done: int, total: int) -> None:
                 bar.set_description(f"{what} by {overseer.name}", refresh=False)
                 bar.total = total
                 bar.update(done - bar.n)
@@ -78,16 +70,16 @@ def collect_feedback(args: CollectArguments) -> Collected:
             collected = collect(
                 overseer if critiques is None else Assisted(overseer, critiques),
                 prompts,
-                answers,
+                responses,
                 **choice,
                 critiques=args.critiques,
                 round_number=args.round,
                 path=path / FEEDBACK,
                 at_once=int(getattr(overseer, "at_once", 1)),
-                progress=tick,
+                progress=progress,
             )
-        helped = {} if critiques is None else {"critic": critiques.account()}
-        write_json(path / COUNTS, collected.counts.to_dict() | helped)
+        critic_account = {} if critiques is None else {"critic": critiques.account()}
+        write_json(path / COUNTS, collected.counts.to_dict() | critic_account)
     logger.info("written to %s", path / FEEDBACK)
     return collected
 
@@ -97,18 +89,18 @@ def load_overseer(args: CollectArguments) -> Overseer:
     ``file.py:function`` (or ``module:function``), a function without arguments that returns an overseer.
 
     Raises:
-        ConfigError: None of these, a function that returns something else, or one who cannot be shown critiques.
+        ConfigError: None of these, a function that returns something else, or an overseer that cannot read critiques.
     """
-    name, noted = str(args.overseer), args.critic is not None
+    name, with_critic = str(args.overseer), args.critic is not None
     if name.startswith(SERVED):
-        question = judge_questions.noted(VERDICT_QUESTION) if noted else VERDICT_QUESTION
+        question = judge_questions.noted(VERDICT_QUESTION) if with_critic else VERDICT_QUESTION
         return ServedJudge(name.removeprefix(SERVED), args.base_url, question=question, key_variable=args.judge_key_env)
     if Path(name).expanduser().is_file():
-        if noted:
+        if with_critic:
             raise ConfigError(
-                "The simulated user would take a critique for a part of the answer",
+                "The simulated user would mistake a critique for part of the response",
                 where="critic",
-                expected="an overseer who reads: llm:MODEL, or one's own as file.py:function",
+                expected="an overseer that reads critiques: llm:MODEL, or your own as file.py:function",
             )
         return PlainUser.from_file(Path(name).expanduser(), args)
     if ":" not in name:
@@ -117,28 +109,26 @@ def load_overseer(args: CollectArguments) -> Overseer:
             where="overseer",
             expected="llm:MODEL, a file of requests such as data/assistant/requests.jsonl, or file.py:function",
         )
-    found = load_function(name)()
-    if not isinstance(found, Overseer):
+    overseer = load_function(name)()
+    if not isinstance(overseer, Overseer):
         raise ConfigError(
-            f"{name} returned {type(found).__name__}, which is no overseer",
+            f"{name} returned {type(overseer).__name__}, which is not an overseer",
             where="overseer",
             expected="an object with name, limit, compare and critique (rrm_lm/feedback/asking/overseers.py)",
         )
-    return found
+    return overseer
 
 
-def _prompts(args: CollectArguments) -> list[Prompt]:
-    read = (load_prompts(name, split="train", limits=args) for name in args.prompts)
-    prompts = list(dict.fromkeys(prompt for prompts in read for prompt in prompts))
+def _choose_prompts(args: CollectArguments) -> list[Prompt]:
+    prompts = load_distinct_prompts(args.prompts, split="train", limits=args)
     if args.max_prompts is not None and args.max_prompts < len(prompts):
         prompts = random.Random(args.seed).sample(prompts, args.max_prompts)
     return prompts
 
 
-def _answers(args: CollectArguments, prompts: list[Prompt]) -> list[list[str]]:
-    policy = load_policy(str(args.policy))
-    policy.backbone.to(process_state().device or "cpu")
-    with tqdm(total=len(prompts) * args.samples, desc=f"answers of {args.policy}", unit="answer") as bar:
+def _draw_responses(args: CollectArguments, prompts: list[Prompt]) -> list[list[str]]:
+    policy = load_policy_on_device(str(args.policy))
+    with tqdm(total=len(prompts) * args.samples, desc=f"responses of {args.policy}", unit="response") as bar:
         drawn = draw(
             policy.backbone,
             policy.adapter,
@@ -150,4 +140,4 @@ def _answers(args: CollectArguments, prompts: list[Prompt]) -> list[list[str]]:
             batch_tokens=args.batch_tokens,
             progress=advance(bar),
         )
-    return [[answer.text for answer in group] for group in drawn]
+    return [[response.text for response in group] for group in drawn]

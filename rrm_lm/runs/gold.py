@@ -1,4 +1,4 @@
-"""The gold reward that a setting names: a function, or a simulated user, whose truth only a command may ask."""
+"""The gold reward that a setting names: a function, or a simulated user, whose truth only a command may read."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from rrm_lm.training.reward_sources import load_function
 
 
 def load_gold(name: str, limits: ReadLimits | None = None) -> Gold:
-    """The gold reward that a name stands for.
+    """Load the gold reward of that name.
 
     Args:
-        name: A file of requests as `data/assistant/requests.jsonl`, whose simulated user judges (see
-            `rrm_lm/simulated/plain_user.py`; NaN for a prompt that the user did not ask), `module:function` or
+        name: A file of requests like `data/assistant/requests.jsonl`, whose simulated user judges (see
+            `rrm_lm/simulated/plain_user.py`; NaN for prompts that are not the user's), `module:function` or
             `path/to/file.py:function`. A function may have an attribute `parts`: functions of the same form, by name.
-        limits: How much a file of requests may hold; None for the defaults.
+        limits: Limits on the size of a file of requests; None for the defaults.
 
     Raises:
-        ConfigError: Neither a file nor a function, or one that cannot be loaded.
-        DataError: A file that holds no requests.
+        ConfigError: Neither a file nor a function, or a function that cannot be loaded.
+        DataError: A file without requests.
     """
-    if Path(name).expanduser().is_file():
-        return _plain_user(PlainUser.from_file(Path(name).expanduser(), limits))
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _gold_of_user(PlainUser.from_file(path, limits))
     if ":" not in name:
         raise ConfigError(
             f"There is no gold reward {name!r}",
@@ -41,19 +42,18 @@ def load_gold(name: str, limits: ReadLimits | None = None) -> Gold:
     return Gold(checked(function, name), parts)
 
 
-def _plain_user(user: PlainUser) -> Gold:
-    def by(value: Callable[[Judgement], float]) -> RewardFunction:
+def _gold_of_user(user: PlainUser) -> Gold:
+    def reward_by(read: Callable[[Judgement], float]) -> RewardFunction:
         def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-            return [_judged(user, value, *pair) for pair in zip(prompts, responses, strict=True)]
+            return [one(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+
+        def one(prompt: Prompt, response: str) -> float:
+            try:
+                return read(user.judge(prompt, response))
+            except DataError:  # not a request of this user
+                return math.nan
 
         return rewards
 
-    parts = {part: by(lambda judgement, part=part: judgement.parts[part]) for part in WEIGHTS}
-    return Gold(by(lambda judgement: judgement.gold), parts)
-
-
-def _judged(user: PlainUser, value: Callable[[Judgement], float], prompt: Prompt, response: str) -> float:
-    try:
-        return value(user.judge(prompt, response))
-    except DataError:  # a request that this user did not make
-        return math.nan
+    parts = {part: reward_by(lambda judgement, part=part: judgement.parts[part]) for part in WEIGHTS}
+    return Gold(reward_by(lambda judgement: judgement.gold), parts)

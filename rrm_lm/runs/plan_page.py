@@ -1,4 +1,4 @@
-"""The page that `rrm-lm plan` prints: what fits first, then where the memory goes and what is sent."""
+"""What `rrm-lm plan` prints: first what fits, then memory by component and traffic; or the same as JSON."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def gigabytes(count: float) -> str:
 
 
 @dataclass(frozen=True)
-class Page:
-    """A plan for a person.
+class PlanPage:
+    """A plan for people to read.
 
     Attributes:
-        name: Of the model.
-        dtype: Of its weights.
-        rank: Of its adapters.
-        args: What was asked.
-        measured: What is known of the model.
+        name: The model's name.
+        dtype: Of the model's weights.
+        rank: LoRA rank.
+        args: The settings.
+        measured: Sizes of the model.
         job: What is to be trained.
-        choices: What was found.
+        choices: One plan for each task and strategy.
     """
 
     name: str
@@ -54,51 +54,44 @@ class Page:
         """Print it to stdout."""
         console = Console(highlight=False)
         console.print(self._heading())
-        console.print(self._fitting())
+        console.print(self._fit_table())
         for task in TASKS:
             console.print(self._advice(task), soft_wrap=True)
         console.print()
-        console.print(self._parts())
+        console.print(self._memory_table())
         if self.args.num_processes > 1:
             console.print()
-            console.print(self._received())
+            console.print(self._traffic_table())
         console.print()
         for note in self._notes():
             console.print(Text(note, "dim"))
 
     def _heading(self) -> Text:
         sizes, args, job = self.measured.sizes, self.args, self.job
-        precision = str(self.dtype).removeprefix("torch.")
-        text = (
-            Text()
-            .append(_short(self.name), "bold")
-            .append(
-                f": {_count(sizes.parameters)} parameters, {gigabytes(sizes.weights)} GB in {precision}\n"
-                f"LoRA of rank {self.rank}: {_count(sizes.adapter_parameters)} parameters, "
-                f"{gigabytes(sizes.adapter)} GB an adapter; cache: {sizes.cache_token / 1e6:.2g} MB a token\n"
-                f"{args.num_processes} x {args.gpu_memory}; {gigabytes(args.room)} GB of each are planned with\n"
-            )
-        )
-        return text.append(
-            f"{job.batch} pairs or episodes a process and step; prompts up to {job.prompt_length} tokens, "
-            f"responses {job.response_length}\n"
+        return Text.assemble(
+            (_short_name(self.name), "bold"),
+            f": {_count(sizes.parameters)} parameters, {gigabytes(sizes.weights)} GB in {_dtype_name(self.dtype)}\n"
+            f"LoRA rank {self.rank}: {_count(sizes.adapter_parameters)} parameters, {gigabytes(sizes.adapter)} GB "
+            f"per adapter; KV cache: {sizes.cache_token / 1e6:.2g} MB per token\n"
+            f"{args.num_processes} x {args.gpu_memory}, of which {gigabytes(args.room)} GB each are used for the plan\n"
+            f"{job.batch} pairs or episodes per process and step; prompts up to {job.prompt_length} tokens, "
+            f"responses {job.response_length}\n",
         )
 
     # -- tables ---------------------------------------------------------------------------------------------------
 
-    def _fitting(self) -> Table:
+    def _fit_table(self) -> Table:
         headings = ("reward\nGB", "micro_batch\n_tokens", "PPO\nGB", "micro_batch\n_tokens", "rollout_batch\n_tokens")
         table = _table("what fits", headings)
         for strategy in self._strategies():
             reward, ppo = (self._choice(task, strategy) for task in TASKS)
-            table.add_row(STRATEGIES[strategy], *_cells(reward), *_cells(ppo), _rollout(ppo))
+            rollout = Text(str(ppo.rollout_batch_tokens) if ppo.fits else "")
+            table.add_row(STRATEGIES[strategy], *_memory_cells(reward), *_memory_cells(ppo), rollout)
         for lora in (False, True):
             peak = trl_memory(self.measured.sizes, self.job, lora).peak()
             fits = peak <= self.args.room
-            label = f"TRL's PPO{', LoRA' if lora else ''}"
-            table.add_row(
-                label, "", "", _verdict(f">{gigabytes(peak)}", fits), _verdict("" if fits else "no ", fits), ""
-            )
+            verdict = (_colored(f">{gigabytes(peak)}", fits), _colored("" if fits else "no ", fits))
+            table.add_row(f"TRL's PPO{', LoRA' if lora else ''}", "", "", *verdict, "")
         return table
 
     def _advice(self, task: str) -> Text:
@@ -112,12 +105,11 @@ class Page:
             flags.append("--activation_checkpointing true")
         if task == "ppo" and best.strategy in SHARDED and not best.gather_for_generation:
             flags.append("--ds3_gather_for_generation false")
-        text = Text().append("use ", "dim").append(STRATEGIES[best.strategy], "bold green")
-        return text.append(f" for {_COMMANDS[task]}: {' '.join(flags)}")
+        strategy = (STRATEGIES[best.strategy], "bold green")
+        return Text.assemble(("use ", "dim"), strategy, f" for {_COMMANDS[task]}: {' '.join(flags)}")
 
-    def _parts(self) -> Table:
-        headings = ("weights", "gathered", "LoRA", "grads", "Adam", "activ.", "rollout")
-        table = _table("GB on a process", headings)
+    def _memory_table(self) -> Table:
+        table = _table("GB per process", ("weights", "gathered", "LoRA", "grads", "Adam", "activ.", "rollout"))
         for task, title in TASKS.items():
             table.add_row(Text(title, "bold"))
             for strategy in self._strategies():
@@ -131,9 +123,9 @@ class Page:
                 table.add_row(f" {STRATEGIES[strategy]}", *map(gigabytes, parts), style=style)
         return table
 
-    def _received(self) -> Table:
+    def _traffic_table(self) -> Table:
         headings = ("reward\nLoRA", "\nweights", "PPO\nLoRA", "learning\nweights", "rollout\nweights")
-        table = _table("GB received a step", headings)
+        table = _table("GB received per step", headings)
         for strategy in self._strategies():
             if strategy != "single":
                 reward, ppo = (self._choice(task, strategy).traffic for task in TASKS)
@@ -141,7 +133,7 @@ class Page:
                 table.add_row(STRATEGIES[strategy], *map(gigabytes, parts))
         return table
 
-    # -- what the tables do not say ---------------------------------------------------------------------------------
+    # -- notes ----------------------------------------------------------------------------------------------------
 
     def _notes(self) -> list[str]:
         notes = []
@@ -149,21 +141,23 @@ class Page:
             notes.append("* with --activation_checkpointing true")
         offloaded = self._choice("ppo", "fsdp2_offload")
         notes.append(
-            f"Offloaded, PPO: {gigabytes(offloaded.memory.host)} GB a process lie in the computer's memory, and "
-            f"{gigabytes(offloaded.traffic.host)} GB a step come from there."
+            f"PPO with offloading keeps {gigabytes(offloaded.memory.host)} GB per process in host memory and reads "
+            f"{gigabytes(offloaded.traffic.host)} GB per step from it."
         )
         sharded = [choice for choice in self.choices if choice.task == "ppo" and choice.strategy in SHARDED]
         if not all(choice.gather_for_generation for choice in sharded):
             notes.append(
-                "Rollouts of a sharded model gather it once a step where it fits as a whole. Elsewhere they gather it "
-                "layer by layer for every token (--ds3_gather_for_generation false): the network decides how long."
+                "Rollouts of a sharded model gather it once per step if the full model fits. Otherwise they gather it "
+                "layer by layer for every token (--ds3_gather_for_generation false), at the speed of the network."
             )
-        over = [trl_memory(self.measured.sizes, self.job, lora).peak(self.args.num_processes) for lora in (False, True)]
+        peaks = [
+            trl_memory(self.measured.sizes, self.job, lora).peak(self.args.num_processes) for lora in (False, True)
+        ]
         notes.append(
-            "TRL's PPO: weights, gradients, Adam and stacked logits of its models, without activations; divided by "
-            f"ZeRO-3: >{gigabytes(over[0])} GB a process, >{gigabytes(over[1])} with LoRA."
+            "TRL's PPO: weights, gradients, Adam states and stacked logits of its models, without activations; sharded "
+            f"with ZeRO-3: >{gigabytes(peaks[0])} GB per process, >{gigabytes(peaks[1])} with LoRA."
         )
-        notes.append("Checked against training on CPUs, not on GPUs. ZeRO has DeepSpeed's default buffers.")
+        notes.append("Checked against training on CPUs, not on GPUs. ZeRO uses DeepSpeed's default buffer sizes.")
         return notes
 
     def _strategies(self) -> list[str]:
@@ -173,37 +167,14 @@ class Page:
         return next(choice for choice in self.choices if (choice.task, choice.strategy) == (task, strategy))
 
 
-def _table(corner: str, headings: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1), collapse_padding=True)
-    table.add_column(corner, no_wrap=True, min_width=18, header_style="bold", vertical="bottom")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True, header_style="dim", vertical="bottom")
-    return table
-
-
-def _verdict(text: str, fits: bool) -> Text:
-    return Text(text, "green" if fits else "red")
-
-
-def _cells(choice: Choice) -> list[Text]:
-    """The memory, and the micro-batch where it fits."""
-    mark = "*" if choice.activation_checkpointing else " "
-    tokens = f"{choice.micro_batch_tokens}{mark}" if choice.fits else "no "
-    return [_verdict(gigabytes(choice.memory.peak), choice.fits), _verdict(tokens, choice.fits)]
-
-
-def _rollout(choice: Choice) -> Text:
-    return Text(str(choice.rollout_batch_tokens) if choice.fits else "")
-
-
-def as_json(
+def plan_as_json(
     name: str, dtype: torch.dtype, args: PlanArguments, measured: Measured, job: Job, choices: Sequence[Choice]
 ) -> dict[str, Any]:
-    """The same plan for a program. Sizes are bytes."""
+    """The same plan for programs to read. Sizes are in bytes."""
     best = {task: recommended(choices, task) for task in TASKS}
     return {
         "model": name,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": _dtype_name(dtype),
         "num_processes": args.num_processes,
         "gpu_memory": args.memory,
         "planned_with": round(args.room),
@@ -215,12 +186,35 @@ def as_json(
     }
 
 
-def _short(name: str) -> str:
-    """A Hub id or alias as it is; of a path, the model's folder."""
+def _table(corner: str, headings: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1), collapse_padding=True)
+    table.add_column(corner, no_wrap=True, min_width=18, header_style="bold", vertical="bottom")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True, header_style="dim", vertical="bottom")
+    return table
+
+
+def _colored(text: str, fits: bool) -> Text:
+    return Text(text, "green" if fits else "red")
+
+
+def _memory_cells(choice: Choice) -> list[Text]:
+    """Peak memory, and the micro-batch if it fits."""
+    mark = "*" if choice.activation_checkpointing else " "
+    tokens = f"{choice.micro_batch_tokens}{mark}" if choice.fits else "no "
+    return [_colored(gigabytes(choice.memory.peak), choice.fits), _colored(tokens, choice.fits)]
+
+
+def _short_name(name: str) -> str:
+    """A Hub id or alias unchanged; for a path, the name of the model's folder."""
     path = Path(name).expanduser()
     if not path.exists():
         return name
     return (path.resolve().parent if path.is_file() else path.resolve()).name
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _count(number: int) -> str:

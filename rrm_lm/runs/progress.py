@@ -1,4 +1,4 @@
-"""Progress of commands: bars, and times in words."""
+"""Progress bars of commands, and durations as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def advance(bar: Any) -> Callable[[int, int, float], None]:
-    """What tells a tqdm bar how many of how many are done, and at how many tokens per second."""
+    """A callback (done, total, tokens per second) that updates a tqdm bar."""
 
     def progress(done: int, _total: int, rate: float) -> None:
         bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
@@ -17,5 +17,5 @@ def advance(bar: Any) -> Callable[[int, int, float], None]:
 
 
 def minutes(seconds: float) -> str:
-    """A time in words."""
+    """A duration as text, such as `75 s` or `12.5 min`."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -1,28 +1,21 @@
-"""What `rrm-lm evaluate` and `rrm-lm score` share: their settings, the sets they read, and the model they load."""
+"""The feedback sets and the scorer of `rrm-lm evaluate` and `rrm-lm score`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rrm_lm.api.rows import set_labels
+from rrm_lm.evaluation.preferences.scorers import load_scorer
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer
+from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
 from rrm_lm.settings.scoring import ScoringArguments
-
-if TYPE_CHECKING:  # importing these takes seconds, which --help need not wait for
-    from rrm_lm.evaluation.preferences.scoring import ResponseScorer
-    from rrm_lm.feedback.reading.datasets import Feedback
 
 
 def load_sets(args: ScoringArguments) -> dict[str, Feedback]:
-    """Each named set, under the shortest name that tells it from the others."""
-    from rrm_lm.api.rows import set_labels
-    from rrm_lm.feedback.reading.datasets import load_feedback
-
+    """Each named set, under the shortest name that is unique."""
     return {label: load_feedback(name, **args.reading(args.split)) for name, label in set_labels(args.dataset).items()}
 
 
 def make_scorer(args: ScoringArguments, judge_question: str = "") -> ResponseScorer:
-    """The model that the settings name, ready to score; a language model as a judge is asked `judge_question`."""
-    from rrm_lm.evaluation.preferences.scorers import load_scorer
-
+    """Load the scorer that the settings name; a language model as a judge is asked `judge_question`."""
     return load_scorer(
         str(args.model),
         title=args.model_name,

@@ -19,7 +19,7 @@ from rrm_lm.models.decoding.generation import sample
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.saving.policies import PolicySettings, load_policy, save_policy
 from rrm_lm.runs import chat as chat_session
-from rrm_lm.runs.chat import Session, drawer
+from rrm_lm.runs.chat import ChatSession, token_sampler
 from rrm_lm.settings.policies import ChatArguments
 from tests.smoke.commands import Result, run
 from tests.smoke.conftest import Trained
@@ -102,7 +102,11 @@ def test_commands(piped: Callable[..., Result], policy: Path) -> None:
     assert result.code == 0, result.err
     [who] = answers(policy, "who?")
     assert result.out == visible([who, who, *answers(policy, "/slash", "two \nlines")])
-    assert "/retry" in result.err and "Nothing has been said yet." in result.err and "Forgotten." in result.err
+    assert (
+        "/retry" in result.err
+        and "There is no message to respond to yet." in result.err
+        and "Conversation cleared." in result.err
+    )
 
 
 def test_a_seed_gives_the_same_answers_again(piped: Callable[..., Result], policy: Path) -> None:
@@ -123,7 +127,9 @@ def test_long_conversations_lose_their_oldest_turns(piped: Callable[..., Result]
 
 def test_no_more_tokens_than_the_model_has_places_for(piped: Callable[..., Result], policy: Path) -> None:
     result = piped("", policy)
-    assert result.code == 0 and "answers have at most 256 tokens: a conversation has 512 in all" in result.err
+    assert (
+        result.code == 0 and "responses have at most 256 tokens, because a conversation has at most 512" in result.err
+    )
 
 
 def test_control_characters_do_not_reach_the_terminal(capsys: Any) -> None:
@@ -184,12 +190,12 @@ class Keyboard:
 
 
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., tuple[Session, str, str]]:
-    def talk(model: Path, *lines: Any, draw: Any = None, **settings: Any) -> tuple[Session, str, str]:
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., tuple[ChatSession, str, str]]:
+    def talk(model: Path, *lines: Any, draw: Any = None, **settings: Any) -> tuple[ChatSession, str, str]:
         args = ChatArguments(model=str(model), **{"max_new_tokens": 6, "temperature": 0.0, **settings})
         monkeypatch.setattr(builtins, "input", Keyboard(*lines))
-        draw = draw or drawer(Sampling(args.max_new_tokens, args.temperature), None)
-        session = Session(load_policy(model), args, draw, interactive=True)
+        draw = draw or token_sampler(Sampling(args.max_new_tokens, args.temperature), None)
+        session = ChatSession(load_policy(model), args, draw, interactive=True)
         capsys.readouterr()
         assert session.run() == 0
         printed = capsys.readouterr()
@@ -241,8 +247,8 @@ def test_an_empty_answer_is_an_answer(typed: Callable[..., Any], policy: Path) -
 def test_no_room(policy: Path) -> None:
     loaded = load_policy(policy)
     loaded.backbone.config.max_position_embeddings = 1
-    with pytest.raises(ConfigError, match="no room for an answer"):
-        Session(loaded, ChatArguments(model=str(policy)), lambda logits: 2, interactive=False)
+    with pytest.raises(ConfigError, match="leaves none for a response"):
+        ChatSession(loaded, ChatArguments(model=str(policy)), lambda logits: 2, interactive=False)
 
 
 # -- the program ----------------------------------------------------------------------------------------------------

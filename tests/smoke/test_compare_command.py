@@ -209,8 +209,8 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(policy: Path, tmp_path: P
         ((), "`policies` is not given", "the command line"),
         (("POLICY",), "`prompts` is not given", "the command line"),
         (("POLICY", "POLICY", "--prompts", "PROMPTS"), "is given twice", "policies and reference"),
-        (("POLICY", "TINY", "--prompts", "PROMPTS"), "is both a policy and what it is compared with", "reference"),
-        (("TINY", "--prompts", "PROMPTS"), "does not say which model it was made from", "reference"),
+        (("POLICY", "TINY", "--prompts", "PROMPTS"), "is both a policy and the reference", "reference"),
+        (("TINY", "--prompts", "PROMPTS"), "does not record which model it was trained from", "reference"),
         (("POLICY", "--prompts", "PROMPTS", "--gold", "nothing"), "There is no gold reward 'nothing'", "gold"),
         (("POLICY", "--prompts", "gone.jsonl"), "there is no such file", "gone.jsonl"),
         (("POLICY", "--prompts", "PROMPTS", "--judge", "./gone"), "There is no such folder", "./gone"),
@@ -220,7 +220,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(policy: Path, tmp_path: P
         (("POLICY", "--prompts", "PROMPTS", "--temperature", "0"), "Temperature 0 gives one answer", "samples"),
         (("POLICY", "--prompts", "PROMPTS", "--max_length", "6"), "max_length is 6", "max_length"),
         (("REWARD", "--reference", "TINY", "--prompts", "PROMPTS"), "This is a reward model, which scores", "REWARD"),
-        (("POLICY", "--prompts", "PROMPTS", "--gold", "OTHERS"), "Not one answer got a reward", "gold: OTHERS"),
+        (("POLICY", "--prompts", "PROMPTS", "--gold", "OTHERS"), "No answer got a reward", "gold: OTHERS"),
     ],
 )
 def test_what_cannot_be_compared(

@@ -109,9 +109,9 @@ def test_what_is_no_critic_is_said_before_anything_is_loaded(
         monkeypatch.setattr(what, None)
     for folder, said in (
         (tmp_path / "nowhere", "There is no such folder"),
-        (trained.model, "This is no critic, but no adapter"),
-        (policy, "This is no critic, but an adapter for the task CAUSAL_LM"),
-        (mute, "never learned to write critiques"),
+        (trained.model, "This is not a critic: it has no adapter"),
+        (policy, "This is not a critic: its adapter is for the task CAUSAL_LM"),
+        (mute, "never trained to write critiques"),
         (empty, "The critic has no weights"),
     ):
         result = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "out", "--critic", folder)
@@ -122,7 +122,7 @@ def test_what_is_no_critic_is_said_before_anything_is_loaded(
     requests = write_rows(tmp_path / "requests.jsonl", [{"request": QUESTIONS[0], "mentions": ["sea"]}])
     words = ("--prompts", prompts, "--overseer", requests, "--critic", critic)
     result = run(capsys, "collect", policy, *words, "--output_dir", tmp_path / "new")
-    assert result.code == 2 and "would take a critique for a part of the answer" in result.error["error"]
+    assert result.code == 2 and "would mistake a critique for part of the response" in result.error["error"]
     assert not (tmp_path / "out").exists() and not (tmp_path / "new").exists()
 
 

@@ -230,7 +230,7 @@ def test_a_collection_that_is_there_is_not_asked_for_again(
 
 def test_who_cannot_be_asked(tiny: Path, config: Path, tmp_path: Path, capsys: Any) -> None:
     result = collect(capsys, tiny, config, overseer="no_overseer")
-    assert result.code == 2 and "returned int, which is no overseer" in result.error["error"]
+    assert result.code == 2 and "returned int, which is not an overseer" in result.error["error"]
     result = run(capsys, "collect", tiny, "--prompts", tmp_path / "prompts.jsonl", "--overseer", "nobody")
     assert result.code == 2 and "no overseer 'nobody'" in result.error["error"]
     result = run(capsys, "collect", tiny, "--overseer", "nobody")

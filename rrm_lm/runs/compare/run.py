@@ -1,4 +1,4 @@
-"""What `rrm-lm compare` does: every policy answers the same prompts, and whatever can judge the answers does."""
+"""`rrm-lm compare`: every policy answers the same prompts; rewards and judges assess the answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from rrm_lm.errors import ConfigError, DataError
@@ -22,16 +21,16 @@ from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.evaluation.reports.policies import PolicyReportData
 from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, VERDICT_QUESTION, noted
 from rrm_lm.feedback.asking.llm_judge import SERVED, ServedJudge
-from rrm_lm.feedback.reading.prompts import load_prompts
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import process_state, resolve
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json
-from rrm_lm.models.saving.policies import Policy, load_policy, read_policy_settings
+from rrm_lm.models.saving.policies import Policy, read_policy_settings
 from rrm_lm.recursion.critics import AssistedPairs, Critiques
 from rrm_lm.runs.compare.results import write_comparison
-from rrm_lm.runs.critics import FILE, NamedCritic, find_critic
+from rrm_lm.runs.critics import CRITIQUES_FILE, CriticSource, find_critic
 from rrm_lm.runs.gold import load_gold
+from rrm_lm.runs.inputs import load_distinct_prompts, load_policy_on_device, max_conversation_tokens
 from rrm_lm.runs.progress import advance
 from rrm_lm.settings.policies import CompareArguments, DrawingArguments
 from rrm_lm.simulated.plain_user import split_sentences
@@ -41,26 +40,26 @@ from rrm_lm.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
 
-_FIRST_SENTENCE = "{first_sentence}"  # in a trivial policy's text
-Answers = list[list[Drawn]]  # for each prompt, what a policy wrote
-Ratios = list[list[float]] | None  # the same for log p(policy) - log p(reference); None where it is not defined
+_FIRST_SENTENCE = "{first_sentence}"  # placeholder in the text of a trivial policy
+Answers = list[list[Drawn]]  # one policy's answers, by prompt
+LogRatios = list[list[float]] | None  # log p(policy) - log p(reference) of each answer; None where it is undefined
+Rewards = dict[str, list[list[float]]]  # one policy's rewards, by measure, prompt and answer
 
 
 class CompareRun:
-    """One comparison, from names to files."""
+    """One comparison of policies, from their names to the files written."""
 
     def __init__(self, args: CompareArguments, drawing: DrawingArguments) -> None:
         self.args, self.drawing = args, drawing
         self.sampling = Sampling(drawing.max_new_tokens, drawing.temperature, drawing.top_p, drawing.top_k)
-        self.device = torch.device(process_state().device or "cpu")
-        self.critiques: Critiques | None = None  # what judges are shown beside answers
-        self.asked_without: dict[str, int] = {}  # by judge, questions that had no room for it
+        self.critiques: Critiques | None = None  # shown to judges along with the answers
+        self.asked_without: dict[str, int] = {}  # by judge, the questions that were too long to include critiques
 
     def run(self) -> PolicyReportData:
-        """Compare, write the results into the output folder, and print them; returns what the page was made from.
+        """Compare, write the results into the output folder, and print them; returns the data of the report.
 
         Raises:
-            RRMError: A model, a file or a setting that cannot be used; earlier results are left then.
+            RRMError: An unusable model, file or setting. Earlier results are kept then.
         """
         if process_state().num_processes > 1:
             raise ConfigError(
@@ -68,51 +67,48 @@ class CompareRun:
             )
         args = self.args
         critic = None if args.critic is None else find_critic(args.critic, allow_code=args.allow_code)
-        reference = args.reference or self._made_from(args.policies[0])
+        reference = args.reference or self._starting_model(args.policies[0])
         if reference in args.policies:
             raise ConfigError(
-                f"{reference} is both a policy and what it is compared with",
+                f"{reference} is both a policy and the reference",
                 where="reference",
-                remedy="leave it out of the policies, or name another --reference",
+                remedy="remove it from the policies, or choose another --reference",
             )
         folder = OutputFolder(
             args.folder,
             command="rrm-lm compare",
             identity={"policies": args.policies, "reference": reference, "prompts": args.prompts},
             overwrite=args.overwrite_output_dir,
-            deferred=True,  # earlier results stay until there are new ones
+            deferred=True,  # keep earlier results until there are new ones
         )
         with folder:
-            prompts = self._prompts()
+            prompts = self._load_prompts()
             gold = None if args.gold is None else load_gold(args.gold, args)
-            # A name that is none, or a server that is not there, is said now, not after an hour of answers.
+            # Unknown names and unreachable servers must fail now, not after an hour of drawing answers.
             for name in [reference, *args.policies, *args.scorers, *args.judge]:
                 if not (name in args.judge and name.startswith(SERVED)):
                     resolve(name)
-            self._reach_judges(prompts[0])
+            self._check_served_judges(prompts[0])
             comparison = self._compare(reference, prompts, gold, critic)
             folder.begin()
             if self.critiques is not None:
-                write_jsonl(args.folder / FILE, self.critiques.rows())
+                write_jsonl(args.folder / CRITIQUES_FILE, self.critiques.rows())
             settings = {**asdict(args), **asdict(self.drawing), "reference": reference}
             return write_comparison(comparison, args.folder, configuration=settings)
 
-    # -- what is compared -----------------------------------------------------------------------------------------
+    # -- inputs ---------------------------------------------------------------------------------------------------
 
-    def _prompts(self) -> list[Prompt]:
+    def _load_prompts(self) -> list[Prompt]:
         args = self.args
-        found: dict[Prompt, None] = {}
-        for name in args.prompts:
-            found |= dict.fromkeys(load_prompts(name, **args.reading(args.split)))
-        prompts = list(found)[: args.max_prompts]
+        prompts = load_distinct_prompts(args.prompts, **args.reading(args.split))[: args.max_prompts]
         logger.info("%d prompts, %d answers of each policy to each", len(prompts), self.drawing.samples)
         return prompts
 
-    def _made_from(self, policy: str) -> str:
+    def _starting_model(self, policy: str) -> str:
         """The model that a policy was trained from.
 
         Raises:
-            ConfigError: It does not say.
+            ConfigError: The policy does not record it.
         """
         path = resolve(policy)
         settings = read_policy_settings(path)
@@ -124,35 +120,37 @@ class CompareRun:
         name = None if config is None else read_json(config).get("base_model_name_or_path")
         if not name:
             raise ConfigError(
-                f"{policy} does not say which model it was made from",
+                f"{policy} does not record which model it was trained from",
                 where="reference",
-                remedy="say what it shall be compared with: --reference smollm2-135m, for example",
+                remedy="name the model to compare it with, for example --reference smollm2-135m",
             )
         return str(name)
 
     # -- answers --------------------------------------------------------------------------------------------------
 
     def _compare(
-        self, reference: str, prompts: Sequence[Prompt], gold: Gold | None, critic: NamedCritic | None
+        self, reference: str, prompts: Sequence[Prompt], gold: Gold | None, critic: CriticSource | None
     ) -> PolicyComparison:
-        names = [reference, *self.args.policies, *map(_quoted, self.args.trivial)]
+        names = [reference, *self.args.policies, *map(_trivial_name, self.args.trivial)]
         start = self._load(reference)
         answers: list[Answers] = [self._draw(start, reference, prompts, 0)]
-        ratios: list[Ratios] = [None]
+        ratios: list[LogRatios] = [None]
         for place, name in enumerate(self.args.policies, start=1):
             policy = self._load(name)
             answers.append(self._draw(policy, name, prompts, place))
-            ratios.append(self._ratios(policy, start, answers[-1], name))
+            ratios.append(self._log_ratios(policy, start, answers[-1], name))
             del policy
-            gc.collect()  # one policy at a time beside the reference
+            gc.collect()  # hold one policy at a time in addition to the reference
         for text in self.args.trivial:
-            answers.append(_trivial(text, start.chat, prompts, answers[0]))
+            answers.append(_trivial_answers(text, start.chat, prompts, answers[0]))
             ratios.append(None)
         del start
         gc.collect()
         rewards = self._rewards(prompts, answers, gold)
         if critic is not None:
-            judged = [(prompt, text) for texts in _firsts(answers) for prompt, text in zip(prompts, texts, strict=True)]
+            judged = [
+                (prompt, text) for texts in _first_answers(answers) for prompt, text in zip(prompts, texts, strict=True)
+            ]
             self.critiques = critic.write(judged, **self.drawing.loading())
         verdicts = {judge: self._judge(judge, prompts, names, answers) for judge in self.args.judge}
         written = [
@@ -165,28 +163,26 @@ class CompareRun:
         return compare(prompts, written, proxy=self.args.proxy, verdicts=verdicts, details=details)
 
     def _load(self, name: str) -> Policy:
-        """A policy on this device, whose chat format leaves room for an answer."""
-        adapter = model_file(resolve(name), ADAPTER_CONFIG) is not None
-        policy = load_policy(
+        """A policy on this device, whose chat format truncates prompts so that an answer fits."""
+        is_adapter = model_file(resolve(name), ADAPTER_CONFIG) is not None
+        policy = load_policy_on_device(
             name,
-            base_model=self.drawing.base_model if adapter else None,
+            base_model=self.drawing.base_model if is_adapter else None,
             **self.drawing.tokenizing(),
             **self.drawing.loading(),
         )
-        policy.backbone.to(self.device)
-        context = getattr(policy.backbone.config, "max_position_embeddings", None)
-        longest = min((n for n in (self.drawing.max_length, context) if n is not None), default=None)
-        room = None if longest is None else longest - self.sampling.max_new_tokens
-        if room is not None and room < 1:
+        longest = max_conversation_tokens(policy, self.drawing.max_length)
+        max_prompt = None if longest is None else longest - self.sampling.max_new_tokens
+        if max_prompt is not None and max_prompt < 1:
             raise ConfigError(
-                f"{self.sampling.max_new_tokens} new tokens leave no room for a prompt: {name} has {longest} in all",
+                f"{self.sampling.max_new_tokens} new tokens leave none for a prompt: {name} has {longest} in total",
                 where="max_new_tokens",
-                remedy="ask for fewer",
+                remedy="set a smaller max_new_tokens",
             )
-        return policy._replace(chat=ChatFormat(policy.chat.tokenizer, room))
+        return policy._replace(chat=ChatFormat(policy.chat.tokenizer, max_prompt))
 
     def _draw(self, policy: Policy, name: str, prompts: Sequence[Prompt], place: int) -> Answers:
-        """Answers of one policy. Each policy draws with a seed of its own, so that no two share their luck."""
+        """Answers of one policy. Each policy has its own seed, so that their samples are independent."""
         total = len(prompts) * self.drawing.samples
         with tqdm(total=total, desc=f"answers of {name}", unit="answer") as bar:
             return draw(
@@ -201,45 +197,43 @@ class CompareRun:
                 progress=advance(bar),
             )
 
-    def _ratios(self, policy: Policy, reference: Policy, answers: Answers, name: str) -> Ratios:
-        """How much likelier each answer is under its policy than under the reference, where that says how far it is."""
+    def _log_ratios(self, policy: Policy, reference: Policy, answers: Answers, name: str) -> LogRatios:
+        """Log-probability ratios of policy to reference, or None where their mean would not be a KL divergence."""
         reason = ""
         if self.sampling.truncates:
-            reason = "it is of whole distributions: temperature above 0, top_p 1 and top_k 0"
+            reason = "it needs samples of the full distribution: temperature above 0, top_p 1 and top_k 0"
         elif policy.chat.tokenizer.get_vocab() != reference.chat.tokenizer.get_vocab():
-            reason = "it has other tokens than the reference"
+            reason = "its tokens differ from the reference's"
         if reason:
             logger.warning("no KL divergence for %s: %s", name, reason)
             return None
         temperature, options = self.sampling.temperature, {"micro_batch_tokens": self.drawing.micro_batch_tokens}
-        own = log_probs(policy.backbone, policy.adapter, answers, temperature, **options)
+        ours = log_probs(policy.backbone, policy.adapter, answers, temperature, **options)
         theirs = log_probs(reference.backbone, reference.adapter, answers, temperature, **options)
-        return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(own, theirs, strict=True)]
+        return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(ours, theirs, strict=True)]
 
     # -- judging --------------------------------------------------------------------------------------------------
 
-    def _rewards(
-        self, prompts: Sequence[Prompt], answers: Sequence[Answers], gold: Gold | None
-    ) -> list[dict[str, list[list[float]]]]:
-        """For each policy, the rewards of its answers by measure."""
-        rewards: list[dict[str, list[list[float]]]] = [{} for _ in answers]
+    def _rewards(self, prompts: Sequence[Prompt], answers: Sequence[Answers], gold: Gold | None) -> list[Rewards]:
+        """The rewards of each policy."""
+        rewards: list[Rewards] = [{} for _ in answers]
         functions: list[tuple[str, Callable[[], RewardFunction]]] = []
         if gold is not None:
             functions.append((GOLD, lambda: gold))
             functions += [(PART + name, lambda part=part: part) for name, part in gold.parts.items()]
         functions += [(name, lambda name=name: self._scorer(name)) for name in self.args.scorers]
         for measure, make in functions:
-            function = make()
-            for own, drawn in zip(rewards, answers, strict=True):
-                own[measure] = rewards_of_drawn(function, prompts, drawn)
+            function = make()  # one reward model in memory at a time
+            for of_policy, drawn in zip(rewards, answers, strict=True):
+                of_policy[measure] = rewards_of_drawn(function, prompts, drawn)
             del function
             gc.collect()
-            if not any(math.isfinite(value) for own in rewards for row in own[measure] for value in row):
+            if not any(math.isfinite(value) for of_policy in rewards for row in of_policy[measure] for value in row):
                 raise DataError(
-                    "Not one answer got a reward",
+                    "No answer got a reward",
                     where=f"gold: {self.args.gold}" if measure == GOLD else measure,
                     expected="finite rewards; a simulated user knows only its own requests",
-                    remedy="name the file of requests that the prompts were taken from, or leave it out",
+                    remedy="pass the file of requests that the prompts were taken from, or remove this reward",
                 )
         return rewards
 
@@ -255,34 +249,27 @@ class CompareRun:
         )
         return rewards_by(scorer)
 
-    def _reach_judges(self, prompt: Prompt) -> None:
-        """Ask each judge behind a server one question.
+    def _check_served_judges(self, prompt: Prompt) -> None:
+        """Ask each judge on a server one question.
 
         Raises:
-            ModelError: A server cannot be reached, knows no such model, or does not accept the key.
+            ModelError: A server cannot be reached, does not know the model, or rejects the key.
         """
         for name in self.args.judge:
             if name.startswith(SERVED):
-                self._served(name).judge([(prompt, "Yes.", "No.")])
-
-    def _served(self, name: str) -> ServedJudge:
-        question = VERDICT_QUESTION if self.critiques is None else noted(VERDICT_QUESTION)
-        args = self.args
-        return ServedJudge(
-            name.removeprefix(SERVED), args.base_url, name=name, question=question, key_variable=args.judge_key_env
-        )
+                self._served_judge(name).judge([(prompt, "Yes.", "No.")])
 
     def _judge(
         self, name: str, prompts: Sequence[Prompt], names: Sequence[str], answers: Sequence[Answers]
     ) -> dict[str, list[PairVerdict]]:
-        """Verdicts on the first answer of each policy beside the first of the reference."""
+        """Verdicts on the first answer of each policy against the reference's first."""
         logger.info("asking %s", name)
-        judge: PairJudge = self._served(name) if name.startswith(SERVED) else self._language_model(name)
+        judge: PairJudge = self._served_judge(name) if name.startswith(SERVED) else self._local_judge(name)
         assisted = None if self.critiques is None else AssistedPairs(judge, self.critiques)
-        firsts = _firsts(answers)
+        reference, *others = _first_answers(answers)
         verdicts = {
-            policy: both_orders(assisted or judge, prompts, own, firsts[0])
-            for policy, own in zip(names[1:], firsts[1:], strict=True)
+            policy: both_orders(assisted or judge, prompts, texts, reference)
+            for policy, texts in zip(names[1:], others, strict=True)
         }
         if assisted is not None:
             self.asked_without[name] = assisted.asked_without
@@ -291,58 +278,60 @@ class CompareRun:
             logger.warning("%s gave no verdict on some questions: %s", name, causes)
         return verdicts
 
-    def _language_model(self, name: str) -> LanguageModelJudge:
-        model = load_policy(name, pad_token=self.drawing.pad_token, **self.drawing.loading())
-        model.backbone.to(self.device)
+    def _served_judge(self, name: str) -> ServedJudge:
+        question = VERDICT_QUESTION if self.critiques is None else noted(VERDICT_QUESTION)
+        key = self.args.judge_key_env
+        return ServedJudge(
+            name.removeprefix(SERVED), self.args.base_url, name=name, question=question, key_variable=key
+        )
+
+    def _local_judge(self, name: str) -> LanguageModelJudge:
+        policy = load_policy_on_device(name, pad_token=self.drawing.pad_token, **self.drawing.loading())
         return LanguageModelJudge(
-            model.backbone,
-            model.chat,
+            policy.backbone,
+            policy.chat,
             name,
-            adapter=model.adapter,
+            adapter=policy.adapter,
             micro_batch_tokens=self.drawing.micro_batch_tokens,
             question=LETTER_QUESTION if self.critiques is None else noted(LETTER_QUESTION),
         )
 
 
-def _firsts(answers: Sequence[Answers]) -> list[list[str]]:
-    """For each policy, its first answer to each prompt: those that judges compare."""
+def _first_answers(answers: Sequence[Answers]) -> list[list[str]]:
+    """Each policy's first answer to each prompt: the ones that judges compare."""
     return [[group[0].text for group in drawn] for drawn in answers]
 
 
-def _quoted(text: str) -> str:
-    """A trivial policy's name: what it answers."""
+def _trivial_name(text: str) -> str:
+    """A trivial policy is called by the quoted text that it answers."""
     shown = text.replace(_FIRST_SENTENCE, "[first sentence]")
     return f"\N{LEFT DOUBLE QUOTATION MARK}{shown}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
-def _trivial(text: str, chat: ChatFormat, prompts: Sequence[Prompt], reference: Answers) -> Answers:
-    """A trivial policy's answers: one to a prompt, or one for each of the reference's where it quotes them."""
+def _trivial_answers(text: str, chat: ChatFormat, prompts: Sequence[Prompt], reference: Answers) -> Answers:
+    """A trivial policy's answers: one per prompt, or one per answer of the reference if the text quotes it."""
     if _FIRST_SENTENCE not in text:
         return [[drawn_text(chat, prompt, text)] for prompt in prompts]
+
+    def quoting(answer: str) -> str:
+        return text.replace(_FIRST_SENTENCE, next(iter(split_sentences(answer)), ""))
+
     return [
-        [drawn_text(chat, prompt, text.replace(_FIRST_SENTENCE, _first_sentence(one.text))) for one in group]
+        [drawn_text(chat, prompt, quoting(one.text)) for one in group]
         for prompt, group in zip(prompts, reference, strict=True)
     ]
 
 
-def _first_sentence(text: str) -> str:
-    return next(iter(split_sentences(text)), "")
+def _written(name: str, answers: Answers, ratios: LogRatios, rewards: Rewards) -> PolicySamples:
+    def sample(number: int, k: int) -> Sample:
+        one = answers[number][k]
+        return Sample(
+            response=one.text,
+            tokens=one.tokens,
+            finished=one.finished,
+            rewards={measure: rows[number][k] for measure, rows in rewards.items()},
+            log_ratio=None if ratios is None else ratios[number][k],
+        )
 
-
-def _written(name: str, answers: Answers, ratios: Ratios, rewards: dict[str, list[list[float]]]) -> PolicySamples:
-    return PolicySamples(
-        name,
-        tuple(
-            tuple(
-                Sample(
-                    response=one.text,
-                    tokens=one.tokens,
-                    finished=one.finished,
-                    rewards={measure: rows[number][k] for measure, rows in rewards.items()},
-                    log_ratio=None if ratios is None else ratios[number][k],
-                )
-                for k, one in enumerate(group)
-            )
-            for number, group in enumerate(answers)
-        ),
-    )
+    samples = [tuple(sample(number, k) for k in range(len(group))) for number, group in enumerate(answers)]
+    return PolicySamples(name, tuple(samples))

@@ -1,4 +1,4 @@
-"""What has to be the same for a run to go on, and the command that does it."""
+"""What must be unchanged for a run to be resumed, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def of_reward(processes: int = 1, names: Any = (), **more: Any) -> dict[str, Any
 
 
 def changed(**more: Any) -> set[str]:
-    """Names that differ from the defaults'."""
+    """Names of the settings whose identity differs from the defaults."""
     one, other = of_reward(), of_reward(**more)
     return {name for name in one if one[name] != other[name]}
 
 
-def test_what_is_learned_must_be_the_same() -> None:
+def test_settings_that_change_what_is_learned_must_match() -> None:
     assert changed(learning_rate=1e-3) == {"learning_rate"}
     assert changed(max_steps=7, critique_weight=0.1, seed=3) == {"max_steps", "critique_weight", "seed"}
 
 
-def test_what_is_shown_and_kept_may_be_other(tmp_path: Path) -> None:
+def test_logging_and_checkpointing_settings_may_change(tmp_path: Path) -> None:
     assert not changed(
         output_dir=str(tmp_path), logging_steps=1, save_steps=3, save_total_limit=1, report_to=[], disable_tqdm=True,
         micro_batch_tokens=100, run_name="other", resume_from_checkpoint="true", dataloader_num_workers=0,
     )  # fmt: skip
 
 
-def test_the_batch_may_be_spread_otherwise() -> None:
+def test_the_batch_may_be_distributed_differently() -> None:
     one = of_reward(1, per_device_train_batch_size=8)
     assert one["global_batch_size"] == 8
     assert one == of_reward(2, per_device_train_batch_size=4)
@@ -49,7 +49,7 @@ def test_the_batch_may_be_spread_otherwise() -> None:
     assert one != of_reward(2, per_device_train_batch_size=8)
 
 
-def test_every_name_that_may_change_is_one_of_a_setting() -> None:
+def test_every_name_that_may_change_is_a_setting() -> None:
     kinds = (
         DataArguments, ModelArguments, RewardConfig, SFTConfig, PPOConfig, PromptArguments, RewardArguments,
         MonitorArguments, PolicyRunArguments,
@@ -58,7 +58,7 @@ def test_every_name_that_may_change_is_one_of_a_setting() -> None:
     assert MAY_CHANGE - known <= {"allow_world_size_change"}
 
 
-def test_contents_count_as_well_as_names(tmp_path: Path) -> None:
+def test_file_contents_are_compared_as_well_as_names(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text("{}")
     one = of_reward(names=[file])
@@ -75,7 +75,7 @@ class Named:
     model_name_or_path: str | None = None
 
 
-def test_code_and_models_count(tmp_path: Path) -> None:
+def test_code_and_models_are_compared(tmp_path: Path) -> None:
     code, model = tmp_path / "rewards.py", tmp_path / "model"
     code.write_text("def f(): pass")
     model.mkdir()
@@ -93,8 +93,8 @@ def test_code_and_models_count(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_of_a_large_file_the_ends_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resuming, "_WHOLE", 10)
+def test_only_the_ends_of_a_large_file_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resuming, "_HASHED_IN_FULL", 10)
     monkeypatch.setattr(resuming, "_ENDS", 4)
     file = tmp_path / "big.bin"
 
@@ -116,17 +116,17 @@ def test_of_a_large_file_the_ends_count(tmp_path: Path, monkeypatch: pytest.Monk
         ("outputs/a/checkpoint-4", True, Path("outputs/a")),
     ],
 )
-def test_which_run_is_gone_on_with(asked: str | None, resumes: bool, where: Path | None) -> None:
+def test_which_run_is_resumed(asked: str | None, resumes: bool, where: Path | None) -> None:
     assert (is_asked(asked), origin(asked)) == (resumes, where)
 
 
-def test_the_command_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_command(monkeypatch: pytest.MonkeyPatch) -> None:
     on = "--resume_from_checkpoint true"
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert resume_command(["sft", "--seed", "1"]) == f"rrm-lm sft --seed 1 {on}"
     assert resume_command(["sft", "--resume_from_checkpoint", "x", "--seed", "1"]) == f"rrm-lm sft --seed 1 {on}"
     assert resume_command(["sft", "--resume-from-checkpoint=x", "--a", "b c"]) == f"rrm-lm sft --a 'b c' {on}"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert resume_command(["sft"]).startswith(f"rrm-lm sft {on}   (on as many processes, with the launcher")
+    assert resume_command(["sft"]).startswith(f"rrm-lm sft {on}   (with the same launcher")
     monkeypatch.setenv("RRM_LM_COMMAND", "rrm-lm sft --num_processes 2 --a 'b c'")
     assert resume_command(["sft", "--a", "b c"]) == f"rrm-lm sft --num_processes 2 --a 'b c' {on}"

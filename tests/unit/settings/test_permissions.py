@@ -298,7 +298,7 @@ def test_the_named_key_goes_to_the_judge_of_both_commands(monkeypatch: pytest.Mo
         comparison = object.__new__(CompareRun)
         comparison.args, comparison.critiques = CompareArguments(base_url=url, judge_key_env=name), None
         overseer: Any = load_overseer(CollectArguments(overseer="llm:model", base_url=url, judge_key_env=name))
-        assert [one._client.api_key for one in (overseer, comparison._served("llm:model"))] == [sent, sent]
+        assert [one._client.api_key for one in (overseer, comparison._served_judge("llm:model"))] == [sent, sent]
 
 
 @pytest.mark.parametrize(("command", "own"), [("collect", "samples"), ("evaluate", "critic"), ("reward", "split_seed")])

@@ -172,7 +172,7 @@ def test_every_command_that_reads_files_has_the_limits(kind: type[ReadLimits]) -
 
 
 def test_and_holds_what_it_reads_to_them(tmp_path: Path) -> None:
-    from rrm_lm.runs.collect import _prompts, load_overseer
+    from rrm_lm.runs.collect import _choose_prompts, load_overseer
     from rrm_lm.runs.compare.run import CompareRun
     from rrm_lm.runs.policy.prompts import read_prompts
     from rrm_lm.runs.scoring import load_sets
@@ -186,14 +186,14 @@ def test_and_holds_what_it_reads_to_them(tmp_path: Path) -> None:
     def compared(args: CompareArguments) -> Any:
         run = object.__new__(CompareRun)
         run.args = args
-        return run._prompts()
+        return run._load_prompts()
 
     readers: list[Callable[[], Any]] = [
         lambda: load(DataArguments(max_cell_chars=20), [name], "train"),
         lambda: read_prompts(PromptArguments(prompts=[name], max_cell_chars=20)),
         lambda: load_sets(ScoringArguments(dataset=[name], max_cell_chars=20)),
         lambda: compared(CompareArguments(prompts=[name], max_cell_chars=20)),
-        lambda: _prompts(CollectArguments(prompts=[name], max_cell_chars=20)),
+        lambda: _choose_prompts(CollectArguments(prompts=[name], max_cell_chars=20)),
         lambda: load_overseer(CollectArguments(overseer=name, max_cell_chars=20)),
         lambda: load_gold(name, small),
         lambda: load_prompts(name, limits=small),
