@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from rrm_lm.evaluation.policies.best_of_n import BestOfNCurve
 from rrm_lm.evaluation.policies.comparison import mean_over_prompts
@@ -310,7 +310,7 @@ def fall_of(track: Track) -> Fall | None:
     se, count = clustered_se((values - value) / values.size, labels)
     half = math.inf
     if count > 1:
-        half = float(stats.t.ppf(1 - 0.025 / len(earlier), count - 1)) * se
+        half = float(scipy.stats.t.ppf(1 - 0.025 / len(earlier), count - 1)) * se
     return Fall(track.steps[best], Estimate(value, value - half, value + half, len(earlier), count))
 
 

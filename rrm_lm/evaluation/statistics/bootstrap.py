@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from rrm_lm.evaluation.statistics.metrics import LEVEL, Clusters, Estimate, Floats, cluster_index, t_quantile
 
@@ -54,7 +54,7 @@ def interval(draws: ArrayLike, clusters: int) -> tuple[float, float]:
     values = values[~np.isnan(values)]
     if clusters < 2 or not values.size:
         return -math.inf, math.inf
-    outside = float(stats.norm.cdf(-math.sqrt(clusters / (clusters - 1)) * t_quantile(clusters - 1)))
+    outside = float(scipy.stats.norm.cdf(-math.sqrt(clusters / (clusters - 1)) * t_quantile(clusters - 1)))
     outside = min(outside, (1 - LEVEL) / 2)
     # No interpolation: between a number and infinity there is none.
     low = float(np.quantile(values, outside, method="inverted_cdf"))

@@ -20,9 +20,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads its submodules when they are first used
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
-from statsmodels.stats.proportion import proportion_confint
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -68,7 +67,7 @@ def clustered_se(contributions: ArrayLike, clusters: Clusters) -> tuple[float, i
 
 def t_quantile(df: float) -> float:
     """Two-sided 95% quantile of Student's t; infinite without degrees of freedom."""
-    return float(stats.t.ppf(0.5 + LEVEL / 2, df)) if df > 0 else math.inf
+    return float(scipy.stats.t.ppf(0.5 + LEVEL / 2, df)) if df > 0 else math.inf
 
 
 def share(
@@ -106,8 +105,10 @@ def share(
     effective = float(count)
     if se > _NO_ERROR:
         kish = 1 / float(w @ w)  # the sample size that equal weights would need; n if they are equal
-        z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+        z = float(scipy.stats.norm.ppf(0.5 + LEVEL / 2))
         effective = min(spread / se**2, kish) * (z / t_quantile(count - 1)) ** 2
+    from statsmodels.stats.proportion import proportion_confint  # imports pandas, which takes a second
+
     wilson = proportion_confint(value * effective, effective, alpha=1 - LEVEL, method="wilson")
     low, high = np.asarray(wilson, dtype=float).tolist()
     # Rounding must not put the estimate outside its own interval.
@@ -176,7 +177,7 @@ def _bounded(value: float, se: float, df: float, bounds: tuple[float, float], n:
         return Estimate(value, low, high, n, count)
     half = t_quantile(df) * se
     if se < _NO_ERROR:
-        z2 = float(stats.norm.ppf(0.5 + LEVEL / 2)) ** 2
+        z2 = float(scipy.stats.norm.ppf(0.5 + LEVEL / 2)) ** 2
         half = (high - low) / 2 * z2 / (count + z2)
     return Estimate(value, max(low, value - half), min(high, value + half), n, count)
 
@@ -210,7 +211,7 @@ def correctness(margins: ArrayLike) -> Floats:
 
 def preference_probability(margins: ArrayLike) -> Floats:
     """P(chosen is preferred) under Bradley and Terry (1952): the sigmoid of the margin. Shape `(n,)`."""
-    return special.expit(np.asarray(margins, dtype=float))
+    return scipy.special.expit(np.asarray(margins, dtype=float))
 
 
 def brier(margins: ArrayLike, clusters: Clusters) -> Estimate:
@@ -271,9 +272,9 @@ def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, d
     m = np.asarray(margins, dtype=float)
     if m.size == 0:
         raise ValueError("the calibration of no predictions is not defined")
-    confidence, right = special.expit(np.abs(m)), correctness(m)
+    confidence, right = scipy.special.expit(np.abs(m)), correctness(m)
     bins = max(1, min(max_bins, m.size // 20))
-    ranks = stats.rankdata(confidence, method="average")
+    ranks = scipy.stats.rankdata(confidence, method="average")
     which = np.minimum(((ranks - 0.5) / m.size * bins).astype(np.intp), bins - 1)
     _, which = np.unique(which, return_inverse=True)
     bins = int(which.max()) + 1
@@ -364,7 +365,7 @@ def length_correlation(
         within_spearman = correlation(
             centred(ranks_within(r, index)), centred(ranks_within(length, index)), groups[several]
         )
-    spearman = correlation(stats.rankdata(r), stats.rankdata(length), groups) if r.size else None
+    spearman = correlation(scipy.stats.rankdata(r), scipy.stats.rankdata(length), groups) if r.size else None
     return LengthCorrelation(correlation(r, length, groups), spearman, within_pearson, within_spearman)
 
 
@@ -374,5 +375,5 @@ def ranks_within(values: Floats, index: Ints) -> Floats:
     order = np.argsort(index, kind="stable")
     edges = np.flatnonzero(np.diff(index[order])) + 1
     for rows in np.split(order, edges):
-        ranks[rows] = stats.rankdata(values[rows])
+        ranks[rows] = scipy.stats.rankdata(values[rows])
     return ranks
