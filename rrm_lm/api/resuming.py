@@ -57,19 +57,7 @@ _NAMES_FILES = (
     "model_name_or_path", "chat_template_path", "dataset_name", "eval_dataset_name", "prompts", "eval_prompts",
     "reward_model", "reward_function", "value_model", "gold", "monitor_reward_model",
 )  # fmt: skip
-_CONTENT_SUFFIXES = (
-    ".safetensors",
-    ".bin",
-    ".gguf",
-    ".json",
-    ".jsonl",
-    ".csv",
-    ".parquet",
-    ".gz",
-    ".zst",
-    ".py",
-    ".jinja",
-)
+_HASHED = (".safetensors", ".bin", ".gguf", ".json", ".jsonl", ".csv", ".parquet", ".gz", ".zst", ".py", ".jinja")
 _RUN_RECORDS = re.compile(r"\..*|(run|manifest|results|trainer_state|leakage|examples|\w+_results)\.json|scores\.jsonl")
 _HASHED_IN_FULL = 64 << 20  # bytes; of larger files only the ends are hashed
 _ENDS = 1 << 20  # bytes hashed at each end of a larger file
@@ -118,7 +106,7 @@ def fingerprint(path: Path) -> str:
         return _of_file(path)
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
-        if file.is_file() and file.suffix in _CONTENT_SUFFIXES and not _RUN_RECORDS.fullmatch(file.name):
+        if file.is_file() and file.suffix in _HASHED and not _RUN_RECORDS.fullmatch(file.name):
             digest.update(f"{file.name} {_of_file(file)}\n".encode())
     return digest.hexdigest()[:16]
 
