@@ -24,8 +24,11 @@ INSTALL = $(PYTHON) scripts/environment.py install $(VENV) --torch '$(TORCH)' $(
 MODEL := smollm2-135m
 DEMO := outputs/demo
 
-# Progress appears as it happens, also through a pipe.
+# Show progress immediately, even through a pipe.
 export PYTHONUNBUFFERED := 1
+# Cache bytecode even if the environment disables it (as container images often do): otherwise every process compiles the
+# libraries again, which takes three times as long as importing them.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install fetch demo check test suite test-clients update test-latest clean
 

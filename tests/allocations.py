@@ -1,4 +1,4 @@
-"""What torch's own allocator handed out while something ran, as its profiler tells it."""
+"""Memory that torch's allocator handed out during a call, according to its profiler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_allocated(run: Callable[[], Any]) -> int:
-    """Bytes that were allocated at the worst moment of a run, beside what was there before it."""
+    """Peak of allocated bytes during a call, minus what was allocated before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     results: Any = profiler.profiler

@@ -1,4 +1,4 @@
-"""Lines that share beginnings, computed together and each by itself: what exactness tests compare."""
+"""Lines with shared prefixes, computed together and separately: what exactness tests compare."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def adapter_layers(backbone: Backbone) -> list[Any]:
 
 
 def alone(backbone: Backbone, lines: Sequence[Sequence[int]], adapter: str | None) -> list[Tensor]:
-    """(time, hidden) of each line by itself, without any mask, position or padding of ours."""
+    """(time, hidden) of each line computed separately, without our masks, positions or padding."""
     with backbone.using(adapter):
         return [
             backbone.decoder(input_ids=torch.tensor([list(line)]), use_cache=False).last_hidden_state[0]

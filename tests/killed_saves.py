@@ -1,9 +1,8 @@
-"""Kills a process at every write of a save, and looks each time what a run that goes on finds.
+"""Kills a process at every write of a save, and checks each time what a resumed run finds.
 
-A program of its own, since it forks: `python -m tests.killed_saves FOLDER reward 1 10` kills at every write of a reward
-model's checkpoint, and ten times at a random moment of it. It prints what it found as JSON. Training runs to the save,
-forks there once for every kill, and each child goes on into the save; another child then resumes. So the libraries are
-loaded once.
+A separate program, because it forks: `python -m tests.killed_saves FOLDER reward 1 10` kills at every write of a reward
+model's checkpoint and at ten random moments, and prints the findings as JSON. Training runs up to the save and forks
+there for every kill: one child saves and is killed, another resumes. This way the libraries are imported only once.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from rrm_lm.training.output_folder import OutputFolder
 from rrm_lm.training.ppo import saving as ppo_saving
 from tests import tiny_policy, tiny_training
 
-BEFORE, SAVED, LAST = 2, 3, 4  # the checkpoint that there is, the one that is being saved, the end of the run
+BEFORE, SAVED, LAST = 2, 3, 4  # the existing checkpoint, the one that is being saved, the last step
 SETTINGS: dict[str, Any] = {"max_steps": LAST, "save_steps": 1, "save_total_limit": 1, "logging_strategy": "no"}
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree"}
 
@@ -59,14 +58,14 @@ def weights(trainer: Any) -> dict[str, Tensor]:
 
 
 class Writes:
-    """Counts what is written from here on, and kills this process at the write of a number; 0 for none."""
+    """Counts writes from now on, and kills this process at the one with a given number; 0 for none."""
 
     def __init__(self, fatal: int) -> None:
         self.count, self.fatal = 0, fatal
         sys.addaudithook(self._audit)
         sync = os.fsync
         os.fsync = lambda descriptor: (self(), sync(descriptor))[1]
-        # These write from compiled code, unseen by the hook: killed before, with half of the file, and after.
+        # These write from compiled code, which the hook does not see: killed before, with half of the file, and after.
         modules: list[Any] = [reward, agent_files, adapter_files, ppo_saving]
         for module in modules:
             module.save_file = self._in_parts(module.save_file)
@@ -101,7 +100,7 @@ def kill_this() -> NoReturn:
 
 
 class Kills(TrainerCallback):
-    """At the end of the step that is saved: everything, in children."""
+    """At the end of the saved step, kills and resumes runs in child processes."""
 
     def __init__(self, kind: str, folder: Path, expected: dict[str, Tensor], every: int, randomly: int) -> None:
         self.kind, self.folder, self.expected = kind, folder, expected
@@ -115,7 +114,7 @@ class Kills(TrainerCallback):
         if state.global_step != SAVED:
             return
         shutil.copytree(self.folder, self.spare)
-        gc.freeze()  # or every child collects the garbage of all libraries: half a second
+        gc.freeze()  # otherwise every child spends half a second collecting the libraries' garbage
         reader, writer = os.pipe()
         child = self._saving(0, writer)
         if child is None:
@@ -143,7 +142,7 @@ class Kills(TrainerCallback):
         os._exit(0)
 
     def _saving(self, fatal: int, pipe: int) -> int | None:
-        """Fork; the child, which gets None, goes on into the save."""
+        """Fork; the child, which gets None, continues into the save."""
         child = os.fork()
         if child:
             return child
@@ -154,12 +153,12 @@ class Kills(TrainerCallback):
         if self.writes is None:
             return
         if self.ready >= 0:
-            told = {"writes": self.writes.count, "seconds": time.perf_counter() - self._began}
-            os.write(self.ready, json.dumps(told).encode())
+            answer = {"writes": self.writes.count, "seconds": time.perf_counter() - self._began}
+            os.write(self.ready, json.dumps(answer).encode())
         os._exit(0)
 
     def _resume(self, moment: object) -> None:
-        """Go on in a child; it must take the newest whole checkpoint and come to the end that it would have come to."""
+        """Resume in a child process, from the newest complete checkpoint, to the end of the run."""
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
@@ -182,7 +181,7 @@ class Kills(TrainerCallback):
             left = sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".lock"))
             newest = newest_verified(self.folder)
             trainer = MAKERS[self.kind](self.folder)
-            with torch.no_grad():  # nothing may come from the weights that it begins with
+            with torch.no_grad():  # the result must not depend on the initial weights
                 for parameter in trainer.model.parameters():
                     parameter.add_(0.1 * parameter.requires_grad)
             trainer.add_callback(First())

@@ -59,7 +59,7 @@ class FakeServer:
 
 @contextlib.contextmanager
 def fake_server(answer: Callable[[str], Reply | str]) -> Iterator[FakeServer]:
-    """Serve on a free port of 127.0.0.1; `answer` gets the question, in a thread of its own for each request."""
+    """Serve on a free port of 127.0.0.1; `answer` gets the question, in a separate thread for each request."""
     fake = FakeServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -71,7 +71,7 @@ def fake_server(answer: Callable[[str], Reply | str]) -> Iterator[FakeServer]:
             reply = Reply(reply) if isinstance(reply, str) else reply
             payload = reply.payload()
             with contextlib.suppress(ConnectionError):  # a client that did not want to wait is gone
-                path = urlsplit(self.path).path  # what is sent to a proxy is a whole address
+                path = urlsplit(self.path).path  # a proxy gets the full address
                 self.send_response(reply.status if path == "/v1/chat/completions" else 404)
                 if reply.location:
                     self.send_header("Location", reply.location)

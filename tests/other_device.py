@@ -1,4 +1,4 @@
-"""A device that is not the CPU, on machines that have only a CPU: to find tensors that were left behind.
+"""A device that is not the CPU, on machines that have only a CPU: to find tensors that were not moved.
 
 Tensors on it hold their numbers on the CPU, where everything is computed, and say that they are elsewhere. An operation
 on some tensors of this device and some of the CPU is an error, as it is on a real one; so is `.numpy()`. It goes by the
@@ -103,7 +103,7 @@ def other_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     casts, enabled = torch.autocast, torch.is_autocast_enabled
     monkeypatch.setattr(torch, "autocast", lambda d, *a, **k: nullcontext() if d == kind else casts(d, *a, **k))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *d: False if d == (kind,) else enabled(*d))
-    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # in which no such tensors can be made
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # tensors of this device cannot be created in it
     before = torch._C._only_lift_cpu_tensors(), torch.__future__.get_overwrite_module_params_on_conversion()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) makes a tensor, and moves it
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # Module.to() would keep the CPU's parameters

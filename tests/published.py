@@ -64,7 +64,7 @@ PARAMETERS = {"Llama-3.1-8B": 8_030_261_248, "Llama-3.1-70B": 70_553_706_496, "Q
 
 
 def write_config(folder: Path, name: str) -> Path:
-    """Write a configuration as the Hub has it, and nothing beside it; returns the file."""
+    """Write a configuration as on the Hub, without any other files; returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.json"
     file.write_text(json.dumps(CONFIGS[name]), encoding="utf-8")

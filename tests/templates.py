@@ -1,6 +1,6 @@
 """Chat templates of well-known families, after their published formats, each with a tiny tokenizer that has its tokens.
 
-The tokenizers add a beginning-of-sequence token by themselves where those of the family do.
+The tokenizers add a beginning-of-sequence token if those of the family do.
 """
 
 from __future__ import annotations

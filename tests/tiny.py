@@ -1,7 +1,7 @@
-"""Tiny random models, a tiny tokenizer and a few records, all made in the process, without files or a network.
+"""Tiny random models, a tiny tokenizer and a few records, all created in memory, without files or network access.
 
-Weights are drawn much wider than for training, norms included, so that a token attended to by mistake changes every
-number. Gemma 3 and Mistral have sliding windows shorter than the sequences that the tests use.
+Weights, including those of norms, have a much larger variance than usual, so that a token attended to by mistake
+changes every number. The sliding windows of Gemma 3 and Mistral are shorter than the sequences in the tests.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Nothing special between prompt and response: "A: " is "A", ":", " ", and "A: yes" is "A", ":", " yes".
+# No special token between prompt and response: "A: " is "A", ":", " ", and "A: yes" is "A", ":", " yes".
 MERGING = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ ' A: ' + message['content'] + '<|im_end|>' }}"
@@ -66,7 +66,7 @@ _SENTENCES = (
 
 @cache
 def tiny_bpe(special_tokens: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")) -> str:
-    """A byte-level BPE of `VOCABULARY` tokens as JSON, the special ones first."""
+    """A byte-level BPE tokenizer with `VOCABULARY` tokens as JSON, special tokens first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -77,7 +77,7 @@ def tiny_bpe(special_tokens: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>",
         show_progress=False,
     )
     words = " ".join(_SENTENCES).replace(",", "").replace("?", "").split()
-    # Every word is one token, with a space before it and without.
+    # Every word is one token, with and without a space before it.
     tokenizer.train_from_iterator([*_SENTENCES, *words, *(f" {word}" for word in words)] * 4, trainer)
     return tokenizer.to_str()
 
@@ -97,7 +97,7 @@ def tiny_tokenizer(template: str | None = CHATML) -> Any:
 
 
 def merging_tokenizer() -> Any:
-    """The same tokenizer with a template after which the first word of a response swallows the prompt's last token."""
+    """The same tokenizer with a template whose last prompt token merges with the first word of a response."""
     return tiny_tokenizer(MERGING)
 
 
@@ -165,7 +165,7 @@ def tiny_model(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:  # norms and biases: near what they are
+            if parameter.ndim == 1:  # norms and biases: close to their initial values
                 parameter.add_(0.2 * noise)
             elif "embed" in name or "wte" in name or "wpe" in name:
                 parameter.copy_(0.5 * noise)
@@ -175,7 +175,7 @@ def tiny_model(
 
 
 def lora(family: str = "llama", *, dropout: float = 0.0, rank: int = 4, random: bool = True) -> LoraConfig:
-    """LoRA on all linear layers. Both factors random unless `random` is off: with B at zero an adapter does nothing."""
+    """LoRA on all linear layers. With `random` both factors are random; otherwise the adapter starts as zero."""
     return LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
@@ -216,7 +216,7 @@ def tiny_chat(
 def save_tiny_model(
     folder: Path, family: str = "llama", *, seed: int = 0, tokenizer: Any = None, layers: int = 2
 ) -> Path:
-    """Write a tiny model and its tokenizer as a folder that every command takes as a model."""
+    """Write a folder with a tiny model and its tokenizer, which every command accepts as a model."""
     tiny_model(family, seed=seed, layers=layers).save_pretrained(str(folder))
     (tokenizer if tokenizer is not None else tiny_tokenizer()).save_pretrained(str(folder))
     AutoConfig.from_pretrained(str(folder))
@@ -227,7 +227,7 @@ def save_tiny_model(
 
 
 def prompt_of(*turns: str, system: str | None = None) -> Prompt:
-    """Turns by user and assistant in alternation, the last one the user's."""
+    """Alternating turns of user and assistant, starting with the user."""
     head = () if system is None else (Message("system", system),)
     return head + tuple(Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(turns))
 
@@ -257,7 +257,7 @@ def rating(prompt: str, response: str, value: float, *, row: int = 1, **fields: 
 
 
 def some_comparisons(count: int, *, critiques: bool = True, seed: int = 0) -> list[Comparison]:
-    """Comparisons with prompts, responses and critiques of uneven lengths."""
+    """Comparisons with prompts, responses and critiques of different lengths."""
     generator = torch.Generator().manual_seed(seed)
     words = " ".join(_SENTENCES).split()
 

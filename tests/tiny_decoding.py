@@ -38,7 +38,7 @@ def greedy(backbone: Backbone, prompts: list[list[int]], new_tokens: int = LONG,
 def generated(
     backbone: Backbone, prompts: list[list[int]], new_tokens: int = LONG, adapter: str | None = "policy"
 ) -> list[list[int]]:
-    """What `.generate()` gives each prompt by itself."""
+    """The output of `.generate()` for each prompt separately."""
     with backbone.using(adapter):
         return [
             sample(backbone.model, [p], pad_id=0, eos_ids=[], max_new_tokens=new_tokens, temperature=0.0)[0][0]

@@ -1,4 +1,4 @@
-"""Short PPO runs on tiny agents, and what to compare of them."""
+"""Short PPO runs on tiny agents, and helpers to compare them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiny_agent(
     if reward:
         agent.add_reward(RewardModel.create(backbone, lora(family), RewardSettings("tiny")))
     with torch.no_grad():
-        for parameter in agent.value_head.parameters():  # it begins at zero, which would hide mistakes
+        for parameter in agent.value_head.parameters():  # it is initialized to zero, which would hide errors
             parameter.normal_(std=0.1)
     return agent
 
@@ -73,7 +73,7 @@ def counting(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]
 
 
 def trainer(folder: Path, agent: AgentModel | None = None, **more: Any) -> PPOTrainer:
-    """A trainer on tiny prompts; `more` goes to the config, but for what the trainer takes."""
+    """A trainer on tiny prompts; `more` has settings, and arguments of the trainer."""
     own = {name: more.pop(name) for name in ("rewards", "train_dataset", "eval_dataset", "callbacks") if name in more}
     agent = agent if agent is not None else tiny_agent()
     own.setdefault("rewards", [] if agent.has_reward else [PythonReward(counting)])
@@ -86,7 +86,7 @@ def state(agent: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def written(responses: Sequence[Sequence[int]]) -> Callable[..., list[list[list[int]]]]:
-    """In place of an agent's `roll_out`: these responses, one after the other, again and again."""
+    """A replacement for an agent's `roll_out` that cycles through these responses."""
     place = 0
 
     def roll_out(prompts: Sequence[Any], sampling: Any, *, num_return: int = 1, **_: Any) -> list[list[list[int]]]:
@@ -104,7 +104,7 @@ TIMES = ("eps", "tokens_per_second")
 
 
 def logs(trainer: PPOTrainer) -> list[dict[str, Any]]:
-    """What was logged, but for times."""
+    """The log without times."""
     return [
         {key: value for key, value in entry.items() if not key.startswith("time/") and key not in TIMES}
         for entry in trainer.state.log_history

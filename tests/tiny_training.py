@@ -46,7 +46,7 @@ def examples(model: RewardModel, records: Sequence[Comparison], **more: Any) -> 
 
 
 def mixed(model: RewardModel) -> list[Example]:
-    """Pairs with and without critiques, rated responses, and critiques by themselves."""
+    """Pairs with and without critiques, rated responses, and separate critiques."""
     builder = ExampleBuilder(CHAT, model.backbone)
     rated = [rating(f"the sea {n}?", "the moon " * (n + 1), n / 4, row=20 + n) for n in range(4)]
     said = [critique(f"the sea {n}?", "the moon " * (n + 1), "too long and not clear", row=30 + n) for n in (1, 5)]

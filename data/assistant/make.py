@@ -1,9 +1,9 @@
 """Makes the assistant set: `python data/assistant/make.py`.
 
-Samples responses to `requests.jsonl` from SmolLM2 (`sampling.py`; slow on a CPU; it can be stopped and started
-again), lets the plain user (`rrm_lm.simulated.plain_user`) judge them, and writes `train.jsonl.gz`,
-`heldout.jsonl.gz` and `statistics.json` beside itself. The responses are kept in `responses.jsonl.gz`; while that file
-is there nothing is sampled, and the rest takes seconds. `--resample` samples anew.
+Samples responses to `requests.jsonl` from SmolLM2 (`sampling.py`; slow on a CPU, but resumable), has the plain user
+(`rrm_lm.simulated.plain_user`) judge them, and writes `train.jsonl.gz`, `heldout.jsonl.gz` and `statistics.json` to
+this folder. Responses are saved in `responses.jsonl.gz`; while that file exists, nothing is sampled and the script
+takes seconds. `--resample` samples them again.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ HERE = Path(__file__).resolve().parent
 SEED = 0
 HELDOUT = 0.2  # of the requests of each topic
 PAIRS_PER_REQUEST = 4
-MOST_USES = 2  # pairs that one response may stand in
-LEAST_GAP = 0.08  # of gold between the two responses of a pair: closer ones are as good as ties to a person
-MOST_UNFINISHED = 0.15  # of the pairs may hold a response that the token limit cut off
-SECOND_CRITIQUE = 0.4  # chance that the user says a second thing about a response
-# Lengths are compared by the logarithm of their ratio; in each of these bands the longer response wins half the time.
+MOST_USES = 2  # pairs that one response may be part of
+LEAST_GAP = 0.08  # in gold between the responses of a pair; closer ones would be ties to a person
+MOST_UNFINISHED = 0.15  # fraction of pairs with a response that was cut off at the token limit
+SECOND_CRITIQUE = 0.4  # probability of a second critique of a response
+# Bands of the log ratio of lengths. In each of them the longer response wins half of the time.
 BANDS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.05, 1.5, math.inf)
 
 
 @dataclass(frozen=True)
 class Response:
-    """A sampled response and what the user thinks of it."""
+    """A sampled response and its gold reward."""
 
     request: str
     text: str
@@ -57,7 +57,7 @@ class Pair:
 
     @property
     def stretch(self) -> float:
-        """Logarithm of how many times longer (in characters) the chosen response is."""
+        """Log ratio of the lengths (in characters) of the chosen and the rejected response."""
         return math.log(len(self.chosen.text) / len(self.rejected.text))
 
     @property
@@ -66,9 +66,9 @@ class Pair:
 
 
 def main() -> None:
-    """Sample if need be, judge, choose the pairs, and write the files."""
+    """Sample if necessary, judge, choose pairs, and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resample", action="store_true", help="sample the responses anew")
+    parser.add_argument("--resample", action="store_true", help="sample the responses again")
     arguments = parser.parse_args()
     user = PlainUser.from_file(HERE / "requests.jsonl")
     rows = sampled_rows([request.text for request in user.requests.values()], resample=arguments.resample)
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def sampled_rows(requests: list[str], *, resample: bool) -> list[dict]:
-    """The sampled responses, from `responses.jsonl.gz` or fresh from the model."""
+    """The sampled responses, from `responses.jsonl.gz` or from the model."""
     kept, partial = HERE / "responses.jsonl.gz", HERE / "responses.partial.jsonl"
     if resample or not kept.exists():
         sampling.sample_responses(requests, partial, SEED)
@@ -95,10 +95,10 @@ def sampled_rows(requests: list[str], *, resample: bool) -> list[dict]:
 
 
 def judged(rows: Iterable[dict], user: PlainUser) -> dict[str, list[Response]]:
-    """For each request its distinct usable responses, judged.
+    """The distinct usable responses to each request, judged.
 
-    Left out: empty ones, ones with control tokens or a broken character in them, and ones that another request got word
-    for word (they would sit on both sides of the split).
+    Excluded are empty responses, responses with control tokens or broken characters, and identical responses to two
+    requests, which could be on both sides of the split.
     """
     rows = [row for row in rows if row["response"] and not re.search(r"<\|\w+\|>|\ufffd", row["response"])]
     owners: dict[str, set[str]] = defaultdict(set)
@@ -114,7 +114,7 @@ def judged(rows: Iterable[dict], user: PlainUser) -> dict[str, list[Response]]:
 
 
 def split(user: PlainUser) -> tuple[list[str], list[str]]:
-    """Requests to train on and requests held out: the same share of every topic."""
+    """Training and held-out requests, with the same fraction of every topic held out."""
     rng = random.Random(f"{SEED} split")
     topics: dict[str, list[str]] = defaultdict(list)
     for request in user.requests.values():
@@ -129,10 +129,10 @@ def split(user: PlainUser) -> tuple[list[str], list[str]]:
 
 
 def choose_pairs(groups: list[list[Response]], rng: random.Random) -> list[Pair]:
-    """Up to `PAIRS_PER_REQUEST` pairs per request, such that length says nothing about which response is better.
+    """Up to `PAIRS_PER_REQUEST` pairs per request, such that length does not predict which response is better.
 
-    In rounds, so that every request gets a first pair before any gets a second. A pair is taken only if that does not
-    tip the balance of its band of length ratios; the first pair of a request may tip it a little.
+    Works in rounds: every request gets a first pair before any gets a second one. A pair is taken only if its band of
+    length ratios stays balanced; the first pair of a request may unbalance it a little.
     """
     candidates = [_candidates(group, rng) for group in groups]
     chosen: list[Pair] = []
@@ -143,7 +143,7 @@ def choose_pairs(groups: list[list[Response]], rng: random.Random) -> list[Pair]
     for round_number in range(PAIRS_PER_REQUEST):
         for index in rng.sample(range(len(groups)), len(groups)):
             if pairs_of[index] < round_number:
-                continue  # it found no pair in an earlier round
+                continue  # there was no pair for it in an earlier round
             full = unfinished >= MOST_UNFINISHED * (len(chosen) + 10)
             allowed = [
                 pair
@@ -176,12 +176,12 @@ def _band(pair: Pair) -> int:
 
 
 def _tilt(pair: Pair, balance: Counter[int]) -> int:
-    """How far the band of a pair leans towards this pair's side already; below 0, the pair restores the balance."""
+    """How far the band already leans to this pair's side; below 0, the pair restores the balance."""
     return balance[_band(pair)] * (1 if pair.stretch > 0 else -1)
 
 
 def record(pair: Pair, user: PlainUser) -> dict:
-    """A pair as it stands in the file."""
+    """A pair as a row of the file."""
     request = pair.chosen.request
     sides = {"chosen": pair.chosen.text, "rejected": pair.rejected.text}
     return {
@@ -196,13 +196,13 @@ def record(pair: Pair, user: PlainUser) -> dict:
 
 
 def critiques(request: str, response: str, user: PlainUser) -> list[str]:
-    """One critique, at times two; the same response always gets the same."""
+    """One or two critiques; always the same for the same response."""
     count = 2 if random.Random(f"{SEED} {request} {response}").random() < SECOND_CRITIQUE else 1
     return list(dict.fromkeys(user.critique(request, response, seed) for seed in range(count)))
 
 
 def statistics(pairs: list[Pair], user: PlainUser) -> dict:
-    """What the card reports about one part."""
+    """The numbers of the data card for one part."""
     texts = {(r.request, r.text): r for pair in pairs for r in (pair.chosen, pair.rejected)}
     written = [c for request, text in texts for c in critiques(request, text, user)]
     words = sorted(len(text.split()) for _, text in texts)
@@ -228,7 +228,7 @@ def statistics(pairs: list[Pair], user: PlainUser) -> dict:
 
 
 def write_gzipped(path: Path, rows: Iterable[dict]) -> None:
-    """Write JSON lines, gzipped without a time stamp, so that equal data gives equal bytes."""
+    """Write gzipped JSON lines without a timestamp, so that equal data gives equal bytes."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with storage.staged_file(path) as staged:
         staged.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))

@@ -1,7 +1,7 @@
-"""Samples the responses of the assistant set from SmolLM2 itself, in many manners; restartable.
+"""Samples the responses of the assistant set from SmolLM2, in several styles; resumable.
 
-A small model hardly follows instructions about manner, but it copies: it is shown three short exchanges in the manner
-wanted (form, opening, closing), then the request. The exchanges are used only here; the data shows the request alone.
+A small model hardly follows instructions about style, but it imitates examples: it is given three short exchanges in
+the desired style (form, opening, closing), then the request. The data has only the request.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rrm_lm.models.decoding.generation import sample
 from rrm_lm.models.pretrained import DEFAULT_MODEL, load_causal_lm, load_tokenizer
 from rrm_lm.text.chat import ChatFormat
 
-ROOM_PER_REQUEST = 6  # row ids set aside for each request
+IDS_PER_REQUEST = 6  # row ids reserved for each request
 ROWS_PER_STEP = 48  # sampled and saved together
 TEMPERATURES = (0.4, 0.7, 1.0)
 MOST_TOKENS = {"own": 110, "brief": 60, "two": 80, "long": 110, "list": 90}
 
-# What is shown before a request: a question, and its answer in each form.
+# Examples before a request: a question, and its answer in each form.
 EXCHANGES = (
     (
         "How do I keep apples fresh?",
@@ -96,7 +96,7 @@ CLOSINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How the model is led to answer. `form` "own" shows nothing, and the model answers as it does by itself."""
+    """The style of a response. With `form` "own" there are no examples, and the model responds in its own style."""
 
     form: str
     opening: str = ""
@@ -104,7 +104,7 @@ class Manner:
     temperature: float = 0.7
 
     def messages(self, request: str, rng: random.Random) -> tuple[Message, ...]:
-        """The conversation the model is given."""
+        """The conversation that the model responds to."""
         shown: list[Message] = []
         if self.form != "own":
             for question, answers in rng.sample(EXCHANGES, 3):
@@ -118,7 +118,7 @@ class Manner:
 
 
 def manners(rng: random.Random) -> list[Manner]:
-    """The manners for one request: the model's own, and one for each form, about half with an opening or a closing."""
+    """The styles for one request: the model's own, and one per form, about half with an opening or a closing."""
     chosen = [Manner("own", temperature=rng.choice(TEMPERATURES[1:]))]
     forms = ["brief", "two", "long", "list"]
     closings = [True, True, rng.random() < 0.5, False]
@@ -138,14 +138,14 @@ def manners(rng: random.Random) -> list[Manner]:
 
 
 def sample_responses(requests: Sequence[str], path: Path, seed: int) -> None:
-    """Sample responses to every request and append them to `path`, one JSON object a line.
+    """Sample responses to every request and append them to `path`, one JSON object per line.
 
-    Steps that stand in `path` already are not sampled again, so a run that was stopped goes on where it was.
+    Steps that are already in `path` are not sampled again, so a stopped run can be resumed.
     """
     done = set()
     if path.exists():
         whole = read_responses(path)
-        storage.write_jsonl(path, whole)  # without a line that was cut short, or the next one would be glued to it
+        storage.write_jsonl(path, whole)  # drops an incomplete last line, to which the next one would be appended
         done = {entry["id"] for entry in whole}
     steps = [step for step in _steps(_rows(requests, seed)) if not all(row["id"] in done for row in step)]
     if not steps:
@@ -177,7 +177,7 @@ def sample_responses(requests: Sequence[str], path: Path, seed: int) -> None:
 
 
 def read_responses(path: Path) -> list[dict]:
-    """The sampled responses by id; of a step that was sampled twice the later ones, and without a line cut short."""
+    """The sampled responses, ordered by id. Later lines replace earlier ones; incomplete lines are dropped."""
     entries: dict[int, dict] = {}
     for line in path.read_text(encoding="utf-8").split("\n"):
         try:
@@ -193,13 +193,13 @@ def _rows(requests: Sequence[str], seed: int) -> list[dict]:
     for index, request in enumerate(requests):
         rng = random.Random(f"{seed} {request}")
         for place, manner in enumerate(manners(rng)):
-            row_id = index * ROOM_PER_REQUEST + place
+            row_id = index * IDS_PER_REQUEST + place
             rows.append({"id": row_id, "request": request, "manner": manner, "messages": manner.messages(request, rng)})
     return rows
 
 
 def _steps(rows: Sequence[dict]) -> Iterator[list[dict]]:
-    """Groups of rows that are sampled together: one form and temperature each."""
+    """Groups of rows that are sampled together, with the same form and temperature."""
     groups: dict[tuple[str, float], list[dict]] = {}
     for row in rows:
         groups.setdefault((row["manner"].form, row["manner"].temperature), []).append(row)

@@ -1,4 +1,4 @@
-"""What the benches share: the machine's description, its ceilings, peak memory, and pairs to measure on."""
+"""Shared code of the benchmarks: the machine and its ceilings, peak memory, and pairs to measure on."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rrm_lm.feedback.records import Comparison, Message, Origin
 from rrm_lm.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"  # human feedback beside the checkout, if it is there
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"  # human feedback next to the checkout, if available
 
 
 def machine() -> dict[str, object]:
-    """The machine a figure was measured on."""
+    """A description of this machine."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -41,7 +41,7 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The commit that a figure was measured on, with a mark where files had been changed since."""
+    """The current commit, with `-changed` appended if files differ from it."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
@@ -52,7 +52,7 @@ def commit() -> str:
 
 
 def matrix_ceiling(rows: int = 1024, inner: int = 576, outer: int = 1536, repeats: int = 60) -> float:
-    """Operations per second of a plain fp32 matrix product in the shape of the model's own, the best of a few."""
+    """Operations per second of an fp32 matrix product with the shape of the model's: the best of three."""
     left, right = torch.randn(rows, inner), torch.randn(inner, outer)
     best = 0.0
     for _ in range(3):
@@ -64,7 +64,7 @@ def matrix_ceiling(rows: int = 1024, inner: int = 576, outer: int = 1536, repeat
 
 
 def read_ceiling(megabytes: int = 512, repeats: int = 4) -> float:
-    """Bytes per second at which memory that is in no cache is read, the best of a few."""
+    """Bytes per second when reading memory that is not cached: the best of several repeats."""
     numbers = torch.ones(megabytes * 2**20 // 4)
     best = 0.0
     for _ in range(repeats):
@@ -77,7 +77,7 @@ def read_ceiling(megabytes: int = 512, repeats: int = 4) -> float:
 def peak_rss_mb() -> float:
     """Peak resident memory of this process in megabytes.
 
-    Linux tells it in /proc; `getrusage` would give a child process the peak of the parent it was forked from.
+    Linux reports it in /proc; `getrusage` in a child process would report the peak of the parent it was forked from.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -87,7 +87,7 @@ def peak_rss_mb() -> float:
 
 
 def hh_pairs(count: int, seed: int = 0) -> tuple[list[Comparison], str]:
-    """Pairs of HH where they lie beside the checkout, generated text of like lengths otherwise; and which it was."""
+    """Pairs of HH if they are next to the checkout, otherwise generated ones of similar lengths; and which they are."""
     path = SHARED / "hh" / "train.jsonl.gz"
     if path.is_file():
         records = list(load_feedback(str(path)).comparisons)
@@ -150,7 +150,7 @@ _WORDS = [
 
 
 def save(name: str, result: dict[str, object]) -> Path:
-    """Write a result beside the others."""
+    """Write a result to the results folder."""
     path = RESULTS / name
     write_json(path, result)
     return path

@@ -78,8 +78,8 @@ class CritiqueReader:
     @torch.no_grad()
     def _states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """(critiques, hidden) states at the end of each text; mean of them and spread of all tokens, by dimension."""
-        before, behind = _QUESTION.split("{}")
-        frame = [self.tokenizer(part, add_special_tokens=False).input_ids for part in (before, behind)]
+        before, after = _QUESTION.split("{}")
+        frame = [self.tokenizer(part, add_special_tokens=False).input_ids for part in (before, after)]
         rows = []
         for text in texts:
             words = self.tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True).input_ids

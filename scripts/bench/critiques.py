@@ -1,13 +1,13 @@
-"""Does language help? Comparisons alone against the same comparisons with what people wrote about the responses.
+"""Do written critiques help? Trains on comparisons with and without what people wrote about the responses.
 
     python scripts/bench/critiques.py --set assistant --seeds 0 1 2
-    python scripts/bench/critiques.py --set feedbackqa --seeds 0        (its files in shared/data beside the checkout)
+    python scripts/bench/critiques.py --set feedbackqa --seeds 0        (files in shared/data next to the checkout)
     python scripts/bench/critiques.py --summarise                       (writes results/critiques.json from the runs)
 
-Every arm of a seed and budget trains on the same comparisons, in the same order, for the same number of passes, with
-the same first weights, and is judged on the same held-out pairs: the held-out file's, and those of some prompts of the
-training file that no arm trains on. Each finished run is kept in results/critiques_runs.jsonl, so the script can be
-stopped and goes on where it was; several of it can run side by side on other seeds.
+All arms of one seed and budget train on the same comparisons in the same order, for the same number of epochs and from
+the same initial weights. They are evaluated on the same held-out pairs: the held-out file, and all pairs of some
+prompts of the training file that no arm trains on. Finished runs are appended to results/critiques_runs.jsonl, so a
+stopped script resumes, and several scripts can run in parallel on different seeds.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ DATA = Path(__file__).parents[2] / "data" / "assistant"
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of using the words.
+    """One way to use critiques.
 
-    `weight` 0 does not learn to write them; `read` regresses on ratings that a reader finds in them, `stars` on the
-    person's own ratings. A rating is one number: words say which part of an answer is wrong, and may be worth more.
+    With `weight` 0 the model does not learn to write them. `read` regresses on ratings that a reader extracts from
+    them, `stars` on the person's own ratings. A rating is a single number; a critique names the part that is wrong.
     """
 
     weight: float = 0.0
@@ -84,7 +84,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a set lies, and how long its texts are."""
+    """The files of a set, and the maximum lengths of its texts."""
 
     train: Path
     heldout: Path
@@ -100,7 +100,7 @@ SETS = {
 
 
 def run(name: str, arm: Arm, budget: int, seed: int, epochs: float, learning_rate: float) -> dict[str, Any]:
-    """Train one arm and judge it; returns the margin of each held-out pair and what it cost."""
+    """Train and evaluate one arm; returns the margin of each held-out pair, and the seconds of training."""
     setting = SETS[name]
     pool, heldout = split(setting)
     train = random.Random(seed).sample(pool, budget)
@@ -139,14 +139,14 @@ def run(name: str, arm: Arm, budget: int, seed: int, epochs: float, learning_rat
 
 
 def with_read_ratings(reader: CritiqueReader, pairs: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons with ratings that were read out of their critiques in place of the person's."""
+    """The comparisons with ratings extracted from their critiques instead of the person's."""
     reader.fit(pairs)
     ratings = iter(reader.ratings([texts for p in pairs for texts in (p.chosen_critiques, p.rejected_critiques)]))
     return [replace(pair, chosen_rating=next(ratings), rejected_rating=next(ratings)) for pair in pairs]
 
 
 def split(setting: Setting) -> tuple[list[Comparison], list[Comparison]]:
-    """Comparisons to draw from, and held-out ones: the held-out file, and every comparison of some other prompts."""
+    """Comparisons to sample from, and held-out ones: the held-out file, and all comparisons of some other prompts."""
     train, heldout = (list(load_feedback(str(path)).comparisons) for path in (setting.train, setting.heldout))
     prompts = sorted({pair.prompt_id for pair in train})
     random.Random(123).shuffle(prompts)
@@ -156,7 +156,7 @@ def split(setting: Setting) -> tuple[list[Comparison], list[Comparison]]:
 
 
 def scores(scorer: RewardScorer, pairs: Sequence[Comparison]) -> dict[tuple[Prompt, str], float]:
-    """The reward of every response, each computed once."""
+    """The reward of every distinct response."""
     groups: dict[Prompt, list[str]] = {}
     for pair in pairs:
         groups.setdefault(pair.prompt, []).extend((pair.chosen, pair.rejected))
@@ -194,12 +194,12 @@ def read_runs() -> list[dict[str, Any]]:
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes a run that run."""
+    """The settings that identify a run."""
     return (row["set"], row["arm"], row["budget"], row["seed"], row["epochs"], row["learning_rate"])
 
 
 def summarise() -> dict[str, Any]:
-    """Accuracy of each arm, and its difference to comparisons alone, paired by held-out pair and seed."""
+    """Accuracy of each arm, and its difference from comparisons alone, paired by held-out pair and seed."""
     rows = {key(row): row for row in read_runs()}
     groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for row in rows.values():
@@ -228,7 +228,7 @@ def _right(margins: Sequence[float]) -> list[float]:
 
 
 def _gain(rows: Sequence[dict[str, Any]], base: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Difference in accuracy with its interval over prompts and seeds: each seed's runs see the same held-out pairs."""
+    """Difference in accuracy with its interval over prompts and seeds. Runs of a seed share held-out pairs."""
     first = [_right(row["margins"]) for row in rows]
     second = [_right(base[row["seed"]]["margins"]) for row in rows]
     one = len(rows) == 1

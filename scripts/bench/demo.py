@@ -1,4 +1,4 @@
-"""A finished run of configs/demo.yaml as results/demo.json: what each stage took, and what it found.
+"""Writes results/demo.json from a finished run of configs/demo.yaml: the time of each stage, and the results.
 
 rrm-lm run --config configs/demo.yaml
 python scripts/bench/demo.py

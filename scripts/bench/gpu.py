@@ -54,7 +54,7 @@ class Runs:
         self.path, self.about, self.seconds = path, about, seconds
         kept = json.loads(path.read_text()) if path is not None and path.is_file() and not fresh else {}
         if kept and {name: kept.get(name) for name in about} != about:
-            sys.exit(f"{path} was measured with something else than {about}: begin anew with --fresh")
+            sys.exit(f"{path} was measured with something else than {about}: start again with --fresh")
         self.found: dict[str, Result] = kept.get("runs", {})
 
     def __call__(self, job: Job, number: str) -> Result:
@@ -72,7 +72,7 @@ class Runs:
 
 
 def launch(job: Job, seconds: float) -> Result:
-    """A job in a process of its own; what goes wrong there is its result."""
+    """Run a job in a separate process; a failure becomes its result."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if job.device == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
@@ -190,7 +190,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget what is kept")
     args = parser.parse_args(words)
     if args.device != "cpu" and here != args.device:
-        sys.exit("There is no GPU that torch can use here; --device cpu tries the script on the CPU")
+        sys.exit("torch finds no GPU; use --device cpu to test the script on the CPU")
     small = args.device == "cpu"
     load = SMALL if small else Load()
     steps, rounds = args.steps or (1 if small else 4), args.rounds or (1 if small else 3)

@@ -20,7 +20,7 @@ class Text:
 
     Attributes:
         tokens: How many.
-        seen: For each of them the tokens that it sees, itself included; added up.
+        seen: Sum over the tokens of how many tokens each sees, including itself.
     """
 
     tokens: int
@@ -28,7 +28,7 @@ class Text:
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Text:
-        """Sequences of these lengths, each of which is computed by itself."""
+        """Sequences of these lengths, computed separately."""
         return cls(sum(lengths), sum(length * (length + 1) // 2 for length in lengths))
 
 

@@ -56,7 +56,7 @@ SETTINGS: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"micro_batch": 2, "gradient_checkpointing": True},
     ],
     ("ppo", "ours"): _OURS,
-    # TRL's PPO recomputes no activations, whatever it is told. Its value model is trained whole, as its users have it;
+    # TRL's PPO never recomputes activations, whatever its settings. Its value model is fully trained, TRL's default;
     # where that does not fit, with an adapter.
     ("ppo", "trl"): [
         {"micro_batch": 16, "rollout_batch": 64, "value_model": "whole"},
@@ -118,8 +118,8 @@ class Job:
 
     @classmethod
     def loads(cls, text: str) -> Job:
-        told = json.loads(text)
-        return cls(**{**told, "load": Load(**told["load"])})
+        found = json.loads(text)
+        return cls(**{**found, "load": Load(**found["load"])})
 
     def config(self) -> Any:
         """The model's configuration."""

@@ -1,4 +1,4 @@
-"""What `gpu.py` measures: a few steps of one trainer, ours or TRL's, on one model, in a process of its own.
+"""What `gpu.py` measures: a few steps of one trainer, ours or TRL's, on one model, in a separate process.
 
 Every step takes the same conversations, so all steps are alike; the first one is not counted. Tokens are drawn from a
 seeded generator: what they say changes nothing in the time that they take.
@@ -116,7 +116,7 @@ def lengths(count: int, load: Load, seed: int) -> list[int]:
 
 
 def texts(count: int, load: Load, seed: int, vocabulary: int) -> Iterator[tuple[int, ...]]:
-    """Token ids without special ones, which stand in front in the vocabularies here."""
+    """Token ids that are not special; the special ones come first in these vocabularies."""
     rng = random.Random(seed)
     for length in lengths(count, load, seed):
         yield tuple(rng.randrange(64, vocabulary) for _ in range(length))
@@ -366,7 +366,7 @@ def main() -> None:
     job = Job.loads(sys.argv[1])
     try:
         found = run(job)
-    except Exception as error:  # told to who started this, whatever it is: other sides go on
+    except Exception as error:  # any error is reported to the parent process, which continues with the other sides
         traceback.print_exc()
         last = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
         found = {"error": "out of memory" if is_memory(error) else last}

@@ -1,13 +1,12 @@
-"""What `rrm-lm plan` says of the embedded model, against the memory that processes took when they trained it.
+"""Compares the memory that `rrm-lm plan` predicts for the embedded model with the memory that training uses.
 
     python scripts/bench/plan.py      writes scripts/bench/results/plan.json (twenty minutes on two busy cores)
 
-Each case trains two steps (reward model) or two updates (PPO, with its rollouts) in a process of its own. Measured is
-the peak of its resident memory above what it had before the model was loaded. Rows are all of the planned lengths, so
-that a plan for the longest ones is a plan for these. On a CPU rollouts lay out all matrices for oneDNN, the
-language-model head included, which on other devices they do not; its copy is added to the plan here. Weights in
-float32 are mapped from their file, and what of them is never read is not resident: rows of the embedding, of a reward
-model. Finished cases are kept: the script can be stopped, and goes on where it was.
+Each case trains two steps (reward model) or two updates (PPO, with rollouts) in a separate process. The measurement is
+the peak of resident memory, minus the memory before the model was loaded. All rows have the planned lengths. On a CPU,
+rollouts pack all matrices for oneDNN, including the language-model head, which they do not on other devices; that copy
+is added to the plan here. Weights in float32 are memory-mapped, so the parts that are never read (rows of a reward
+model's embedding) are not resident. Finished cases are saved, so a stopped script resumes.
 """
 
 from __future__ import annotations

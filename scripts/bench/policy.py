@@ -1,13 +1,12 @@
-"""Speed and memory of PPO on one shared backbone, against TRL 1.12's PPOTrainer with LoRA, interleaved in one process.
+"""Speed and memory of PPO on one shared backbone compared with TRL 1.12's PPOTrainer with LoRA, in one process.
 
     python scripts/bench/policy.py --rounds 2      writes scripts/bench/results/policy.json
 
-An iteration is 16 episodes: roll out 32 tokens for each prompt, score, update. TRL runs at its best setting on a CPU:
-fp32, nothing recomputed, one batch for its rollouts, and the fastest of its micro-batches (`--micro_batch`).
-No response may end early, so that both write equally much. The prompts are real ones in the model's own template, whose
-first words are alike in all of them; ours computes these once, and is measured on prompts that share nothing as well.
-Each finished round is kept in the results: the script can be stopped, and goes on where it was. Memory is the peak of a
-process of its own.
+An iteration has 16 episodes: generate 32 tokens for each prompt, score, update. TRL uses its fastest settings on a CPU:
+fp32, no recomputation, a single rollout batch, and its fastest micro-batch size (`--micro_batch`).
+Responses never end early, so that both sides generate the same number of tokens. All prompts start with the same
+tokens, because they use the model's chat template. Our side computes these once, so it is also measured on prompts that
+share nothing. Finished rounds are saved, so a stopped script resumes. Peak memory is measured in separate processes.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ Round = dict[str, Any]
 
 
 def make_cases(episodes: int) -> dict[str, Case]:
-    """Prompts in the model's template, and prompts of the same lengths that have nothing in common."""
+    """Prompts in the model's template, and prompts of the same lengths that share nothing."""
     tokenizer: Any = load_tokenizer(MODEL)
     chat, found = ChatFormat(tokenizer), load_prompts(str(DATA))
     alike = [ids for ids in map(chat.prompt_ids, found) if len(ids) <= LONGEST][:episodes]
@@ -59,7 +58,7 @@ def make_cases(episodes: int) -> dict[str, Case]:
 
 
 class Bench:
-    """Both sides, made once and run in every round."""
+    """Both sides: created once, run in every round."""
 
     def __init__(self, folder: str, cases: dict[str, Case], micro_batch: int) -> None:
         self.cases = cases
@@ -69,14 +68,14 @@ class Bench:
         self.equivalent = Equivalent(f"{folder}/equivalent", first, self.trl.trainer.reward_model)
 
     def warm_up(self) -> None:
-        """What is found out about a model or allocated once is not an iteration's."""
+        """Run everything once, so that one-time work is not measured."""
         self.trl(Case(self.cases["epochs_2"].prompts, epochs=1))
         for name in self.cases:
             self.ours(name)
         self.equivalent(self.trl.responses)
 
     def round(self) -> Round:
-        """Every case of both sides, one after the other, and the ceilings in between."""
+        """Every case of both sides in turn, with the ceilings measured in between."""
         found: Round = {"ours": {}, "trl": {}, "matrix": [], "read": []}
 
         def measure(side: str, name: str, run: Callable[[], dict[str, float]]) -> None:
@@ -162,7 +161,7 @@ def seconds_of(rounds: list[Round]) -> dict[str, Any]:
 
 
 def floors(bench: Bench, seconds: dict[str, Any], rounds: list[Round]) -> dict[str, Any]:
-    """What our iterations need at least, beside what they took, and the shares of the ceilings."""
+    """Lower bounds for our iterations next to the measured times, and the shares of the ceilings."""
     matrix, read = (median(value for one in rounds for value in one[name]) for name in ("matrix", "read"))
     found: dict[str, Any] = {
         "ceilings": {"matrix_gflops": round(matrix / 1e9, 1), "memory_read_gb_per_second": round(read / 1e9, 1)}
@@ -207,10 +206,10 @@ def measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     }  # fmt: skip
     result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() and not args.fresh else {}
     if result and result["setting"] != setting:
-        sys.exit(f"{path} was measured with {result['setting']}, not {setting}: begin anew with --fresh")
+        sys.exit(f"{path} was measured with {result['setting']}, not {setting}: start again with --fresh")
     result |= {"setting": setting, "machine": machine()}
     peaks = result.setdefault("peak_rss_mb", {})
-    for side in SIDES:  # before the models are here, which would leave no room
+    for side in SIDES:  # before the models are loaded, which would take the memory
         if side not in peaks:
             peaks[side] = round(in_own_process(side, args))
             print(f"{side}: {peaks[side]} MB", flush=True)

@@ -27,7 +27,7 @@ class Floor:
         seen = sum(int((group.batch.position_ids + 1)[group.batch.is_real].sum()) for group in groups)
         self.response_tokens = int(trainer.rollouts.lengths.sum())
         self.prompt_tokens = len(share([tuple(prompt) for prompt in case.prompts]))
-        # Weights, each of which a token is multiplied with once in a pass.
+        # Weights; each token is multiplied with every one of them once per pass.
         layers = backbone.decoder.named_modules()
         self.frozen = sum(module.weight.numel() for name, module in layers if name.endswith("base_layer"))
         self.lora = sum(parameter.numel() for parameter in adapter_parameters(backbone, POLICY).values())

@@ -53,7 +53,7 @@ class Case:
 
 @dataclass
 class Clock:
-    """Seconds of one iteration, as a whole and by what they were spent on."""
+    """Seconds of one iteration, in total and by phase."""
 
     seconds: dict[str, float]
 
@@ -69,7 +69,7 @@ def lora() -> LoraConfig:
 
 
 def settings(folder: str, case: Case, micro_batch: int | None = None) -> dict[str, Any]:
-    """What both are told: fp32, no recomputed activations, no token that ends a response early."""
+    """Settings of both sides: fp32, no recomputation, no token that ends a response early."""
     size = micro_batch or case.episodes
     return {
         "output_dir": folder, "total_episodes": case.episodes, "per_device_train_batch_size": size,
@@ -112,7 +112,7 @@ class Trl:
         self.responses: dict[tuple[int, ...], list[int]] = {}
 
     def __call__(self, case: Case) -> dict[str, float]:
-        """Seconds of one iteration: the whole, and by what they were spent on."""
+        """Seconds of one iteration, in total and by phase."""
         clock, trainer = Clock({}), self.trainer
         trainer.args.num_ppo_epochs = case.epochs
         trainer.dataloader = [self._padded(case)]
@@ -183,12 +183,12 @@ class WatchedPPO(PPOTrainer):
         return self.rollouts
 
     def iterate(self) -> dict[str, float]:
-        """Seconds of one iteration: the whole, and by what they were spent on."""
+        """Seconds of one iteration, in total and by phase."""
         clock = Clock({})
         with clock("iteration"):
             self.train()
-        told = self.state.log_history[-1].items()
-        return clock.seconds | {n.removeprefix("time/"): float(s) for n, s in told if n.startswith("time/")}
+        logged = self.state.log_history[-1].items()
+        return clock.seconds | {n.removeprefix("time/"): float(s) for n, s in logged if n.startswith("time/")}
 
 
 class Ours:

@@ -1,11 +1,11 @@
-"""Speed and memory of reward-model training and scoring, against TRL 1.12, interleaved in one process.
+"""Speed and memory of reward-model training and scoring compared with TRL 1.12, interleaved in one process.
 
     python scripts/bench/reward.py            writes scripts/bench/results/reward.json
 
-Training: the same LoRA on the same HH pairs. TRL's `RewardTrainer` runs at its best setting on a CPU (fp32, no gradient
-checkpointing), in batches of 8 as its users would, and once more with batches of one pair accumulated to 8, which pads
-less. Scoring: four responses a prompt, TRL's `get_reward` on the merged model in padded batches against `RewardScorer`.
-Memory is the peak of a process of its own for each.
+Training: the same LoRA on the same HH pairs. TRL's `RewardTrainer` uses its fastest settings on a CPU (fp32, no
+gradient checkpointing), once with the usual batches of 8 and once with single pairs accumulated to 8, which need less
+padding. Scoring: four responses per prompt, `RewardScorer` against TRL's `get_reward` on the merged model in padded
+batches. Peak memory is measured in a separate process for each.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from rrm_lm.training.reward.trainer import RewardTrainer
 
 MODEL, MAX_LENGTH, BATCH = "smollm2-135m", 512, 8
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
-# Named, since "all-linear" would also mean TRL's classification head.
+# Listed, because "all-linear" would include TRL's classification head.
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class StepClock(TrainerCallback):
-    """Seconds spent in training steps, without what a trainer does before and after them."""
+    """Seconds spent in training steps, excluding setup and teardown of the trainer."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -116,7 +116,7 @@ def trl(pairs: list[Comparison], folder: str, micro_batch: int) -> Callable[[], 
 
 
 def fitting_pairs(count: int) -> tuple[list[Comparison], str]:
-    """Pairs whose conversations fit MAX_LENGTH, because TRL drops the others and ours would do more work."""
+    """Pairs whose conversations fit MAX_LENGTH: TRL drops longer ones, and then our side would do more work."""
     chat = ChatFormat(load_tokenizer(MODEL))
     candidates, source = hh_pairs(3 * count)
     fits = [
@@ -127,8 +127,8 @@ def fitting_pairs(count: int) -> tuple[list[Comparison], str]:
 
 
 def operations(examples: list[Example], model: RewardModel) -> float:
-    """Operations that training on these rows needs: frozen layers forward and backward to their inputs, LoRA layers
-    also to their weights, attention over what each token sees."""
+    """Operations of training on these rows: frozen layers forward and backward to their inputs, LoRA layers also
+    backward to their weights, and attention over the tokens that each token sees."""
     config = model.backbone.config
     frozen = sum(m.weight.numel() for n, m in model.backbone.decoder.named_modules() if n.endswith("base_layer"))
     lora = sum(p.numel() for p in model.backbone.decoder.parameters() if p.requires_grad)
@@ -142,7 +142,7 @@ def operations(examples: list[Example], model: RewardModel) -> float:
 
 
 def measure_training(pairs: list[Comparison], rounds: int, folder: str) -> dict[str, Any]:
-    """Rounds of the three trainers, one after the other, and the ceiling beside each round."""
+    """Rounds of the three trainers in turn, with the ceiling measured in each round."""
     train, examples, model, _ = ours(pairs, folder)
     runs = {"ours": train, "trl": trl(pairs, folder, BATCH), "trl_accumulated": trl(pairs, folder, 1)}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -219,7 +219,7 @@ def measure_scoring(pairs: list[Comparison], rounds: int, folder: str, per_promp
 
 
 def memory_of(name: str, count: int) -> float:
-    """Peak memory of one round in a process of its own."""
+    """Peak memory of one round in a separate process."""
     command = [sys.executable, __file__, "--memory", name, "--pairs", str(count)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(json.loads(output.strip().splitlines()[-1])["peak_rss_mb"])
@@ -229,9 +229,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=16, help="pairs in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="0 leaves torch's choice")
+    parser.add_argument("--threads", type=int, default=0, help="0 for torch's default")
     parser.add_argument("--output", default="reward.json", help="file in scripts/bench/results")
-    parser.add_argument("--memory", choices=("ours", "trl"), help="one round of one trainer, and its peak memory")
+    parser.add_argument(
+        "--memory", choices=("ours", "trl"), help="only measure the peak memory of one round of this trainer"
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -143,10 +143,10 @@ def ppo_trainer(folder: str, processes: int, steps: int, watch: Steps) -> Any:
     case = Case(prompts, 2)
     agent = AgentModel.create(backbone, lora())
     agent.add_reward(RewardModel.create(backbone, lora(), RewardSettings(MODEL)))
-    told = settings(folder, case) | {
+    given = settings(folder, case) | {
         "per_device_train_batch_size": EPISODES // processes, "total_episodes": EPISODES * steps, "use_cpu": False,
     }  # fmt: skip
-    trainer = PPOTrainer(PPOConfig(**told), tokenizer, agent, train_dataset=rows(case), callbacks=[watch])
+    trainer = PPOTrainer(PPOConfig(**given), tokenizer, agent, train_dataset=rows(case), callbacks=[watch])
     trainer.remove_callback(PrinterCallback)
     return trainer
 

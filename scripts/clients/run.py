@@ -1,7 +1,7 @@
 """Do other programs read the rewards that `rrm-lm score` gives? Run by `make test-clients`.
 
 Trains a small reward model for each chat-template family and one on the embedded SmolLM2, saves adapter and merged
-checkpoint, and scores the same pairs with each client, unmodified, in an environment of its own:
+checkpoint, and scores the same pairs with each client, unmodified, in a separate environment:
 
 - RewardBench 0.1.4 with transformers 4.51.0, the oldest that a client pins (`with_rewardbench.py`);
 - PEFT with the same transformers, on the adapter (`with_peft.py`);
@@ -163,7 +163,7 @@ def base_of(folder: Path) -> str:
 
 
 def talk(prompt: list[tuple[str, str]], response: str) -> list[dict[str, str]]:
-    """A whole conversation as messages."""
+    """A conversation as messages."""
     return [{"role": role, "content": text} for role, text in (*prompt, ("assistant", response))]
 
 

@@ -1,4 +1,4 @@
-"""Commands run in the process on tiny models and tiny files, and what they left."""
+"""Runs commands in this process on tiny models and files, and reads what they wrote."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Rows = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended, and what it printed."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -31,7 +31,7 @@ class Result:
 
     @property
     def error(self) -> dict[str, str]:
-        """The parts of the one error message on stderr. A traceback or a second message fails the test."""
+        """The parts of the error message on stderr. Fails if there is a traceback or a second message."""
         assert "Traceback" not in self.err and "Traceback" not in self.out, self.err
         lines = self.err.splitlines()
         starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
@@ -44,7 +44,7 @@ class Result:
 
 
 def run(capture: Any, *words: object) -> Result:
-    """Run `rrm-lm` with these words. `capture` is pytest's capsys."""
+    """Run `rrm-lm` with these arguments. `capture` is pytest's capsys."""
     capture.readouterr()
     code = main([str(word) for word in words])
     printed = capture.readouterr()
@@ -52,7 +52,7 @@ def run(capture: Any, *words: object) -> Result:
 
 
 def train(capture: Any, model: Path, data: Path | Sequence[Path], output: Path, *more: object) -> Result:
-    """`rrm-lm reward` with few, quick steps; `more` overrides."""
+    """`rrm-lm reward` with a few quick steps; `more` overrides the defaults."""
     files = [data] if isinstance(data, Path) else data
     settings = {
         "max_length": 160,
@@ -74,7 +74,7 @@ def train(capture: Any, model: Path, data: Path | Sequence[Path], output: Path, 
 
 
 def pair_rows(count: int, *, seed: int = 0, critiques: bool = True) -> list[dict[str, Any]]:
-    """Rows of pairs, with critiques and ratings beside them unless `critiques` is off."""
+    """Rows of pairs, with critiques and ratings unless `critiques` is off."""
     return [pair_row(comparison, critiques) for comparison in some_comparisons(count, seed=seed)]
 
 
@@ -122,7 +122,7 @@ def same(left: Path, right: Path) -> bool:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder but its lock, and its bytes."""
+    """The bytes of every file in a folder except its lock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -131,7 +131,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def load_bench(name: str) -> Any:
-    """The module of `scripts/bench/NAME.py`, which is no package, with what stands beside it."""
+    """Import `scripts/bench/NAME.py`, which is not in a package, and the modules next to it."""
     file = Path(__file__).parents[2] / "scripts" / "bench" / f"{name}.py"
     described = importlib.util.spec_from_file_location(f"bench_{name}", file)
     assert described is not None and described.loader is not None

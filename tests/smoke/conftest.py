@@ -51,7 +51,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one `rrm-lm reward --merge` left."""
+    """The output of one run of `rrm-lm reward --merge`."""
 
     folder: Path
     model: Path
@@ -65,7 +65,7 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tiny: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A reward model on the tiny model, with a merged checkpoint. Nobody may change its folder."""
+    """A reward model on the tiny model, with a merged checkpoint. Tests must not change its folder."""
     root = tmp_path_factory.mktemp("trained")
     heldout = write_rows(root / "heldout.jsonl", pair_rows(12, seed=7))
     settings: dict[str, Any] = {

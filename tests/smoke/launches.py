@@ -1,4 +1,4 @@
-"""Commands on two processes, in processes of their own."""
+"""Launches commands on two separate processes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
 
 
 def environment() -> dict[str, str]:
-    """Without a word about the CPU; one thread, so that sums are the same to the last bit."""
+    """The environment without ACCELERATE_USE_CPU, and with one thread, so that sums are the same to the last bit."""
     there = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     there.pop("ACCELERATE_USE_CPU", None)
     return there
 
 
 def launch_sharded(*words: object, config: str = "fsdp2") -> str:
-    """Run a command on two processes that share a model; returns its stderr. Fails if one process holds it all."""
+    """Run a command on two processes that shard a model; returns stderr. Fails if one process holds the full model."""
     done = subprocess.run(
         [*PROGRAM, *map(str, words), "--accelerate_config", config, "--num_processes", "2"],
         capture_output=True, text=True, check=False, env=environment(), cwd=ROOT,
@@ -37,11 +37,11 @@ def launch_sharded(*words: object, config: str = "fsdp2") -> str:
 
 
 class Launched:
-    """A launch that is under way.
+    """A running launch.
 
     Args:
         words: The command.
-        log: File for what it prints.
+        log: File for its output.
     """
 
     def __init__(self, words: Sequence[object], log: Path) -> None:
@@ -53,23 +53,23 @@ class Launched:
 
     @property
     def text(self) -> str:
-        """What it has printed so far."""
+        """Its output so far."""
         return self.log.read_text()
 
     def wait_for(self, what: Callable[[], object], seconds: float = 120.0) -> None:
-        """Wait until something is true while it runs."""
+        """Wait until a condition is true; fails if the launch ends first."""
         deadline = time.monotonic() + seconds
         while not what():
             assert self.process.poll() is None and time.monotonic() < deadline, self.text
             time.sleep(0.05)
 
     def workers(self) -> dict[int, psutil.Process]:
-        """Its processes by their rank."""
+        """Its worker processes by rank."""
         there = [child for child in psutil.Process(self.process.pid).children() if "RANK" in child.environ()]
         return {int(child.environ()["RANK"]): child for child in there}
 
     def end(self, seconds: float) -> tuple[int, float]:
-        """Wait for its end, no longer than that: the exit code, and how long it took."""
+        """Wait at most so many seconds until it exits; returns the exit code and the seconds."""
         began = time.monotonic()
         try:
             code = self.process.wait(seconds)
@@ -78,7 +78,7 @@ class Launched:
         return code, time.monotonic() - began
 
     def close(self) -> None:
-        """End what is left of it, after a test that failed."""
+        """Kill it if it is still running after a failed test."""
         if self.process.poll() is None:
             for worker in self.workers().values():
                 worker.kill()

@@ -1,4 +1,4 @@
-"""`rrm-lm policy` on tiny models: the prompts, the rewards, and a run with few, quick updates."""
+"""`rrm-lm policy` on tiny models: prompts, rewards, and a run with a few quick updates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUESTIONS = [
 ]
 HELD_OUT = ["what is the sea made of?", "who lives in the moon?", "please tell me a story", "is the moon blue?"]
 CHECKPOINTS = ("--save_strategy", "steps", "--save_steps", 2, "--max_steps", 6)
-# Rewards in a file of their own, as people have them.
+# Reward functions in a separate file, as users have them.
 REWARDS = """
 def counting(prompts, responses):
     assert len(prompts) == len(responses)
@@ -53,14 +53,14 @@ number = 3
 
 
 def write_prompts(folder: Path) -> Path:
-    """Prompts to learn on, held-out ones and rewards: prompts.jsonl, heldout.jsonl and rewards.py in a folder."""
+    """Write training prompts, held-out prompts and reward functions: prompts.jsonl, heldout.jsonl and rewards.py."""
     write_rows(folder / "heldout.jsonl", [{"prompt": question} for question in HELD_OUT])
     (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
     return write_rows(folder / "prompts.jsonl", [{"prompt": question} for question in QUESTIONS])
 
 
 def teach(capture: Any, model: Path, prompts: Path, output: Path, *more: object) -> Result:
-    """`rrm-lm policy` with few, quick updates of `counting`; `more` overrides, and may name another reward."""
+    """`rrm-lm policy` with a few quick updates and the reward `counting`; `more` overrides the defaults."""
     settings: dict[str, object] = {
         "reward_function": f"{prompts.parent / 'rewards.py'}:counting",
         "response_length": 6,
@@ -85,7 +85,7 @@ def teach(capture: Any, model: Path, prompts: Path, output: Path, *more: object)
 
 
 def updates(folder: Path) -> list[dict[str, Any]]:
-    """What was logged of each update of a finished run, but for times."""
+    """The log of each update of a finished run, without times."""
     log = read(folder / "trainer_state.json")["log_history"]
     timed = ("eps", "tokens_per_second")
     return [

@@ -103,7 +103,7 @@ def test_one_sentence(text: str, free: dict[str, int], sentence: str) -> None:
 
 def test_what_is_not_known_is_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert environment.why("ERROR: a wheel is broken", PLENTY) is None
-    with pytest.raises(SystemExit, match="error: pip failed; what it said is above"):
+    with pytest.raises(SystemExit, match="error: pip failed; see the output above"):
         environment.fail("ERROR: a wheel is broken", tmp_path, "pip failed")
     assert "a wheel is broken" in capsys.readouterr().err
 

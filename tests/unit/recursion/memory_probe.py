@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from tests.unit.recursion.toy import Letters
 from tests.unit.recursion.trees import SMALL, workshop
 
 torch.set_num_threads(1)
+gc.freeze()  # trainers collect garbage often; without the libraries this is quick
 
 
 class NineAspects(Letters):
