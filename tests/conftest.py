@@ -4,7 +4,7 @@ import gc
 import os
 from collections.abc import Iterator
 
-# torch and Hugging Face's libraries read these when they are imported, so they come before every other import. One thread
+# torch and Hugging Face's libraries read these at import, so they come before every other import. One thread
 # per process, because pytest-xdist runs a process on every core, and because sums in one order give the same bits.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
