@@ -1,4 +1,4 @@
-"""Two real processes (gloo, on the CPU), data-parallel or sharded, and what they send each other."""
+"""Two real processes (gloo, on the CPU), data-parallel or sharded, and the bytes they exchange."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def launch(file: str, *words: object, config: str | None = None, timeout: float = 220) -> None:
-    """Run a file on two processes that know of each other.
+    """Run a file on two processes of one process group.
 
     Args:
         file: The file.
@@ -53,7 +53,7 @@ def launch(file: str, *words: object, config: str | None = None, timeout: float 
 
 
 def shard_on_cpu(**settings: str) -> None:
-    """What `accelerate launch` with FSDP2 tells the processes that it starts.
+    """Set the environment variables that `accelerate launch` with FSDP2 sets.
 
     Args:
         settings: Of Accelerate's launcher, such as ``reshard_after_forward="false"``.
@@ -64,7 +64,7 @@ def shard_on_cpu(**settings: str) -> None:
 
 
 def share_held(module: nn.Module) -> float:
-    """The share of a model's bytes that this process holds while nothing is computed."""
+    """The fraction of a model's bytes that this process holds between computations."""
     reshard(module)
     tensors = [parameter.detach() for parameter in module.parameters()]
     held = [getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for tensor in tensors]
@@ -77,7 +77,7 @@ def _bytes(tensor: Any) -> int:
 
 @contextmanager
 def counting_bytes() -> Iterator[dict[str, int]]:
-    """Counts what this process gives to each kind of collective operation of gloo, by the profiler's account.
+    """Counts the bytes that this process passes to each kind of gloo collective, according to the profiler.
 
     Numbers count as four bytes each, which those of gradients have.
     """

@@ -1,4 +1,4 @@
-"""Two real processes with DeepSpeed's ZeRO-2, as configs/accelerate/zero2.yaml starts them, do what one process does.
+"""Two real processes with DeepSpeed's ZeRO-2, started with configs/accelerate/zero2.yaml, give the same results as one.
 
 On the CPU, through gloo. DeepSpeed is no dependency of this project: `pip install deepspeed` to run this.
 """
@@ -54,7 +54,7 @@ POLICIES: dict[str, dict[str, Any]] = {"many": {}, "one": {"num_mini_batches": 1
 
 
 def on_two(folder: Path, base: Path) -> dict[str, Any]:
-    """What one of the two processes finds."""
+    """The results of one of the two processes."""
     made = reward_trainer(folder / "reward", base, 2, **HERE)
     made.train()
     assert made.accelerator.distributed_type == "DEEPSPEED" and made.accelerator.num_processes == 2

@@ -1,4 +1,4 @@
-"""What two real processes (gloo, on the CPU) hold while FSDP2 computes, against what the plan says they hold."""
+"""Memory that two real processes (gloo, on the CPU) hold while FSDP2 computes, compared with the plan."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def learn(model: RewardModel) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_process_has_gathered_what_the_plan_says(tmp_path: Path) -> None:
+def test_gathered_memory_matches_the_plan(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Two real processes (gloo, on the CPU) train to the same policy as one, and send each other what is trained alone."""
+"""Two real processes (gloo, on the CPU) train the same policy as one, and exchange gradients of trained weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DRAWN = {"temperature": 0.5, "stop_token_id": 352}  # which this model often wri
 
 
 def train(folder: Path, processes: int, run: str, resume: Path | None = None) -> PPOTrainer:
-    """Three updates of eight episodes, unevenly spread over processes and micro-batches.
+    """Three updates of eight episodes, unevenly distributed over processes and micro-batches.
 
     The policy draws its responses in the run `drawn`; in the others they are given, with lengths from 1 to 6.
     """
@@ -56,7 +56,7 @@ def train(folder: Path, processes: int, run: str, resume: Path | None = None) ->
 
 
 def responses(prompts: Sequence[Sequence[int]], sampling: Any, *, num_return: int, **_: Any) -> list[list[list[int]]]:
-    """A prompt's responses are a function of it, so that they do not depend on which process has it."""
+    """Responses are a function of the prompt, so that they do not depend on the process."""
     found = []
     for ids in prompts:
         generator = torch.Generator().manual_seed(sum(ids))
@@ -104,7 +104,7 @@ def check(both: Sequence[dict[str, Any]], one: PPOTrainer) -> None:
 
 
 def of_two(folder: Path, run: str) -> dict[str, Any]:
-    """What one process of two learned, how many passes over the episodes it was spared, and bytes that updates sent."""
+    """What one of two processes learned, how many passes over episodes it saved, and bytes that updates sent."""
     kept: list[int] = []
     sent: list[int] = []
     estimate, update = PPOTrainer.estimate, PPOTrainer.update

@@ -1,4 +1,4 @@
-"""Two real processes (gloo, on the CPU) train by RLOO to the same policy as one."""
+"""Two real processes (gloo, on the CPU) train the same policy with RLOO as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two real processes (gloo, on the CPU), the model really sharded over them, do what one process does."""
+"""Two real processes (gloo, on the CPU) with a sharded model give the same results as one process."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MOST = 0.55  # of a model's bytes on one of two processes
 
 
 def reward_examples(model: RewardModel) -> list[Example]:
-    """21 pieces of feedback, so that the last batch of a pass over them is uneven."""
+    """21 pieces of feedback, so that the last batch of an epoch is incomplete."""
     builder = ExampleBuilder(tiny_chat(), model.backbone)
     return builder.comparisons(some_comparisons(15)) + builder.responses(
         [critique(f"sea {n}?", "yes " * n, "too long", row=n) for n in range(1, 4)],
@@ -93,7 +93,7 @@ def learned(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def to_score() -> dict[Prompt, list[str]]:
-    """Responses to prompts, so many that one process has more than the other."""
+    """Responses to prompts; their number is odd, so one process has more than the other."""
     return {prompt_of(f"what is the {'sea ' * n}?"): ["yes", "no " * (n + 1)] for n in range(7)}
 
 
@@ -103,7 +103,7 @@ def scores(scorer: Any) -> list[float]:
 
 
 def reward_on_two(folder: Path, base: Path) -> dict[str, Any]:
-    """What one of the two processes finds."""
+    """The results of one of the two processes."""
     made = reward_trainer(folder / "reward", base, 2)
     before = gather(dict(made.model.named_parameters()))
     frozen = {name for name, parameter in made.model.named_parameters() if not parameter.requires_grad}
@@ -126,7 +126,7 @@ def reward_on_two(folder: Path, base: Path) -> dict[str, Any]:
 
 
 def mixed_precision(folder: Path, base: Path, processes: int) -> dict[str, Any]:
-    """Two steps on a bfloat16 backbone, with recomputed activations where the launch asks for them."""
+    """Two steps on a bfloat16 backbone, with activation checkpointing if the launch sets it."""
     made = reward_trainer(folder, base, processes, max_steps=2, bf16=True)
     backbone = made.model.backbone.causal_lm
     for parameter in backbone.parameters():
@@ -145,7 +145,7 @@ BREAK = (None, "checkpoint-2")  # without a break, and from where the same run c
 def resumed_rewards(
     folder: Path, base: Path, processes: int, starts: Sequence[str | None] = BREAK, **more: Any
 ) -> list[dict[str, Tensor]]:
-    """Adapters after four steps, begun at each of some checkpoints in the folder. Adam has a state to keep."""
+    """Adapters after four steps, resumed from each of some checkpoints in the folder. Adam's state must be restored."""
     settings: dict[str, Any] = {"optim": "adamw_torch", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     found = []
     for start in starts:
@@ -204,7 +204,7 @@ def watched(made: PPOTrainer) -> list[dict[str, Any]]:
 
 
 def probed(made: PPOTrainer) -> list[tuple[str, float, float]]:
-    """What the policy answers to held-out prompts, its reward, and how far it has moved."""
+    """The policy's responses to held-out prompts, their rewards, and its KL divergence."""
     backbone = made.agent.backbone
     measure = held_out_probe(
         lambda: (backbone, made.agent.policy_adapter), (backbone, made.agent.reference_adapter), CHAT, PROMPTS[:3],
@@ -232,7 +232,7 @@ def policy_on_two(folder: Path) -> dict[str, Any]:
 
 
 def stopped(folder: Path, processes: int) -> dict[str, Any]:
-    """A run that its KL divergence ends, and the policy that is put back."""
+    """A run that is stopped by its KL divergence, and the restored policy."""
     agent = tiny_agent(value="adapter", reward=True, layers=LAYERS, random=False)  # it starts as the reference
     made = policy_trainer(folder, processes, agent=agent, max_kl=0.02, learning_rate=0.3)
     made.train()
@@ -255,7 +255,7 @@ def resumed_policies(
 
 
 def close(mine: Any, theirs: Any, tolerance: float) -> None:
-    """The same names and numbers, to a tolerance."""
+    """The same names and numbers, within a tolerance."""
     assert type(mine) is type(theirs)
     if isinstance(theirs, dict):
         assert mine.keys() == theirs.keys()
@@ -274,7 +274,7 @@ def close(mine: Any, theirs: Any, tolerance: float) -> None:
 
 
 def together(parts: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The episodes of two processes below each other, update by update."""
+    """The concatenated episodes of two processes, by update."""
     return [
         {
             name: torch.cat([one[name], two[name]]) if isinstance(one[name], Tensor) else one[name] + two[name]

@@ -1,4 +1,4 @@
-"""Two real processes (gloo, on the CPU) train to the same model as one, and send each other what is trained alone."""
+"""Two real processes (gloo, on the CPU) train the same model as one, and exchange only gradients of trained weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 
 
 class CountBytes(TrainerCallback):
-    """Counts what the second step sends."""
+    """Counts the bytes that the second step sends."""
 
     def __init__(self) -> None:
         self.stack = ExitStack()
@@ -37,7 +37,7 @@ class CountBytes(TrainerCallback):
 
 
 def train(folder: Path, processes: int, *callbacks: TrainerCallback, resume: Path | None = None) -> RewardTrainer:
-    """Two passes over 21 pieces of feedback in steps of eight, unevenly spread over processes and micro-batches."""
+    """Two epochs over 21 pieces of feedback in steps of eight, unevenly split over processes and micro-batches."""
     model, chat = tiny_reward_model(), tiny_chat()
     builder = ExampleBuilder(chat, model.backbone)
     examples = builder.comparisons(some_comparisons(15)) + builder.responses(

@@ -1,4 +1,4 @@
-"""Imitation and RLOO, by TRL's trainers, on one process or on two that hold half of the model each."""
+"""SFT and RLOO with TRL's trainers, on one process or on two that hold half of the model each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEPS: dict[str, Any] = {"optim": "sgd", "lr_scheduler_type": "constant", "max_g
 
 
 def policy(layers: int, name: str) -> Policy:
-    """A policy whose adapter already does something."""
+    """A policy with a nonzero adapter."""
     model = tiny_model(layers=layers)
     model.name_or_path = name
     backbone = Backbone(model, pad_id=0)
@@ -57,7 +57,7 @@ def to_learn() -> list[Imitation]:
 
 
 def sft_on(folder: Path, base: Path, layers: int, processes: int, **more: Any) -> dict[str, Any]:
-    """Four steps of at most eight responses of uneven lengths, what they gave, and the policy saved."""
+    """Four steps of at most eight responses of different lengths; their results, and the saved policy."""
     start = policy(layers, str(base))
     settings: dict[str, Any] = {
         "output_dir": str(folder),

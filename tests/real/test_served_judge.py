@@ -1,4 +1,4 @@
-"""The judge behind a server against a real one: `transformers serve` with the embedded model, on loopback.
+"""The served judge with a real server: `transformers serve` with the embedded model, on the loopback interface.
 
 Under a minute on idle cores. What SmolLM2 prefers does not matter here (it likes whatever stands first): verdicts and
 abstentions must come back over real HTTP from a real model.
@@ -38,7 +38,7 @@ CAUSES = {INCONSISTENT, UNREADABLE, REFUSED, EMPTY, CUT_OFF}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """The address and the model of a server of our own, ended afterwards."""
+    """The address and the model of a local server, which is stopped afterwards."""
     model, log = resolve(DEFAULT_MODEL), tmp_path_factory.mktemp("serve") / "log.txt"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -78,7 +78,7 @@ def _answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Comparison]:
-    """The shortest pairs of the project's own held-out set."""
+    """The shortest pairs of the held-out part of data/assistant."""
     found = load_feedback(str(HELD_OUT)).comparisons
     return sorted(found, key=lambda pair: len(pair.chosen) + len(pair.rejected))[:3]
 
@@ -115,7 +115,7 @@ def test_a_critique_comes_back(server: tuple[str, str], pairs: list[Comparison])
     assert critique == " ".join(critique.split()) and bool(critique) != bool(judge.abstentions)
 
 
-def test_a_model_that_the_server_does_not_have_is_named(server: tuple[str, str], pairs: list[Comparison]) -> None:
+def test_model_missing_on_the_server_is_named(server: tuple[str, str], pairs: list[Comparison]) -> None:
     url, _ = server
     judge = ServedJudge("no-such-model", url, key_variable="", max_retries=0, patience=1)
     with pytest.raises(ModelError, match="no-such-model"):

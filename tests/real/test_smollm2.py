@@ -1,4 +1,4 @@
-"""The embedded SmolLM2-135M-Instruct itself: what tiny models cannot show about real weights and a real tokenizer.
+"""The embedded SmolLM2-135M-Instruct: what tiny models cannot show about real weights and a real tokenizer.
 
 About a minute. The model is loaded once for all tests here, and once more by each other library that reads our files.
 """
@@ -36,7 +36,7 @@ ASKED = (Message("system", "Be brief."), Message("user", "What is 2+2?"))
 
 
 def alike(found: Any, expected: Tensor) -> None:
-    """Equal to what 30 layers of float32 sums in another order leave. Below 1e-5 where this was written."""
+    """Equal up to rounding: 30 layers of float32 sums in another order. Below 1e-5 on the author's machine."""
     torch.testing.assert_close(torch.as_tensor(found), expected, atol=3e-5, rtol=3e-5)
 
 
@@ -47,7 +47,7 @@ def chat() -> ChatFormat:
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Comparison]:
-    """Three real pairs of different lengths with critiques, from the project's own held-out set."""
+    """Three real pairs of different lengths with critiques, from the held-out part of data/assistant."""
     found = [c for c in load_feedback(str(HELD_OUT)).comparisons if c.chosen_critiques and c.rejected_critiques]
     found.sort(key=lambda c: len(c.chosen) + len(c.rejected))
     return [found[0], found[len(found) // 2], found[-len(found) // 10]]
@@ -64,7 +64,7 @@ class Stepped:
 
 @pytest.fixture(scope="module")
 def model() -> RewardModel:
-    """A reward model whose adapter does something from the start."""
+    """A reward model with a nonzero initial adapter."""
     backbone = Backbone(load_causal_lm(DEFAULT_MODEL, dtype="float32"), 0)
     check_logits(backbone)
     torch.manual_seed(0)
@@ -98,7 +98,7 @@ def stepped(
 
 @pytest.fixture(scope="module")
 def saved(stepped: Stepped, chat: ChatFormat, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The adapter, with a merged checkpoint in it; half a gigabyte that is not left lying about."""
+    """The adapter folder with a merged checkpoint (half a gigabyte), which is deleted afterwards."""
     folder = tmp_path_factory.mktemp("saved") / "reward"
     stepped.model.save(folder, chat.tokenizer)
     merge_reward_model(folder, folder / "merged", chat.tokenizer)
@@ -111,7 +111,7 @@ def lines_of(chat: ChatFormat, pairs: Sequence[Comparison]) -> list[Line]:
 
 
 def padded_rewards(model: RewardModel, lines: Sequence[Line], side: str) -> Tensor:
-    """Every line in a row of its own."""
+    """Every line in a separate row."""
     with torch.inference_mode():
         return model(collate([share([line.ids]) for line in lines], 0, side), lines, with_critiques=False).rewards
 

@@ -1,4 +1,4 @@
-"""One tiny model, one file of feedback and one trained reward model for all tests of a process."""
+"""One tiny model, one file of feedback and one trained reward model, shared by all tests of a process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A CPU on every machine; afterwards no log of this test and no variable (TrainingArguments sets those of FSDP)."""
+    """Use the CPU; afterwards reset logging and environment variables (TrainingArguments sets those of FSDP)."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     variables = dict(os.environ)
     log = logging.getLogger("rrm_lm")

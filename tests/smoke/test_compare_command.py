@@ -37,7 +37,7 @@ def compare(capture: Any, *words: object, output: Path) -> Any:
     return run(capture, "compare", *words, *settings)
 
 
-def test_everything_at_once(
+def test_all_measures_together(
     policy: Path, prompts: Path, requests: Path, trained: Trained, tmp_path: Path, capsys: Any
 ) -> None:
     other = save_tiny_model(tmp_path / "other", seed=5)
@@ -99,8 +99,8 @@ def test_trivial_policies_and_parts_of_gold(
     assert "The parts of gold" in page and nonsense in page and f"{nonsense} against" not in page
 
 
-def test_a_judge_behind_a_server(policy: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
-    """It has a taste of its own, does not answer one question, and to another takes whatever is shown first."""
+def test_served_judge(policy: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+    """The judge prefers the greater text, refuses one question, and in another always picks the first response."""
     pytest.importorskip("openai", reason="the optional package openai is not installed")
     refused, placed = QUESTIONS[1], QUESTIONS[2]
 
@@ -159,7 +159,7 @@ def test_the_same_seed_gives_the_same_answers(policy: Path, prompts: Path, tmp_p
     assert first == again != other
 
 
-def test_a_copy_of_the_reference_is_at_no_distance(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_copy_of_the_reference_has_zero_kl(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     copy = shutil.copytree(tiny, tmp_path / "copy")
     result = compare(capsys, copy, "--reference", tiny, "--prompts", prompts, output=tmp_path / "out")
     assert result.code == 0, result.err
@@ -187,7 +187,7 @@ def test_measurements_of_training_are_shown(policy: Path, prompts: Path, tmp_pat
     assert "square root of KL" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_prompts_of_feedback_and_only_some_of_them(policy: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_prompts_from_feedback_with_max_prompts(policy: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     result = compare(capsys, policy, "--prompts", pairs, "--max_prompts", 2, output=tmp_path / "out")
     assert result.code == 0, result.err
     assert {row["prompt"][0]["content"] for row in read_rows(tmp_path / "out" / "samples.jsonl")} == {
@@ -195,7 +195,7 @@ def test_prompts_of_feedback_and_only_some_of_them(policy: Path, pairs: Path, tm
     }
 
 
-def test_a_prompt_that_is_too_long_loses_its_beginning(policy: Path, tmp_path: Path, capsys: Any) -> None:
+def test_long_prompt_loses_its_beginning(policy: Path, tmp_path: Path, capsys: Any) -> None:
     data = write_rows(tmp_path / "long.jsonl", [{"prompt": "the sea is blue because " * 200}])
     result = compare(capsys, policy, "--prompts", data, output=tmp_path / "out")
     assert result.code == 0, result.err
@@ -223,7 +223,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(policy: Path, tmp_path: P
         (("POLICY", "--prompts", "PROMPTS", "--gold", "OTHERS"), "No answer got a reward", "gold: OTHERS"),
     ],
 )
-def test_what_cannot_be_compared(
+def test_comparisons_that_are_refused(
     words: tuple[str, ...], what: str, where: str, policy: Path, prompts: Path, trained: Trained, tmp_path: Path,
     capsys: Any,
 ) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""The bench of critics in its quick form on a tiny model: every arm, restarted, and the computed verdict."""
+"""The critic benchmark in its quick form on a tiny model: every arm, restarted, and the computed verdict."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def feedback(count: int, seed: int) -> list[dict[str, Any]]:
     return [row | {"chosen_critiques": ["Good."], "rejected_critiques": ["It is too long.", "No."]} for row in rows]
 
 
-def test_every_arm_once_restarted_and_judged(
+def test_every_arm_runs_once_and_can_be_restarted(
     bench: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     heldout = feedback(8, seed=1)
@@ -62,14 +62,14 @@ def test_every_arm_once_restarted_and_judged(
         bench.main([*words, "--pairs", "7"])
 
 
-def test_a_sham_is_always_about_another_prompt(bench: Any) -> None:
+def test_sham_critique_is_always_about_another_prompt(bench: Any) -> None:
     subjects = [((number,), f"{number} {place}") for number in range(5) for place in range(2 + number % 3)]
     others = bench.elsewhere(subjects, 0)
     assert sorted(others.values()) == sorted(subjects)
     assert all(one[0] != other[0] for one, other in others.items())
 
 
-def test_the_verdict_says_no_more_than_the_intervals(bench: Any) -> None:
+def test_verdict_claims_no_more_than_the_intervals(bench: Any) -> None:
     def found(critic: float, sham: float, human: float) -> str:
         values = {"critic-notes minus none-plain": critic, "critic-notes minus sham-notes": sham}
         values |= {"human-notes minus none-plain": human}

@@ -26,7 +26,7 @@ QUESTIONS = ["what is the moon made of?", "who lives in the sea?", "is the answe
 
 @pytest.fixture(scope="module")
 def critic(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward model with random weights, which writes something else about every response."""
+    """A reward model with random weights, which writes a different critique of every response."""
     torch.manual_seed(5)
     backbone = Backbone(load_causal_lm(str(tiny), dtype="float32"), pad_id=0)
     settings = RewardSettings(str(tiny), max_length=160, max_critique_length=8)
@@ -47,7 +47,7 @@ def evaluate(capture: Any, model: Path, data: Path, output: Path, *more: object)
 
 
 def noted_texts(folder: Path) -> dict[str, str]:
-    """By response, what whoever judges was shown of it, from what was written down."""
+    """By response, the text with notes that judges were shown, reconstructed from the critiques file."""
     rows = read_rows(folder)
     assert all(row["shown"] == bool(row["critique"]) for row in rows)
     return {
@@ -82,7 +82,7 @@ def test_evaluate_shows_critiques_to_whatever_scores(
     assert (out / f"{model.name}-with-mine.json").is_file()
 
 
-def test_a_critic_that_says_nothing_leaves_the_judge_alone(
+def test_critic_without_critiques_does_not_change_the_judge(
     critic: Path, trained: Trained, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rrm_lm.recursion.critics import AdapterCritic, Remark
@@ -97,7 +97,7 @@ def test_a_critic_that_says_nothing_leaves_the_judge_alone(
     assert "this is the judge alone" in (tmp_path / "helped" / "report.html").read_text(encoding="utf-8")
 
 
-def test_what_is_no_critic_is_said_before_anything_is_loaded(
+def test_invalid_critics_are_refused_before_anything_is_loaded(
     policy: Path, prompts: Path, critic: Path, trained: Trained, tmp_path: Path, capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

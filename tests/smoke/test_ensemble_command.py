@@ -1,4 +1,4 @@
-"""A reward ensemble from the commands: trained, merged, evaluated and scored, with its disagreement."""
+"""A reward ensemble through the commands: trained, merged, evaluated and scored, with its standard deviation."""
 
 from __future__ import annotations
 
@@ -62,8 +62,10 @@ def test_an_ensemble_is_trained_saved_and_scored(tiny: Path, pairs: Path, tmp_pa
 
 
 @pytest.mark.timeout(240)
-def test_a_policy_is_rewarded_as_the_ensemble_is_told_to(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
-    """The same first episodes: the mean of three heads, their minimum, and the mean less what they disagree by."""
+def test_policy_reward_uses_the_chosen_combination_of_the_ensemble(
+    tiny: Path, pairs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """The same first episodes with the mean of three heads, their minimum, and their mean minus standard deviation."""
     out = tmp_path / "ensemble"
     assert train(capsys, tiny, pairs, out, "--ensemble_heads", 3, "--max_steps", 2).code == 0
     prompts = write_prompts(tmp_path)
@@ -79,7 +81,7 @@ def test_a_policy_is_rewarded_as_the_ensemble_is_told_to(tiny: Path, pairs: Path
     assert least < mean and less == pytest.approx(mean - 2 * disagreement, abs=1e-4)
 
 
-def test_one_head_says_nothing_of_ensembles(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_single_head_output_does_not_mention_ensembles(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     made = train(capsys, tiny, pairs, tmp_path / "one", "--max_steps", 1)
     assert made.code == 0, made.err
     assert not any(name.startswith("ensemble") for name in read(tmp_path / "one" / "reward_model.json"))
@@ -88,7 +90,7 @@ def test_one_head_says_nothing_of_ensembles(tiny: Path, pairs: Path, tmp_path: P
     assert len(rewards_of(tmp_path / "one"))
 
 
-def test_settings_of_an_ensemble_that_make_no_sense(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_invalid_ensemble_settings(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     wrong = train(capsys, tiny, pairs, tmp_path / "wrong", "--ensemble_heads", 0)
     assert wrong.code == 2 and wrong.error["error"] == "ensemble_heads is 0"
     wrong = train(capsys, tiny, pairs, tmp_path / "wrong", "--ensemble", "median")

@@ -1,4 +1,4 @@
-"""`rrm-lm evaluate` on every kind of model, and that nothing but the model and the texts decides a reward."""
+"""`rrm-lm evaluate` on every kind of model; rewards depend on nothing but the model and the texts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def evaluate(capture: Any, model: Path, data: Path, output: Path, *more: object)
 
 
 def classifier(folder: Path, labels: int = 1, *, seed: int = 3) -> Path:
-    """Somebody's reward model: a sequence classifier with a chat template of its own."""
+    """A third-party reward model: a sequence classifier with its own chat template."""
     save_tiny_model(folder, seed=seed)
     plain = AutoModelForSequenceClassification.from_pretrained(str(folder), num_labels=labels, pad_token_id=0)
     torch.nn.init.normal_(plain.score.weight, generator=torch.Generator().manual_seed(seed))
@@ -85,7 +85,7 @@ def test_all_ways_to_load_a_reward_model_give_the_same_rewards(trained: Trained)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("sharing", [True, False])
 @pytest.mark.parametrize("tokens", [1, 300, 100_000])
-def test_rewards_depend_on_no_batch(side: str, sharing: bool, tokens: int, trained: Trained) -> None:
+def test_rewards_do_not_depend_on_the_batch(side: str, sharing: bool, tokens: int, trained: Trained) -> None:
     model, chat = load_reward_model(trained.folder, dtype="float32")
     expected = [
         RewardScorer(model, chat).score([p], [[r]])[0][0] for p, rs in zip(PROMPTS, RESPONSES, strict=True) for r in rs
@@ -96,7 +96,7 @@ def test_rewards_depend_on_no_batch(side: str, sharing: bool, tokens: int, train
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged", "judge"])
-def test_rewards_depend_on_no_order_and_no_number_of_processes(kind: str, trained: Trained) -> None:
+def test_rewards_do_not_depend_on_order_or_number_of_processes(kind: str, trained: Trained) -> None:
     path = {"adapter": trained.folder, "merged": trained.merged, "judge": trained.model}[kind]
     scorer = load_scorer(str(path), dtype="float32", micro_batch_tokens=500)
     comparisons = load_feedback(str(trained.heldout)).comparisons
@@ -112,7 +112,9 @@ def test_rewards_depend_on_no_order_and_no_number_of_processes(kind: str, traine
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged", "judge"])
-def test_the_commands_results_depend_on_no_batch(kind: str, trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_results_of_the_command_do_not_depend_on_the_batch(
+    kind: str, trained: Trained, tmp_path: Path, capsys: Any
+) -> None:
     model = {"adapter": trained.folder, "merged": trained.merged, "judge": trained.model}[kind]
     for tokens in (1, 100_000):
         result = evaluate(capsys, model, trained.heldout, tmp_path / str(tokens), "--micro_batch_tokens", tokens)
@@ -127,8 +129,8 @@ def test_the_commands_results_depend_on_no_batch(kind: str, trained: Trained, tm
 # -- other people's models ------------------------------------------------------------------------------------------
 
 
-def test_somebody_elses_classifier(trained: Trained, tmp_path: Path, capsys: Any) -> None:
-    """Rendered whole with its own template, also the white space behind the last turn, as it was trained."""
+def test_third_party_classifier(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+    """Rendered with its own template, including the whitespace after the last turn, as in its training."""
     folder = classifier(tmp_path / "theirs")
     result = evaluate(capsys, folder, trained.heldout, tmp_path / "out")
     assert result.code == 0, result.err
@@ -175,8 +177,8 @@ def test_a_language_model_as_a_judge(trained: Trained, tmp_path: Path, capsys: A
         close(found, odds.item())
 
 
-def test_a_conversation_longer_than_a_models_positions(tmp_path: Path) -> None:
-    """Without a length of its own, a model is given no more than it has positions for (GPT-2 would fail)."""
+def test_conversation_longer_than_the_models_positions(tmp_path: Path) -> None:
+    """A model that records no maximum length gets at most as many tokens as it has positions (GPT-2 would fail)."""
     folder = save_tiny_model(tmp_path / "gpt2", "gpt2")
     scorer = load_scorer(str(folder), max_length=2048, dtype="float32")
     assert isinstance(scorer, JudgeScorer) and scorer.chat.max_length == 512
@@ -185,7 +187,7 @@ def test_a_conversation_longer_than_a_models_positions(tmp_path: Path) -> None:
 
 
 def test_an_adapter_on_the_hub(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Hub's cache, filled by hand: there is no network in tests."""
+    """The Hub's cache, filled manually, because tests have no network."""
     from huggingface_hub import constants
 
     cache = tmp_path / "hub" / "models--somebody--reward"
@@ -257,14 +259,14 @@ def test_the_place_of_a_moved_backbone(trained: Trained, tmp_path: Path, capsys:
     assert rewards_of(tmp_path / "out") == rewards_of(tmp_path / "own")
 
 
-def test_only_an_adapter_has_a_base_model(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_base_model_applies_only_to_adapters(trained: Trained, tmp_path: Path, capsys: Any) -> None:
     result = evaluate(capsys, trained.merged, trained.heldout, tmp_path / "out", "--base_model", trained.model)
     assert result.code == 2
     assert "Only an adapter has a base model" in result.error["error"]
 
 
-def test_a_merged_checkpoint_of_a_model_that_writes_first(trained: Trained, tmp_path: Path) -> None:
-    """It cannot write, and its rewards without the critiques would mean nothing."""
+def test_merged_checkpoint_of_a_critique_first_model(trained: Trained, tmp_path: Path) -> None:
+    """It cannot write critiques, and its rewards without critiques would be meaningless."""
     folder = shutil.copytree(trained.merged, tmp_path / "merged")
     settings = (folder / "reward_model.json").read_text()
     (folder / "reward_model.json").write_text(settings.replace('"critique_first": false', '"critique_first": true'))
@@ -295,7 +297,7 @@ def test_several_sets(trained: Trained, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_ties(trained: Trained, tmp_path: Path, capsys: Any) -> None:
-    """A model that rates everything alike is right on half, not on all and not on none."""
+    """A model that gives equal rewards is right on half of the pairs, not on all or none."""
     folder = classifier(tmp_path / "theirs")
     model = AutoModelForSequenceClassification.from_pretrained(str(folder))
     torch.nn.init.zeros_(model.score.weight)
@@ -323,7 +325,7 @@ def test_a_set_without_comparisons(trained: Trained, tmp_path: Path, capsys: Any
     assert result.error["where"] == "shown"
 
 
-def test_results_that_may_not_be_replaced(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_results_are_not_replaced_without_permission(trained: Trained, tmp_path: Path, capsys: Any) -> None:
     assert evaluate(capsys, trained.folder, trained.heldout, tmp_path / "out").code == 0
     result = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "out", "--overwrite_output_dir", "false")
     assert result.code == 2
@@ -331,7 +333,7 @@ def test_results_that_may_not_be_replaced(trained: Trained, tmp_path: Path, caps
     assert "--resume" not in result.error["what to do"]
 
 
-def test_results_do_not_go_into_the_models_own_folder(trained: Trained, capsys: Any) -> None:
+def test_results_are_not_written_to_the_models_folder(trained: Trained, capsys: Any) -> None:
     before = contents(trained.folder)
     result = evaluate(capsys, trained.folder, trained.heldout, trained.folder)
     assert result.code == 2
@@ -354,7 +356,7 @@ def test_results_go_to_a_folder_named_after_the_model(
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2"])
 def test_an_adapter_with_dropout_and_other_layers(family: str, tmp_path: Path, capsys: Any, pairs: Path) -> None:
-    """What was trained with is loaded again, in families whose layers have other names."""
+    """The training settings are restored, also in families with other layer names."""
     base = save_tiny_model(tmp_path / "base", family)
     words = ("--lora_dropout", 0.1, "--max_steps", 2, "--use_cpu", "true", "--dtype", "float32", "--max_length", 100)
     made = run(

@@ -1,4 +1,4 @@
-"""A disk that fills up to the last byte in the middle of a save: a clear error, and nothing lost that was there."""
+"""A disk that fills up during a save: a clear error, and no earlier file is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAVES = ("--save_strategy", "steps", "--save_steps", 2, "--max_steps", 4, "--eva
 
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system of its own with 16 MiB, in memory."""
+    """A separate in-memory file system with 16 MiB."""
     place = tmp_path_factory.mktemp("disk")
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], capture_output=True, text=True, check=False
@@ -33,7 +33,7 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def fill(place: Path, left: int) -> Path:
-    """Fill a file system but for so many bytes; the file that does it."""
+    """Fill a file system except for `left` bytes; returns the file that fills it."""
     filler = place / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -50,7 +50,7 @@ def bytes_in(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("command", ["reward", "policy"])
-def test_a_disk_that_is_full(
+def test_full_disk_during_a_save(
     command: str, small_disk: Path, tiny: Path, pairs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     prompts = write_prompts(tmp_path / "data")
@@ -91,7 +91,7 @@ def test_a_disk_that_is_full(
         subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_before_the_run(small_disk: Path, tiny: Path, pairs: Path, capsys: Any) -> None:
+def test_full_disk_before_the_run(small_disk: Path, tiny: Path, pairs: Path, capsys: Any) -> None:
     filler = fill(small_disk, 0)
     try:
         stopped = train(capsys, tiny, pairs, small_disk / "out")

@@ -1,4 +1,4 @@
-"""The bench for GPUs on a CPU: every side on tiny models, by the very path that a GPU takes; and how it fails."""
+"""The GPU benchmark on a CPU: every side on tiny models, through the same code as on a GPU; and its failures."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ def test_the_embedded_model_and_the_least_memory_that_trl_can_have(
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own(gpu: Any, jobs: Any, tiny: Path) -> None:
+def test_separate_process(gpu: Any, jobs: Any, tiny: Path) -> None:
     setting = jobs.SETTINGS["reward", "ours"][0]
     job = jobs.Job("tiny", "reward", "ours", setting, jobs.SMALL, "cpu", 1, str(tiny))
     assert gpu.launch(job, 250)["mfu"] > 0
     assert gpu.launch(job, 0.01) == {"error": "not done in 0.01 seconds"}
 
 
-def test_what_goes_wrong_in_a_process_is_its_result(
+def test_failure_of_a_process_becomes_its_result(
     sides: Any, jobs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = jobs.Job("tiny", "reward", "ours", {}, jobs.SMALL, "cpu", 1, "no/such/model")
@@ -122,8 +122,8 @@ def test_what_goes_wrong_in_a_process_is_its_result(
     assert sides.is_memory(wrapped) and not sides.is_memory(ValueError("other"))
 
 
-def test_operations_are_those_that_are_done(sides: Any) -> None:
-    """Against torch's own counter, without attention, which it counts as if every token saw every other one."""
+def test_counted_operations_match_those_performed(sides: Any) -> None:
+    """Compared with torch's counter, without attention, for which torch counts every pair of tokens."""
     flops = importlib.import_module("gpu_flops")
     model = tiny_model(layers=6)
     adapted: Any = sides.get_peft_model(model, sides.lora())

@@ -1,4 +1,4 @@
-"""Two processes do what one does. A real launch on the CPU, where the processes talk through gloo."""
+"""Two processes give the same results as one. A real launch on the CPU; the processes communicate through gloo."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def launch(script: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run a script of `scripts/` on two processes, as a launcher would, with no word about the CPU."""
+    """Run a script of `scripts/` on two processes, as a launcher would, without setting ACCELERATE_USE_CPU."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*command, str(ROOT / "scripts" / script), *map(str, words)],
@@ -32,7 +32,7 @@ def launch(script: str, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_evaluation(trained: Trained, tmp_path: Path, capsys: Any) -> None:
-    """With a critic, and of a model that writes critiques first: which process a response falls to changes none."""
+    """With a critic, and a model that writes critiques first: it does not matter which process scores a response."""
     model = shutil.copytree(trained.folder, tmp_path / "first")
     settings = {**read(model / "reward_model.json"), "critique_first": True, "max_critique_length": 6}
     (model / "reward_model.json").write_text(json.dumps(settings))
@@ -46,7 +46,7 @@ def test_evaluation(trained: Trained, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_scores(trained: Trained, tmp_path: Path, capsys: Any) -> None:
-    """By the program's own flags: the same lines in the same order, and told once."""
+    """Through rrm-lm's flags: the same lines in the same order, printed once."""
     words = ("--model", trained.folder, "--dataset", trained.heldout, "--dtype", "float32")
     assert run(capsys, "score", *words, "--output_file", tmp_path / "one.jsonl").code == 0
     done = subprocess.run(
@@ -59,7 +59,7 @@ def test_scores(trained: Trained, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_sharded(trained: Trained, tmp_path: Path, capsys: Any) -> None:
-    """Evaluated and scored with half of the model on each of two processes: the same rewards, told once."""
+    """Evaluated and scored with half of the model on each of two processes: the same rewards, printed once."""
     words = ("--model", trained.folder, "--dataset", trained.heldout, "--dtype", "float32")
     ways = {"evaluate": ("--output_dir", "fsdp2"), "score": ("--output_file", "fsdp2_offload")}
     for command, (output, config) in ways.items():
@@ -73,7 +73,7 @@ def test_sharded(trained: Trained, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
-    """Half the batch on each of two processes is the whole batch on one."""
+    """Half of the batch on each of two processes equals the full batch on one."""
     train_on_one(capsys, tiny, tmp_path)
     words = ("--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 4)
     done = launch("train_reward.py", *words, "--use_cpu", "false", "--output_dir", tmp_path / "two")
@@ -84,7 +84,7 @@ def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_sharded_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
-    """`configs/accelerate/fsdp2.yaml` by the program's own flags: half of the model on each of two processes."""
+    """`configs/accelerate/fsdp2.yaml` through rrm-lm's flags: half of the model on each of two processes."""
     train_on_one(capsys, tiny, tmp_path)
     words = ("--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 4, "--use_cpu", "false")
     launch_sharded("reward", *words, "--save_strategy", "no", "--output_dir", tmp_path / "two")

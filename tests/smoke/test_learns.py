@@ -1,4 +1,4 @@
-"""A tiny reward model, made and trained from scratch, learns what people mean."""
+"""A tiny reward model, created and trained from scratch, learns the preference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS = tuple(_TEXT.split())
 
 
 def thankful(count: int, seed: int, *, labels: bool = True) -> list[Comparison]:
-    """Pairs of which the response that says "thank" somewhere wins, or, without labels, a random one."""
+    """Pairs in which the response that contains "thank" wins, or a random one if labels are off."""
     draw = random.Random(seed)
     made = []
     for row in range(1, count + 1):
@@ -72,5 +72,5 @@ def test_a_preference_is_learned(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(120)
 def test_nothing_is_learned_from_random_labels(tmp_path: Path) -> None:
-    """So the accuracy above comes from the labels, not from how pairs are laid out."""
+    """This shows that the accuracy above comes from the labels, not from the layout of pairs."""
     assert 0.25 < held_out_accuracy(tmp_path, labels=False) < 0.75

@@ -1,4 +1,4 @@
-"""Two processes: what ends one ends both, soon and with the cause in front; and the run can go on."""
+"""Two processes: if one ends, both end quickly and report the cause first; the run can be resumed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def step(folder: Path) -> int:
 
 
 @pytest.mark.timeout(300)
-def test_asked_to_stop_then_killed(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_sigterm_resume_and_sigkill(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     """Through `rrm-lm reward --accelerate_config cpu2`: SIGTERM; the command that it prints; SIGKILL of a process."""
     folder = tmp_path / "out"
     settings = {
@@ -81,7 +81,7 @@ def test_asked_to_stop_then_killed(tiny: Path, pairs: Path, tmp_path: Path, caps
 
 
 @pytest.mark.timeout(300)
-def test_one_raises(tiny: Path, tmp_path: Path) -> None:
+def test_error_in_one_process_stops_both(tiny: Path, tmp_path: Path) -> None:
     """Under plain `accelerate launch`: a reward that fails in one process while the other waits for it."""
     prompts = write_prompts(tmp_path / "data")
     (prompts.parent / "failing.py").write_text(

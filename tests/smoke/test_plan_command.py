@@ -32,7 +32,7 @@ def test_the_page_is_one_screen(config_8b: Path, capsys: Any, monkeypatch: pytes
         assert any(line.strip().startswith(name) for line in lines), name
 
 
-def test_for_a_program(tiny: Path, capsys: Any) -> None:
+def test_json_output(tiny: Path, capsys: Any) -> None:
     words = ("--num_processes", 2, "--gpu_memory", "8GiB", "--dtype", "float32", "--prompt_length", 32)
     result = run(capsys, "plan", "--model_name_or_path", tiny, *words, "--response_length", 16, "--json")
     assert result.code == 0, result.err

@@ -1,4 +1,4 @@
-"""What people get wrong with `rrm-lm policy`, and what goes wrong while it runs: one message that says what to do."""
+"""User errors with `rrm-lm policy`, and errors while it runs: one message with a remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def names(prompts: Path, trained: Trained, tmp_path: Path) -> dict[str, Path]:
-    """What stands for files in the tables below."""
+    """Placeholders for files in the tables below."""
     data = prompts.parent
     long, empty = "the sea is blue because " * 200, {"prompt": " "}
     silent = {"prompt": [{"role": "system", "content": "be short"}]}
@@ -84,7 +84,7 @@ def names(prompts: Path, trained: Trained, tmp_path: Path) -> dict[str, Path]:
         (("--reward_model_path", "x"), "There is no flag `--reward_model_path`", "the command line"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_run(
+def test_pipelines_that_are_refused(
     words: tuple[Any, ...], what: str, where: str, trained: Trained, prompts: Path, tmp_path: Path, capsys: Any
 ) -> None:
     known = names(prompts, trained, tmp_path)
@@ -115,9 +115,7 @@ def test_no_prompts_and_no_reward(tiny: Path, prompts: Path, tmp_path: Path, cap
     assert contents(tmp_path / "out") == {}
 
 
-def test_a_prompt_that_is_too_long_is_cut_where_asked(
-    trained: Trained, prompts: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_long_prompt_is_truncated_if_asked(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     long = names(prompts, trained, tmp_path)["LONG"]
     result = teach(capsys, trained.model, long, tmp_path / "out", "--max_length", 40)
     assert result.code == 0, result.err
@@ -125,7 +123,9 @@ def test_a_prompt_that_is_too_long_is_cut_where_asked(
     assert read(tmp_path / "out" / "policy.json")["max_length"] == 40
 
 
-def test_held_out_prompts_that_are_learned_on_are_told(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_held_out_prompts_in_the_training_set_are_reported(
+    tiny: Path, prompts: Path, tmp_path: Path, capsys: Any
+) -> None:
     rows = [{"prompt": question} for question in (QUESTIONS[0].upper(), "is this new?")]
     held = write_rows(tmp_path / "held.jsonl", rows)
     result = teach(capsys, tiny, prompts, tmp_path / "out", "--eval_prompts", held, "--max_steps", 1)
@@ -160,14 +160,14 @@ def test_a_reward_that_fails_stops_with_the_text(
     assert read(tmp_path / "out" / "run.json")["outcome"] == "stopped by TrainingError"
 
 
-def test_a_constant_reward_is_told(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_constant_reward_is_reported(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     words = ("--reward_function", f"{prompts.parent / 'rewards.py'}:constant")
     result = teach(capsys, tiny, prompts, tmp_path / "out", *words)
     assert result.code == 0, result.err
     assert result.err.count("the reward constant is 2.5 for each of 4 responses: nothing can be learned") == 1
 
 
-def test_a_gold_reward_without_a_word_stops(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_gold_reward_without_the_word_stops(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     known = names(prompts, trained, tmp_path)
     words = ("--eval_prompts", known["HELD"], "--gold", known["OTHERS"])
     result = teach(capsys, trained.model, prompts, tmp_path / "out", *words)
@@ -175,7 +175,7 @@ def test_a_gold_reward_without_a_word_stops(trained: Trained, prompts: Path, tmp
     assert result.error["where"] == f"gold: {known['OTHERS']}"
 
 
-def test_a_reward_model_whose_backbone_is_gone(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_reward_model_with_a_missing_backbone(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     other = save_tiny_model(tmp_path / "other", seed=3)
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -189,13 +189,13 @@ def test_a_reward_model_whose_backbone_is_gone(trained: Trained, prompts: Path, 
 # -- while it trains ------------------------------------------------------------------------------------------------
 
 
-def test_a_token_that_never_comes_is_told(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_end_token_that_never_occurs_is_reported(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     result = teach(capsys, tiny, prompts, tmp_path / "out", "--stop_token_id", 0)
     assert result.code == 0, result.err
     assert "no response has ended by itself in 6 tokens" in result.err and "writes the token 0" in result.err
 
 
-def test_a_policy_that_writes_nothing_but_the_end(
+def test_policy_that_only_writes_the_end_token(
     trained: Trained, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AgentModel, "roll_out", lambda self, *args, **more: written([[2]])(*args, **more))
@@ -207,7 +207,7 @@ def test_a_policy_that_writes_nothing_but_the_end(
     assert (last["val/finished"], last["val/response_length"]) == (1.0, 1.0)
 
 
-def test_a_value_function_of_another_kind_cannot_be_gone_on_with(
+def test_resuming_with_another_kind_of_value_function_is_refused(
     tiny: Path, prompts: Path, tmp_path: Path, capsys: Any
 ) -> None:
     assert teach(capsys, tiny, prompts, tmp_path / "one", *CHECKPOINTS).code == 0
@@ -235,7 +235,7 @@ def test_a_value_function_of_another_kind_cannot_be_gone_on_with(
 def test_a_full_disk(
     error: Exception, tiny: Path, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second checkpoint does not fit any more; the first is whole, and the run goes on from it."""
+    """The second checkpoint does not fit on the disk; the first is complete, and the run resumes from it."""
     own, folder = agent_files.save_file, tmp_path / "out"
 
     def save_file(tensors: Any, file: Path, **more: Any) -> None:
@@ -253,7 +253,7 @@ def test_a_full_disk(
     assert rest.code == 0, rest.err
 
 
-def test_another_error_is_not_taken_for_a_full_disk(
+def test_other_errors_are_not_mistaken_for_a_full_disk(
     tiny: Path, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def save_file(*_: Any, **__: Any) -> None:
@@ -264,7 +264,7 @@ def test_another_error_is_not_taken_for_a_full_disk(
         teach(capsys, tiny, prompts, tmp_path / "out", *CHECKPOINTS)
 
 
-def test_a_reload_with_other_logits_fails_the_run(
+def test_reload_with_different_logits_fails_the_run(
     tiny: Path, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = policy_save.load_policy
@@ -283,7 +283,7 @@ def test_a_reload_with_other_logits_fails_the_run(
 # -- help -----------------------------------------------------------------------------------------------------------
 
 
-def test_help_names_only_what_has_a_meaning(capsys: Any) -> None:
+def test_help_lists_only_settings_with_an_effect(capsys: Any) -> None:
     with pytest.raises(SystemExit) as left:
         run(capsys, "policy", "--help_all")
     assert not left.value.code

@@ -45,7 +45,7 @@ def watched(prompts: Path) -> tuple[object, ...]:
 # -- what a run leaves ----------------------------------------------------------------------------------------------
 
 
-def test_what_a_run_leaves(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_files_written_by_a_run(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "out"
     words = (*watched(prompts), "--monitor_steps", 4, "--merge", "true", *CHECKPOINTS)
     result = teach(capsys, tiny, prompts, folder, *words)
@@ -74,7 +74,7 @@ def test_what_a_run_leaves(tiny: Path, prompts: Path, tmp_path: Path, capsys: An
     assert not torch.allclose(bare, theirs, atol=1e-2)
 
 
-def test_what_the_monitor_and_the_page_say(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_monitor_and_page(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     words = (*watched(prompts), "--monitor_steps", 2, "--monitor_prompts", 3)
     result = teach(capsys, tiny, prompts, tmp_path / "out", *words)
     assert result.code == 0, result.err
@@ -152,10 +152,10 @@ def test_two_functions_are_summed_with_weights(tiny: Path, prompts: Path, tmp_pa
     assert "Each reward" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_reward_adapter_of_the_same_backbone_shares_it(
+def test_reward_adapter_shares_its_backbone_with_the_policy(
     trained: Trained, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gives the rewards that it gives with a backbone of its own, and no second backbone is loaded for it."""
+    """It gives the same rewards as with its own backbone, and no second backbone is loaded for it."""
     loaded: list[str] = []
     from rrm_lm.runs.policy import rewards as policy_rewards
 
@@ -182,7 +182,7 @@ def test_a_reward_adapter_of_the_same_backbone_shares_it(
     assert loaded == [str(trained.merged)]
 
 
-def test_a_reward_model_of_another_backbone_gets_its_own(
+def test_reward_model_with_another_backbone_loads_it(
     trained: Trained, prompts: Path, tmp_path: Path, capsys: Any
 ) -> None:
     other = save_tiny_model(tmp_path / "other", "qwen3", seed=3)
@@ -192,7 +192,7 @@ def test_a_reward_model_of_another_backbone_gets_its_own(
     assert updates(tmp_path / "out")[0]["reward/reward"] == updates(tmp_path / "out")[0]["objective/scores"]
 
 
-def test_an_independent_reward_model_watches(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_independent_reward_model_monitors(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     words = ("--eval_prompts", prompts.parent / "heldout.jsonl", "--monitor_reward_model", trained.merged)
     result = teach(capsys, trained.model, prompts, tmp_path / "out", *words)
     assert result.code == 0, result.err
@@ -234,7 +234,7 @@ def test_other_value_functions(kind: str, tiny: Path, prompts: Path, tmp_path: P
 
 @contextlib.contextmanager
 def interrupted(monkeypatch: pytest.MonkeyPatch, update: int) -> Any:
-    """Somebody presses control-C in this update."""
+    """The user presses Ctrl-C in this update."""
     own = PPOTrainer.score
 
     def score(self: PPOTrainer, rollouts: Any) -> Any:
@@ -247,7 +247,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, update: int) -> Any:
         yield
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+def test_stopped_run_resumes_bit_for_bit(
     tiny: Path, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (*watched(prompts), "--monitor_steps", 1, "--kl_control", "adaptive", *CHECKPOINTS)
@@ -267,7 +267,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
 
 
 def check_same(one: Path, other: Path) -> None:
-    """Everything that two runs left is the same, but for times."""
+    """All files of two runs are the same except for times."""
     assert same(one, other) and same_values(one, other)
     assert updates(one) == updates(other)
     assert (one / "over_optimisation.jsonl").read_bytes() == (other / "over_optimisation.jsonl").read_bytes()
@@ -275,8 +275,8 @@ def check_same(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
-    """Killed by the system in a process of its own, while a reward is being asked in the update after a checkpoint."""
+def test_killed_run_resumes_bit_for_bit(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+    """A separate process is killed while it computes a reward, in the update after a checkpoint."""
     waiting = tmp_path / "waiting"
     code = f"import pathlib, time, rewards\ncalls = []\ndef counting(prompts, responses):\n    calls.append(1)\n" \
         f"    if len(calls) == 6:\n        pathlib.Path({str(waiting)!r}).touch()\n        time.sleep(300)\n" \
@@ -311,7 +311,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tiny: Path, prompts: Path, t
     check_same(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_training_ends_where_kl_runs_away(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_training_stops_when_kl_diverges(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     words = (*watched(prompts), "--max_kl", 0.5, "--learning_rate", 0.1, "--max_steps", 8, "--monitor_steps", 1)
     result = teach(capsys, tiny, prompts, tmp_path / "out", *words)
     assert result.code == 0, result.err
@@ -325,8 +325,8 @@ def test_training_ends_where_kl_runs_away(tiny: Path, prompts: Path, tmp_path: P
     assert isinstance(policy, torch.nn.Module)
 
 
-def test_training_ends_when_over_optimised(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
-    """A gold reward that falls whatever the policy does: the best one is the one from before."""
+def test_training_stops_when_over_optimised(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+    """The gold reward falls whatever the policy does, so the best policy is the initial one."""
     gold = ("--eval_prompts", prompts.parent / "heldout.jsonl", "--gold", *rewards(prompts, "falling"))
     words = (*gold, "--monitor_steps", 1, "--stop_when_over_optimised", "true")
     result = teach(capsys, tiny, prompts, tmp_path / "out", *words)
@@ -342,7 +342,7 @@ def test_training_ends_when_over_optimised(tiny: Path, prompts: Path, tmp_path: 
     assert len(measured(tmp_path / "on")) == 4
 
 
-def test_a_folder_of_another_command_stays(trained: Trained, prompts: Path, capsys: Any, tmp_path: Path) -> None:
+def test_folder_of_another_command_is_not_changed(trained: Trained, prompts: Path, capsys: Any, tmp_path: Path) -> None:
     before = contents(trained.folder)
     words = ("--overwrite_output_dir", "true")
     result = teach(capsys, trained.model, prompts, trained.folder, *words)
@@ -353,8 +353,8 @@ def test_a_folder_of_another_command_stays(trained: Trained, prompts: Path, caps
 # -- RLOO -----------------------------------------------------------------------------------------------------------
 
 
-def test_rloo_leaves_the_same_things(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
-    """Two steps an update: updates, not steps, are what is counted, measured and told."""
+def test_rloo_writes_the_same_files(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+    """Two steps per update: updates, not steps, are counted, measured and logged."""
     words = ("--algorithm", "rloo", "--samples_per_prompt", 2, "--num_ppo_epochs", 2, "--save_strategy", "no")
     both = ("--reward_model", trained.folder, "--reward_function", *rewards(prompts, "short"))
     more = ("--reward_weights", 2, 0.1, "--merge", "true", "--monitor_steps", 2)
@@ -379,7 +379,7 @@ def test_rloo_leaves_the_same_things(trained: Trained, prompts: Path, tmp_path: 
     assert AutoModelForCausalLM.from_pretrained(str(tmp_path / "out" / "merged")) is not None
 
 
-def test_rloo_goes_on_as_if_it_had_not_been_stopped(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_stopped_rloo_run_resumes_bit_for_bit(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     words = ("--algorithm", "rloo", "--samples_per_prompt", 2, "--num_ppo_epochs", 1, *CHECKPOINTS)
     assert teach(capsys, tiny, prompts, tmp_path / "whole", *words, *watched(prompts)).code == 0
     on = ("--resume_from_checkpoint", tmp_path / "whole" / "checkpoint-4")

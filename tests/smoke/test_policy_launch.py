@@ -1,4 +1,4 @@
-"""Two processes train a policy as one does. A real launch on the CPU, where the processes talk through gloo."""
+"""Two processes train the same policy as one. A real launch on the CPU; the processes communicate through gloo."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.timeout(400)
 def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
-    """Both leave the same kinds of things; and what every process does for itself is the same in all of them."""
+    """Both write the same kinds of files, and what every process computes independently is the same."""
     prompts = write_prompts(tmp_path / "data")
     gold = f"{prompts.parent / 'rewards.py'}:gold"
     words = ("--eval_prompts", prompts.parent / "heldout.jsonl", "--gold", gold, "--max_steps", 2)
@@ -60,7 +60,7 @@ def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
 
 @pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
 def test_sharded_training(algorithm: str, tiny: Path, tmp_path: Path, capsys: Any) -> None:
-    """`configs/accelerate/fsdp2.yaml` by the program's own flags: half of the model on each of two processes.
+    """`configs/accelerate/fsdp2.yaml` through rrm-lm's flags: half of the model on each of two processes.
 
     They draw what one draws and learn what it learns, by plain gradient descent: Adam's first step is the sign of the
     gradient, also where that is nothing but rounding.

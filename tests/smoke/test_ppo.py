@@ -1,4 +1,4 @@
-"""Policy training from end to end on tiny models: a run that is killed, and a policy from folder to folder."""
+"""End-to-end policy training on tiny models: a killed run, and training that starts from a policy folder."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    """Killed by the system, without a chance to tidy up, while it works on the update after a checkpoint."""
+def test_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Killed by SIGKILL, without cleanup, during the update after a checkpoint."""
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, __file__, str(tmp_path / "killed")],
@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
 
 
 def wait_to_be_killed(folder: Path) -> None:
-    """Train up to the fifth update, say so, and stay in it."""
+    """Train up to the fifth update, report it, and wait there."""
     made = trainer(folder, **SETTINGS)
     score = made.score
 
@@ -84,7 +84,7 @@ def wait_to_be_killed(folder: Path) -> None:
 
 
 def test_from_a_policy_folder_to_a_better_one(tmp_path: Path) -> None:
-    """A policy that was trained before is the start and the reference; the reward is on its backbone; PEFT reads it."""
+    """Starts from a trained policy, which is also the reference; the reward shares its backbone; PEFT loads it."""
     base = save_tiny_model(tmp_path / "base")
     start = tiny_agent()
     save_policy(start.backbone, tmp_path / "sft", CHAT.tokenizer, PolicySettings(str(base)))

@@ -1,4 +1,4 @@
-"""`rrm-lm recurse` on a tiny model: the tree is solved, reported, gone on with; and what goes wrong is told."""
+"""`rrm-lm recurse` on a tiny model: the tree is solved, reported and resumed; errors are reported."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_tree_is_solved_once_and_reported(config: Path, tmp_path: Path, capsys
     assert "The helper tells whether something is wrong" in page and "letters: top</h1>" in page
 
 
-def test_faults_of_a_tree_are_told_before_anything_is_loaded(
+def test_errors_in_a_tree_are_reported_before_anything_is_loaded(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = config.read_text(encoding="utf-8")
@@ -114,7 +114,7 @@ def test_faults_of_a_tree_are_told_before_anything_is_loaded(
 
 
 @pytest.mark.slow
-def test_helpers_in_processes_of_their_own_and_one_that_fails(
+def test_helpers_in_separate_processes_one_of_which_fails(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flag = tmp_path / "broken"
@@ -135,7 +135,7 @@ def test_helpers_in_processes_of_their_own_and_one_that_fails(
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_the_estimate_falls_while_a_node_is_worked_on() -> None:
+def test_remaining_time_decreases_while_a_node_is_solved() -> None:
     root = tree(top={"task": "main", "helpers": ["letter_s"], "questions": 40}, letter_s={"questions": 40})
     took = {"letter_s": {"reward": 60.0}, "top": {}}
     shop = SimpleNamespace(has=lambda node: node.name == "letter_s", costs=lambda node: Costs(seconds=took[node.name]))

@@ -1,4 +1,4 @@
-"""The experiment in its quick form: one seed on a tiny model, every arm, restartable, and the computed verdict."""
+"""The recursion experiment in its quick form: one seed on a tiny model, every arm, restarts, and the verdict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bench() -> Any:
 
 
 @pytest.mark.slow
-def test_every_arm_once_restarted_and_judged(
+def test_every_arm_runs_once_and_can_be_restarted(
     bench: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]

@@ -37,7 +37,7 @@ HANDS = "please write two words about the sea and the moon and who lives in the 
 # -- what a run leaves ----------------------------------------------------------------------------------------------
 
 
-def test_what_a_run_leaves(trained: Trained) -> None:
+def test_files_written_by_a_run(trained: Trained) -> None:
     names = {path.name for path in trained.folder.iterdir() if not path.name.startswith(".")}
     assert names == {
         *("adapter_config.json", "adapter_model.safetensors", "reward_model.json"),
@@ -170,9 +170,7 @@ def test_no_more_comparisons_than_asked_for(tiny: Path, pairs: Path, tmp_path: P
     assert "to learn from: 5 comparisons; held out: 5 comparisons" in result.err
 
 
-def test_what_a_file_leaves_out_is_not_counted_against_the_held_out_part(
-    tiny: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_dropped_rows_are_not_counted_for_the_held_out_part(tiny: Path, tmp_path: Path, capsys: Any) -> None:
     tie = {"prompt": "who is it?", "chosen": "same", "rejected": "same"}
     data = write_rows(tmp_path / "pairs.jsonl", [*pair_rows(10, critiques=False), tie, tie])
     result = train(capsys, tiny, data, tmp_path / "out", "--eval_fraction", 0.2)
@@ -194,10 +192,10 @@ def test_a_folder_is_read_by_split(tiny: Path, tmp_path: Path, capsys: Any) -> N
 
 
 @pytest.mark.parametrize("share", ["true", "false"])
-def test_sharing_prefixes_changes_no_reward(
+def test_prefix_sharing_does_not_change_rewards(
     share: str, trained: Trained, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fixture's run, which shares, once more with the switch: only rounding may differ."""
+    """The fixture's run, which shares prefixes, once more without sharing: only rounding may differ."""
     monkeypatch.chdir(tmp_path)
     config = ("--config", trained.folder / "config.yaml", "--output_dir", "out", "--merge", "false")
     assert run(capsys, "reward", *config, "--share_prefixes", share).code == 0
@@ -221,7 +219,7 @@ def test_mixed_precision(first: str, tiny: Path, pairs: Path, tmp_path: Path, ca
 def test_evaluation_during_training_and_the_best_checkpoint(
     tiny: Path, pairs: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    """The learning rate is such that the first step is the best one: that checkpoint is the model that is saved."""
+    """With this learning rate the first step is the best one, so its checkpoint is saved as the model."""
     words = ("--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps", "--save_steps", 1)
     result = train(
         capsys, tiny, pairs, tmp_path / "out", *words, "--load_best_model_at_end", "true", "--learning_rate", 0.3,
@@ -260,7 +258,7 @@ def test_a_critique_first(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) 
 
 
 def judged(capture: Any, model: Path, data: Path, *more: object) -> None:
-    """Evaluate into the folder `judged` beside the model."""
+    """Evaluate into the folder `judged` next to the model."""
     words = ("--model", model, "--dataset", data, "--output_dir", model.parent / "judged", *more)
     result = run(capture, "evaluate", *words, "--dtype", "float32")
     assert result.code == 0, result.err
@@ -269,7 +267,7 @@ def judged(capture: Any, model: Path, data: Path, *more: object) -> None:
 # -- checks after saving --------------------------------------------------------------------------------------------
 
 
-def test_a_reload_with_other_rewards_fails_the_run(
+def test_reload_with_different_rewards_fails_the_run(
     tiny: Path, pairs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = reward_save.load_reward_model
@@ -285,7 +283,7 @@ def test_a_reload_with_other_rewards_fails_the_run(
     assert "The saved model gives other rewards than the trained one" in result.error["error"]
 
 
-def test_a_merged_checkpoint_with_other_rewards_fails_the_run(
+def test_merged_checkpoint_with_different_rewards_fails_the_run(
     tiny: Path, pairs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = reward_save.load_sequence_classifier
@@ -302,10 +300,10 @@ def test_a_merged_checkpoint_with_other_rewards_fails_the_run(
     assert str(tmp_path / "out" / "merged") in str(result.error)
 
 
-def test_a_template_that_clients_read_to_another_token_fails_the_run(
+def test_template_that_clients_read_to_another_token_fails_the_run(
     tiny: Path, pairs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the check is for: the tokenizer saved as it is, with the new line that ChatML puts after a turn."""
+    """The case that the check is for: the unchanged tokenizer, with the new line that ChatML adds after a turn."""
     monkeypatch.setattr(reward, "save_reward_tokenizer", save_tokenizer)
     result = train(capsys, tiny, pairs, tmp_path / "out")
     assert result.code == 2

@@ -1,4 +1,4 @@
-"""Runs of `rrm-lm reward` that are stopped, go on, or find their folder taken."""
+"""Runs of `rrm-lm reward` that are stopped, are resumed, or find their folder in use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.smoke.commands import contents, pair_rows, read, rewards_of, same, tr
 
 @contextlib.contextmanager
 def interrupted(monkeypatch: pytest.MonkeyPatch, step: int) -> Any:
-    """Somebody presses control-C in this step."""
+    """The user presses Ctrl-C in this step."""
     own = RewardTrainer.training_step
 
     def training_step(self: RewardTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -34,7 +34,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, step: int) -> Any:
 
 @contextlib.contextmanager
 def a_nan(monkeypatch: pytest.MonkeyPatch, step: int) -> Any:
-    """The loss of this step is no number."""
+    """The loss of this step is NaN."""
     own = RewardTrainer._loss
 
     def loss(self: RewardTrainer, *args: Any) -> Any:
@@ -49,7 +49,7 @@ CHECKPOINTS = ("--save_strategy", "steps", "--save_steps", 2, "--max_steps", 6)
 
 
 @pytest.mark.parametrize(("trouble", "code"), [(interrupted, 130), (a_nan, 2)])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+def test_stopped_run_resumes_bit_for_bit(
     trouble: Any, code: int, tiny: Path, pairs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train(capsys, tiny, pairs, tmp_path / "whole", *CHECKPOINTS).code == 0
@@ -75,7 +75,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert steps == [log["step"] for log in read(tmp_path / "whole" / "trainer_state.json")["log_history"]]
 
 
-def test_a_learning_rate_that_blows_up(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_diverging_learning_rate(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     words = ("--learning_rate", 1e30, "--save_strategy", "steps", "--save_steps", 1)
     result = train(capsys, tiny, pairs, tmp_path / "out", *words)
     assert result.code == 2
@@ -83,7 +83,7 @@ def test_a_learning_rate_that_blows_up(tiny: Path, pairs: Path, tmp_path: Path, 
     assert "lower --learning_rate" in result.error["what to do"]
 
 
-def test_resuming_where_there_is_nothing_to_resume(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_resuming_without_a_checkpoint(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     assert train(capsys, tiny, pairs, tmp_path / "out").code == 0
     before = contents(tmp_path / "out")
     result = train(capsys, tiny, pairs, tmp_path / "out", "--resume_from_checkpoint", "true")
@@ -103,7 +103,7 @@ def test_resuming_another_run(tiny: Path, pairs: Path, tmp_path: Path, capsys: A
 
 
 def test_resuming_with_what_changed(tiny: Path, tmp_path: Path, capsys: Any) -> None:
-    """Other data under the same name is refused, too; what decides nothing is not; and leave can be given."""
+    """Changed data under the same name is refused; settings that do not affect the result may change."""
     data = write_rows(tmp_path / "pairs.jsonl", pair_rows(12))
     assert train(capsys, tiny, data, tmp_path / "out", *CHECKPOINTS).code == 0
     write_rows(data, pair_rows(12, seed=1))
@@ -125,7 +125,7 @@ def test_resuming_with_what_changed(tiny: Path, tmp_path: Path, capsys: Any) -> 
 # -- the output folder ----------------------------------------------------------------------------------------------
 
 
-def test_a_second_run_needs_leave_to_replace_the_first(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_second_run_needs_permission_to_replace_the_first(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     assert train(capsys, tiny, pairs, tmp_path / "out").code == 0
     (tmp_path / "out" / "left-over.txt").write_text("of the first run")
     before = contents(tmp_path / "out")
@@ -140,7 +140,7 @@ def test_a_second_run_needs_leave_to_replace_the_first(tiny: Path, pairs: Path, 
     assert contents(tmp_path / "out")["adapter_model.safetensors"] != before["adapter_model.safetensors"]
 
 
-def test_overwriting_keeps_the_first_run_until_the_input_is_known_to_be_good(
+def test_overwriting_keeps_the_first_run_until_the_input_is_checked(
     tiny: Path, pairs: Path, tmp_path: Path, capsys: Any
 ) -> None:
     assert train(capsys, tiny, pairs, tmp_path / "out").code == 0
@@ -163,7 +163,7 @@ def test_a_folder_in_use(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -
 
 
 @pytest.mark.parametrize("overwrite", ["true", "false"])
-def test_a_folder_of_somebody_else(overwrite: str, tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_folder_of_another_user(overwrite: str, tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     write_rows(tmp_path / "out" / "thesis.jsonl", [{"years": 3}])
     before = contents(tmp_path / "out")
     result = train(capsys, tiny, pairs, tmp_path / "out", "--overwrite_output_dir", overwrite)

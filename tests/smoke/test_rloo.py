@@ -1,4 +1,4 @@
-"""RLOO from end to end on a tiny model: what is rewarded becomes more frequent."""
+"""End-to-end RLOO on a tiny model: the rewarded word becomes more frequent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORD = "sea"
 
 
 def says_it(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-    """How often a response has the word, up to three times."""
+    """How often the word occurs in a response, at most three times."""
     return [min(3.0, float(text.count(WORD))) for text in responses]
 
 

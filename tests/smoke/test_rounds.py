@@ -1,4 +1,4 @@
-"""Feedback on what the policy itself writes is worth more than as much feedback on what others wrote."""
+"""Feedback on the policy's own responses is worth more than the same amount of feedback on other responses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REWARD_STEPS, POLICY_STEPS = 80, 40  # of each of two rounds; one round has twic
 
 
 def gold(_prompt: Prompt, response: str) -> float:
-    """The moon may be mentioned once or twice, and the more the better; beyond that it is too much."""
+    """Mentioning the moon once or twice is good, twice is better; more often is too much."""
     moons = response.count("moon")
     return float(min(moons, 2) - 2 * max(moons - 2, 0))
 
@@ -61,7 +61,7 @@ def by_others(count: int, seed: int) -> list[list[str]]:
 
 
 class Rounds:
-    """A policy and its reward model, trained in turns."""
+    """A policy and its reward model, trained alternately."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         torch.manual_seed(seed)
@@ -78,7 +78,7 @@ class Rounds:
         return [[one.text for one in group] for group in drawn]
 
     def ask(self, count: int, *, own: bool) -> None:
-        """So many new comparisons, of the policy's own responses or of those by others."""
+        """New comparisons of the policy's own responses, or of responses by others."""
         prompts = questions(2 * count, seed=self.seed * 10 + self.turns)
         texts = self.responses(prompts, 2) if own else by_others(2 * count, self.seed)
         overseer = SimulatedOverseer(gold, seed=self.seed)
@@ -117,7 +117,7 @@ class Rounds:
 
 
 def _wordy(seed: int) -> Any:
-    """A tiny model that says a few words, at first about equally often."""
+    """A tiny model that writes a few words, initially about equally often."""
     model = tiny_model(seed=seed)
     head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
     with torch.no_grad():

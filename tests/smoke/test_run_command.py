@@ -87,7 +87,7 @@ def config(tiny: Path, pairs: Path, tmp_path: Path) -> Path:
 
 
 def ran(error: str) -> list[str]:
-    """The stages that were run, not only found done."""
+    """The stages that were run, as opposed to those found done."""
     lines = [line for line in error.splitlines() if line.startswith("[") and "/" in line.split("]")[0]]
     return [
         line.split("] ")[1].split(":")[0] for line in lines if "done before" not in line and ": stopped" not in line
@@ -96,7 +96,7 @@ def ran(error: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_stages_run_once_and_again_where_something_changed(config: Path, tmp_path: Path, capfd: Any) -> None:
+def test_stages_run_once_and_again_after_a_change(config: Path, tmp_path: Path, capfd: Any) -> None:
     first = run(capfd, "run", "--allow_code", "--config", config)
     assert first.code == 0, first.err
     assert ran(first.err) == ["reward", "policy", "compare"]
@@ -158,8 +158,8 @@ def slow(prompts, responses, calls=[]):  # for the monitor, and for each update
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_killed_run_goes_on_inside_its_stage(config: Path, tmp_path: Path, capfd: Any) -> None:
-    """SIGKILL in the policy's second update: the reward model is not trained again, nor is the first update made."""
+def test_killed_pipeline_resumes_within_its_stage(config: Path, tmp_path: Path, capfd: Any) -> None:
+    """SIGKILL in the policy's second update: neither the reward model nor the first update is computed again."""
     (tmp_path / "slow.py").write_text(WAITING)
     text = config.read_text().replace(
         "response_length: 6", f"response_length: 6\n  reward_function: {tmp_path}/slow.py:slow"
@@ -216,9 +216,7 @@ def test_collected_feedback_is_what_the_overseer_said(tiny: Path, config: Path, 
     assert counts["comparisons"] + counts["ties"] == counts["pairs"]
 
 
-def test_a_collection_that_is_there_is_not_asked_for_again(
-    tiny: Path, config: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_finished_collection_is_not_repeated(tiny: Path, config: Path, tmp_path: Path, capsys: Any) -> None:
     assert collect(capsys, tiny, config).code == 0
     before = (tmp_path / "new" / "feedback.jsonl").read_bytes()
     people = tmp_path / "people.py"
@@ -228,7 +226,7 @@ def test_a_collection_that_is_there_is_not_asked_for_again(
     assert (tmp_path / "new" / "feedback.jsonl").read_bytes() == before
 
 
-def test_who_cannot_be_asked(tiny: Path, config: Path, tmp_path: Path, capsys: Any) -> None:
+def test_overseers_that_are_refused(tiny: Path, config: Path, tmp_path: Path, capsys: Any) -> None:
     result = collect(capsys, tiny, config, overseer="no_overseer")
     assert result.code == 2 and "returned int, which is not an overseer" in result.error["error"]
     result = run(capsys, "collect", tiny, "--prompts", tmp_path / "prompts.jsonl", "--overseer", "nobody")

@@ -16,7 +16,7 @@ from tests.tiny import save_tiny_model
 
 
 def scored(capture: Any, model: Path, data: Path, *more: object) -> list[dict[str, Any]]:
-    """The rows that the command prints; nothing else may stand on stdout."""
+    """The rows that the command prints; stdout must contain nothing else."""
     result = run(capture, "score", "--model", model, "--dataset", data, "--dtype", "float32", *more)
     assert result.code == 0, result.err
     return [json.loads(line) for line in result.out.splitlines()]
@@ -60,8 +60,8 @@ def test_the_rewards_are_those_of_the_evaluation(kind: str, trained: Trained, tm
         assert rewards[given["prompt"], given["rejected"]] == pytest.approx(found["reward_rejected"], abs=1e-5)
 
 
-def test_a_reward_depends_on_its_own_text_alone(trained: Trained, tmp_path: Path, capsys: Any) -> None:
-    """Also where the prompt must be cut to fit: a response's rivals do not decide what is left of it."""
+def test_reward_depends_only_on_its_own_text(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+    """Also if the prompt must be truncated: other responses do not affect how much of it is kept."""
     prompt = "the sea is blue because the answer is too long " * 12
     responses = ["no", "yes, the sea is blue and the moon is made of what was asked " * 2]
     rows = [{"prompt": prompt, "completion": response} for response in responses]
@@ -81,7 +81,7 @@ def test_into_a_file(trained: Trained, tmp_path: Path, capsys: Any) -> None:
     assert read_rows(file) == printed
 
 
-def test_columns_and_rows_to_pass_over(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_columns_and_skipped_rows(trained: Trained, tmp_path: Path, capsys: Any) -> None:
     rows = [{"q": "who?", "a": "the sea"}, {"q": "who?", "a": ""}, {"q": "who?", "a": "no"}]
     data = write_rows(tmp_path / "q.jsonl", rows)
     columns = ("--columns", "q=prompt", "a=completion")

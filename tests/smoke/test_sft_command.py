@@ -36,7 +36,7 @@ def corrected_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def train(capture: Any, model: Path, data: Path, output: Path, *more: object) -> Result:
-    """`rrm-lm sft` with few, quick steps; `more` overrides."""
+    """`rrm-lm sft` with a few quick steps; `more` overrides the defaults."""
     settings = {
         "max_length": 120,
         "per_device_train_batch_size": 4,
@@ -63,7 +63,7 @@ def chosen(tmp_path: Path) -> Path:
 # -- what a run leaves ----------------------------------------------------------------------------------------------
 
 
-def test_what_a_run_leaves(tiny: Path, chosen: Path, tmp_path: Path, capsys: Any) -> None:
+def test_files_written_by_a_run(tiny: Path, chosen: Path, tmp_path: Path, capsys: Any) -> None:
     held = write_rows(tmp_path / "held.jsonl", pair_rows(6, seed=7))
     folder = tmp_path / "out"
     words = ("--sft_on", "chosen", "--eval_dataset_name", held, "--merge", "true", *CHECKPOINTS)
@@ -113,7 +113,7 @@ def test_the_run_can_be_repeated_from_its_resolved_settings(
 
 
 def test_it_learns_what_it_is_shown(tiny: Path, tmp_path: Path, capsys: Any) -> None:
-    """One answer to every question: after some steps the held-out loss is far below the backbone's."""
+    """All questions have the same answer: after a few steps the held-out loss is far below the backbone's."""
     rows = [{"prompt": f"what is {n}?", "completion": "the sea is blue"} for n in range(24)]
     data = write_rows(tmp_path / "a.jsonl", rows)
     words = ("--max_steps", 20, "--learning_rate", 0.02, "--eval_fraction", 0.25)
@@ -159,9 +159,7 @@ def test_several_sources_at_once(tiny: Path, tmp_path: Path, capsys: Any) -> Non
     assert "to learn from: 2 responses; held out: 0" in result.err, result.err
 
 
-def test_comparisons_alone_are_not_imitated_without_being_asked(
-    tiny: Path, chosen: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_comparisons_are_imitated_only_on_request(tiny: Path, chosen: Path, tmp_path: Path, capsys: Any) -> None:
     result = train(capsys, tiny, chosen, tmp_path / "out")
     assert result.code == 2
     assert "There is nothing to imitate" in result.error["error"] and "12 comparisons" in result.error["error"]
@@ -169,7 +167,7 @@ def test_comparisons_alone_are_not_imitated_without_being_asked(
     assert contents(tmp_path / "out") == {}
 
 
-def test_what_does_not_fit_is_told(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+def test_truncated_examples_are_reported(tiny: Path, tmp_path: Path, capsys: Any) -> None:
     long = {"prompt": "who is it?", "completion": "the moon and the sea " * 40}
     data = write_rows(tmp_path / "a.jsonl", [*shown_rows(4), long])
     result = train(capsys, tiny, data, tmp_path / "out", "--eval_fraction", 0)
@@ -182,7 +180,7 @@ def test_what_does_not_fit_is_told(tiny: Path, tmp_path: Path, capsys: Any) -> N
     assert result.code == 2 and "No response is left to train on" in result.error["error"]
 
 
-def test_the_models_own_length_is_the_longest(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+def test_recorded_length_is_the_maximum(tiny: Path, tmp_path: Path, capsys: Any) -> None:
     data = write_rows(tmp_path / "a.jsonl", shown_rows(4))
     result = train(capsys, tiny, data, tmp_path / "out", "--max_length", 4096, "--eval_fraction", 0)
     assert "max_length is 512, not 4096" in result.err
@@ -204,8 +202,8 @@ def test_the_overlap_with_the_held_out_set_is_reported_or_refused(tiny: Path, tm
 # -- training on ----------------------------------------------------------------------------------------------------
 
 
-def test_a_policy_is_trained_on(tiny: Path, tmp_path: Path, capsys: Any) -> None:
-    """From where it was, with its own LoRA settings, and the backbone's own name is kept."""
+def test_training_continues_from_a_policy(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+    """It continues from its weights, with its own LoRA settings, and keeps the name of its backbone."""
     data = write_rows(tmp_path / "a.jsonl", shown_rows(8))
     assert train(capsys, tiny, data, tmp_path / "first", "--lora_r", 2).code == 0
     result = train(capsys, tmp_path / "first", data, tmp_path / "second", "--learning_rate", 0)
@@ -218,7 +216,7 @@ def test_a_policy_is_trained_on(tiny: Path, tmp_path: Path, capsys: Any) -> None
     assert not same(tmp_path / "first", tmp_path / "second")
 
 
-def test_a_reward_model_is_no_policy(trained: Trained, chosen: Path, tmp_path: Path, capsys: Any) -> None:
+def test_reward_model_is_not_a_policy(trained: Trained, chosen: Path, tmp_path: Path, capsys: Any) -> None:
     for model in (trained.folder, trained.merged):
         result = train(capsys, model, chosen, tmp_path / "out", "--sft_on", "chosen")
         assert result.code == 2 and "scores responses and writes none" in result.error["error"]
@@ -230,7 +228,7 @@ def test_a_reward_model_is_no_policy(trained: Trained, chosen: Path, tmp_path: P
 
 @contextlib.contextmanager
 def interrupted(monkeypatch: pytest.MonkeyPatch, step: int) -> Any:
-    """Somebody presses control-C in this step."""
+    """The user presses Ctrl-C in this step."""
     own = SFTTrainer.training_step
 
     def training_step(self: SFTTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -243,7 +241,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, step: int) -> Any:
         yield
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+def test_stopped_run_resumes_bit_for_bit(
     tiny: Path, chosen: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("--sft_on", "chosen", *CHECKPOINTS, "--lora_dropout", 0.1, "--logging_steps", 1)
@@ -263,7 +261,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert logs[0]["loss"] == logs[1]["loss"]
 
 
-def test_a_learning_rate_that_blows_up(tiny: Path, chosen: Path, tmp_path: Path, capsys: Any) -> None:
+def test_diverging_learning_rate(tiny: Path, chosen: Path, tmp_path: Path, capsys: Any) -> None:
     result = train(capsys, tiny, chosen, tmp_path / "out", "--sft_on", "chosen", "--learning_rate", 1e30)
     assert result.code == 2
     assert result.error["error"].startswith("The loss is nan; training stopped before the step")
@@ -286,7 +284,7 @@ def test_a_folder_in_use_and_a_folder_of_another_command(
 # -- checks after saving --------------------------------------------------------------------------------------------
 
 
-def test_a_reload_with_other_logits_fails_the_run(
+def test_reload_with_different_logits_fails_the_run(
     tiny: Path, chosen: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = policy_save.load_policy
@@ -302,7 +300,7 @@ def test_a_reload_with_other_logits_fails_the_run(
     assert "The saved policy gives other logits than the trained one" in result.error["error"]
 
 
-def test_a_merged_checkpoint_with_other_probabilities_fails_the_run(
+def test_merged_checkpoint_with_different_probabilities_fails_the_run(
     tiny: Path, chosen: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = policy_save.load_causal_lm

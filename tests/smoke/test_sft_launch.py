@@ -1,4 +1,4 @@
-"""Two processes imitate as one does. A real launch on the CPU, where the processes talk through gloo."""
+"""Two processes train the same SFT policy as one. A real launch on the CPU; the processes communicate through gloo."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
-    """Half the batch on each of two processes is the whole batch on one, however many tokens each half has.
+    """Half of the batch on each of two processes equals the full batch on one, however many tokens each half has.
 
     Plain gradient descent: Adam's first step is the sign of the gradient, also where that is nothing but rounding.
     """

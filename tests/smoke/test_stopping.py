@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step is finished and saved, the exit code says which it was, and the run can go on."""
+"""SIGTERM and Ctrl-C: the step is finished and saved, the exit code names the signal, and the run can be resumed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STOPS: dict[str, tuple[signal.Signals, int]] = {
 
 
 class Send(TrainerCallback):
-    """Sends signals to this process in the middle of a step, `apart` seconds from each other."""
+    """Sends signals to this process in the middle of a step, `apart` seconds apart."""
 
     def __init__(self, signums: list[int], step: int, apart: float = 0.0) -> None:
         self.signums, self.step, self.apart = signums, step, apart
@@ -54,7 +54,7 @@ def sending(monkeypatch: Any, callback: TrainerCallback) -> None:
 
 @pytest.fixture
 def start(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> Callable[..., Result]:
-    """Run a short training of a kind in a folder."""
+    """Run a short training of one kind in a folder."""
     prompts = write_prompts(tmp_path / "data")
     chosen = write_rows(tmp_path / "data" / "chosen.jsonl", pair_rows(12))
 
@@ -114,7 +114,7 @@ def test_signals_that_come_together_are_one(start: Callable[..., Result], tmp_pa
     assert stopped.code == 143 and f"saved: {tmp_path / 'out' / 'checkpoint-3'}" in stopped.err
 
 
-def test_a_signal_before_training_ends_in_order(start: Callable[..., Result], tmp_path: Path, monkeypatch: Any) -> None:
+def test_signal_before_training_exits_cleanly(start: Callable[..., Result], tmp_path: Path, monkeypatch: Any) -> None:
     def load(*_: Any, **__: Any) -> None:
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
         time.sleep(20)

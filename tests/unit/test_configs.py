@@ -1,4 +1,4 @@
-"""Every shipped configuration is one that its command accepts, and says what it is for."""
+"""Every shipped configuration is accepted by its command and describes its purpose."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.st
 
 
 def head(path: Path) -> list[str]:
-    """The comment lines that a file begins with."""
+    """The comment lines at the start of a file."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [line[1:] for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The commands in those lines, each as the words behind `rrm-lm`."""
+    """The commands in those lines, each as the arguments of `rrm-lm`."""
     found = []
     for words in (shlex.split(line) for line in head(path) if line.startswith("   ")):
         if words[0] == "rrm-lm":
@@ -59,7 +59,7 @@ def commands(path: Path) -> list[list[str]]:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The runs that would start, with their settings, from the project's folder."""
+    """Record the runs that would start in the project's folder, with their settings, instead of starting them."""
     started: list[Any] = []
     for kind in RUNS:
         monkeypatch.setattr(kind, "run", lambda self: started.append(self))
@@ -67,7 +67,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return started
 
 
-def test_there_are_those_that_the_project_promises() -> None:
+def test_promised_configurations_exist() -> None:
     promised = {
         "chip",
         "chip_quick",
@@ -84,7 +84,7 @@ def test_there_are_those_that_the_project_promises() -> None:
 
 
 @every_file
-def test_the_first_lines_say_what_it_does_how_long_and_the_command(path: Path) -> None:
+def test_first_lines_describe_the_configuration(path: Path) -> None:
     text = "\n".join(head(path))
     assert len(head(path)[0]) > 40
     assert re.search(r"\b(minutes?|hours?|days?)\b", text), "how long does it take?"
@@ -112,7 +112,7 @@ def test_its_commands_start_a_run_with_its_settings(path: Path, runs: list[Any])
 
 
 @every_config
-def test_its_own_files_are_there_and_the_others_are_names_of_hub_sets(path: Path) -> None:
+def test_files_named_in_configurations_exist_or_are_hub_sets(path: Path) -> None:
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     kinds = ("dataset_name", "eval_dataset_name", "prompts", "eval_prompts")
     names = [name for kind in kinds for name in settings.get(kind, [])]
@@ -138,7 +138,7 @@ def test_an_unknown_key_in_it_names_the_nearest(
 
 
 @every_config
-def test_a_word_where_a_number_belongs_is_named_with_its_line(
+def test_word_in_place_of_a_number_is_reported_with_its_line(
     path: Path, tmp_path: Path, runs: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = re.sub(r"\nmax_length: \d+", "\nmax_length: long", path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a library will remove fails the test that uses it, whether the library warns or logs."""
+"""A test fails if it uses something deprecated, whether the library warns or logs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def test_warnings_are_errors(category: type[Warning]) -> None:
         warnings.warn("`this` goes away", category, stacklevel=2)
 
 
-def test_so_are_other_warnings_that_say_so() -> None:
+def test_other_deprecation_warnings_are_errors() -> None:
     with pytest.raises(UserWarning):
         warnings.warn("Of late,\n`this` is Deprecated", stacklevel=2)
     warnings.simplefilter("ignore")
     warnings.warn("`this` is slow", stacklevel=2)
 
 
-def test_what_is_logged_is_heard_in_every_test(deprecations: list[str]) -> None:
+def test_logged_deprecations_are_noticed_in_every_test(deprecations: list[str]) -> None:
     log: Any = logging.getLogger("transformers.utils.generic")
     for _ in range(2):  # transformers logs it once a process
         with pytest.raises(AssertionError, match="Use `cache` instead"), nothing_deprecated():
@@ -47,7 +47,7 @@ def test_the_cache_of_an_output_under_its_old_name(deprecations: list[str]) -> N
     deprecations.clear()
 
 
-def test_what_trl_itself_does_is_not_ours(deprecations: list[str]) -> None:
+def test_deprecations_within_trl_are_ignored(deprecations: list[str]) -> None:
     log = logging.getLogger("transformers.utils.generic")
     inside = compile("log.warning(MESSAGE)", "/lib/site-packages/trl/trainer/sft_trainer.py", "exec")
     handed_on = compile("log.warning(MESSAGE)", "/lib/site-packages/peft/peft_model.py", "exec")

@@ -1,4 +1,4 @@
-"""What `make` installs, and what it says when it cannot."""
+"""What `make` installs, and its messages when the installation fails."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_tested_set_leaves_torch_to_the_hardware() -> None:
     assert not any(line.startswith("torch") for line in environment.requirements(PYPROJECT, dev=True))
 
 
-def test_what_is_installed_here() -> None:
+def test_installed_versions() -> None:
     here = environment.installed()
     assert {"transformers", "huggingface-hub", "pytest"} <= here.keys() and not {"pip", "rrm-lm"} & here.keys()
 
@@ -64,12 +64,12 @@ def test_without_upper_bounds() -> None:
     assert latest == ["a>=5.20", "b==1.12.*", "c", "d", "torchao", "e[x]>=1"]
 
 
-def test_what_is_newer() -> None:
+def test_newer_versions() -> None:
     found = environment.newer({"a": "1", "b": "2", "c": "3", "torch": "4"}, {"a": "1", "b": "1", "d": "5"})
     assert found == ["b 2 (tested: 1)", "c 3 (not in the tested set)"]
 
 
-def test_every_range_that_matters_ends() -> None:
+def test_dependencies_have_upper_bounds() -> None:
     ends = {
         wanted.name: any(part.operator in ("<", "==") for part in wanted.specifier)
         for wanted in map(Requirement, re.findall(r'^    "([a-z]+[>=][^"]*)"', PYPROJECT, flags=re.MULTILINE))
@@ -96,12 +96,12 @@ def test_every_range_that_matters_ends() -> None:
         ("ERROR: No matching distribution found for a==9", PLENTY, "the package index host:9 has no a==9"),
     ],
 )
-def test_one_sentence(text: str, free: dict[str, int], sentence: str) -> None:
+def test_known_failures_are_explained_in_one_sentence(text: str, free: dict[str, int], sentence: str) -> None:
     found = environment.why(text, free, "host:9")
     assert sentence in found and "\n" not in found
 
 
-def test_what_is_not_known_is_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_unknown_failures_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert environment.why("ERROR: a wheel is broken", PLENTY) is None
     with pytest.raises(SystemExit, match="error: pip failed; see the output above"):
         environment.fail("ERROR: a wheel is broken", tmp_path, "pip failed")
@@ -119,7 +119,7 @@ def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])
-def test_a_python_that_does_not_do(target: str, tmp_path: Path) -> None:
+def test_unsuitable_python(target: str, tmp_path: Path) -> None:
     old = tmp_path / "python3"
     code = "import sys; sys.version_info = (3, 10, 13, 'final', 0); sys.argv.pop(0); exec(sys.argv[1])"
     old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')

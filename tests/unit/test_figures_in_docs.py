@@ -1,4 +1,4 @@
-"""Figures in README.md, scripts/bench/README.md and the data card are those of the JSON files that they cite."""
+"""Figures in README.md, scripts/bench/README.md and the data card match the JSON files that they cite."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def demo() -> Iterator[str]:
 
 
 def in_short() -> Iterator[str]:
-    """What the README says of all this."""
+    """The figures in the README."""
     for name, one in zip(DEMO_ROWS, result("demo")["compare"]["policies"].values(), strict=True):
         gold, answers = plain(one["rewards"]["gold"], 3), plain(one["parts"]["answer"]["level"], 3)
         yield f"| {name.split(' (')[0].split(',')[0]} | {gold} | {answers} |"
@@ -220,14 +220,14 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
 
 
 @pytest.mark.parametrize(("document", "figures"), SAID, ids=lambda value: getattr(value, "__name__", None))
-def test_documents_have_the_figures_of_the_files(document: Path, figures: Callable[[], Iterator[str]]) -> None:
+def test_figures_in_documents_match_the_files(document: Path, figures: Callable[[], Iterator[str]]) -> None:
     text = " ".join(document.read_text(encoding="utf-8").split())
     missing = [figure for figure in figures() if " ".join(figure.split()) not in text]
     assert not missing, f"{document.name} does not say: {missing}"
 
 
-def test_simple_rules_come_out_the_same() -> None:
-    """The rules that take no fitting, computed anew from the data."""
+def test_simple_rules_are_reproducible() -> None:
+    """The rules that need no fitting, recomputed from the data."""
     user, found = PlainUser.from_file(DATA / "requests.jsonl"), result("simple_rules")
     pairs = load_feedback(str(DATA / "heldout.jsonl.gz")).comparisons
     for name in WEIGHTS:

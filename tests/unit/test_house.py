@@ -1,4 +1,4 @@
-"""The shape of the package: no circles between modules, folders that can be looked over, and a word on each."""
+"""The structure of the package: no import cycles, folders with few modules, and a docstring for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDERS = sorted(file.parent for file in PACKAGE.rglob("__init__.py"))
 
 
 def circles(imports: dict[str, set[str]]) -> list[set[str]]:
-    """Sets of modules that import each other, directly or by way of others (Tarjan's components)."""
+    """Sets of modules that import each other, directly or indirectly (Tarjan's strongly connected components)."""
     found: list[set[str]] = []
     index: dict[str, int] = {}
     lowest: dict[str, int] = {}
@@ -40,7 +40,7 @@ def circles(imports: dict[str, set[str]]) -> list[set[str]]:
 
 
 def test_no_two_modules_import_each_other() -> None:
-    """Imports inside functions and for types count, too."""
+    """Imports inside functions and for types are included."""
     graph = grimp.build_graph("rrm_lm", exclude_type_checking_imports=False)
     # `rrm_lm` itself is imported for its version.
     imports = {m: graph.find_modules_directly_imported_by(m) - {"rrm_lm"} for m in graph.modules if m != "rrm_lm"}
@@ -48,12 +48,12 @@ def test_no_two_modules_import_each_other() -> None:
     assert len(imports) > 200
 
 
-def test_a_circle_is_found() -> None:
+def test_import_cycle_is_detected() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=[str(folder.relative_to(PACKAGE.parent)) for folder in FOLDERS])
-def test_a_folder_can_be_looked_over(folder: Path) -> None:
+def test_folders_have_few_modules(folder: Path) -> None:
     assert len(list(folder.glob("*.py"))) <= 16
     doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
     assert doc and len(doc) > 40

@@ -1,4 +1,4 @@
-"""Nothing on disk is ever half written, and what is broken is found."""
+"""Files on disk are never partially written, and broken files are detected."""
 
 from __future__ import annotations
 

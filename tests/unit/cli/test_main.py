@@ -84,7 +84,7 @@ def test_an_unknown_command_names_the_nearest(word: str, nearest: str, capsys: p
     assert f"There is no command `{word}` (did you mean `{nearest}`?)" in capsys.readouterr().err
 
 
-def test_the_command_gets_what_follows_its_name_and_gives_the_exit_code(command: types.ModuleType) -> None:
+def test_command_gets_its_arguments_and_returns_the_exit_code(command: types.ModuleType) -> None:
     seen: list[list[str]] = []
     command.run = lambda argv: seen.append(argv) or 7  # pyright: ignore[reportAttributeAccessIssue]
     assert main(["reward", "--max_steps", "1"]) == 7
@@ -111,7 +111,7 @@ def test_an_error_is_one_message_on_stderr_with_all_its_parts(
     ]
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(command: types.ModuleType) -> None:
+def test_internal_error_keeps_its_traceback(command: types.ModuleType) -> None:
     def run(argv: list[str]) -> int:
         raise ZeroDivisionError
 
@@ -133,7 +133,7 @@ def test_an_interruption(command: types.ModuleType, capsys: pytest.CaptureFixtur
     ("rank", "shown"),
     [("0", ["[process 0] read 3 rows", "[process 0] warning: slow"]), ("1", ["[process 1] warning: slow"])],
 )
-def test_the_main_process_tells_more_than_the_others(
+def test_main_process_logs_more_than_the_others(
     rank: str,
     shown: list[str],
     command: types.ModuleType,

@@ -97,7 +97,7 @@ def test_critiques_vary() -> None:
     assert len(set(written)) > 0.95 * len(written)
 
 
-def test_length_says_nothing() -> None:
+def test_length_does_not_predict_the_label() -> None:
     for part, slack in (("train", 0.03), ("heldout", 0.06)):
         longer = [len(response_of(row, "chosen")) > len(response_of(row, "rejected")) for row in rows(part)]
         assert abs(sum(longer) / len(longer) - 0.5) <= slack
@@ -137,7 +137,7 @@ def test_the_files_are_what_the_script_makes_of_the_responses(user: PlainUser, m
         assert [make.record(pair, user) for pair in pairs] == rows(part)
 
 
-def test_the_project_reads_it_whole_and_finds_no_leak() -> None:
+def test_the_project_reads_the_full_set_and_finds_no_leak() -> None:
     train, heldout = (load_feedback(str(FOLDER / f"{part}.jsonl.gz")) for part in PARTS)
     assert len(train.comparisons) == len(rows("train"))
     assert len(heldout.comparisons) == len(rows("heldout"))
@@ -160,7 +160,7 @@ def test_the_card_says_what_is_there() -> None:
     assert "Apache-2.0" in card
 
 
-def test_sampling_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_resumes_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     sampling = importlib.import_module("sampling")
     config = tiny_config("llama")

@@ -43,7 +43,7 @@ def settings(stage: Stage) -> dict[str, Any]:
     return yaml.load(stage.settings, Loader=yaml.BaseLoader)
 
 
-def test_each_stage_takes_what_those_before_it_made(tmp_path: Path) -> None:
+def test_each_stage_uses_the_outputs_of_earlier_ones(tmp_path: Path) -> None:
     reward, sft, policy, compare = planned(tmp_path)
     assert [stage.name for stage in (reward, sft, policy, compare)] == ["reward", "sft", "policy", "compare"]
     assert settings(policy)["model_name_or_path"] == "out/sft"
@@ -59,12 +59,12 @@ def test_values_reach_the_commands_as_they_were_written(tmp_path: Path) -> None:
     assert "save_strategy: no\n" in reward.settings
 
 
-def test_what_is_set_is_not_wired(tmp_path: Path) -> None:
+def test_explicit_settings_are_not_replaced(tmp_path: Path) -> None:
     text = FILE.replace("  prompts: [prompts.jsonl]\n", "  prompts: [prompts.jsonl]\n  reward_model: other\n")
     assert settings(planned(tmp_path, text=text)[2])["reward_model"] == "other"
 
 
-def test_a_further_round_collects_on_the_policy_and_trains_both_again(tmp_path: Path) -> None:
+def test_second_round_collects_on_the_policy_and_trains_both_again(tmp_path: Path) -> None:
     stages = planned(tmp_path, rounds=3)
     names = "reward sft policy collect-2 reward-2 policy-2 collect-3 reward-3 policy-3 compare"
     assert [stage.name for stage in stages] == names.split()
@@ -77,13 +77,13 @@ def test_a_further_round_collects_on_the_policy_and_trains_both_again(tmp_path: 
     assert by_name["reward"]["dataset_name"] == "train.jsonl"
 
 
-def test_a_stage_that_does_not_come_before_is_refused(tmp_path: Path) -> None:
+def test_reference_to_a_later_stage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no stage \$policy before") as caught:
         planned(tmp_path, text=FILE.replace("$sft", "$policy"))
     assert "section policy" in caught.value.where and "$sft" in caught.value.expected
 
 
-def test_flags_of_a_stage_that_there_is_not_are_refused(tmp_path: Path) -> None:
+def test_flags_of_an_unknown_stage_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no section polcy"):
         planned(tmp_path, polcy=["--max_steps", "3"])
 
@@ -95,7 +95,7 @@ def test_flags_are_sorted_by_stage() -> None:
     assert config_file(words) == Path("a.yaml")
 
 
-def test_more_rounds_need_someone_to_ask() -> None:
+def test_more_rounds_need_an_overseer() -> None:
     with pytest.raises(ConfigError, match="there is no section `collect`"):
         PipelineArguments(rounds=2)
 
@@ -125,14 +125,14 @@ def test_a_stage_is_done_until_its_inputs_or_outputs_change(stage: Stage) -> Non
     assert not stage.is_done()
 
 
-def test_a_page_written_again_changes_nothing(stage: Stage) -> None:
+def test_rewriting_a_page_changes_nothing(stage: Stage) -> None:
     stage.finish(1.5)
     (stage.folder / "report.html").write_text("a page")
     (stage.folder / "scores.jsonl").write_text("{}\n")
     assert stage.is_done()
 
 
-def test_a_stopped_stage_goes_on_only_with_the_same_inputs(stage: Stage) -> None:
+def test_stopped_stage_resumes_only_with_the_same_inputs(stage: Stage) -> None:
     assert not stage.can_go_on()
     (stage.folder / "checkpoint-3").mkdir()
     assert stage.can_go_on()
@@ -140,7 +140,7 @@ def test_a_stopped_stage_goes_on_only_with_the_same_inputs(stage: Stage) -> None
     assert not stage.can_go_on()
 
 
-def test_a_stage_that_left_nothing_is_not_done(stage: Stage) -> None:
+def test_stage_without_outputs_is_not_done(stage: Stage) -> None:
     (stage.folder / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="left no weights"):
         stage.finish(1.0)
