@@ -1,12 +1,23 @@
-"""Recursive reward modeling: agents, trained by reward modeling on easier tasks, help to judge a harder one.
+"""Recursive reward modeling: helpers, themselves trained by reward modeling, assist the overseer of a harder task.
 
-Where to read: `recursion.py` is the idea, one short function. `tasks.py` says what a domain and its tasks are,
-`notes.py` and `assistance.py` how helpers help, `oversight.py` who judges, `work.py` what each step does and keeps.
-`critics.py` lets any trained helper assist any judgement: `--critic` in `rrm-lm evaluate`, `compare` and `collect`.
+- `solve.py`: the recursion, one short function. Start here.
+- `tasks.py`: what a domain is, and the tasks it poses: the main task, one helper task for each aspect, and pointing.
+- `tree.py`: which node helps which, and each node's settings, read from YAML and checked.
+- `notes.py`: what a helper writes about a response, and how it is shown as data.
+- `oversight.py`: the simulated overseers, one for each kind of task.
+- `assistance.py`: how helpers' notes reach an overseer, and which notes are dropped.
+- `agents.py`: a solved task as adapters on the shared backbone: a policy and the reward model it was made for.
+- `training.py`: trains one node's adapters: the start policy, the reward model and the PPO policy.
+- `steps.py`: the steps of one node, each saved when it is done.
+- `workspace.py`: the folder of each node, whether it is up to date, and loading its agent.
+- `quality.py`: how good a solved node is by the gold reward.
+- `report.py`: results.json and report.html of a solved tree.
+- `critics.py`: any trained helper assists any judge, without a tree: `--critic` in `rrm-lm evaluate`, `compare` and
+  `collect`.
 
-**A domain of one's own** is one class in one file, run with ``rrm-lm recurse --config my_tree.yaml --domain
-my_domain.py:MyDomain`` (or ``domain:`` in the file). It says what is asked and answered, what the overseer sees, and
-what helpers can judge. A whole one, which asks for sums:
+**Your own domain** is one class in one file. Run it with ``rrm-lm recurse --config my_tree.yaml --domain
+my_domain.py:MyDomain`` (or put ``domain:`` into the YAML file). It defines the prompts and responses, what the overseer
+sees, and what helpers can judge. A complete domain that asks for sums:
 
 .. code-block:: python
 
@@ -24,16 +35,16 @@ what helpers can judge. A whole one, which asks for sums:
         prompts = tuple((Message("user", f"Add something to {n}."),) for n in (10, 20))
         aspects = {
             "parity": Aspect(
-                question="Is the result even?", verdicts=("even", "odd"),       # the first: nothing is wrong
+                question="Is the result even?", verdicts=("even", "odd"),       # the first: no problem
                 measure=is_even,                                                # one check
-                evidence=lambda prompt, response: [response],                   # what can be quoted
+                evidence=lambda prompt, response: [response],                   # what a note may quote
                 plant=lambda prompt, rng: "sum=%d" % rng.randrange(11, 99, 2),  # likely to be wrong
             )
         }
         def draft(self, prompt, rng): return f"sum={rng.randrange(10, 100)}"
         def vary(self, prompt, response, rng): return self.draft(prompt, rng)
-        def parse(self, response): return re.fullmatch("sum=[0-9]+", response)     # None: it cannot be read
-        def gold(self, prompt, response):                                       # hidden from everybody
+        def parse(self, response): return re.fullmatch("sum=[0-9]+", response)     # None: unreadable
+        def gold(self, prompt, response):                                       # hidden from all
             return int(response[4:]) / 100 - (is_even(prompt, response) == "odd") if self.parse(response) else -1.0
         def impression(self, prompt, response): return int(response[4:]) / 100  # what the overseer sees
         def weight(self, prompt, aspect, verdict): return float(verdict == "odd")
@@ -47,6 +58,6 @@ and its tree:
       sum: {task: main, helpers: [parity], questions: 100}
       parity: {questions: 60}
 
-An aspect whose truth follows from simpler ones can name these as its `parts` (and `conclude` from their verdicts):
-then its helper can have helpers. What the bench checks, `measure`, may also be asked of a person or a program.
+An aspect that follows from simpler aspects can list them as its `parts` and `conclude` from their verdicts. Its helper
+can then have helpers. `measure`, the check, may also ask a person or call a program.
 """

@@ -1,7 +1,7 @@
-"""Agents of a tree: every one a few adapters on the one backbone that all of them share.
+"""Agents of a tree: each is one or two adapters on the backbone that all of them share.
 
-An agent is a policy with the reward it was made for. A policy is either the best of several responses by the reward,
-which needs no adapter of its own, or one that PPO trained.
+An agent is a policy with the reward model it was made for. The policy either chooses the best of several responses by
+reward, which needs no training, or was trained with PPO.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 from peft import LoraConfig
 
 from rrm_lm.evaluation.policies.samples import draw
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.agent import has_adapter
 from rrm_lm.models.agent_files import put_reward
@@ -30,16 +30,18 @@ from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
 
+_CHUNK = 8  # responses to one prompt in one row of a batch: attention grows with the square of the row's length
+
 
 @dataclass(frozen=True)
 class Shared:
-    """What all agents of a tree are on.
+    """What all agents of a tree share.
 
     Attributes:
-        backbone: The one frozen model.
-        chat: How conversations are written.
-        base_model: What the backbone is called.
-        lora: What fresh adapters are like.
+        backbone: The frozen model.
+        chat: The chat format.
+        base_model: The backbone's name.
+        lora: The configuration of new adapters.
     """
 
     backbone: Backbone
@@ -50,14 +52,14 @@ class Shared:
 
 @dataclass
 class Costs:
-    """What something took.
+    """The cost of solving a node or using an agent.
 
     Attributes:
-        checks: Single aspects of single responses that were measured or looked at.
+        checks: Aspects of single responses that were measured or judged.
         comparisons: Pairs of responses that the overseer was asked about.
-        tokens: Tokens that were written.
-        scored: Responses that a reward model read to choose between them.
-        seconds: Time, by step.
+        tokens: Tokens generated.
+        scored: Responses that a reward model scored to choose among them.
+        seconds: Time by step.
     """
 
     checks: int = 0
@@ -67,85 +69,79 @@ class Costs:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-class Rewards(Protocol):
-    """What gives rewards."""
-
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
-        """For each prompt, the reward of each response."""
-        ...
-
-
-_TOGETHER = 8  # responses to one prompt that share a row: attention grows with the square of a row
-
-
 @dataclass(frozen=True)
-class InPieces:
-    """Rewards of many responses to a prompt, a few at a time.
+class ChunkedScorer:
+    """Scores many responses to a prompt a few at a time.
 
     Attributes:
-        rewards: What gives them.
+        scorer: The scorer.
     """
 
-    rewards: Rewards
+    scorer: ResponseScorer
+
+    @property
+    def name(self) -> str:
+        return self.scorer.name
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
-        pieces = [
-            (number, list(group[start : start + _TOGETHER]))
+        chunks = [
+            (number, list(group[start : start + _CHUNK]))
             for number, group in enumerate(responses)
-            for start in range(0, len(group), _TOGETHER)
+            for start in range(0, len(group), _CHUNK)
         ]
-        found = self.rewards.score([prompts[number] for number, _ in pieces], [piece for _, piece in pieces])
+        found = self.scorer.score([prompts[number] for number, _ in chunks], [chunk for _, chunk in chunks])
         rewards: list[list[float]] = [[] for _ in responses]
-        for (number, _), values in zip(pieces, found, strict=True):
+        for (number, _), values in zip(chunks, found, strict=True):
             rewards[number] += values
         return rewards
 
     def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether a response and its prompt are read whole."""
-        return _fits(self.rewards, prompt, response)
+        """Whether prompt and response fit the scorer's context."""
+        return _fits(self.scorer, prompt, response)
 
 
 @dataclass(frozen=True)
-class RewardsWithNotes:
-    """Rewards of a model that reads the notes behind a response, too.
+class ScorerWithNotes:
+    """A scorer that reads the notes after each response.
 
     Attributes:
-        rewards: The model's.
-        assistance: Where the notes come from.
+        scorer: The scorer.
+        assistance: The source of notes.
     """
 
-    rewards: Rewards
+    scorer: ResponseScorer
     assistance: Assistance
 
+    @property
+    def name(self) -> str:
+        return self.scorer.name
+
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
-        pairs = [(prompt, text) for prompt, group in zip(prompts, responses, strict=True) for text in group]
-        self.assistance.prepare(pairs)
-        shown = [
-            [with_notes(text, self.assistance.notes(prompt, text)) for text in group]
-            for prompt, group in zip(prompts, responses, strict=True)
-        ]
-        return self.rewards.score(prompts, shown)
+        groups = list(zip(prompts, responses, strict=True))
+        self.assistance.prepare([(prompt, text) for prompt, group in groups for text in group])
+        shown = [[with_notes(text, self.assistance.notes(prompt, text)) for text in group] for prompt, group in groups]
+        return self.scorer.score(prompts, shown)
 
     def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether a response and its prompt, without notes, are read whole."""
-        return _fits(self.rewards, prompt, response)
+        """Whether prompt and response, without notes, fit the scorer's context."""
+        return _fits(self.scorer, prompt, response)
 
 
-def _fits(rewards: Rewards, prompt: Prompt, response: str) -> bool:
-    """What rewards say of their room; those that say nothing have enough."""
-    fits = getattr(rewards, "fits", None)
+def _fits(scorer: ResponseScorer, prompt: Prompt, response: str) -> bool:
+    """A scorer without a method `fits` has no limit."""
+    fits = getattr(scorer, "fits", None)
     return fits is None or fits(prompt, response)
 
 
 @dataclass(frozen=True)
-class Writer:
-    """Draws responses from an adapter.
+class Sampler:
+    """Samples responses from an adapter.
 
     Attributes:
-        shared: The backbone it is on.
-        adapter: Its name there.
+        shared: The backbone.
+        adapter: The adapter's name on it.
         max_new_tokens: Longest response.
-        costs: Where written tokens are counted.
+        costs: Where generated tokens are counted.
     """
 
     shared: Shared
@@ -153,7 +149,7 @@ class Writer:
     max_new_tokens: int
     costs: Costs = field(default_factory=Costs)
 
-    def write(
+    def sample(
         self, prompts: Sequence[Prompt], count: int = 1, *, seed: int = 0, temperature: float = 1.0
     ) -> list[list[str]]:
         """For each prompt, `count` responses."""
@@ -163,42 +159,41 @@ class Writer:
         return [[one.text for one in group] for group in drawn]
 
     def fits(self, prompt: Prompt) -> bool:
-        """Whether a prompt is read whole."""
+        """Whether the prompt fits the context."""
         chat = self.shared.chat
         return chat.max_length is None or len(chat.uncut.prompt_ids(prompt)) <= chat.max_length
 
 
 @dataclass(frozen=True)
 class BestOfN:
-    """A policy that needs no training: the response that the reward likes best.
+    """An untrained policy: the response with the highest reward.
 
     Attributes:
-        task: What is responded to. Where it can name all responses worth considering, these are compared, else drawn.
-        rewards: What they are compared by.
-        writer: Draws them; None where there is always something to choose from.
-        n: How many are drawn.
-        seed: Of the drawing, and of the choice between equals.
-        costs: Where responses that are read are counted.
+        task: The task. If it can list its candidates, the policy chooses among them; otherwise it samples.
+        scorer: Gives the rewards.
+        sampler: Samples responses; None if the task always lists its candidates.
+        n: Responses sampled for each prompt.
+        seed: Seed of the sampling and of the choice among equal rewards.
+        costs: Where scored responses are counted.
     """
 
     task: Task
-    rewards: Rewards
-    writer: Writer | None
+    scorer: ResponseScorer
+    sampler: Sampler | None
     n: int
     seed: int = 0
     costs: Costs = field(default_factory=Costs)
 
     def respond(self, prompts: Sequence[Prompt]) -> list[str]:
         groups = [self.task.candidates(prompt) for prompt in prompts]
-        bare = [number for number, group in enumerate(groups) if not group]
-        if bare and self.writer is not None:
-            for number, group in zip(
-                bare, self.writer.write([prompts[number] for number in bare], self.n, seed=self.seed), strict=True
-            ):
+        open_ended = [number for number, group in enumerate(groups) if not group]
+        if open_ended and self.sampler is not None:
+            sampled = self.sampler.sample([prompts[number] for number in open_ended], self.n, seed=self.seed)
+            for number, group in zip(open_ended, sampled, strict=True):
                 groups[number] = group
         asked = [number for number, group in enumerate(groups) if group]
         chosen = [""] * len(prompts)
-        found = self.rewards.score([prompts[i] for i in asked], [groups[i] for i in asked])
+        found = self.scorer.score([prompts[i] for i in asked], [groups[i] for i in asked])
         self.costs.scored += sum(map(len, found))
         rng = random.Random(self.seed)
         for number, rewards in zip(asked, found, strict=True):
@@ -208,53 +203,51 @@ class BestOfN:
         return chosen
 
     def fits(self, prompt: Prompt) -> bool:
-        """Whether a prompt, with each response that there is to choose from, is read whole."""
+        """Whether the prompt, with each candidate, fits the context."""
         candidates = self.task.candidates(prompt)
         if not candidates:
-            return self.writer is None or self.writer.fits(prompt)
-        return all(_fits(self.rewards, prompt, text) for text in candidates)
+            return self.sampler is None or self.sampler.fits(prompt)
+        return all(_fits(self.scorer, prompt, text) for text in candidates)
 
 
 @dataclass(frozen=True)
-class Written:
-    """A trained policy: its most likely response."""
+class TrainedPolicy:
+    """A policy trained with PPO: its greedy response."""
 
-    writer: Writer
+    sampler: Sampler
 
     def respond(self, prompts: Sequence[Prompt]) -> list[str]:
-        return [group[0] for group in self.writer.write(prompts, temperature=0.0)]
+        return [group[0] for group in self.sampler.sample(prompts, temperature=0.0)]
 
     def fits(self, prompt: Prompt) -> bool:
-        """Whether a prompt is read whole."""
-        return self.writer.fits(prompt)
+        """Whether the prompt fits the context."""
+        return self.sampler.fits(prompt)
 
 
 @dataclass(frozen=True)
 class Agent:
-    """A solved task: who responds to it, and the reward that it was made for.
+    """A solved task: a policy and the reward model it was made for.
 
     Attributes:
-        name: The node that it solves.
+        name: The node.
         task: The task.
-        rewards: Its reward.
-        policy: Its policy.
-        costs: What using it has taken since it was put on the backbone.
+        scorer: The reward model.
+        policy: The policy.
+        costs: The cost of using the agent since it was loaded.
     """
 
     name: str
     task: Task
-    rewards: Rewards
-    policy: BestOfN | Written
+    scorer: ResponseScorer
+    policy: BestOfN | TrainedPolicy
     costs: Costs
 
     def respond(self, prompts: Sequence[Prompt]) -> list[str]:
-        """One response to each prompt; "" where it cannot be read whole: a helper would judge what it never saw."""
+        """One response to each prompt; "" if the prompt does not fit: a helper must not judge what it has not read."""
         whole = [place for place, prompt in enumerate(prompts) if self.policy.fits(prompt)]
-        if len(whole) < len(prompts):
-            left = len(prompts) - len(whole)
-            logger.warning(
-                "%s has no room for %d of %d prompts, and answers nothing there", self.name, left, len(prompts)
-            )
+        if left := len(prompts) - len(whole):
+            said = "%s: %d of %d prompts do not fit its context and get an empty answer"
+            logger.warning(said, self.name, left, len(prompts))
         responses = [""] * len(prompts)
         written = self.policy.respond([prompts[place] for place in whole]) if whole else []
         for place, text in zip(whole, written, strict=True):
@@ -263,46 +256,43 @@ class Agent:
 
 
 def reward_adapter(name: str) -> str:
-    """What the reward adapter of a node is called on the backbone."""
+    """The name of a node's reward adapter on the backbone."""
     return f"{name}_reward"
 
 
 def policy_adapter(name: str) -> str:
-    """What the policy adapter of a node is called on the backbone."""
+    """The name of a node's policy adapter on the backbone."""
     return f"{name}_policy"
 
 
-def put_scorer(shared: Shared, folder: Path, name: str) -> Rewards:
-    """The saved reward model of a node, on the shared backbone."""
-    drop(shared, reward_adapter(name))
-    model = put_reward(
-        shared.backbone, folder, chat=shared.chat, base_model=shared.base_model, adapter=reward_adapter(name)
-    )
-    return InPieces(RewardScorer(model.eval(), shared.chat, name))
+def load_reward(shared: Shared, folder: Path, name: str) -> ChunkedScorer:
+    """Load a node's saved reward model onto the shared backbone."""
+    adapter = reward_adapter(name)
+    drop_adapters(shared, adapter)
+    model = put_reward(shared.backbone, folder, chat=shared.chat, base_model=shared.base_model, adapter=adapter)
+    return ChunkedScorer(RewardScorer(model.eval(), shared.chat, name))
 
 
-def put_writer(shared: Shared, folder: Path, adapter: str, max_new_tokens: int, costs: Costs) -> Writer:
-    """A saved policy, on the shared backbone."""
-    drop(shared, adapter)
+def load_sampler(shared: Shared, folder: Path, adapter: str, max_new_tokens: int, costs: Costs) -> Sampler:
+    """Load a saved policy onto the shared backbone."""
+    drop_adapters(shared, adapter)
     put_policy(shared.backbone, folder, adapter)
-    return Writer(shared, adapter, max_new_tokens, costs)
+    return Sampler(shared, adapter, max_new_tokens, costs)
 
 
-def drop(shared: Shared, *adapters: str) -> None:
-    """Take adapters off the backbone, where they are on it."""
+def drop_adapters(shared: Shared, *adapters: str) -> None:
+    """Remove those of these adapters that are on the backbone."""
     for adapter in adapters:
         if has_adapter(shared.backbone, adapter):
             shared.backbone.remove_adapter(adapter)
 
 
-def summed(parts: Sequence[Any]) -> Costs:
-    """All costs together."""
+def total_costs(parts: Sequence[Costs]) -> Costs:
+    """The sum of several costs."""
     total = Costs()
     for one in parts:
-        total.checks += one.checks
-        total.comparisons += one.comparisons
-        total.tokens += one.tokens
-        total.scored += one.scored
+        for name in ("checks", "comparisons", "tokens", "scored"):
+            setattr(total, name, getattr(total, name) + getattr(one, name))
         for step, seconds in one.seconds.items():
             total.seconds[step] = total.seconds.get(step, 0.0) + seconds
     return total

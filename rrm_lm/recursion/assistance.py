@@ -1,9 +1,9 @@
-"""Assistance: what helpers tell whoever judges, and what is done so that a bad helper does little harm.
+"""Assistance: how helpers' notes reach an overseer, and what keeps a bad helper from doing harm.
 
-Two shapes of help behind one interface: every helper writes a note (`HelperNotes`), or one helper points at the worst
-flaw and the overseer judges only whether it is real (`WorstFlaw`). The overseer decides what to do with notes; a
-program decides which it gets to see: those that can be read, and quote what stands in the response. A helper that says
-nothing, or the same thing about everything, is named and its notes weigh nothing.
+There are two forms of help: every helper writes a note (`HelperNotes`), or one helper points at the worst flaw and the
+overseer judges only whether it is real (`WorstFlaw`). A program decides which notes the overseer gets: those that can
+be read and whose quotation is verbatim. All notes of a helper that answers nothing, or the same about every response,
+are ignored.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rrm_lm.feedback.asking.collection import Subject
 from rrm_lm.feedback.asking.journal import Journal
 from rrm_lm.feedback.asking.overseers import Overseer, Verdict
 from rrm_lm.feedback.records import Prompt
@@ -24,9 +25,8 @@ from rrm_lm.recursion.tasks import NOTHING, NoteTask, PointTask
 
 logger = logging.getLogger(__name__)
 
-Subject = tuple[Prompt, str]  # a prompt and the response to it that notes are on
-ENOUGH = 12  # different responses from which on saying the same thing about all of them is no chance
-_CHUNK = 64  # responses that a helper is asked about at once; answers are kept after each
+ENOUGH = 12  # the least number of responses from which saying the same about all of them is a fault
+_CHUNK = 64  # responses that a helper is asked about at once; answers are saved after each chunk
 
 
 class Helper(Protocol):
@@ -34,7 +34,6 @@ class Helper(Protocol):
 
     @property
     def name(self) -> str: ...
-
     @property
     def task(self) -> Any: ...
 
@@ -44,23 +43,23 @@ class Helper(Protocol):
 
 
 class Assistance(Protocol):
-    """Where notes come from."""
+    """A source of notes on responses."""
 
     def prepare(self, subjects: Sequence[Subject]) -> None:
-        """Get the notes on these ready. Whether a helper is of use is judged by all of them together."""
+        """Get the notes on these responses. The first call decides which helpers are ignored."""
         ...
 
     def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
-        """The notes on a response that was prepared."""
+        """The notes on a prepared response."""
         ...
 
     def account(self) -> dict[str, Any]:
-        """What became of everything that helpers wrote."""
+        """Counts of what helpers wrote and what was dropped."""
         ...
 
 
 class Unassisted:
-    """No help: the overseer alone."""
+    """No helpers."""
 
     def prepare(self, subjects: Sequence[Subject]) -> None:
         pass
@@ -73,17 +72,17 @@ class Unassisted:
 
 
 @dataclass
-class Heard:
-    """What one helper wrote, and what became of it.
+class HelperAnswers:
+    """One helper's answers, as notes and counts.
 
     Attributes:
-        notes: By response, the note; None where there is none that may be shown.
+        notes: By response, the note; None if the answer was dropped.
         asked: Responses that it was asked about.
-        unreadable: Answers that were no note.
-        false_quotations: Notes whose quotation does not stand in the response. They are dropped.
-        cut: Notes whose quotation was longer than is kept.
-        whole: Notes that quote all of a response of which less can be quoted.
-        ignored: Why its notes weigh nothing; "" where they count.
+        unreadable: Answers that are not notes.
+        false_quotations: Notes that quote what the response does not contain. They are dropped.
+        cut: Notes whose quotation was shortened.
+        whole: Notes that quote an entire response although less could be quoted.
+        ignored: Why all its notes are ignored; "" if they are not.
     """
 
     notes: dict[Subject, Note | None] = field(default_factory=dict)
@@ -94,22 +93,22 @@ class Heard:
     whole: int = 0
     ignored: str = ""
 
-    def hear(self, task: NoteTask, subject: Subject, text: str) -> None:
-        """Take in one answer."""
+    def add(self, task: NoteTask, subject: Subject, text: str) -> None:
+        """Count one answer and keep its note."""
         self.asked += 1
         note = task.read(text)
         self.unreadable += note is None
         if note is not None and not is_verbatim(note, subject[1]):
             self.false_quotations += 1
             note = None
-        self.whole += note is not None and _quotes_all(task, subject, note)
-        if note is not None and shortened(note) != note:
-            self.cut += 1
+        if note is not None:
+            self.whole += _quotes_all(task, subject, note)
+            self.cut += shortened(note) != note
             note = shortened(note)
         self.notes[subject] = note
 
     def fault(self) -> str:
-        """Why nothing can be learned from these notes; "" if something can."""
+        """Why these notes are of no use; "" if they may be."""
         given = [note for note in self.notes.values() if note is not None]
         if len(self.notes) < ENOUGH:
             return ""
@@ -136,63 +135,59 @@ class Heard:
 class HelperNotes:
     """Each helper writes a note on every response.
 
-    Whether a helper is of use is judged once, by the responses that are prepared first, and stays so: what a reward
-    that reads notes gives to a response must not depend on what else was scored.
+    Which helpers are ignored is decided once, by the first `prepare`: the reward of a response must not depend on which
+    other responses are scored.
 
     Args:
-        helpers: Who writes.
-        path: Where their answers are kept as they come, so that none is asked for twice; None keeps them in memory.
-        ignored: By helper, why its notes weigh nothing, as it was judged before; None judges.
+        helpers: The helpers.
+        path: The file that saves answers as they come, so that no question is asked twice; None keeps them in memory.
+        ignored: By helper, why its notes are ignored, as decided earlier; None to decide.
     """
 
     def __init__(
         self, helpers: Sequence[Helper], path: Path | None = None, ignored: Mapping[str, str] | None = None
     ) -> None:
-        self.helpers, self.path, self._judged = tuple(helpers), path, ignored is not None
-        self.heard = {helper.name: Heard(ignored=(ignored or {}).get(helper.name, "")) for helper in helpers}
+        self.helpers, self.path, self._decided = tuple(helpers), path, ignored is not None
+        self.answers = {helper.name: HelperAnswers(ignored=(ignored or {}).get(helper.name, "")) for helper in helpers}
 
     def prepare(self, subjects: Sequence[Subject]) -> None:
         distinct = list(dict.fromkeys(subjects))
         with Journal(self.path, {"notes_by": [helper.name for helper in self.helpers]}) as journal:
-            known = {_key(entry): str(entry["text"]) for entry in journal.entries}
+            saved = {_key(entry): str(entry["text"]) for entry in journal.entries}
             for helper in self.helpers:
-                heard = self.heard[helper.name]
-                left = [subject for subject in distinct if subject not in heard.notes]
-                new = [subject for subject in left if _entry_key(helper.name, subject) not in known]
-                for start in range(0, len(new), _CHUNK):
-                    chunk = new[start : start + _CHUNK]
-                    answers = helper.respond([helper.task.ask(*subject) for subject in chunk])
-                    for subject, text in zip(chunk, answers, strict=True):
+                answers = self.answers[helper.name]
+                left = [subject for subject in distinct if subject not in answers.notes]
+                unasked = [subject for subject in left if _key(_entry(helper.name, subject)) not in saved]
+                for start in range(0, len(unasked), _CHUNK):
+                    chunk = unasked[start : start + _CHUNK]
+                    texts = helper.respond([helper.task.ask(*subject) for subject in chunk])
+                    for subject, text in zip(chunk, texts, strict=True):
                         entry = _entry(helper.name, subject, text)
                         journal.add(entry)
-                        known[_key(entry)] = text
+                        saved[_key(entry)] = text
                 for subject in left:
-                    heard.hear(helper.task, subject, known[_entry_key(helper.name, subject)])
-                if not self._judged:
-                    self._judge(helper.name, heard)
-        self._judged = True
+                    answers.add(helper.task, subject, saved[_key(_entry(helper.name, subject))])
+                if not self._decided:
+                    answers.ignored = answers.fault()
+                    if answers.ignored:
+                        logger.warning("the helper %s %s: its notes are ignored", helper.name, answers.ignored)
+        self._decided = True
 
     def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
-        found = (self.heard[helper.name] for helper in self.helpers)
-        shown = [heard.notes[prompt, response] for heard in found if not heard.ignored]
-        return tuple(note for note in shown if note is not None)
+        found = [answers.notes[prompt, response] for answers in self.answers.values() if not answers.ignored]
+        return tuple(note for note in found if note is not None)
 
     def account(self) -> dict[str, Any]:
-        return {name: heard.to_dict() for name, heard in self.heard.items()}
-
-    def _judge(self, name: str, heard: Heard) -> None:
-        heard.ignored = heard.fault()
-        if heard.ignored:
-            logger.warning("the helper %s %s: its notes weigh nothing", name, heard.ignored)
+        return {name: answers.to_dict() for name, answers in self.answers.items()}
 
 
 class WorstFlaw:
-    """One helper points at the worst flaw; the overseer looks there, and only what is real counts.
+    """One helper points at the worst flaw. The overseer looks there, and only real flaws count.
 
     Args:
-        pointer: Who points; its task is a `PointTask`.
-        judge: Who says whether a flaw is real. Each answer is a check.
-        path, ignored: As of `HelperNotes`.
+        pointer: The helper; its task is a `PointTask`.
+        judge: Decides whether a flaw is real. Each decision is a check.
+        path, ignored: See `HelperNotes`.
     """
 
     def __init__(
@@ -211,7 +206,7 @@ class WorstFlaw:
 
     @property
     def looks(self) -> int:
-        """Places that the overseer is pointed at, each of which it looks at once."""
+        """How many flaws the overseer is pointed at. It looks at each once."""
         return sum(len(self._flaws(*subject)) for subject in self._subjects)
 
     def account(self) -> dict[str, Any]:
@@ -220,7 +215,7 @@ class WorstFlaw:
 
     @property
     def _subjects(self) -> list[Subject]:
-        return list(self.pointed.heard[self.pointer.name].notes)
+        return list(self.pointed.answers[self.pointer.name].notes)
 
     def _flaws(self, prompt: Prompt, response: str) -> list[Note]:
         return [note for note in self.pointed.notes(prompt, response) if note.verdict != NOTHING]
@@ -228,11 +223,11 @@ class WorstFlaw:
 
 @dataclass(frozen=True)
 class AboutSubject:
-    """Help for a helper's overseer: its helpers are asked about the response that a note is on, not about the note.
+    """Assistance for a helper task's overseer: notes on the response that the task's own notes are about.
 
     Attributes:
-        assistance: Where notes come from.
-        task: The helper's task.
+        assistance: The source of notes.
+        task: The helper task.
     """
 
     assistance: Assistance
@@ -250,11 +245,11 @@ class AboutSubject:
 
 @dataclass(frozen=True)
 class Assisted:
-    """An overseer with help. One who reads notes by itself gets them as they are; any other as delimited text.
+    """An overseer with notes: as objects for a `NoteReader`, as delimited text after each response for any other.
 
     Attributes:
-        overseer: Who judges.
-        assistance: Where notes come from.
+        overseer: The overseer.
+        assistance: The source of notes.
     """
 
     overseer: Overseer | NoteReader
@@ -283,19 +278,16 @@ class Assisted:
 
 
 def _quotes_all(task: NoteTask, subject: Subject, note: Note) -> bool:
-    """Whether a note quotes a whole response of which less could be quoted."""
+    """Whether a note quotes the whole response although less could be quoted."""
     whole = subject[1].strip()
     return note.quote.strip() == whole and any(piece.strip() != whole for piece in task.evidence(*subject))
 
 
-def _entry(helper: str, subject: Subject, text: str) -> dict[str, Any]:
+def _entry(helper: str, subject: Subject, text: str = "") -> dict[str, Any]:
     messages = [[message.role, message.content] for message in subject[0]]
     return {"helper": helper, "prompt": messages, "response": subject[1], "text": text}
 
 
 def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one journal entry from another."""
     return entry["helper"], tuple(map(tuple, entry["prompt"])), entry["response"]
-
-
-def _entry_key(helper: str, subject: Subject) -> tuple[Any, ...]:
-    return _key(_entry(helper, subject, ""))

@@ -1,9 +1,9 @@
-"""Critics: any trained helper assists any judgement, with neither a tree nor a simulator.
+"""Critics: any trained helper assists any judge, without a tree or a simulated domain.
 
-A critic reads a response and says something about it: a reward model that learned from critiques writes one, a solved
-helper of a tree gives its verdict and its quotation. All responses to be judged are read first (`write_critiques`);
-what was written then is an `Assistance` like any other (`Critiques`), so overseers get it through `Assisted`, reward
-models through `AssistedScorer`, and judges of pairs through `AssistedPairs`: as delimited data, never as instructions.
+A critic writes a remark on a response: a reward model trained on critiques writes a critique, a solved helper of a tree
+gives its verdict with a quotation. `write_critiques` reads all responses before anything is judged. Its result,
+`Critiques`, is an `Assistance`: overseers get it through `Assisted`, reward models through `AssistedScorer` and pair
+judges through `AssistedPairs`, always as delimited data, never as instructions.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ from tqdm.auto import tqdm
 
 from rrm_lm.evaluation.policies.pair_judges import PairJudge, PairQuestion
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer, chunks
+from rrm_lm.feedback.asking.collection import Subject
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.reward import RewardModel
-from rrm_lm.recursion.agents import Agent, RewardsWithNotes
-from rrm_lm.recursion.assistance import ENOUGH, Subject
+from rrm_lm.recursion.agents import Agent, ScorerWithNotes
+from rrm_lm.recursion.assistance import ENOUGH
 from rrm_lm.recursion.notes import Note, is_verbatim, shortened, with_notes, without_marks
 from rrm_lm.recursion.tasks import MainTask
 from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
 
-LONGEST = 600  # characters of a critique that are shown; the rest would only take the response's place
-SAMPLES = 6  # responses whose critiques are shown to people
-_FRAME = 16  # tokens that the chat template puts around a critique
+LONGEST = 600  # most characters of a critique that are shown, so that critiques leave tokens for the response
+SAMPLES = 6  # responses shown in reports with their critiques
+_TEMPLATE_TOKENS = 16  # most tokens that the chat template adds around a critique
 _SENTENCES = re.compile(r".*[.!?](?=\s|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """What a critic said about one response.
+    """What a critic says about one response.
 
     Attributes:
-        text: Its words; "" where it said nothing that can be used.
-        quote: Words of the response that it points at, if it points at any.
-        cut: Whether it said more than there is room for.
+        text: The critique or the verdict; "" if the critic said nothing usable.
+        quote: Words of the response that it points at; "" if none.
+        cut: Whether it was shortened.
     """
 
     text: str
@@ -55,16 +56,16 @@ class Remark:
 
 
 class Critic(Protocol):
-    """Whoever says something about a response."""
+    """A model that writes remarks on responses."""
 
     @property
     def name(self) -> str:
-        """What to call it in results."""
+        """The critic's name in results."""
         ...
 
     @property
     def label(self) -> str:
-        """What whoever judges is told that a remark is: it must not depend on what a folder is called."""
+        """What the judge is shown as the source of a remark. It must not depend on a folder's name."""
         ...
 
     def critiques(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Remark]:
@@ -73,54 +74,51 @@ class Critic(Protocol):
 
 
 class AdapterCritic:
-    """A reward model that learned to write critiques: its most likely critique of each response.
+    """A reward model trained on critiques: its greedy critique of each response.
 
     Args:
         model: The reward model, on its own backbone.
-        chat: The chat format it was trained with. A conversation that leaves no room for a critique loses its
+        chat: The chat format it was trained with. A conversation that leaves too few tokens for a critique loses its
             beginning.
-        name: What to call it in results.
-        batch_tokens: Most tokens held at once.
+        name: The critic's name in results.
+        batch_tokens: Most tokens in memory at once.
     """
 
     label = "critic"
 
     def __init__(self, model: RewardModel, chat: ChatFormat, name: str, *, batch_tokens: int = 8192) -> None:
         context = getattr(model.backbone.config, "max_position_embeddings", None)
-        room = None if context is None else context - chat.max_critique_length - _FRAME
-        longest = min((n for n in (chat.max_length, room) if n is not None), default=None)
+        left = None if context is None else context - chat.max_critique_length - _TEMPLATE_TOKENS
+        longest = min((n for n in (chat.max_length, left) if n is not None), default=None)
         self.model, self.name, self.batch_tokens = model.eval(), name, batch_tokens
         self.chat = ChatFormat(chat.tokenizer, longest, chat.max_critique_length, chat.trim)
 
     def critiques(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Remark]:
-        """See `Critic`. Nothing is said about a response without text."""
-        there = [place for place, text in enumerate(responses) if text.strip()]
+        """See `Critic`. A blank response gets an empty remark."""
+        places = [place for place, text in enumerate(responses) if text.strip()]
         written = roll_out(
             self.model.backbone,
             self.model.adapter,
-            [self.chat.critique_prompt_ids(prompts[place], responses[place]) for place in there],
+            [self.chat.critique_prompt_ids(prompts[place], responses[place]) for place in places],
             Sampling(self.chat.max_critique_length, temperature=0.0),
             end_ids=[self.chat.end_id],
             batch_tokens=self.batch_tokens,
         )
         remarks = [Remark("")] * len(responses)
-        for place, (ids,) in zip(there, written, strict=True):
-            remarks[place] = self._remark(ids)
+        for place, (ids,) in zip(places, written, strict=True):
+            complete = bool(ids) and ids[-1] == self.chat.end_id
+            text = self.chat.tokenizer.decode(ids[:-1] if complete else ids, skip_special_tokens=True)
+            remarks[place] = shortened_remark(" ".join(text.split()), complete=complete)
         return remarks
-
-    def _remark(self, ids: Sequence[int]) -> Remark:
-        ended = bool(ids) and ids[-1] == self.chat.end_id
-        text = self.chat.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
-        return fitted(" ".join(text.split()), ended=ended)
 
 
 @dataclass(frozen=True)
 class HelperCritic:
-    """A solved helper of a tree: its verdict and what it quotes. A quotation that is false says nothing.
+    """A solved helper of a tree: its verdict and quotation. An answer with a false quotation is an empty remark.
 
     Attributes:
         agent: The helper.
-        name: What to call it in results.
+        name: The critic's name in results.
     """
 
     agent: Agent
@@ -133,7 +131,7 @@ class HelperCritic:
     def critiques(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Remark]:
         """See `Critic`."""
         task = self.agent.task
-        assert not isinstance(task, MainTask)  # that would be a policy; whoever loads a helper refuses it
+        assert not isinstance(task, MainTask)  # `check_helper` refuses a node that answers requests
         asked = [task.ask(prompt, text) for prompt, text in zip(prompts, responses, strict=True)]
         remarks = []
         for text, response in zip(self.agent.respond(asked), responses, strict=True):
@@ -141,35 +139,35 @@ class HelperCritic:
             if note is None or not is_verbatim(note, response):
                 remarks.append(Remark(""))
             else:
-                kept = shortened(note)
-                remarks.append(Remark(kept.verdict, kept.quote, kept != note))
+                short = shortened(note)
+                remarks.append(Remark(short.verdict, short.quote, short != note))
         return remarks
 
 
-def fitted(text: str, *, ended: bool = True) -> Remark:
-    """A critique of no more than `LONGEST` characters, in whole sentences where it has one.
+def shortened_remark(text: str, *, complete: bool = True) -> Remark:
+    """A critique of at most `LONGEST` characters, cut after a whole sentence if possible.
 
     Args:
         text: The critique.
-        ended: Whether it came to its end.
+        complete: Whether the critic finished it; an unfinished critique is cut, too.
     """
-    if ended and len(text) <= LONGEST:
+    if complete and len(text) <= LONGEST:
         return Remark(text)
-    kept = text[:LONGEST]
-    whole = _SENTENCES.match(kept)
-    return Remark(whole[0] if whole else kept.rpartition(" ")[0] or kept, cut=True)
+    short = text[:LONGEST]
+    sentences = _SENTENCES.match(short)
+    return Remark(sentences[0] if sentences else short.rpartition(" ")[0] or short, cut=True)
 
 
 @dataclass(frozen=True)
 class Critiques:
-    """What a critic wrote about responses: an `Assistance`.
+    """A critic's remarks on all responses that will be judged: an `Assistance`.
 
-    A critic that says nothing about any of them, or the same about all, is named and nothing of it is shown.
+    If a critic says nothing about any response, or the same about all of them, no remark is shown.
 
     Attributes:
         name, label: The critic's.
-        remarks: By response, what it said.
-        no_room: Responses that do not fit whoever judges with what was said about them: it is left out there.
+        remarks: By response, the remark.
+        no_room: Responses that, with their remark, do not fit the judge's context. They are shown without it.
     """
 
     name: str
@@ -178,10 +176,10 @@ class Critiques:
     no_room: frozenset[Subject] = field(default_factory=frozenset)
 
     def prepare(self, subjects: Sequence[Subject]) -> None:
-        """Nothing: everything is written."""
+        """Does nothing: all remarks are already written."""
 
     def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
-        """What is shown beside a response."""
+        """What is shown after a response."""
         remark = self.remarks[prompt, response]
         if self.ignored or not remark.text or (prompt, response) in self.no_room:
             return ()
@@ -189,7 +187,7 @@ class Critiques:
 
     @cached_property
     def ignored(self) -> str:
-        """Why nothing of it is shown; "" where it is."""
+        """Why no remark is shown; "" if remarks are shown."""
         texts = [remark.text for remark in self.remarks.values() if remark.text]
         if len(self.remarks) < ENOUGH:
             return ""
@@ -199,17 +197,17 @@ class Critiques:
         return f"says the same about every response: {texts[0][:80]!r}" if same else ""
 
     def fitting(self, fits: Callable[[Prompt, str], bool]) -> Critiques:
-        """The same, without those that do not fit.
+        """The same critiques without those that do not fit.
 
         Args:
-            fits: Whether whoever judges can read a response, with everything behind it, whole.
+            fits: Whether a prompt and a response followed by notes fit the judge's context.
         """
         noted = ((subject, self.notes(*subject)) for subject in self.remarks)
         out = {subject for subject, some in noted if some and not fits(subject[0], with_notes(subject[1], some))}
         return replace(self, no_room=frozenset(out)) if out else self
 
     def account(self) -> dict[str, Any]:
-        """What became of them, and some of them to read."""
+        """Counts, and some responses with their remarks."""
         remarks = list(self.remarks.values())
         return {
             "name": self.name,
@@ -223,11 +221,10 @@ class Critiques:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Everything, one row for each response."""
+        """All remarks, one row for each response."""
         for (prompt, response), remark in self.remarks.items():
-            messages = [{"role": message.role, "content": message.content} for message in prompt]
             yield {
-                "prompt": messages,
+                "prompt": [{"role": message.role, "content": message.content} for message in prompt],
                 "response": response,
                 "critique": remark.text,
                 "quote": remark.quote,
@@ -236,26 +233,25 @@ class Critiques:
             }
 
     def _samples(self) -> Iterator[dict[str, str]]:
-        """Some with their texts, evenly from all."""
+        """About `SAMPLES` remarks, evenly spaced."""
         subjects = list(self.remarks)
-        for subject in subjects[:: max(1, -(-len(subjects) // SAMPLES))]:
-            prompt, response = subject
-            remark = self.remarks[subject]
+        for prompt, response in subjects[:: max(1, -(-len(subjects) // SAMPLES))]:
+            remark = self.remarks[prompt, response]
             said = f"{remark.text} ({remark.quote!r})" if remark.quote else remark.text
             yield {"prompt": prompt[-1].content, "response": response, "critique": said}
 
 
 def write_critiques(critic: Critic, subjects: Sequence[Subject], *, progress: bool = True) -> Critiques:
-    """What a critic has to say about responses, each read once. All processes call it with the same responses.
+    """A critic's remarks on responses, each read once. All processes call this with the same responses.
 
     Args:
         critic: The critic.
-        subjects: Prompts, each with a response to it.
-        progress: Show a bar.
+        subjects: Prompts, each with a response.
+        progress: Whether to show a progress bar.
     """
     distinct = list(dict.fromkeys(subjects))
     sizes = [sum(len(message.content) for message in prompt) + len(text) for prompt, text in distinct]
-    # As for rewards, what is read together does not depend on the number of processes (see `preferences.chunks`).
+    # As with rewards, what is read in one batch does not depend on the number of processes (see `scoring.chunks`).
     portions = chunks(sorted(range(len(distinct)), key=lambda place: (-sizes[place], place)))
     state = process_state()
     mine: list[tuple[int, Remark]] = []
@@ -268,16 +264,16 @@ def write_critiques(critic: Critic, subjects: Sequence[Subject], *, progress: bo
     found = dict(gather_object(mine) if state.num_processes > 1 else mine)
     written = Critiques(critic.name, critic.label, {one: found[place] for place, one in enumerate(distinct)})
     if written.ignored:
-        logger.warning("the critic %s %s; nothing of it is shown", critic.name, written.ignored)
+        logger.warning("the critic %s %s; its remarks are not shown", critic.name, written.ignored)
     return written
 
 
 class AssistedScorer:
-    """A scorer that reads what a critic wrote behind each response.
+    """A scorer that reads a critic's remark after each response.
 
     Args:
-        scorer: A reward model, a classifier, or a judge whose question speaks of notes (`scorers.NOTES_QUESTION`).
-        critiques: On everything that will be scored.
+        scorer: A reward model, a classifier, or a judge whose question mentions notes (`judge.NOTES_QUESTION`).
+        critiques: The remarks on all responses that will be scored.
     """
 
     def __init__(self, scorer: ResponseScorer, critiques: Critiques) -> None:
@@ -285,37 +281,37 @@ class AssistedScorer:
         self.critiques = critiques if fits is None else critiques.fitting(fits)
         self.name = f"{scorer.name} with {critiques.name}"
         self.chat: ChatFormat | None = getattr(scorer, "chat", None)
-        self._rewards = RewardsWithNotes(scorer, self.critiques)
+        self._scorer = ScorerWithNotes(scorer, self.critiques)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
         """See `rrm_lm.evaluation.preferences.scoring.ResponseScorer`."""
-        return self._rewards.score(prompts, responses)
+        return self._scorer.score(prompts, responses)
 
 
 class AssistedPairs:
-    """A judge of pairs who reads what a critic wrote behind each response.
+    """A pair judge that reads a critic's remark after each response.
 
     Args:
-        judge: Who judges.
-        critiques: On everything that will be judged.
+        judge: The judge.
+        critiques: The remarks on all responses that will be judged.
 
     Attributes:
-        asked_without: Questions that the judge could read whole only without notes, and so was asked without any.
+        asked_without: Questions that fit the judge's context only without remarks, and were asked without them.
     """
 
     def __init__(self, judge: PairJudge, critiques: Critiques) -> None:
-        self._alone, self.critiques = judge, critiques
+        self._judge, self.critiques = judge, critiques
         self.name, self.asked_without = judge.name, 0
 
     def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
         """See `rrm_lm.evaluation.policies.pair_judges.PairJudge`."""
-        fits: Callable[[PairQuestion], bool] | None = getattr(self._alone, "fits", None)
+        fits: Callable[[PairQuestion], bool] | None = getattr(self._judge, "fits", None)
         shown = []
         for question in questions:
             prompt, *responses = question
             first, second = (with_notes(text, self.critiques.notes(prompt, text)) for text in responses)
             noted = (prompt, first, second)
-            room = fits is None or noted == question or fits(noted)
-            self.asked_without += not room
-            shown.append(noted if room else question)
-        return self._alone.judge(shown)
+            fit = fits is None or noted == question or fits(noted)
+            self.asked_without += not fit
+            shown.append(noted if fit else question)
+        return self._judge.judge(shown)

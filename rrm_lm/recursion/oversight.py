@@ -1,13 +1,13 @@
-"""Overseers of the tasks: one who sees part of a response, a bench for one aspect, a judge of flaws pointed out.
+"""Simulated overseers for each kind of task: one with a limited view, a bench for one aspect, and a judge of flaws.
 
-Each says what it sees, and what it does with notes. Noise is a function of seed, prompt and response, so that the same
-question gets the same answer in every arm of an experiment and after every interruption.
+The noise of an overseer is a function of seed, prompt and response: the same question gets the same answer in every arm
+of an experiment and after every interruption.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Protocol, runtime_checkable
@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 from rrm_lm.feedback.asking.overseers import Verdict, uniform
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.recursion.notes import Note, is_verbatim
-from rrm_lm.recursion.tasks import Domain, HelperTask, MainTask, PointTask, Task, note_worth
+from rrm_lm.recursion.tasks import Domain, HelperTask, MainTask, PointTask, Task, note_value
 
 Notes = Sequence[Note]
 CONTRADICTED = "notes contradict each other"
@@ -23,40 +23,29 @@ CONTRADICTED = "notes contradict each other"
 
 @runtime_checkable
 class NoteReader(Protocol):
-    """An overseer who takes notes into account by itself. Any other gets them as text (see `assistance.py`)."""
+    """An overseer that takes notes as objects; any other gets them as text. `assistance.Assisted` asks either."""
 
     @property
     def name(self) -> str: ...
-
     @property
     def limit(self) -> str: ...
 
     def judge(self, prompt: Prompt, responses: Sequence[str], notes: Sequence[Notes]) -> Verdict:
-        """Say which response is best, knowing some notes on each."""
+        """Choose the best response, given the notes on each."""
         ...
 
     def explain(self, prompt: Prompt, response: str, notes: Notes) -> str:
-        """Say in words what is wrong with a response; "" for nothing to say."""
+        """Write what is wrong with a response; "" if there is nothing to say."""
         ...
 
 
-class _WithoutNotes:
-    """Makes an overseer of a note reader: the one that nobody helps."""
-
-    def compare(self: NoteReader, prompt: Prompt, responses: Sequence[str]) -> Verdict:  # type: ignore[misc]
-        return self.judge(prompt, responses, [()] * len(responses))
-
-    def critique(self: NoteReader, prompt: Prompt, response: str) -> str:  # type: ignore[misc]
-        return self.explain(prompt, response, ())
-
-
 @dataclass(frozen=True)
-class LimitedOverseer(_WithoutNotes):
-    """Sees a domain's headline, with noise, and takes off its own weight for every problem that it is told of.
+class LimitedOverseer:
+    """Sees the domain's impression of a response, with noise, and subtracts a weight for each reported problem.
 
     Attributes:
-        domain: What is judged.
-        seed: Which of many equal people this one is.
+        domain: The domain whose responses it judges.
+        seed: Seed of the noise.
     """
 
     domain: Domain
@@ -71,13 +60,12 @@ class LimitedOverseer(_WithoutNotes):
         return self.domain.limit
 
     def judge(self, prompt: Prompt, responses: Sequence[str], notes: Sequence[Notes]) -> Verdict:
-        return _best([self._value(*pair) for pair in zip([prompt] * len(responses), responses, notes, strict=True)])
+        return _best([self._value(prompt, text, some) for text, some in zip(responses, notes, strict=True)])
 
     def explain(self, prompt: Prompt, response: str, notes: Notes) -> str:
         if self.domain.parse(response) is None:
             return "This cannot be read."
-        told = [note for note in notes if self._weight(prompt, note) > 0]
-        return " ".join(f"{note.helper}: {note.verdict}." for note in told)
+        return " ".join(f"{note.helper}: {note.verdict}." for note in notes if self._weight(prompt, note) > 0)
 
     def _value(self, prompt: Prompt, response: str, notes: Notes) -> float:
         if self.domain.parse(response) is None:
@@ -94,15 +82,15 @@ class LimitedOverseer(_WithoutNotes):
 
 
 @dataclass
-class Bench(_WithoutNotes):
-    """Checks one aspect of one response: is the verdict of a note right, and are the words in its quotation there?
+class Bench:
+    """Checks one aspect of one response: is a note's verdict right, and is its quotation verbatim?
 
-    With notes of helpers of its own it does not measure: it concludes the verdict from what they say. Where none of
-    them says anything that may be shown, it measures, and that is a check.
+    If its own helpers have notes on the response, it concludes the verdict from them and measures nothing. If none of
+    them has a usable note, it measures, which is one check.
 
     Attributes:
-        task: Which aspect.
-        measured: What has been measured so far; its length is the number of checks.
+        task: The aspect's task.
+        measured: All measurements so far; its length is the number of checks.
     """
 
     task: HelperTask
@@ -125,7 +113,7 @@ class Bench(_WithoutNotes):
         if not truth:
             return Verdict(None, abstained=CONTRADICTED)
         subject = self.task.subject(prompt)[1]
-        return _best([note_worth(self.task.read(text), truth, subject) for text in responses])
+        return _best([note_value(self.task.read(text), truth, subject) for text in responses])
 
     def explain(self, prompt: Prompt, response: str, notes: Notes) -> str:
         truth, note = self._truth(prompt, notes), self.task.read(response)
@@ -138,19 +126,21 @@ class Bench(_WithoutNotes):
     def _truth(self, prompt: Prompt, notes: Notes) -> str:
         conclude = self.task.aspect.conclude
         if notes and conclude is not None:
-            return conclude(_verdicts(self.task, notes))
+            # A part without a note counts as having no problem.
+            verdicts = {name: self.task.domain.aspects[name].verdicts[0] for name in self.task.helpers}
+            return conclude(verdicts | {note.helper: note.verdict for note in notes if note.helper in verdicts})
         if prompt not in self.measured:
             self.measured[prompt] = self.task.truth(prompt)
         return self.measured[prompt]
 
 
 @dataclass
-class FlawJudge(_WithoutNotes):
-    """Judges only whether a flaw that was pointed at is real; a real one that weighs more is the better find.
+class FlawJudge:
+    """Judges only whether a flaw that a helper points at is real. A real flaw with more weight is a better find.
 
     Attributes:
-        task: The pointing.
-        judged: What has been judged so far; its length is the number of checks.
+        task: The pointing task.
+        judged: All judgements so far; its length is the number of checks.
     """
 
     task: PointTask
@@ -169,10 +159,10 @@ class FlawJudge(_WithoutNotes):
         return len(self.judged)
 
     def judge(self, prompt: Prompt, responses: Sequence[str], notes: Sequence[Notes]) -> Verdict:
-        return _best([self._worth(prompt, response) for response in responses])
+        return _best([self._value(prompt, response) for response in responses])
 
     def explain(self, prompt: Prompt, response: str, notes: Notes) -> str:
-        return "That is so." if self._worth(prompt, response) >= 0 else "That is not so."
+        return "That is so." if self._value(prompt, response) >= 0 else "That is not so."
 
     def is_real(self, prompt: Prompt, note: Note) -> bool:
         """Whether the flaw in a note is real: one check."""
@@ -180,31 +170,25 @@ class FlawJudge(_WithoutNotes):
             self.judged[prompt, note.verdict] = self.task.is_real(prompt, note.verdict)
         return self.judged[prompt, note.verdict]
 
-    def _worth(self, prompt: Prompt, response: str) -> float:
+    def _value(self, prompt: Prompt, response: str) -> float:
         note = self.task.read(response)
         if note is None or not is_verbatim(note, self.task.subject(prompt)[1]):
             return -2.0
         flaw = self.task.flaws.get(note.verdict)
         if flaw is None:
-            return 0.0  # that nothing is wrong cannot be seen by looking at one place
+            return 0.0  # looking at one place cannot show that there is no flaw anywhere
         weight = self.task.domain.weight(self.task.subject(prompt)[0], *flaw)
         return weight if self.is_real(prompt, note) else -1.0
 
 
 def overseer_of(task: Task, seed: int = 0) -> LimitedOverseer | Bench | FlawJudge:
-    """Who judges the responses to a task."""
+    """The overseer that judges responses to a task."""
     if isinstance(task, MainTask):
         return LimitedOverseer(task.domain, seed)
     return Bench(task) if isinstance(task, HelperTask) else FlawJudge(task)
 
 
 def _best(values: Sequence[float]) -> Verdict:
-    """The highest value's response; none where it is shared."""
+    """Prefer the response with the highest value; none if two share it."""
     ranked = sorted(values, reverse=True)
     return Verdict(None) if ranked[0] == ranked[1] else Verdict(values.index(ranked[0]))
-
-
-def _verdicts(task: HelperTask, notes: Notes) -> Mapping[str, str]:
-    """By part, what its helper says; the part's first verdict, that nothing is wrong, where it says nothing."""
-    said = {name: task.domain.aspects[name].verdicts[0] for name in task.helpers}
-    return said | {note.helper: note.verdict for note in notes if note.helper in said}

@@ -15,23 +15,23 @@ from rrm_lm.evaluation.reports.templating import environment
 from rrm_lm.evaluation.reports.wording import minus
 from rrm_lm.evaluation.statistics.metrics import Estimate
 from rrm_lm.recursion import quality
-from rrm_lm.recursion.agents import summed
+from rrm_lm.recursion.agents import total_costs
 from rrm_lm.recursion.tree import Node
-from rrm_lm.recursion.work import COSTS, NOTES, Workshop
+from rrm_lm.recursion.workspace import COSTS, NOTES, Workspace
 from rrm_lm.storage import now, write_json, write_text
 
 RESULTS, PAGE = "results.json", "report.html"
 
 
-def write_report(tree: Node, workshop: Workshop, folder: Path, *, base_model: str) -> Path:
+def write_report(tree: Node, workspace: Workspace, folder: Path, *, base_model: str) -> Path:
     """Write results and page about a solved tree; returns the page's path."""
-    found = results(tree, workshop, base_model=base_model)
+    found = results(tree, workspace, base_model=base_model)
     write_json(folder / RESULTS, found)
     write_text(folder / PAGE, render(found))
     return folder / PAGE
 
 
-def results(tree: Node, workshop: Workshop, *, base_model: str) -> dict[str, Any]:
+def results(tree: Node, workspace: Workspace, *, base_model: str) -> dict[str, Any]:
     """What is known of every node, and of all of them together."""
     nodes = list(tree.walk())
     domain = tree.task.domain
@@ -42,9 +42,9 @@ def results(tree: Node, workshop: Workshop, *, base_model: str) -> dict[str, Any
         "overseer": domain.limit,
         "base_model": base_model,
         "root": tree.name,
-        "nodes": [_node(node, workshop) for node in reversed(nodes)],
-        "by_depth": by_depth([_node(node, workshop) for node in nodes]),
-        "total": summed([workshop.costs(node) for node in nodes]),
+        "nodes": [_node(node, workspace) for node in reversed(nodes)],
+        "by_depth": by_depth([_node(node, workspace) for node in nodes]),
+        "total": total_costs([workspace.costs(node) for node in nodes]),
     }
 
 
@@ -126,8 +126,8 @@ def verdict(root: dict[str, Any]) -> str:
     )
 
 
-def _node(node: Node, workshop: Workshop) -> dict[str, Any]:
-    folder = workshop.place(node)
+def _node(node: Node, workspace: Workspace) -> dict[str, Any]:
+    folder = workspace.folder_of(node)
     return {
         "name": node.name,
         "task": node.task.name,

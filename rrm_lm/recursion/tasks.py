@@ -1,13 +1,13 @@
-"""What is to be solved: domains, and the tasks that they pose.
+"""Domains, and the tasks that they pose.
 
-A **domain** is one file: what is asked, what a response is, the simulated truth, an overseer with a stated limit, and
-the aspects of a response that helpers can judge. `rrm_lm/recursion/domains/chip.py` is one;
-`rrm_lm/recursion/__init__.py` says how to write another. Everything else here is made from it:
+A **domain** is one file: prompts, responses, the gold reward, an overseer with a stated limit, and the aspects of a
+response that helpers can judge. `rrm_lm/recursion/domains/chip.py` is an example, and `rrm_lm/recursion/__init__.py`
+says how to write one. The tasks follow from it:
 
-- the **main task**: respond to the domain's prompts; the overseer compares responses;
-- for each aspect a **helper task**: write a note on a response, a verdict with a quotation; a bench compares notes,
-  since whether one aspect of one response is right can be checked (at a price: one check);
-- **pointing**, the other shape of help: point at the worst flaw of a response.
+- the **main task**: respond to the domain's prompts. The overseer compares responses.
+- a **helper task** for each aspect: write a note on a response, a verdict with a quotation. A bench compares notes,
+  because whether one aspect of one response is right can be checked. Each check has a cost.
+- **pointing**, the other form of help: point at the worst flaw of a response.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.recursion.notes import Note, is_verbatim, read_note, write_note
 
-MAIN, POINT = "main", "point"  # names of tasks; every other one is an aspect's
-NOTHING = "nothing"  # what is pointed at where there is no flaw
-_ROLE = Message("system", "Answer with a verdict and a quotation.")  # in place of the model's own, which is longer
+MAIN, POINT = "main", "point"  # names of tasks; every other task is named after its aspect
+NOTHING = "nothing"  # the pointing verdict for a response without a flaw
+_ROLE = Message("system", "Answer with a verdict and a quotation.")  # replaces the model's longer default
 
 
 @dataclass(frozen=True)
 class Aspect:
-    """One thing about a response that can be judged by itself.
+    """One property of a response that can be judged separately.
 
     Attributes:
         question: What a helper is asked, in one line.
-        verdicts: What it may answer; the first one says that nothing is wrong.
-        measure: The truth of a response, as the bench finds it. Asking it is a check, and checks are counted.
+        verdicts: The possible answers. The first one means that there is no problem.
+        measure: The true verdict on a response, as the bench finds it. Each call is a check, and checks are counted.
             It may get responses that `parse` cannot read.
-        evidence: What of a response can be quoted for a verdict, the most telling first.
-        plant: A response that is likely to have something wrong in this aspect.
-        parts: Other aspects of the domain whose helpers can help with this one.
-        conclude: The verdict that follows from the parts' verdicts, "" where they contradict each other; needed where
-            there are parts.
+        evidence: The parts of a response that a note may quote, the most relevant first.
+        plant: Makes a response that probably has a problem in this aspect.
+        parts: Simpler aspects of the domain whose helpers can help with this one.
+        conclude: The verdict that follows from the verdicts on the parts; "" if they contradict each other. Required
+            if there are parts.
     """
 
     question: str
@@ -53,57 +53,52 @@ class Aspect:
 
 
 class Domain(Protocol):
-    """A world with a question, a simulated truth, and an overseer who sees only part of it.
+    """Prompts with a gold reward and an overseer who sees only part of each response.
 
     Attributes:
-        name: What it is called.
+        name: The domain's name.
         kind: What a response is, in words: "chip design".
         limit: What the overseer cannot see, in plain words.
         noise: Standard deviation of the error of the overseer's impression.
-        prompts: Everything that is asked.
-        aspects: What helpers can judge, by name. Those named as parts of others help only these.
+        prompts: All prompts.
+        aspects: By name, what helpers can judge. Aspects that are parts of others help only with those.
     """
 
     @property
     def name(self) -> str: ...
-
     @property
     def kind(self) -> str: ...
-
     @property
     def limit(self) -> str: ...
-
     @property
     def noise(self) -> float: ...
-
     @property
     def prompts(self) -> Sequence[Prompt]: ...
-
     @property
     def aspects(self) -> Mapping[str, Aspect]: ...
 
     def draft(self, prompt: Prompt, rng: random.Random) -> str:
-        """Some well-formed response, good or bad: what a policy that has learned nothing but the form may write."""
+        """A random well-formed response, good or bad, as from a policy that knows only the format."""
         ...
 
     def vary(self, prompt: Prompt, response: str, rng: random.Random) -> str:
-        """A response that differs from this one in one thing."""
+        """A response that differs from this one in one respect."""
         ...
 
     def parse(self, response: str) -> Any | None:
-        """What the response says; None where it cannot be read."""
+        """The content of a response; None if it is unreadable."""
         ...
 
     def gold(self, prompt: Prompt, response: str) -> float:
-        """The truth: how good the response is. The lowest value there is for one that cannot be read."""
+        """The gold reward; for an unreadable response the lowest possible one."""
         ...
 
     def impression(self, prompt: Prompt, response: str) -> float:
-        """What the overseer sees of the worth of a response that can be read, without noise and without notes."""
+        """The value of a readable response as the overseer sees it, without noise and without notes."""
         ...
 
     def weight(self, prompt: Prompt, aspect: str, verdict: str) -> float:
-        """What the overseer takes off for a problem that it is told of; 0 for the first verdict of an aspect."""
+        """What the overseer subtracts for a reported problem; 0 for an aspect's first verdict."""
         ...
 
 
@@ -119,17 +114,17 @@ class MainTask:
 
     @property
     def kind(self) -> tuple[str, str]:
-        """What is asked, and what is answered: a helper's must differ from its parent's."""
+        """What is asked and what is answered. A helper's kind must differ from its parent's."""
         return "requests", self.domain.kind
 
     @property
     def helpers(self) -> tuple[str, ...]:
-        """Tasks whose agents can help."""
+        """Tasks whose agents can help with this one."""
         parts = {part for aspect in self.domain.aspects.values() for part in aspect.parts}
         return (*(name for name in self.domain.aspects if name not in parts), POINT)
 
     def prompts(self, count: int, rng: random.Random, planted: float = 0.0) -> list[Prompt]:
-        """`count` requests: each as often as the others, in random order."""
+        """`count` prompts in random order, each as often as the others."""
         asked = [self.domain.prompts[i % len(self.domain.prompts)] for i in range(count)]
         rng.shuffle(asked)
         return asked
@@ -138,49 +133,80 @@ class MainTask:
         return self.domain.draft(prompt, rng)
 
     def candidates(self, prompt: Prompt) -> list[str]:
-        """Every response that there is to choose from; none where a policy has to write them."""
+        """All responses to choose from; empty if a policy has to write them."""
         return []
-
-    def is_readable(self, prompt: Prompt, response: str) -> bool:
-        return self.domain.parse(response) is not None
 
     def gold(self, prompt: Prompt, response: str) -> float:
         return self.domain.gold(prompt, response)
 
 
-class Judged:
-    """What helper tasks have in common: their prompt is the conversation, and a question about its last answer."""
+@dataclass(frozen=True)
+class NoteTask:
+    """Write a note on a response. The prompt is the conversation followed by a question about its last answer."""
 
     domain: Domain
-    question: str
+    name: str
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What is asked and what is answered. A helper's kind must differ from its parent's."""
+        return f"requests with a {self.domain.kind}", f"note on {self.name}"
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """The possible verdicts. The first one means that there is no problem."""
+        raise NotImplementedError
+
+    @property
+    def question(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def helpers(self) -> tuple[str, ...]:
+        """Tasks whose agents can help with this one."""
+        return ()
+
+    def evidence(self, prompt: Prompt, response: str) -> list[str]:
+        """The parts of a response that a note may quote."""
+        raise NotImplementedError
+
+    def plant(self, prompt: Prompt, rng: random.Random) -> str:
+        """A response that probably has a problem."""
+        raise NotImplementedError
+
+    def truth(self, prompt: Prompt) -> str:
+        """The right verdict."""
+        raise NotImplementedError
 
     def ask(self, prompt: Prompt, response: str) -> Prompt:
-        """The prompt that asks this helper about a response."""
+        """The helper's prompt about a response."""
         return (_ROLE, *prompt, Message("assistant", response), Message("user", self.question))
 
     @staticmethod
     def subject(asked: Prompt) -> tuple[Prompt, str]:
-        """The prompt and the response that a prompt of `ask` is about."""
+        """The prompt and the response that a helper's prompt is about."""
         return asked[1:-2], asked[-2].content
 
-    def _prompts(
-        self, count: int, rng: random.Random, planted: float, plant: Callable[[Prompt, random.Random], str]
-    ) -> list[Prompt]:
+    def prompts(self, count: int, rng: random.Random, planted: float = 0.0) -> list[Prompt]:
+        """Questions about drafts. With probability `planted` a draft is made to have a problem."""
         asked: list[Prompt] = []
         for number in range(count):
             request = self.domain.prompts[number % len(self.domain.prompts)]
-            make = plant if rng.random() < planted else self.domain.draft
+            make = self.plant if rng.random() < planted else self.domain.draft
             asked.append(self.ask(request, make(request, rng)))
         rng.shuffle(asked)
         return asked
 
+    def read(self, response: str) -> Note | None:
+        return read_note(self.name, response, self.verdicts)
 
-@dataclass(frozen=True)
-class HelperTask(Judged):
+    def gold(self, prompt: Prompt, response: str) -> float:
+        """1 for the right verdict with a verbatim quotation, else 0."""
+        return note_value(self.read(response), self.truth(prompt), self.subject(prompt)[1])
+
+
+class HelperTask(NoteTask):
     """Write a note on one aspect of a response."""
-
-    domain: Domain
-    name: str
 
     @cached_property
     def aspect(self) -> Aspect:
@@ -191,90 +217,69 @@ class HelperTask(Judged):
         return self.aspect.verdicts
 
     @property
-    def question(self) -> str:  # type: ignore[override]
+    def question(self) -> str:
         return f"{self.aspect.question} Say {' or '.join(self.verdicts)}."
-
-    @property
-    def kind(self) -> tuple[str, str]:
-        return f"requests with a {self.domain.kind}", f"note on {self.name}"
 
     @property
     def helpers(self) -> tuple[str, ...]:
         return self.aspect.parts
 
     def evidence(self, prompt: Prompt, response: str) -> list[str]:
-        """What of a response can be quoted."""
         return list(self.aspect.evidence(prompt, response))
 
-    def prompts(self, count: int, rng: random.Random, planted: float = 0.0) -> list[Prompt]:
-        """Questions about drafts, of which about the share `planted` are made to have something wrong."""
-        return self._prompts(count, rng, planted, self.aspect.plant)
+    def plant(self, prompt: Prompt, rng: random.Random) -> str:
+        return self.aspect.plant(prompt, rng)
 
     def draft(self, prompt: Prompt, rng: random.Random) -> str:
         pieces = self.evidence(*self.subject(prompt))
         return write_note(rng.choice(self.verdicts), rng.choice(pieces or [""]))
 
     def candidates(self, prompt: Prompt) -> list[str]:
-        """A note for each verdict, with the most telling quotation."""
+        """A note for each verdict, with the most relevant quotation."""
         pieces = self.evidence(*self.subject(prompt))
         return [write_note(verdict, pieces[0]) for verdict in self.verdicts] if pieces else []
-
-    def read(self, response: str) -> Note | None:
-        return read_note(self.name, response, self.verdicts)
-
-    def is_readable(self, prompt: Prompt, response: str) -> bool:
-        return self.read(response) is not None
 
     def truth(self, prompt: Prompt) -> str:
         """The right verdict, as the bench finds it."""
         return self.aspect.measure(*self.subject(prompt))
 
-    def gold(self, prompt: Prompt, response: str) -> float:
-        """1 for the right verdict with words that stand in the response, else 0."""
-        return note_worth(self.read(response), self.truth(prompt), self.subject(prompt)[1])
-
 
 @dataclass(frozen=True)
-class PointTask(Judged):
-    """Point at the worst flaw of a response; its verdict is an aspect with what is wrong there."""
+class PointTask(NoteTask):
+    """Point at the worst flaw of a response. A verdict names an aspect and the problem in it."""
 
-    domain: Domain
     name: str = POINT
 
     @cached_property
     def flaws(self) -> dict[str, tuple[str, str]]:
-        """By verdict, the aspect and its verdict that it stands for."""
+        """By verdict, the aspect and the aspect's verdict that it means."""
         aspects = {name: self.domain.aspects[name] for name in MainTask(self.domain).helpers if name != POINT}
         return {f"{name} {verdict}": (name, verdict) for name, one in aspects.items() for verdict in one.verdicts[1:]}
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        return super().kind[0], "the worst flaw"
 
     @property
     def verdicts(self) -> tuple[str, ...]:
         return (NOTHING, *self.flaws)
 
     @property
-    def question(self) -> str:  # type: ignore[override]
+    def question(self) -> str:
         return "What is the worst flaw here, or nothing?"
 
-    @property
-    def kind(self) -> tuple[str, str]:
-        return f"requests with a {self.domain.kind}", "the worst flaw"
-
-    @property
-    def helpers(self) -> tuple[str, ...]:
-        return ()
-
     def evidence(self, prompt: Prompt, response: str) -> list[str]:
-        """What of a response can be quoted."""
         return [piece for one in self.domain.aspects.values() for piece in one.evidence(prompt, response)]
 
-    def prompts(self, count: int, rng: random.Random, planted: float = 0.0) -> list[Prompt]:
+    def plant(self, prompt: Prompt, rng: random.Random) -> str:
         aspects = [self.domain.aspects[name] for name, _ in self.flaws.values()]
-        return self._prompts(count, rng, planted, lambda prompt, rng: rng.choice(aspects).plant(prompt, rng))
+        return rng.choice(aspects).plant(prompt, rng)
 
     def draft(self, prompt: Prompt, rng: random.Random) -> str:
         return rng.choice(self.candidates(prompt) or [NOTHING])
 
     def candidates(self, prompt: Prompt) -> list[str]:
+        """A note for each verdict, with the most relevant quotation."""
         notes = []
         for verdict in self.verdicts:
             names = [self.flaws[verdict][0]] if verdict in self.flaws else list(self.domain.aspects)
@@ -282,44 +287,30 @@ class PointTask(Judged):
             notes += [write_note(verdict, pieces[0])] if pieces else []
         return notes
 
-    def read(self, response: str) -> Note | None:
-        return read_note(self.name, response, self.verdicts)
-
-    def is_readable(self, prompt: Prompt, response: str) -> bool:
-        return self.read(response) is not None
-
     def is_real(self, prompt: Prompt, verdict: str) -> bool:
-        """Whether the flaw is there: the one thing that the overseer judges."""
+        """Whether the response has the flaw."""
         if verdict == NOTHING:
             return all(not self.is_real(prompt, flaw) for flaw in self.flaws)
         name, wrong = self.flaws[verdict]
         return self.domain.aspects[name].measure(*self.subject(prompt)) == wrong
 
     def truth(self, prompt: Prompt) -> str:
-        """The flaw that weighs most."""
+        """The real flaw with the greatest weight."""
         request = self.subject(prompt)[0]
         real = [flaw for flaw in self.flaws if self.is_real(prompt, flaw)]
         return max(real, key=lambda flaw: self.domain.weight(request, *self.flaws[flaw]), default=NOTHING)
 
-    def gold(self, prompt: Prompt, response: str) -> float:
-        return note_worth(self.read(response), self.truth(prompt), self.subject(prompt)[1])
-
 
 Task = MainTask | HelperTask | PointTask
-NoteTask = HelperTask | PointTask
 
 
-def note_worth(note: Note | None, truth: str, response: str) -> float:
-    """1 for a note with the right verdict and words that stand in the response, else 0."""
+def note_value(note: Note | None, truth: str, response: str) -> float:
+    """1 for a note with the right verdict and a verbatim quotation, else 0."""
     return float(note is not None and note.verdict == truth and is_verbatim(note, response))
 
 
 def make_task(domain: Domain, name: str) -> Task:
-    """The task of that name.
-
-    Raises:
-        ConfigError: The domain has none.
-    """
+    """The task of that name. Raises ConfigError if the domain has none."""
     if name == MAIN:
         return MainTask(domain)
     if name == POINT:

@@ -1,4 +1,4 @@
-"""The tree of tasks: read from a mapping as a YAML file holds it, and refused where it makes no sense."""
+"""The tree of tasks: read from the `tree` section of a YAML file, and checked."""
 
 from __future__ import annotations
 
@@ -12,33 +12,38 @@ from typing import Any
 from rrm_lm.errors import ConfigError
 from rrm_lm.recursion.tasks import POINT, Domain, Task, make_task
 
-ASSISTANCES = ("notes", "worst_flaw")
-POLICIES = ("best_of_n", "ppo")
+_CHOICES = {
+    "assistance": ("notes", "worst_flaw"),
+    "policy": ("best_of_n", "ppo"),
+    "critique_view": ("reward", "all"),
+}
+_ABOVE_0 = ["questions", "num_train_epochs", "learning_rate", "n", "max_steps", "episodes", "tested", "ensemble_heads"]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """How one task of a tree is solved. Each field is a key of the node in the tree's file.
+    """How one node is solved. Each field is a key of the node in the tree's file.
 
     Attributes:
-        task: `main`, `point` or an aspect of the domain; by default what the node is called.
+        task: `main`, `point` or an aspect of the domain; by default the node's name.
         helpers: Nodes whose agents help the overseer.
         assistance: `notes` (each helper writes one) or `worst_flaw` (one helper points, the overseer only looks there).
-        notes_as_input: Whether the reward model reads the notes behind each response, too: what helpers say (of a flaw
-            that one points at, not whether the overseer found it real).
-        questions: How much is asked of the overseer: pairs of responses; of a helper's task, checks on the bench.
-        planted: Share of the checked responses that are made to have something wrong.
-        both_orders: Ask about every pair in both orders; contradictions are no verdict.
-        critiques: Whether the overseer also says what is wrong, in words.
+        notes_as_input: Whether the reward model, too, reads the notes after each response. It reads what a pointing
+            helper says, not whether the overseer found the flaw real.
+        questions: Questions to the overseer: pairs of responses, or a helper task's checks on the bench.
+        planted: Share of the checked responses that are made to have a problem.
+        both_orders: Ask about every pair in both orders; contradictory answers give no verdict.
+        critiques: Whether the overseer also writes what is wrong.
         num_train_epochs, learning_rate, per_device_train_batch_size, critique_weight, critique_view, ensemble_heads: Of
-            the reward model, as `rrm-lm reward` has them.
-        policy: `best_of_n` (the best of n by the reward) or `ppo`.
-        n: Of best-of-n, where responses are drawn.
-        max_steps, episodes, kl_coef, policy_learning_rate: Of PPO: updates, episodes each, price of KL.
-        drafts, draft_epochs: Well-formed responses that a policy learns the form from, before anything else.
+            the reward model, as in `rrm-lm reward`.
+        policy: `best_of_n` (the best of n responses by reward) or `ppo`.
+        n: Responses sampled for best-of-n.
+        max_steps, episodes, kl_coef, policy_learning_rate: Of PPO: updates, episodes per update, KL coefficient,
+            learning rate.
+        drafts, draft_epochs: Well-formed responses that the start policy learns the format from.
         max_new_tokens: Longest response.
-        tested: Fresh questions by which the agent is judged in the report.
+        tested: Fresh questions that measure the agent for the report.
     """
 
     task: str = ""
@@ -69,7 +74,7 @@ class NodeSettings:
 
 @dataclass(frozen=True)
 class Node:
-    """A task in its place: with the nodes that help."""
+    """A task of the tree, with the nodes that help its overseer."""
 
     name: str
     settings: NodeSettings
@@ -77,7 +82,7 @@ class Node:
     helpers: tuple[Node, ...] = field(default=())
 
     def walk(self) -> Iterator[Node]:
-        """This node and everything below it, helpers first, each once."""
+        """This node and all nodes below it, helpers first, each once."""
         seen: set[str] = set()
         for node in (*(below for helper in self.helpers for below in helper.walk()), self):
             if node.name not in seen:
@@ -86,87 +91,78 @@ class Node:
 
     @property
     def depth(self) -> int:
-        """0 without helpers."""
+        """Levels of helpers below this node; 0 without helpers."""
         return 1 + max((helper.depth for helper in self.helpers), default=-1)
 
 
 def read_tree(domain: Domain, nodes: Mapping[str, Any], root: str = "", where: str = "tree") -> Node:
-    """The tree under its root.
+    """The root of a tree.
 
     Args:
-        domain: Where the tasks are from.
+        domain: The domain of the tasks.
         nodes: By name, the settings of each node.
-        root: The node to solve in the end; by default the one that helps no other.
-        where: What the tree was read from, for messages.
+        root: The node to solve in the end; by default the only node that helps no other.
+        where: What the tree was read from, for error messages.
 
     Raises:
-        ConfigError: No nodes, no single root, an unknown setting or node, a node that helps nobody, helpers in a
-            circle, or a helper whose task is no easier than the one it helps with.
+        ConfigError: There are no nodes, no single root, an unknown setting or node, a node that helps nobody, helpers
+            in a circle, or a helper whose task is not easier than the one it helps with.
     """
     if not nodes:
         raise ConfigError("The tree has no nodes", where=where, expected="a mapping of names to settings")
     settings = {name: _settings(name, values, where) for name, values in nodes.items()}
-    helping = {helper for one in settings.values() for helper in one.helpers}
-    for name, one in settings.items():
-        for helper in one.helpers:
-            if helper not in settings:
-                raise ConfigError(
-                    f"The node {name} has a helper {helper!r} that is not in the tree{_near(helper, settings)}",
-                    where=where,
-                    expected="one of " + ", ".join(settings),
-                )
+    helping = {helper: name for name, one in settings.items() for helper in one.helpers}
+    expected = "one of " + ", ".join(settings)
+    for helper, name in helping.items():
+        if helper not in settings:
+            found = f"The node {name} has a helper {helper!r} that is not in the tree{_near(helper, settings)}"
+            raise ConfigError(found, where=where, expected=expected)
     if root and root not in settings:
-        raise ConfigError(
-            f"The tree has no node {root!r} to be its root{_near(root, settings)}",
-            where=where,
-            expected="one of " + ", ".join(settings),
-        )
+        found = f"The tree has no node {root!r} to be its root{_near(root, settings)}"
+        raise ConfigError(found, where=where, expected=expected)
     tops = [root] if root else [name for name in settings if name not in helping]
     if len(tops) != 1:
         raise ConfigError(
             f"The tree has no single root: {', '.join(tops) or 'every node helps another'}",
             where=where,
             expected="one node that helps no other",
-            remedy="name the others among the helpers of a node, or take them out",
+            remedy="add the other nodes to the helpers of a node, or remove them",
         )
-    tree = _grow(domain, settings, tops[0], (), where)
-    if left := [name for name in settings if name not in {node.name for node in tree.walk()}]:
-        raise ConfigError(
-            f"The node {left[0]} helps nobody",
-            where=where,
-            remedy=f"name it among the helpers of a node below {tree.name}",
-        )
+    tree = _build(domain, settings, tops[0], (), where)
+    if unused := settings.keys() - {node.name for node in tree.walk()}:
+        first = next(name for name in settings if name in unused)
+        remedy = f"add it to the helpers of {tree.name} or of a node below it, or remove it"
+        raise ConfigError(f"The node {first} helps nobody", where=where, remedy=remedy)
     return tree
 
 
-def _grow(domain: Domain, settings: Mapping[str, NodeSettings], name: str, above: tuple[str, ...], where: str) -> Node:
+def _build(domain: Domain, settings: Mapping[str, NodeSettings], name: str, above: tuple[str, ...], where: str) -> Node:
     if name in above:
-        circle = " > ".join([*above[above.index(name) :], name])
         raise ConfigError(
-            f"The helpers go round in a circle: {circle}",
+            f"The helpers go round in a circle: {' > '.join([*above[above.index(name) :], name])}",
             where=where,
-            remedy="take one of them out: a helper must be solved before what it helps with",
+            remedy="remove one of them: a helper must be solved before the node that it helps",
         )
-    task = make_task(domain, settings[name].task or name)
-    helpers = tuple(_grow(domain, settings, helper, (*above, name), where) for helper in settings[name].helpers)
-    for helper in helpers:
-        _refuse_no_easier(name, task, helper, where)
     one = settings[name]
+    task = make_task(domain, one.task or name)
+    helpers = tuple(_build(domain, settings, helper, (*above, name), where) for helper in one.helpers)
+    for helper in helpers:
+        _check_helper(name, task, helper, where)
     if one.assistance == "worst_flaw" and [helper.task.name for helper in helpers] != [POINT]:
         raise ConfigError(
-            f"The node {name} wants the worst flaw pointed out, and has not one helper for that",
+            f"The node {name} has assistance worst_flaw, but not exactly one pointing helper",
             where=where,
             expected=f"one helper, with the task {POINT}",
         )
     return Node(name, one, task, helpers)
 
 
-def _refuse_no_easier(name: str, task: Task, helper: Node, where: str) -> None:
+def _check_helper(name: str, task: Task, helper: Node, where: str) -> None:
     if helper.task.kind == task.kind:
         raise ConfigError(
             f"The helper {helper.name} is no easier than {name}: both answer {task.kind[0]} with a {task.kind[1]}",
             where=where,
-            expected="a helper with another task, on a part of what it helps with",
+            expected="a helper whose task is a part of the task that it helps with",
         )
     if helper.task.name not in task.helpers:
         raise ConfigError(
@@ -177,10 +173,10 @@ def _refuse_no_easier(name: str, task: Task, helper: Node, where: str) -> None:
 
 
 def _settings(name: str, values: Any, where: str) -> NodeSettings:
-    """The settings of a node, each checked."""
+    """The checked settings of a node."""
     place = f"{where}, node {name}"
     if not _NAME.fullmatch(str(name)):
-        raise ConfigError(f"A node is called {name!r}", where=where, expected="small letters, digits and _")
+        raise ConfigError(f"A node has the name {name!r}", where=where, expected="lower-case letters, digits and _")
     if values is not None and not isinstance(values, Mapping):
         raise ConfigError(f"The node {name} is {values!r}", where=where, expected="a mapping of settings")
     known = {one.name: one for one in dataclasses.fields(NodeSettings)}
@@ -190,22 +186,12 @@ def _settings(name: str, values: Any, where: str) -> NodeSettings:
             raise ConfigError(f"There is no setting {key!r}{_near(key, known)}", where=place)
         given[key] = _converted(key, value, known[key].default, place)
     settings = NodeSettings(**given)
-    for key, choices in (("assistance", ASSISTANCES), ("policy", POLICIES), ("critique_view", ("reward", "all"))):
-        if getattr(settings, key) not in choices:
-            expected = "one of " + ", ".join(choices)
-            raise ConfigError(f"{key} is {getattr(settings, key)!r}", where=place, expected=expected)
-    for key in (
-        "questions",
-        "num_train_epochs",
-        "learning_rate",
-        "n",
-        "max_steps",
-        "episodes",
-        "tested",
-        "ensemble_heads",
-    ):
-        if getattr(settings, key) <= 0:
-            raise ConfigError(f"{key} is {getattr(settings, key)}", where=place, expected="above 0")
+    for key, choices in _CHOICES.items():
+        if (value := getattr(settings, key)) not in choices:
+            raise ConfigError(f"{key} is {value!r}", where=place, expected="one of " + ", ".join(choices))
+    for key in _ABOVE_0:
+        if (value := getattr(settings, key)) <= 0:
+            raise ConfigError(f"{key} is {value}", where=place, expected="above 0")
     if not 0 <= settings.planted <= 1:
         raise ConfigError(f"planted is {settings.planted}", where=place, expected="from 0 to 1")
     return settings

@@ -29,8 +29,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 from common import machine
+from recursion_controls import MeasuredNotes, ShamNotes
+from recursion_rules import ARMS
 from recursion_summary import summarise
 
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.asking.overseers import SimulatedOverseer
 from rrm_lm.feedback.records import Comparison, Demonstration, Message, Origin, Prompt
 from rrm_lm.models.backbone import Backbone
@@ -38,25 +41,21 @@ from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_sta
 from rrm_lm.recursion import quality
 from rrm_lm.recursion.agents import (
     Costs,
-    Rewards,
-    RewardsWithNotes,
+    ScorerWithNotes,
     Shared,
-    drop,
-    put_scorer,
-    put_writer,
+    drop_adapters,
+    load_reward,
+    load_sampler,
     reward_adapter,
 )
 from rrm_lm.recursion.assistance import Assistance, Assisted, HelperNotes, Unassisted
-from rrm_lm.recursion.controls import MeasuredNotes, ShamNotes
 from rrm_lm.recursion.domains import load_domain
-from rrm_lm.recursion.experiment import ARMS
-from rrm_lm.recursion.notes import with_notes
 from rrm_lm.recursion.oversight import LimitedOverseer
-from rrm_lm.recursion.recursion import solve_all
+from rrm_lm.recursion.solve import solve_all
 from rrm_lm.recursion.tasks import POINT, MainTask
-from rrm_lm.recursion.teaching import Teaching, learn_form, read_with_notes, train_policy, train_reward
+from rrm_lm.recursion.training import TrainingOptions, read_with_notes, train_policy, train_reward, train_start
 from rrm_lm.recursion.tree import NodeSettings, read_tree
-from rrm_lm.recursion.work import Workshop
+from rrm_lm.recursion.workspace import Workspace
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
@@ -187,11 +186,11 @@ class Experiment:
             for row, prompt in enumerate(prompts, start=1)
         ]
         start = self.folder / "start"
-        learn_form(self.shared, "start", drafts, self.settings, Teaching(), start)
+        train_start(self.shared, "start", drafts, self.settings, TrainingOptions(), start)
         requests = [self.domain.prompts[i % len(self.domain.prompts)] for i in range(sizes.requests)]
-        writer = put_writer(self.shared, start, START_WRITER, sizes.max_new_tokens, Costs())
-        written = writer.write(requests, sizes.samples, seed=12345)
-        drop(self.shared, START_WRITER)
+        sampler = load_sampler(self.shared, start, START_WRITER, sizes.max_new_tokens, Costs())
+        written = sampler.sample(requests, sizes.samples, seed=12345)
+        drop_adapters(self.shared, START_WRITER)
         found = {
             name: [[_plain(prompt), better, worse] for prompt, better, worse in
                    quality.fresh_pairs(self.domain, getattr(sizes, name), rng, near=name == "near")]
@@ -205,13 +204,13 @@ class Experiment:
     def solve_helpers(self, seed: int, deep: bool = False) -> None:
         """Train the helpers of a seed; they are shared by every arm that has notes."""
         began = time.perf_counter()
-        workshop, tree = self._helper_tree(seed, deep)
-        solve_all(tree.helpers, workshop)
+        workspace, tree = self._helper_tree(seed, deep)
+        solve_all(tree.helpers, workspace)
         below = [node for helper in tree.helpers for node in helper.walk()]
         found = {
             node.name: {
-                "quality": json.loads((workshop.place(node) / quality.FILE).read_text(encoding="utf-8")),
-                "costs": workshop.costs(node),
+                "quality": json.loads((workspace.folder_of(node) / quality.FILE).read_text(encoding="utf-8")),
+                "costs": workspace.costs(node),
                 "depth": node.depth,
             }
             for node in below
@@ -226,15 +225,15 @@ class Experiment:
         records, right = self.label(arm, seed, pairs, assistance)
         labelled = time.perf_counter() - began
         if arm == INPUT:
-            records = read_with_notes(records, lambda p, text: with_notes(text, assistance.notes(p, text)))
+            records = read_with_notes(records, assistance)
         name, folder = _identifier(f"{arm}_{seed}"), self.place(seed) / _identifier(arm)
-        train_reward(self.shared, name, records, self.settings, Teaching(seed), folder)
+        train_reward(self.shared, name, records, self.settings, TrainingOptions(seed), folder)
         trained = time.perf_counter() - began - labelled
-        rewards: Rewards = put_scorer(self.shared, folder, name)
+        scorer: ResponseScorer = load_reward(self.shared, folder, name)
         if arm == INPUT:
-            rewards = RewardsWithNotes(rewards, self.assistance(arm, seed, pairs))
-        found = self.scored(rewards)
-        drop(self.shared, reward_adapter(name))
+            scorer = ScorerWithNotes(scorer, self.assistance(arm, seed, pairs))
+        found = self.scored(scorer)
+        drop_adapters(self.shared, reward_adapter(name))
         found |= {
             "arm": arm, "seed": seed, "labels": right, "checks": self.checks(arm, seed), "notes": assistance.account(),
             "seconds": {"labels": round(labelled, 1), "training": round(trained, 1),
@@ -246,16 +245,16 @@ class Experiment:
         """Train a policy with PPO against an arm's reward, and see what its responses are worth."""
         began, questions = time.perf_counter(), self.questions()
         name = _identifier(f"{arm}_{seed}")
-        rewards = put_scorer(self.shared, self.place(seed) / _identifier(arm), name)
+        scorer = load_reward(self.shared, self.place(seed) / _identifier(arm), name)
         folder = self.place(seed) / f"{_identifier(arm)}_policy"
         prompts = self.task.prompts(max(64, self.sizes.episodes), random.Random(seed))
         tokens = train_policy(
-            self.shared, name, prompts, rewards, self.settings, Teaching(seed), self.folder / "start", folder
+            self.shared, name, prompts, scorer, self.settings, TrainingOptions(seed), self.folder / "start", folder
         )
-        writer = put_writer(self.shared, folder, f"{name}_policy", self.sizes.max_new_tokens, Costs())
+        sampler = load_sampler(self.shared, folder, f"{name}_policy", self.sizes.max_new_tokens, Costs())
         requests = [_prompt(one) for one in questions["requests"]]
-        written = writer.write(requests, self.sizes.policy_samples, seed=777)
-        drop(self.shared, reward_adapter(name), f"{name}_policy")
+        written = sampler.sample(requests, self.sizes.policy_samples, seed=777)
+        drop_adapters(self.shared, reward_adapter(name), f"{name}_policy")
         gold = [[self.domain.gold(p, text) for text in group] for p, group in zip(requests, written, strict=True)]
         found = {
             "arm": arm, "seed": seed, "tokens": tokens, "responses": written,
@@ -267,7 +266,7 @@ class Experiment:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _helper_tree(self, seed: int, deep: bool) -> tuple[Workshop, Any]:
+    def _helper_tree(self, seed: int, deep: bool) -> tuple[Workspace, Any]:
         each = {
             "questions": self.sizes.checks, "num_train_epochs": self.sizes.helper_epochs,
             "learning_rate": self.sizes.helper_learning_rate, "per_device_train_batch_size": self.sizes.batch,
@@ -281,16 +280,16 @@ class Experiment:
             nodes[node] = each | {"task": name, "helpers": list(parts[name]) if node != name else []}
             nodes |= {part: each for part in nodes[node]["helpers"]}
         tree = read_tree(self.domain, nodes)
-        return Workshop(self.place(seed) / "nodes", self.shared, Teaching(seed), {"name": self.model}), tree
+        return Workspace(self.place(seed) / "nodes", self.shared, TrainingOptions(seed), {"name": self.model}), tree
 
     def pairs(self, seed: int) -> list[tuple[Prompt, str, str]]:
         """What the overseer of a seed compares, the same for every arm: responses of the policy that all start from."""
         file = self.place(seed) / "pairs.json"
         if not file.is_file():
-            writer = put_writer(self.shared, self.folder / "start", START_WRITER, self.sizes.max_new_tokens, Costs())
+            sampler = load_sampler(self.shared, self.folder / "start", START_WRITER, self.sizes.max_new_tokens, Costs())
             prompts = self.task.prompts(self.sizes.pairs + self.sizes.pairs // 8 + 4, random.Random(f"pairs {seed}"))
-            written = writer.write(prompts, 2, seed=1000 + seed)
-            drop(self.shared, START_WRITER)
+            written = sampler.sample(prompts, 2, seed=1000 + seed)
+            drop_adapters(self.shared, START_WRITER)
             whole = [(_plain(p), *both) for p, both in zip(prompts, written, strict=True) if _differ(*both)]
             write_json(file, whole[: self.sizes.pairs])
         rows = json.loads(file.read_text(encoding="utf-8"))
@@ -304,8 +303,8 @@ class Experiment:
         if arm == "C":
             # A pair takes a check for each aspect of each response: M for each helper buy M / 2 pairs.
             return MeasuredNotes(self.domain, frozenset(subjects[: 2 * (self.sizes.checks // 2)]))
-        workshop, tree = self._helper_tree(seed, arm == DEEP)
-        agents = solve_all(tree.helpers, workshop)
+        workspace, tree = self._helper_tree(seed, arm == DEEP)
+        agents = solve_all(tree.helpers, workspace)
         kept = self.place(seed) / ("notes_deep.jsonl" if arm == DEEP else "notes.jsonl")
         every = HelperNotes(agents, kept)
         every.prepare(subjects)
@@ -313,7 +312,7 @@ class Experiment:
             return ShamNotes(every, subjects, seed)
         if arm.startswith("A-"):
             left = HelperNotes([agent for agent in agents if agent.task.name != arm[2:]])
-            left.heard = {agent.name: every.heard[agent.name] for agent in left.helpers}
+            left.answers = {agent.name: every.answers[agent.name] for agent in left.helpers}
             return left
         return every
 
@@ -349,15 +348,15 @@ class Experiment:
     def questions(self) -> dict[str, Any]:
         return json.loads((self.folder / "questions.json").read_text(encoding="utf-8"))
 
-    def scored(self, rewards: Rewards) -> dict[str, Any]:
+    def scored(self, scorer: ResponseScorer) -> dict[str, Any]:
         """Margins of the fresh pairs, and rewards of the responses to choose from."""
         questions = self.questions()
         found: dict[str, Any] = {
-            name: quality.margins(rewards, [(_prompt(p), better, worse) for p, better, worse in questions[name]])
+            name: quality.margins(scorer, [(_prompt(p), better, worse) for p, better, worse in questions[name]])
             for name in ("far", "near")
         }
         requests = [_prompt(one) for one in questions["requests"]]
-        return found | {"rewards": rewards.score(requests, questions["responses"])}
+        return found | {"rewards": scorer.score(requests, questions["responses"])}
 
 
 def _differ(one: str, other: str) -> bool:

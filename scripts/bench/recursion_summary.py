@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from recursion_rules import AIM, ARMS, BEST_OF, Crossed, Findings, Floats, Interval, conclude, over_seeds
 
 from rrm_lm.evaluation.policies.best_of_n import expected_best
 from rrm_lm.evaluation.reports import figures
 from rrm_lm.evaluation.reports.figures import ForestRow
 from rrm_lm.evaluation.reports.templating import environment
 from rrm_lm.evaluation.statistics.metrics import Estimate, correctness
-from rrm_lm.recursion.experiment import AIM, ARMS, BEST_OF, Crossed, Findings, Floats, Interval, judge, over_seeds
 from rrm_lm.storage import now, write_json, write_text
 
 _BY_SEED = {"reward_accuracy": "reward_accuracy", "best_of_16": "best_of_16", "policy_gold": "policy"}
@@ -133,13 +133,13 @@ def judged(found: dict[str, Any]) -> dict[str, Any]:
         curve=[found["arms"]["A"]["best_of_n"][str(n)]["value"] for n in BEST_OF],
         helpers={name: one["balanced_accuracy"] for name, one in found["helpers"].items() if one["helps_main"]},
     )  # fmt: skip
-    judgement = judge(findings)
+    conclusion = conclude(findings)
     found["aim_met"] = _aim(findings, found)
     found["over_seeds"] = {
         name: {measure: value and value.to_dict() for measure, value in one.items()}
         for name, one in found["over_seeds"].items()
     }
-    return found | {"verdict": judgement.verdict, "reasons": list(judgement.reasons), "verdict_text": judgement.text}
+    return found | {"verdict": conclusion.verdict, "reasons": list(conclusion.reasons), "verdict_text": conclusion.text}
 
 
 def _over_seeds(mine: Sequence[float] | None, theirs: Sequence[float] | None) -> Interval | None:

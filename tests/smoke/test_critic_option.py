@@ -139,7 +139,7 @@ def test_a_solved_helper_is_a_critic(tiny: Path, trained: Trained, tmp_path: Pat
     assert all(row["quote"] in row["response"] for row in rows)
     (helper / "node.json").write_text("{}", encoding="utf-8")
     broken = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "judged", "--allow_code", "--critic", helper)
-    assert broken.code == 2 and "letter_b is not solved, its files are broken" in broken.error["error"]
+    assert broken.code == 2 and "letter_b is not solved, its files are damaged" in broken.error["error"]
     (helper.parent / "top").mkdir()
     (helper.parent / "top" / "node.json").write_text("{}", encoding="utf-8")
     top = evaluate(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from rrm_lm.recursion.agents import Costs
-from rrm_lm.runs.recurse.run import Progress
+from rrm_lm.runs.recurse.run import TreeProgress
 from rrm_lm.storage import verify
 from tests.smoke.commands import Result, read, run
 from tests.unit.recursion.trees import tree
@@ -138,10 +138,12 @@ def test_helpers_in_separate_processes_one_of_which_fails(
 def test_remaining_time_decreases_while_a_node_is_solved() -> None:
     root = tree(top={"task": "main", "helpers": ["letter_s"], "questions": 40}, letter_s={"questions": 40})
     took = {"letter_s": {"reward": 60.0}, "top": {}}
-    shop = SimpleNamespace(has=lambda node: node.name == "letter_s", costs=lambda node: Costs(seconds=took[node.name]))
-    progress, workshop = Progress(root), cast(Any, shop)
-    whole = progress._left(workshop)
+    workspace: Any = SimpleNamespace(
+        is_solved=lambda node: node.name == "letter_s", costs=lambda node: Costs(seconds=took[node.name])
+    )
+    progress = TreeProgress(root)
+    whole = progress._left(workspace)
     took["top"] = {"reward": 20.0}
-    assert progress._left(workshop) == pytest.approx(whole - 20.0)
+    assert progress._left(workspace) == pytest.approx(whole - 20.0)
     took["top"] = {"reward": whole + 5.0}
-    assert progress._left(workshop) == 0.0
+    assert progress._left(workspace) == 0.0

@@ -1,4 +1,4 @@
-"""`rrm-lm recurse`: a tree of tasks solved, and its helpers used elsewhere.
+"""`rrm-lm recurse`: solves a tree of tasks (`run.py`), and loads its helpers for other commands (`solved_helper.py`).
 
 May import everything but `cli`.
 """

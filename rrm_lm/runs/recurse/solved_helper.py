@@ -1,4 +1,4 @@
-"""A solved helper of `rrm-lm recurse`, found and loaded by its folder alone."""
+"""A solved helper of `rrm-lm recurse`, loaded from its folder alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.recursion.agents import Agent
 from rrm_lm.recursion.tasks import MainTask
-from rrm_lm.recursion.teaching import Teaching, is_whole
+from rrm_lm.recursion.training import TrainingOptions, is_whole
 from rrm_lm.recursion.tree import Node
-from rrm_lm.recursion.work import RECORD, Workshop
+from rrm_lm.recursion.workspace import RECORD, Workspace
 from rrm_lm.runs.recurse.run import RecurseRun
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import parse
@@ -19,23 +19,22 @@ from rrm_lm.settings.workflows import RecurseArguments
 
 
 def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun, Node]:
-    """The run that solved a helper, and its node, if its files are as they were left.
+    """The run that solved a helper, and the helper's node, if all its files are intact.
 
     Raises:
-        CheckpointError: It is not solved, or its files or those of its own helpers are broken or of another tree.
-        ConfigError: The tree beside it cannot be read, or runs code that is not allowed.
-        ModelError: The node answers the requests themselves, and helps nobody.
+        CheckpointError: It is not solved, or its files or those of its own helpers are damaged or of another tree.
+        ConfigError: The tree's config.yaml cannot be read, or runs code that is not allowed.
+        ModelError: The node answers requests, so it is no critic.
     """
     folder = folder.resolve()
     settings = folder.parents[1] / "config.yaml"
     if not settings.is_file():
         raise CheckpointError(
-            "The tree that this helper is of is not there", where=str(settings), expected="what rrm-lm recurse wrote"
+            "The tree of this helper is missing", where=str(settings), expected="the file that rrm-lm recurse wrote"
         )
-    permission = ["--allow_code"] if allow_code else []
-    words = ["--config", str(settings), *permission]
+    words = ["--config", str(settings)] + ["--allow_code"] * allow_code
     run = RecurseRun(*parse([RecurseArguments, ModelArguments], words, command="rrm-lm recurse"))
-    node = next((one for one in run.tree.walk() if one.name == folder.name), None)
+    node = run.nodes.get(folder.name)
     if node is None:
         raise CheckpointError(f"The tree has no node {folder.name}", where=str(settings))
     if isinstance(node.task, MainTask):
@@ -48,9 +47,9 @@ def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun,
         place = folder.with_name(one.name)
         if not is_whole(place) or _settings(place) != json.loads(json.dumps(asdict(one.settings))):
             raise CheckpointError(
-                f"{one.name} is not solved, its files are broken, or the tree was changed since",
+                f"{one.name} is not solved, its files are damaged, or the tree has changed since",
                 where=str(place),
-                remedy=" ".join(["rrm-lm recurse --config", str(settings), *permission]),
+                remedy=" ".join(["rrm-lm recurse", *words]),
             )
     return run, node
 
@@ -62,8 +61,8 @@ def load_helper(folder: Path, *, allow_code: bool = False) -> Agent:
         RRMError: See `check_helper`; or the backbone cannot be loaded.
     """
     run, node = check_helper(folder, allow_code=allow_code)
-    workshop = Workshop(folder.resolve().parent, run.shared(), Teaching(run.args.seed))
-    return workshop.agent(node)
+    workspace = Workspace(folder.resolve().parent, run.shared(), TrainingOptions(run.args.seed))
+    return workspace.agent(node)
 
 
 def _settings(folder: Path) -> object:

@@ -14,12 +14,12 @@ os.environ["ACCELERATE_USE_CPU"] = "true"
 
 import torch
 
-from rrm_lm.recursion.recursion import solve
+from rrm_lm.recursion.solve import solve
 from rrm_lm.recursion.tasks import Aspect
 from rrm_lm.recursion.tree import read_tree
 from tests.tiny import lora, tiny_config, tiny_model
 from tests.unit.recursion.toy import Letters
-from tests.unit.recursion.trees import SMALL, workshop
+from tests.unit.recursion.trees import SMALL, workspace
 
 torch.set_num_threads(1)
 gc.freeze()  # trainers collect garbage often; without the libraries this is quick
@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
     config: Any = tiny_config("llama", layers=8)
     config.hidden_size, config.intermediate_size, config.head_dim = 512, 1536, 128
     before = megabytes("VmRSS")
-    shop = workshop(folder, model=tiny_model(config=config))
+    shop = workspace(folder, model=tiny_model(config=config))
     shop.shared = replace(
         shop.shared, lora=lora(rank=8, random=False)
     )  # about the share of it that rank 16 is of SmolLM2

@@ -10,26 +10,26 @@ from typing import Any
 import pytest
 
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.recursion.agents import Agent, BestOfN, Costs, InPieces, RewardsWithNotes, summed
+from rrm_lm.recursion.agents import Agent, BestOfN, ChunkedScorer, Costs, ScorerWithNotes, total_costs
 from rrm_lm.recursion.assistance import HelperNotes
-from rrm_lm.recursion.controls import MeasuredNotes, ShamNotes
 from rrm_lm.recursion.critics import HelperCritic, Remark
 from rrm_lm.recursion.quality import fresh_pairs, labels, notes_quality
-from rrm_lm.recursion.recursion import solve
+from rrm_lm.recursion.solve import solve
 from rrm_lm.recursion.tasks import HelperTask, MainTask
 from tests.tiny import comparison
 from tests.unit.recursion.test_assistance import PROMPT, Fake, right
 from tests.unit.recursion.toy import Letters
-from tests.unit.recursion.trees import tree, workshop
+from tests.unit.recursion.trees import tree, workspace
 
 DOMAIN = Letters()
 
 
 @dataclass
 class Lengths:
-    """Rewards length, and remembers what it was asked."""
+    """Scorer length, and remembers what it was asked."""
 
     asked: list[list[str]] = field(default_factory=list)
+    name: str = "lengths"
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
         self.asked += [list(group) for group in responses]
@@ -37,14 +37,14 @@ class Lengths:
 
 
 @dataclass
-class Writer:
-    def write(self, prompts: Sequence[Prompt], count: int = 1, **_: Any) -> list[list[str]]:
+class Sampler:
+    def sample(self, prompts: Sequence[Prompt], count: int = 1, **_: Any) -> list[list[str]]:
         return [["a" * (number + 1) for number in range(count)] for _ in prompts]
 
 
 def test_the_best_of_what_is_written_or_of_what_can_be_named() -> None:
     costs = Costs()
-    policy = BestOfN(MainTask(DOMAIN), Lengths(), Writer(), 4, costs=costs)  # type: ignore[arg-type]
+    policy = BestOfN(MainTask(DOMAIN), Lengths(), Sampler(), 4, costs=costs)  # type: ignore[arg-type]
     assert policy.respond(DOMAIN.prompts) == ["aaaa"] * 3
     assert costs.scored == 12
     task = HelperTask(DOMAIN, "letter_s")
@@ -64,18 +64,18 @@ class Narrow(Lengths):
 
 def test_a_helper_says_nothing_about_what_it_cannot_read_whole(caplog: pytest.LogCaptureFixture) -> None:
     task, inner = HelperTask(DOMAIN, "letter_s"), Narrow()
-    agent = Agent("letter_s", task, InPieces(inner), BestOfN(task, InPieces(inner), None, 4), Costs())
+    agent = Agent("letter_s", task, ChunkedScorer(inner), BestOfN(task, ChunkedScorer(inner), None, 4), Costs())
     found = HelperNotes([agent])
     long = "blue " * 40
     found.prepare([(PROMPT, "blue moon"), (PROMPT, long)])
     assert found.notes(PROMPT, "blue moon") and found.notes(PROMPT, long) == ()
     assert len(inner.asked) == 1, "what does not fit was judged without being read"
-    assert found.account()["letter_s"]["unreadable"] == 1 and "no room for 1 of 2" in caplog.text
+    assert found.account()["letter_s"]["unreadable"] == 1 and "1 of 2 prompts do not fit" in caplog.text
     assert HelperCritic(agent, "critic").critiques([PROMPT], [long]) == [Remark("")]
 
 
 def test_a_scorer_tells_what_it_has_no_room_for(tmp_path: Path) -> None:
-    shop = workshop(tmp_path)
+    shop = workspace(tmp_path)
     node = tree(top={"task": "main", "helpers": ["letter_b"]}, letter_b={}).helpers[0]
     agent = solve(node, shop)
     task = HelperTask(DOMAIN, "letter_b")
@@ -87,33 +87,15 @@ def test_a_scorer_tells_what_it_has_no_room_for(tmp_path: Path) -> None:
 def test_many_responses_to_a_prompt_are_scored_a_few_at_a_time() -> None:
     inner = Lengths()
     many = ["b" * number for number in range(1, 20)]
-    assert InPieces(inner).score([PROMPT, PROMPT], [many, ["x"]]) == [[float(n) for n in range(1, 20)], [1.0]]
+    assert ChunkedScorer(inner).score([PROMPT, PROMPT], [many, ["x"]]) == [[float(n) for n in range(1, 20)], [1.0]]
     assert max(map(len, inner.asked)) == 8 and sum(map(len, inner.asked)) == 20
 
 
 def test_a_reward_that_reads_the_notes_gets_them_behind_the_response() -> None:
     inner, notes = Lengths(), HelperNotes([Fake(right)])
-    RewardsWithNotes(inner, notes).score([PROMPT], [["blue sea", "moon"]])
+    ScorerWithNotes(inner, notes).score([PROMPT], [["blue sea", "moon"]])
     (shown,) = inner.asked
     assert shown[0].startswith("blue sea\n[notes") and 'letter_s: "yes" in "blue"' in shown[0]
-
-
-def test_measured_notes_are_true_and_only_where_they_are_paid_for() -> None:
-    paid = MeasuredNotes(DOMAIN, frozenset({(PROMPT, "blue sea")}))
-    assert {(note.helper, note.verdict) for note in paid.notes(PROMPT, "blue sea")} == {
-        ("letter_s", "yes"), ("letter_b", "yes"),
-    }  # fmt: skip
-    assert paid.notes(PROMPT, "moon") == () and paid.account() == {"checks": 2}
-
-
-def test_a_sham_gives_every_response_the_notes_on_another() -> None:
-    notes = HelperNotes([Fake(right)])
-    subjects = [(prompt, f"{word} {n}") for prompt in DOMAIN.prompts for n, word in enumerate(("sea", "moon", "blue"))]
-    sham = ShamNotes(notes, subjects)
-    sham.prepare(subjects)
-    quotes = [sham.notes(*subject)[0].quote for subject in subjects]
-    assert all(quote not in subject[1] for quote, subject in zip(quotes, subjects, strict=True))
-    assert sorted(quotes) == sorted(notes.notes(*subject)[0].quote for subject in subjects)
 
 
 def test_quality_of_notes_by_hand() -> None:
@@ -140,5 +122,5 @@ def test_fresh_pairs_have_the_better_response_first_and_labels_are_compared_with
 
 
 def test_costs_add_up() -> None:
-    total = summed([Costs(1, 2, 3, 4, {"reward": 1.5}), Costs(1, 0, 0, 0, {"reward": 0.5, "policy": 2.0})])
+    total = total_costs([Costs(1, 2, 3, 4, {"reward": 1.5}), Costs(1, 0, 0, 0, {"reward": 0.5, "policy": 2.0})])
     assert total == Costs(2, 2, 3, 4, {"reward": 2.0, "policy": 2.0})

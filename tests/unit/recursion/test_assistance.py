@@ -16,10 +16,10 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.recursion.assistance import ENOUGH, AboutSubject, Assisted, HelperNotes, Unassisted, WorstFlaw
 from rrm_lm.recursion.notes import QUOTE_LENGTH, Note, read_note, show_notes, with_notes, write_note
 from rrm_lm.recursion.oversight import Bench, FlawJudge, LimitedOverseer
+from rrm_lm.recursion.steps import NodeRun
 from rrm_lm.recursion.tasks import HelperTask, PointTask
-from rrm_lm.recursion.work import Work
 from tests.unit.recursion.toy import Letters
-from tests.unit.recursion.trees import three_levels, workshop
+from tests.unit.recursion.trees import three_levels, workspace
 
 DOMAIN = Letters()
 PROMPT = DOMAIN.prompts[0]
@@ -99,12 +99,12 @@ def test_notes_reach_the_overseer_who_takes_off_for_them() -> None:
     helper = HelperNotes([Fake(right)])
     helper.prepare([(PROMPT, text) for text in pair])
     overseer = LimitedOverseer(DOMAIN)
-    assert overseer.compare(PROMPT, pair).preferred == 0  # the longer one
+    assert Assisted(overseer, Unassisted()).compare(PROMPT, pair).preferred == 0  # the longer one
     assisted = Assisted(overseer, helper)
     assert assisted.compare(PROMPT, pair).preferred == 1
     assert assisted.critique(PROMPT, pair[0]) == "letter_s: yes."
     assert (assisted.name, assisted.limit) == (overseer.name, overseer.limit)
-    assert Assisted(overseer, Unassisted()).compare(PROMPT, pair).preferred == 0
+    assert Assisted(overseer, Unassisted()).critique(PROMPT, pair[0]) == ""
 
 
 def test_false_quotations_are_dropped_and_counted() -> None:
@@ -259,7 +259,7 @@ def test_a_bench_whose_helpers_say_nothing_measures_and_that_is_counted(tmp_path
         assert Assisted(bench, helper).compare(one, [f'no "{first}"', f'yes "{first}"']).preferred == 1
     assert bench.checks == 1
     letter_s = next(node for node in three_levels().walk() if node.name == "letter_s")
-    work = Work(letter_s, workshop(tmp_path), tmp_path)
+    work = NodeRun(letter_s, workspace(tmp_path), tmp_path)
     assert (work._checks([*asked, *asked], helper), work._checks(asked, Unassisted())) == (1, 2)
 
 

@@ -111,9 +111,9 @@ def test_the_overseers_noise_has_its_size_and_is_the_same_again() -> None:
 
 def test_a_response_that_is_no_design_loses_and_two_of_them_are_tied() -> None:
     overseer = LimitedOverseer(DOMAIN)
-    assert overseer.compare(TOY, ["what?", BAD]).preferred == 1
-    assert overseer.compare(TOY, ["what?", "hm"]).preferred is None
-    assert overseer.critique(TOY, "what?")
+    assert overseer.judge(TOY, ["what?", BAD], [(), ()]).preferred == 1
+    assert overseer.judge(TOY, ["what?", "hm"], [(), ()]).preferred is None
+    assert overseer.explain(TOY, "what?", ())
 
 
 def test_planted_designs_are_bad_more_often_than_drafts() -> None:

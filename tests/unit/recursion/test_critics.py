@@ -26,7 +26,7 @@ from rrm_lm.recursion.critics import (
     Critiques,
     HelperCritic,
     Remark,
-    fitted,
+    shortened_remark,
     write_critiques,
 )
 from rrm_lm.recursion.notes import Note, show_notes, with_notes, without_marks
@@ -83,12 +83,12 @@ def test_letters_of_any_script_are_shown_as_they_are() -> None:
 
 
 def test_a_critique_longer_than_its_room_ends_with_a_sentence() -> None:
-    assert fitted("Short. And good") == Remark("Short. And good")
-    assert fitted("Short. And go", ended=False) == Remark("Short.", cut=True)
-    assert fitted("no end at all", ended=False) == Remark("no end at", cut=True)
-    long = fitted("It is long. " * 100)
+    assert shortened_remark("Short. And good") == Remark("Short. And good")
+    assert shortened_remark("Short. And go", complete=False) == Remark("Short.", cut=True)
+    assert shortened_remark("no end at all", complete=False) == Remark("no end at", cut=True)
+    long = shortened_remark("It is long. " * 100)
     assert long.cut and len(long.text) <= LONGEST and long.text.endswith("long.")
-    assert fitted("x" * 2 * LONGEST).text == "x" * LONGEST
+    assert shortened_remark("x" * 2 * LONGEST).text == "x" * LONGEST
 
 
 def test_questions_about_notes_say_what_they_are() -> None:
@@ -115,7 +115,7 @@ def test_a_critic_of_no_use_is_named_and_not_shown(
 ) -> None:
     found = written(say, many(ENOUGH))
     assert found.ignored == found.account()["ignored"] == reason
-    assert f"the critic mine {reason}; nothing of it is shown" in caplog.text
+    assert f"the critic mine {reason}; its remarks are not shown" in caplog.text
     assert not any(found.notes(*subject) for subject in found.remarks)
     assert not any(row["shown"] for row in found.rows())
     assert not written(say, many(ENOUGH - 1)).ignored  # too few to know

@@ -15,7 +15,7 @@ import pytest
 import rrm_lm.recursion
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.recursion.assistance import HelperNotes
+from rrm_lm.recursion.assistance import Assisted, HelperNotes, Unassisted
 from rrm_lm.recursion.domains import load_domain
 from rrm_lm.recursion.domains.messages import Messages, met, order_of
 from rrm_lm.recursion.oversight import Bench, FlawJudge, LimitedOverseer
@@ -82,7 +82,7 @@ def test_the_domain_in_the_documentation_works(tmp_path: Path) -> None:
     for odd in ("", "sum=", "sum 12", "sum=²", "sum=1.5", "It is sum=12"):  # as a policy may write it
         assert domain.parse(odd) is None and domain.gold(prompt, odd) == -1.0
         assert domain.aspects["parity"].measure(prompt, odd) in ("even", "odd")
-    assert LimitedOverseer(domain).compare(prompt, ["sum=12", "sum=99"]).preferred == 1
+    assert Assisted(LimitedOverseer(domain), Unassisted()).compare(prompt, ["sum=12", "sum=99"]).preferred == 1
     # Help arrives there: a response is all that can be quoted of it.
     parity = Oracle(make_task(domain, "parity"))
     helped = HelperNotes([parity])
@@ -129,12 +129,13 @@ def test_a_helpers_prompt_is_the_conversation_and_a_question() -> None:
 def test_a_bench_counts_each_check_once_and_compares_by_it() -> None:
     task = HelperTask(Letters(), "letter_s")
     bench, asked = Bench(task), task.ask(task.domain.prompts[0], "blue sea")
-    assert bench.compare(asked, ['no "blue"', 'yes "blue"']).preferred == 1
-    assert bench.compare(asked, ['yes "sea"', 'yes "moon"']).preferred == 0  # the second quotation is made up
-    assert bench.compare(asked, ['no "blue"', "no note"]).preferred is None
+    alone = Assisted(bench, Unassisted())
+    assert alone.compare(asked, ['no "blue"', 'yes "blue"']).preferred == 1
+    assert alone.compare(asked, ['yes "sea"', 'yes "moon"']).preferred == 0  # the second quotation is made up
+    assert alone.compare(asked, ['no "blue"', "no note"]).preferred is None
     assert bench.checks == 1
-    assert bench.critique(asked, 'no "blue"') == "It is yes."
-    assert bench.critique(asked, 'yes "moon"') == "The quotation is made up."
+    assert alone.critique(asked, 'no "blue"') == "It is yes."
+    assert alone.critique(asked, 'yes "moon"') == "The quotation is made up."
 
 
 def test_pointing_at_flaws() -> None:
@@ -144,7 +145,8 @@ def test_pointing_at_flaws() -> None:
     asked, clean = (task.ask(domain.prompts[0], text) for text in ("sea moon", "moon"))
     assert task.truth(asked) == "letter_s yes" and task.truth(clean) == NOTHING
     judge = FlawJudge(task)
+    alone = Assisted(judge, Unassisted())
     notes = ['letter_s yes "sea"', 'letter_b yes "sea"', 'nothing "sea"']
-    assert judge.compare(asked, notes).preferred == 0
-    assert judge.compare(asked, notes[1:]).preferred == 1  # a flaw that is not there is worse than none
+    assert alone.compare(asked, notes).preferred == 0
+    assert alone.compare(asked, notes[1:]).preferred == 1  # a flaw that is not there is worse than none
     assert judge.checks == 2

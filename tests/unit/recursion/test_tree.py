@@ -62,7 +62,7 @@ def test_one_node_may_help_two() -> None:
         ({"top": {"task": "main", "planted": 2}}, "planted is 2"),
         ({"top": {"task": "main", "policy": "dpo"}}, "best_of_n, ppo"),
         ({"top": "main"}, "a mapping of settings"),
-        ({"Top": {"task": "main"}}, "small letters"),
+        ({"Top": {"task": "main"}}, "lower-case letters"),
         ({"top": {"task": "letter_z"}}, "no task 'letter_z'"),
         (
             {"top": {"task": "main", "helpers": ["letter_s"], "assistance": "worst_flaw"}, "letter_s": {}},

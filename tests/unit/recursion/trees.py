@@ -9,9 +9,9 @@ import torch
 
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.recursion.agents import Shared
-from rrm_lm.recursion.teaching import Teaching
+from rrm_lm.recursion.training import TrainingOptions
 from rrm_lm.recursion.tree import Node, read_tree
-from rrm_lm.recursion.work import Workshop
+from rrm_lm.recursion.workspace import Workspace
 from tests.tiny import lora, tiny_chat, tiny_model
 from tests.unit.recursion.toy import Letters
 
@@ -35,8 +35,8 @@ def three_levels(**more: Any) -> Node:
     )
 
 
-def workshop(folder: Path, *, model: Any = None, seed: int = 0) -> Workshop:
+def workspace(folder: Path, *, model: Any = None, seed: int = 0) -> Workspace:
     torch.manual_seed(1)
     backbone = Backbone(model if model is not None else tiny_model(), pad_id=0)
     shared = Shared(backbone, tiny_chat(max_length=300), "tiny", lora(random=False))
-    return Workshop(folder, shared, Teaching(seed=seed, show_progress=False), backbone={"name": "tiny"})
+    return Workspace(folder, shared, TrainingOptions(seed=seed, show_progress=False), backbone={"name": "tiny"})

@@ -115,7 +115,7 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Conclusion:
     """Did it help? `verdict`: "helped", "not shown to help" or "not testable"; the reasons are the rules it broke."""
 
     verdict: str
@@ -126,7 +126,7 @@ class Judgement:
         return f"{self.verdict}: {'; '.join(self.reasons)}" if self.reasons else self.verdict
 
 
-def judge(found: Findings) -> Judgement:
+def conclude(found: Findings) -> Conclusion:
     """Apply the rules.
 
     Not testable: G - U is under 3 points. Else it is not shown to help when the interval of A - U, A - C or A - Sh
@@ -136,7 +136,7 @@ def judge(found: Findings) -> Judgement:
     """
     if found.room.value < TESTABLE:
         points = f"{100 * found.room.value:.1f}"
-        return Judgement("not testable", (f"true labels gain only {points} points over the overseer alone",))
+        return Conclusion("not testable", (f"true labels gain only {points} points over the overseer alone",))
     reasons = []
     if found.gain.low <= 0:
         reasons.append("the interval of A - U includes 0")
@@ -152,4 +152,4 @@ def judge(found: Findings) -> Judgement:
         reasons.append("accuracy rises, the policy's gold does not")
     if any(later < earlier for earlier, later in zip(found.curve, found.curve[1:], strict=False)):
         reasons.append("A's gold falls as n grows")
-    return Judgement("not shown to help" if reasons else "helped", tuple(reasons))
+    return Conclusion("not shown to help" if reasons else "helped", tuple(reasons))

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from rrm_lm.errors import DataError, TrainingError
-from rrm_lm.recursion import agents, work
+from rrm_lm.recursion import agents, steps
 from rrm_lm.recursion.assistance import Assisted, WorstFlaw
-from rrm_lm.recursion.recursion import solve, solve_all
 from rrm_lm.recursion.report import render, results
-from rrm_lm.recursion.work import Workshop
+from rrm_lm.recursion.solve import solve, solve_all
+from rrm_lm.recursion.workspace import Workspace
 from rrm_lm.storage import verify
 from rrm_lm.training.reward.trainer import RewardTrainer
-from tests.unit.recursion.trees import three_levels, tree, workshop
+from tests.unit.recursion.trees import three_levels, tree, workspace
 
 torch.set_num_threads(1)
 
@@ -32,13 +32,13 @@ def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the nodes whose reward is trained, in order."""
     names: list[str] = []
-    real = work.train_reward
+    real = steps.train_reward
 
     def noting(shared: Any, name: str, *rest: Any) -> None:
         names.append(name)
         real(shared, name, *rest)
 
-    monkeypatch.setattr(work, "train_reward", noting)
+    monkeypatch.setattr(steps, "train_reward", noting)
     return names
 
 
@@ -55,7 +55,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_a_tree_of_three_levels(tmp_path: Path, trained: list[str]) -> None:
-    root, shop = three_levels(), workshop(tmp_path)
+    root, shop = three_levels(), workspace(tmp_path)
     agent = solve(root, shop)
     assert trained == ["small_s", "capital_s", "letter_s", "letter_b", "top"]
     # One backbone with an adapter for each agent, none of which is trained any more.
@@ -76,47 +76,47 @@ def test_a_tree_of_three_levels(tmp_path: Path, trained: list[str]) -> None:
     assert "3 fresh" not in page and "<h2>Costs</h2>" in page and "{{" not in page
     # Solved again from its folder alone: nothing is trained, and the answers are the same.
     trained.clear()
-    kept = solve(root, workshop(tmp_path))
+    kept = solve(root, workspace(tmp_path))
     prompts = list(root.task.domain.prompts)
     assert not trained
-    assert kept.rewards.score(prompts, [["sea", "moon"]] * 3) == agent.rewards.score(prompts, [["sea", "moon"]] * 3)
+    assert kept.scorer.score(prompts, [["sea", "moon"]] * 3) == agent.scorer.score(prompts, [["sea", "moon"]] * 3)
 
 
 def test_what_has_changed_is_solved_again_and_nothing_else(tmp_path: Path, trained: list[str]) -> None:
     def two(**more: Any) -> Any:
         return tree(top={"task": "main", "helpers": ["letter_s", "letter_b"]}, letter_s={}, letter_b=more)
 
-    solve(two(), workshop(tmp_path))
+    solve(two(), workspace(tmp_path))
     trained.clear()
-    solve(two(questions=13), workshop(tmp_path))
+    solve(two(questions=13), workspace(tmp_path))
     assert trained == ["letter_b", "top"]
     trained.clear()
     (tmp_path / "letter_s" / "feedback.jsonl").write_text("broken", encoding="utf-8")
-    solve(two(questions=13), workshop(tmp_path))
+    solve(two(questions=13), workspace(tmp_path))
     assert trained == ["letter_s", "top"]
     assert verify(tmp_path / "letter_s") == []
-    other_seed = workshop(tmp_path, seed=1)
-    assert not any(other_seed.has(node) for node in two(questions=13).walk())
+    other_seed = workspace(tmp_path, seed=1)
+    assert not any(other_seed.is_solved(node) for node in two(questions=13).walk())
 
 
 def test_a_helper_that_fails_stops_its_parent_and_not_its_siblings(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noting = work.train_reward
+    noting = steps.train_reward
 
     def failing(shared: Any, name: str, *rest: Any) -> None:
         if name == "small_s":
             raise DataError("nothing to learn from")
         noting(shared, name, *rest)
 
-    monkeypatch.setattr(work, "train_reward", failing)
+    monkeypatch.setattr(steps, "train_reward", failing)
     with pytest.raises(TrainingError, match=r"letter_s.*small_s.*nothing to learn from"):
-        solve(three_levels(), workshop(tmp_path))
+        solve(three_levels(), workspace(tmp_path))
     assert trained == ["capital_s", "letter_b"]
     assert not (tmp_path / "top").exists() and not (tmp_path / "letter_s").exists()
     trained.clear()
-    monkeypatch.setattr(work, "train_reward", noting)
-    solve(three_levels(), workshop(tmp_path))
+    monkeypatch.setattr(steps, "train_reward", noting)
+    solve(three_levels(), workspace(tmp_path))
     assert trained == ["small_s", "letter_s", "top"]
 
 
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_inside_the_node(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tree(top={"task": "main", "helpers": ["letter_b"], "num_train_epochs": 4}, letter_b={"num_train_epochs": 4})
-    solve(root, workshop(tmp_path / "whole"))
+    solve(root, workspace(tmp_path / "whole"))
     step, seen = RewardTrainer.training_step, [0]
 
     def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_inside_the_node(
     monkeypatch.setattr(Assisted, "compare", lambda self, *pair: asked.append(pair) or compare(self, *pair))
     for _ in range(3):
         try:
-            solve(root, workshop(tmp_path / "killed"))
+            solve(root, workspace(tmp_path / "killed"))
             break
         except KeyboardInterrupt:
             continue
@@ -173,11 +173,11 @@ def test_the_other_ways_to_solve_a_node(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(WorstFlaw, "notes", looking)
     monkeypatch.setattr(agents.Agent, "respond", pointing)
-    shop = workshop(tmp_path)
+    shop = workspace(tmp_path)
     agent = solve(root, shop)
     assert len(agent.respond(root.task.domain.prompts)) == 3
-    for one in (agent, solve(root, workshop(tmp_path))):  # the second from its folder
-        one.rewards.score(root.task.domain.prompts, [["blue sea, seen", "moon"]] * 3)
+    for one in (agent, solve(root, workspace(tmp_path))):  # the second from its folder
+        one.scorer.score(root.task.domain.prompts, [["blue sea, seen", "moon"]] * 3)
     judged = [json.loads(line) for line in (tmp_path / "top" / "responses.jsonl").read_text().splitlines()]
     assert looked == {text for row in judged for text in row["responses"]}, "the overseer looked at what is only scored"
     assert set(shop.shared.backbone.model.peft_config) == {"top_reward", "top_policy", "point_reward", "point_policy"}
@@ -188,13 +188,13 @@ def test_the_other_ways_to_solve_a_node(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_independent_nodes_may_be_solved_elsewhere(tmp_path: Path, trained: list[str]) -> None:
     root = three_levels()
-    shop = workshop(tmp_path)
+    shop = workspace(tmp_path)
 
     def elsewhere(nodes: Any) -> None:
         for node in nodes:
-            solve(node, Workshop(tmp_path, shop.shared, shop.teaching, shop.backbone))
+            solve(node, Workspace(tmp_path, shop.shared, shop.options, shop.backbone))
 
-    shop.elsewhere = elsewhere
+    shop.solve_elsewhere = elsewhere
     solve_all(root.helpers, shop)
     assert sorted(trained) == ["capital_s", "letter_b", "letter_s", "small_s"]
 
@@ -206,19 +206,19 @@ def test_what_several_need_is_solved_before_processes_share_the_rest(tmp_path: P
         two={"task": "letter_s", "helpers": ["small_s", "capital_s"]},
         letter_b={}, small_s={}, capital_s={},
     )  # fmt: skip
-    shop, asked = workshop(tmp_path), list[list[str]]()
+    shop, asked = workspace(tmp_path), list[list[str]]()
 
     def elsewhere(nodes: Any) -> None:
         asked.append([node.name for node in nodes])
         if len(nodes) == 1:
             raise TrainingError("it failed there")
 
-    shop.elsewhere = elsewhere
-    shop.solve_elsewhere(root.helpers)
+    shop.solve_elsewhere = elsewhere
+    shop.solve_in_parallel(root.helpers)
     assert asked == [["small_s"], ["one", "two", "letter_b"]]
     solve_all([next(node for node in root.walk() if node.name == "small_s")], shop)
     asked.clear()
-    shop.solve_elsewhere(root.helpers)
+    shop.solve_in_parallel(root.helpers)
     assert asked == [["one", "two", "letter_b"]]  # what is solved takes no process
 
 
@@ -226,19 +226,19 @@ def test_the_best_of_n_is_not_drawn_as_what_its_reward_learned_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    real = agents.Writer.write
+    real = agents.Sampler.sample
 
     def write(self: Any, *args: Any, seed: int = 0, **more: Any) -> Any:
         seeds.append(seed)
         return real(self, *args, seed=seed, **more)
 
-    monkeypatch.setattr(agents.Writer, "write", write)
-    solve(tree(top={"task": "main"}), workshop(tmp_path))
+    monkeypatch.setattr(agents.Sampler, "sample", write)
+    solve(tree(top={"task": "main"}), workspace(tmp_path))
     assert len(seeds) == 3 and len(set(seeds)) == 3  # to learn from, to choose from, and of the start
 
 
 def test_responses_may_hold_any_end_of_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["sea\u2028moon", "blue\x85sea"]
-    monkeypatch.setattr(agents.Writer, "write", lambda self, prompts, count=1, **_: [texts[:count]] * len(prompts))
-    agent = solve(tree(top={"task": "main"}), workshop(tmp_path))
+    monkeypatch.setattr(agents.Sampler, "sample", lambda self, prompts, count=1, **_: [texts[:count]] * len(prompts))
+    agent = solve(tree(top={"task": "main"}), workspace(tmp_path))
     assert agent.respond(list(agent.task.domain.prompts))[0] in texts

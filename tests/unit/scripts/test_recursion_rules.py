@@ -9,8 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rrm_lm.recursion.experiment import Crossed, Findings, Interval, judge, over_seeds
+from rrm_lm.recursion.assistance import HelperNotes
+from tests.smoke.commands import load_bench
+from tests.unit.recursion.test_assistance import PROMPT, Fake, right
+from tests.unit.recursion.toy import Letters
 
+RULES, CONTROLS = load_bench("recursion_rules"), load_bench("recursion_controls")
+Crossed, Findings, Interval = RULES.Crossed, RULES.Findings, RULES.Interval
+conclude, over_seeds = RULES.conclude, RULES.over_seeds
+DOMAIN = Letters()
 RESULTS = Path(__file__).parents[3] / "scripts" / "bench" / "results"
 GOOD = Findings(
     gain=Interval(0.10, 0.05, 0.15),
@@ -26,8 +33,8 @@ GOOD = Findings(
 
 
 def test_it_helped_when_no_rule_speaks_against_it() -> None:
-    assert judge(GOOD).verdict == "helped" and judge(GOOD).text == "helped"
-    assert judge(replace(GOOD, policy_gain=None)).verdict == "helped"
+    assert conclude(GOOD).verdict == "helped" and conclude(GOOD).text == "helped"
+    assert conclude(replace(GOOD, policy_gain=None)).verdict == "helped"
 
 
 @pytest.mark.parametrize(
@@ -43,12 +50,12 @@ def test_it_helped_when_no_rule_speaks_against_it() -> None:
     ],
 )
 def test_each_rule_by_itself_says_that_it_is_not_shown(change: dict, reason: str) -> None:
-    found = judge(replace(GOOD, **change))
+    found = conclude(replace(GOOD, **change))
     assert found.verdict == "not shown to help" and len(found.reasons) == 1 and reason in found.text
 
 
 def test_several_rules_are_all_named() -> None:
-    found = judge(replace(GOOD, curve=(2, 1, 0), gain=Interval(-0.1, -0.2, 0.1)))
+    found = conclude(replace(GOOD, curve=(2, 1, 0), gain=Interval(-0.1, -0.2, 0.1)))
     assert len(found.reasons) == 2
 
 
@@ -70,7 +77,7 @@ def test_the_committed_experiment_is_not_shown_to_help() -> None:
 
 
 def test_without_room_to_gain_nothing_can_be_tested() -> None:
-    assert judge(replace(GOOD, room=Interval(0.029, 0.0, 0.05))).verdict == "not testable"
+    assert conclude(replace(GOOD, room=Interval(0.029, 0.0, 0.05))).verdict == "not testable"
 
 
 def test_differences_of_paired_values_are_narrower_than_what_they_are_of() -> None:
@@ -97,3 +104,24 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 def test_the_share_of_a_gain_that_is_not_there_is_no_number() -> None:
     assert np.isnan(Crossed(2, 5).ratio(np.ones((2, 5)), np.zeros((2, 5))).value)
+
+
+# -- controls ---------------------------------------------------------------------------------------------------------
+
+
+def test_measured_notes_are_true_and_only_where_they_are_paid_for() -> None:
+    paid = CONTROLS.MeasuredNotes(DOMAIN, frozenset({(PROMPT, "blue sea")}))
+    assert {(note.helper, note.verdict) for note in paid.notes(PROMPT, "blue sea")} == {
+        ("letter_s", "yes"), ("letter_b", "yes"),
+    }  # fmt: skip
+    assert paid.notes(PROMPT, "moon") == () and paid.account() == {"checks": 2}
+
+
+def test_a_sham_gives_every_response_the_notes_on_another() -> None:
+    notes = HelperNotes([Fake(right)])
+    subjects = [(prompt, f"{word} {n}") for prompt in DOMAIN.prompts for n, word in enumerate(("sea", "moon", "blue"))]
+    sham = CONTROLS.ShamNotes(notes, subjects)
+    sham.prepare(subjects)
+    quotes = [sham.notes(*subject)[0].quote for subject in subjects]
+    assert all(quote not in subject[1] for quote, subject in zip(quotes, subjects, strict=True))
+    assert sorted(quotes) == sorted(notes.notes(*subject)[0].quote for subject in subjects)

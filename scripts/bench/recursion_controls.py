@@ -1,4 +1,4 @@
-"""Assistance that is no help of helpers: what an experiment compares it with."""
+"""The controls of the recursion experiment: notes that do not come from helpers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from rrm_lm.feedback.asking.collection import Subject
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.recursion.assistance import Assistance, Subject
+from rrm_lm.recursion.assistance import Assistance
 from rrm_lm.recursion.notes import Note
 from rrm_lm.recursion.tasks import POINT, Domain, MainTask
 
 
 class MeasuredNotes:
-    """True notes, from measuring every aspect of some responses: what the helpers' checks would buy without helpers.
+    """True notes on some responses, from measuring every aspect: the helpers' checks spent without helpers.
 
     Args:
-        domain: Where the aspects are from.
-        measured: The responses that are measured; there are no notes on others.
+        domain: The domain with the aspects.
+        measured: The responses that are measured. Others have no notes.
     """
 
     def __init__(self, domain: Domain, measured: frozenset[Subject]) -> None:
@@ -40,12 +41,12 @@ class MeasuredNotes:
 
 
 class ShamNotes:
-    """The notes on another response to the same prompt: as many, and as bad, but about something else.
+    """The notes on another response to the same prompt: as many and of the same quality, but on the wrong response.
 
     Args:
-        assistance: Whose notes.
-        subjects: The responses that notes are swapped among.
-        seed: Of the swapping.
+        assistance: The source of notes.
+        subjects: The responses whose notes are exchanged.
+        seed: Seed of the exchange.
     """
 
     def __init__(self, assistance: Assistance, subjects: Sequence[Subject], seed: int = 0) -> None:
@@ -56,7 +57,9 @@ class ShamNotes:
             groups.setdefault(subject[0], []).append(subject)
         for group in groups.values():
             rng.shuffle(group)
-            self.other |= dict(zip(group, group[1:] + group[:1], strict=True))  # one circle: nobody keeps its own
+            self.other |= dict(
+                zip(group, group[1:] + group[:1], strict=True)
+            )  # one cycle: no response keeps its own notes
 
     def prepare(self, subjects: Sequence[Subject]) -> None:
         self.assistance.prepare(subjects)

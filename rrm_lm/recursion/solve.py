@@ -1,0 +1,68 @@
+"""Recursive reward modeling (Leike et al. 2018, arXiv 1811.07871, section 2.2) as one function.
+
+Solving a task solves its helpers first. They assist the overseer, whose comparisons and critiques train the reward
+model, against which the policy is trained. `steps.py` has each of these steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from rrm_lm.errors import RRMError, TrainingError
+from rrm_lm.recursion.agents import Agent
+from rrm_lm.recursion.steps import NodeRun
+from rrm_lm.recursion.tree import Node
+from rrm_lm.recursion.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+
+def solve(node: Node, workspace: Workspace) -> Agent:
+    """Train the agent for a task after those of its helpers. Solved nodes are loaded from their folders.
+
+    Args:
+        node: The task, with its helpers below it.
+        workspace: The shared backbone and the folder of each node.
+
+    Raises:
+        TrainingError: A helper failed. The others are solved and saved; this task is not started.
+        RRMError: A step failed. Finished steps are saved, and the next call resumes after them.
+    """
+    if workspace.is_solved(node):
+        return workspace.agent(node)
+    helpers = solve_all(node.helpers, workspace)
+    with workspace.open_node(node) as folder:
+        run = NodeRun(node, workspace, folder)
+        assistance = run.assist(helpers)
+        feedback = run.collect(assistance)
+        scorer = run.train_reward(feedback, assistance)
+        policy = run.train_policy(scorer)
+        run.finish(policy, scorer)
+    return workspace.agent(node)
+
+
+def solve_all(nodes: Sequence[Node], workspace: Workspace) -> list[Agent]:
+    """Agents for several independent tasks. A task that fails does not stop the others.
+
+    Raises:
+        TrainingError: Some could not be solved.
+    """
+    workspace.solve_in_parallel(nodes)
+    agents, failed = [], {}
+    for node in nodes:
+        try:
+            agents.append(solve(node, workspace))
+        except Exception as error:  # of any kind: the other helpers are worth solving
+            if not isinstance(error, RRMError):  # a bug, so the traceback is needed
+                logger.exception("the helper %s failed", node.name)
+            failed[node.name] = error
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise TrainingError(
+            f"Not every helper could be solved: {', '.join(failed)}. {name}: {error}",
+            where=", ".join(failed),
+            expected="every helper solved before the task it helps with is started",
+            remedy="fix the cause and run the same command again: finished work is saved and not repeated",
+        ) from error
+    return agents

@@ -1,0 +1,285 @@
+"""Trains one node's adapters on the shared backbone, with the same trainers as the other commands.
+
+Each function leaves a complete, verified folder, or resumes from the newest checkpoint of an interrupted run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_callback import PrinterCallback
+
+from rrm_lm.errors import DataError
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer
+from rrm_lm.feedback.records import Comparison, Demonstration, Prompt
+from rrm_lm.models.agent import REFERENCE, AgentModel
+from rrm_lm.models.pretrained import set_seed
+from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.saving.policies import Policy, PolicySettings, put_policy, save_policy
+from rrm_lm.recursion.agents import Shared, drop_adapters, policy_adapter, reward_adapter
+from rrm_lm.recursion.assistance import Assistance
+from rrm_lm.recursion.notes import with_notes
+from rrm_lm.recursion.tree import NodeSettings
+from rrm_lm.storage import remove_folder, staged_folder, verify, write_json
+from rrm_lm.training.checkpoints import newest_verified
+from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.trainer import PPOTrainer
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import ExampleBuilder, FitCounts
+from rrm_lm.training.reward.trainer import RewardTrainer
+from rrm_lm.training.reward_sources import ScorerReward
+from rrm_lm.training.sft.config import SFTConfig
+from rrm_lm.training.sft.trainer import SFTTrainer, imitations
+
+LOG = "log_history.json"  # the trainer's log
+logger = logging.getLogger(__name__)
+
+_SAVES = 4  # checkpoints in one training: an interruption costs at most a quarter of it
+_PAIRS_IN_A_ROW = 4  # pairs of one prompt in one row of a batch
+_TEMPLATE_TOKENS = 16  # most tokens that the chat template adds around a response
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How training runs on this machine.
+
+    Attributes:
+        seed: Seed of initial weights and data order.
+        micro_batch_tokens: Most padded tokens in one forward pass.
+        show_progress: Whether to show progress bars.
+    """
+
+    seed: int = 0
+    micro_batch_tokens: int = 2048
+    show_progress: bool = True
+
+    def common(self, folder: Path, steps: float) -> dict[str, Any]:
+        """Arguments that all trainers here share, with checkpoints next to `folder`."""
+        return {
+            "output_dir": str(_checkpoints(folder)),
+            "seed": self.seed,
+            "save_strategy": "steps",
+            "save_steps": max(1, math.ceil(steps / _SAVES)),
+            "save_total_limit": 1,
+            "report_to": "none",
+            "disable_tqdm": not self.show_progress,
+        }
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder is complete and no file in it has changed since."""
+    return folder.is_dir() and not verify(folder)
+
+
+def train_start(
+    shared: Shared,
+    name: str,
+    drafts: Sequence[Demonstration],
+    settings: NodeSettings,
+    options: TrainingOptions,
+    folder: Path,
+) -> None:
+    """Train the start policy: SFT on well-formed responses, good and bad, teaches the format of a response."""
+    if is_whole(folder):
+        return
+    adapter = policy_adapter(name)
+    drop_adapters(shared, adapter)
+    set_seed(options.seed)
+    shared.backbone.add_adapter(adapter, copy.deepcopy(shared.lora))
+    examples = imitations(shared.chat, drafts, FitCounts())
+    steps = math.ceil(len(examples) / settings.per_device_train_batch_size) * settings.draft_epochs
+    config = SFTConfig(
+        **options.common(folder, steps),
+        num_train_epochs=settings.draft_epochs,
+        learning_rate=1e-3,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        loss_type="nll",  # the chunked loss replaces the model's forward for good, and all agents share the model
+        logging_steps=1000,
+    )
+    saved = PolicySettings(shared.base_model, shared.chat.max_length, method="sft")
+    trainer = SFTTrainer(Policy(shared.backbone, shared.chat, adapter, saved), config, examples, settings=saved)
+
+    def save(staged: Path) -> None:
+        save_policy(shared.backbone, staged, shared.chat.tokenizer, saved, adapter)
+
+    _train(trainer, folder, save, shared.backbone.using(adapter))
+    _free(shared, trainer, adapter)
+
+
+def train_reward(
+    shared: Shared,
+    name: str,
+    records: Sequence[Comparison],
+    settings: NodeSettings,
+    options: TrainingOptions,
+    folder: Path,
+) -> None:
+    """Train a node's reward model on comparisons, and on their critiques if `critique_weight` is above 0.
+
+    Raises:
+        DataError: There is no usable comparison.
+    """
+    if is_whole(folder):
+        return
+    if not records:
+        raise DataError(
+            f"There is no comparison to train the reward of {name} on",
+            where=name,
+            expected="pairs of which the overseer prefers one",
+            remedy="look at the overseer's answers in the file next to the feedback file",
+        )
+    adapter = reward_adapter(name)
+    drop_adapters(shared, adapter)
+    set_seed(options.seed)
+    saved = RewardSettings(shared.base_model, max_length=shared.chat.max_length, ensemble_heads=settings.ensemble_heads)
+    model = RewardModel.create(shared.backbone, copy.deepcopy(shared.lora), saved, adapter)
+    narrow = settings.critique_view == "reward" and shared.backbone.can_mask
+    builder = ExampleBuilder(shared.chat, shared.backbone, with_critiques=settings.critique_weight > 0, narrow=narrow)
+    examples = builder.together(records, _PAIRS_IN_A_ROW)
+    if not examples:
+        raise DataError(
+            f"No comparison for the reward of {name} can be used", where="; ".join(builder.counts.left_out())
+        )
+    if cut := builder.counts.summary():
+        logger.warning("%s: %s", name, cut)
+    pairs_each = sum(len(example.pairs) for example in examples) / len(examples)
+    batch = max(1, round(settings.per_device_train_batch_size / pairs_each))
+    steps = math.ceil(len(examples) / batch) * settings.num_train_epochs
+    config = RewardConfig(
+        **options.common(folder, steps),
+        num_train_epochs=settings.num_train_epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=batch,
+        critique_weight=settings.critique_weight,
+        critique_view=settings.critique_view,
+        ensemble_heads=settings.ensemble_heads,
+        max_length=shared.chat.max_length,
+        micro_batch_tokens=options.micro_batch_tokens,
+        logging_steps=10,
+    )
+    trainer = RewardTrainer(model, config, examples, processing_class=shared.chat.tokenizer)
+
+    def save(staged: Path) -> None:
+        model.save(staged, shared.chat.tokenizer)
+        write_json(staged / LOG, trainer.state.log_history)
+
+    _train(trainer, folder, save)
+    _free(shared, trainer, adapter)
+
+
+class _PPOTrainer(PPOTrainer):
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: TRL would write one next to every checkpoint."""
+
+
+def train_policy(
+    shared: Shared,
+    name: str,
+    prompts: Sequence[Prompt],
+    scorer: ResponseScorer,
+    settings: NodeSettings,
+    options: TrainingOptions,
+    start: Path,
+    folder: Path,
+) -> int:
+    """Train a node's policy with PPO against its reward model, from the start policy in the folder `start`.
+
+    Returns:
+        Tokens generated in this call.
+    """
+    if is_whole(folder):
+        return 0
+    adapter = policy_adapter(name)
+    drop_adapters(shared, adapter, REFERENCE)
+    set_seed(options.seed)
+    put_policy(shared.backbone, start, adapter, trainable=True)
+    agent = AgentModel.create(shared.backbone, copy.deepcopy(shared.lora), policy=adapter)
+    saved = PolicySettings(shared.base_model, shared.chat.max_length, method="ppo")
+    config = PPOConfig(
+        **options.common(folder, settings.max_steps),
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.episodes,
+        # Prompts are shared by about 8 episodes, which saves computing them again.
+        samples_per_prompt=max(count for count in range(1, 9) if settings.episodes % count == 0),
+        num_ppo_epochs=2,
+        learning_rate=settings.policy_learning_rate,
+        lr_scheduler_type="constant",
+        kl_coef=settings.kl_coef,
+        response_length=settings.max_new_tokens,
+        temperature=1.0,
+        missing_eos_penalty=1.0,
+        num_sample_generations=0,
+        micro_batch_tokens=options.micro_batch_tokens,
+    )
+    trainer = _PPOTrainer(
+        config,
+        shared.chat.tokenizer,
+        agent,
+        train_dataset=list(prompts),
+        rewards=[ScorerReward(scorer, reward_adapter(name))],
+        chat=shared.chat,
+        settings=saved,
+    )
+
+    def save(staged: Path) -> None:
+        save_policy(shared.backbone, staged, shared.chat.tokenizer, saved, adapter)
+        write_json(staged / LOG, trainer.state.log_history)
+
+    _train(trainer, folder, save)
+    log = trainer.state.log_history
+    _free(shared, trainer, adapter, REFERENCE)
+    return round(sum(one["tokens_per_second"] * one["time/roll_out"] for one in log if "time/roll_out" in one))
+
+
+def _train(
+    trainer: Any,
+    folder: Path,
+    save: Callable[[Path], None],
+    active: contextlib.AbstractContextManager[Any] | None = None,
+) -> None:
+    """Train from the newest checkpoint if there is one, `save` the result as `folder`, and delete the checkpoints."""
+    checkpoints = _checkpoints(folder)
+    newest = newest_verified(checkpoints) if checkpoints.is_dir() else None
+    trainer.remove_callback(PrinterCallback)
+    with active or contextlib.nullcontext():
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    with staged_folder(folder, replace=True) as staged:
+        save(staged)
+    remove_folder(checkpoints)
+
+
+def _free(shared: Shared, trainer: Any, *adapters: str) -> None:
+    """Free gradients and optimizer state; trainer and accelerator refer to each other, hence the garbage collection."""
+    trainer.accelerator.free_memory()
+    trainer.optimizer = trainer.lr_scheduler = trainer.model = trainer.model_wrapped = None
+    drop_adapters(shared, *adapters)
+    gc.collect()
+
+
+def read_with_notes(records: Sequence[Comparison], assistance: Assistance) -> list[Comparison]:
+    """Comparisons whose responses are followed by the notes on them."""
+
+    def shown(prompt: Prompt, text: str) -> str:
+        return with_notes(text, assistance.notes(prompt, text))
+
+    return [
+        replace(one, chosen=shown(one.prompt, one.chosen), rejected=shown(one.prompt, one.rejected)) for one in records
+    ]
+
+
+def tokens_needed(shared: Shared, settings: NodeSettings, prompts: Sequence[Prompt]) -> int:
+    """Tokens of the longest of these prompts with a response of the greatest length, uncut."""
+    longest = max(len(shared.chat.uncut.prompt_ids(prompt)) for prompt in prompts)
+    return longest + settings.max_new_tokens + _TEMPLATE_TOKENS
+
+
+def _checkpoints(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}_training")
