@@ -9,7 +9,7 @@ from dataclasses import replace
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import ReadCounts
 from rrm_lm.feedback.reading.datasets import Feedback, load_feedback, merge_feedback
-from rrm_lm.feedback.splits import LeakageReport, leakage, split_by_prompt
+from rrm_lm.feedback.splits import LeakageReport, composition_text, leakage, limit_comparisons, split_by_prompt
 from rrm_lm.settings.data import DataArguments, FeedbackSplit, HeldOut
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ def hold_out(split: HeldOut, train: Feedback, heldout: Feedback | None) -> tuple
         train, heldout = split_by_prompt(train, split.eval_fraction, split.split_seed)
         heldout = replace(heldout, counts=ReadCounts())  # what the file left out is reported with the training set
     if isinstance(split, FeedbackSplit) and split.max_comparisons is not None:
-        train = replace(train, comparisons=train.comparisons[: split.max_comparisons])
+        train = limit_comparisons(train, split.max_comparisons, split.split_seed)
+    logger.info("composition: %s", composition_text(train) or "nothing")
     return train, heldout if heldout is not None else Feedback()
 
 

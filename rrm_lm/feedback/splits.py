@@ -1,16 +1,22 @@
-"""Split by prompt, and check that no held-out text, or near-duplicate of one, is in the training set."""
+"""Split by prompt, sample in proportion to the sources, and find held-out texts that the training set repeats."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import zlib
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.feedback.reading.datasets import Feedback
+from rrm_lm.feedback.reading.datasets import KINDS, Feedback
 from rrm_lm.feedback.records import Comparison, Correction, Critique, Demonstration, Origin, Prompt, Rating, Record
+
+Unit = TypeVar("Unit", bound=Hashable)
+Stratum = tuple[str, str]  # source and subset
+SHOWN_PARTS = 8  # sources and subsets that a line of a log names
 
 SHINGLE_WORDS = 3
 MIN_WORDS = 10  # shorter texts are not checked for near-duplicates: see `leakage`
@@ -25,8 +31,8 @@ WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+(?:'(?:(?![{UNSPACED}])
 def split_by_prompt(feedback: Feedback, fraction: float, seed: int = 0) -> tuple[Feedback, Feedback]:
     """Split into (training, held-out) so that no prompt (see `records.prompt_id`) is on both sides.
 
-    Holds out `fraction` of the prompts, at least one. The choice depends only on the seed and the prompts, not on the
-    order or number of rows. Goal examples without a prompt stay in training.
+    Holds out `fraction` of the prompts, at least one, in proportion to sources and subsets. The choice depends only on
+    the seed and the prompts, not on the order or number of rows. Goal examples without a prompt stay in training.
 
     Raises:
         ConfigError: `fraction` is not between 0 and 1.
@@ -34,20 +40,92 @@ def split_by_prompt(feedback: Feedback, fraction: float, seed: int = 0) -> tuple
     """
     if not 0.0 < fraction < 1.0:
         raise ConfigError(f"the held-out fraction is {fraction}", expected="a number between 0 and 1")
-    prompts = {record.prompt_id for record in feedback.records()} - {""}
-    if len(prompts) < 2:
+    strata: dict[str, Stratum] = {}
+    for record in feedback.records():
+        stratum = record.source, record.subset
+        if record.prompt_id:
+            strata[record.prompt_id] = min(stratum, strata.get(record.prompt_id, stratum))
+    if len(strata) < 2:
         raise DataError(
-            f"{len(prompts)} prompt cannot be split into training and held-out ones",
+            f"{len(strata)} prompt cannot be split into training and held-out ones",
             expected="feedback on at least two prompts",
             remedy="add feedback, name an evaluation set, or hold nothing out (--eval_fraction 0)",
         )
-    ordered = sorted(prompts, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    count = min(max(1, round(fraction * len(ordered))), len(ordered) - 1)
-    held_out = set(ordered[:count])
+    held_out = _draw(strata, min(max(1, round(fraction * len(strata))), len(strata) - 1), seed)
     sides: tuple[list[Record], list[Record]] = ([], [])
     for record in feedback.records():
         sides[record.prompt_id in held_out].append(record)
     return Feedback.of(sides[0], feedback.counts), Feedback.of(sides[1], feedback.counts)
+
+
+def _draw(strata: Mapping[Unit, Stratum], count: int, seed: int) -> set[Unit]:
+    """Draw up to `count` units at random, in proportion to the sizes of their strata.
+
+    The choice depends only on the seed and the units (their `str`), not on their order.
+    """
+    quotas = _apportion(Counter(strata.values()), count, seed)
+    drawn: set[Unit] = set()
+    for unit in sorted(strata, key=lambda unit: _rank(seed, unit)):
+        if quotas[strata[unit]]:
+            quotas[strata[unit]] -= 1
+            drawn.add(unit)
+    return drawn
+
+
+def limit_prompts(prompts: Mapping[Prompt, Stratum], most: int | None, seed: int = 0) -> list[Prompt]:
+    """At most `most` prompts (None: all), drawn at random in proportion to sources and subsets, in the given order."""
+    drawn = prompts if most is None else _draw(prompts, most, seed)
+    return [prompt for prompt in prompts if prompt in drawn]
+
+
+def limit_comparisons(feedback: Feedback, most: int, seed: int = 0) -> Feedback:
+    """Keep at most `most` comparisons: random prompts, in proportion to sources and subsets, in the given order.
+
+    All comparisons of a drawn prompt are kept, except of the last one of each stratum.
+    """
+    strata = [(record.source, record.subset) for record in feedback.comparisons]
+    quotas = _apportion(Counter(strata), most, seed)
+    ranks = {name: _rank(f"limit {seed}", name) for name in {record.prompt_id for record in feedback.comparisons}}
+    kept: set[int] = set()
+    for place in sorted(range(len(strata)), key=lambda place: ranks[feedback.comparisons[place].prompt_id]):
+        if quotas[strata[place]]:
+            quotas[strata[place]] -= 1
+            kept.add(place)
+    return replace(feedback, comparisons=tuple(c for place, c in enumerate(feedback.comparisons) if place in kept))
+
+
+def composition(feedback: Feedback) -> dict[str, Counter[str]]:
+    """How many records of each kind come from each "source / subset", ratings also by label ("good" is above 0.5)."""
+    found: dict[str, Counter[str]] = {}
+    for record in feedback.records():
+        label = ("good" if record.rating > 0.5 else "bad") if isinstance(record, Rating) else ""
+        name = " / ".join(filter(None, (record.source, record.subset, label)))
+        found.setdefault(KINDS[type(record)].replace("_", " "), Counter())[name] += 1
+    return found
+
+
+def composition_text(feedback: Feedback) -> str:
+    """The composition on one line, with the largest parts of each kind."""
+    parts = []
+    for kind, counts in composition(feedback).items():
+        shown = [f"{count} {name or 'of no source'}" for name, count in counts.most_common(SHOWN_PARTS)]
+        if len(counts) > SHOWN_PARTS:
+            shown.append(f"{counts.total() - sum(dict(counts.most_common(SHOWN_PARTS)).values())} others")
+        parts.append(f"{kind}: {', '.join(shown)}")
+    return "; ".join(parts)
+
+
+def _apportion(sizes: Mapping[Stratum, int], count: int, seed: int) -> dict[Stratum, int]:
+    """Divide `count` in proportion to `sizes`, by largest remainder; equal remainders are served in random order."""
+    total = max(1, sum(sizes.values()))
+    shares = {stratum: divmod(min(count, total) * size, total) for stratum, size in sizes.items()}
+    rest = min(count, total) - sum(whole for whole, _ in shares.values())
+    order = sorted(shares, key=lambda stratum: (-shares[stratum][1], _rank(seed, stratum)))
+    return {stratum: shares[stratum][0] + (stratum in order[: max(0, rest)]) for stratum in shares}
+
+
+def _rank(seed: int | str, unit: Hashable) -> bytes:
+    return hashlib.sha256(f"{seed}:{unit}".encode("utf-8", "replace")).digest()
 
 
 @dataclass(frozen=True)

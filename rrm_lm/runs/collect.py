@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -15,11 +14,13 @@ from rrm_lm.feedback.asking.collection import Collected, collect, responses_aske
 from rrm_lm.feedback.asking.judge_questions import VERDICT_QUESTION
 from rrm_lm.feedback.asking.llm_judge import SERVED, ServedJudge
 from rrm_lm.feedback.asking.overseers import Overseer
+from rrm_lm.feedback.reading.prompts import prompt_sources
 from rrm_lm.feedback.records import Prompt
+from rrm_lm.feedback.splits import limit_prompts
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.recursion.assistance import Assisted
 from rrm_lm.runs.critics import find_critic
-from rrm_lm.runs.inputs import load_distinct_prompts, load_policy_on_device
+from rrm_lm.runs.inputs import load_policy_on_device
 from rrm_lm.runs.progress import advance
 from rrm_lm.settings.parser import write_resolved
 from rrm_lm.settings.policies import CollectArguments
@@ -120,10 +121,7 @@ def load_overseer(args: CollectArguments) -> Overseer:
 
 
 def _choose_prompts(args: CollectArguments) -> list[Prompt]:
-    prompts = load_distinct_prompts(args.prompts, split="train", limits=args)
-    if args.max_prompts is not None and args.max_prompts < len(prompts):
-        prompts = random.Random(args.seed).sample(prompts, args.max_prompts)
-    return prompts
+    return limit_prompts(prompt_sources(args.prompts, split="train", limits=args), args.max_prompts, args.seed)
 
 
 def _draw_responses(args: CollectArguments, prompts: list[Prompt]) -> list[list[str]]:

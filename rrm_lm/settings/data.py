@@ -55,7 +55,7 @@ class HeldOut:
     """How prompts are held out."""
 
     eval_fraction: float = option(0.1, "Share of prompts to hold out if there is no evaluation set; 0 for none.")
-    split_seed: int = option(0, "Seed that decides which prompts are held out.")
+    split_seed: int = option(0, "Seed that decides which prompts are held out or drawn.")
 
     def __post_init__(self) -> None:
         following: Any = super()
@@ -67,7 +67,7 @@ class HeldOut:
 class FeedbackSplit(HeldOut):
     """How feedback is split, and what may overlap."""
 
-    max_comparisons: int | None = option(None, "Train on only this many comparisons, the first ones.")
+    max_comparisons: int | None = option(None, "Train on only this many comparisons, of prompts drawn with split_seed.")
     leak_threshold: float = option(0.8, "Jaccard similarity at which two texts count as near-duplicates.")
     fail_on_leak: bool = option(False, "Refuse to train if held-out feedback overlaps the training set.")
 
@@ -105,7 +105,7 @@ class PromptArguments(TrainingSource):
     eval_prompts: list[str] = option(
         [], "Held-out prompts to monitor over-optimization on. Unset: hold out eval_fraction of prompts."
     )
-    max_prompts: int | None = option(None, "Train on only this many prompts, the first ones.")
+    max_prompts: int | None = option(None, "Train on only this many prompts, drawn with split_seed.")
     max_length: int | None = option(
         None,
         "Longest prompt plus response in tokens; longer prompts lose their oldest turns, then their beginning. Unset: "

@@ -106,7 +106,7 @@ class CompareArguments(ResultsFolder, EvaluationSource, ServerArguments, CriticA
         "Texts that answer every prompt, as additional policies: they show the reward of answers that cannot be good. "
         "{first_sentence} in a text stands for the first sentence of the reference's answer.",
     )
-    max_prompts: int | None = option(None, "Use only this many prompts, the first ones.")
+    max_prompts: int | None = option(None, "Use only this many prompts, drawn with the seed.")
     gold: str | None = option(
         None, "Gold reward: file.py:function, module:function, or a file of a simulated user's requests."
     )

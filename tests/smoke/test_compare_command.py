@@ -190,9 +190,8 @@ def test_measurements_of_training_are_shown(policy: Path, prompts: Path, tmp_pat
 def test_prompts_from_feedback_with_max_prompts(policy: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     result = compare(capsys, policy, "--prompts", pairs, "--max_prompts", 2, output=tmp_path / "out")
     assert result.code == 0, result.err
-    assert {row["prompt"][0]["content"] for row in read_rows(tmp_path / "out" / "samples.jsonl")} == {
-        row["prompt"] for row in read_rows(pairs)[:2]
-    }
+    drawn = {row["prompt"][0]["content"] for row in read_rows(tmp_path / "out" / "samples.jsonl")}
+    assert len(drawn) == 2 and drawn < {row["prompt"] for row in read_rows(pairs)}
 
 
 def test_long_prompt_loses_its_beginning(policy: Path, tmp_path: Path, capsys: Any) -> None:

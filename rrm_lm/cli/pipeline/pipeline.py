@@ -167,7 +167,6 @@ def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]
         if number > 1:
             add("collect", number, overrides={"policy": str(before), "round": number}.items())
         if "reward" in nodes:
-            # The newest first: it is on what the policy writes now, and max_comparisons takes the first ones.
             collected = [str(stage.folder / FEEDBACK) for stage in reversed(stages) if stage.command == "collect"]
             add("reward", number, additions={"dataset_name": collected}.items())
         if "sft" in nodes and number == 1:

@@ -21,7 +21,9 @@ from rrm_lm.evaluation.reports import figures
 from rrm_lm.evaluation.reports.templating import environment
 from rrm_lm.evaluation.reports.wording import calibration_note, glossary, length_note, percent, tiles, verdict
 from rrm_lm.evaluation.statistics.metrics import Estimate
+from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Comparison
+from rrm_lm.feedback.splits import SHOWN_PARTS, composition
 from rrm_lm.storage import now, write_text
 
 MISTAKES = 10  # shown with their texts
@@ -237,12 +239,13 @@ def leakage_view(leakage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(comparisons: Sequence[Comparison]) -> dict[str, object]:
-    """What a set holds, for the report's table of data: counts and median lengths in characters."""
+    """What a set holds, for the report's table of data: counts, median lengths in characters, sources."""
     if not comparisons:
         return {"comparisons": 0}
     chosen = [len(c.chosen) for c in comparisons]
     rejected = [len(c.rejected) for c in comparisons]
     critiques = [text for c in comparisons for text in c.chosen_critiques + c.rejected_critiques]
+    parts = composition(Feedback.of(comparisons))["comparisons"]
     return {
         "comparisons": len(comparisons),
         "prompts": len({c.prompt_id for c in comparisons}),
@@ -254,4 +257,5 @@ def describe(comparisons: Sequence[Comparison]) -> dict[str, object]:
         "with critiques": sum(bool(c.chosen_critiques or c.rejected_critiques) for c in comparisons),
         "critiques": len(critiques),
         "with graded margin": sum(c.margin is not None for c in comparisons),
+        **{f"from {name or 'no source'}": count for name, count in parts.most_common(SHOWN_PARTS)},
     }

@@ -126,7 +126,7 @@ def load_feedback(
     if path.exists() and not _is_saved_dataset(path):
         for file in _files_of(path, split):
             rows = list(read_rows(file, limits))
-            records += _records(rows, str(file), _file_source(file), columns, bool(skip_bad_rows), counts)
+            records += _records(rows, str(file), file_source(file), columns, bool(skip_bad_rows), counts)
     else:
         rows = _hub_rows(path if path.exists() else _hub_name(name), split, revision, config, limits)
         skip = True if skip_bad_rows is None else skip_bad_rows
@@ -272,7 +272,7 @@ def _split_of(file: Path) -> str:
     return SPLIT_NAMES.get(re.split(r"[-_.]", file.name.lower())[0], "")
 
 
-def _file_source(file: Path) -> str:
+def file_source(file: Path) -> str:
     """What to call a file's records: its name, or its folder's where the name tells only a split."""
     return file.absolute().parent.name if _split_of(file) else file.name.partition(".")[0]
 

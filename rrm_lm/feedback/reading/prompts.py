@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import FileCounts
-from rrm_lm.feedback.reading.datasets import load_feedback
+from rrm_lm.feedback.reading.datasets import file_source, load_feedback
 from rrm_lm.feedback.reading.files import read_rows
 from rrm_lm.feedback.reading.formats import recognise, rename
 from rrm_lm.feedback.reading.formats.row import Row
@@ -15,7 +16,29 @@ from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Origin, Prompt, check_prompt
 
 
-def load_prompts(
+def load_prompts(name: str, **options: Any) -> list[Prompt]:
+    """The different prompts of one set, in the order of their first appearance: see `prompt_sources`."""
+    return list(prompt_sources([name], **options))
+
+
+def prompt_sources(names: Sequence[str], **options: Any) -> dict[Prompt, tuple[str, str]]:
+    """The different prompts of several sets in the order of their first appearance, each with its source and subset.
+
+    Args:
+        names: Files, folders, or Hub sets ("org/name").
+        options: As for `_prompts_of`.
+
+    Raises:
+        DataError: Nothing of that name, an unknown shape, a faulty row, or no prompt at all.
+    """
+    found: dict[Prompt, tuple[str, str]] = {}
+    for name in names:
+        for prompt, source in _prompts_of(name, **options).items():
+            found.setdefault(prompt, source)
+    return found
+
+
+def _prompts_of(
     name: str,
     *,
     columns: Mapping[str, str] | None = None,
@@ -23,8 +46,8 @@ def load_prompts(
     config: str | None = None,
     skip_bad_rows: bool | None = None,
     limits: ReadLimits | None = None,
-) -> list[Prompt]:
-    """The different prompts of a set, in the order of their first appearance.
+) -> dict[Prompt, tuple[str, str]]:
+    """The different prompts of a set in the order of their first appearance, each with its source and subset.
 
     Args:
         name: A file, a folder, or a Hub set ("org/name"). A local file whose rows have a prompt (text, a transcript or
@@ -43,15 +66,18 @@ def load_prompts(
         feedback = load_feedback(
             name, columns=columns, split=split, config=config, skip_bad_rows=skip_bad_rows, limits=limits
         )
-        prompts = [record.prompt for record in feedback.records() if record.prompt]
+        prompts = {}
+        for record in feedback.records():
+            if record.prompt:
+                prompts.setdefault(record.prompt, (record.source, record.subset))
     if not prompts:
         raise DataError("there is no prompt in it", where=name, expected="at least one row with a prompt")
-    return list(dict.fromkeys(prompts))
+    return prompts
 
 
 def _bare_prompts(
     path: Path, columns: Mapping[str, str] | None, skip_bad_rows: bool, limits: ReadLimits | None
-) -> list[Prompt] | None:
+) -> dict[Prompt, tuple[str, str]] | None:
     """The prompts of a file without responses; None if its rows are feedback of a known shape, or have no prompts."""
     numbered = list(read_rows(path, limits))
     rows = [values for _, values in numbered]
@@ -64,15 +90,16 @@ def _bare_prompts(
         return None
     except DataError:  # no shape of feedback has these columns
         counts = FileCounts(str(path), "prompts")
-    prompts = []
+    prompts: dict[Prompt, tuple[str, str]] = {}
     for (number, _), values in zip(numbered, rows, strict=True):
         origin = Origin(str(path), number)
         try:
-            prompt = Row(values, origin, path.name, counts).prompt()
+            row = Row(values, origin, file_source(path), counts)
+            prompt = row.prompt()
             check_prompt(prompt, origin)
         except DataError:
             if not skip_bad_rows:
                 raise
         else:
-            prompts.append(prompt)
+            prompts.setdefault(prompt, (row.source, row.subset))
     return prompts

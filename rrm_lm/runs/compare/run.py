@@ -21,7 +21,9 @@ from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.evaluation.reports.policies import PolicyReportData
 from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, VERDICT_QUESTION, noted
 from rrm_lm.feedback.asking.llm_judge import SERVED, ServedJudge
+from rrm_lm.feedback.reading.prompts import prompt_sources
 from rrm_lm.feedback.records import Prompt
+from rrm_lm.feedback.splits import limit_prompts
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import process_state, resolve
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json
@@ -30,7 +32,7 @@ from rrm_lm.recursion.critics import AssistedPairs, Critiques
 from rrm_lm.runs.compare.results import write_comparison
 from rrm_lm.runs.critics import CRITIQUES_FILE, CriticSource, find_critic
 from rrm_lm.runs.gold import load_gold
-from rrm_lm.runs.inputs import load_distinct_prompts, load_policy_on_device, max_conversation_tokens
+from rrm_lm.runs.inputs import load_policy_on_device, max_conversation_tokens
 from rrm_lm.runs.progress import advance
 from rrm_lm.settings.policies import CompareArguments, DrawingArguments
 from rrm_lm.simulated.plain_user import split_sentences
@@ -100,7 +102,8 @@ class CompareRun:
 
     def _load_prompts(self) -> list[Prompt]:
         args = self.args
-        prompts = load_distinct_prompts(args.prompts, **args.reading(args.split))[: args.max_prompts]
+        found = prompt_sources(args.prompts, **args.reading(args.split))
+        prompts = limit_prompts(found, args.max_prompts, self.drawing.seed)
         logger.info("%d prompts, %d answers of each policy to each", len(prompts), self.drawing.samples)
         return prompts
 

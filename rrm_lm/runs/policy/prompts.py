@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.reading.datasets import Feedback
-from rrm_lm.feedback.reading.prompts import load_prompts
+from rrm_lm.feedback.reading.prompts import prompt_sources
 from rrm_lm.feedback.records import Demonstration, Origin, Prompt, prompt_id
-from rrm_lm.feedback.splits import split_by_prompt
+from rrm_lm.feedback.splits import Stratum, limit_prompts, split_by_prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.runs.sft import fitted
 from rrm_lm.settings.data import PromptArguments
@@ -32,36 +32,33 @@ def read_prompts(args: PromptArguments) -> tuple[list[Prompt], list[Prompt]]:
             expected="one or more files, folders or Hub sets",
             remedy="pass --prompts my_prompts.jsonl, or --config configs/policy.yaml",
         )
-    train = _read(args, args.prompts, args.dataset_train_split)
-    heldout: list[Prompt] = []
+    train = prompt_sources(args.prompts, **args.reading(args.dataset_train_split))
+    heldout: dict[Prompt, Stratum] = {}
     if args.eval_prompts:
-        heldout = _read(args, args.eval_prompts, args.dataset_test_split)
+        heldout = prompt_sources(args.eval_prompts, **args.reading(args.dataset_test_split))
         _tell_overlap(train, heldout)
     elif args.eval_fraction > 0:
         train, heldout = _hold_out(train, args.eval_fraction, args.split_seed)
-    train = train[: args.max_prompts]
-    logger.info("%d prompts to learn on; held out: %d", len(train), len(heldout))
-    return train, heldout
+    prompts = limit_prompts(train, args.max_prompts, args.split_seed)
+    logger.info("%d prompts to learn on; held out: %d", len(prompts), len(heldout))
+    return prompts, list(heldout)
 
 
-def _read(args: PromptArguments, names: Sequence[str], split: str) -> list[Prompt]:
-    found: dict[Prompt, None] = {}
-    for name in names:
-        found |= dict.fromkeys(load_prompts(name, **args.reading(split)))
-    return list(found)
-
-
-def _hold_out(prompts: Sequence[Prompt], fraction: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+def _hold_out(
+    prompts: Mapping[Prompt, Stratum], fraction: float, seed: int
+) -> tuple[dict[Prompt, Stratum], dict[Prompt, Stratum]]:
     """Split as feedback is, so that a reward model trained on the same file has not seen the held-out ones either."""
     records = [
-        Demonstration(prompt=prompt, response="-", origin=Origin("the prompts", row))
-        for row, prompt in enumerate(prompts, start=1)
+        Demonstration(prompt=prompt, response="-", source=source, subset=subset, origin=Origin("the prompts", row))
+        for row, (prompt, (source, subset)) in enumerate(prompts.items(), start=1)
     ]
     train, heldout = split_by_prompt(Feedback.of(records), fraction, seed)
-    return [one.prompt for one in train.demonstrations], [one.prompt for one in heldout.demonstrations]
+    sides = ([one.prompt for one in side.demonstrations] for side in (train, heldout))
+    learned, held = ({prompt: prompts[prompt] for prompt in side} for side in sides)
+    return learned, held
 
 
-def _tell_overlap(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
+def _tell_overlap(train: Collection[Prompt], heldout: Collection[Prompt]) -> None:
     known = set(map(prompt_id, train))
     shared = sum(prompt_id(prompt) in known for prompt in heldout)
     if shared:

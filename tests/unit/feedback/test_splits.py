@@ -8,8 +8,16 @@ from hypothesis import strategies as st
 
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.feedback.reading.datasets import Feedback
-from rrm_lm.feedback.records import Comparison, Correction, Critique, GoalExample, Message, Origin
-from rrm_lm.feedback.splits import MIN_WORDS, leakage, split_by_prompt
+from rrm_lm.feedback.records import Comparison, Correction, Critique, GoalExample, Message, Origin, Rating
+from rrm_lm.feedback.splits import (
+    MIN_WORDS,
+    composition,
+    composition_text,
+    leakage,
+    limit_comparisons,
+    limit_prompts,
+    split_by_prompt,
+)
 
 WORDS = [f"{a}{b}" for a in "bcdfghjklm" for b in ("a", "e", "i", "o", "u", "ar", "en", "il", "or", "un")]
 
@@ -50,6 +58,78 @@ def test_a_split_depends_on_seed_and_prompts_alone():
     assert {c.prompt_id for c in first.comparisons} == {c.prompt_id for c in again.comparisons}
     assert {c.prompt_id for c in first.comparisons} == {c.prompt_id for c in fewer_rows.comparisons}
     assert {c.prompt_id for c in first.comparisons} != {c.prompt_id for c in other.comparisons}
+
+
+def topics(**sizes):
+    """Comparisons in blocks, one subset after the other, two rows of each prompt."""
+    return Feedback.of(
+        [
+            Comparison(
+                prompt=(Message("user", f"{topic} {i // 2}"),),
+                chosen=f"yes {i}",
+                rejected="no",
+                source="set",
+                subset=topic,
+                origin=Origin("f", i + 1),
+            )
+            for topic, size in sizes.items()
+            for i in range(size)
+        ]
+    )
+
+
+def test_a_limit_draws_from_every_part_of_a_file_in_proportion():
+    """A file whose first half is harmless and whose second half is helpful gave only the first half."""
+    feedback = topics(harmless=400, helpful=400, rare=80)
+    some = limit_comparisons(feedback, 110, seed=1)
+    assert composition(some) == {"comparisons": {"set / harmless": 50, "set / helpful": 50, "set / rare": 10}}
+    assert list(some.comparisons) == [c for c in feedback.comparisons if c in set(some.comparisons)]
+    assert some.comparisons == limit_comparisons(feedback, 110, seed=1).comparisons
+    assert some.comparisons != limit_comparisons(feedback, 110, seed=2).comparisons
+    harmless = [int(c.prompt[0].content.split()[1]) for c in some.comparisons if c.subset == "harmless"]
+    assert max(harmless) > 100  # 200 prompts; the first 25 are not what is taken
+    assert len(set(harmless)) == 25  # whole prompts
+    assert limit_comparisons(feedback, 10**6).comparisons == feedback.comparisons
+
+
+@given(
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5),
+    most=st.integers(1, 100),
+    seed=st.integers(0, 3),
+)
+def test_a_limit_is_reached_exactly_and_each_part_is_within_one_of_its_share(sizes, most, seed):
+    feedback = topics(**{f"t{i}": size for i, size in enumerate(sizes)})
+    some = limit_comparisons(feedback, most, seed)
+    total = sum(sizes)
+    assert len(some.comparisons) == min(most, total)
+    for i, size in enumerate(sizes):
+        share = min(most, total) * size / max(1, total)
+        assert abs(sum(c.subset == f"t{i}" for c in some.comparisons) - share) < 1
+
+
+def test_a_limit_on_prompts_draws_in_proportion():
+    prompts = {(Message("user", f"{topic} {i}"),): ("set", topic) for topic in ("a", "b") for i in range(50)}
+    some = limit_prompts(prompts, 20, seed=3)
+    assert [prompts[prompt][1] for prompt in some] == ["a"] * 10 + ["b"] * 10
+    assert some != limit_prompts(prompts, 20, seed=4) and some[0] != next(iter(prompts))
+    assert limit_prompts(prompts, None) == list(prompts)
+
+
+def test_a_held_out_part_is_drawn_in_proportion():
+    _, held_out = split_by_prompt(topics(harmless=400, helpful=400, rare=40), 0.1, seed=5)
+    assert composition(held_out) == {"comparisons": {"set / harmless": 40, "set / helpful": 40, "set / rare": 4}}
+
+
+def test_composition_names_sources_subsets_and_labels():
+    rated = {
+        "prompt": (Message("user", "q"),),
+        "source": "kto",
+        "origin": Origin("f", 1),
+    }
+    ratings = [Rating(response=f"r{i}", rating=float(i > 0), **rated) for i in range(3)]
+    text = composition_text(Feedback.of([*topics(**{f"t{i}": i + 1 for i in range(10)}).comparisons, *ratings]))
+    assert "comparisons: 10 set / t9, 9 set / t8" in text and "3 others" in text
+    assert "ratings: 2 kto / good, 1 kto / bad" in text
 
 
 def test_branches_of_one_conversation_stay_together():
