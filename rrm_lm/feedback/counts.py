@@ -43,6 +43,7 @@ class FileCounts:
         dropped: Comparisons or whole rows that were left out, by reason. A used row can also be here: a tie between
             two critiqued responses gives no comparison, but its critiques are kept.
         notes: What was read differently from how it was written, by reason, with nothing left out.
+        remarks: What a person should know about the columns: assumed scales, unread columns.
     """
 
     file: str
@@ -53,6 +54,7 @@ class FileCounts:
     made: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, Tally] = field(default_factory=dict)
     notes: dict[str, Tally] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, origin: Origin) -> None:
         self.dropped.setdefault(reason, Tally()).add(origin)
@@ -74,13 +76,14 @@ class FileCounts:
             "made": dict(self.made),
             "dropped": {reason: tally.to_dict() for reason, tally in self.dropped.items()},
             "notes": {reason: tally.to_dict() for reason, tally in self.notes.items()},
+            "remarks": self.remarks,
         }
 
     def summary(self) -> str:
         made = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in self.made.items()) or "nothing"
         parts = [f"{self.file}: {self.rows} rows ({self.format}) gave {made}"]
         parts += [f"left out, {reason}: {tally}" for reason, tally in self.dropped.items()]
-        parts += [f"{reason}: {tally}" for reason, tally in self.notes.items()]
+        parts += [f"{reason}: {tally}" for reason, tally in self.notes.items()] + self.remarks
         return "; ".join(parts)
 
 

@@ -7,20 +7,34 @@ A record checks itself when it is made, so code that holds one never has to ask 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from rrm_lm.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")
+TOOLS = "tools"  # role of a first message that lists the tools of the conversation, as JSON
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. `role` is one of `ROLES`; `content` is plain text, never control tokens."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: One of `ROLES`, or `TOOLS`.
+        content: Plain text, never control tokens.
+        extra: A JSON object with the other fields of the turn (tool_calls, name, reasoning_content ...), or "".
+    """
 
     role: str
     content: str
+    extra: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The turn as chat templates take it."""
+        return {"role": self.role, "content": self.content, **(json.loads(self.extra) if self.extra else {})}
 
 
 Prompt = tuple[Message, ...]
@@ -60,8 +74,8 @@ def find_surrogate(text: str) -> str:
 
 def check_prompt(prompt: Prompt, origin: Origin) -> None:
     """Raise `DataError` unless the prompt has known roles, a user turn with text, and an end to respond to."""
-    for message in prompt:
-        if message.role not in ROLES:
+    for place, message in enumerate(prompt):
+        if message.role not in ROLES and (message.role != TOOLS or place > 0):
             raise DataError(
                 f"unknown role {message.role!r} in the prompt",
                 where=str(origin),

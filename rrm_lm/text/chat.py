@@ -12,6 +12,7 @@ token (ChatML does) are cut there, because a policy stops at the end-of-turn tok
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from functools import cached_property
 from typing import Any
 
 from rrm_lm.errors import DataError, ModelError
-from rrm_lm.feedback.records import Message, Prompt
+from rrm_lm.feedback.records import TOOLS, Message, Prompt
 
 _HIDE = "\ue000"  # private-use characters stand in for special-token text while the template is rendered
 _SHOW = "\ue001"
@@ -240,15 +241,31 @@ class ChatFormat:
             literals.append(match.group())
             return f"{_HIDE}{len(literals) - 1}{_SHOW}"
 
-        hidden = [{"role": m.role, "content": self._special.sub(hide, m.content)} for m in messages]
+        def hide_all(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: hide_all(item) for key, item in value.items()}
+            if isinstance(value, list):
+                return [hide_all(item) for item in value]
+            return self._special.sub(hide, value) if isinstance(value, str) else value
+
+        turns = [hide_all(m.to_dict() | {"role": ""}) | {"role": m.role} for m in messages if m.role != TOOLS]
+        tools = [tool for m in messages if m.role == TOOLS for tool in hide_all(json.loads(m.content))]
+        more = {"tools": tools} if tools else {}
         try:
-            text = self.tokenizer.apply_chat_template(hidden, tokenize=False, add_generation_prompt=generation)
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **more)
         except Exception as error:  # templates raise whatever Jinja raises
             raise ModelError(
                 f"The chat template cannot render this conversation: {error}",
                 where=" > ".join(message.role for message in messages),
                 remedy="merge or rename the roles, or pass another template with --chat_template_path",
             ) from error
+        called = [name for m in messages for name in _function_names(m) if name not in str(text)]
+        if called:
+            raise ModelError(
+                f"The chat template leaves out tools or tool calls: {', '.join(dict.fromkeys(called))}",
+                where=" > ".join(message.role for message in messages),
+                remedy="use a model whose template shows tools, or leave these rows out",
+            )
         return str(text)
 
     def _encode(self, text: str, literals: Sequence[str]) -> list[int]:
@@ -312,8 +329,8 @@ class ChatFormat:
         Returns:
             The prompt, what was made of it, and how many messages were left out.
         """
-        head = prompt[:1] if prompt and prompt[0].role == "system" else ()
-        rest = prompt[len(head) :]
+        heads = next((place for place, message in enumerate(prompt) if message.role not in ("system", TOOLS)), 0)
+        head, rest = prompt[:heads], prompt[heads:]
         sequences, dropped = encode(prompt), 0
         while self.max_length is not None and max(map(len, sequences)) > self.max_length:
             users = [place for place, message in enumerate(rest) if message.role == "user"]
@@ -323,6 +340,13 @@ class ChatFormat:
             rest, dropped = rest[following:], dropped + following
             sequences = encode(head + rest)
         return head + rest, sequences, dropped
+
+
+def _function_names(message: Message) -> list[str]:
+    """The names of the tools that a message lists or calls."""
+    found = json.loads(message.content) if message.role == TOOLS else message.to_dict().get("tool_calls", [])
+    functions = [item.get("function", item) for item in found if isinstance(item, dict)]
+    return [item["name"] for item in functions if isinstance(item, dict) and isinstance(item.get("name"), str)]
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -257,5 +257,5 @@ def describe(comparisons: Sequence[Comparison]) -> dict[str, object]:
         "with critiques": sum(bool(c.chosen_critiques or c.rejected_critiques) for c in comparisons),
         "critiques": len(critiques),
         "with graded margin": sum(c.margin is not None for c in comparisons),
-        **{f"from {name or 'no source'}": count for name, count in parts.most_common(SHOWN_PARTS)},
+        **{f"from {name or 'no source'}": count for name, count in parts.most_common(SHOWN_PARTS) if len(parts) > 1},
     }

@@ -308,8 +308,7 @@ class _Answers:
 
 
 def _question(kind: str, prompt: Prompt, responses: Sequence[str]) -> Entry:
-    messages = [{"role": message.role, "content": message.content} for message in prompt]
-    return {"asked": kind, "prompt": messages, "responses": list(responses)}
+    return {"asked": kind, "prompt": [message.to_dict() for message in prompt], "responses": list(responses)}
 
 
 def _key(entry: Entry) -> str:
@@ -338,7 +337,7 @@ def _journal(path: str | Path | None, header: Entry) -> Iterator[Journal]:
 def _row(record: Comparison) -> dict[str, Any]:
     """A comparison as a row that `load_feedback` reads back unchanged."""
     row: dict[str, Any] = {
-        "prompt": [{"role": message.role, "content": message.content} for message in record.prompt],
+        "prompt": [message.to_dict() for message in record.prompt],
         "chosen": [{"role": "assistant", "content": record.chosen}],
         "rejected": [{"role": "assistant", "content": record.rejected}],
         "chosen_critiques": list(record.chosen_critiques),

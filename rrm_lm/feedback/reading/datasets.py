@@ -16,7 +16,7 @@ from typing import Any
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import FileCounts, ReadCounts
 from rrm_lm.feedback.reading.files import READERS, data_suffix, read_rows
-from rrm_lm.feedback.reading.formats import recognise, rename
+from rrm_lm.feedback.reading.formats import recognize_rows
 from rrm_lm.feedback.reading.formats.row import Row, mean
 from rrm_lm.feedback.reading.limits import ReadLimits, too_large
 from rrm_lm.feedback.records import (
@@ -214,15 +214,12 @@ def _records(
     """The records of one file, whose counts are appended to `all_counts`."""
     if not numbered:
         raise DataError("there are no rows", where=file, expected="at least one row of feedback")
-    rows = [row for _, row in numbered]
-    if columns:
-        rows = rename(rows, columns, file)
-    known = recognise(rows, file)
-    counts = FileCounts(file, known.name)
-    present = {name for row in rows for name in row}
+    found = recognize_rows([row for _, row in numbered], file, columns)
+    known = found.format
+    counts = FileCounts(file, known.name, remarks=found.remarks)
     records: list[Record] = []
-    for (number, _), values in zip(numbered, rows, strict=True):
-        row = Row(values, Origin(file, number), known.source or source, counts, present)
+    for (number, _), values in zip(numbered, found.rows, strict=True):
+        row = Row(values, Origin(file, number), known.source or source, counts, found.table)
         try:
             made = list(known.read(row))
         except DataError as error:

@@ -10,7 +10,7 @@ from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import FileCounts
 from rrm_lm.feedback.reading.datasets import file_source, load_feedback
 from rrm_lm.feedback.reading.files import read_rows
-from rrm_lm.feedback.reading.formats import recognise, rename
+from rrm_lm.feedback.reading.formats import prompt_rows
 from rrm_lm.feedback.reading.formats.row import Row
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Origin, Prompt, check_prompt
@@ -80,21 +80,15 @@ def _bare_prompts(
 ) -> dict[Prompt, tuple[str, str]] | None:
     """The prompts of a file without responses; None if its rows are feedback of a known shape, or have no prompts."""
     numbered = list(read_rows(path, limits))
-    rows = [values for _, values in numbered]
-    if columns:
-        rows = rename(rows, columns, str(path))
-    if not any("prompt" in values for values in rows):
+    found = prompt_rows([values for _, values in numbered], str(path), columns)
+    if found is None:
         return None
-    try:
-        recognise(rows, str(path))
-        return None
-    except DataError:  # no shape of feedback has these columns
-        counts = FileCounts(str(path), "prompts")
+    counts = FileCounts(str(path), "prompts", remarks=found.remarks)
     prompts: dict[Prompt, tuple[str, str]] = {}
-    for (number, _), values in zip(numbered, rows, strict=True):
+    for (number, _), values in zip(numbered, found.rows, strict=True):
         origin = Origin(str(path), number)
         try:
-            row = Row(values, origin, file_source(path), counts)
+            row = Row(values, origin, file_source(path), counts, found.table)
             prompt = row.prompt()
             check_prompt(prompt, origin)
         except DataError:

@@ -1,22 +1,22 @@
-"""Rows of benchmarks that set several chosen responses against several rejected ones."""
+"""Rows with several chosen and several rejected responses, as benchmarks have them, or with ranked responses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 
-from rrm_lm.feedback.reading.formats.pairs import TIE_TEXTS
-from rrm_lm.feedback.reading.formats.row import Row
+from rrm_lm.feedback.reading.formats.pairs import TIE_GRADE, TIE_TEXTS
+from rrm_lm.feedback.reading.formats.row import Row, as_number
 from rrm_lm.feedback.records import Comparison, Record
 
 RM_BENCH_STYLES = ("concise", "detailed plain text", "detailed markdown")  # the order of its lists
 
 
 def read_best_of(row: Row) -> Iterator[Record]:
-    """RewardBench 2: every chosen response against every rejected one, one group per row.
+    """RewardBench 2: every chosen response against every rejected one, as the group "source/subset/id".
 
-    Best of four has one chosen and three rejected responses; the Ties subset has several right answers, which are
-    not compared with each other. The group is "source/subset/id", so the ids of the Ties subset ("ref:3", "tied:3")
-    stay readable at its end.
+    Best of four has one chosen and three rejected responses. The Ties subset has several right answers, which are not
+    compared with each other; its ids ("ref:3", "tied:3") end the group's name.
     """
     yield from _every_pair(row)
 
@@ -43,3 +43,35 @@ def _every_pair(row: Row, *, styled: bool = False) -> Iterator[Record]:
                 continue
             styles = (i, j) if styled else None
             yield Comparison(chosen=chosen, rejected=rejected, group=group, styles=styles, **row.about(prompt))
+
+
+RANKED_TEXTS = ("answer", "response", "text", "completion", "output", "content")
+RANKED_BY = ("rank", "overall_score", "score", "rating")  # of a rank, lower is better
+
+
+def ranked_keys(item: object) -> tuple[str, str] | None:
+    """The names of the text and of the rank or score of a response in a list, if it has both."""
+    if not isinstance(item, dict):
+        return None
+    text = next((name for name in RANKED_TEXTS if isinstance(item.get(name), str)), None)
+    value = next((name for name in RANKED_BY if as_number(item.get(name)) is not None), None)
+    return (text, value) if text and value else None
+
+
+def read_ranked(row: Row) -> Iterator[Record]:
+    """Nectar and the like: a list of responses, each with a rank (1 is best) or a score; every two that differ."""
+    prompt, name = row.prompt(), row.table.reader
+    ranked: list[tuple[float, str]] = []
+    for item in row.rows(name):
+        keys = ranked_keys(item.values)
+        if keys is None:
+            row.fail(name, "has a response without a text or a rank", f"one of each: {RANKED_TEXTS}; {RANKED_BY}")
+        value = item.number(keys[1])
+        ranked.append((value if keys[1] == "rank" else -value, item.response(keys[0], prompt)))
+    if len(ranked) < 2:
+        row.fail(name, f"has {len(ranked)} response with a rank", "at least two")
+    for (best, chosen), (other, rejected) in combinations(sorted(ranked, key=lambda pair: pair[0]), 2):
+        if best == other or chosen.strip() == rejected.strip():
+            row.drop(TIE_GRADE if best == other else TIE_TEXTS)
+        else:
+            yield Comparison(chosen=chosen, rejected=rejected, margin=other - best, **row.about(prompt))

@@ -1,4 +1,4 @@
-"""Rows that set one response against another: preference pairs, graded pairs, and summaries with language feedback."""
+"""Rows with two responses: preference pairs, graded pairs, and summaries with language feedback."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rrm_lm.feedback.reading.formats.row import HH_TURN, Row, is_transcript, mean, transcript
+from rrm_lm.feedback.reading.formats.row import Row, mean
+from rrm_lm.feedback.reading.formats.structure import HH, dialect_of, is_transcript, split_turns
 from rrm_lm.feedback.records import Comparison, Correction, Critique, Message, Prompt, Rating, Record
 
 TIE_TEXTS = "tie: chosen and rejected are the same text"
 TIE_GRADE = "tie: the overseer preferred neither response"
-ULTRAFEEDBACK_BEST = 10.0  # scores are from 1 to 10
 HELPFULNESS_LEVELS = {"not": 0.0, "slightly": 0.25, "partially": 0.5, "mostly": 0.75, "perfectly": 1.0}
 STATED_LEVEL = re.compile(r"\W*The response is (not|slightly|partially|mostly|perfectly) helpful", re.IGNORECASE)
 
@@ -26,14 +26,18 @@ class Side:
 
 
 def read_preference(row: Row) -> Iterator[Record]:
-    """Chosen against rejected: TRL's shapes, HH transcripts, UltraFeedback, and pairs with critiques and ratings."""
+    """Chosen against rejected: TRL's shapes, transcripts, UltraFeedback, and pairs with critiques and ratings."""
     prompt, chosen, rejected = _prompt_and_responses(row)
-    ratings = [row.optional_number(f"{side}_rating") for side in ("chosen", "rejected")]
     margin = row.optional_number("margin")
+    rated = [f"{side}_rating" for side in ("chosen", "rejected")]
     if row.has("score_chosen") and row.has("score_rejected"):
-        scores = [row.number("score_chosen"), row.number("score_rejected")]
-        ratings = [score / ULTRAFEEDBACK_BEST for score in scores]
-        margin = scores[0] - scores[1] if margin is None else margin
+        rated = ["score_chosen", "score_rejected"]
+        difference = row.number(rated[0]) - row.number(rated[1])
+        if margin is None and difference < 0:
+            row.note("the rejected response is rated higher, so the margin was left out")
+        elif margin is None:
+            margin = difference
+    ratings = [row.optional_rating(name) for name in rated]
     best = Side(chosen, row.texts("chosen_critiques", "chosen_critique"), ratings[0])
     other = Side(rejected, row.texts("rejected_critiques", "rejected_critique"), ratings[1])
     yield from pair(row, prompt, best, other, margin=margin)
@@ -46,7 +50,7 @@ def read_graded(row: Row) -> Iterator[Record]:
     grade = row.number("overall_preference" if "overall_preference" in row.values else "preference_strength")
     if grade == 0:
         row.drop(TIE_GRADE)
-        # No ratings: levels that differ would derive a comparison that the overseer has just refused to make.
+        # No ratings: they would derive a comparison that the overseer declined to make.
         yield from words(row, prompt, first, second, with_ratings=False)
         return
     best, other = (first, second) if grade < 0 else (second, first)
@@ -72,7 +76,7 @@ def read_slf5k(row: Row) -> Iterator[Record]:
     """SLF5K: two summaries compared, and a third with feedback and a human's ideal summary."""
     community = f" from r/{row.label('subreddit')}" if row.has("subreddit") else ""
     request = f"Summarize this post{community} in a few sentences.\n\nTitle: {row.text('title')}\n\n{row.text('post')}"
-    prompt = (Message("user", request),)
+    prompt = row.in_context((Message("user", request),))
     if row.has("comparison_preference"):
         answer = row.label("comparison_preference")
         if answer not in ("Summary A", "Summary B"):
@@ -91,10 +95,7 @@ def read_slf5k(row: Row) -> Iterator[Record]:
 
 
 def pair(row: Row, prompt: Prompt, best: Side, other: Side, *, margin: float | None = None) -> Iterator[Record]:
-    """A comparison; or, if both responses are the same text, a counted tie whose critiques are kept.
-
-    White space around a response does not make it another response.
-    """
+    """A comparison; or, if the responses are equal up to whitespace, a counted tie whose critiques are kept."""
     if best.response.strip() == other.response.strip():
         row.drop(TIE_TEXTS)
         yield from words(row, prompt, best, other)
@@ -112,7 +113,7 @@ def pair(row: Row, prompt: Prompt, best: Side, other: Side, *, margin: float | N
 
 
 def words(row: Row, prompt: Prompt, *sides: Side, with_ratings: bool = True) -> Iterator[Record]:
-    """What was written about responses that make no comparison, and how they were rated by those who wrote."""
+    """The critiques of responses that make no comparison, and the ratings by their authors."""
     for side in sides:
         for critique in side.critiques:
             level = stated_level(critique)
@@ -131,9 +132,8 @@ def stated_level(critique: str) -> float | None:
 def _side(row: Row, number: int) -> Side:
     """Response 1 or 2 with what each annotator wrote about it, and the mean of the levels they state.
 
-    Words about the pair as a whole are used only where nothing was written about this response alone; they are then
-    told from this response's side ("@Response 2 is better than @Response 1" becomes "This response is better than the
-    other response" for the second).
+    Critiques of the pair are used only if there are none of this response alone. They are then written from its side:
+    "@Response 2 is better than @Response 1" becomes "This response is better than the other response" for the second.
     """
     response = row.text(f"response{number}", f"response_{number}")
     people = row.rows("individual_preference")
@@ -158,44 +158,41 @@ def _from_side(text: str, number: int) -> str:
 
 def _prompt_and_responses(row: Row) -> tuple[Prompt, str, str]:
     """The prompt, given or implied by what chosen and rejected share, and the two responses."""
-    chosen, rejected = row.require("chosen"), row.require("rejected")
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        both = row.messages("chosen"), row.messages("rejected")
-        if isinstance(row.values.get("prompt"), list):
-            prompt = row.prompt()
-            both = tuple(side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in both)
-            return prompt, _one_response(row, "chosen", both[0]), _one_response(row, "rejected", both[1])
-        prompt, best, other = _split_shared(row, *both)
-        return prompt or row.prompt(), best, other
-    texts = row.text("chosen"), row.text("rejected")
-    if is_transcript(texts[0]) and is_transcript(texts[1]):
-        return _split_shared(row, *(transcript(text, HH_TURN) for text in texts))
-    if "prompt" in row.columns:  # a row without one is at fault, and its shared opening is no prompt
-        return row.prompt(), *texts
-    return _split_shared_text(row, *texts)
+    values = row.require("chosen"), row.require("rejected")
+    if all(isinstance(value, list) for value in values):
+        talks = row.messages("chosen"), row.messages("rejected")
+    elif not any(isinstance(value, list) for value in values) and all(map(is_transcript, values)):
+        talks = split_turns(values[0], dialect_of(values[0]) or HH), split_turns(values[1], dialect_of(values[1]) or HH)
+    else:
+        values = row.text("chosen"), row.text("rejected")
+        if "prompt" not in row.table.columns:
+            return _split_shared_text(row, *values)
+        prompt = row.prompt()  # an error in a row without one: its shared opening is not a prompt
+        return prompt, row.response("chosen", prompt), row.response("rejected", prompt)
+    if not row.has("prompt"):
+        prompt, chosen, rejected = split_shared(row, *talks)
+        if prompt or "prompt" not in row.table.columns:
+            return row.in_context(prompt), chosen, rejected
+    prompt = row.prompt()
+    rests = [row.after(prompt, talk) for talk in talks]
+    if all(rest and rest[0].role == "assistant" for rest in rests):
+        return prompt, row.one_response("chosen", rests[0]), row.one_response("rejected", rests[1])
+    shared, chosen, rejected = split_shared(row, *talks)  # conversations that begin before the prompt's last turn
+    asked = [message.content.strip() for message in prompt if message.role == "user"]
+    if not asked or asked[-1] not in [message.content.strip() for message in shared if message.role == "user"]:
+        row.fail("prompt", "is not in the conversations of chosen and rejected", "one prompt")
+    return row.in_context(shared), chosen, rejected
 
 
-def _split_shared(row: Row, chosen: Prompt, rejected: Prompt) -> tuple[Prompt, str, str]:
+def split_shared(
+    row: Row, first: Prompt, second: Prompt, names: tuple[str, str] = ("chosen", "rejected")
+) -> tuple[Prompt, str, str]:
     """Two whole conversations: the turns they share are the prompt, the one turn after them the response."""
     shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+    while shared < min(len(first), len(second)) - 1 and first[shared] == second[shared]:
         shared += 1
-    prompt = chosen[:shared]
-    return prompt, _one_response(row, "chosen", chosen[shared:]), _one_response(row, "rejected", rejected[shared:])
-
-
-def _one_response(row: Row, name: str, messages: Prompt) -> str:
-    if len(messages) != 1 or messages[0].role != "assistant":
-        found = ", ".join(message.role for message in messages) or "nothing"
-        row.fail(
-            name,
-            f"has, after the turns it shares with the prompt, {found}",
-            "exactly one turn, by the assistant",
-            "chosen and rejected must differ in the last assistant turn alone; remove the row if they do not",
-        )
-    if not messages[0].content.strip():
-        row.fail(name, "ends with an empty response", "a response with text in it", "remove the row")
-    return messages[0].content
+    responses = [row.one_response(name, talk[shared:]) for name, talk in zip(names, (first, second), strict=True)]
+    return first[:shared], responses[0], responses[1]
 
 
 def _split_shared_text(row: Row, chosen: str, rejected: str) -> tuple[Prompt, str, str]:
@@ -212,4 +209,5 @@ def _split_shared_text(row: Row, chosen: str, rejected: str) -> tuple[Prompt, st
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         if not text[shared:].strip():
             row.fail(name, "has nothing after the shared opening, so the response is empty", "a response")
-    return (Message("user", chosen[:shared].strip()),), chosen[shared:].strip(), rejected[shared:].strip()
+    prompt = row.in_context((Message("user", chosen[:shared].strip()),))
+    return prompt, chosen[shared:].strip(), rejected[shared:].strip()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rrm_lm.feedback.reading.formats.pairs import stated_level
-from rrm_lm.feedback.reading.formats.row import Row, mean
+from rrm_lm.feedback.reading.formats.row import Row, as_number, mean
 from rrm_lm.feedback.records import Correction, Critique, Demonstration, GoalExample, Prompt, Rating, Record
 
 HELPSTEER_BEST = 4.0  # attributes are from 0 to 4
 CORRECTED = ("corrected", "corrected_response", "refinement", "edited_response")
 CRITIQUES = ("critique", "critiques", "feedback")
+RESPONSES = ("response", "original_response", "completion")
 
 VERDICTS = {
     1.0: "good great excellent perfect correct right yes true accept accepted approve approved pass passed helpful "
@@ -23,22 +24,21 @@ VERDICT_RATINGS = {word: rating for rating, words in VERDICTS.items() for word i
 
 
 def read_response(row: Row) -> Iterator[Record]:
-    """Any of critique, rating, verdict and corrected response about one response to a prompt.
+    """Any of critique, rating, label, verdict and corrected response about one response to a prompt.
 
-    A rating, or else a verdict that is one of the known words, also makes a `Rating`. With `rating_min` and
-    `rating_max` columns the rating is scaled from that range to [0, 1]; without, it must lie in [0, 1].
+    The rating is the column `rating`, else `label`, else a verdict in known words. With `rating_min` and `rating_max`
+    columns it is scaled from that range; else it must lie in [0, 1], or on the scale that the file's ratings show.
     """
-    prompt = row.prompt("prompt", "context")
-    response = response_text(row, prompt, "response", "original_response", "completion")
+    prompt, response = exchange(row)
     critiques, corrected = row.texts(*CRITIQUES), row.optional_text(*CORRECTED)
     verdict = row.label("verdict") or None
     rating = _rating(row)
     if rating is None and verdict is not None:
-        rating = VERDICT_RATINGS.get(verdict.lower().strip(" .!"))
+        rating = verdict_rating(verdict)
         if rating is None:
-            row.note("a verdict that is no known word, kept in words only")
+            row.note("a verdict that is not a known word, kept in words only")
     if rating is None and corrected is None and not critiques:
-        what = f"has the verdict {verdict!r}, which is no known word" if verdict else "has no feedback beside it"
+        what = f"has the verdict {verdict!r}, which is not a known word" if verdict else "has no feedback beside it"
         expected = "a critique, a rating, a corrected response, or a verdict such as good or bad"
         row.fail("response", what, expected, "fill one in or remove the row")
     for critique in critiques:
@@ -62,23 +62,10 @@ def read_helpsteer2(row: Row) -> Iterator[Record]:
     yield Rating(response=row.text("response"), rating=rating, **row.about(row.prompt()))
 
 
-def read_unpaired(row: Row) -> Iterator[Record]:
-    """TRL's unpaired preference (KTO): a completion with a label, true for wanted and false for unwanted."""
-    prompt = row.prompt()
-    response = response_text(row, prompt, "completion")
-    yield Rating(response=response, rating=row.number("label"), **row.about(prompt))
-
-
 def read_demonstration(row: Row) -> Iterator[Record]:
-    """A prompt with a completion (or response) to imitate, or messages whose last turn is the one to imitate."""
-    if not row.has("prompt") and row.has("messages"):
-        *prompt, last = row.messages("messages")
-        if last.role != "assistant":
-            row.fail("messages", f"ends with the role {last.role}", "a last turn by the assistant")
-        yield Demonstration(response=last.content, **row.about(tuple(prompt)))
-        return
-    prompt = row.prompt()
-    yield Demonstration(response=response_text(row, prompt, "completion", "response"), **row.about(prompt))
+    """A prompt with a response to imitate, or messages whose last turn is the one to imitate."""
+    prompt, response = exchange(row)
+    yield Demonstration(response=response, **row.about(prompt))
 
 
 def read_goal(row: Row) -> Iterator[Record]:
@@ -87,30 +74,40 @@ def read_goal(row: Row) -> Iterator[Record]:
     yield GoalExample(example=row.text("goal_example", "example"), **row.about(prompt))
 
 
-def response_text(row: Row, prompt: Prompt, *names: str) -> str:
-    """A response given as text, or as a list of one assistant message (after the prompt's own turns or not)."""
-    name = next((name for name in names if row.has(name)), names[0])
-    if not isinstance(row.values.get(name), list):
-        return row.text(name)
-    messages = row.messages(name)
-    messages = messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
-    if len(messages) != 1 or messages[0].role != "assistant":
-        found = ", ".join(message.role for message in messages) or "no turn"
-        row.fail(name, f"has {found}", "exactly one turn, by the assistant")
-    return messages[0].content
+def exchange(row: Row) -> tuple[Prompt, str]:
+    """A prompt and the response to it, from their columns or from the column `messages`."""
+    if "messages" in row.table.columns and not row.has(*RESPONSES):
+        *prompt, last = row.messages("messages")
+        if last.role != "assistant":
+            row.fail("messages", f"ends with the role {last.role}", "a last turn by the assistant")
+        return row.in_context(tuple(prompt)), row.one_response("messages", (last,))
+    prompt = row.prompt("prompt", "context")
+    return prompt, row.response(row.first(*RESPONSES), prompt)
+
+
+def verdict_rating(value: str) -> float | None:
+    """The rating that a word such as good or bad stands for; None if it is not a known word."""
+    return VERDICT_RATINGS.get(value.lower().strip(" .!"))
 
 
 def _rating(row: Row) -> float | None:
-    rating = row.optional_number("rating")
+    name = row.first("rating", "label")
+    stated = verdict_rating(row.label(name)) if as_number(row.values.get(name)) is None else None
+    if stated is not None:
+        return stated
+    rating = row.optional_number(name)
     low, high = row.optional_number("rating_min"), row.optional_number("rating_max")
     if rating is None:
         return None
+    value = rating
     if low is not None or high is not None:
         low, high = low or 0.0, 1.0 if high is None else high
         if low >= high:
             row.fail("rating_max", f"is {high}, not above rating_min {low}", "rating_min below rating_max")
-        rating = (rating - low) / (high - low)
+    else:
+        low, high = row.table.scales.get(name, (0.0, 1.0))
+    rating = (rating - low) / (high - low)
     if not 0.0 <= rating <= 1.0:
-        expected = "a rating from 0 (worst) to 1 (best), or columns rating_min and rating_max that say its range"
-        row.fail("rating", f"is {row.values['rating']}", expected, "add rating_min and rating_max, or rescale")
+        expected = "a rating from 0 (worst) to 1 (best), or columns rating_min and rating_max with its range"
+        row.fail(name, f"is {value:g}", expected, "add rating_min and rating_max, or rescale")
     return rating

@@ -1,79 +1,107 @@
-"""One row of a table, asked for by column: every answer is checked, and every fault names file, row and column."""
+"""One row, read by column. Every value is checked, and every error names file, row and column."""
 
 from __future__ import annotations
 
+import json
 import math
-import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import FileCounts
-from rrm_lm.feedback.records import Message, Origin, Prompt, find_surrogate
+from rrm_lm.feedback.reading.formats.structure import (
+    HELPSTEER,
+    ROLE_NAMES,
+    dialect_of,
+    has_turns_inside,
+    looks_like_messages,
+    parse_literal,
+    split_turns,
+    strip_turn_end,
+)
+from rrm_lm.feedback.records import TOOLS, Message, Origin, Prompt, find_surrogate
 
-HH_TURN = re.compile(r"\n\n(Human|Assistant):")  # Anthropic HH-RLHF
-HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # several turns in a HelpSteer prompt
-TURN_ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
+SUBSETS = ("subset", "domain", "topic", "category")  # the first of these that a row has is its subset
+EXTRA = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")  # kept with a message
+TRUE = frozenset(["true", "yes", "y", "t", "on", "1", "1.0"])
+FALSE = frozenset(["false", "no", "n", "f", "off", "0", "0.0"])
+
+
+@dataclass
+class Table:
+    """What is true of a file as a whole.
+
+    Attributes:
+        columns: All columns, which a row may lack.
+        scales: The range of each column of ratings that is not from 0 to 1.
+        repeats_prompt: Whether responses usually begin with the prompt's text.
+        reader: What a format found out about the file for its rows.
+    """
+
+    columns: Collection[str] = ()
+    scales: dict[str, tuple[float, float]] = field(default_factory=dict)
+    repeats_prompt: bool = False
+    reader: Any = None
 
 
 class Row:
     """A row as a format reads it.
 
     Args:
-        values: Column to value; None where there is none.
-        origin: File and row number.
-        source: What to call the source when the row does not say.
+        values: Column to value; None for nothing.
+        source: The source's name if the row does not give one.
         counts: Where drops and notes are counted.
-        columns: The columns of the file, which this row may lack.
     """
 
     def __init__(
-        self,
-        values: dict[str, Any],
-        origin: Origin,
-        source: str,
-        counts: FileCounts,
-        columns: Collection[str] = (),
+        self, values: dict[str, Any], origin: Origin, source: str, counts: FileCounts, table: Table | None = None
     ) -> None:
-        self.values, self.origin, self.counts, self.columns = values, origin, counts, columns
+        self.values, self.origin, self.counts, self.table = values, origin, counts, table or Table()
         self.source = self.label("source") or source
-        self.subset = self.label("subset") or self.label("domain")
+        self.subset = next(filter(None, map(self.label, SUBSETS)), "")
 
     def about(self, prompt: Prompt) -> dict[str, Any]:
         """The fields that all records of this row share."""
         return {"prompt": prompt, "source": self.source, "subset": self.subset, "origin": self.origin}
 
     def has(self, *names: str) -> bool:
-        """Whether any of the columns has something in it (a blank text is nothing)."""
-        return any(not _is_nothing(self.values.get(name)) for name in names)
+        """Whether any of the columns holds something (a blank text is nothing)."""
+        return any(not is_nothing(self.values.get(name)) for name in names)
+
+    def first(self, *names: str) -> str:
+        """The first of these columns that holds something, or else the first."""
+        return next((name for name in names if self.has(name)), names[0])
 
     def label(self, name: str) -> str:
-        """A short text or number that only names something, "" if there is none."""
+        """A short text or number that names something, or ""."""
         value = self.values.get(name)
-        return "" if _is_nothing(value) or isinstance(value, list | dict) else str(value).strip()
+        return "" if is_nothing(value) or isinstance(value, list | dict) else str(value).strip()
 
     def text(self, *names: str) -> str:
-        """The text of the first of these columns that has any, as it is written.
+        """The text of the first of these columns that has any, unchanged.
 
         Raises:
-            DataError: The column is missing, null, empty or not text.
+            DataError: The column is missing, null, empty or not text, or holds a message list that cannot be parsed.
         """
-        name = next((name for name in names if self.has(name)), names[0])
+        name = self.first(*names)
         value = self.require(name)
         if not isinstance(value, str):
             self.fail(name, f"is {_a(value)}, not text", "text")
+        if looks_like_messages(value):
+            self.fail(name, "holds a message list as text that cannot be parsed", "a JSON list of messages, or text")
         return self._encodable(name, value)
 
     def optional_text(self, *names: str) -> str | None:
         return self.text(*names) if self.has(*names) else None
 
     def texts(self, *names: str) -> tuple[str, ...]:
-        """All texts of these columns, each with one text or a list; blank ones and missing columns are passed over."""
+        """All texts of these columns, each a text or a list. Blank ones and missing columns are skipped."""
         found: list[str] = []
         for name in names:
             value = self.values.get(name)
             for item in value if isinstance(value, list) else [value]:
-                if _is_nothing(item):
+                if is_nothing(item):
                     continue
                 if not isinstance(item, str):
                     self.fail(name, f"holds {_a(item)}, not text", "text or a list of texts")
@@ -81,42 +109,49 @@ class Row:
         return tuple(found)
 
     def require(self, name: str) -> Any:
-        """The value of a column that must have one."""
+        """The value of a column that must hold something."""
         if name not in self.values:
             self.fail(name, "is missing", f"a column {name} in every row")
         value = self.values[name]
-        if value is None:
-            self.fail(name, "is null", "a value")
-        if _is_nothing(value):
-            self.fail(name, "is empty", "a value")
+        if is_nothing(value):
+            self.fail(name, "is null" if value is None else "is empty", "a value")
         return value
 
     def number(self, name: str) -> float:
-        """A finite number; true is 1 and false is 0, and a table's text is read as the number it spells."""
+        """A finite number. Booleans in any spelling are 1 and 0, and text is read as the number it spells."""
         value = self.require(name)
-        if isinstance(value, str):
-            try:
-                value = float(value)
-            except ValueError:
-                self.fail(name, f"is {value!r}, not a number", "a number")
-        if not isinstance(value, int | float):
-            self.fail(name, f"is {_a(value)}, not a number", "a number")
-        if not math.isfinite(value):
-            self.fail(name, f"is {value}", "a finite number, or null where there is none")
-        return float(value)
+        number = as_number(value)
+        if number is None:
+            found = repr(value) if isinstance(value, str) else _a(value)
+            self.fail(name, f"is {found}, not a number", "a number")
+        if not math.isfinite(number):
+            self.fail(name, f"is {number}", "a finite number, or null for none")
+        return number
 
     def optional_number(self, name: str) -> float | None:
         return self.number(name) if self.has(name) else None
 
+    def optional_rating(self, name: str) -> float | None:
+        """A rating beside a response, scaled to [0, 1]; left out and noted if its scale is unknown."""
+        value = self.optional_number(name)
+        if value is None:
+            return None
+        low, high = self.table.scales.get(name, (0.0, 1.0))
+        value = (value - low) / (high - low)
+        if not 0.0 <= value <= 1.0:
+            self.note(f"{name} is not between {low:g} and {high:g}, so the rating was left out")
+            return None
+        return value
+
     def messages(self, name: str) -> Prompt:
-        """A message list ({"role": ..., "content": ...} each) as messages."""
+        """A list of messages ({"role": ..., "content": ...}, or ShareGPT's {"from": ..., "value": ...})."""
         value = self.require(name)
         if not isinstance(value, list):
             self.fail(name, f"is {_a(value)}, not a list of messages", "a list of messages")
         return tuple(self._message(name, item) for item in value)
 
     def rows(self, name: str) -> tuple[Row, ...]:
-        """A list of objects in a column, each to be asked like a row; none if there is nothing."""
+        """A list of objects in a column as rows; none if there is nothing."""
         if not self.has(name):
             return ()
         value = self.values[name]
@@ -125,50 +160,125 @@ class Row:
         return tuple(Row(item, self.origin, self.source, self.counts) for item in value)
 
     def prompt(self, *names: str) -> Prompt:
-        """The prompt in a column: messages, a transcript, or plain text, which becomes one user turn.
+        """The prompt in a column (`prompt` without names), after the row's tools and system message.
 
-        Without names, the column is `prompt`.
+        Messages and transcripts become turns; plain text becomes one user turn.
         """
-        names = names or ("prompt",)
-        name = next((name for name in names if self.has(name)), names[0])
+        name = self.first(*(names or ("prompt",)))
         value = self.require(name)
-        if isinstance(value, list):
-            return self.messages(name)
+        if isinstance(value, dict) and isinstance(text := value.get("full_text", value.get("text")), str):  # WebGPT
+            self.values = self.values | {name: text}
+        return self.in_context(self.messages(name) if isinstance(value, list) else self._turns(name))
+
+    def in_context(self, prompt: Prompt) -> Prompt:
+        """A prompt after the messages of the columns `tools` and `system`."""
+        if self.has("system"):
+            system = Message("system", self.text("system"))
+            if not prompt or prompt[0].role != "system":
+                prompt = (system, *prompt)
+            elif prompt[0].content.strip() != system.content.strip():
+                self.fail("system", "differs from the system message of the prompt", "one system message")
+        if self.has("tools"):
+            tools = self.values["tools"]
+            tools = parse_literal(tools) if isinstance(tools, str) else tools
+            if not isinstance(tools, list):
+                self.fail("tools", f"is {_a(self.values['tools'])}, not a list of tools", "a JSON list of tools")
+            if tools:
+                prompt = (Message(TOOLS, json.dumps(tools, sort_keys=True, ensure_ascii=False)), *prompt)
+        return prompt
+
+    def response(self, name: str, prompt: Prompt) -> str:
+        """A response given as text, as a transcript, or as messages that may repeat the prompt."""
+        if isinstance(self.values.get(name), list):
+            return self.one_response(name, self.after(prompt, self.messages(name)))
         text = self.text(name)
-        if is_transcript(text):
-            turns = transcript(text, HH_TURN)
-            if len(turns) > 1 and turns[-1] == Message("assistant", ""):  # the cue for the response
-                turns = turns[:-1]
-            return turns
-        if HELPSTEER_TURN.search(text):
-            return transcript("\n<extra_id_1>User\n" + text, HELPSTEER_TURN)
-        return (Message("user", text),)
+        dialect = dialect_of(text)
+        if dialect is not None:
+            return self.one_response(name, self.after(prompt, split_turns(text, dialect)))
+        asked = prompt[-1].content if prompt else ""
+        if self.table.repeats_prompt and text.startswith(asked) and text[len(asked) :].strip():
+            self.note("a response began with its prompt, which was removed")
+            text = text[len(asked) :].strip()
+        stripped = strip_turn_end(text)
+        if stripped != text:
+            self.note("a response ended with an end-of-turn token, which was removed")
+        if stripped.strip() and has_turns_inside(stripped):
+            self.fail(name, "contains turn marks of a chat template", "one response without control tokens")
+        return stripped
+
+    def after(self, prompt: Prompt, messages: Prompt) -> Prompt:
+        """Messages without the prompt that they repeat, with its system message and tools or without."""
+        spoken = tuple(message for message in prompt if message.role not in ("system", TOOLS))
+        for start in (prompt, spoken):
+            if start and messages[: len(start)] == start:
+                return messages[len(start) :]
+        return messages
+
+    def one_response(self, name: str, messages: Prompt) -> str:
+        """The text of the only message of a response."""
+        if len(messages) != 1 or messages[0].role != "assistant":
+            found = ", ".join(message.role for message in messages) or "no turn"
+            self.fail(
+                name,
+                f"has {found} after the prompt",
+                "exactly one turn, by the assistant",
+                "chosen and rejected may differ only in the last assistant turn; remove the row if they differ earlier",
+            )
+        if messages[0].extra:
+            fields = " and ".join(json.loads(messages[0].extra))
+            self.fail(name, f"is a response with {fields}, which cannot be trained on", "a response of text")
+        if not messages[0].content.strip():
+            self.fail(name, "ends with an empty response", "a response with text in it", "remove the row")
+        return messages[0].content
 
     def drop(self, reason: str) -> None:
-        """Count something that this row said and no record carries."""
+        """Count something of this row that no record carries."""
         self.counts.drop(reason, self.origin)
 
     def note(self, reason: str) -> None:
         """Count something that was read differently from how it was written."""
         self.counts.note(reason, self.origin)
 
-    def fail(self, name: str, what: str, expected: str, remedy: str = "mend the value or remove the row") -> NoReturn:
-        """Raise the `DataError` of a column of this row."""
+    def fail(self, name: str, what: str, expected: str, remedy: str = "fix the value or remove the row") -> NoReturn:
+        """Raise a `DataError` about a column of this row."""
         raise DataError(
             f"column {name!r} {what}", where=f"{self.origin}, column {name!r}", expected=expected, remedy=remedy
         )
 
+    def _turns(self, name: str) -> Prompt:
+        text = self.text(name)
+        dialect = dialect_of(text)
+        if dialect is None and HELPSTEER.mark.search(text):
+            return split_turns("\n<extra_id_1>User\n" + text, HELPSTEER)
+        if dialect is None:
+            if has_turns_inside(text):
+                self.fail(name, "contains turn marks of a chat template", "messages, or text without control tokens")
+            return (Message("user", text),)
+        turns = split_turns(text, dialect)
+        if len(turns) > 1 and turns[-1] == Message("assistant", ""):  # the cue for the response
+            turns = turns[:-1]
+        return turns
+
     def _message(self, name: str, item: Any) -> Message:
-        if not isinstance(item, dict) or not isinstance(item.get("role"), str) or "content" not in item:
+        if isinstance(item, dict) and "role" not in item and isinstance(item.get("from"), str) and "value" in item:
+            item = {"role": ROLE_NAMES.get(item["from"], item["from"]), "content": item["value"]}
+        if not isinstance(item, dict) or not isinstance(item.get("role"), str) or "content" not in item | _calls(item):
             self.fail(name, f"holds {_a(item)} that is not a message", 'messages {"role": ..., "content": ...}')
-        content = item["content"]
+        content = item.get("content")
         if isinstance(content, list):  # content in parts, as for models that also take images
             if any(not isinstance(part, dict) or not isinstance(part.get("text"), str) for part in content):
                 self.fail(name, "has a message with something that is not text", "messages of text alone")
             content = "".join(part["text"] for part in content)
-        if content is not None and not isinstance(content, str):
+        extra = {key: item[key] for key in EXTRA if not is_nothing(item.get(key))}
+        if content is None and "tool_calls" in extra:
+            content = ""
+        if not isinstance(content, str):
             self.fail(name, f"has a message whose content is {_a(content)}, not text", "messages of text")
-        return Message(item["role"], self._encodable(name, content or ""))
+        for key in item.keys() - {"role", "content", *EXTRA}:
+            if not is_nothing(item[key]):
+                self.note(f"the field {key!r} of messages was not read")
+        text = json.dumps(extra, sort_keys=True, ensure_ascii=False) if extra else ""
+        return Message(item["role"], self._encodable(name, content), self._encodable(name, text))
 
     def _encodable(self, name: str, text: str) -> str:
         if not text.isascii() and (surrogate := find_surrogate(text)):
@@ -176,20 +286,17 @@ class Row:
         return text
 
 
-def is_transcript(value: Any) -> bool:
-    """Whether a value is an HH transcript: text that begins with a Human turn and has an Assistant turn."""
-    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
-
-
-def transcript(text: str, turn: re.Pattern[str]) -> Prompt:
-    """Split a transcript at its turn marks; white space around a turn belongs to the mark."""
-    if turn is HH_TURN:
-        text = "\n\n" + text.lstrip()
-    marks = list(turn.finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    return tuple(
-        Message(TURN_ROLES[mark[1]], text[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True)
-    )
+def as_number(value: Any) -> float | None:
+    """A number, a boolean in any spelling, or a text that spells a number; None for anything else."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in TRUE or word in FALSE:
+            return float(word in TRUE)
+        try:
+            return float(word)
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -197,10 +304,14 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _is_nothing(value: Any) -> bool:
+def is_nothing(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, list | dict) and not value)
+
+
+def _calls(item: Any) -> dict[str, Any]:
+    return {"content": None} if isinstance(item, dict) and item.get("tool_calls") else {}
 
 
 def _a(value: Any) -> str:

@@ -47,7 +47,6 @@ FAULTS = [
     (GOOD, {"margin": -1}, "the margin is -1.0"),
     (GOOD, {"margin": "much"}, "column 'margin' is 'much', not a number"),
     (GOOD, {"margin": [1]}, "column 'margin' is a list, not a number"),
-    (GOOD, {"chosen_rating": 4}, "the rating of the chosen response is 4.0"),
     (GOOD, {"chosen_critiques": [3]}, "column 'chosen_critiques' holds a number, not text"),
     (TALK, {"prompt": [{"role": "human", "content": "Hi"}]}, "unknown role 'human'"),
     (TALK, {"prompt": [{"role": "system", "content": "Hi"}]}, "no user turn"),

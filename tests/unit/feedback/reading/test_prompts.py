@@ -78,6 +78,6 @@ def test_nothing_to_answer(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no prompt in it"):
         load_prompts(lines(tmp_path / "a.jsonl", [{"prompt": " "}]), skip_bad_rows=True)
     with pytest.raises(DataError, match="no known shape of feedback"):
-        load_prompts(lines(tmp_path / "b.jsonl", [{"question": "why?"}]))
+        load_prompts(lines(tmp_path / "b.jsonl", [{"riddle": "why?"}]))
     with pytest.raises(DataError, match="no such file"):
         load_prompts(str(tmp_path / "c.jsonl"))

@@ -1,0 +1,154 @@
+"""Structure inside text: message lists as JSON or Python, and conversations with a chat template's turn marks."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from rrm_lm.feedback.records import Message, Prompt
+
+LONGEST_LITERAL = 1_000_000  # characters of a Python literal that is parsed; JSON has no limit
+ROLE_NAMES = {
+    **dict.fromkeys(("user", "human", "User", "Human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "Assistant"), "assistant"),
+    "tool": "tool",
+    "observation": "tool",
+    "system": "system",
+}
+_MESSAGE_KEY = re.compile(r"""^\s*(?:array\()?\s*[\[{].{0,400}?['"](?:role|from)['"]\s*:""", re.DOTALL)
+_CONTENT_KEY = re.compile(r"""['"](?:content|value)['"]\s*:""")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one chat template writes turns: a mark with the role as its group, and what may end a turn."""
+
+    name: str
+    mark: re.Pattern[str]
+    end: re.Pattern[str]
+    last: re.Pattern[str]  # ends of turns at the end of a text
+
+
+def _dialect(name: str, mark: str, end: str = "(?!)") -> Dialect:
+    return Dialect(name, re.compile(mark), re.compile(end), re.compile(rf"(?:\s*(?:{end}))+\s*\Z"))
+
+
+HH = _dialect("Anthropic HH", r"\n\n(Human|Assistant):")
+HELPSTEER = _dialect("HelpSteer", r"\n?<extra_id_1>(User|Assistant)\n")
+TEMPLATES = (
+    _dialect("ChatML", r"<\|im_start\|>(system|user|assistant|tool)\n", r"<\|im_end\|>|<\|endoftext\|>"),
+    _dialect(
+        "Llama 3",
+        r"<\|start_header_id\|>(system|user|assistant|tool)<\|end_header_id\|>\s*",
+        r"<\|(?:eot_id|end_of_text)\|>",
+    ),
+    _dialect("Gemma", r"<start_of_turn>(user|model)\n", r"<end_of_turn>|<eos>"),
+    _dialect("Zephyr or Phi", r"<\|(system|user|assistant)\|>\s*", r"</s>|<\|end\|>|<\|endoftext\|>"),
+    _dialect("Mistral", r"\[(/?INST)\]", r"</s>"),
+    _dialect("DeepSeek", r"<\uff5c(User|Assistant)\uff5c>", r"<\uff5cend\u2581of\u2581sentence\uff5c>"),
+)
+_BEGIN = re.compile(r"\A\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*")
+_ROLES = {
+    "Human": "user",
+    "User": "user",
+    "Assistant": "assistant",
+    "model": "assistant",
+    "INST": "user",
+    "/INST": "assistant",
+}
+_LLAMA_SYSTEM = re.compile(r"\A\s*<<SYS>>(.*?)<</SYS>>\s*", re.DOTALL)
+
+
+def dialect_of(text: str) -> Dialect | None:
+    """The dialect of a text that begins with a turn mark; None for other texts."""
+    if text.lstrip().startswith("Human:"):
+        return HH if "\n\nAssistant:" in text else None
+    begin = _BEGIN.match(text)
+    return next((known for known in TEMPLATES if known.mark.match(text, begin.end() if begin else 0)), None)
+
+
+def split_turns(text: str, dialect: Dialect) -> Prompt:
+    """The turns of a text in a dialect, without their marks and the whitespace around them."""
+    if dialect is HH:
+        text = "\n\n" + text.lstrip()
+    marks = list(dialect.mark.finditer(text))
+    turns: list[Message] = []
+    for mark, end in zip(marks, [mark.start() for mark in marks[1:]] + [len(text)], strict=True):
+        content = dialect.last.sub("", text[mark.end() : end]).strip()
+        system = _LLAMA_SYSTEM.match(content)
+        if system:
+            turns.append(Message("system", system[1].strip()))
+            content = content[system.end() :]
+        turns.append(Message(_ROLES.get(mark[1], mark[1]), content))
+    return tuple(turns)
+
+
+def strip_turn_end(text: str) -> str:
+    """A response without the tokens that end its turn; unchanged if there are none or there is nothing else."""
+    for known in TEMPLATES:
+        stripped = known.last.sub("", text)
+        if stripped != text and stripped.strip():
+            return stripped.strip()
+    return text
+
+
+def has_turns_inside(text: str) -> bool:
+    """Whether a text holds several turn marks of a template, and not just the mention of one."""
+    return any(len(marks := known.mark.findall(text)) > 1 or (marks and known.end.search(text)) for known in TEMPLATES)
+
+
+def is_transcript(value: Any) -> bool:
+    return isinstance(value, str) and dialect_of(value) is not None
+
+
+def parse_cell(value: Any) -> Any:
+    """A cell with its structure: a message list written as text, or a single message, becomes a list of messages."""
+    if isinstance(value, dict):
+        return [value] if is_message(value) else value
+    if isinstance(value, str) and looks_like_messages(value):
+        parsed = parse_literal(value)
+        parsed = [parsed] if isinstance(parsed, dict) else parsed
+        if isinstance(parsed, list) and parsed and all(map(is_message, parsed)):
+            return parsed
+    return value
+
+
+def is_message(value: Any) -> bool:
+    return isinstance(value, dict) and (
+        (isinstance(value.get("role"), str) and ("content" in value or "tool_calls" in value))
+        or (isinstance(value.get("from"), str) and "value" in value)
+    )
+
+
+def looks_like_messages(text: str) -> bool:
+    """Whether a text seems to be a message list, parseable or not."""
+    return bool(_MESSAGE_KEY.match(text) and _CONTENT_KEY.search(text))
+
+
+def parse_texts(value: Any) -> list[str] | None:
+    """The texts of a list, or of a list written as text; None for anything else."""
+    parsed = parse_literal(value) if isinstance(value, str) else value
+    if isinstance(parsed, list) and parsed and all(isinstance(item, str) or item is None for item in parsed):
+        return [item or "" for item in parsed]
+    return None
+
+
+def parse_literal(text: str) -> Any:
+    """The value of a JSON or Python list or object, also as numpy prints it; None if the text is not one."""
+    stripped = text.strip()
+    if stripped[:1] not in ("[", "{") or stripped[-1:] not in ("]", "}"):
+        return None
+    try:
+        return json.loads(stripped)
+    except (ValueError, RecursionError):
+        pass
+    if len(stripped) <= LONGEST_LITERAL:
+        for candidate in (stripped, re.sub(r"\}\s*\n\s*\{", "}, {", stripped)):  # numpy prints no commas
+            try:
+                return ast.literal_eval(candidate)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return None
