@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rrm_lm.feedback.reading.prompts import load_prompts
-from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.saving.policies import Policy, load_policy
 
@@ -25,8 +22,3 @@ def max_conversation_tokens(policy: Policy, max_length: int | None) -> int | Non
     """Most tokens of a prompt and its response: `max_length`, or fewer if the model has fewer positions."""
     positions = getattr(policy.backbone.config, "max_position_embeddings", None)
     return min((int(n) for n in (positions, max_length) if n is not None), default=None)
-
-
-def load_distinct_prompts(names: Sequence[str], **options: Any) -> list[Prompt]:
-    """The distinct prompts of several sets, in order of first appearance; see `load_prompts` for the options."""
-    return list(dict.fromkeys(prompt for name in names for prompt in load_prompts(name, **options)))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.feedback.reading.datasets import Feedback
-from rrm_lm.feedback.records import Comparison, Correction, Critique, GoalExample, Message, Origin, Rating
+from rrm_lm.feedback.records import Comparison, Correction, Critique, GoalExample, Message, Origin, Prompt, Rating
 from rrm_lm.feedback.splits import (
     MIN_WORDS,
     composition,
@@ -108,7 +108,9 @@ def test_a_limit_is_reached_exactly_and_each_part_is_within_one_of_its_share(siz
 
 
 def test_a_limit_on_prompts_draws_in_proportion():
-    prompts = {(Message("user", f"{topic} {i}"),): ("set", topic) for topic in ("a", "b") for i in range(50)}
+    prompts: dict[Prompt, tuple[str, str]] = {
+        (Message("user", f"{topic} {i}"),): ("set", topic) for topic in ("a", "b") for i in range(50)
+    }
     some = limit_prompts(prompts, 20, seed=3)
     assert [prompts[prompt][1] for prompt in some] == ["a"] * 10 + ["b"] * 10
     assert some != limit_prompts(prompts, 20, seed=4) and some[0] != next(iter(prompts))
