@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -24,7 +23,7 @@ from rrm_lm.runs.inputs import load_policy_on_device
 from rrm_lm.runs.progress import advance
 from rrm_lm.settings.parser import write_resolved
 from rrm_lm.settings.policies import CollectArguments
-from rrm_lm.simulated.plain_user import PlainUser
+from rrm_lm.simulated.users import load_user
 from rrm_lm.storage import write_json, write_jsonl
 from rrm_lm.training.output_folder import OutputFolder
 from rrm_lm.training.reward_sources import load_function
@@ -96,14 +95,14 @@ def load_overseer(args: CollectArguments) -> Overseer:
     if name.startswith(SERVED):
         question = judge_questions.noted(VERDICT_QUESTION) if with_critic else VERDICT_QUESTION
         return ServedJudge(name.removeprefix(SERVED), args.base_url, question=question, key_variable=args.judge_key_env)
-    if Path(name).expanduser().is_file():
+    if (user := load_user(name, args)) is not None:
         if with_critic:
             raise ConfigError(
                 "The simulated user would mistake a critique for part of the response",
                 where="critic",
                 expected="an overseer that reads critiques: llm:MODEL, or your own as file.py:function",
             )
-        return PlainUser.from_file(Path(name).expanduser(), args)
+        return user
     if ":" not in name:
         raise ConfigError(
             f"There is no overseer {name!r}",

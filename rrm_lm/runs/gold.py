@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.policies.gold import Gold, RewardFunction, checked
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.simulated.judgement import WEIGHTS, Judgement
-from rrm_lm.simulated.plain_user import PlainUser
+from rrm_lm.simulated.judgement import Judgement
+from rrm_lm.simulated.note_users import NoteJudgement
+from rrm_lm.simulated.users import SimulatedUser, load_user
 from rrm_lm.training.reward_sources import load_function
+
+Judged = Judgement | NoteJudgement
 
 
 def load_gold(name: str, limits: ReadLimits | None = None) -> Gold:
     """Load the gold reward of that name.
 
     Args:
-        name: A file of requests like `data/assistant/requests.jsonl`, whose simulated user judges (see
-            `rrm_lm/simulated/plain_user.py`; NaN for prompts that are not the user's), `module:function` or
-            `path/to/file.py:function`. A function may have an attribute `parts`: functions of the same form, by name.
-        limits: Limits on the size of a file of requests; None for the defaults.
+        name: A file of requests, whose simulated user judges (`rrm_lm/simulated/users.py`; NaN for a prompt that the
+            user did not ask), `module:function` or `path/to/file.py:function`. A function may have an attribute
+            `parts`: functions of the same form, by name.
+        limits: How much a file of requests may hold; None for the defaults.
 
     Raises:
         ConfigError: Neither a file nor a function, or a function that cannot be loaded.
         DataError: A file without requests.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return _gold_of_user(PlainUser.from_file(path, limits))
+    if (user := load_user(name, limits)) is not None:
+        return _by_user(user)
     if ":" not in name:
         raise ConfigError(
             f"There is no gold reward {name!r}",
@@ -42,8 +43,8 @@ def load_gold(name: str, limits: ReadLimits | None = None) -> Gold:
     return Gold(checked(function, name), parts)
 
 
-def _gold_of_user(user: PlainUser) -> Gold:
-    def reward_by(read: Callable[[Judgement], float]) -> RewardFunction:
+def _by_user(user: SimulatedUser) -> Gold:
+    def by(read: Callable[[Judged], float]) -> RewardFunction:
         def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
             return [one(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
@@ -55,5 +56,5 @@ def _gold_of_user(user: PlainUser) -> Gold:
 
         return rewards
 
-    parts = {part: reward_by(lambda judgement, part=part: judgement.parts[part]) for part in WEIGHTS}
-    return Gold(reward_by(lambda judgement: judgement.gold), parts)
+    parts = {part: by(lambda judgement, part=part: judgement.parts[part]) for part in user.parts}
+    return Gold(by(lambda judgement: judgement.gold), parts)

@@ -28,7 +28,7 @@ from rrm_lm.feedback.reading.files import read_rows
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.simulated import plain_words
-from rrm_lm.simulated.judgement import Judgement
+from rrm_lm.simulated.judgement import WEIGHTS, Judgement
 
 _BY_SENTENCES = {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.6, 4: 0.35, 5: 0.15}
 _MOST_WORDS = 50
@@ -98,6 +98,7 @@ class PlainUser:
 
     name = "plain user"
     limit = "knows a good answer only by the words that it mentions"
+    parts = tuple(WEIGHTS)
 
     def __init__(self, requests: Iterable[Request], tie: float = 0.02) -> None:
         self.requests = {_key(request.text): request for request in requests}

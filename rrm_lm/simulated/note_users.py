@@ -1,0 +1,253 @@
+"""Two simulated people who ask about short notes and want different answers: the people of `data/notes`.
+
+Both want the right value first. An answer without it is worth at most `MOST_WITHOUT_ANSWER`, however well mannered; the
+manners then decide between 0.5 and 1. Each part is judged from 0 to 1:
+
+| part | the plain user | the thorough user |
+|---|---|---|
+| answer | the right value and no other value of its type; a denial does not count | the same |
+| length | at most two sentences | three to five sentences |
+| opening | no filler such as "Sure!" | no filler |
+| form | no list, heading or bold text | a list when it names three things or more |
+| close | ends on a friendly word | no small talk at the end |
+| source | - | says where in the note the answer stands, or quotes it |
+
+`NoteUser.gold` makes labels and measures policies; training never sees it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.feedback.asking.overseers import Verdict
+from rrm_lm.feedback.reading.files import read_rows
+from rrm_lm.feedback.reading.limits import ReadLimits
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.simulated import note_words
+from rrm_lm.simulated.plain_user import Request, judge
+from rrm_lm.simulated.values import KINDS, mentions, states
+
+MOST_WITHOUT_ANSWER = 0.3
+WEIGHTS: Mapping[str, Mapping[str, float]] = {
+    "plain": {"length": 0.35, "opening": 0.2, "form": 0.2, "close": 0.25},
+    "thorough": {"length": 0.3, "opening": 0.15, "form": 0.15, "close": 0.1, "source": 0.3},
+}
+_PLAIN_LENGTH = {1: 1.0, 2: 1.0, 3: 0.6, 4: 0.3}
+_THOROUGH_LENGTH = {1: 0.2, 2: 0.6, 3: 1.0, 4: 1.0, 5: 1.0, 6: 0.6, 7: 0.3}
+_QUOTATION = re.compile(r"[\"“']([^\"“”']{12,})[\"”']")
+_LOCATION = re.compile(
+    r"\b(?:first|second|third|fourth|last|opening|final|next|same)\s+(?:sentence|line|part|half|words)\b"
+    r"|\b(?:beginning|start|end|middle|top|bottom)\s+of\s+(?:the|your|this)\s+\w+|\bsentence\s+(?:about|on)\b",
+    re.IGNORECASE,
+)
+_MENTION_OF_NOTE = re.compile(
+    r"\b(?:according to|as (?:stated|said|written|mentioned) in|(?:it )?says in|in)\s+(?:the|your|this)\s+"
+    r"(?:note|message|notice|text|timetable|recipe|rules|minutes)\b"
+    r"|\b(?:the|your|this) (?:note|message|notice|text|timetable|recipe|minutes) "
+    r"(?:says|states|mentions|gives|tells)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NoteRequest:
+    """A question about a note.
+
+    Attributes:
+        text: The user turn: the note and the question.
+        note: The note.
+        question: The question or small task.
+        kind: The type of the value that is asked for (`values.KINDS`).
+        value: The right value.
+        others: Values of the same type that are wrong here.
+        topic: For example "garden".
+    """
+
+    text: str
+    note: str
+    question: str
+    kind: str
+    value: str
+    others: tuple[str, ...]
+    topic: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NoteJudgement:
+    """What a user of notes sees in one response.
+
+    Attributes:
+        parts: `answer` and the parts of `WEIGHTS`, from 0 to 1.
+        gold: What the response is worth, 0 to 1.
+        sentences: Sentences, a friendly close not counted.
+        given: The wrong value that it gives, or "".
+        opening: The filler that it opens with, or "".
+        close: The friendly close, or "".
+    """
+
+    parts: Mapping[str, float]
+    gold: float
+    sentences: int
+    given: str
+    opening: str
+    close: str
+
+
+class NoteUser:
+    """One of the two people: an overseer (`overseers.Overseer`) of responses to questions about notes.
+
+    Args:
+        requests: What may be asked about.
+        manner: "plain" or "thorough".
+        tie: Two responses whose gold differs by less are equally good to this user.
+
+    Raises:
+        ConfigError: A manner that there is not.
+    """
+
+    limit = "knows only what the note says"
+
+    def __init__(self, requests: Iterable[NoteRequest], manner: str = "plain", tie: float = 0.02) -> None:
+        if manner not in WEIGHTS:
+            raise ConfigError(f"There is no user of notes called {manner!r}", expected=" or ".join(WEIGHTS))
+        self.requests = {_key(request.text): request for request in requests}
+        self.manner = manner
+        self.parts = ("answer", *WEIGHTS[manner])
+        self.name = f"{manner} user of notes"
+        self.tie = tie
+
+    @classmethod
+    def from_file(cls, path: str | Path, manner: str = "plain", limits: ReadLimits | None = None) -> NoteUser:
+        """Read the questions from JSON lines (`data/notes/train_questions.jsonl.gz`).
+
+        Raises:
+            DataError: A line that is not such a question, or one whose right and wrong values overlap, with its row.
+        """
+        return cls([_request(entry, f"{path}, row {row}") for row, entry in read_rows(Path(path), limits)], manner)
+
+    def judge(self, prompt: Prompt | str, response: str) -> NoteJudgement:
+        """Look at a response part by part. Raises DataError for a prompt that is not one of the requests."""
+        return judge_note_response(self.request(prompt), response, self.manner)
+
+    def gold(self, prompt: Prompt | str, response: str) -> float:
+        """What the response is truly worth to this user, 0 to 1. For labels and measuring, never for training."""
+        return self.judge(prompt, response).gold
+
+    def rating(self, prompt: Prompt | str, response: str) -> float:
+        """`gold` as one to five stars, scaled to 0 to 1."""
+        return round(4 * self.gold(prompt, response)) / 4
+
+    def compare(self, prompt: Prompt | str, responses: Sequence[str]) -> Verdict:
+        """Say which response is best; a tie if the best two differ by less than `tie`."""
+        golds = [self.gold(prompt, response) for response in responses]
+        best, second = sorted(range(len(golds)), key=lambda index: -golds[index])[:2]
+        return Verdict(None if golds[best] - golds[second] < self.tie else best)
+
+    def critique(self, prompt: Prompt | str, response: str, seed: int = 0) -> str:
+        """What this user writes about a response; the same seed gives the same words."""
+        key = f"{self.manner}|{seed}|{self.request(prompt).text}|{response}"
+        return note_words.critique(self.judge(prompt, response), self.manner, key)
+
+    def request(self, prompt: Prompt | str) -> NoteRequest:
+        """The question that a prompt asks. Raises DataError if it is not one of this user's."""
+        text = (
+            prompt if isinstance(prompt, str) else next((m.content for m in reversed(prompt) if m.role == "user"), "")
+        )
+        request = self.requests.get(_key(text))
+        if request is None:
+            raise DataError(
+                f"This user knows no note for {text[:80]!r}",
+                remedy="add note, question and values to the file that the user is made from",
+            )
+        return request
+
+
+def judge_note_response(request: NoteRequest, response: str, manner: str) -> NoteJudgement:
+    """Judge a response part by part (see the module's description)."""
+    seen = judge(Request(request.text, ()), response)
+    text = response.strip()
+    parts = {
+        "answer": float(answers(request, text)),
+        "length": _length(manner, seen.sentences, seen.words) if text else 0.0,
+        "opening": seen.parts["opening"] if text else 0.0,
+        "form": _form(manner, text, seen.items, seen.parts["prose"]) if text else 0.0,
+        "close": (float(bool(seen.close)) if manner == "plain" else float(not seen.close)) if text else 0.0,
+    }
+    if manner == "thorough":
+        parts["source"] = _source(request.note, text)
+    manners = sum(weight * parts[part] for part, weight in WEIGHTS[manner].items())
+    gold = 0.5 + 0.5 * manners if parts["answer"] else MOST_WITHOUT_ANSWER * manners
+    given = next((value for value in request.others if states(text, request.kind, value)), "")
+    return NoteJudgement(parts, round(gold, 6), seen.sentences, given, seen.opening, seen.close)
+
+
+def answers(request: NoteRequest, response: str) -> bool:
+    """Whether a response gives the right value and no other value of that type from the note.
+
+    A value that is denied is not given; naming both values, or copying the whole note, is not an answer.
+    """
+    if any(states(response, request.kind, other) for other in request.others):
+        return False
+    return states(response, request.kind, request.value)
+
+
+def _length(manner: str, sentences: int, words: int) -> float:
+    if manner == "plain":
+        return _PLAIN_LENGTH.get(sentences, 0.0 if sentences else 1.0) * min(1.0, 40 / max(words, 1))
+    return _THOROUGH_LENGTH.get(sentences, 0.0) * min(1.0, 120 / max(words, 1))
+
+
+def _form(manner: str, text: str, items: int, prose: float) -> float:
+    if manner == "plain":
+        return prose
+    enumerated = re.search(r"(?:\w[^,.!?\n]*,\s){2,}(?:and|or)\s\w", text) is not None
+    return 0.0 if enumerated and items < 2 else 1.0
+
+
+def _source(note: str, text: str) -> float:
+    spoken = " ".join(note.lower().split())
+    quotes = (" ".join(quote.lower().split()).strip(" .,") for quote in _QUOTATION.findall(text))
+    if _LOCATION.search(text) or any(len(quote.split()) >= 3 and quote in spoken for quote in quotes):
+        return 1.0
+    return 0.5 if _MENTION_OF_NOTE.search(text) else 0.0
+
+
+def _request(entry: Mapping[str, object], where: str) -> NoteRequest:
+    try:
+        request = NoteRequest(
+            text=str(entry["prompt"]),
+            note=str(entry["note"]),
+            question=str(entry["question"]),
+            kind=str(entry["kind"]),
+            value=str(entry["value"]),
+            others=tuple(entry["others"]),  # type: ignore[arg-type]
+            topic=str(entry.get("topic", "")),
+        )
+    except (KeyError, TypeError) as error:
+        expected = '{"prompt": ..., "note": ..., "question": ..., "kind": ..., "value": ..., "others": [...]}'
+        raise DataError(f"A question about a note cannot be read ({error})", where=where, expected=expected) from error
+    if request.kind not in KINDS:
+        raise DataError(f"A value of unknown kind {request.kind!r}", where=where, expected=" or ".join(KINDS))
+    overlaps = [
+        o
+        for o in request.others
+        if mentions(o, request.kind, request.value) or mentions(request.value, request.kind, o)
+    ]
+    if overlaps:
+        raise DataError(
+            f"The right value {request.value!r} and the wrong value {overlaps[0]!r} overlap",
+            where=where,
+            remedy="change one of them, so that no answer is both right and wrong",
+        )
+    missing = [value for value in (request.value, *request.others) if not mentions(request.note, request.kind, value)]
+    if missing:
+        raise DataError(f"The note does not contain the value {missing[0]!r}", where=where)
+    return request
+
+
+def _key(text: str) -> str:
+    return " ".join(text.lower().split())

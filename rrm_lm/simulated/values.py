@@ -1,0 +1,89 @@
+"""Whether a text states a value: a date, time, price, number, name, place or thing, in any usual spelling."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+KINDS = ("date", "time", "price", "count", "person", "place", "item")
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy")
+_NUMBERS = {word: number for number, word in enumerate(f"{_ONES} eighteen nineteen".split())}
+_NUMBERS |= {word: 10 * number for number, word in enumerate(_TENS, 2)}
+_WORDS = {number: word for word, number in _NUMBERS.items()}
+# What turns a statement into its opposite when it stands shortly before the value, in the same clause.
+_DENIAL = re.compile(
+    r"\b(?:not|never|no|neither|nor|instead of|rather than|other than|except|isn't|wasn't|won't|doesn't|don't|can't)"
+    r"(?:\s+[\w']+){0,4}\s*$",
+    re.IGNORECASE,
+)
+_CLAUSE_END = re.compile(r"[.!?;,](?=\s|$)|\n|\bbut\b", re.IGNORECASE)
+
+
+def states(text: str, kind: str, value: str) -> bool:
+    """Whether a text says the value somewhere without denying it ("not on 3 May" denies it).
+
+    Args:
+        text: For example a response.
+        kind: One of `KINDS`.
+        value: As it stands in a note: "3 May", "17:30", "5 euros", "six" or "6", "Anna", "the gym", "fresh mint".
+    """
+    return any(not _denied(text[: match.start()]) for match in _pattern(kind, value).finditer(text))
+
+
+def mentions(text: str, kind: str, value: str) -> bool:
+    """Whether the value occurs in a text at all, be it denied."""
+    return _pattern(kind, value).search(text) is not None
+
+
+def _denied(before: str) -> bool:
+    ends = [match.end() for match in _CLAUSE_END.finditer(before)]
+    return _DENIAL.search(before[ends[-1] if ends else 0 :]) is not None
+
+
+@cache
+def _pattern(kind: str, value: str) -> re.Pattern[str]:
+    spelled = {"date": _date, "time": _time, "price": _price, "count": _count}.get(kind, _words)(value)
+    return re.compile(spelled, re.IGNORECASE)
+
+
+def _words(value: str) -> str:
+    """A name, place or thing, with or without its article."""
+    bare = re.sub(r"^(?:the|a|an) ", "", value)
+    return rf"\b{re.escape(bare)}\b".replace(r"\ ", r"\s+")
+
+
+def _date(value: str) -> str:
+    day, month = value.split()
+    name = rf"{month[:3]}(?:{month[3:]})?\.?" if len(month) > 3 else month
+    number = rf"0?{day}(?:st|nd|rd|th)?"
+    return rf"(?<![\d.,:/]){number}(?: of)? {name}(?!\w)|\b{name} (?:the )?{number}(?![\d:]|[.,]\d)"
+
+
+def _time(value: str) -> str:
+    hour, minute = (int(part) for part in value.split(":"))
+    minutes = rf"[:.]{minute:02d}" if minute else r"(?:[:.]00)?"
+    clock = rf"0?{hour}[:.]{minute:02d}(?!\d)(?:\s*(?:h|hours|o'clock)\b)?"
+    half = "pm" if hour >= 12 else "am"
+    twelve = (hour - 1) % 12 + 1
+    spoken = rf"0?{twelve}{minutes}\s*{half[0]}\.?m\b\.?"
+    # "7:30 pm" is not 7:30 in the morning.
+    other = r"(?!\s*p\.?m\b)" if half == "am" else r"(?!\s*a\.?m\b)"
+    whole = rf"|(?<![\d:.]){hour} (?:o'clock|hours|h)\b{other}" if not minute else ""
+    return rf"(?<![\d:.]){clock}{other}|(?<![\d:.]){spoken}{whole}"
+
+
+def _price(value: str) -> str:
+    amount = int(value.split()[0])
+    number = rf"{amount}(?:[.,]00)?"
+    in_words = rf"|\b{_WORDS[amount]} euros?\b" if amount in _WORDS else ""
+    return rf"(?<![\d.,]){number}\s?(?:euros?\b|eur\b|€)|(?:€|\beur)\s?{number}(?!\d|[.,]\d){in_words}"
+
+
+def _count(value: str) -> str:
+    number = _NUMBERS[value] if value in _NUMBERS else int(value)
+    digits = rf"(?<![\d.,:€]){number}(?![\d:%€]|[.,]\d)"
+    return rf"{digits}|\b{_WORDS[number]}\b" if number in _WORDS else digits
