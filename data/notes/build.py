@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -132,7 +133,7 @@ def _filled(pattern: Mapping, values: Mapping[str, Sequence[str]], rng: random.R
     return filled
 
 
-def _read(name: str) -> list | dict:
+def _read(name: str) -> Any:
     return yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
