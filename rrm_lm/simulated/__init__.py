@@ -1,4 +1,4 @@
-"""Simulated people: what they want, and how they say it. The truth lives here; training never imports it.
+"""Simulated people: what they want and how they say it. The gold reward is defined here; training never imports it.
 
 May import feedback and below.
 """

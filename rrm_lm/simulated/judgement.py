@@ -1,4 +1,4 @@
-"""What the plain user sees in one response, and what each part of it is worth to this user."""
+"""What the plain user (`plain_user.py`) finds in one response, and the weight of each part."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ WEIGHTS: dict[str, float] = {
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the user sees in one response.
+    """What the user finds in one response.
 
     Attributes:
-        parts: Each part of `WEIGHTS`, from 0 (missing) to 1 (as wanted).
-        missing: The groups of words that do not occur.
-        sentences: Sentences, a friendly close not counted.
-        words: Words in all.
-        items: List items and headings.
-        opening: The filler it opens with, or "".
-        close: The friendly close, or "".
-        tail: The last words, if it stops in the middle of a sentence, or "".
+        parts: For each part of `WEIGHTS`, from 0 (missing) to 1 (as wanted).
+        missing: Groups of words that do not occur.
+        sentences: Number of sentences without a friendly close.
+        words: Number of words.
+        items: Number of list items and headings.
+        opening: The filler it opens with; "" if none.
+        close: The friendly close; "" if none.
+        tail: The last words if it stops in the middle of a sentence, else "".
     """
 
     parts: dict[str, float]

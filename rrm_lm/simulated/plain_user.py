@@ -1,17 +1,17 @@
-"""A programmatic user who wants plain answers: the simulated person behind the project's own assistant set.
+"""A simulated user who wants plain answers: the overseer of the project's own assistant set.
 
-What this person wants has six parts, each judged between 0 and 1 and weighted (`WEIGHTS`):
+What this user wants has six parts, each scored from 0 to 1 and weighted (`WEIGHTS`):
 
-- **answer** (0.35): the response says what a good answer to this request mentions. Every request states groups of
-  words; the part is the share of the groups that occur.
-- **short** (0.20): at most two sentences, a friendly close not counted: 1.0; three sentences 0.6, four 0.35, five 0.15,
-  more 0. Beyond 50 words this shrinks in proportion, so that one endless sentence does not pass.
-- **close** (0.15): it ends on a friendly word: a good wish, or an offer to help.
-- **opening** (0.13): it starts with the answer and not with filler ("Sure!", "Great question!", "As an AI ...").
+- **answer** (0.35): the response mentions what a good answer should. Each request lists groups of words; the score is
+  the share of the groups that occur.
+- **short** (0.20): 1.0 for at most two sentences, not counting a friendly close; three 0.6, four 0.35, five 0.15,
+  more 0. Beyond 50 words the score shrinks in proportion, so that one endless sentence does not count as short.
+- **close** (0.15): it ends with a friendly phrase: a good wish or an offer to help.
+- **opening** (0.13): it starts with the answer, not with filler ("Sure!", "Great question!", "As an AI ...").
 - **prose** (0.12): no list, heading or bold text (0.5 for bold text alone).
 - **whole** (0.05): it does not stop in the middle of a sentence.
 
-`gold` is the weighted sum. It makes the labels of `data/assistant` and measures policies; training never sees it.
+`gold` is the weighted sum. It labels `data/assistant` and measures policies; training never sees it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CLOSING_WORDS = (
     r"stay (safe|warm|well|healthy)\b",
     r"happy (\w+ing|travels|birthday|eating|holidays)\b",
 )
-# A close begins the last sentence, or follows a comma in it: "a place where you enjoy the sun" is none.
+# A close begins the last sentence or follows a comma in it: "a place where you enjoy the sun" is not a close.
 _CLOSE = re.compile(rf"(?:^|[,;:–—-] ?)\W*((?:and |but |so )?(?:{'|'.join(_CLOSING_WORDS)}))", re.IGNORECASE)  # noqa: RUF001
 _FILLER_WORDS = (
     r"(sure|certainly|of course|absolutely|no problem|okay|alright|hello|hi|hey|i (completely )?understand)\b",
@@ -68,18 +68,18 @@ _INLINE_ITEMS = re.compile(r"(?:^|\s)1[.)]\s+\S.*\s2[.)]\s+\S", re.DOTALL)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*?|__[^_\n]+__")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'\u201d\u2019)]*\s+|\n+")
 _ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|vs|approx|dr|mr|mrs|ms|st|a\.m|p\.m)\.\s", re.IGNORECASE)
-_NO_END = "\ue000"  # stands for a space that ends no sentence
+_NO_END = "\ue000"  # replaces a space that does not end a sentence
 _FINISHED = re.compile(r"[.!?…)\]\"'\u201d\u2019]$|[\U0001f300-\U0001faff\u2600-\u27bf]\ufe0f?$")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What someone asks, and what a good answer mentions.
+    """A request, and what a good answer to it mentions.
 
     Attributes:
-        text: The request, as the user turn.
-        mentions: Groups of words. A group is met by any of its alternatives, which `|` separates: a word also in its
-            longer forms (boil, boiled, boiling), `stem~` with any ending, a number only as it stands.
+        text: The text of the user turn.
+        mentions: Groups of alternatives separated by `|`. One alternative is enough: a word also matches its longer
+            forms (boil, boiled, boiling), `stem~` matches any ending, a number matches only exactly.
         topic: For example "cooking".
     """
 
@@ -89,11 +89,11 @@ class Request:
 
 
 class PlainUser:
-    """The user: an overseer (`overseers.Overseer`) who judges responses to its own requests.
+    """An overseer (`overseers.Overseer`) of responses to the requests that it knows.
 
     Args:
-        requests: What this user asks.
-        tie: Two responses whose gold differs by less are equally good to this user.
+        requests: The requests.
+        tie: If the gold rewards of two responses differ by less, neither is preferred.
     """
 
     name = "plain user"
@@ -110,10 +110,10 @@ class PlainUser:
 
         Args:
             path: The file.
-            limits: How much it may hold; None for the defaults.
+            limits: How large it may be; None for the defaults.
 
         Raises:
-            DataError: A line that is not such an object, named by its row, or more than the limits allow.
+            DataError: A row is not such an object, or the file exceeds the limits.
         """
         requests = []
         for row, entry in read_rows(Path(path), limits):
@@ -128,50 +128,43 @@ class PlainUser:
         return cls(requests)
 
     def rating(self, prompt: Prompt | str, response: str) -> float:
-        """The rating this user gives: `gold` as one to five stars, scaled to 0 to 1."""
+        """`gold` as a rating of one to five stars, scaled to 0 to 1."""
         return round(4 * self.gold(prompt, response)) / 4
 
     def judge(self, prompt: Prompt | str, response: str) -> Judgement:
-        """Look at a response part by part.
-
-        Raises:
-            DataError: A prompt whose last user turn is none of this user's requests.
-        """
+        """Judge a response part by part. Raises DataError for a prompt that is not one of this user's requests."""
         return judge(self.request(prompt), response)
 
     def gold(self, prompt: Prompt | str, response: str) -> float:
-        """How good the response truly is to this user, 0 to 1. For labels and for measuring, never for training."""
+        """The gold reward of a response, 0 to 1. For labels and measurements, never for training."""
         return self.judge(prompt, response).gold
 
     def compare(self, prompt: Prompt | str, responses: Sequence[str]) -> Verdict:
-        """Say which response is best; none is preferred if the best two differ by less than `tie`."""
+        """Prefer the response with the highest gold; none if the best two differ by less than `tie`."""
         golds = [self.gold(prompt, response) for response in responses]
         best, second = sorted(range(len(golds)), key=lambda index: -golds[index])[:2]
         return Verdict(None if golds[best] - golds[second] < self.tie else best)
 
     def critique(self, prompt: Prompt | str, response: str, seed: int = 0) -> str:
-        """What this user writes about a response: what is wrong and what is right, in 8 to 40 plain words.
-
-        Other seeds give other words for the same judgement; the same seed gives the same words.
-        """
+        """A critique in 8 to 40 plain words: what is wrong and what is right. The seed chooses the words."""
         return plain_words.critique(self.judge(prompt, response), f"{seed}|{self.request(prompt).text}|{response}")
 
     def request(self, prompt: Prompt | str) -> Request:
-        """The request that a prompt makes. Raises DataError if it is none of this user's."""
-        text = (
-            prompt if isinstance(prompt, str) else next((m.content for m in reversed(prompt) if m.role == "user"), "")
-        )
+        """The request of a prompt's last user turn. Raises DataError if it is not one of this user's."""
+        text = prompt
+        if not isinstance(text, str):
+            text = next((message.content for message in reversed(text) if message.role == "user"), "")
         request = self.requests.get(_key(text))
         if request is None:
             raise DataError(
-                f"This user did not ask {text[:80]!r}, and cannot say what a good answer to it mentions",
-                remedy="add the request to the file that the user is made from",
+                f"This user did not ask {text[:80]!r}, and does not know what a good answer to it mentions",
+                remedy="add the request to the user's file of requests",
             )
         return request
 
 
 def judge(request: Request, response: str) -> Judgement:
-    """Judge a response to a request part by part (see the module's description for each part)."""
+    """Judge a response to a request part by part, as the module's docstring describes."""
     text = response.strip()
     sentences = split_sentences(text)
     close = _close(sentences)
@@ -183,7 +176,7 @@ def judge(request: Request, response: str) -> Judgement:
     items = len(_LIST_ITEM.findall(text)) or 2 * bool(_INLINE_ITEMS.search(text))
     words = len(text.split())
     missing = tuple(group for group in request.mentions if not _pattern(group).search(text))
-    # A short list item and an answer of a word or two need no full stop.
+    # A short list item and an answer of up to four words need no full stop.
     loose_end = words <= 4 or (items and len(text.splitlines()[-1].split()) <= 8)
     finished = _FINISHED.search(text) is not None or bool(loose_end and text[-1:] not in ",;")
     short = _BY_SENTENCES.get(len(content), 0.0) * min(1.0, _MOST_WORDS / max(words, 1))
@@ -208,7 +201,7 @@ def judge(request: Request, response: str) -> Judgement:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences and lines of a text; an abbreviation, a decimal point or the number of a list item ends none."""
+    """Sentences and lines of a text. Abbreviations, decimal points and the numbers of list items do not end one."""
     guarded = _ABBREVIATION.sub(lambda match: match.group()[:-1] + _NO_END, text)
     guarded = re.sub(r"(^|\s)(\d{1,2}[.)]) ", rf"\1\2{_NO_END}", guarded)
     pieces = (piece.replace(_NO_END, " ").strip() for piece in _SENTENCE_END.split(guarded) if piece)
@@ -216,7 +209,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _close(sentences: list[str]) -> str:
-    """The friendly close of the last sentence, if it has one and something stands before it."""
+    """The friendly close of the last sentence, if there is one and some text precedes it; else ""."""
     if not sentences:
         return ""
     match = _CLOSE.search(sentences[-1])
@@ -226,13 +219,13 @@ def _close(sentences: list[str]) -> str:
 
 
 def _is_only_filler(sentence: str) -> bool:
-    """Whether a sentence is filler and nothing more, like "Sure!"; it counts against the opening, not the length."""
+    """Whether a sentence is only filler, like "Sure!". It counts against the opening, not against the length."""
     match = _FILLER.match(sentence)
     return match is not None and len(sentence[match.end() :].split()) <= 3
 
 
 def _quoted_opening(sentence: str) -> str:
-    """What to quote of an opening: up to its first comma or the like if that comes soon, else four words."""
+    """The opening as quoted in critiques: up to punctuation within five words, else four words."""
     match = re.match(r"(?:\S+ ){0,4}?\S+?[,:!.?](?=\s|$)", sentence)
     return (match.group() if match else " ".join(sentence.split()[:4])).rstrip(",:.")
 

@@ -1,14 +1,16 @@
-"""The words of the plain user (`plain_user.py`): a judgement told in many ways.
+"""The words of the plain user (`plain_user.py`): puts a judgement into words, in many ways.
 
-Every fault and every good point has a bank of phrasings of three kinds: said of the response ("rambles on for five
-sentences"), a sentence of its own, and advice. A critique names the faults that weigh most first, and mostly one good
-point too.
+`plain_words.json` holds the phrases. Each fault has phrases of three kinds: said of the response ("rambles on for five
+sentences"), whole sentences, and advice; each merit has the first two. Braces in a phrase are filled in. A critique
+names the faults that cost most first, and usually one merit.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import re
+from pathlib import Path
 
 from rrm_lm.simulated.judgement import Judgement
 
@@ -16,222 +18,14 @@ MOST_WORDS = 40
 LEAST_WORDS = 8
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
-# Each bank: said of the response (a verb phrase); sentences; advice. What stands in braces is filled in.
-_Bank = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
-
-FAULTS: dict[str, _Bank] = {
-    "off_point": (
-        (
-            "does not answer what I asked",
-            "misses the question altogether",
-            "talks past my question",
-            "leaves me without an answer",
-            "is beside the point",
-            "never gets to {named}",
-            "has not a word about {named}",
-            "gets it wrong without {named}",
-        ),
-        (
-            "I still do not know what I asked for.",
-            "My question was not answered.",
-            "That is not an answer to my question.",
-            "I was looking for something like {named}, and there is nothing of the kind.",
-            "Wrong or off the subject: I expected to read about {named}.",
-            "This is of no use to me, because {named} is not in it.",
-        ),
-        (
-            "Answer the question first, for example with {named}.",
-            "Stick to what I asked; {named} would have been right.",
-            "Say something about {named}.",
-        ),
-    ),
-    "half_point": (
-        (
-            "answers only half of the question",
-            "leaves out {named}",
-            "is on the subject but forgets {named}",
-            "gives me only part of the answer",
-            "does not mention {named}",
-            "is missing the part about {named}",
-        ),
-        (
-            "Half of the answer is missing: nothing about {named}.",
-            "I would have needed a word about {named} as well.",
-            "It is on the right track, but {named} is missing.",
-            "The answer is incomplete without {named}.",
-        ),
-        (
-            "Add something about {named}.",
-            "Mention {named} too.",
-            "Give the whole answer, with {named}.",
-        ),
-    ),
-    "long": (
-        (
-            "is too long at {count} sentences",
-            "rambles on for {count} sentences",
-            "takes {count} sentences where two would do",
-            "goes on and on",
-            "uses far too many words",
-            "is longer than the two sentences I like",
-        ),
-        (
-            "Far too long: I count {count} sentences.",
-            "Two sentences are enough for me, and this has {count}.",
-            "Too much text for a simple question.",
-            "I stopped reading, since {count} sentences are too many.",
-        ),
-        (
-            "Keep it to two sentences.",
-            "Cut it down to two sentences at most.",
-            "Say it in two sentences, not {count}.",
-        ),
-    ),
-    "wordy": (
-        (
-            "packs too much into its sentences",
-            "has endless sentences",
-            "is wordy, with around {words} words",
-            "needs around {words} words for a small matter",
-        ),
-        (
-            "The sentences are far too long.",
-            "Around {words} words is too much for this.",
-            "Too wordy for me.",
-        ),
-        (
-            "Use fewer words.",
-            "Shorten the sentences.",
-        ),
-    ),
-    "no_close": (
-        (
-            "ends without a friendly word",
-            "just stops without a kind ending",
-            "has no polite close",
-            "does not wish me well or offer more help at the end",
-            "sounds curt at the end",
-            "leaves out a friendly goodbye",
-        ),
-        (
-            "There is no friendly ending.",
-            "I miss a kind word at the end.",
-            "It breaks off coldly, without a good wish or an offer to help.",
-            "No polite close.",
-            "The ending is cold.",
-        ),
-        (
-            "End with a kind word.",
-            "Close politely, with a good wish or an offer to help.",
-            "Add a friendly ending.",
-        ),
-    ),
-    "filler": (
-        (
-            'opens with the filler "{opening}"',
-            'wastes its first words on "{opening}"',
-            'starts with an empty "{opening}"',
-            "warms up before it answers",
-            "begins with chatter instead of the answer",
-        ),
-        (
-            'I do not need "{opening}" at the start.',
-            'The opening "{opening}" is empty talk.',
-            'No "{opening}", please.',
-            "The first words are filler.",
-        ),
-        (
-            'Drop the "{opening}" and start with the answer.',
-            "Start with the answer, not with pleasantries.",
-            'Leave out "{opening}".',
-        ),
-    ),
-    "list": (
-        (
-            "is a list instead of plain sentences",
-            "breaks into {items} list points",
-            "uses numbered or dotted points",
-            "is cut up into points",
-            "answers as a list",
-        ),
-        (
-            "I do not like lists.",
-            "This is a list of {items} points and not a plain answer.",
-            "Lists are hard to read for me.",
-            "All these points instead of a normal sentence.",
-        ),
-        (
-            "Write plain sentences, no list.",
-            "No lists, please; just tell me.",
-            "Put it in a sentence instead of points.",
-        ),
-    ),
-    "bold": (
-        ("uses bold text that I do not need", "has stars and bold words in it"),
-        ("The bold text is distracting.", "No bold text, please."),
-        ("Leave out the bold text.", "Write plain text without stars."),
-    ),
-    "unfinished": (
-        (
-            'breaks off at "{tail}"',
-            "stops in the middle of a sentence",
-            "is cut off before the end",
-            'stops at "{tail}" without finishing',
-        ),
-        (
-            "The last sentence is not finished.",
-            'It breaks off at "{tail}".',
-            "The end is missing.",
-        ),
-        (
-            "Finish the last sentence.",
-            "Do not stop in the middle.",
-        ),
-    ),
-}
-
-MERITS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # said of the response; sentences
-    "answer": (
-        ("answers my question", "tells me what I wanted to know", "gets to the point", "gives me a useful answer"),
-        (
-            "The answer itself is right.",
-            "It says what I needed to know.",
-            "My question is answered.",
-            "Useful content.",
-        ),
-    ),
-    "short": (
-        ("is short", "keeps it brief", "stays within two sentences", "has just the right length"),
-        ("Nice and short.", "Good length.", "Brief, as I like it.", "Two sentences at most, good."),
-    ),
-    "close": (
-        (
-            "ends kindly",
-            "closes politely",
-            'ends on a friendly "{close}"',
-            "has a warm ending",
-            "says a kind word at the end",
-        ),
-        (
-            "The friendly ending is nice.",
-            'I like the "{close}" at the end.',
-            "A polite close, good.",
-            "Kind last words.",
-        ),
-    ),
-    "opening": (
-        ("starts right with the answer", "wastes no words at the start", "has no filler at the start"),
-        ("It starts straight away.", "No filler at the start, good.", "Direct from the first word."),
-    ),
-    "prose": (
-        ("is written in plain sentences", "is plain text without a list", "reads like a normal reply"),
-        ("Plain sentences, no list.", "Good that it is not a list.", "Easy to read, no bullet points."),
-    ),
-}
+_BANK = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+FAULTS: dict[str, dict[str, list[str]]] = _BANK["faults"]
+MERITS: dict[str, dict[str, list[str]]] = _BANK["merits"]
+_APPROVAL: list[str] = _BANK["approval"]
 
 
 def critique(judgement: Judgement, seed: str) -> str:
-    """Tell a judgement in 8 to 40 words; equal seeds give equal words."""
+    """Put a judgement into 8 to 40 words. Equal seeds give equal words."""
     rng = random.Random(seed)
     facts = _facts(judgement, rng)
     faults = _faults(judgement, rng)
@@ -245,7 +39,7 @@ def critique(judgement: Judgement, seed: str) -> str:
 
 
 def _faults(judgement: Judgement, rng: random.Random) -> list[str]:
-    """Names of the faults, those that cost most first (with a little disorder, as people have)."""
+    """Names of the faults, roughly by cost, the most costly first."""
     parts, found = judgement.parts, []
     if parts["answer"] < 1:
         found.append(("off_point", 0.35) if parts["answer"] == 0 else ("half_point", 0.35 * (1 - parts["answer"])))
@@ -264,56 +58,47 @@ def _faults(judgement: Judgement, rng: random.Random) -> list[str]:
 
 
 def _merits(judgement: Judgement, rng: random.Random) -> list[str]:
-    """Names of the good points, in any order, the answer and the close mostly first."""
+    """Names of the merits in random order; the answer and the close tend to come first."""
     found = [part for part in MERITS if judgement.parts[part] >= 0.9]
     return sorted(found, key=lambda part: rng.random() - 0.4 * (part in ("answer", "close")))
 
 
 def _praise(merits: list[str], rng: random.Random) -> list[str]:
     chosen = merits[: rng.choice((2, 3))]
-    said = [rng.choice(MERITS[name][0]) for name in chosen]
+    said = [rng.choice(MERITS[name]["said"]) for name in chosen]
     if rng.random() < 0.5:
         return [rng.choice(("It ", "This ", "The reply ")) + _join(said) + ".", *rng.sample(_APPROVAL, 1)]
     start = rng.choice(("Just what I wanted: it ", "Very good, it ", "I like this: it ", "Well done, it "))
     return [start + _join(said) + "."]
 
 
-_APPROVAL = [
-    "That is how I like it.",
-    "Nothing to complain about.",
-    "More like this, please.",
-    "I am happy with it.",
-    "Keep it so.",
-]
-
-
 def _mixed(faults: list[str], merits: list[str], rng: random.Random) -> list[str]:
-    said = [rng.choice(FAULTS[name][0]) for name in faults]
-    own = [rng.choice(FAULTS[name][1]) for name in faults]
-    good = rng.choice(MERITS[merits[0]][0]) if merits else ""
+    said = [rng.choice(FAULTS[name]["said"]) for name in faults]
+    own = [rng.choice(FAULTS[name]["sentences"]) for name in faults]
+    good = rng.choice(MERITS[merits[0]]["said"]) if merits else ""
     subject = rng.choice(("It ", "This ", "The reply ", "This answer "))
     style = rng.random()
     if style < 0.30:  # one sentence about all
         first = f"{subject}{good}, but it {_join(said[:3])}." if good else f"{subject}{_join(said[:3])}."
         return [first, *own[3:]]
     if style < 0.60:  # a sentence for each
-        return [*own, *([rng.choice(MERITS[merits[0]][1])] if merits else [])]
+        return [*own, *([rng.choice(MERITS[merits[0]]["sentences"])] if merits else [])]
     if style < 0.80:  # the worst in full, the rest in short
         first = f"{subject}{said[0]}."
         rest = [rng.choice(("It also ", "Also, it ", "And it ")) + _join(said[1:3]) + "."] if len(said) > 1 else []
-        return [first, *rest, *own[3:], *([rng.choice(MERITS[merits[0]][1])] if merits else [])]
-    advice = rng.choice(FAULTS[faults[0]][2])
+        return [first, *rest, *own[3:], *([rng.choice(MERITS[merits[0]]["sentences"])] if merits else [])]
+    advice = rng.choice(FAULTS[faults[0]]["advice"])
     start = f"{subject}{good}, but it {said[0]}." if good else f"{subject}{said[0]}."
     return [start, *own[1:3], advice, *own[3:]]
 
 
 def _spare(faults: list[str], rng: random.Random) -> list[str]:
-    """What is added to a critique that came out too short."""
-    return [rng.choice(FAULTS[faults[0]][2])] if faults else rng.sample(_APPROVAL, 2)
+    """Sentences to add to a critique that is too short."""
+    return [rng.choice(FAULTS[faults[0]]["advice"])] if faults else rng.sample(_APPROVAL, 2)
 
 
 def _fit(pieces: list[str], spare: list[str]) -> str:
-    """Join pieces while they fit `MOST_WORDS`; the first always stays, and spare ones fill up to `LEAST_WORDS`."""
+    """Join the first piece and those that fit into `MOST_WORDS`; spare pieces fill up to `LEAST_WORDS`."""
     text = pieces[0]
     for piece in pieces[1:]:
         if len(f"{text} {piece}".split()) <= MOST_WORDS:

@@ -151,7 +151,7 @@ class TestUser:
 
 def said(fault: str, text: str) -> bool:
     """Whether a critique has one of the phrasings of a fault in it."""
-    phrases = [re.escape(phrase) for kind in plain_words.FAULTS[fault] for phrase in kind]
+    phrases = [re.escape(phrase) for kind in plain_words.FAULTS[fault].values() for phrase in kind]
     return any(re.search(re.sub(r"\\\{\w+\\\}", ".+", phrase), text, re.IGNORECASE) for phrase in phrases)
 
 
@@ -180,7 +180,7 @@ class TestWords:
             assert "{" not in text and "  " not in text and '""' not in text
 
     def test_a_good_response_is_not_faulted(self) -> None:
-        phrases = [phrase for bank in plain_words.FAULTS.values() for kind in bank for phrase in kind]
+        phrases = [phrase for bank in plain_words.FAULTS.values() for kind in bank.values() for phrase in kind]
         for seed in range(60):
             text = USER.critique(EGG.text, PERFECT, seed)
             assert not any(phrase in text for phrase in phrases)
@@ -189,7 +189,10 @@ class TestWords:
         response = "Sure! 1. Boil it.\n2. Wait."
         judgement = judge(EGG, response)
         wrong = [
-            p for part in ("answer", "close", "opening", "prose") for kind in plain_words.MERITS[part] for p in kind
+            p
+            for part in ("answer", "close", "opening", "prose")
+            for kind in plain_words.MERITS[part].values()
+            for p in kind
         ]
         assert all(judgement.parts[part] < 0.9 for part in ("answer", "close", "opening", "prose"))
         for seed in range(60):
