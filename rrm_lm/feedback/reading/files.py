@@ -1,43 +1,49 @@
-"""Local files to rows: JSON Lines, JSON, CSV, TSV and Parquet, gzipped or not. Every fault names the file and the row.
+"""Local files to rows: JSON Lines, JSON, CSV, TSV and Parquet, gzipped or not. Every error names the file and the row.
 
 Rows count from 1: the line of a JSON Lines file, the element of a JSON list, the row below the header of a CSV table
-(a cell may span lines), the row of a Parquet table.
+(a cell may span lines), the row of a Parquet table. Text is UTF-8, or what its byte order mark says.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rrm_lm.errors import DataError
+from rrm_lm.feedback.reading.formats.structure import parse_cell, parse_texts
 from rrm_lm.feedback.reading.limits import ReadLimits, too_large
 
 RowValues = dict[str, Any]
 NumberedRows = Iterator[tuple[int, RowValues]]
 
 GZIP_MAGIC = b"\x1f\x8b"
+DELIMITERS = ",;\t|"
+# Of UTF-32 before UTF-16, whose little-endian mark it begins with.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _CHUNK = 1 << 20
 _BATCH = 512  # rows of a Parquet file that are decoded at once
 
 
 def read_rows(path: Path, limits: ReadLimits | None = None) -> NumberedRows:
-    """Yield (row number, columns) of a local file.
-
-    Compression is recognised by the file's first bytes, the format by its name.
-
-    Args:
-        path: The file.
-        limits: How much it may hold; None for the defaults.
+    """Yield (row number, columns) of a local file. Its first bytes tell compression and encoding, its name the format.
 
     Raises:
-        DataError: No such file, an unknown extension, a broken, truncated or wrongly encoded file, or one that holds
-            more than it may.
+        DataError: No such file, an unknown extension, a broken, truncated or wrongly encoded file, or one above the
+            limits (None: the defaults).
     """
     limits = limits or ReadLimits()
     reader = READERS.get(data_suffix(path))
@@ -53,7 +59,7 @@ def read_rows(path: Path, limits: ReadLimits | None = None) -> NumberedRows:
             packed = raw.peek(2)[:2] == GZIP_MAGIC
             stream = gzip.GzipFile(fileobj=raw) if packed else raw
             source = _Source(stream, str(path), limits)  # pyright: ignore[reportArgumentType] (GzipFile reads as BinaryIO)
-            for number, row in reader(source):
+            for number, row in reader(source if reader is _read_parquet else source.as_utf8()):
                 limits.check_row(row, f"{path}, row {number}")
                 yield number, row
     except FileNotFoundError:
@@ -73,16 +79,33 @@ def data_suffix(path: Path) -> str:
 
 
 class _Source:
-    """The bytes of a file, decompressed, up to its limits.
-
-    Args:
-        stream: Where they come from.
-        file: What it is called in messages.
-        limits: How much it may hold.
-    """
+    """The decompressed bytes of a file, up to its limits. `file` is its name in messages."""
 
     def __init__(self, stream: BinaryIO, file: str, limits: ReadLimits) -> None:
         self.stream, self.file, self.limits, self.most = stream, file, limits, limits.file_bytes()
+
+    def as_utf8(self) -> _Source:
+        """This source, or one of the same text in UTF-8 if the file begins with another byte order mark.
+
+        Raises:
+            DataError: The text does not fit its mark, or the file is damaged or too large.
+        """
+        try:
+            first = self.stream.peek(4)[:4]  # pyright: ignore[reportAttributeAccessIssue] (both kinds of stream have it)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise _broken_gzip(error, self.file) from None
+        encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if first.startswith(mark)), None)
+        if encoding is None:
+            return self
+        try:
+            text = self.whole().decode(encoding)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"the file begins as {encoding.upper()} and is not ({error.reason} at byte {error.start:,})",
+                where=self.file,
+                remedy="save it again as UTF-8",
+            ) from None
+        return _Source(io.BytesIO(text.encode("utf-8", "surrogatepass")), self.file, self.limits)
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Each line and its number.
@@ -135,7 +158,7 @@ def _read_jsonl(source: _Source) -> NumberedRows:
                 f"the line is not valid JSON ({_why(error)})",
                 where=f"{file}, row {number}",
                 expected="one JSON object a line",
-                remedy="it is the last line and has no end: copy the file again" if cut else "mend or remove the line",
+                remedy="it is the last line and has no end: copy the file again" if cut else "fix or remove the line",
             ) from None
         yield number, _object(value, file, number)
 
@@ -150,10 +173,10 @@ def _read_json(source: _Source) -> NumberedRows:
             yield from _read_jsonl(_Source(io.BytesIO(data), file, source.limits))
             return
         where = f"{file}, row {error.lineno} (counted in lines)"
-        remedy = "mend the file, or copy it again if it is cut short"
+        remedy = "fix the file, or copy it again if it is cut short"
         raise DataError(f"the file is not valid JSON ({_why(error)})", where=where, remedy=remedy) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"the file is not valid JSON ({_why(error)})", where=file, remedy="mend the file") from None
+        raise DataError(f"the file is not valid JSON ({_why(error)})", where=file, remedy="fix the file") from None
     if isinstance(value, dict):  # {"data": [...]} and the like; a single object is a file of one row
         lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
         value = lists[0] if len(value) == 1 and lists else [value]
@@ -165,12 +188,16 @@ def _read_json(source: _Source) -> NumberedRows:
         yield number, _object(item, file, number)
 
 
-def _read_csv(source: _Source, delimiter: str = ",") -> NumberedRows:
-    csv.field_size_limit(source.limits.max_cell_chars)  # its own is 128 KiB; long documents are legitimate
-    reader = csv.reader(_text_lines(source), delimiter=delimiter, strict=True)
-    file, number = source.file, 0
+def _read_csv(source: _Source, delimiter: str = "") -> NumberedRows:
+    csv.field_size_limit(source.limits.max_cell_chars)  # the default is 128 KiB; long documents are legitimate
+    lines = _text_lines(source)
+    file, number, first = source.file, 0, next(lines, "")
+    delimiter = delimiter or _delimiter(first)
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
+        if header[:1] == [""]:  # the index that pandas writes
+            header[0] = "index"
         if len(set(header)) != len(header) or "" in header:
             raise DataError(
                 f"the header has a repeated or an empty column name: {', '.join(map(repr, header))}",
@@ -184,7 +211,7 @@ def _read_csv(source: _Source, delimiter: str = ",") -> NumberedRows:
                     f"the row has {len(cells)} cells and the header {len(header)}",
                     where=f"{file}, row {number}",
                     expected="as many cells as columns",
-                    remedy="put cells that hold commas or line ends in double quotes, or mend a file cut short",
+                    remedy="quote cells that hold delimiters or line ends, or copy the file again if it is cut short",
                 )
             yield number, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
@@ -194,7 +221,7 @@ def _read_csv(source: _Source, delimiter: str = ",") -> NumberedRows:
             f"the table is broken ({error})",
             where=f"{file}, row {number + 1}",
             expected='cells quoted as "..." with quotes inside doubled',
-            remedy="mend the row, or copy the file again if it is cut short",
+            remedy="fix the row, or copy the file again if it is cut short",
         ) from None
 
 
@@ -202,8 +229,14 @@ def _read_tsv(source: _Source) -> NumberedRows:
     return _read_csv(source, delimiter="\t")
 
 
+def _delimiter(header: str) -> str:
+    """The delimiter that splits a header line into the most columns; a comma if none does."""
+    quoted = re.sub(r'"[^"]*"', "", header)
+    return max(DELIMITERS, key=quoted.count)
+
+
 def _text_lines(source: _Source) -> Iterator[str]:
-    """The lines as the csv module wants them, with their ends; an old Mac's file has carriage returns alone."""
+    """The lines for the csv module, with their ends; an old Mac's file has only carriage returns."""
     for number, line in source.lines():
         text = _decode(line, number, f"{source.file}, row {number} (counted in lines)")
         yield from io.StringIO(text, newline="")
@@ -235,9 +268,9 @@ def _read_parquet(source: _Source) -> NumberedRows:
 
 
 def _batches(table: Any, most: int) -> Iterator[Any]:
-    """The rows of a Parquet file, few at a time where they may be large.
+    """The rows of a Parquet file in batches of at most `most` bytes.
 
-    A row can repeat everything that its row group holds, by a dictionary, and no more: so many rows are within `most`.
+    A row can expand to all that its row group holds, through a dictionary, but not to more.
     """
     for group in range(table.num_row_groups):
         held = max(1, table.metadata.row_group(group).total_byte_size)
@@ -305,17 +338,10 @@ def _object(value: Any, file: str, number: int) -> RowValues:
 
 
 def _cell(name: str, cell: str) -> Any:
-    """A table has only text. A cell with a JSON list of messages is read as messages, one of critiques as critiques."""
-    if cell[:1] == "[" and cell[-1:] == "]":
-        try:
-            value = json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-        if value and all(isinstance(item, dict) and "role" in item for item in value):
-            return value
-        if ("critique" in name or "feedback" in name) and all(isinstance(item, str) for item in value):
-            return value
-    return cell or None
+    """A cell of a table, which has only text: a list of messages or of critiques is read as a list."""
+    if "critique" in name or "feedback" in name:
+        return parse_texts(cell) or cell or None
+    return parse_cell(cell) or None
 
 
 def _why(error: BaseException) -> str:

@@ -184,3 +184,39 @@ def test_cells_larger_than_the_csv_modules_own_limit(tmp_path):
     long = "word " * 60_000
     [(_, row)] = read_rows(write(tmp_path / "a.csv", f'a,b\n"{long}",x\n'))
     assert row["a"] == long
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_byte_order_mark_decides_the_encoding(tmp_path, encoding, suffix, packed):
+    row = {"prompt": "Größe, \u4f60\u597d?", "response": "groß 🙂"}
+    tab = "\t" if suffix == ".tsv" else ","
+    text = {".jsonl": jsonl([row]), ".json": json.dumps([row])}.get(
+        suffix, f'prompt{tab}response\n"{row["prompt"]}"{tab}{row["response"]}\n'
+    )
+    mark = "\ufeff" if encoding.endswith(("le", "be")) else ""
+    data = (mark + text).encode(encoding)
+    path = write(tmp_path / f"a{suffix}", gzip.compress(data) if packed else data)
+    assert list(read_rows(path)) == [(1, row)]
+
+
+def test_text_that_does_not_fit_its_byte_order_mark_says_so(tmp_path):
+    assert "UTF-16" in fault(write(tmp_path / "a.csv", b"\xff\xfea\x00b"))
+
+
+@pytest.mark.parametrize("delimiter", list(",;\t|"))
+def test_the_delimiter_of_a_table_is_told_by_its_header(tmp_path, delimiter):
+    text = delimiter.join(("prompt", '"a, b; c"', "response")) + "\n" + delimiter.join(("Hi", '"1;2,3"', "Yo")) + "\n"
+    assert list(read_rows(write(tmp_path / "a.csv", text))) == [
+        (1, {"prompt": "Hi", "a, b; c": "1;2,3", "response": "Yo"})
+    ]
+
+
+def test_a_nameless_index_column_is_an_index(tmp_path):
+    path = write(tmp_path / "a.csv", ",prompt,response\n0,Hi,Yo\n1,Ho,Yu\n")
+    assert list(read_rows(path)) == [
+        (1, {"index": "0", "prompt": "Hi", "response": "Yo"}),
+        (2, {"index": "1", "prompt": "Ho", "response": "Yu"}),
+    ]
+    assert "header" in fault(write(tmp_path / "b.csv", "prompt,,response\nHi,,Yo\n"))
