@@ -14,8 +14,8 @@ import yaml
 
 from rrm_lm.cli.main import main
 from rrm_lm.cli.pipeline import pipeline
-from rrm_lm.feedback.reading.datasets import HUB_NAME
 from rrm_lm.feedback.reading.files import READERS, data_suffix
+from rrm_lm.feedback.reading.tables import HUB_NAME
 from rrm_lm.runs import reward as reward_run
 from rrm_lm.runs import sft as sft_run
 from rrm_lm.runs.policy import run as policy_run

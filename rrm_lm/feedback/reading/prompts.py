@@ -1,19 +1,21 @@
-"""Prompts to answer, from any file that feedback is read from, or from one that has nothing but prompts."""
+"""Prompts to answer, from any set that feedback is read from, or from one with nothing but prompts."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import FileCounts
-from rrm_lm.feedback.reading.datasets import file_source, load_feedback
-from rrm_lm.feedback.reading.files import read_rows
+from rrm_lm.feedback.reading.datasets import read_records
 from rrm_lm.feedback.reading.formats import prompt_rows
 from rrm_lm.feedback.reading.formats.row import Row
 from rrm_lm.feedback.reading.limits import ReadLimits
+from rrm_lm.feedback.reading.tables import SourceTable, is_local_file, read_tables
 from rrm_lm.feedback.records import Origin, Prompt, check_prompt
+
+logger = logging.getLogger(__name__)
 
 
 def load_prompts(name: str, **options: Any) -> list[Prompt]:
@@ -21,25 +23,8 @@ def load_prompts(name: str, **options: Any) -> list[Prompt]:
     return list(prompt_sources([name], **options))
 
 
-def prompt_sources(names: Sequence[str], **options: Any) -> dict[Prompt, tuple[str, str]]:
-    """The different prompts of several sets in the order of their first appearance, each with its source and subset.
-
-    Args:
-        names: Files, folders, or Hub sets ("org/name").
-        options: As for `_prompts_of`.
-
-    Raises:
-        DataError: Nothing of that name, an unknown shape, a faulty row, or no prompt at all.
-    """
-    found: dict[Prompt, tuple[str, str]] = {}
-    for name in names:
-        for prompt, source in _prompts_of(name, **options).items():
-            found.setdefault(prompt, source)
-    return found
-
-
-def _prompts_of(
-    name: str,
+def prompt_sources(
+    names: Sequence[str],
     *,
     columns: Mapping[str, str] | None = None,
     split: str = "test",
@@ -47,53 +32,53 @@ def _prompts_of(
     skip_bad_rows: bool | None = None,
     limits: ReadLimits | None = None,
 ) -> dict[Prompt, tuple[str, str]]:
-    """The different prompts of a set in the order of their first appearance, each with its source and subset.
+    """The different prompts of several sets in the order of their first appearance, each with its source and subset.
 
     Args:
-        name: A file, a folder, or a Hub set ("org/name"). A local file whose rows have a prompt (text, a transcript or
-            messages) and are no feedback of a known shape gives the prompts alone.
-        columns: Their column name to ours, such as `question` to `prompt`.
-        split, config: Which part of a Hub set.
-        skip_bad_rows: Whether a faulty row is passed over; None: only in a Hub set.
-        limits: How much a file or a Hub set may hold; None for the defaults.
+        names: Files, folders, or Hub sets ("org/name"), of feedback or of rows with nothing but a prompt.
+        columns, split, config, skip_bad_rows, limits: As for `load_feedback`.
 
     Raises:
         DataError: Nothing of that name, an unknown shape, a faulty row, or no prompt at all.
     """
-    path = Path(name).expanduser()
-    prompts = _bare_prompts(path, columns, bool(skip_bad_rows), limits) if path.is_file() else None
-    if prompts is None:
-        feedback = load_feedback(
-            name, columns=columns, split=split, config=config, skip_bad_rows=skip_bad_rows, limits=limits
-        )
-        prompts = {}
-        for record in feedback.records():
-            if record.prompt:
-                prompts.setdefault(record.prompt, (record.source, record.subset))
-    if not prompts:
-        raise DataError("there is no prompt in it", where=name, expected="at least one row with a prompt")
-    return prompts
+    found: dict[Prompt, tuple[str, str]] = {}
+    for name in names:
+        skip = not is_local_file(name) if skip_bad_rows is None else skip_bad_rows
+        prompts: list[tuple[Prompt, tuple[str, str]]] = []
+        for table in read_tables(name, split=split, config=config, limits=limits):
+            bare = _bare_prompts(table, columns, skip)
+            if bare is None:
+                records = read_records(table, columns, skip, [])
+                bare = [(record.prompt, (record.source, record.subset)) for record in records if record.prompt]
+            prompts += bare
+        if not prompts:
+            raise DataError("there is no prompt in it", where=name, expected="at least one row with a prompt")
+        for prompt, source in prompts:
+            found.setdefault(prompt, source)
+    return found
 
 
 def _bare_prompts(
-    path: Path, columns: Mapping[str, str] | None, skip_bad_rows: bool, limits: ReadLimits | None
-) -> dict[Prompt, tuple[str, str]] | None:
-    """The prompts of a file without responses; None if its rows are feedback of a known shape, or have no prompts."""
-    numbered = list(read_rows(path, limits))
-    found = prompt_rows([values for _, values in numbered], str(path), columns)
+    table: SourceTable, columns: Mapping[str, str] | None, skip_bad_rows: bool
+) -> list[tuple[Prompt, tuple[str, str]]] | None:
+    """The prompts of rows without responses; None if the rows are feedback of a known shape, or have no prompts."""
+    found = prompt_rows([values for _, values in table.rows], table.where, columns)
     if found is None:
         return None
-    counts = FileCounts(str(path), "prompts", remarks=found.remarks)
-    prompts: dict[Prompt, tuple[str, str]] = {}
-    for (number, _), values in zip(numbered, found.rows, strict=True):
-        origin = Origin(str(path), number)
+    counts = FileCounts(table.where, "prompts", remarks=found.remarks)
+    prompts: list[tuple[Prompt, tuple[str, str]]] = []
+    for (number, _), values in zip(table.rows, found.rows, strict=True):
+        row = Row(values, Origin(table.where, number), table.source, counts, found.table)
         try:
-            row = Row(values, origin, file_source(path), counts, found.table)
             prompt = row.prompt()
-            check_prompt(prompt, origin)
-        except DataError:
+            check_prompt(prompt, row.origin)
+        except DataError as error:
             if not skip_bad_rows:
                 raise
+            row.drop(error.what)
+            counts.count_row([])
         else:
-            prompts.setdefault(prompt, (row.source, row.subset))
+            prompts.append((prompt, (row.source, row.subset)))
+            counts.count_row(["prompts"])
+    logger.info("read %s", counts.summary())
     return prompts
