@@ -20,7 +20,9 @@ class ModelLoading:
     attn_implementation: str | None = option(None, "sdpa, eager, flash_attention_2 ...")
     trust_remote_code: bool = option(False, "Run code from the model's repository.")
     pad_token: str | None = option(None, "Padding token, for tokenizers without a usable one.")
-    chat_template_path: str | None = option(None, "File with a Jinja chat template, for tokenizers without one.")
+    chat_template_path: str | None = option(
+        None, "Jinja chat template, for tokenizers without one: a file, or a tokenizer's folder or Hub id."
+    )
 
     def loading(self) -> dict[str, Any]:
         """Arguments for functions that load models."""
@@ -43,13 +45,18 @@ class ModelLoading:
         """
         if self.chat_template_path is None:
             return None
+        path = Path(self.chat_template_path)
         try:
-            return Path(self.chat_template_path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            if path.is_file() or path.suffix:
+                return path.read_text(encoding="utf-8")
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(self.chat_template_path).chat_template
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"The chat template cannot be read ({error})",
                 where=f"chat_template_path: {self.chat_template_path}",
-                expected="a file with a Jinja template",
+                expected="a file with a Jinja template, or a tokenizer that has one",
             ) from error
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rrm_lm.api.output_run import lora_settings
@@ -130,7 +130,7 @@ def _language_model(model: Any) -> tuple[Any, Tensor | None, bool]:
     if tied:
         lm.tie_weights()
     else:
-        lm.get_output_embeddings().to_empty(device=model.device).to(model.dtype)
+        nn.init.zeros_(lm.get_output_embeddings().to_empty(device=model.device).to(model.dtype).weight)
     return lm.eval(), score.weight.detach().float().clone(), tied
 
 
@@ -144,7 +144,7 @@ def make_model(
         ModelError: Critiques are to be learned by a model whose language-model head is not known.
     """
     backbone = Backbone(start.lm, int(start.tokenizer.pad_token_id), None if config.share_prefixes else False)
-    if config.learns_critiques:
+    if config.learns_critiques and start.writes:
         check_logits(backbone)
     length = _fitted_length(config, backbone)
     settings = RewardSettings(

@@ -6,9 +6,7 @@ from typing import Any
 
 from rrm_lm.errors import DataError
 from rrm_lm.text.chat import Encoded, Line
-from rrm_lm.training.reward.examples import Example, ExampleBuilder, Pair
-
-_COLUMNS = {"chosen_ids", "rejected_ids"}
+from rrm_lm.training.reward.examples import COLUMNS, Example, ExampleBuilder, Pair
 
 
 def is_pretokenized(rows: Any) -> bool:
@@ -16,7 +14,7 @@ def is_pretokenized(rows: Any) -> bool:
     columns = getattr(rows, "column_names", None)
     if columns is None and isinstance(rows, list | tuple) and rows and isinstance(rows[0], dict):
         columns = rows[0]
-    return columns is not None and set(columns) >= _COLUMNS
+    return columns is not None and set(columns) >= set(COLUMNS)
 
 
 def encode_ids(rows: Any, builder: ExampleBuilder, name: str) -> list[Example]:
@@ -27,7 +25,7 @@ def encode_ids(rows: Any, builder: ExampleBuilder, name: str) -> list[Example]:
     """
     examples = []
     for number, row in enumerate(rows, 1):
-        sides = [list(row[column]) for column in ("chosen_ids", "rejected_ids")]
+        sides = [list(row[column]) for column in COLUMNS]
         where = f"{name}, row {number}"
         if not all(sides) or not all(isinstance(i, int) and i >= 0 for side in sides for i in side):
             raise DataError("a row has no token ids", where=where, expected="lists of whole numbers, none empty")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from typing import Any, NamedTuple
 
+from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
@@ -126,6 +127,13 @@ class RewardTrainer(_RewardTrainer):
         if settings is None:
             settings = _settings_of(args, name, peft_config)
         self._settings = settings
+        if peft_config is not None and isinstance(model, PeftModel):
+            raise ConfigError(
+                "The model has an adapter, and there is a peft_config",
+                where="peft_config",
+                expected="one of them",
+                remedy="leave out peft_config, or merge the adapter first (merge_and_unload)",
+            )
         _check(args, settings.run_arguments, train_dataset, data_collator)
         self._read(args, train_dataset, eval_dataset)
         start = load_start(model, settings.model, processing_class, quantization_config)

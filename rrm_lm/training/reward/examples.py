@@ -13,6 +13,8 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.text.batching import Row
 from rrm_lm.text.chat import ChatFormat, Encoded, Line
 
+COLUMNS = ("chosen_ids", "rejected_ids")  # TRL's names for what a pair of token sequences is in
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -42,6 +44,16 @@ class Example:
     ratings: tuple[tuple[int, float], ...] = ()
     origin: str = ""
     prompt_id: str = ""
+
+    def __contains__(self, column: object) -> bool:
+        return bool(self.pairs) and column in COLUMNS
+
+    def __getitem__(self, column: str) -> list[int]:
+        """Token ids of the first pair under TRL's column names: `chosen_ids`, `rejected_ids`."""
+        if column not in self:
+            raise KeyError(column)
+        pair = self.pairs[0]
+        return list(self.lines[pair.chosen if column == COLUMNS[0] else pair.rejected].ids)
 
     @property
     def critique_tokens(self) -> int:

@@ -27,7 +27,7 @@ from rrm_lm.training.global_batches import GlobalBatches
 from rrm_lm.training.gradients import accumulate
 from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.reward.config import RewardConfig
-from rrm_lm.training.reward.examples import Example
+from rrm_lm.training.reward.examples import COLUMNS, Example
 from rrm_lm.training.reward.losses import bradley_terry, centering, graded_target, rating_regression
 from rrm_lm.training.reward.member_weights import member_weights
 
@@ -36,6 +36,8 @@ _ITEMS = ("pairs", "ratings", "critiques")  # what losses are averaged over: pai
 
 class Examples(Dataset[Example]):
     """A list of examples as the data set that Trainer wants."""
+
+    column_names = COLUMNS
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = list(examples)
