@@ -1,4 +1,4 @@
-"""After training: what was saved must be the policy that was trained, or the run fails."""
+"""Checks after training: the saved policy must be identical to the trained one, or the run fails."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rrm_lm.text.chat import Line
 
 logger = logging.getLogger(__name__)
 
-_MERGED_GAP = 1e-3  # how far log-probabilities may be apart after merging in float32, in nats
+_MERGED_GAP = 1e-3  # nats by which log-probabilities may differ after merging in float32
 
 
 def logits_of(root: nn.Module, policy: Policy, lines: Sequence[Line]) -> list[Tensor]:
-    """For each line the logits of the policy as it was trained. Called by all processes.
+    """(response tokens, vocabulary) logits of the trained policy for each line. All processes must call it.
 
     Args:
-        root: What is sharded, if anything is: the model of the trainer.
+        root: The trainer's model, which may be sharded.
         policy: The policy in it.
         lines: Prompts with responses.
     """
@@ -37,20 +37,20 @@ def logits_of(root: nn.Module, policy: Policy, lines: Sequence[Line]) -> list[Te
 def check_saved_policy(
     trained: Sequence[Tensor], policy: Policy, folder: Path, lines: Sequence[Line], **loading: Any
 ) -> None:
-    """Reload a saved policy in a fresh object and compare.
+    """Reload a saved policy into a new object and compare its logits.
 
     Args:
-        trained: Its logits as it was trained (:func:`logits_of`).
+        trained: Logits of the trained policy (:func:`logits_of`).
         policy: The policy.
         folder: Where it was saved.
-        lines: What the logits are of, at every token of the responses.
-        loading: How its backbone was loaded.
+        lines: The lines that the logits are for.
+        loading: Options with which its backbone was loaded.
 
     Raises:
-        CheckpointError: Any logit is not the same, bit for bit.
+        CheckpointError: A logit differs in any bit.
     """
     if not full_copy_fits(policy.backbone):
-        logger.warning("saved to %s; not reloaded, since the whole model does not fit on one device", folder)
+        logger.warning("saved to %s; not reloaded, because the full model does not fit on one device", folder)
         return
     fresh = load_policy(folder, **loading)
     fresh.backbone.to(policy.backbone.device)
@@ -59,7 +59,7 @@ def check_saved_policy(
         if not torch.equal(before, after):
             gap = float((before - after).abs().max())
             raise CheckpointError(
-                f"The saved policy gives other logits than the trained one (up to {gap:.3g} apart)",
+                f"The saved policy gives different logits than the trained one (up to {gap:.3g} apart)",
                 where=str(folder),
                 expected="identical logits after a reload",
                 remedy="do not use this folder; please report the model and the library versions",
@@ -70,19 +70,19 @@ def check_saved_policy(
 def write_merged_policy(
     trained: Sequence[Tensor], policy: Policy, folder: Path, output: Path, lines: Sequence[Line], **loading: Any
 ) -> None:
-    """Write the merged checkpoint, reload it as others would and compare.
+    """Write the merged checkpoint, reload it with plain transformers and compare log-probabilities.
 
     Args:
-        trained: Its logits as it was trained (:func:`logits_of`).
+        trained: Logits of the trained policy (:func:`logits_of`).
         policy: The policy.
         folder: Where its adapter was saved.
         output: Where the merged checkpoint goes.
-        lines: What the log-probabilities are compared on.
+        lines: The lines that the logits are for.
         loading: See :func:`rrm_lm.models.saving.policies.merge_policy`.
 
     Raises:
-        CheckpointError: Log-probabilities differ by more than rounding. Of a backbone that was not trained on in
-            float32 the difference is only told: the merged checkpoint is float32 and computes more exactly.
+        CheckpointError: Log-probabilities differ by more than rounding. If the backbone was not in float32, the
+            difference is only logged: the merged checkpoint is float32, which is more exact.
     """
     merge_policy(folder, output, policy.chat.tokenizer, **loading)
     merged: Any = load_causal_lm(str(output), dtype="float32").to(policy.backbone.device)  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def write_merged_policy(
         gap = max(gap, float((own - logits[line.response_start - 1 : -1].log_softmax(-1)).abs().max()))
     if policy.backbone.causal_lm.dtype == torch.float32 and gap > _MERGED_GAP:
         raise CheckpointError(
-            f"The merged checkpoint gives other probabilities than the adapter (up to {gap:.3g} nats apart)",
+            f"The merged checkpoint gives different probabilities than the adapter (up to {gap:.3g} nats apart)",
             where=str(output),
             expected=f"the same log-probabilities to {_MERGED_GAP:g} nats",
             remedy="use the adapter; please report the model and the library versions",

@@ -67,7 +67,7 @@ def test_nothing_fits(tiny: Path, capsys: Any) -> None:
         (("--gpu_memory", "0GB"), "gpu_memory", "not an amount of memory"),
         (("--num_processes", "0"), "num_processes", "num_processes is 0"),
         (("--memory_margin", "1"), "memory_margin", "memory_margin is 1"),
-        (("--load_in_4bit", "true"), "load_in_4bit", "quantised"),
+        (("--load_in_4bit", "true"), "load_in_4bit", "quantized weights cannot be planned for"),
         (("--dtype", "int8"), "dtype", "is not a dtype for weights"),
         (("--samples_per_prompt", "3"), "samples_per_prompt", "cannot be divided by 3"),
         (("--model_name_or_path", "no/such/config.json"), "no/such/config.json", "no such folder"),

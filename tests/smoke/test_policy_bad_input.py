@@ -277,7 +277,7 @@ def test_reload_with_different_logits_fails_the_run(
     monkeypatch.setattr(policy_save, "load_policy", load)
     result = teach(capsys, tiny, prompts, tmp_path / "out")
     assert result.code == 2
-    assert "The saved policy gives other logits than the trained one" in result.error["error"]
+    assert "The saved policy gives different logits than the trained one" in result.error["error"]
 
 
 # -- help -----------------------------------------------------------------------------------------------------------

@@ -297,7 +297,7 @@ def test_reload_with_different_logits_fails_the_run(
     monkeypatch.setattr(policy_save, "load_policy", load)
     result = train(capsys, tiny, chosen, tmp_path / "out", "--sft_on", "chosen")
     assert result.code == 2
-    assert "The saved policy gives other logits than the trained one" in result.error["error"]
+    assert "The saved policy gives different logits than the trained one" in result.error["error"]
 
 
 def test_merged_checkpoint_with_different_probabilities_fails_the_run(
@@ -313,7 +313,7 @@ def test_merged_checkpoint_with_different_probabilities_fails_the_run(
     monkeypatch.setattr(policy_save, "load_causal_lm", load)
     result = train(capsys, tiny, chosen, tmp_path / "out", "--sft_on", "chosen", "--merge", "true")
     assert result.code == 2
-    assert "The merged checkpoint gives other probabilities than the adapter" in result.error["error"]
+    assert "The merged checkpoint gives different probabilities than the adapter" in result.error["error"]
 
 
 @pytest.mark.parametrize("precision", [("--bf16", "true"), ("--dtype", "bfloat16")])

@@ -1,4 +1,4 @@
-"""`rrm-lm compare`: answers of policies, what they are worth, and the page about it.
+"""`rrm-lm compare`: draws responses of policies, scores and judges them, and writes a report.
 
 May import everything but `cli`.
 """

@@ -1,4 +1,4 @@
-"""What `rrm-lm compare` leaves behind: results.json, samples.jsonl, verdicts.jsonl, report.html, and a table."""
+"""The output of `rrm-lm compare`: results.json, samples.jsonl, verdicts.jsonl, report.html, and a table."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from rrm_lm.training.over_optimisation import FILE_NAME, read_measurements
 
 logger = logging.getLogger(__name__)
 
-_WIDTH = 120  # of the table where no terminal has one of its own
+_WIDTH = 120  # of the table if stdout is not a terminal
 
 
 def write_comparison(
     comparison: PolicyComparison, folder: Path, *, configuration: Mapping[str, object]
 ) -> PolicyReportData:
-    """Write every number, every sample, every verdict and the page, and print the numbers; returns the page's data.
+    """Write all numbers, samples and verdicts and the report, and print the numbers; returns the report's data.
 
     Args:
-        comparison: What was found.
+        comparison: The comparison.
         folder: Where the files go.
-        configuration: Settings for the page.
+        configuration: Settings to show in the report.
     """
     tracks = training_tracks(comparison)
     monitored = {name: found.to_dict() for name, found in tracks.items()}
@@ -45,13 +45,13 @@ def write_comparison(
         comparison=comparison, tracks=tracks, configuration=configuration, environment=environment()
     )
     write_policy_report(report, folder / "report.html")
-    show(comparison)
+    print_comparison(comparison)
     logger.info("report: %s", folder / "report.html")
     return report
 
 
 def training_tracks(comparison: PolicyComparison) -> dict[str, OverOptimisation]:
-    """What the measurements during training say of the policies in whose folders there are any."""
+    """Over-optimization during training, of the policies whose folders have measurements of it."""
     files = {result.name: Path(result.name).expanduser() / FILE_NAME for result in comparison.policies}
     return {
         name: over_optimisation(track_of(measurements))
@@ -61,7 +61,7 @@ def training_tracks(comparison: PolicyComparison) -> dict[str, OverOptimisation]
 
 
 def sample_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
-    """One row for each sample: prompt by prompt, the reference first."""
+    """One row per sample, ordered by prompt, the reference first."""
     for number, prompt in enumerate(comparison.prompts):
         for one in comparison.written:
             for k, sample in enumerate(one.samples[number]):
@@ -79,7 +79,7 @@ def sample_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
 
 
 def verdict_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
-    """One row for each pair a judge saw: its probability that the policy's response is the better one, by order."""
+    """One row per judged pair: the probability that the policy's response is better, in either order."""
     for judge, by_policy in comparison.verdicts.items():
         for policy, verdicts in by_policy.items():
             for verdict in verdicts:
@@ -92,41 +92,28 @@ def verdict_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
                 }
 
 
-def show(comparison: PolicyComparison) -> None:
-    """Print the numbers as a table, and what they say in a sentence for each policy."""
+def print_comparison(comparison: PolicyComparison) -> None:
+    """Print the numbers as a table, and a one-sentence verdict for each policy."""
     measure = policy_wording.main_measure(comparison)
     table = Table(title=f"{len(comparison.prompts)} held-out prompts", title_justify="left")
-    columns = [
-        "policy",
-        *([] if measure is None else [f"mean {measure}", "difference", "wins"]),
-        "KL",
-        "tokens",
-        "ended",
-    ]
-    for column in columns:
+    rewards = [] if measure is None else [f"mean {measure}", "difference", "wins"]
+    for column in ("policy", *rewards, "KL", "tokens", "ended"):
         table.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
     for result in comparison.results:
-        cells = [result.name]
+        cells = []
         if measure is not None:
             against = result.against.get(measure)
-            cells += [
-                _cell(policy_wording.with_interval(result.rewards.get(measure))),
-                _cell(policy_wording.with_interval(against and against.difference, sign=True)),
-                _cell(policy_wording.share_with_interval(against and against.win_rate)),
+            cells = [
+                policy_wording.with_interval(result.rewards.get(measure)),
+                policy_wording.with_interval(against and against.difference, sign=True),
+                policy_wording.share_with_interval(against and against.win_rate),
             ]
-        cells.append(_cell(policy_wording.with_interval(result.kl)))
-        cells += [
-            _cell((policy_wording.level(name, result.drift[name].level)[0], "")) for name in ("tokens", "finished")
-        ]
-        table.add_row(*cells)
+        cells.append(policy_wording.with_interval(result.kl))
+        cells += [(policy_wording.level(name, result.drift[name].level)[0], "") for name in ("tokens", "finished")]
+        table.add_row(result.name, *("\n".join(filter(None, cell)) for cell in cells))
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table)
     for result in comparison.policies:
         console.print(policy_wording.verdict(comparison, result), soft_wrap=True)
         for doubt in policy_wording.doubts(comparison, result):
             console.print(f"  - {doubt}", soft_wrap=True)
-
-
-def _cell(cell: policy_wording.Cell) -> str:
-    value, below = cell
-    return f"{value}\n{below}" if below else value
