@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from rrm_lm.cli.main import main
 from rrm_lm.feedback.records import Comparison
@@ -67,10 +69,14 @@ def train(capture: Any, model: Path, data: Path | Sequence[Path], output: Path, 
         "use_cpu": "true",
         "lora_r": 4,
     }
+    names = ("--model_name_or_path", model, "--output_dir", output, "--dataset_name", *files)
+    return run(capture, "reward", *names, *flags(settings, more))
+
+
+def flags(settings: Mapping[str, object], more: Sequence[object] = ()) -> list[object]:
+    """Settings as command-line flags; those that `more` sets are replaced by its."""
     given = {str(word).removeprefix("--") for word in more if str(word).startswith("--")}
-    flags = [word for name, value in settings.items() if name not in given for word in (f"--{name}", value)]
-    names = ("--model_name_or_path", model, "--output_dir", output)
-    return run(capture, "reward", *names, "--dataset_name", *files, *flags, *more)
+    return [word for name, value in settings.items() if name not in given for word in (f"--{name}", value)] + [*more]
 
 
 def pair_rows(count: int, *, seed: int = 0, critiques: bool = True) -> list[dict[str, Any]]:
@@ -109,6 +115,17 @@ def read(path: Path) -> Any:
 def rewards_of(folder: Path) -> list[tuple[float, float]]:
     """(reward of chosen, reward of rejected) for each row of a folder's scores.jsonl."""
     return [(row["reward_chosen"], row["reward_rejected"]) for row in read_rows(folder / "scores.jsonl")]
+
+
+def check_readable_policy(folder: Path, base: Path) -> None:
+    """PEFT and plain transformers load the adapter and its merged checkpoint, which agree and differ from the base."""
+    ids = torch.tensor([[1, 30, 40, 50, 60]])
+    with torch.no_grad():
+        adapted = AutoPeftModelForCausalLM.from_pretrained(str(folder)).eval()(input_ids=ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(str(folder / "merged"))(input_ids=ids).logits
+        bare = AutoModelForCausalLM.from_pretrained(str(base))(input_ids=ids).logits
+    torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(bare, adapted, atol=1e-2)
 
 
 def adapter(folder: Path) -> dict[str, Tensor]:

@@ -24,6 +24,17 @@ def environment() -> dict[str, str]:
     return there
 
 
+def run_script(script: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a script of `scripts/` on two processes, as a launcher would, without setting ACCELERATE_USE_CPU."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "scripts" / script), *map(str, words)],
+        capture_output=True, text=True, check=False, env=environment(), cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def launch_sharded(*words: object, config: str = "fsdp2") -> str:
     """Run a command on two processes that shard a model; returns stderr. Fails if one process holds the full model."""
     done = subprocess.run(

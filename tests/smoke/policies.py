@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.smoke.commands import Result, read, run, write_rows
+from tests.smoke.commands import Result, flags, read, run, write_rows
 
 QUESTIONS = [
     *("what is the moon made of?", "who lives in the sea?", "is the answer blue?", "what was asked?", "who is it?"),
@@ -75,13 +75,10 @@ def teach(capture: Any, model: Path, prompts: Path, output: Path, *more: object)
         "use_cpu": "true",
         "lora_r": 4,
     }
-    given = {str(word).removeprefix("--") for word in more if str(word).startswith("--")}
-    if "reward_model" in given:
+    if "--reward_model" in more:
         settings.pop("reward_function")
-    flags = [word for name, value in settings.items() if name not in given for word in (f"--{name}", value)]
-    return run(
-        capture, "policy", "--model_name_or_path", model, "--prompts", prompts, "--output_dir", output, *flags, *more
-    )
+    names = ("--model_name_or_path", model, "--prompts", prompts, "--output_dir", output)
+    return run(capture, "policy", *names, *flags(settings, more))
 
 
 def updates(folder: Path) -> list[dict[str, Any]]:

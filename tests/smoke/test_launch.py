@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,14 @@ import torch
 
 from tests.smoke.commands import adapter, contents, pair_rows, read, rewards_of, run, train, write_rows
 from tests.smoke.conftest import Trained
-from tests.smoke.launches import PROGRAM, ROOT, environment, launch_sharded
+from tests.smoke.launches import PROGRAM, ROOT, environment, launch_sharded, run_script
 
 pytestmark = pytest.mark.slow
 
 
 def launch(script: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run a script of `scripts/` on two processes, as a launcher would, without setting ACCELERATE_USE_CPU."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(ROOT / "scripts" / script), *map(str, words)],
-        capture_output=True, text=True, check=False, env=environment(), cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("on held-out preferences") == 1  # one process tells
+    done = run_script(script, *words)
+    assert done.stdout.count("on held-out preferences") == 1  # only one process prints
     return done
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from rrm_lm.storage import verify
 from rrm_lm.training.checkpoints import newest_verified
-from tests.smoke.commands import read, train
+from tests.smoke.commands import flags, read, train
 from tests.smoke.launches import ACCELERATE, PROGRAM, ROOT, Launched
 from tests.smoke.policies import write_prompts
 
@@ -39,7 +39,7 @@ def test_sigterm_resume_and_sigkill(tiny: Path, pairs: Path, tmp_path: Path, cap
         "save_strategy": "steps", "save_steps": 5, "save_total_limit": 3, "disable_tqdm": "true",
         "logging_steps": 1000,
     }  # fmt: skip
-    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    words = flags(settings)
     run = Launched((*PROGRAM, "reward", "--accelerate_config", "cpu2", *words), tmp_path / "first.log")
     try:
         run.wait_for(lambda: step(folder))
@@ -94,7 +94,7 @@ def test_error_in_one_process_stops_both(tiny: Path, tmp_path: Path) -> None:
         "output_dir": tmp_path / "out", "response_length": 6, "per_device_train_batch_size": 2, "max_steps": 50,
         "eval_fraction": 0, "save_strategy": "steps", "save_steps": 1, "dtype": "float32", "lora_r": 4,
     }  # fmt: skip
-    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    words = flags(settings)
     script = ROOT / "scripts" / "train_policy.py"
     run = Launched((*ACCELERATE, "--config_file", CPU2, script, *words), tmp_path / "log")
     try:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +9,8 @@ import pytest
 import torch
 
 from tests.smoke.commands import adapter, read
-from tests.smoke.launches import launch_sharded
+from tests.smoke.launches import launch_sharded, run_script
 from tests.smoke.policies import measured, teach, updates, write_prompts
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -28,24 +23,9 @@ def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
     words = ("--eval_prompts", prompts.parent / "heldout.jsonl", "--gold", gold, "--max_steps", 2)
     one = teach(capsys, tiny, prompts, tmp_path / "one", *words)
     assert one.code == 0, one.err
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment.pop("ACCELERATE_USE_CPU", None)
-    more = [
-        "--allow_code",
-        "--config",
-        tmp_path / "one" / "config.yaml",
-        "--per_device_train_batch_size",
-        2,
-        "--use_cpu",
-        "false",
-    ]
-    more += ["--save_strategy", "steps", "--save_steps", 1]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(ROOT / "scripts" / "train_policy.py"), *map(str, more), "--output_dir", str(tmp_path / "two")],
-        capture_output=True, text=True, check=False, env=environment, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    more = ("--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 2, "--use_cpu", "false")
+    more += ("--allow_code", "--save_strategy", "steps", "--save_steps", 1)
+    done = run_script("train_policy.py", *more, "--output_dir", tmp_path / "two")
     assert "[process 0] saved to" in done.stderr and "[process 1] saved to" not in done.stderr
     assert done.stderr.count("update 1 of 2: ") == 1 and done.stderr.count("One prompt as the model sees it") == 1
     assert {path.name for path in (tmp_path / "two").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}

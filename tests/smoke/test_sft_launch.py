@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.smoke.commands import adapter, pair_rows, read, run, write_rows
-
-ROOT = Path(__file__).parents[2]
+from tests.smoke.commands import adapter, flags, pair_rows, read, run, write_rows
+from tests.smoke.launches import run_script
 
 pytestmark = pytest.mark.slow
 
@@ -31,18 +27,10 @@ def test_training(tiny: Path, tmp_path: Path, capsys: Any) -> None:
         "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0, "lr_scheduler_type": "constant", "lora_r": 4,
         "dtype": "float32", "disable_tqdm": "true", "per_device_train_batch_size": 8,
     }  # fmt: skip
-    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    one = run(capsys, "sft", *words, "--output_dir", tmp_path / "one", "--use_cpu", "true")
+    one = run(capsys, "sft", *flags(settings), "--output_dir", tmp_path / "one", "--use_cpu", "true")
     assert one.code == 0, one.err
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment.pop("ACCELERATE_USE_CPU", None)
-    words = ["--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 4, "--use_cpu", "false"]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(ROOT / "scripts" / "train_sft.py"), *map(str, words), "--output_dir", str(tmp_path / "two")],
-        capture_output=True, text=True, check=False, env=environment, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    more = ("--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 4, "--use_cpu", "false")
+    done = run_script("train_sft.py", *more, "--output_dir", tmp_path / "two")
     assert "[process 0] saved to" in done.stderr and "[process 1] saved to" not in done.stderr
     mine, theirs = adapter(tmp_path / "one"), adapter(tmp_path / "two")
     assert mine.keys() == theirs.keys()
