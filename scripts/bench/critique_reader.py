@@ -1,13 +1,13 @@
-"""Reading critiques: how satisfied is the person who wrote this?
+"""Extracts ratings from critiques: how satisfied is the person who wrote this?
 
-A comparison says which response is better, a critique says how good each one is, on a scale that holds across prompts.
-The reader finds that scale without any extra label: from the comparisons it learns which words go with the better
-response, and then gives every response that somebody wrote about a rating. It sees the words alone, never the response,
-and the reward model, which sees the response alone, learns from its ratings: what is known only at training time
-teaches what is known at scoring time (Lopez-Paz et al. 2016, arXiv 1511.03643).
+A comparison says which response is better; a critique says how good each one is, on a scale that holds across prompts.
+The reader learns that scale without extra labels: comparisons show which words go with the better response, and then
+every response with critiques gets a rating. The reader sees only the critiques, never the response. The reward model,
+which sees only the response, learns from its ratings: information that is available only in training teaches the model
+that scores (Lopez-Paz et al. 2016, arXiv 1511.03643).
 
-A linear model on the frozen backbone: the hidden state, at three fifths of its depth, in which the language model is
-about to say how the person found the answer.
+It is a linear model on a hidden state of the frozen backbone, at three fifths of its depth, at the token where the
+language model is about to say how the person liked the answer.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.text.batching import length_groups
 
 _QUESTION = 'What someone wrote about an answer: "{}" All in all, this person found the answer'
-_DEPTH = 0.6  # of the layers; deeper ones are busy with the next token, shallower ones with single words
+_DEPTH = 0.6  # of the layers; deeper ones encode the next token, shallower ones single words
 _PENALTY = 1e-3
 _SPREAD = 1.5  # standard deviation of the ratings' logits: most ratings between 0.05 and 0.95
 _BATCH_TOKENS = 4096
 
 
 class CritiqueReader:
-    """Rates responses by what was written about them.
+    """Rates responses by their critiques.
 
     Args:
         backbone: The frozen model; its adapters stay off.
         tokenizer: Its tokenizer.
-        max_length: Longest critique in tokens; of a longer one the beginning is read.
+        max_length: Maximum tokens of a critique; longer ones are truncated.
     """
 
     def __init__(self, backbone: Backbone, tokenizer: Any, max_length: int = 128) -> None:
@@ -45,10 +45,10 @@ class CritiqueReader:
         self._shift, self._spread = 0.0, 1.0
 
     def fit(self, comparisons: Sequence[Comparison]) -> CritiqueReader:
-        """Learn from the comparisons whose responses both have critiques which words go with the better one.
+        """Fit on the comparisons whose responses both have critiques.
 
         Raises:
-            ValueError: There is no such comparison.
+            ValueError: There are no such comparisons.
         """
         read = [pair for pair in comparisons if pair.chosen_critiques and pair.rejected_critiques]
         if not read:
@@ -93,7 +93,9 @@ class CritiqueReader:
                 width = max(len(rows[i]) for i in group)
                 ids = torch.full((len(group), width), self.backbone.pad_id)
                 for place, i in enumerate(group):
-                    ids[place, : len(rows[i])] = torch.tensor(rows[i])  # causal: padding on the right is never seen
+                    ids[place, : len(rows[i])] = torch.tensor(
+                        rows[i]
+                    )  # causal attention never sees padding on the right
                 output = self.backbone.decoder(
                     input_ids=ids.to(self.backbone.device), output_hidden_states=True, use_cache=False
                 )

@@ -1,8 +1,8 @@
-"""What it costs to score with an ensemble: several reward heads on one adapter against one head, interleaved.
+"""Cost of scoring with an ensemble: several reward heads on one adapter against a single head, interleaved.
 
     python scripts/bench/ensemble.py          writes scripts/bench/results/ensemble.json (two minutes)
 
-The same adapter on SmolLM2 scores the same responses, four to a prompt, with one head and with four.
+The same adapter on SmolLM2 scores the same responses, four per prompt, with one head and with four.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DATA = Path(__file__).parents[2] / "data" / "assistant" / "heldout.jsonl.gz"
 
 
 def scorer(heads: int) -> RewardScorer:
-    """A fresh reward model; what its weights are makes no difference to what it costs."""
+    """A new reward model; its weights do not affect the cost."""
     tokenizer: Any = load_tokenizer(MODEL)
     backbone = Backbone(load_causal_lm(MODEL, dtype="float32"), int(tokenizer.pad_token_id))
     lora = LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear")
@@ -44,7 +44,7 @@ def scorer(heads: int) -> RewardScorer:
 
 
 def groups(prompts: int) -> tuple[list[Prompt], list[list[str]]]:
-    """Prompts, each with four responses that were written to some prompt of the set."""
+    """Prompts, each with four responses taken from any prompt of the set."""
     pairs = load_feedback(str(DATA)).comparisons
     texts = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
     chosen = list(dict.fromkeys(pair.prompt for pair in pairs))[:prompts]
@@ -64,7 +64,7 @@ def main() -> None:
         for name, one in scorers.items():
             started = time.perf_counter()
             one.score(prompts, responses)
-            if number:  # the first round finds out what the model can share
+            if number:  # the first round also checks whether the model can share prefixes
                 seconds[name].append(time.perf_counter() - started)
     ratios = [many / one for one, many in zip(seconds["one"], seconds["ensemble"], strict=True)]
     result: dict[str, object] = {

@@ -1,20 +1,19 @@
-"""Speed and memory on a GPU: reward training and PPO on three sizes of model in bfloat16, against TRL 1.12's trainers.
+"""Speed and memory on a GPU: reward training and PPO on models of three sizes in bfloat16, compared with TRL 1.12.
 
     python scripts/bench/gpu.py                      writes scripts/bench/results/scaling_gpu.json
-    python scripts/bench/gpu.py --device cpu         a tiny model on the CPU: tries the script, and keeps nothing
+    python scripts/bench/gpu.py --device cpu         a tiny model on the CPU: tests the script, saves nothing
 
-Models: the embedded one, and two randomly initialised on the device from a configuration (1B, 8B). LoRA of rank 16 on
-all linear layers, bfloat16 weights and autocasting. A step of reward training takes 32 pairs, an update of PPO 64
-episodes of 128 new tokens and four epochs. Every run is a process of its own. Settings of each side are tried in turn,
-from those expected to be fastest to those that take the least memory, until one that fits is slower than one before;
-the fastest is then run in rounds, both sides in turn. A side that runs out of memory, fails or takes too long is
-recorded as such, and the others go on. Finished runs are kept: the script can be stopped, and goes on where it was.
+Models: the embedded one, and two that are randomly initialized on the device (1B, 8B). LoRA of rank 16 on all linear
+layers, bfloat16 weights and autocasting. A step of reward training has 32 pairs; a PPO update has 64 episodes of 128
+new tokens and four epochs. Every run is a separate process. The settings of each side are tried in order, from the
+fastest expected to the smallest memory, until one that fits is slower than an earlier one. The fastest setting then
+runs in rounds that alternate between both sides. If a side runs out of memory, fails or takes too long, this is
+recorded and the others continue. Finished runs are saved, so a stopped script resumes.
 
-For each side: `tokens_per_second`, tokens of a step's conversations (each counted once, whatever the number of epochs,
-without padding) over the seconds of a whole step, rollouts and optimizer included; `mfu`, the operations that the
-side's models need for a step (see gpu_flops.py: frozen weights have no weight gradients, recomputation and padding
-count for nothing, what a row shares is computed once) over these seconds and over the peak, which is that of a large
-bfloat16 matrix product in the same process; `peak_memory_gib`, the most that tensors had on the device.
+For each side: `tokens_per_second`, the tokens of a step's conversations (each counted once, whatever the number of
+epochs, without padding) per second of a full step, including rollouts and optimizer; `mfu`, the operations that the
+side's models need for a step (see gpu_flops.py) per second, relative to those of a large bfloat16 matrix product in
+the same process; `peak_memory_gib`, the peak memory of tensors on the device.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ SIDES_FILE = Path(__file__).with_name("gpu_sides.py")
 
 
 class Runs:
-    """What was found out, each run kept as soon as it is done.
+    """The results, saved after every run.
 
     Args:
-        path: Where it is kept; ``None`` to keep nothing.
-        about: What it is about; runs about something else are not gone on with.
-        seconds: Longest time of a process.
-        fresh: Forget what is kept.
+        path: The results file; ``None`` to save nothing.
+        about: Describes the measurement; results of another measurement are not continued.
+        seconds: Time limit of a process.
+        fresh: Discard saved results.
     """
 
     def __init__(self, path: Path | None, about: Result, seconds: float, fresh: bool) -> None:
@@ -58,7 +57,7 @@ class Runs:
         self.found: dict[str, Result] = kept.get("runs", {})
 
     def __call__(self, job: Job, number: str) -> Result:
-        """The result of a job, by its number: of an earlier start, or of one now."""
+        """The result of a job with this number: a saved one, or that of a new run."""
         key = f"{job.model} {job.task} {job.side} {number}"
         if key not in self.found:
             self.found[key] = {"setting": job.setting, **launch(job, self.seconds)}
@@ -76,7 +75,7 @@ def launch(job: Job, seconds: float) -> Result:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if job.device == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
-    else:  # Trainer would take all that it sees
+    else:  # Trainer would use all visible GPUs
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     command = [sys.executable, str(SIDES_FILE), job.dumps()]
     try:
@@ -93,7 +92,7 @@ def launch(job: Job, seconds: float) -> Result:
 
 
 def _told(result: Result) -> str:
-    """A result in a line."""
+    """A result as one line."""
     if "error" in result:
         return f"{result['setting']}: {result['error']}"
     names = ("tokens_per_second", "mfu", "peak_memory_gib", "rollout_tokens_per_second")
@@ -101,12 +100,12 @@ def _told(result: Result) -> str:
 
 
 def choose(runs: Runs, job: Job, most: int) -> tuple[dict[str, Any] | None, list[Result]]:
-    """The fastest setting of a side, and all that were tried.
+    """The fastest setting of a side, and the results of all that were tried.
 
     Args:
-        runs: Runs them.
+        runs: Runs the jobs.
         job: With any setting.
-        most: How many are tried.
+        most: Maximum number of settings to try.
     """
     tried: list[Result] = []
     best: Result | None = None
@@ -122,7 +121,7 @@ def choose(runs: Runs, job: Job, most: int) -> tuple[dict[str, Any] | None, list
 
 
 def compare(runs: Runs, job: Job, sides: Sequence[str], rounds: int, most: int) -> Result:
-    """Both sides of a task on a model."""
+    """Compare both sides of a task on a model."""
     jobs, result = [], {}
     for side in sides:
         setting, tried = choose(runs, replace(job, side=side), most)
@@ -148,7 +147,7 @@ def compare(runs: Runs, job: Job, sides: Sequence[str], rounds: int, most: int) 
 
 
 def summary(many: Sequence[Result]) -> Result:
-    """Medians over the rounds of a side; the most for memory."""
+    """Medians over the rounds of a side; the maximum for memory."""
     whole = [one for one in many if "error" not in one]
     failed = {"failed_rounds": [one["error"] for one in many if "error" in one]}
     if not whole:
@@ -167,7 +166,7 @@ def _outcome(result: Result) -> Any:
 
 
 def device_of(name: str) -> Result:
-    """What is measured on."""
+    """A description of the device."""
     if name != "cuda":
         return {"name": str(machine()["cpu"])}
     about = torch.cuda.get_device_properties(0)

@@ -1,10 +1,10 @@
-"""Operations that training on a Llama-style model needs: counted, not measured, and nothing that is done twice.
+"""Operations that training a Llama-style model needs: counted, not measured, and without repeated work.
 
-A product of a token with a matrix of N weights is 2 N operations forward, 2 N back to its input, and 2 N back to the
-weights where these are trained; so a frozen layer counts 4 N a token of forward and backward, not 6 N, and its LoRA
-weights 6 each. Attention counts 4 operations forward and 8 backward for every number of a query that meets a key it may
-see. The language-model head counts for the tokens whose probability is needed: those of responses. Embeddings, norms,
-activations, softmax, scalar heads and the optimizer count for nothing; padding and recomputed activations, too.
+The product of a token with a matrix of N weights takes 2 N operations forward, 2 N backward to its input, and 2 N
+backward to the weights if they are trained. So a frozen layer counts 4 N per token, not 6 N, and each LoRA weight 6.
+Attention counts 4 operations forward and 8 backward per query dimension and visible key. The language-model head
+counts only for tokens whose probability is needed: those of responses. Not counted are embeddings, norms, activations,
+softmax, scalar heads, the optimizer, padding and recomputed activations.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Weights that a token is multiplied with once in a pass.
+    """Numbers of weights that each token is multiplied with once per pass.
 
     Attributes:
         layers: Of all layers, without adapters.
         lora: Of one adapter on all their linear layers.
         head: Of the language-model head.
-        width: Numbers of a query, of all heads of all layers.
+        width: Query dimensions, summed over all heads and layers.
     """
 
     layers: int
@@ -50,7 +50,7 @@ class Sizes:
 
     @classmethod
     def of(cls, config: Any, rank: int) -> Sizes:
-        """Of a configuration of the Llama family, with LoRA of this rank."""
+        """Sizes of a configuration of the Llama family with LoRA of this rank."""
         hidden, inner = config.hidden_size, config.intermediate_size
         size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
         queries, keys = size * config.num_attention_heads, size * config.num_key_value_heads
@@ -78,17 +78,17 @@ class Sizes:
         return self.forward(text) + self.backward(text)
 
     def ppo(self, lengths: Sequence[int], response: int, epochs: int, value_model: str | None) -> dict[str, float]:
-        """An update of PPO, by its parts.
+        """A PPO update, by its parts.
 
-        Old log-probabilities and values are those of the first pass that is learned from, or of the rollout; only a
-        value model of its own has a pass more.
+        Old log-probabilities and values come from the first training pass or from the rollout; only a separate value
+        model needs another pass.
 
         Args:
             lengths: Tokens of each episode, prompt and response.
             response: Tokens of each response.
             epochs: PPO epochs.
-            value_model: Whether a second model is the value function: ``whole`` if all of it is trained, ``lora`` if an
-                adapter is; ``None`` for a head on the policy.
+            value_model: ``whole`` for a separate, fully trained value model, ``lora`` for a separate one with an
+                adapter, ``None`` for a value head on the policy.
         """
         lines, decoded = Text.of(lengths), Text.of([length - 1 for length in lengths])
         head = 2.0 * len(lengths) * response * self.head

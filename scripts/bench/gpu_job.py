@@ -1,4 +1,4 @@
-"""The work of `gpu.py`: models, settings of each side, what a step works on, and one process's share of it."""
+"""The jobs of `gpu.py`: models, settings of each side, the workload of a step, and the job of one process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 TASKS, SIDES, EMBEDDED = ("reward", "ppo"), ("ours", "trl"), "embedded"
-MARK = "RESULT "  # in front of what a process found
+MARK = "RESULT "  # precedes the result of a process
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model of the Llama family, randomly initialised."""
+    """A model of the Llama family, randomly initialized."""
 
     hidden: int
     layers: int
@@ -34,7 +34,7 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape(64, 2, 4, 2, 128, 512, tied=True),  # to try the script
+    "tiny": Shape(64, 2, 4, 2, 128, 512, tied=True),  # for tests
     "1b": Shape(2048, 16, 32, 8, 8192, 128256, tied=True),  # as Llama 3.2 1B
     "8b": Shape(4096, 32, 32, 8, 14336, 128256, tied=False),  # as Llama 3.1 8B
 }
@@ -46,7 +46,7 @@ _OURS: list[dict[str, Any]] = [
     {"micro_batch_tokens": 16384, "activation_checkpointing": True},
     {"micro_batch_tokens": 2048, "activation_checkpointing": True},
 ]
-# What is tried for each side, the one expected to be fastest first; the last ones take the least memory.
+# Settings to try for each side, from the fastest expected to the smallest memory.
 SETTINGS: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("reward", "ours"): _OURS,
     ("reward", "trl"): [
@@ -57,7 +57,7 @@ SETTINGS: dict[tuple[str, str], list[dict[str, Any]]] = {
     ],
     ("ppo", "ours"): _OURS,
     # TRL's PPO never recomputes activations, whatever its settings. Its value model is fully trained, TRL's default;
-    # where that does not fit, with an adapter.
+    # if that does not fit, only an adapter is.
     ("ppo", "trl"): [
         {"micro_batch": 16, "rollout_batch": 64, "value_model": "whole"},
         {"micro_batch": 4, "rollout_batch": 16, "value_model": "whole"},
@@ -69,13 +69,13 @@ SETTINGS: dict[tuple[str, str], list[dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Load:
-    """What a step works on. Lengths of prompts, and of a pair's responses, are spread evenly between two of these.
+    """The workload of a step. Lengths of prompts and of responses of pairs are evenly spaced between two limits.
 
     Attributes:
         pairs: Of a step of reward-model training.
         episodes: Of an update of PPO.
         shortest, longest: Tokens of a prompt, and of a pair's responses.
-        new_tokens: Of each of PPO's responses, none of which ends early.
+        new_tokens: Tokens of each PPO response; none ends early.
         epochs: PPO epochs.
     """
 
@@ -87,7 +87,7 @@ class Load:
     epochs: int = 4
 
 
-SMALL = Load(pairs=4, episodes=4, shortest=6, longest=24, new_tokens=6, epochs=2)  # to try the script on a CPU
+SMALL = Load(pairs=4, episodes=4, shortest=6, longest=24, new_tokens=6, epochs=2)  # for tests on a CPU
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class Job:
         model: One of MODELS.
         task, side: What is trained, by whom.
         setting: One of SETTINGS.
-        load: What a step works on.
+        load: The workload of a step.
         device: Where.
-        steps: How many are measured, after a first one.
-        embedded: The model whose tokenizer all take; itself the one called ``embedded``.
+        steps: Number of measured steps, after a first one.
+        embedded: The model whose tokenizer all models use, and which is called ``embedded``.
     """
 
     model: str

@@ -1,7 +1,7 @@
 """What `gpu.py` measures: a few steps of one trainer, ours or TRL's, on one model, in a separate process.
 
-Every step takes the same conversations, so all steps are alike; the first one is not counted. Tokens are drawn from a
-seeded generator: what they say changes nothing in the time that they take.
+All steps use the same conversations; the first step is not counted. Tokens are random, because their content does not
+affect the time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from rrm_lm.training.reward.examples import Example, Pair
 from rrm_lm.training.reward.trainer import RewardTrainer
 
 RANK, DTYPE = 16, torch.bfloat16
-# Named, since "all-linear" would also mean TRL's classification heads.
+# Listed, because "all-linear" would include TRL's classification heads.
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -59,7 +59,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class Clock(TrainerCallback):
-    """When each step ended, and how long each rollout took, by a device that is waited for."""
+    """End times of steps and durations of rollouts, after synchronizing the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -87,7 +87,7 @@ class Clock(TrainerCallback):
 
 
 def matrix_peak(device: torch.device) -> float:
-    """Operations per second of a large bfloat16 matrix product, the best of a few: the peak that shares are of."""
+    """Operations per second of a large bfloat16 matrix product (the best of several): the peak for MFU."""
     size, repeats = (8192, 20) if device.type == "cuda" else (256, 4)
     left, right = (torch.randn(size, size, device=device, dtype=DTYPE) for _ in range(2))
     clock, best = Clock(device), 0.0
@@ -100,15 +100,15 @@ def matrix_peak(device: torch.device) -> float:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Most memory of tensors on the device so far; of a CPU, the most that the process has had."""
+    """Peak memory of tensors on the device so far; on a CPU, peak memory of the process."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_rss_mb() / 1024
 
 
-# -- what is trained on ---------------------------------------------------------------------------------------------
+# -- data ----------------------------------------------------------------------------------------------------------
 
 
 def lengths(count: int, load: Load, seed: int) -> list[int]:
-    """Evenly spread lengths, in an order drawn from the seed."""
+    """Evenly spaced lengths in random order."""
     step = (load.longest - load.shortest) / max(1, count - 1)
     spread = [round(load.shortest + number * step) for number in range(count)]
     random.Random(seed).shuffle(spread)
@@ -136,7 +136,7 @@ def prompts(job: Job, vocabulary: int) -> list[list[int]]:
 
 
 def made(job: Job, classifier: bool = False) -> Any:
-    """A model in bfloat16 on the device. Random weights are drawn there: none of them is ever on the host."""
+    """A model in bfloat16 on the device. Random weights are created there, never on the host."""
     if job.model == EMBEDDED:
         loaded: Any = (
             load_sequence_classifier(job.embedded, dtype=DTYPE, num_labels=1)
@@ -163,13 +163,13 @@ def lora(task_type: str = "CAUSAL_LM") -> LoraConfig:
 
 @dataclass
 class Side:
-    """A trainer, and what a step of it is.
+    """A trainer and the size of its steps.
 
     Attributes:
         trainer: Ready to train.
         tokens: Of the conversations of a step, prompts and responses, each counted once, without padding.
-        flops: Operations that a step needs, by its parts.
-        more: What else is to be known of it, asked after training.
+        flops: Operations of a step, by part.
+        more: Returns additional results after training.
     """
 
     trainer: Any
@@ -179,7 +179,7 @@ class Side:
 
 
 def shared(job: Job, folder: str) -> dict[str, Any]:
-    """Settings that all trainers have in common."""
+    """Settings that all trainers share."""
     return {
         "output_dir": folder, "learning_rate": 1e-5, "lr_scheduler_type": "constant", "save_strategy": "no",
         "report_to": "none", "disable_tqdm": True, "use_cpu": job.device == "cpu", "bf16": True,
@@ -312,7 +312,7 @@ TRAINERS = {
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train, and say how fast and in how much memory."""
+    """Train, and return speed and memory."""
     device = torch.device(job.device)
     peak, clock = matrix_peak(device), Clock(device)
     if device.type == "cuda":
@@ -353,7 +353,7 @@ def _check_place(trainer: Any, device: torch.device) -> None:
 
 
 def is_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that memory ran out."""
+    """Whether an error or one of its causes is an out-of-memory error."""
     while error is not None:
         said = str(error).lower()
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in said or "alloc_failed" in said:

@@ -104,7 +104,7 @@ def resident() -> int:
 
 
 def measured(case: Case, folder: str) -> int:
-    """Bytes that training took in this process at its worst moment."""
+    """Peak bytes of training in this process."""
     tokenizer: Any = load_tokenizer(MODEL)
     torch.mm(torch.randn(512, 512), torch.randn(512, 512))  # the libraries' own buffers
     gc.collect()
@@ -115,7 +115,7 @@ def measured(case: Case, folder: str) -> int:
 
 
 def planned(case: Case) -> dict[str, int]:
-    """What the plan says, by parts."""
+    """The plan, by component."""
     task, dtype, recomputed, rows = case
     job, kind = job_of(case), getattr(torch, dtype)
     known = measure(read_config(MODEL)[0], lora(), kind, job)
@@ -128,7 +128,7 @@ def planned(case: Case) -> dict[str, int]:
 
 
 def in_own_process(number: int, threads: int) -> int:
-    """Peak memory of a case, in a process that gives freed memory back at once."""
+    """Peak memory of a case, in a process that returns freed memory at once."""
     command = [sys.executable, __file__, "--case", str(number), "--threads", str(threads)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
@@ -159,7 +159,7 @@ def main() -> None:
 
 
 def compared(number: int, threads: int) -> dict[str, Any]:
-    """A case on paper and in a process."""
+    """Plan and measurement of a case."""
     task, dtype, recomputed, rows = CASES[number]
     on_paper, taken = planned(CASES[number]), in_own_process(number, threads)
     return {

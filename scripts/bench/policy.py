@@ -94,7 +94,7 @@ class Bench:
 
 
 def peak_memory(args: argparse.Namespace, folder: str) -> float:
-    """Peak of this process after an iteration of two epochs, in megabytes; what is largest is there in the second."""
+    """Peak memory of this process after an iteration of two epochs, in megabytes; the second epoch reaches the peak."""
     case = make_cases(args.episodes)["epochs_2"]
     if args.memory == "ours":
         Ours(folder, {"epochs_2": case})("epochs_2")
@@ -136,7 +136,7 @@ def ratios(rounds: list[Round]) -> dict[str, Any]:
             lambda one: whole("trl", "epochs_2")(one) / whole("ours", "nothing_shared")(one)
         ),
         # From rollouts and scores to the next policy: old values, and the update. TRL has old log-probabilities from
-        # its rollouts; ours come from the pass that is learned from.
+        # its rollouts; ours come from the first training pass.
         "update_ratio": paired(
             lambda one: (one["trl"]["epochs_2"]["values"] + one["trl"]["epochs_2"]["update"]) / learning(one)
         ),
@@ -150,7 +150,7 @@ def ratios(rounds: list[Round]) -> dict[str, Any]:
 
 
 def seconds_of(rounds: list[Round]) -> dict[str, Any]:
-    """By side, case and step, the median of the rounds."""
+    """Medians over rounds, by side, case and phase."""
     return {
         side: {
             name: {part: round(median(one[side][name][part] for one in rounds), 3) for part in parts}
@@ -179,7 +179,7 @@ def floors(bench: Bench, seconds: dict[str, Any], rounds: list[Round]) -> dict[s
 
 
 def summary(bench: Bench, rounds: list[Round]) -> dict[str, Any]:
-    """Everything that follows from the rounds."""
+    """The results computed from the rounds."""
     seconds = seconds_of(rounds)
     written = bench.cases["epochs_2"].episodes * NEW_TOKENS
     found = floors(bench, seconds, rounds)
@@ -195,7 +195,7 @@ def summary(bench: Bench, rounds: list[Round]) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """What is kept of an earlier start, and what was missing in it."""
+    """Saved rounds, completed by new ones."""
     cases, path = make_cases(args.episodes), RESULTS / args.output
     prompts = [tuple(prompt) for prompt in cases["epochs_2"].prompts]
     repeated = sum(map(len, prompts)) - len(share(prompts))

@@ -1,4 +1,4 @@
-"""What an iteration of our trainer needs at least: operations and bytes, counted, over ceilings that were measured."""
+"""Lower bounds for an iteration of our trainer: counted operations and bytes, divided by measured ceilings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rrm_lm.text.batching import share
 
 
 class Floor:
-    """Counts of one iteration. Attention, norms and what is added up count for nothing or little; products for all.
+    """Counts of one iteration. Matrix products dominate; attention, norms and sums are ignored.
 
     Args:
-        trainer: After an iteration.
-        case: What it ran.
+        trainer: The trainer, after an iteration.
+        case: The case that it ran.
     """
 
     def __init__(self, trainer: WatchedPPO, case: Case) -> None:
@@ -36,7 +36,7 @@ class Floor:
         self.attention = 4.0 * config.num_attention_heads * config.head_dim * config.num_hidden_layers * seen
 
     def operations(self) -> dict[str, float]:
-        """Of the passes over finished episodes, and of the rollout's prompts."""
+        """Operations of the passes over finished episodes, and of the rollout's prompts."""
         forward = 2.0 * self.tokens * (self.frozen + self.lora) + self.attention
         reference = 2.0 * self.tokens * self.frozen + self.attention
         backward = self.tokens * (2.0 * self.frozen + 4.0 * self.lora) + 2 * self.attention
@@ -50,14 +50,14 @@ class Floor:
         }
 
     def seconds(self, matrix: float, read: float) -> dict[str, float]:
-        """By step, at this many operations and bytes a second."""
+        """Seconds by phase, at this many operations and bytes per second."""
         found = {name: count / matrix for name, count in self.operations().items()}
         steps, weights = NEW_TOKENS - 1, self.frozen + self.head
         step = max(2.0 * self.case.episodes * weights / matrix, 4.0 * weights / read)
         return {"roll_out": found.pop("prompts") + steps * step, **found}
 
     def shares(self, measured: dict[str, float], matrix: float, read: float) -> dict[str, float]:
-        """Of the matrix product's ceiling in the passes over finished episodes, of both in the rollout, of all."""
+        """Fractions of the ceilings: passes over finished episodes, rollout, and total."""
         floor, counted = self.seconds(matrix, read), self.operations()
         passes = ("score", "estimate", "update")
         steps, weights = NEW_TOKENS - 1, self.frozen + self.head
@@ -70,7 +70,7 @@ class Floor:
         }
 
     def sizes(self) -> dict[str, Any]:
-        """What was counted."""
+        """The counts."""
         return {
             "tokens_in_a_pass": self.tokens,
             "padded_tokens_in_a_pass": self.padded_tokens,

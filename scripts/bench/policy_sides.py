@@ -1,4 +1,4 @@
-"""What `policy.py` measures: TRL's PPO, ours, and ours doing exactly TRL's update. Each trains one iteration a call."""
+"""What `policy.py` measures: TRL's PPO, ours, and ours doing exactly TRL's update; one iteration per call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rrm_lm.training.ppo.rollouts import Rollouts
 from rrm_lm.training.ppo.trainer import PPOTrainer
 
 MODEL, NEW_TOKENS = "smollm2-135m", 32
-# Named, since "all-linear" would also mean TRL's classification heads.
+# Listed, because "all-linear" would include TRL's classification heads.
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 Prompts = Sequence[Sequence[int]]  # the token ids of each
@@ -34,12 +34,12 @@ Prompts = Sequence[Sequence[int]]  # the token ids of each
 
 @dataclass(frozen=True)
 class Case:
-    """What is run.
+    """One case of the benchmark.
 
     Attributes:
         prompts: Different prompts.
         epochs: PPO epochs.
-        samples: Episodes for each prompt.
+        samples: Episodes per prompt.
     """
 
     prompts: Prompts
@@ -92,15 +92,15 @@ def trl_models() -> dict[str, Any]:
 
 
 def rows(case: Case) -> Dataset:
-    """The prompts as TRL has them."""
+    """The prompts in TRL's format."""
     return Dataset.from_dict({"input_ids": [list(prompt) for prompt in case.prompts]})
 
 
 class Trl:
-    """TRL's trainer. It is asked where its time goes by watching the functions that its one long method calls.
+    """TRL's trainer. Its time is measured by wrapping the functions that its `train` method calls.
 
     Attributes:
-        responses: By prompt, what it wrote last.
+        responses: Its last responses, by prompt.
     """
 
     def __init__(self, folder: str, case: Case, micro_batch: int) -> None:
@@ -124,7 +124,7 @@ class Trl:
         return seconds
 
     def _padded(self, case: Case) -> dict[str, torch.Tensor]:
-        """A batch as TRL's collator makes it, each prompt as often as it has samples."""
+        """A batch as from TRL's collator, each prompt repeated for its samples."""
         width = max(map(len, case.prompts))
         padded = [
             [*[self.pad] * (width - len(prompt)), *prompt] for prompt in case.prompts for _ in range(case.samples)
@@ -174,7 +174,7 @@ def watched(clock: Clock, trainer: Any, note: Callable[[torch.Tensor, torch.Tens
 
 
 class WatchedPPO(PPOTrainer):
-    """Our trainer, and what it wrote last."""
+    """Our trainer, which keeps its last responses."""
 
     rollouts: Rollouts
 
@@ -210,10 +210,10 @@ class Ours:
 
 
 class Equivalent:
-    """Our trainer with TRL's arguments and models, and so its trained parameters and conventions, on given responses.
+    """Our trainer with TRL's arguments and models (so the same trained parameters and conventions) on given responses.
 
     Args:
-        reward_model: TRL's own, to save memory: nothing of ours reaches into it.
+        reward_model: TRL's, to save memory; our code does not modify it.
     """
 
     def __init__(self, folder: str, case: Case, reward_model: Any) -> None:
@@ -223,7 +223,7 @@ class Equivalent:
         self.trainer.remove_callback(PrinterCallback)
 
     def __call__(self, responses: Mapping[tuple[int, ...], list[int]]) -> dict[str, float]:
-        """Seconds of one iteration whose responses are given."""
+        """Seconds of one iteration with given responses."""
         agent: Any = self.trainer.agent
         agent.roll_out = lambda prompts, *_, **__: [[responses[tuple(prompt)]] for prompt in prompts]
         return self.trainer.iterate()

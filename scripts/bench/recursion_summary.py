@@ -1,4 +1,4 @@
-"""The pieces of scripts/bench/recursion.py -> results/recursion.json, and the page with the computed verdict."""
+"""Summarizes the pieces of recursion.py: results/recursion.json, and the page with the computed verdict."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from rrm_lm.evaluation.statistics.metrics import Estimate, correctness
 from rrm_lm.storage import now, write_json, write_text
 
 _BY_SEED = {"reward_accuracy": "reward_accuracy", "best_of_16": "best_of_16", "policy_gold": "policy"}
-DEPTHS = ("U", "A", "A2")  # by the levels of helpers below the overseer
-NOTES = "recursion_notes.txt"  # what was tried and failed, a line each: kept on the page
+DEPTHS = ("U", "A", "A2")  # by levels of helpers below the overseer
+NOTES = "recursion_notes.txt"  # failed attempts, one per line; shown on the page
 
 
 class Pieces:
     """The finished pieces of an experiment, as arrays (seeds, questions).
 
     Args:
-        folder: Where they are.
+        folder: The folder of the pieces.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,21 +52,21 @@ class Pieces:
         return sorted(set.intersection(*found)) if found else []
 
     def right(self, arm: str, seeds: Sequence[int], kind: str = "far") -> Floats:
-        """Whether each fresh pair is ordered rightly."""
+        """Whether each fresh pair is ordered correctly."""
         return np.stack([correctness(self.arms[arm][seed][kind]) for seed in seeds])
 
     def best(self, arm: str, seeds: Sequence[int], n: int) -> Floats:
-        """Gold of the best of n by the arm's reward, for each request; unbiased from all that were drawn."""
+        """Gold of the best of n by the arm's reward, for each request; an unbiased estimate from all samples."""
         gold, place = self.questions["gold"], min(n, len(self.questions["gold"][0])) - 1
         return np.stack([expected_best(self.arms[arm][seed]["rewards"], gold)[:, place] for seed in seeds])
 
     def policy(self, arm: str, seeds: Sequence[int]) -> Floats:
-        """Gold of what the trained policy answers to each request."""
+        """Gold of the trained policy's response to each request."""
         return np.stack([np.asarray(self.policies[arm][seed]["gold"], dtype=float) for seed in seeds])
 
 
 def results(pieces: Pieces) -> dict[str, Any]:
-    """Everything that is known, or says what is missing."""
+    """All results; exits with the missing pieces if there are any."""
     seeds, policy_seeds = pieces.seeds(*ARMS), pieces.seeds(*ARMS, policies=True)
     found: dict[str, Any] = {
         "created": now(), "seeds": seeds, "policy_seeds": policy_seeds, **pieces.experiment,
@@ -117,7 +117,7 @@ def results(pieces: Pieces) -> dict[str, Any]:
 
 
 def judged(found: dict[str, Any]) -> dict[str, Any]:
-    """The same results with intervals of differences over the means of seeds, and the verdict that rests on them."""
+    """The results with intervals of differences over the means of seeds, and the verdict based on them."""
     found["over_seeds"] = {
         name: {
             measure: _over_seeds(*(found["arms"][arm].get(f"{key}_by_seed") for arm in name.split(" - ")))
@@ -143,12 +143,12 @@ def judged(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _over_seeds(mine: Sequence[float] | None, theirs: Sequence[float] | None) -> Interval | None:
-    """The difference of two arms by the means of their seeds; None where these were not kept."""
+    """The difference of two arms by the means of their seeds; None if these were not saved."""
     return over_seeds(np.subtract(mine, theirs).tolist()) if mine and theirs else None
 
 
 def _aim(findings: Findings, found: dict[str, Any]) -> dict[str, bool]:
-    """What the experiment aims at, which is more than the rules ask for."""
+    """The goals of the experiment, which are stricter than the rules."""
     return {
         "A - U at least 6 points": findings.gain.value >= AIM,
         "best-of-16 PGR at least 0.4": found["pgr_best_of_16"]["value"] >= 0.4,
@@ -184,13 +184,13 @@ def _main_helpers(pieces: Pieces) -> set[str]:
 
 
 def _ablations(pieces: Pieces) -> dict[str, Any]:
-    """Each further arm against A, at the seeds where both are done."""
+    """Each ablation minus A, at the seeds where both are done."""
     done = {arm: pieces.seeds("A", arm) for arm in sorted(set(pieces.arms) - set(ARMS))}
     return {arm: _against_a(pieces, arm, seeds) for arm, seeds in done.items() if seeds}
 
 
 def depths(pieces: Pieces) -> dict[str, Any]:
-    """How many levels of helpers the overseer has: none, one, two; at the seeds where all three are done."""
+    """Results by levels of helpers (none, one, two), at the seeds where all three are done."""
     seeds = pieces.seeds(*DEPTHS)
     return {str(depth): {"arm": arm, **_against_a(pieces, arm, seeds)} for depth, arm in enumerate(DEPTHS) if seeds}
 
@@ -212,12 +212,12 @@ def _against_a(pieces: Pieces, arm: str, seeds: Sequence[int]) -> dict[str, Any]
 
 
 def _unreadable(policy: dict[str, Any]) -> float:
-    """Share of a policy's responses that the domain cannot read; each is worth the worst there is."""
+    """Fraction of a policy's responses that the domain cannot read; each gets the lowest gold."""
     return round(policy["unreadable"] / sum(len(group) for group in policy["responses"]), 4)
 
 
 def _cost(pieces: Pieces, arm: str, seeds: Sequence[int]) -> dict[str, float]:
-    """What an arm takes at one seed, its helpers included."""
+    """The cost of an arm at one seed, including its helpers."""
     found = [pieces.arms[arm][seed] for seed in seeds]
     helping = arm in ("A", "Sh")
     names = _main_helpers(pieces) if helping else set()
@@ -282,9 +282,9 @@ def _estimate(value: dict[str, float] | Interval) -> Estimate:
 
 
 def summarise(folder: Path, results_folder: Path, machine: dict[str, object]) -> str:
-    """Write the JSON, and the page where a whole seed is done; returns the verdict.
+    """Write the JSON, and the page if at least one seed is complete; returns the verdict.
 
-    Without a folder of pieces, the committed results are judged again.
+    Without a folder of pieces, the verdict is recomputed from the committed results.
     """
     if folder.is_dir():
         found = {"machine": machine, **results(Pieces(folder))}

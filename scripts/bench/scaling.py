@@ -1,10 +1,10 @@
-"""What a second process costs: two processes with one thread each against one process with two, the same global batch.
+"""Cost of a second process: two processes with one thread each against one with two threads, the same global batch.
 
     python scripts/bench/scaling.py           writes scripts/bench/results/scaling.json (ten minutes on two cores)
 
-Reward training and PPO on SmolLM2, as many rounds of each in turn. Per step: seconds, bytes that a process sends into
-collectives (gradients and sums), and the share of the time that it waits in them, from the last gradient that is ready
-to the end of the exchange. Processes talk through gloo on the CPU. Where there is a GPU, `gpu.py` is run afterwards.
+Reward training and PPO on SmolLM2, in alternating rounds. Measured per step: seconds, bytes that a process passes to
+collectives (gradients and sums), and the fraction of time it waits in them, from the last computed gradient to the end
+of the exchange. Processes communicate through gloo on the CPU. If there is a GPU, `gpu.py` runs afterwards.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ BATCH, EPISODES, LONGEST = 8, 16, 37  # pairs of a step, episodes of an update, 
 
 
 class Wire:
-    """Counts what goes over the wire of one trainer, and the seconds of waiting for it."""
+    """Counts the bytes that one trainer sends, and the seconds it waits for them."""
 
     def __init__(self) -> None:
         self.bytes, self.seconds, self._ready = 0, 0.0, 0.0
 
     def watch(self, trainer: Any) -> None:
-        """Look at gradients, and at everything that the accelerator adds up or gathers."""
+        """Observe gradients, and everything that the accelerator reduces or gathers."""
         accelerator, model = trainer.accelerator, trainer.model_wrapped
         if isinstance(model, DistributedDataParallel):
             model.register_comm_hook(model.process_group, self._bucket)
@@ -70,12 +70,12 @@ class Wire:
             setattr(accelerator, name, self._timed(getattr(accelerator, name)))
 
     def take(self) -> tuple[int, float]:
-        """What there was since the last call."""
+        """The counts since the last call."""
         found = self.bytes, self.seconds
         self.bytes, self.seconds = 0, 0.0
         return found
 
-    def _bucket(self, group, bucket):  # DDP takes no annotations that are text
+    def _bucket(self, group, bucket):  # DDP does not accept string annotations
         self.bytes += bucket.buffer().nbytes
         self._ready = time.perf_counter()
         return allreduce_hook(group, bucket)
@@ -93,7 +93,7 @@ class Wire:
 
 
 class Steps(TrainerCallback):
-    """Seconds of each step, and what went over the wire in it."""
+    """Seconds of each step, and the bytes sent in it."""
 
     def __init__(self) -> None:
         self.wire, self.trainer = Wire(), None
@@ -123,7 +123,7 @@ def fresh() -> tuple[Any, Backbone]:
 
 
 def reward_trainer(folder: str, processes: int, steps: int, watch: Steps) -> Any:
-    """Pairs of the project's own set, of like length in every step, without words."""
+    """Pairs of data/assistant without critiques, of similar length in every step."""
     tokenizer, backbone = fresh()
     model = RewardModel.create(backbone, lora(), RewardSettings(MODEL, max_length=384))
     builder = ExampleBuilder(ChatFormat(tokenizer, 384), backbone, with_critiques=False)
@@ -136,7 +136,7 @@ def reward_trainer(folder: str, processes: int, steps: int, watch: Steps) -> Any
 
 
 def ppo_trainer(folder: str, processes: int, steps: int, watch: Steps) -> Any:
-    """Sixteen episodes an update; policy, value head, reference and reward on one backbone."""
+    """Sixteen episodes per update; policy, value head, reference and reward on one backbone."""
     tokenizer, backbone = fresh()
     chat = ChatFormat(tokenizer)
     prompts = [ids for ids in map(chat.prompt_ids, load_prompts(str(DATA))) if len(ids) <= LONGEST][:EPISODES]
@@ -152,7 +152,7 @@ def ppo_trainer(folder: str, processes: int, steps: int, watch: Steps) -> Any:
 
 
 def work(task: str, steps: int) -> None:
-    """One process of a launch: train, and let the first one say how it went."""
+    """One process of a launch: train; the first process prints the result."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +162,7 @@ def work(task: str, steps: int) -> None:
         assert trainer.accelerator.num_processes == processes
         trainer.train()
         if trainer.is_world_process_zero():
-            print(json.dumps(watch.steps[1:]))  # the first one finds out what the model can share
+            print(json.dumps(watch.steps[1:]))  # the first one also checks whether the model can share prefixes
 
 
 def launch(task: str, layout: str, steps: int) -> list[dict[str, float]]:

@@ -1,8 +1,8 @@
-"""What simple rules get right on data/assistant, and how few comparisons suffice where the true parts are known.
+"""Accuracy of simple rules on data/assistant, and of models on the true parts with few comparisons.
 
     python scripts/bench/simple_rules.py      (writes results/simple_rules.json; seconds)
 
-Linear models are Bradley-Terry models on differences of features, with a small L2 penalty that nothing was chosen for.
+Linear models are Bradley-Terry models on differences of features, with a small, untuned L2 penalty.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from tests.tiny import save_tiny_model
 HERE = Path(__file__).parent
 ALLOWED = 1e-4
 TORCH = "torch==2.13.0"
-# RewardBench pins transformers and leaves the rest open; these are of the time when it did.
+# RewardBench pins only transformers; these versions are from the same time.
 OLD = (
     "transformers==4.51.0", "peft==0.15.2", "trl<0.18", "accelerate<1.9", "datasets<4", "pandas", "fschat", "tabulate",
     "sentencepiece", "tiktoken", "wandb", "setuptools<81",
@@ -62,7 +62,7 @@ PAIRS = [
 
 
 def main() -> None:
-    """Everything, or with `--models` only some of the models."""
+    """Run all models, or only those in `--models`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=[*TEMPLATES, "smollm2-135m"])
     parser.add_argument("--work", type=Path, default=Path("outputs/clients"), help="environments and models")
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def environment(folder: Path, name: str) -> Path:
-    """The Python of a client's environment, made if it is not there."""
+    """The Python of a client's environment, which is created if missing."""
     python, made = folder / "bin" / "python", folder / ".made"
     if not made.is_file():
         print(f"making the environment {folder}", flush=True)
@@ -97,7 +97,7 @@ def environment(folder: Path, name: str) -> Path:
 
 
 def packages(python: Path) -> dict[str, str]:
-    """The versions that matter in an environment."""
+    """The relevant package versions in an environment."""
     names = ("rewardbench", "transformers", "tokenizers", "peft", "trl", "accelerate", "torch")
     code = f"""
 import importlib.metadata as m, json
@@ -108,7 +108,7 @@ print(json.dumps({{n: m.version(n) for n in {names} if n in there}}))
 
 
 def reward_model(folder: Path, name: str) -> Path:
-    """A reward model, trained for a few steps so that its adapter and head are not where they began."""
+    """A reward model, trained for a few steps so that its adapter and head change."""
     if (folder / "merged" / "config.json").is_file():
         return folder
     base = name
@@ -129,7 +129,7 @@ def reward_model(folder: Path, name: str) -> Path:
 
 
 def compare(client: str, folder: Path, pythons: dict[str, Path]) -> dict[str, Any]:
-    """What a client reads, what `rrm-lm score` computes, and the largest difference."""
+    """The rewards of a client and of `rrm-lm score`, and the largest difference."""
     where, script, kind = CLIENTS[client]
     path = folder / "merged" if kind == "merged" else folder
     asked = {"folder": str(path), "base": base_of(folder), "pairs": [(p, good, bad) for p, good, bad in PAIRS]}

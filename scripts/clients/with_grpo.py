@@ -1,6 +1,6 @@
-"""One step of TRL's GRPO with `reward_funcs=FOLDER`; what it scores is replaced by the given responses.
+"""One step of TRL's GRPO with `reward_funcs=FOLDER`, with given responses instead of sampled ones.
 
-Sampling is all that is replaced: the reward model is loaded, fed and read by TRL. Reads the task from stdin, prints the
+Only sampling is replaced: TRL loads and calls the reward model. Reads the task from stdin, prints the
 rewards as JSON.
 """
 

@@ -7,7 +7,7 @@ import tempfile
 
 import transformers
 
-# Its pipeline moves inputs to "cuda" by name; here they stay where they are.
+# Its pipeline moves inputs to "cuda" by name; here they are not moved.
 transformers.BatchEncoding.to = lambda self, *args, **kwargs: self
 
 from rewardbench.rewardbench import Args, rewardbench  # noqa: E402
