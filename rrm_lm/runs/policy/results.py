@@ -13,7 +13,7 @@ from rrm_lm.api.judging import environment
 from rrm_lm.evaluation.policies.results import PolicyComparison
 from rrm_lm.evaluation.reports.history import Update, updates_of
 from rrm_lm.evaluation.reports.training import TrainingReportData, before_and_after, write_training_report
-from rrm_lm.runs.compare.results import show
+from rrm_lm.runs.compare.results import print_comparison
 from rrm_lm.runs.policy.monitor import Monitor
 from rrm_lm.runs.policy.trainers import Training
 
@@ -56,7 +56,7 @@ def write_results(
     )
     write_training_report(data, folder / "report.html")
     if comparison is not None:
-        show(comparison)
+        print_comparison(comparison)
     logger.info("report: %s", folder / "report.html")
 
 
