@@ -49,7 +49,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ResponsePair:
     """Two responses to one request; the user prefers `chosen`."""
 
     chosen: Response
@@ -74,7 +74,7 @@ def main() -> None:
     rows = sampled_rows([request.text for request in user.requests.values()], resample=arguments.resample)
     responses = judged(rows, user)
     train_requests, heldout_requests = split(user)
-    parts: dict[str, list[Pair]] = {}
+    parts: dict[str, list[ResponsePair]] = {}
     for name, requests in (("train", train_requests), ("heldout", heldout_requests)):
         parts[name] = choose_pairs([responses[request] for request in requests], random.Random(f"{SEED} {name}"))
         write_gzipped(HERE / f"{name}.jsonl.gz", (record(pair, user) for pair in parts[name]))
@@ -128,14 +128,14 @@ def split(user: PlainUser) -> tuple[list[str], list[str]]:
     return train, heldout
 
 
-def choose_pairs(groups: list[list[Response]], rng: random.Random) -> list[Pair]:
+def choose_pairs(groups: list[list[Response]], rng: random.Random) -> list[ResponsePair]:
     """Up to `PAIRS_PER_REQUEST` pairs per request, such that length does not predict which response is better.
 
     Works in rounds: every request gets a first pair before any gets a second one. A pair is taken only if its band of
     length ratios stays balanced; the first pair of a request may unbalance it a little.
     """
     candidates = [_candidates(group, rng) for group in groups]
-    chosen: list[Pair] = []
+    chosen: list[ResponsePair] = []
     pairs_of: Counter[int] = Counter()
     used: Counter[Response] = Counter()
     balance: Counter[int] = Counter()
@@ -162,25 +162,25 @@ def choose_pairs(groups: list[list[Response]], rng: random.Random) -> list[Pair]
     return chosen
 
 
-def _candidates(group: list[Response], rng: random.Random) -> list[Pair]:
+def _candidates(group: list[Response], rng: random.Random) -> list[ResponsePair]:
     pairs = []
     for one, other in itertools.combinations(group, 2):
         if abs(one.gold - other.gold) >= LEAST_GAP and len(one.text) != len(other.text):
-            pairs.append(Pair(one, other) if one.gold > other.gold else Pair(other, one))
+            pairs.append(ResponsePair(one, other) if one.gold > other.gold else ResponsePair(other, one))
     rng.shuffle(pairs)
     return pairs
 
 
-def _band(pair: Pair) -> int:
+def _band(pair: ResponsePair) -> int:
     return sum(abs(pair.stretch) >= edge for edge in BANDS)
 
 
-def _tilt(pair: Pair, balance: Counter[int]) -> int:
+def _tilt(pair: ResponsePair, balance: Counter[int]) -> int:
     """How far the band already leans to this pair's side; below 0, the pair restores the balance."""
     return balance[_band(pair)] * (1 if pair.stretch > 0 else -1)
 
 
-def record(pair: Pair, user: PlainUser) -> dict:
+def record(pair: ResponsePair, user: PlainUser) -> dict:
     """A pair as a row of the file."""
     request = pair.chosen.request
     sides = {"chosen": pair.chosen.text, "rejected": pair.rejected.text}
@@ -201,7 +201,7 @@ def critiques(request: str, response: str, user: PlainUser) -> list[str]:
     return list(dict.fromkeys(user.critique(request, response, seed) for seed in range(count)))
 
 
-def statistics(pairs: list[Pair], user: PlainUser) -> dict:
+def statistics(pairs: list[ResponsePair], user: PlainUser) -> dict:
     """The numbers of the data card for one part."""
     texts = {(r.request, r.text): r for pair in pairs for r in (pair.chosen, pair.rejected)}
     written = [c for request, text in texts for c in critiques(request, text, user)]

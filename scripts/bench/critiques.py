@@ -83,7 +83,7 @@ ARMS = {
 
 
 @dataclass(frozen=True)
-class Setting:
+class FeedbackFiles:
     """The files of a set, and the maximum lengths of its texts."""
 
     train: Path
@@ -94,24 +94,24 @@ class Setting:
 
 
 SETS = {
-    "assistant": Setting(DATA / "train.jsonl.gz", DATA / "heldout.jsonl.gz", 320, 48, 70),
-    "feedbackqa": Setting(SHARED / "feedbackqa/train.jsonl.gz", SHARED / "feedbackqa/dev.jsonl.gz", 384, 64, 30),
+    "assistant": FeedbackFiles(DATA / "train.jsonl.gz", DATA / "heldout.jsonl.gz", 320, 48, 70),
+    "feedbackqa": FeedbackFiles(SHARED / "feedbackqa/train.jsonl.gz", SHARED / "feedbackqa/dev.jsonl.gz", 384, 64, 30),
 }
 
 
 def run(name: str, arm: Arm, budget: int, seed: int, epochs: float, learning_rate: float) -> dict[str, Any]:
     """Train and evaluate one arm; returns the margin of each held-out pair, and the seconds of training."""
-    setting = SETS[name]
-    pool, heldout = split(setting)
+    files = SETS[name]
+    pool, heldout = split(files)
     train = random.Random(seed).sample(pool, budget)
     tokenizer: Any = load_tokenizer(MODEL)
     backbone = Backbone(load_causal_lm(MODEL, dtype="float32"), int(tokenizer.pad_token_id))
-    settings = RewardSettings(MODEL, arm.critique_first, setting.max_length, setting.max_critique_length)
+    settings = RewardSettings(MODEL, arm.critique_first, files.max_length, files.max_critique_length)
     if arm.read:
         train = with_read_ratings(CritiqueReader(backbone, tokenizer), train)
     set_seed(seed)
     model = RewardModel.create(backbone, ModelArguments().lora(), settings)
-    chat = ChatFormat(tokenizer, setting.max_length, setting.max_critique_length)
+    chat = ChatFormat(tokenizer, files.max_length, files.max_critique_length)
     builder = ExampleBuilder(
         chat, backbone, with_critiques=arm.weight > 0, pair_ratings=arm.stars or arm.read,
         narrow=arm.view == "reward" and not arm.critique_first,
@@ -145,12 +145,12 @@ def with_read_ratings(reader: CritiqueReader, pairs: Sequence[Comparison]) -> li
     return [replace(pair, chosen_rating=next(ratings), rejected_rating=next(ratings)) for pair in pairs]
 
 
-def split(setting: Setting) -> tuple[list[Comparison], list[Comparison]]:
+def split(files: FeedbackFiles) -> tuple[list[Comparison], list[Comparison]]:
     """Comparisons to sample from, and held-out ones: the held-out file, and all comparisons of some other prompts."""
-    train, heldout = (list(load_feedback(str(path)).comparisons) for path in (setting.train, setting.heldout))
+    train, heldout = (list(load_feedback(str(path)).comparisons) for path in (files.train, files.heldout))
     prompts = sorted({pair.prompt_id for pair in train})
     random.Random(123).shuffle(prompts)
-    spare = set(prompts[: setting.spare_prompts])
+    spare = set(prompts[: files.spare_prompts])
     heldout += [pair for pair in train if pair.prompt_id in spare]
     return [pair for pair in train if pair.prompt_id not in spare], heldout
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from common import RESULTS, machine, save
-from gpu_job import MARK, MODELS, SETTINGS, SIDES, SMALL, TASKS, Job, Load
+from gpu_job import MARK, MODELS, SETTINGS, SIDES, SMALL, TASKS, BenchJob, Load
 
 Result = dict[str, Any]
 SIDES_FILE = Path(__file__).with_name("gpu_sides.py")
@@ -56,7 +56,7 @@ class Runs:
             sys.exit(f"{path} was measured with something else than {about}: start again with --fresh")
         self.found: dict[str, Result] = kept.get("runs", {})
 
-    def __call__(self, job: Job, number: str) -> Result:
+    def __call__(self, job: BenchJob, number: str) -> Result:
         """The result of a job with this number: a saved one, or that of a new run."""
         key = f"{job.model} {job.task} {job.side} {number}"
         if key not in self.found:
@@ -70,7 +70,7 @@ class Runs:
             save(str(self.path), {**self.about, "machine": machine(), **summary, "runs": self.found})
 
 
-def launch(job: Job, seconds: float) -> Result:
+def launch(job: BenchJob, seconds: float) -> Result:
     """Run a job in a separate process; a failure becomes its result."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if job.device == "cpu":
@@ -99,7 +99,7 @@ def _told(result: Result) -> str:
     return f"{result['setting']}: " + ", ".join(f"{name} {result[name]}" for name in names if name in result)
 
 
-def choose(runs: Runs, job: Job, most: int) -> tuple[dict[str, Any] | None, list[Result]]:
+def choose(runs: Runs, job: BenchJob, most: int) -> tuple[dict[str, Any] | None, list[Result]]:
     """The fastest setting of a side, and the results of all that were tried.
 
     Args:
@@ -120,7 +120,7 @@ def choose(runs: Runs, job: Job, most: int) -> tuple[dict[str, Any] | None, list
     return None if best is None else best["setting"], tried
 
 
-def compare(runs: Runs, job: Job, sides: Sequence[str], rounds: int, most: int) -> Result:
+def compare(runs: Runs, job: BenchJob, sides: Sequence[str], rounds: int, most: int) -> Result:
     """Compare both sides of a task on a model."""
     jobs, result = [], {}
     for side in sides:
@@ -202,7 +202,7 @@ def main(words: Sequence[str] | None = None) -> None:
     result: Result = {}
     for model in args.models or (["tiny"] if small else ["embedded", "1b", "8b"]):
         for task in args.tasks:
-            job = Job(model, task, "ours", {}, load, args.device, steps, args.embedded)
+            job = BenchJob(model, task, "ours", {}, load, args.device, steps, args.embedded)
             found = compare(runs, job, args.sides, rounds, args.settings or (1 if small else 99))
             result.setdefault(model, {})[task] = found
             runs.save({"models": result})

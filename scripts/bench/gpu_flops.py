@@ -33,7 +33,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class WeightCounts:
     """Numbers of weights that each token is multiplied with once per pass.
 
     Attributes:
@@ -49,8 +49,8 @@ class Sizes:
     width: int
 
     @classmethod
-    def of(cls, config: Any, rank: int) -> Sizes:
-        """Sizes of a configuration of the Llama family with LoRA of this rank."""
+    def of(cls, config: Any, rank: int) -> WeightCounts:
+        """The counts of a configuration of the Llama family with LoRA of this rank."""
         hidden, inner = config.hidden_size, config.intermediate_size
         size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
         queries, keys = size * config.num_attention_heads, size * config.num_key_value_heads

@@ -91,7 +91,7 @@ SMALL = Load(pairs=4, episodes=4, shortest=6, longest=24, new_tokens=6, epochs=2
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchJob:
     """One process's work.
 
     Attributes:
@@ -117,7 +117,7 @@ class Job:
         return json.dumps(asdict(self))
 
     @classmethod
-    def loads(cls, text: str) -> Job:
+    def loads(cls, text: str) -> BenchJob:
         found = json.loads(text)
         return cls(**{**found, "load": Load(**found["load"])})
 

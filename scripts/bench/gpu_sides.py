@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from common import peak_rss_mb
 from datasets import Dataset
-from gpu_flops import Sizes, Text
-from gpu_job import EMBEDDED, MARK, Job, Load
+from gpu_flops import Text, WeightCounts
+from gpu_job import EMBEDDED, MARK, BenchJob, Load
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -58,7 +58,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 # -- measuring ------------------------------------------------------------------------------------------------------
 
 
-class Clock(TrainerCallback):
+class DeviceClock(TrainerCallback):
     """End times of steps and durations of rollouts, after synchronizing the device."""
 
     def __init__(self, device: torch.device) -> None:
@@ -90,7 +90,7 @@ def matrix_peak(device: torch.device) -> float:
     """Operations per second of a large bfloat16 matrix product (the best of several): the peak for MFU."""
     size, repeats = (8192, 20) if device.type == "cuda" else (256, 4)
     left, right = (torch.randn(size, size, device=device, dtype=DTYPE) for _ in range(2))
-    clock, best = Clock(device), 0.0
+    clock, best = DeviceClock(device), 0.0
     for _ in range(4):  # the first one warms up
         started = clock.now()
         for _ in range(repeats):
@@ -122,20 +122,20 @@ def texts(count: int, load: Load, seed: int, vocabulary: int) -> Iterator[tuple[
         yield tuple(rng.randrange(64, vocabulary) for _ in range(length))
 
 
-def pairs(job: Job, vocabulary: int) -> list[tuple[tuple[int, ...], ...]]:
+def pairs(job: BenchJob, vocabulary: int) -> list[tuple[tuple[int, ...], ...]]:
     """Prompt, chosen and rejected response of each pair."""
     parts = (texts(job.load.pairs, job.load, seed, vocabulary) for seed in range(3))
     return list(zip(*parts, strict=True))
 
 
-def prompts(job: Job, vocabulary: int) -> list[list[int]]:
+def prompts(job: BenchJob, vocabulary: int) -> list[list[int]]:
     return [list(ids) for ids in texts(job.load.episodes, job.load, 3, vocabulary)]
 
 
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
-def made(job: Job, classifier: bool = False) -> Any:
+def made(job: BenchJob, classifier: bool = False) -> Any:
     """A model in bfloat16 on the device. Random weights are created there, never on the host."""
     if job.model == EMBEDDED:
         loaded: Any = (
@@ -162,7 +162,7 @@ def lora(task_type: str = "CAUSAL_LM") -> LoraConfig:
 
 
 @dataclass
-class Side:
+class TrainerSide:
     """A trainer and the size of its steps.
 
     Attributes:
@@ -178,7 +178,7 @@ class Side:
     more: Callable[[], dict[str, Any]] = dict
 
 
-def shared(job: Job, folder: str) -> dict[str, Any]:
+def shared(job: BenchJob, folder: str) -> dict[str, Any]:
     """Settings that all trainers share."""
     return {
         "output_dir": folder, "learning_rate": 1e-5, "lr_scheduler_type": "constant", "save_strategy": "no",
@@ -186,7 +186,7 @@ def shared(job: Job, folder: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def our_reward(job: Job, tokenizer: Any, vocabulary: int, clock: Clock, folder: str) -> Side:
+def our_reward(job: BenchJob, tokenizer: Any, vocabulary: int, clock: DeviceClock, folder: str) -> TrainerSide:
     backbone = Backbone(made(job), int(tokenizer.pad_token_id))
     model = RewardModel.create(backbone, lora(), RewardSettings(job.model))
     examples = []
@@ -203,15 +203,15 @@ def our_reward(job: Job, tokenizer: Any, vocabulary: int, clock: Clock, folder: 
     trainer = RewardTrainer(model, args, examples, processing_class=tokenizer, callbacks=[clock])
     rows = [row for example in examples for row in example.rows]
     computed = Text(sum(map(len, rows)), sum(place + 1 for row in rows for place in row.positions))
-    return Side(
+    return TrainerSide(
         trainer,
         sum(len(line.ids) for example in examples for line in example.lines),
-        {"reward": Sizes.of(backbone.config, RANK).reward(computed)},
+        {"reward": WeightCounts.of(backbone.config, RANK).reward(computed)},
         lambda: {"shares_prompts": backbone.can_share, "tokens_computed_per_step": computed.tokens},
     )
 
 
-def trl_reward(job: Job, tokenizer: Any, vocabulary: int, clock: Clock, folder: str) -> Side:
+def trl_reward(job: BenchJob, tokenizer: Any, vocabulary: int, clock: DeviceClock, folder: str) -> TrainerSide:
     from trl.trainer.reward_config import RewardConfig as TrlConfig
     from trl.trainer.reward_trainer import RewardTrainer as TrlTrainer
 
@@ -231,10 +231,10 @@ def trl_reward(job: Job, tokenizer: Any, vocabulary: int, clock: Clock, folder: 
         peft_config=lora("SEQ_CLS"), callbacks=[clock],
     )  # fmt: skip
     computed = Text.of([len(ids) for row in rows for ids in row.values()])
-    return Side(trainer, computed.tokens, {"reward": Sizes.of(model.config, RANK).reward(computed)})
+    return TrainerSide(trainer, computed.tokens, {"reward": WeightCounts.of(model.config, RANK).reward(computed)})
 
 
-def ppo_settings(job: Job, folder: str, micro_batch: int) -> dict[str, Any]:
+def ppo_settings(job: BenchJob, folder: str, micro_batch: int) -> dict[str, Any]:
     return {
         **shared(job, folder), "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": job.load.episodes // micro_batch, "num_ppo_epochs": job.load.epochs,
@@ -243,7 +243,7 @@ def ppo_settings(job: Job, folder: str, micro_batch: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def our_ppo(job: Job, tokenizer: Any, vocabulary: int, clock: Clock, folder: str) -> Side:
+def our_ppo(job: BenchJob, tokenizer: Any, vocabulary: int, clock: DeviceClock, folder: str) -> TrainerSide:
     backbone = Backbone(made(job), int(tokenizer.pad_token_id))
     agent = AgentModel.create(backbone, lora())
     agent.add_reward(RewardModel.create(backbone, lora(), RewardSettings(job.model)))
@@ -261,7 +261,7 @@ def our_ppo(job: Job, tokenizer: Any, vocabulary: int, clock: Clock, folder: str
     )  # fmt: skip
 
 
-def trl_ppo(job: Job, tokenizer: Any, vocabulary: int, clock: Clock, folder: str) -> Side:
+def trl_ppo(job: BenchJob, tokenizer: Any, vocabulary: int, clock: DeviceClock, folder: str) -> TrainerSide:
     from trl.experimental.ppo import PPOConfig as TrlConfig
     from trl.experimental.ppo import PPOTrainer as TrlTrainer
     from trl.experimental.ppo import ppo_trainer as trl_module
@@ -287,17 +287,17 @@ def trl_ppo(job: Job, tokenizer: Any, vocabulary: int, clock: Clock, folder: str
 
 
 def _ppo_side(
-    job: Job,
+    job: BenchJob,
     trainer: Any,
     asked: Sequence[Sequence[int]],
     config: Any,
     value_model: str | None,
     more: Callable[[], dict[str, Any]] = dict,
-) -> Side:
+) -> TrainerSide:
     trainer.remove_callback(PrinterCallback)
     whole = [len(ids) + job.load.new_tokens for ids in asked]
-    flops = Sizes.of(config, RANK).ppo(whole, job.load.new_tokens, job.load.epochs, value_model)
-    return Side(trainer, sum(whole), flops, more)
+    flops = WeightCounts.of(config, RANK).ppo(whole, job.load.new_tokens, job.load.epochs, value_model)
+    return TrainerSide(trainer, sum(whole), flops, more)
 
 
 TRAINERS = {
@@ -311,10 +311,10 @@ TRAINERS = {
 # -- one process ----------------------------------------------------------------------------------------------------
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: BenchJob) -> dict[str, Any]:
     """Train, and return speed and memory."""
     device = torch.device(job.device)
-    peak, clock = matrix_peak(device), Clock(device)
+    peak, clock = matrix_peak(device), DeviceClock(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -363,7 +363,7 @@ def is_memory(error: BaseException | None) -> bool:
 
 
 def main() -> None:
-    job = Job.loads(sys.argv[1])
+    job = BenchJob.loads(sys.argv[1])
     try:
         found = run(job)
     except Exception as error:  # any error is reported to the parent process, which continues with the other sides

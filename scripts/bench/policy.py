@@ -57,7 +57,7 @@ def make_cases(episodes: int) -> dict[str, Case]:
     }  # fmt: skip
 
 
-class Bench:
+class PolicyBench:
     """Both sides: created once, run in every round."""
 
     def __init__(self, folder: str, cases: dict[str, Case], micro_batch: int) -> None:
@@ -160,7 +160,7 @@ def seconds_of(rounds: list[Round]) -> dict[str, Any]:
     }
 
 
-def floors(bench: Bench, seconds: dict[str, Any], rounds: list[Round]) -> dict[str, Any]:
+def floors(bench: PolicyBench, seconds: dict[str, Any], rounds: list[Round]) -> dict[str, Any]:
     """Lower bounds for our iterations next to the measured times, and the shares of the ceilings."""
     matrix, read = (median(value for one in rounds for value in one[name]) for name in ("matrix", "read"))
     found: dict[str, Any] = {
@@ -178,7 +178,7 @@ def floors(bench: Bench, seconds: dict[str, Any], rounds: list[Round]) -> dict[s
     return found
 
 
-def summary(bench: Bench, rounds: list[Round]) -> dict[str, Any]:
+def summary(bench: PolicyBench, rounds: list[Round]) -> dict[str, Any]:
     """The results computed from the rounds."""
     seconds = seconds_of(rounds)
     written = bench.cases["epochs_2"].episodes * NEW_TOKENS
@@ -216,7 +216,7 @@ def measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
             save(args.output, result)
     result["memory_ratio"] = round(peaks["ours"] / peaks["trl"], 3)
     rounds = result.setdefault("rounds", [])
-    bench = Bench(folder, cases, setting["trl_micro_batch"])
+    bench = PolicyBench(folder, cases, setting["trl_micro_batch"])
     bench.warm_up()
     while len(rounds) < args.rounds:
         rounds.append(bench.round())

@@ -52,7 +52,7 @@ class Case:
 
 
 @dataclass
-class Clock:
+class PhaseClock:
     """Seconds of one iteration, in total and by phase."""
 
     seconds: dict[str, float]
@@ -113,7 +113,7 @@ class Trl:
 
     def __call__(self, case: Case) -> dict[str, float]:
         """Seconds of one iteration, in total and by phase."""
-        clock, trainer = Clock({}), self.trainer
+        clock, trainer = PhaseClock({}), self.trainer
         trainer.args.num_ppo_epochs = case.epochs
         trainer.dataloader = [self._padded(case)]
         with watched(clock, trainer, self._note), clock("iteration"):
@@ -138,7 +138,7 @@ class Trl:
 
 
 @contextmanager
-def watched(clock: Clock, trainer: Any, note: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
+def watched(clock: PhaseClock, trainer: Any, note: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
     """Take the time of TRL's rollouts, of its values, and of its update: from whitened advantages to what it logs."""
     own = {name: getattr(trl_module, name) for name in ("batch_generation", "get_reward", "masked_whiten")}
     log, started = trainer.log, time.perf_counter()
@@ -184,7 +184,7 @@ class WatchedPPO(PPOTrainer):
 
     def iterate(self) -> dict[str, float]:
         """Seconds of one iteration, in total and by phase."""
-        clock = Clock({})
+        clock = PhaseClock({})
         with clock("iteration"):
             self.train()
         logged = self.state.log_history[-1].items()

@@ -50,7 +50,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedReward:
     """The output of one run of `rrm-lm reward --merge`."""
 
     folder: Path
@@ -64,7 +64,7 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(tiny: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tiny: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedReward:
     """A reward model on the tiny model, with a merged checkpoint. Tests must not change its folder."""
     root = tmp_path_factory.mktemp("trained")
     heldout = write_rows(root / "heldout.jsonl", pair_rows(12, seed=7))
@@ -85,7 +85,7 @@ def trained(tiny: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     assert main(["reward", *words]) == 0
-    return Trained(root / "reward", tiny, pairs, heldout)
+    return TrainedReward(root / "reward", tiny, pairs, heldout)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from rrm_lm.runs import chat as chat_session
 from rrm_lm.runs.chat import ChatSession, token_sampler
 from rrm_lm.settings.policies import ChatArguments
 from tests.smoke.commands import Result, run
-from tests.smoke.conftest import Trained
+from tests.smoke.conftest import TrainedReward
 from tests.tiny import CHATML, lora, prompt_of, save_tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +138,9 @@ def test_control_characters_do_not_reach_the_terminal(capsys: Any) -> None:
 # -- faults ---------------------------------------------------------------------------------------------------------
 
 
-def test_models_that_cannot_chat(piped: Callable[..., Result], trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_models_that_cannot_chat(
+    piped: Callable[..., Result], trained: TrainedReward, tmp_path: Path, capsys: Any
+) -> None:
     assert "scores responses and writes none" in piped("who?\n", trained.folder).error["error"]
     result = piped("who?\n", tmp_path / "gone")
     assert result.code == 2 and str(tmp_path / "gone") in result.error["where"]

@@ -13,7 +13,7 @@ from rrm_lm.simulated.plain_user import PlainUser
 from rrm_lm.training.over_optimisation import FILE_NAME
 from tests.openai_server import Reply, fake_server, shown
 from tests.smoke.commands import contents, read, read_rows, run, write_rows
-from tests.smoke.conftest import Trained
+from tests.smoke.conftest import TrainedReward
 from tests.tiny import save_tiny_model
 
 QUESTIONS = ["what is the moon made of?", "who lives in the sea?", "is the answer blue?", "what was asked?"]
@@ -38,7 +38,7 @@ def compare(capture: Any, *words: object, output: Path) -> Any:
 
 
 def test_all_measures_together(
-    policy: Path, prompts: Path, requests: Path, trained: Trained, tmp_path: Path, capsys: Any
+    policy: Path, prompts: Path, requests: Path, trained: TrainedReward, tmp_path: Path, capsys: Any
 ) -> None:
     other = save_tiny_model(tmp_path / "other", seed=5)
     result = compare(
@@ -223,7 +223,7 @@ def test_long_prompt_loses_its_beginning(policy: Path, tmp_path: Path, capsys: A
     ],
 )
 def test_comparisons_that_are_refused(
-    words: tuple[str, ...], what: str, where: str, policy: Path, prompts: Path, trained: Trained, tmp_path: Path,
+    words: tuple[str, ...], what: str, where: str, policy: Path, prompts: Path, trained: TrainedReward, tmp_path: Path,
     capsys: Any,
 ) -> None:  # fmt: skip
     others = write_rows(tmp_path / "others.jsonl", [{"request": "another question", "mentions": ["x"]}])

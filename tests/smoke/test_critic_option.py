@@ -17,7 +17,7 @@ from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.recursion.notes import Note, with_notes
 from tests.openai_server import fake_server, shown
 from tests.smoke.commands import pair_rows, read, read_rows, rewards_of, run, write_rows
-from tests.smoke.conftest import Trained
+from tests.smoke.conftest import TrainedReward
 from tests.smoke.test_recurse_command import TOY, TREE
 from tests.tiny import lora, prompt_of, tiny_tokenizer
 
@@ -61,7 +61,7 @@ def noted_texts(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", ["judge", "reward"])
 def test_evaluate_shows_critiques_to_whatever_scores(
-    kind: str, critic: Path, trained: Trained, tmp_path: Path, capsys: Any
+    kind: str, critic: Path, trained: TrainedReward, tmp_path: Path, capsys: Any
 ) -> None:
     model, out = trained.model if kind == "judge" else trained.folder, tmp_path / "out"
     data = write_rows(tmp_path / "pairs.jsonl", pair_rows(5, seed=7))
@@ -83,7 +83,7 @@ def test_evaluate_shows_critiques_to_whatever_scores(
 
 
 def test_critic_without_critiques_does_not_change_the_judge(
-    critic: Path, trained: Trained, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    critic: Path, trained: TrainedReward, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rrm_lm.recursion.critics import AdapterCritic, Remark
 
@@ -98,7 +98,7 @@ def test_critic_without_critiques_does_not_change_the_judge(
 
 
 def test_invalid_critics_are_refused_before_anything_is_loaded(
-    policy: Path, prompts: Path, critic: Path, trained: Trained, tmp_path: Path, capsys: Any,
+    policy: Path, prompts: Path, critic: Path, trained: TrainedReward, tmp_path: Path, capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     mute = shutil.copytree(critic, tmp_path / "mute")
@@ -126,7 +126,7 @@ def test_invalid_critics_are_refused_before_anything_is_loaded(
     assert not (tmp_path / "out").exists() and not (tmp_path / "new").exists()
 
 
-def test_a_solved_helper_is_a_critic(tiny: Path, trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_a_solved_helper_is_a_critic(tiny: Path, trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     tree = TREE.format(toy=TOY, model=tiny, root=tmp_path)
     (tmp_path / "tree.yaml").write_text(tree, encoding="utf-8")
     solved = run(capsys, "recurse", "--allow_code", "--config", tmp_path / "tree.yaml", "--node", "letter_b")

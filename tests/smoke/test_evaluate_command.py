@@ -18,7 +18,7 @@ from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.reward import load_reward_model
 from tests.smoke.commands import contents, pair_rows, read, read_rows, rewards_of, run, write_rows
-from tests.smoke.conftest import Trained
+from tests.smoke.conftest import TrainedReward
 from tests.tiny import lora, prompt_of, save_tiny_model, tiny_model, tiny_tokenizer
 
 LONG = "the sea is blue because the answer is too long and does not say what was asked "
@@ -61,7 +61,7 @@ def classifier(folder: Path, labels: int = 1, *, seed: int = 3) -> Path:
 # -- one reward, however it is computed -----------------------------------------------------------------------------
 
 
-def test_all_ways_to_load_a_reward_model_give_the_same_rewards(trained: Trained) -> None:
+def test_all_ways_to_load_a_reward_model_give_the_same_rewards(trained: TrainedReward) -> None:
     from trl.experimental.utils import get_reward
 
     ours = load_scorer(str(trained.folder), dtype="float32")
@@ -85,7 +85,7 @@ def test_all_ways_to_load_a_reward_model_give_the_same_rewards(trained: Trained)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("sharing", [True, False])
 @pytest.mark.parametrize("tokens", [1, 300, 100_000])
-def test_rewards_do_not_depend_on_the_batch(side: str, sharing: bool, tokens: int, trained: Trained) -> None:
+def test_rewards_do_not_depend_on_the_batch(side: str, sharing: bool, tokens: int, trained: TrainedReward) -> None:
     model, chat = load_reward_model(trained.folder, dtype="float32")
     expected = [
         RewardScorer(model, chat).score([p], [[r]])[0][0] for p, rs in zip(PROMPTS, RESPONSES, strict=True) for r in rs
@@ -96,7 +96,7 @@ def test_rewards_do_not_depend_on_the_batch(side: str, sharing: bool, tokens: in
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged", "judge"])
-def test_rewards_do_not_depend_on_order_or_number_of_processes(kind: str, trained: Trained) -> None:
+def test_rewards_do_not_depend_on_order_or_number_of_processes(kind: str, trained: TrainedReward) -> None:
     path = {"adapter": trained.folder, "merged": trained.merged, "judge": trained.model}[kind]
     scorer = load_scorer(str(path), dtype="float32", micro_batch_tokens=500)
     comparisons = load_feedback(str(trained.heldout)).comparisons
@@ -113,7 +113,7 @@ def test_rewards_do_not_depend_on_order_or_number_of_processes(kind: str, traine
 
 @pytest.mark.parametrize("kind", ["adapter", "merged", "judge"])
 def test_results_of_the_command_do_not_depend_on_the_batch(
-    kind: str, trained: Trained, tmp_path: Path, capsys: Any
+    kind: str, trained: TrainedReward, tmp_path: Path, capsys: Any
 ) -> None:
     model = {"adapter": trained.folder, "merged": trained.merged, "judge": trained.model}[kind]
     for tokens in (1, 100_000):
@@ -129,7 +129,7 @@ def test_results_of_the_command_do_not_depend_on_the_batch(
 # -- other people's models ------------------------------------------------------------------------------------------
 
 
-def test_third_party_classifier(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_third_party_classifier(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     """Rendered with its own template, including the whitespace after the last turn, as in its training."""
     folder = classifier(tmp_path / "theirs")
     result = evaluate(capsys, folder, trained.heldout, tmp_path / "out")
@@ -150,7 +150,7 @@ def test_third_party_classifier(trained: Trained, tmp_path: Path, capsys: Any) -
     close(rewards_of(tmp_path / "out"), expected)
 
 
-def test_a_language_model_as_a_judge(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_a_language_model_as_a_judge(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     """Log-odds of Yes and No at the first token of its answer, computed here by the model's own forward pass."""
     result = evaluate(capsys, trained.model, trained.heldout, tmp_path / "out")
     assert result.code == 0, result.err
@@ -186,7 +186,7 @@ def test_conversation_longer_than_the_models_positions(tmp_path: Path) -> None:
     assert all(reward == reward for reward in rewards)
 
 
-def test_an_adapter_on_the_hub(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_on_the_hub(trained: TrainedReward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub's cache, filled manually, because tests have no network."""
     from huggingface_hub import constants
 
@@ -208,7 +208,7 @@ def test_an_adapter_on_the_hub(trained: Trained, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     "kind", ["two outputs", "pickle", "pickled adapter", "policy", "moved base", "cut", "not JSON"]
 )
-def test_models_that_are_refused(kind: str, trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_models_that_are_refused(kind: str, trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "model"
     if kind == "two outputs":
         classifier(folder, labels=2)
@@ -249,7 +249,7 @@ def test_models_that_are_refused(kind: str, trained: Trained, tmp_path: Path, ca
     assert contents(tmp_path / "out") == before  # earlier results stay until there are new ones
 
 
-def test_the_place_of_a_moved_backbone(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_the_place_of_a_moved_backbone(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     folder = shutil.copytree(trained.folder, tmp_path / "model")
     settings = (folder / "reward_model.json").read_text()
     (folder / "reward_model.json").write_text(settings.replace(str(trained.model), str(tmp_path / "gone")))
@@ -259,13 +259,13 @@ def test_the_place_of_a_moved_backbone(trained: Trained, tmp_path: Path, capsys:
     assert rewards_of(tmp_path / "out") == rewards_of(tmp_path / "own")
 
 
-def test_base_model_applies_only_to_adapters(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_base_model_applies_only_to_adapters(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     result = evaluate(capsys, trained.merged, trained.heldout, tmp_path / "out", "--base_model", trained.model)
     assert result.code == 2
     assert "Only an adapter has a base model" in result.error["error"]
 
 
-def test_merged_checkpoint_of_a_critique_first_model(trained: Trained, tmp_path: Path) -> None:
+def test_merged_checkpoint_of_a_critique_first_model(trained: TrainedReward, tmp_path: Path) -> None:
     """It cannot write critiques, and its rewards without critiques would be meaningless."""
     folder = shutil.copytree(trained.merged, tmp_path / "merged")
     settings = (folder / "reward_model.json").read_text()
@@ -277,7 +277,7 @@ def test_merged_checkpoint_of_a_critique_first_model(trained: Trained, tmp_path:
 # -- what is told ---------------------------------------------------------------------------------------------------
 
 
-def test_several_sets(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_several_sets(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     other = write_rows(tmp_path / "other" / "heldout.jsonl", pair_rows(3, seed=9, critiques=False))
     third = tmp_path / "third.csv"
     third.write_text("prompt,chosen,rejected\nwho is it?,the sea,no\n", encoding="utf-8")
@@ -296,7 +296,7 @@ def test_several_sets(trained: Trained, tmp_path: Path, capsys: Any) -> None:
     assert "third" in result.out and "12 of 12" in result.out
 
 
-def test_ties(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_ties(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     """A model that gives equal rewards is right on half of the pairs, not on all or none."""
     folder = classifier(tmp_path / "theirs")
     model = AutoModelForSequenceClassification.from_pretrained(str(folder))
@@ -310,14 +310,14 @@ def test_ties(trained: Trained, tmp_path: Path, capsys: Any) -> None:
     assert all(row["correct"] == 0.5 for row in read_rows(tmp_path / "out" / "scores.jsonl"))
 
 
-def test_ratings_of_one_prompts_responses_make_comparisons(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_ratings_of_one_prompts_responses_make_comparisons(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     rows = [{"prompt": "who is it?", "response": r, "rating": n / 2} for n, r in enumerate(["no", "it is", "the sea"])]
     result = evaluate(capsys, trained.folder, write_rows(tmp_path / "rated.jsonl", rows), tmp_path / "out")
     assert result.code == 0, result.err
     assert read(tmp_path / "out" / "results.json")["sets"]["rated"]["n_scored"] == 3
 
 
-def test_a_set_without_comparisons(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_a_set_without_comparisons(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     rows = write_rows(tmp_path / "shown.jsonl", [{"prompt": "who is it?", "completion": "the sea"}])
     result = evaluate(capsys, trained.folder, rows, tmp_path / "out")
     assert result.code == 2
@@ -325,7 +325,7 @@ def test_a_set_without_comparisons(trained: Trained, tmp_path: Path, capsys: Any
     assert result.error["where"] == "shown"
 
 
-def test_results_are_not_replaced_without_permission(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_results_are_not_replaced_without_permission(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     assert evaluate(capsys, trained.folder, trained.heldout, tmp_path / "out").code == 0
     result = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "out", "--overwrite_output_dir", "false")
     assert result.code == 2
@@ -333,7 +333,7 @@ def test_results_are_not_replaced_without_permission(trained: Trained, tmp_path:
     assert "--resume" not in result.error["what to do"]
 
 
-def test_results_are_not_written_to_the_models_folder(trained: Trained, capsys: Any) -> None:
+def test_results_are_not_written_to_the_models_folder(trained: TrainedReward, capsys: Any) -> None:
     before = contents(trained.folder)
     result = evaluate(capsys, trained.folder, trained.heldout, trained.folder)
     assert result.code == 2
@@ -342,7 +342,7 @@ def test_results_are_not_written_to_the_models_folder(trained: Trained, capsys: 
 
 
 def test_results_go_to_a_folder_named_after_the_model(
-    trained: Trained, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedReward, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()

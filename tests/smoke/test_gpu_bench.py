@@ -88,14 +88,14 @@ def test_the_embedded_model_and_the_least_memory_that_trl_can_have(
     monkeypatch.setattr(trl_module, "batch_generation", trl_module.batch_generation)
     for model, task, side in (("embedded", "reward", "ours"), ("embedded", "reward", "trl"), ("tiny", "ppo", "trl")):
         setting = jobs.SETTINGS[task, side][-1]
-        job = jobs.Job(model, task, side, setting, jobs.SMALL, "cpu", 1, str(tiny))
-        assert sides.run(jobs.Job.loads(job.dumps()))["tokens_per_second"] > 0
+        job = jobs.BenchJob(model, task, side, setting, jobs.SMALL, "cpu", 1, str(tiny))
+        assert sides.run(jobs.BenchJob.loads(job.dumps()))["tokens_per_second"] > 0
 
 
 @pytest.mark.slow
 def test_separate_process(gpu: Any, jobs: Any, tiny: Path) -> None:
     setting = jobs.SETTINGS["reward", "ours"][0]
-    job = jobs.Job("tiny", "reward", "ours", setting, jobs.SMALL, "cpu", 1, str(tiny))
+    job = jobs.BenchJob("tiny", "reward", "ours", setting, jobs.SMALL, "cpu", 1, str(tiny))
     assert gpu.launch(job, 250)["mfu"] > 0
     assert gpu.launch(job, 0.01) == {"error": "not done in 0.01 seconds"}
 
@@ -103,7 +103,7 @@ def test_separate_process(gpu: Any, jobs: Any, tiny: Path) -> None:
 def test_failure_of_a_process_becomes_its_result(
     sides: Any, jobs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = jobs.Job("tiny", "reward", "ours", {}, jobs.SMALL, "cpu", 1, "no/such/model")
+    job = jobs.BenchJob("tiny", "reward", "ours", {}, jobs.SMALL, "cpu", 1, "no/such/model")
     monkeypatch.setattr(sys, "argv", ["gpu_sides.py", job.dumps()])
     for error, told in (
         (ValueError("a line\nno such thing"), "ValueError: a line"),
@@ -127,7 +127,7 @@ def test_counted_operations_match_those_performed(sides: Any) -> None:
     flops = importlib.import_module("gpu_flops")
     model = tiny_model(layers=6)
     adapted: Any = sides.get_peft_model(model, sides.lora())
-    sizes = flops.Sizes.of(model.config, sides.RANK)
+    sizes = flops.WeightCounts.of(model.config, sides.RANK)
     ids = torch.randint(1, 400, (2, 8))
     text = flops.Text(ids.numel(), seen=0)
     with FlopCounterMode(display=False) as forward:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.smoke.commands import adapter, contents, pair_rows, read, rewards_of, run, train, write_rows
-from tests.smoke.conftest import Trained
+from tests.smoke.conftest import TrainedReward
 from tests.smoke.launches import PROGRAM, ROOT, environment, launch_sharded, run_script
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def launch(script: str, *words: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_evaluation(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_evaluation(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     """With a critic, and a model that writes critiques first: it does not matter which process scores a response."""
     model = shutil.copytree(trained.folder, tmp_path / "first")
     settings = {**read(model / "reward_model.json"), "critique_first": True, "max_critique_length": 6}
@@ -38,7 +38,7 @@ def test_evaluation(trained: Trained, tmp_path: Path, capsys: Any) -> None:
     assert contents(tmp_path / "two")["critiques.jsonl"] == contents(tmp_path / "one")["critiques.jsonl"]
 
 
-def test_scores(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_scores(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     """Through rrm-lm's flags: the same lines in the same order, printed once."""
     words = ("--model", trained.folder, "--dataset", trained.heldout, "--dtype", "float32")
     assert run(capsys, "score", *words, "--output_file", tmp_path / "one.jsonl").code == 0
@@ -51,7 +51,7 @@ def test_scores(trained: Trained, tmp_path: Path, capsys: Any) -> None:
     assert done.stdout.count("\n") == 24 and "error" not in done.stderr
 
 
-def test_sharded(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_sharded(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     """Evaluated and scored with half of the model on each of two processes: the same rewards, printed once."""
     words = ("--model", trained.folder, "--dataset", trained.heldout, "--dtype", "float32")
     ways = {"evaluate": ("--output_dir", "fsdp2"), "score": ("--output_file", "fsdp2_offload")}

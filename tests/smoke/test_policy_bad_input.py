@@ -15,7 +15,7 @@ from rrm_lm.models.pretrained import load_sequence_classifier
 from rrm_lm.runs import policy_saving as policy_save
 from rrm_lm.storage import verify
 from tests.smoke.commands import contents, read, run, write_rows
-from tests.smoke.conftest import Trained
+from tests.smoke.conftest import TrainedReward
 from tests.smoke.policies import CHECKPOINTS, QUESTIONS, teach, updates, write_prompts
 from tests.tiny import save_tiny_model, tiny_tokenizer
 from tests.tiny_policy import written
@@ -26,7 +26,7 @@ def prompts(tmp_path: Path) -> Path:
     return write_prompts(tmp_path / "data")
 
 
-def names(prompts: Path, trained: Trained, tmp_path: Path) -> dict[str, Path]:
+def names(prompts: Path, trained: TrainedReward, tmp_path: Path) -> dict[str, Path]:
     """Placeholders for files in the tables below."""
     data = prompts.parent
     long, empty = "the sea is blue because " * 200, {"prompt": " "}
@@ -85,7 +85,7 @@ def names(prompts: Path, trained: Trained, tmp_path: Path) -> dict[str, Path]:
     ],
 )  # fmt: skip
 def test_pipelines_that_are_refused(
-    words: tuple[Any, ...], what: str, where: str, trained: Trained, prompts: Path, tmp_path: Path, capsys: Any
+    words: tuple[Any, ...], what: str, where: str, trained: TrainedReward, prompts: Path, tmp_path: Path, capsys: Any
 ) -> None:
     known = names(prompts, trained, tmp_path)
     if "WIDE" in words:
@@ -115,7 +115,7 @@ def test_no_prompts_and_no_reward(tiny: Path, prompts: Path, tmp_path: Path, cap
     assert contents(tmp_path / "out") == {}
 
 
-def test_long_prompt_is_truncated_if_asked(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_long_prompt_is_truncated_if_asked(trained: TrainedReward, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     long = names(prompts, trained, tmp_path)["LONG"]
     result = teach(capsys, trained.model, long, tmp_path / "out", "--max_length", 40)
     assert result.code == 0, result.err
@@ -167,7 +167,7 @@ def test_constant_reward_is_reported(tiny: Path, prompts: Path, tmp_path: Path, 
     assert result.err.count("the reward constant is 2.5 for each of 4 responses: nothing can be learned") == 1
 
 
-def test_gold_reward_without_the_word_stops(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_gold_reward_without_the_word_stops(trained: TrainedReward, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     known = names(prompts, trained, tmp_path)
     words = ("--eval_prompts", known["HELD"], "--gold", known["OTHERS"])
     result = teach(capsys, trained.model, prompts, tmp_path / "out", *words)
@@ -175,7 +175,9 @@ def test_gold_reward_without_the_word_stops(trained: Trained, prompts: Path, tmp
     assert result.error["where"] == f"gold: {known['OTHERS']}"
 
 
-def test_reward_model_with_a_missing_backbone(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_reward_model_with_a_missing_backbone(
+    trained: TrainedReward, prompts: Path, tmp_path: Path, capsys: Any
+) -> None:
     other = save_tiny_model(tmp_path / "other", seed=3)
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -196,7 +198,7 @@ def test_end_token_that_never_occurs_is_reported(tiny: Path, prompts: Path, tmp_
 
 
 def test_policy_that_only_writes_the_end_token(
-    trained: Trained, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedReward, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AgentModel, "roll_out", lambda self, *args, **more: written([[2]])(*args, **more))
     result = teach(capsys, trained.model, prompts, tmp_path / "out", "--reward_model", trained.merged)

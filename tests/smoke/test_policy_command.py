@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from rrm_lm.storage import verify
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from tests.smoke.commands import adapter, check_readable_policy, contents, read, run, same, write_rows
-from tests.smoke.conftest import Trained
+from tests.smoke.conftest import TrainedReward
 from tests.smoke.policies import CHECKPOINTS, HELD_OUT, QUESTIONS, measured, same_values, teach, updates, write_prompts
 from tests.smoke.test_sft_command import shown_rows
 from tests.smoke.test_sft_command import train as imitate
@@ -147,7 +147,7 @@ def test_two_functions_are_summed_with_weights(tiny: Path, prompts: Path, tmp_pa
 
 
 def test_reward_adapter_shares_its_backbone_with_the_policy(
-    trained: Trained, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedReward, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It gives the same rewards as with its own backbone, and no second backbone is loaded for it."""
     loaded: list[str] = []
@@ -177,7 +177,7 @@ def test_reward_adapter_shares_its_backbone_with_the_policy(
 
 
 def test_reward_model_with_another_backbone_loads_it(
-    trained: Trained, prompts: Path, tmp_path: Path, capsys: Any
+    trained: TrainedReward, prompts: Path, tmp_path: Path, capsys: Any
 ) -> None:
     other = save_tiny_model(tmp_path / "other", "qwen3", seed=3)
     result = teach(capsys, other, prompts, tmp_path / "out", "--reward_model", trained.folder, "--max_steps", 1)
@@ -186,7 +186,7 @@ def test_reward_model_with_another_backbone_loads_it(
     assert updates(tmp_path / "out")[0]["reward/reward"] == updates(tmp_path / "out")[0]["objective/scores"]
 
 
-def test_independent_reward_model_monitors(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_independent_reward_model_monitors(trained: TrainedReward, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     words = ("--eval_prompts", prompts.parent / "heldout.jsonl", "--monitor_reward_model", trained.merged)
     result = teach(capsys, trained.model, prompts, tmp_path / "out", *words)
     assert result.code == 0, result.err
@@ -336,7 +336,9 @@ def test_training_stops_when_over_optimised(tiny: Path, prompts: Path, tmp_path:
     assert len(measured(tmp_path / "on")) == 4
 
 
-def test_folder_of_another_command_is_not_changed(trained: Trained, prompts: Path, capsys: Any, tmp_path: Path) -> None:
+def test_folder_of_another_command_is_not_changed(
+    trained: TrainedReward, prompts: Path, capsys: Any, tmp_path: Path
+) -> None:
     before = contents(trained.folder)
     words = ("--overwrite_output_dir", "true")
     result = teach(capsys, trained.model, prompts, trained.folder, *words)
@@ -347,7 +349,7 @@ def test_folder_of_another_command_is_not_changed(trained: Trained, prompts: Pat
 # -- RLOO -----------------------------------------------------------------------------------------------------------
 
 
-def test_rloo_writes_the_same_files(trained: Trained, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_rloo_writes_the_same_files(trained: TrainedReward, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     """Two steps per update: updates, not steps, are counted, measured and logged."""
     words = ("--algorithm", "rloo", "--samples_per_prompt", 2, "--num_ppo_epochs", 2, "--save_strategy", "no")
     both = ("--reward_model", trained.folder, "--reward_function", *rewards(prompts, "short"))

@@ -28,7 +28,7 @@ from tests.smoke.commands import (
     train,
     write_rows,
 )
-from tests.smoke.conftest import Trained
+from tests.smoke.conftest import TrainedReward
 from tests.tiny import comparison
 
 HANDS = "please write two words about the sea and the moon and who lives in the sea today"
@@ -37,7 +37,7 @@ HANDS = "please write two words about the sea and the moon and who lives in the 
 # -- what a run leaves ----------------------------------------------------------------------------------------------
 
 
-def test_files_written_by_a_run(trained: Trained) -> None:
+def test_files_written_by_a_run(trained: TrainedReward) -> None:
     names = {path.name for path in trained.folder.iterdir() if not path.name.startswith(".")}
     assert names == {
         *("adapter_config.json", "adapter_model.safetensors", "reward_model.json"),
@@ -62,7 +62,7 @@ def test_files_written_by_a_run(trained: Trained) -> None:
     assert f'AutoPeftModelForSequenceClassification.from_pretrained(\n    "{trained.folder}", num_labels=1, pad' in card
 
 
-def test_the_code_on_the_model_card_prints_the_reward(trained: Trained, capsys: Any) -> None:
+def test_the_code_on_the_model_card_prints_the_reward(trained: TrainedReward, capsys: Any) -> None:
     card = (trained.folder / "README.md").read_text(encoding="utf-8")
     capsys.readouterr()
     exec(card.partition("```python\n")[2].partition("```")[0], {})
@@ -71,7 +71,7 @@ def test_the_code_on_the_model_card_prints_the_reward(trained: Trained, capsys: 
     assert float(capsys.readouterr().out) == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_merged_checkpoint_says_how_it_was_trained(trained: Trained) -> None:
+def test_the_merged_checkpoint_says_how_it_was_trained(trained: TrainedReward) -> None:
     assert read(trained.merged / "reward_model.json") == read(trained.folder / "reward_model.json")
     assert read(trained.merged / "config.json")["architectures"] == ["LlamaForSequenceClassification"]
     assert verify(trained.merged) == []
@@ -193,7 +193,7 @@ def test_a_folder_is_read_by_split(tiny: Path, tmp_path: Path, capsys: Any) -> N
 
 @pytest.mark.parametrize("share", ["true", "false"])
 def test_prefix_sharing_does_not_change_rewards(
-    share: str, trained: Trained, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    share: str, trained: TrainedReward, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fixture's run, which shares prefixes, once more without sharing: only rounding may differ."""
     monkeypatch.chdir(tmp_path)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from tests.smoke.commands import read_rows, run, write_rows
-from tests.smoke.conftest import Trained
+from tests.smoke.conftest import TrainedReward
 from tests.tiny import save_tiny_model
 
 
@@ -22,7 +22,7 @@ def scored(capture: Any, model: Path, data: Path, *more: object) -> list[dict[st
     return [json.loads(line) for line in result.out.splitlines()]
 
 
-def test_prompts_with_completions(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_prompts_with_completions(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     talk = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "yes?"},
@@ -47,7 +47,9 @@ def test_prompts_with_completions(trained: Trained, tmp_path: Path, capsys: Any)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged", "judge"])
-def test_the_rewards_are_those_of_the_evaluation(kind: str, trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_the_rewards_are_those_of_the_evaluation(
+    kind: str, trained: TrainedReward, tmp_path: Path, capsys: Any
+) -> None:
     model = {"adapter": trained.folder, "merged": trained.merged, "judge": trained.model}[kind]
     words = ("--model", model, "--dataset", trained.heldout, "--dtype", "float32", "--output_dir", tmp_path / "out")
     assert run(capsys, "evaluate", *words).code == 0
@@ -60,7 +62,7 @@ def test_the_rewards_are_those_of_the_evaluation(kind: str, trained: Trained, tm
         assert rewards[given["prompt"], given["rejected"]] == pytest.approx(found["reward_rejected"], abs=1e-5)
 
 
-def test_reward_depends_only_on_its_own_text(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_reward_depends_only_on_its_own_text(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     """Also if the prompt must be truncated: other responses do not affect how much of it is kept."""
     prompt = "the sea is blue because the answer is too long " * 12
     responses = ["no", "yes, the sea is blue and the moon is made of what was asked " * 2]
@@ -71,7 +73,7 @@ def test_reward_depends_only_on_its_own_text(trained: Trained, tmp_path: Path, c
         assert alone["reward"] == pytest.approx(expected["reward"], abs=1e-5)
 
 
-def test_into_a_file(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_into_a_file(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     printed = scored(capsys, trained.folder, trained.heldout)
     file = tmp_path / "new" / "rewards.jsonl"
     assert scored(capsys, trained.folder, trained.heldout, "--output_file", file) == []
@@ -81,7 +83,7 @@ def test_into_a_file(trained: Trained, tmp_path: Path, capsys: Any) -> None:
     assert read_rows(file) == printed
 
 
-def test_columns_and_skipped_rows(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_columns_and_skipped_rows(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     rows = [{"q": "who?", "a": "the sea"}, {"q": "who?", "a": ""}, {"q": "who?", "a": "no"}]
     data = write_rows(tmp_path / "q.jsonl", rows)
     columns = ("--columns", "q=prompt", "a=completion")
@@ -91,7 +93,7 @@ def test_columns_and_skipped_rows(trained: Trained, tmp_path: Path, capsys: Any)
     assert [row["response"] for row in found] == ["the sea", "no"]
 
 
-def test_a_response_without_a_reward_is_named(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_a_response_without_a_reward_is_named(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     folder = save_tiny_model(tmp_path / "broken")
     model = AutoModelForSequenceClassification.from_pretrained(str(folder), num_labels=1, pad_token_id=0)
     torch.nn.init.constant_(model.score.weight, float("inf"))
@@ -102,7 +104,7 @@ def test_a_response_without_a_reward_is_named(trained: Trained, tmp_path: Path, 
     assert json.loads(result.out.splitlines()[0])["reward"] is None
 
 
-def test_nothing_to_score(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+def test_nothing_to_score(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     data = write_rows(tmp_path / "goals.jsonl", [{"goal_example": "the sea is clean"}])
     result = run(capsys, "score", "--model", trained.folder, "--dataset", data)
     assert result.code == 2

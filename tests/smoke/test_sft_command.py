@@ -28,7 +28,7 @@ from tests.smoke.commands import (
     same,
     write_rows,
 )
-from tests.smoke.conftest import Trained
+from tests.smoke.conftest import TrainedReward
 from tests.tiny import comparison, some_comparisons
 
 CHECKPOINTS = ("--save_strategy", "steps", "--save_steps", 2, "--max_steps", 6)
@@ -218,7 +218,7 @@ def test_training_continues_from_a_policy(tiny: Path, tmp_path: Path, capsys: An
     assert not same(tmp_path / "first", tmp_path / "second")
 
 
-def test_reward_model_is_not_a_policy(trained: Trained, chosen: Path, tmp_path: Path, capsys: Any) -> None:
+def test_reward_model_is_not_a_policy(trained: TrainedReward, chosen: Path, tmp_path: Path, capsys: Any) -> None:
     for model in (trained.folder, trained.merged):
         result = train(capsys, model, chosen, tmp_path / "out", "--sft_on", "chosen")
         assert result.code == 2 and "scores responses and writes none" in result.error["error"]
@@ -271,7 +271,7 @@ def test_diverging_learning_rate(tiny: Path, chosen: Path, tmp_path: Path, capsy
 
 
 def test_a_folder_in_use_and_a_folder_of_another_command(
-    trained: Trained, tiny: Path, chosen: Path, tmp_path: Path, capsys: Any
+    trained: TrainedReward, tiny: Path, chosen: Path, tmp_path: Path, capsys: Any
 ) -> None:
     with lock(tmp_path / "out" / ".lock", what="The output folder"):
         result = train(capsys, tiny, chosen, tmp_path / "out", "--sft_on", "chosen")
