@@ -12,6 +12,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+# Processes that tests start share cached bytecode; without it each compiles all libraries again, which takes seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # For the processes that tests start. The two exceptions are calls between libraries: PEFT asks transformers for the
 # first, and Accelerate passes the second to torch. `rrm-lm` also ignores both.
 os.environ["PYTHONWARNINGS"] = ",".join(
