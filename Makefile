@@ -1,6 +1,6 @@
-# Two commands matter: `make demo` shows the product, `make test` checks it. Both use one virtual environment, .venv,
-# made the first time and again only when pyproject.toml or the tested set of versions changes; no environment needs to be
-# activated.
+# The two main commands are `make demo`, which shows the product, and `make test`, which checks it. Both use the virtual
+# environment .venv, which is created the first time and updated when pyproject.toml or the tested set of versions changes.
+# No environment needs to be activated.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -8,11 +8,11 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
-# What to install when the environment has no torch yet; for other hardware for example TORCH='torch --index-url URL'.
+# What to install if the environment has no torch yet; for other hardware, for example TORCH='torch --index-url URL'.
 TORCH ?= torch==2.13.0
-# The tested set of versions to install; empty for the newest.
+# The tested set of versions to install; empty to install the newest versions.
 CONSTRAINTS ?= configs/constraints.txt
-# Processes that run tests, and which tests (all).
+# Number of processes that run tests, and the tests to run (default: all).
 WORKERS ?= 2
 TESTS ?=
 
@@ -32,10 +32,10 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install fetch demo check test suite test-clients update test-latest clean
 
-help: ## this list
+help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## make .venv and install what the program needs into it
+install: $(STAMP) ## create .venv with the program's dependencies
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c '' 2> /dev/null || { \
@@ -49,37 +49,37 @@ $(DEV_STAMP): $(STAMP)
 	@$(INSTALL) --dev
 	@touch $@
 
-fetch: install ## fetch and convert the embedded default model, once
+fetch: install ## fetch and convert the embedded default model (once)
 	@$(BIN)/rrm-lm fetch $(MODEL) < /dev/null
 
-demo: install fetch ## feedback to reward model to policy to a page that compares, on data/assistant
+demo: install fetch ## feedback -> reward model -> policy -> a report that compares them, on data/assistant
 	@HF_HUB_OFFLINE=1 $(BIN)/rrm-lm run --config configs/demo.yaml --output_dir $(DEMO) < /dev/null
 	@echo
 	@echo "The report: file://$(CURDIR)/$(DEMO)/report.html"
 
-check: $(DEV_STAMP) ## lint, format, types, and which module may import which
+check: $(DEV_STAMP) ## lint, format, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python < /dev/null
 	$(BIN)/lint-imports --no-cache --no-logo
 
-test: check suite ## everything that must hold: checks and the whole test suite
+test: check suite ## all checks and the full test suite
 
 suite: fetch $(DEV_STAMP) # the tests alone
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS) < /dev/null
 
-test-clients: fetch $(DEV_STAMP) ## rewards in RewardBench, TRL, PEFT and transformers, each in an environment of its own
+test-clients: fetch $(DEV_STAMP) ## compare rewards in RewardBench, TRL, PEFT and transformers, each in a separate environment
 	HF_HUB_OFFLINE=1 $(BIN)/python -m scripts.clients.run < /dev/null
 
-update: ## test the newest versions that pyproject.toml allows, and make them the tested set
+update: ## test the newest versions that pyproject.toml allows, and record them as the tested set
 	rm -rf .venv-update
 	$(MAKE) test VENV=.venv-update CONSTRAINTS=
 	.venv-update/bin/python scripts/environment.py freeze --tests '$(TESTS)'
 
-test-latest: ## the tests with the newest versions of everything, allowed or not: what breaks
+test-latest: ## run the tests with the newest versions of everything, allowed or not
 	rm -rf .venv-latest
 	$(MAKE) .venv-latest/.installed-dev VENV=.venv-latest CONSTRAINTS= LATEST=--latest
-	@echo "other than the tested set:" && .venv-latest/bin/python scripts/environment.py newer
+	@echo "differences from the tested set:" && .venv-latest/bin/python scripts/environment.py newer
 	$(MAKE) --keep-going suite check VENV=.venv-latest CONSTRAINTS= LATEST=--latest
 
 clean: ## remove the environment and caches; results in outputs/ stay
