@@ -33,7 +33,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help install fetch demo check test suite test-clients update test-latest clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv with the program's dependencies
 
