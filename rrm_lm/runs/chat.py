@@ -18,7 +18,7 @@ from rrm_lm.launch.failures import print_error
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.decoding.streaming import Words, stream
 from rrm_lm.models.saving.policies import Policy
-from rrm_lm.runs.inputs import load_policy_on_device, max_conversation_tokens
+from rrm_lm.runs.loading import load_policy_on_device, max_conversation_tokens
 from rrm_lm.settings.policies import ChatArguments
 from rrm_lm.text.chat import ChatFormat
 

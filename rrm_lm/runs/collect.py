@@ -19,7 +19,7 @@ from rrm_lm.feedback.splits import limit_prompts
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.recursion.assistance import Assisted
 from rrm_lm.runs.critics import find_critic
-from rrm_lm.runs.inputs import load_policy_on_device
+from rrm_lm.runs.loading import load_policy_on_device
 from rrm_lm.runs.progress import advance
 from rrm_lm.settings.parser import write_resolved
 from rrm_lm.settings.policies import CollectArguments

@@ -32,7 +32,7 @@ from rrm_lm.recursion.critics import AssistedPairs, Critiques
 from rrm_lm.runs.compare.results import write_comparison
 from rrm_lm.runs.critics import CRITIQUES_FILE, CriticSource, find_critic
 from rrm_lm.runs.gold import load_gold
-from rrm_lm.runs.inputs import load_policy_on_device, max_conversation_tokens
+from rrm_lm.runs.loading import load_policy_on_device, max_conversation_tokens
 from rrm_lm.runs.progress import advance
 from rrm_lm.settings.policies import CompareArguments, DrawingArguments
 from rrm_lm.simulated.plain_user import split_sentences

@@ -1,4 +1,4 @@
-"""Policies and prompts that the settings of several commands name."""
+"""Policies for inference, loaded onto the device of this process."""
 
 from __future__ import annotations
 
