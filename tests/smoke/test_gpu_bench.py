@@ -77,7 +77,7 @@ def test_every_side_trains_and_is_compared(
     assert told["ours"]["tokens_per_second"] == 21.0 and told["trl"]["error"] == "out of memory"
     assert "speed_ratio" not in told
     assert read(output)["runs"]["tiny reward ours round 0"] == ours
-    with pytest.raises(SystemExit, match="begin anew"):
+    with pytest.raises(SystemExit, match="start again with --fresh"):
         gpu.main([*words, "--steps", "3"])
 
 
