@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rrm_lm.launch.starting import COMMAND
+from rrm_lm.launch.launcher import COMMAND
 from rrm_lm.storage import json_text, sha256
 
 # Settings that may differ when a run is resumed: they change what is logged, saved and measured along the way, and how

@@ -6,20 +6,20 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.settings.policies import ChatArguments
 
 EXAMPLES = """\
-examples:
-  rrm-lm chat smollm2-135m                                        (the model that policies start from)
-  rrm-lm chat outputs/sft --temperature 0                         (always the most likely words)
-  rrm-lm chat outputs/sft/merged --system "Answer in one sentence." --seed 1
-  echo "How long does rice keep?" | rrm-lm chat outputs/sft       (one answer for each line)
+rrm-lm chat smollm2-135m                              (the embedded model)
+rrm-lm chat outputs/sft --temperature 0               (the most likely tokens)
+rrm-lm chat outputs/sft/merged --system "Answer in one sentence." --seed 1
+echo "How long does rice keep?" | rrm-lm chat outputs/sft
 """
+COMMON = "model system temperature top_p top_k max_new_tokens seed max_length base_model dtype chat_template_path"
 
 
 def run(argv: list[str]) -> int:
     """Answer what is typed, or each line of what is piped in, until it ends."""
     from rrm_lm.settings.parser import parse
 
-    words = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
-    (args,) = parse([ChatArguments], words, command="rrm-lm chat MODEL", examples=EXAMPLES)
+    kinds = [ChatArguments]
+    (args,) = parse(kinds, argv, command="rrm-lm chat MODEL", examples=EXAMPLES, common=COMMON, first="model")
     if not args.model:
         raise ConfigError(
             "There is no model to talk to",

@@ -13,19 +13,24 @@ if TYPE_CHECKING:
     from rrm_lm.runs.critics import CriticSource
 
 EXAMPLES = """\
-examples:
-  rrm-lm evaluate --model outputs/demo/reward --dataset my_pairs.jsonl
-  rrm-lm evaluate --model Skywork/Skywork-Reward-V2-Qwen3-0.6B --dataset allenai/reward-bench --split filtered
-  rrm-lm evaluate --model smollm2-135m --dataset my_pairs.jsonl other_pairs.csv     (a language model as a judge)
-  rrm-lm evaluate --model smollm2-135m --dataset my_pairs.jsonl --critic outputs/mine     (shown critiques by that)
+rrm-lm evaluate --model smollm2-135m --dataset data/assistant/heldout.jsonl.gz
+rrm-lm evaluate --model outputs/reward --dataset my_pairs.jsonl others.csv
+rrm-lm evaluate --model Skywork/Skywork-Reward-V2-Qwen3-0.6B \\
+    --dataset allenai/reward-bench --split filtered
+rrm-lm evaluate --model smollm2-135m --dataset my_pairs.jsonl \\
+    --critic outputs/mine
 """
+COMMON = (
+    "model dataset split columns skip_bad_rows output_dir critic max_length micro_batch_tokens dtype base_model "
+    "ensemble chat_template_path trust_remote_code"
+)
 
 
 def run(argv: list[str]) -> int:
     """Score held-out comparisons, write the results and print them."""
     from rrm_lm.settings.parser import parse
 
-    (args,) = parse([EvaluateArguments], argv, command="rrm-lm evaluate", examples=EXAMPLES)
+    (args,) = parse([EvaluateArguments], argv, command="rrm-lm evaluate", examples=EXAMPLES, common=COMMON)
     args.require()
     from rrm_lm.api.judging import judge, with_comparisons, write_judgement
     from rrm_lm.models.pretrained import process_state

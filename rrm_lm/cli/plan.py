@@ -8,11 +8,15 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.settings.plan import PlanArguments, PlannedModelArguments
 
 EXAMPLES = """\
-examples:
-  rrm-lm plan --model_name_or_path Qwen/Qwen3-8B --num_processes 8 --gpu_memory 80GB
-  rrm-lm plan --model_name_or_path path/to/config.json --num_processes 16 --gpu_memory 48GiB --response_length 512
-  rrm-lm plan --num_processes 2 --gpu_memory 24GB --dtype float32 --json
+rrm-lm plan --num_processes 2 --gpu_memory 24GB --dtype float32
+rrm-lm plan --model_name_or_path Qwen/Qwen3-8B --num_processes 8
+rrm-lm plan --model_name_or_path path/to/config.json --num_processes 16 --json
 """
+COMMON = (
+    "model_name_or_path dtype lora_r num_processes gpu_memory memory_margin prompt_length response_length "
+    "critique_length per_device_train_batch_size gradient_accumulation_steps samples_per_prompt value_function "
+    "activation_checkpointing json"
+)
 
 
 def run(argv: list[str]) -> int:
@@ -24,7 +28,8 @@ def run(argv: list[str]) -> int:
     """
     from rrm_lm.settings.parser import parse
 
-    model, args = parse([PlannedModelArguments, PlanArguments], argv, command="rrm-lm plan", examples=EXAMPLES)
+    kinds = [PlannedModelArguments, PlanArguments]
+    model, args = parse(kinds, argv, command="rrm-lm plan", examples=EXAMPLES, common=COMMON)
     from rrm_lm.models.pretrained import to_dtype
     from rrm_lm.planning.footprint import read_config
     from rrm_lm.planning.planning import measure, plan, recommended

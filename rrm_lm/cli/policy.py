@@ -8,17 +8,18 @@ from rrm_lm.settings.data import PromptArguments
 from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
 
 EXAMPLES = """\
-examples:
-  rrm-lm policy --config configs/policy.yaml
-  rrm-lm policy --prompts my_prompts.jsonl --reward_model outputs/reward --output_dir outputs/mine
-  rrm-lm policy --prompts my_prompts.jsonl --reward_function my_rewards.py:polite     (a function there)
-  rrm-lm policy --model_name_or_path outputs/sft --prompts my_pairs.jsonl --reward_model outputs/reward \\
-      --monitor_reward_model outputs/other --stop_when_over_optimised true     (start from a policy, and watch it)
-  rrm-lm policy --config configs/policy.yaml --resume_from_checkpoint true
-  accelerate launch scripts/train_policy.py --config configs/policy.yaml
+rrm-lm policy --config configs/policy.yaml     (after sft.yaml, reward.yaml)
+rrm-lm policy --prompts my_prompts.jsonl --reward_model outputs/reward
+rrm-lm policy --prompts my_prompts.jsonl --reward_function rewards.py:polite
+rrm-lm policy --config configs/policy.yaml --resume_from_checkpoint true
 a row of my_prompts.jsonl: {"prompt": "How do I boil an egg?"}
-my_rewards.py: def polite(prompts, responses): return ["please" in response for response in responses]
+rewards.py: def polite(prompts, responses):
+               return ["please" in response for response in responses]
 """
+COMMON = (
+    "prompts reward_model reward_function model_name_or_path algorithm gold max_steps per_device_train_batch_size "
+    "learning_rate kl_coef response_length output_dir"
+)
 
 
 def read(argv: list[str]) -> tuple[Any, ...]:
@@ -27,7 +28,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
     from rrm_lm.settings.parser import parse
 
     kinds = [PromptArguments, RewardArguments, StartArguments, PolicyConfig, MonitorArguments, PolicyRunArguments]
-    return parse(kinds, argv, command="rrm-lm policy", examples=EXAMPLES)
+    return parse(kinds, argv, command="rrm-lm policy", examples=EXAMPLES, common=COMMON)
 
 
 def run(argv: list[str]) -> int:

@@ -7,13 +7,14 @@ from typing import Any
 from rrm_lm.settings.workflows import RecurseArguments
 
 EXAMPLES = """\
-examples:
-  rrm-lm recurse --config configs/chip_quick.yaml
-  rrm-lm recurse --config configs/chip.yaml --processes 2          (independent helpers side by side)
-  rrm-lm recurse --config my_tree.yaml --domain my_domain.py:MyDomain
-`tree` in the file maps names to the settings of each node: rrm_lm/recursion/tree.py lists them, and
-rrm_lm/recursion/__init__.py says how to write a domain. Started again, solved nodes are kept; a stopped one goes on.
+rrm-lm recurse --config configs/chip_quick.yaml
+rrm-lm recurse --config configs/chip.yaml --processes 2  (helpers in parallel)
+rrm-lm recurse --config my_tree.yaml --domain my_domain.py:MyDomain
+`tree` in the file maps names of nodes to settings (rrm_lm/recursion/tree.py);
+rrm_lm/recursion/__init__.py says how to write a domain. Run again, it keeps
+solved nodes and resumes a stopped one.
 """
+COMMON = "domain tree root node processes output_dir max_length micro_batch_tokens seed model_name_or_path lora_r dtype"
 
 
 def read(argv: list[str]) -> tuple[Any, ...]:
@@ -21,7 +22,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
     from rrm_lm.settings.models import ModelArguments
     from rrm_lm.settings.parser import parse
 
-    return parse([RecurseArguments, ModelArguments], argv, command="rrm-lm recurse", examples=EXAMPLES)
+    return parse([RecurseArguments, ModelArguments], argv, command="rrm-lm recurse", examples=EXAMPLES, common=COMMON)
 
 
 def run(argv: list[str]) -> int:

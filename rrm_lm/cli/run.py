@@ -9,12 +9,12 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.settings.workflows import PipelineArguments
 
 EXAMPLES = """\
-examples:
-  rrm-lm run --config configs/demo.yaml
-  rrm-lm run --config configs/demo.yaml --output_dir outputs/longer --policy.total_episodes 512
-  rrm-lm run --config configs/demo.yaml --rounds 2      (new feedback on the policy's own answers, then both again)
-a section of the file holds the settings of the command of that name; the value `$reward` is that stage's folder.
-Started again, finished stages whose settings and files are the same are not run again, and a stopped one goes on.
+rrm-lm run --config configs/demo.yaml
+rrm-lm run --config configs/demo.yaml --policy.total_episodes 512
+rrm-lm run --config configs/demo.yaml --rounds 2   (new feedback, then again)
+A section of the file holds the settings of the command with that name; the
+value `$reward` is the folder of that stage. Run again, the command skips
+finished stages with the same settings and files, and resumes a stopped one.
 """
 
 

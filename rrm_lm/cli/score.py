@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from rrm_lm.feedback.records import Prompt
 
 EXAMPLES = """\
-examples:
-  rrm-lm score --model outputs/demo/reward --dataset responses.jsonl                       (rewards to the terminal)
-  rrm-lm score --model outputs/demo/reward --dataset responses.jsonl --output_file rewards.jsonl
-a row of responses.jsonl: {"prompt": "How do I boil an egg?", "completion": "Eight minutes in boiling water."}
+rrm-lm score --model smollm2-135m --dataset data/assistant/heldout.jsonl.gz
+rrm-lm score --model outputs/reward --dataset responses.jsonl \\
+    --output_file rewards.jsonl
+a row of responses.jsonl: {"prompt": "How do I boil an egg?",
+    "completion": "Eight minutes in boiling water."}
 """
+COMMON = (
+    "model dataset output_file split columns skip_bad_rows max_length micro_batch_tokens dtype base_model "
+    "ensemble chat_template_path trust_remote_code"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +34,7 @@ def run(argv: list[str]) -> int:
     """
     from rrm_lm.settings.parser import parse
 
-    (args,) = parse([ScoreArguments], argv, command="rrm-lm score", examples=EXAMPLES)
+    (args,) = parse([ScoreArguments], argv, command="rrm-lm score", examples=EXAMPLES, common=COMMON)
     args.require()
     from rrm_lm.evaluation.preferences.scoring import score_responses
     from rrm_lm.models.pretrained import process_state

@@ -7,15 +7,17 @@ from typing import Any
 from rrm_lm.settings.training import SFTRunArguments
 
 EXAMPLES = """\
-examples:
-  rrm-lm sft --config configs/sft.yaml
-  rrm-lm sft --dataset_name my_demonstrations.jsonl --output_dir outputs/mine
-  rrm-lm sft --dataset_name my_pairs.jsonl --sft_on chosen --num_train_epochs 2
-  rrm-lm sft --model_name_or_path outputs/mine --dataset_name my_corrections.jsonl    (train a policy on)
-  rrm-lm sft --config configs/sft.yaml --resume_from_checkpoint true
-  accelerate launch scripts/train_sft.py --config configs/sft.yaml
-a row of my_demonstrations.jsonl: {"prompt": "How do I boil an egg?", "completion": "Eight minutes in boiling water."}
+rrm-lm sft --config configs/sft.yaml
+rrm-lm sft --dataset_name my_pairs.jsonl --sft_on chosen
+rrm-lm sft --model_name_or_path outputs/mine --dataset_name corrections.jsonl
+rrm-lm sft --config configs/sft.yaml --resume_from_checkpoint true
+accelerate launch scripts/train_sft.py --config configs/sft.yaml
+a row: {"prompt": "How do I boil an egg?", "completion": "Eight minutes."}
 """
+COMMON = (
+    "dataset_name sft_on eval_dataset_name model_name_or_path output_dir learning_rate num_train_epochs max_steps "
+    "per_device_train_batch_size max_length lora_r merge"
+)
 
 
 def read(argv: list[str]) -> tuple[Any, ...]:
@@ -25,9 +27,8 @@ def read(argv: list[str]) -> tuple[Any, ...]:
     from rrm_lm.settings.parser import parse
     from rrm_lm.training.sft.config import SFTConfig
 
-    return parse(
-        [DataArguments, ModelArguments, SFTConfig, SFTRunArguments], argv, command="rrm-lm sft", examples=EXAMPLES
-    )
+    kinds = [DataArguments, ModelArguments, SFTConfig, SFTRunArguments]
+    return parse(kinds, argv, command="rrm-lm sft", examples=EXAMPLES, common=COMMON)
 
 
 def run(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Several processes: how they are started, fail together, and leave.
+"""Several processes: how they start, fail together and exit. Training does not depend on this.
 
-May import training and below. What is learned does not depend on it.
+May import training and below.
 """

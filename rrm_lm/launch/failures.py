@@ -1,9 +1,9 @@
-"""Where several processes run a command: the first failure of one is reported first, and ends all of them.
+"""In a run on several processes, the first failure is reported first, and it ends all of them.
 
-What fails in the others is mostly a consequence, such as a connection that was closed, and hides the cause. So a
-process that fails says so in the store that the launcher keeps for its processes, before it prints anything. Each also
-looks whether the others on its machine are still there: one that is killed has no last words. A process that such a
-failure leaves waiting, in a collective operation that nobody else will join, is ended after a while.
+A failure in another process is usually a consequence, such as a closed connection, and hides the cause. So a failing
+process writes its error to the launcher's store before it prints anything. Each process also checks that the others on
+its machine are alive, because a killed process reports nothing. A process that a failure leaves waiting, in a
+collective operation that no other will join, exits after a while.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 from rrm_lm.errors import RRMError
 from rrm_lm.launch import signals
 
-FAULT = 1
-_POLL = 1.0  # seconds between two looks
-_GRACE = 10.0  # seconds in which a process whose run has failed may end by itself
-_CLOSED = 3.0  # seconds from the end of a process's connections until it is seen to be gone
+FAULT = 1  # exit code of a bug
+# Seconds:
+_POLL = 1.0  # between two checks
+_GRACE = 10.0  # for a process to exit on its own after the run has failed
+_CLOSED = 3.0  # from the end of a process's connections until it is known to be gone
+_REPORT = 5.0  # to wait for the first failure to be printed
+_SHOWN = 200  # characters of an error that is the consequence of another
 _BROKEN = ("closed by peer", "reset by peer", "ncclremoteerror", "remote process exited")
-_SHOWN = 200  # characters of an error that is a consequence of another
-_TOLD = 5.0  # seconds to wait for the first failure to be printed
 
 
 class Failure(NamedTuple):
@@ -39,25 +40,25 @@ class Failure(NamedTuple):
 
 
 class SingleProcess:
-    """The only process of a command: nobody else can fail, or has to be reported."""
+    """The only process of a command: no other can fail."""
 
     def report(self, error: BaseException, print_error: Callable[[], object]) -> None:
-        """Print an error of this process, or only its consequence for it if another process failed first."""
+        """Print an error of this process; if another process failed first, only that this one stopped."""
         print_error()
 
     def cause(self, seconds: float = 0.0) -> Failure | None:
-        """The failure of another process that came before one in this process, waiting so long for one to show."""
+        """The failure of another process that came before one in this process; waits up to `seconds` for it."""
         return None
 
 
 class OneOfSeveral(SingleProcess):
-    """One process of several that share a store.
+    """One of several processes that share a store.
 
     Args:
         store: A `torch.distributed.Store`.
-        rank: The number of this process.
-        neighbours: The numbers of the others on this machine.
-        leave: Ends this process at once; for tests.
+        rank: The rank of this process.
+        neighbours: The ranks of the others on this machine.
+        leave: Exits at once; for tests.
     """
 
     def __init__(self, store: Any, rank: int, neighbours: list[int], leave: Callable[[int], object] = os._exit) -> None:
@@ -69,38 +70,38 @@ class OneOfSeveral(SingleProcess):
         self._thread.start()
 
     def end(self) -> None:
-        """Say that this process ends because it has nothing left to do, and stop looking after the others."""
+        """Announce that this process has finished its work, and stop watching the others."""
         self._over.set()
-        with suppress(RuntimeError):  # there may be nobody to tell: the launcher is gone
+        with suppress(RuntimeError):  # the store ends with the launcher
             self._store.set(f"done/{self._rank}", "")
 
     def report(self, error: BaseException, print_error: Callable[[], object]) -> None:
-        signals.ignore_sigterm()  # which the launcher sends as soon as any process has ended
+        signals.ignore_sigterm()  # the launcher sends it as soon as any process has exited
         text = " ".join(f"{type(error).__name__}: {error}".split())
         try:
-            # Where a connection broke, the cause may be a process that is gone, which is seen a moment later only.
+            # If a connection broke, the cause may be a dead process, which shows only a moment later.
             first = self.cause(_CLOSED if isinstance(error, RuntimeError) else 0.0)
             first = first or self._claim(Failure(self._rank, text))
             if first.rank == self._rank:
                 print_error()
                 self._store.set("reported", "")
-            elif first.text != text:  # most input is read by each of them, and is as faulty for each
+            elif first.text != text:  # each process reads the same input and finds the same errors in it
                 self._wait_until_reported()
-                _say(f"stopped, because process {first.rank} failed ({text[:_SHOWN]})")
+                _print_line(f"stopped, because process {first.rank} failed ({text[:_SHOWN]})")
         except RuntimeError:  # the store is gone, and the launcher with it
             print_error()
 
     def cause(self, seconds: float = 0.0) -> Failure | None:
         deadline = time.monotonic() + seconds
         try:
-            while not (found := self._look()) and time.monotonic() < deadline:
+            while not (found := self._first_failure()) and time.monotonic() < deadline:
                 time.sleep(0.1)
         except RuntimeError:  # the store is gone, and the launcher with it
             return None
         return found
 
-    def _look(self) -> Failure | None:
-        """The first failure of the run, None while there is none; that a neighbour is gone is reported here."""
+    def _first_failure(self) -> Failure | None:
+        """The first failure of the run, if any. Reports a neighbour that has died."""
         if self._store.check(["first"]):
             return Failure(*json.loads(self._store.get("first"))[:2])
         for rank in self._neighbours:
@@ -115,7 +116,7 @@ class OneOfSeveral(SingleProcess):
         return None
 
     def _claim(self, failure: Failure, print_it: Callable[[Failure], object] | None = None) -> Failure:
-        """The first failure of the run, which is this one if there was none yet; only then is it printed."""
+        """Record a failure as the first one, and print it, unless there is one already; returns the first one."""
         mine = json.dumps([*failure, self._rank])
         first = json.loads(self._store.compare_set("first", "", mine))
         if print_it is not None and first == json.loads(mine):
@@ -124,29 +125,29 @@ class OneOfSeveral(SingleProcess):
         return Failure(*first[:2])
 
     def _wait_until_reported(self) -> None:
-        deadline = time.monotonic() + _TOLD
+        deadline = time.monotonic() + _REPORT
         while not self._store.check(["reported"]) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def _watch(self) -> None:
         while not self._over.wait(_POLL):
             try:
-                first = self._look()
+                first = self._first_failure()
             except RuntimeError:
                 first = Failure(-1, "the launcher is gone")
             if first is None:
                 continue
             if not self._over.wait(_GRACE):
                 who = "" if first.rank < 0 else f"process {first.rank} failed: "
-                _say(f"stopped while it was waiting, because {who}{first.text[:_SHOWN]}")
+                _print_line(f"stopped while waiting, because {who}{first.text[:_SHOWN]}")
                 self._leave(FAULT)
             return
 
 
 @contextmanager
 def shared() -> Iterator[SingleProcess]:
-    """What knows of the other processes of this command, as long as the block lasts."""
-    here = _joined()
+    """What knows about the other processes of this command, for the length of the block."""
+    here = _join()
     try:
         yield here
     finally:
@@ -154,31 +155,31 @@ def shared() -> Iterator[SingleProcess]:
             here.end()
 
 
-def _joined() -> SingleProcess:
-    """OneOfSeveral with the processes of an `accelerate launch` or `torchrun`, whose launcher keeps the store."""
-    there = os.environ
-    if int(there.get("WORLD_SIZE", "1")) < 2 or there.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+def _join() -> SingleProcess:
+    """Join the processes of `accelerate launch` or `torchrun`, whose launcher keeps the store."""
+    env = os.environ
+    if int(env.get("WORLD_SIZE", "1")) < 2 or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return SingleProcess()
     import torch.distributed
 
-    dist: Any = torch.distributed  # whose stores are documented and not declared
-    rank, local = int(there["RANK"]), int(there["LOCAL_RANK"])
-    first = rank - local
-    neighbours = [other for other in range(first, first + int(there["LOCAL_WORLD_SIZE"])) if other != rank]
-    address, port = there["MASTER_ADDR"], int(there["MASTER_PORT"])
+    dist: Any = torch.distributed  # its stores are documented but not declared
+    rank = int(env["RANK"])
+    first = rank - int(env["LOCAL_RANK"])
+    neighbours = [other for other in range(first, first + int(env["LOCAL_WORLD_SIZE"])) if other != rank]
+    address, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
-    attempt = there.get("TORCHELASTIC_RESTART_COUNT", "0")
+    attempt = env.get("TORCHELASTIC_RESTART_COUNT", "0")
     return OneOfSeveral(dist.PrefixStore(f"rrm_lm/{attempt}", store), rank, neighbours)
 
 
 def is_broken_connection(error: Exception) -> bool:
-    """Whether an error is that of a collective operation whose other process is gone, of which gloo and NCCL tell."""
+    """Whether gloo or NCCL raised this error because another process of a collective operation is gone."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in _BROKEN)
 
 
 def process_prefix() -> str:
-    """`[process 3] ` in a distributed run, where the same line may come from several."""
+    """`[process 3] ` in a distributed run, where several processes may print the same line."""
     return f"[process {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
@@ -192,19 +193,19 @@ def _is_gone(pid: int) -> bool:
 
 
 def _print_lost(failure: Failure) -> None:
-    _say(
-        f"error: Process {failure.rank} did not end by itself: {failure.text}\n"
-        "  what to do: see why it was killed (too little memory is the usual reason), and go on from the last "
-        "checkpoint with --resume_from_checkpoint true"
+    _print_line(
+        f"error: Process {failure.rank} was killed: {failure.text}\n"
+        "  what to do: find out why (usually it ran out of memory), and resume from the last checkpoint with "
+        "--resume_from_checkpoint true"
     )
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(f"{process_prefix()}{text}", file=sys.stderr, flush=True)
 
 
 def print_error(error: RRMError) -> None:
-    """Print an error to stderr, a line for each of its parts, in colour on a terminal."""
+    """Print an error to stderr, a line for each of its parts, in color on a terminal."""
     from rich.console import Console
     from rich.text import Text
 
@@ -213,5 +214,5 @@ def print_error(error: RRMError) -> None:
     for label, part in parts:
         if part:
             text.append(f"\n  {label}: ", "dim").append(part)
-    # Not wrapped: a path or a setting cut in two can be neither searched for nor copied.
+    # Not wrapped: a path or setting that is cut in two can be neither searched for nor copied.
     Console(stderr=True, soft_wrap=True, highlight=False).print(text)

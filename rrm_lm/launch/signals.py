@@ -1,34 +1,52 @@
-"""What SIGTERM and Ctrl-C do: end the command in order, or, during training, after the step and its checkpoint.
+"""How a process ends: on SIGTERM and Ctrl-C after cleaning up (in training, after the step and its checkpoint).
 
-During training a second one, a second or more after the first, stops at once. Those that come sooner are taken for the
-same one: schedulers and launchers send a signal to all processes, and launchers pass it on to theirs.
+In training, a second signal that comes a second or more after the first stops at once. An earlier one counts as the
+same: schedulers and launchers signal all processes, and launchers forward the signal to theirs.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from rrm_lm.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SAME = 1.0  # seconds in which signals are taken for one
-_IN_ORDER = 5.0  # seconds that a process has to end in order after a second signal
+_SAME = 1.0  # seconds in which signals count as one
+_CLEANUP = 5.0  # seconds that a process has to clean up after a second signal
 
 Handler = Callable[[int, FrameType | None], Any]
 
 
+def exit_process(code: int) -> NoReturn:
+    """Exit after flushing all output; one of several processes exits without finalizing the interpreter.
+
+    Gloo's threads release the tensors of the last collective operation at some later time. A thread that does so after
+    finalization aborts the process, and with it a run that had succeeded (github.com/pytorch/pytorch/pull/179291; with
+    torch 2.13 and busy cores, a third of the runs of a script that only does collective operations). Destroying the
+    process group makes this rarer only, since anything that holds the group, such as a DDP model, keeps its threads.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        sys.exit(code)
+    atexit._run_exitfuncs()  # experiment trackers and temporary folders
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 @contextmanager
 def _handlers(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
-    """Let functions take signals in the block; only the main thread can have any."""
+    """Handle signals with these functions in the block; only the main thread can have any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -41,24 +59,24 @@ def _handlers(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_ends_in_order() -> Iterator[None]:
-    """Let SIGTERM raise, as Ctrl-C does, so that locks are given back and unfinished files removed."""
+def sigterm_interrupts() -> Iterator[None]:
+    """Make SIGTERM raise, as Ctrl-C does, so that locks are released and unfinished files removed."""
 
-    def end(signum: int, frame: FrameType | None) -> None:
+    def interrupt(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
 
-    with _handlers({signal.SIGTERM: end}):
+    with _handlers({signal.SIGTERM: interrupt}):
         yield
 
 
 def ignore_sigterm() -> None:
-    """From here on; for a process that is ending already, and has something left to say."""
+    """Ignore SIGTERM until the end of the process, which is exiting and has something left to print."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _StopRequest:
-    """The signal that asked to stop, 0 while none has."""
+    """The signal that requested a stop; 0 before that."""
 
     def __init__(self) -> None:
         self.signum = 0
@@ -69,23 +87,23 @@ class _StopRequest:
         if not self.signum:
             self.signum, self._since = signum, now
             if os.environ.get("RANK", "0") == "0":
-                # Not print: a handler may run in the middle of one.
+                # Not print: the handler may run in the middle of another print.
                 name = signal.Signals(signum).name
-                os.write(2, f"\n{name}: finishing this step and saving it; once more stops at once\n".encode())
+                os.write(2, f"\n{name}: finishing this step and saving it; send it again to stop at once\n".encode())
         elif now - self._since >= _SAME:
             raise Interrupted(signum)
 
 
 @contextmanager
 def steps_are_finished(trainer: Any, *, every: int = 1) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the training in the block after its step, with a checkpoint of it.
+    """Make SIGTERM and Ctrl-C end the training in the block after its step, with a checkpoint.
 
     Args:
-        trainer: Which trains in the block; a `transformers.Trainer`.
-        every: Steps that belong together, and after which alone it can be resumed.
+        trainer: The `transformers.Trainer` that trains in the block.
+        every: Number of steps that belong together; training can only be resumed after the last of them.
 
     Raises:
-        Interrupted: It was ended so.
+        Interrupted: A signal ended it.
     """
     from rrm_lm.training.interruption import StopCallback
 
@@ -93,19 +111,19 @@ def steps_are_finished(trainer: Any, *, every: int = 1) -> Iterator[None]:
     callback = StopCallback(lambda: request.signum, every)
     trainer.add_callback(callback)
     try:
-        with _handlers(dict.fromkeys(_SIGNALS, request)), _stuck_code_is_left():
+        with _handlers(dict.fromkeys(_SIGNALS, request)), _exit_if_stuck():
             yield
     finally:
         trainer.remove_callback(callback)
-    if request.signum:  # which came after the last step
+    if request.signum:  # it came after the last step
         raise Interrupted(request.signum)
 
 
 @contextmanager
-def _stuck_code_is_left() -> Iterator[None]:
-    """End the process some seconds after a second signal even where it is in C code, which handlers do not reach.
+def _exit_if_stuck() -> Iterator[None]:
+    """Exit some seconds after a second signal even if C code is running, where Python runs no handlers.
 
-    For example in a collective operation that waits for processes that have died.
+    An example is a collective operation that waits for processes that have died.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -118,7 +136,7 @@ def _stuck_code_is_left() -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        writer.close()  # which ends the thread
+        writer.close()  # ends the thread
 
 
 def _watch(reader: socket.socket) -> None:
@@ -133,7 +151,7 @@ def _watch(reader: socket.socket) -> None:
             first = first or now
         else:
             return
-        reader.settimeout(_IN_ORDER)
+        reader.settimeout(_CLEANUP)
         try:
             while reader.recv(1):
                 pass
@@ -142,21 +160,21 @@ def _watch(reader: socket.socket) -> None:
 
 
 def call(words: Sequence[str]) -> int:
-    """Run a program to its end, and leave it to that program what a signal does; returns its exit code.
+    """Run a program to its end and let it handle signals; returns its exit code.
 
-    The terminal sends Ctrl-C to it, too; SIGTERM is passed on.
+    The terminal sends Ctrl-C to the program too; SIGTERM is forwarded.
     """
     child = subprocess.Popen(words)
 
-    def pass_on(signum: int, frame: FrameType | None) -> None:
+    def forward(signum: int, frame: FrameType | None) -> None:
         if signum != signal.SIGINT:
             child.send_signal(signum)
 
-    with _handlers(dict.fromkeys(_SIGNALS, pass_on)):
+    with _handlers(dict.fromkeys(_SIGNALS, forward)):
         code = child.wait()
     return code if code >= 0 else exit_code(-code)
 
 
 def exit_code(signum: int) -> int:
-    """What shells take for the exit code of a program that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    """The exit code that shells report for a program that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + signum

@@ -1,8 +1,7 @@
-"""Reading a YAML settings file with the line of every key, so that a message can name it.
+"""Read a YAML settings file with the line of every key, so that messages can name it.
 
-Scalars are kept as they are written: what a value means depends on the setting it is for, as it does for a flag. So
-`learning_rate: 1e-4` is a number and `eval_strategy: no` is the word "no", although YAML alone would read a text and a
-false there.
+Scalars are kept as written: their meaning depends on the setting, as for a flag. So `learning_rate: 1e-4` is a number
+and `eval_strategy: no` is the word "no", although YAML reads a string and false.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import yaml
 
 from rrm_lm.errors import ConfigError
 
-_TAG = "tag:yaml.org,2002:"
+_FLOAT = "tag:yaml.org,2002:float"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Setting:
     Args:
         key: The key.
         line: Its line, from 1.
-        text: The value as written, if it is a scalar; None for null, for a list and for a mapping.
+        text: The value as written, if it is a scalar; None for null, a list or a mapping.
         items: The items as written, if the value is a list of scalars.
         value: The value as YAML reads it.
     """
@@ -50,7 +49,7 @@ def read_settings(path: Path) -> tuple[Setting, ...]:
         raise ConfigError("The settings file is not UTF-8 text", where=f"{path}, byte {error.start + 1}") from error
     except OSError as error:
         raise ConfigError(
-            f"The settings file cannot be read ({error.strerror})", where=str(path), remedy=_offer_files(path)
+            f"The settings file cannot be read ({error.strerror})", where=str(path), remedy=_existing_files(path)
         ) from error
     loader = yaml.SafeLoader(text)
     try:
@@ -59,12 +58,11 @@ def read_settings(path: Path) -> tuple[Setting, ...]:
             raise ConfigError("The settings file holds no settings", where=str(path), expected="lines `setting: value`")
         _refuse_duplicates(root, path)
         return tuple(_setting(loader, key, value, path) for key, value in root.value)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"The settings file is not valid YAML: {error.problem}", where=f"{path}{place}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"The settings file is not valid YAML: {error}", where=str(path)) from error
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"The settings file is not valid YAML: {problem}", where=f"{path}{place}") from error
     finally:
         loader.dispose()
 
@@ -78,20 +76,20 @@ def _setting(loader: yaml.SafeLoader, key_node: yaml.Node, node: yaml.Node, path
         nested = [item for item in node.value if not isinstance(item, yaml.ScalarNode)]
         if nested:
             where = f"{path}, line {nested[0].start_mark.line + 1}"
-            raise ConfigError(f"The list of `{key}` has a list or mapping in it", where=where, expected="plain values")
+            raise ConfigError(f"The list `{key}` contains a list or mapping", where=where, expected="plain values")
         return Setting(key, line, None, tuple(_text(n, v) for n, v in zip(node.value, value, strict=True)), value)
     return Setting(key, line, None, None, value)
 
 
 def _text(node: yaml.ScalarNode, value: Any) -> str:
-    """The scalar as written, but YAML's infinity and NaN (`.inf`, `.nan`) as Python reads them."""
-    if node.tag == _TAG + "float" and isinstance(value, float) and not math.isfinite(value):
+    """The scalar as written, except that YAML's infinity and NaN (`.inf`, `.nan`) are written as Python reads them."""
+    if node.tag == _FLOAT and isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return str(node.value)
 
 
 def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
-    """Raise if a mapping anywhere under `node` has a key twice; YAML would silently keep the last."""
+    """Raise if a mapping anywhere under `node` has a key twice; YAML would silently keep the last one."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _refuse_duplicates(item, path)
@@ -109,10 +107,8 @@ def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
             _refuse_duplicates(value, path)
 
 
-def _offer_files(path: Path) -> str:
-    """Settings files that are there, for somebody who named one that is not."""
+def _existing_files(path: Path) -> str:
+    """Settings files that exist, to suggest in place of one that does not."""
     folder = path.parent if path.parent.is_dir() else Path("configs")
-    there = sorted(str(file) for file in folder.glob("*.yaml"))[:8]
-    return (
-        f"name one that is there: {', '.join(there)}" if there else "check the path, which is relative to this folder"
-    )
+    files = sorted(str(file) for file in folder.glob("*.yaml"))[:8]
+    return f"use an existing one: {', '.join(files)}" if files else "check the path, which is relative to this folder"

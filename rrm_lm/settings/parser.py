@@ -1,8 +1,8 @@
 """Settings of a command: dataclasses filled from a YAML file and from flags, on top of TRL's `TrlParser`.
 
-What this adds to it: values in the file are checked like flags (TRL takes `max_steps: 1.5` or a lone text for a list
-without a word), unknown keys and flags are refused with the nearest known name, abbreviated flags are not accepted,
-and every message says which file and line, or flag, it is about.
+In addition to it, values in the file are checked like flags (TRL silently accepts `max_steps: 1.5`, or a string for a
+list), unknown keys and flags are errors that name the nearest known one, abbreviated flags are not accepted, and every
+message names the file and line, or the flag.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from trl.scripts.utils import TrlParser  # the module itself: `trl` alone would be as quick today, but need not stay so
+from trl.scripts.utils import TrlParser  # not from `trl`, which may import more one day
 
 from rrm_lm import __version__
 from rrm_lm.errors import ConfigError
@@ -40,47 +40,64 @@ _UNKNOWN_REMEDY = "correct it, or remove it; --help_all lists every setting"
 _NOT_WRITTEN = {"hub_token", "resume_from_checkpoint", *FLAGS_ONLY}
 
 
-def parse(dataclass_types: Sequence[type], argv: Sequence[str], *, command: str, examples: str = "") -> tuple[Any, ...]:
+def parse(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str],
+    *,
+    command: str,
+    examples: str = "",
+    common: str = "",
+    first: str = "",
+) -> tuple[Any, ...]:
     """Read settings from `--config FILE.yaml`, overridden by flags, into one instance of each dataclass.
 
     Args:
         dataclass_types: The dataclasses; no two may have a field of the same name. A field's name is its flag and key.
             Each command has the flag `--allow_code`; one that needs its value derives a dataclass of CodeArguments.
-        argv: What follows the command.
+        argv: The words after the command.
         command: As typed, for `--help`: `rrm-lm reward`.
         examples: Printed first by `--help`.
+        common: Names of the settings that `--help` describes, with spaces between them.
+        first: The setting that words before the first flag belong to.
 
     Returns:
         The instances, in the order of `dataclass_types`.
 
     Raises:
-        ConfigError: An unknown key or flag, a value of the wrong type, a missing setting, a fault in the YAML file,
-            something in it that needs the user's word on the command line (see `permissions`), or settings that a
-            dataclass finds do not fit together (a ValueError of its `__post_init__`).
+        ConfigError: An unknown key or flag, a value of the wrong type, a missing setting, an error in the YAML file,
+            something in it that needs permission on the command line (see `permissions`), or settings that contradict
+            each other (a ValueError of a dataclass's `__post_init__`).
         SystemExit: With 0, after printing help for `--help` or `--help_all`.
     """
     has_permission = any(issubclass(kind, CodeArguments) for kind in dataclass_types)
     kinds = [*dataclass_types] if has_permission else [*dataclass_types, CodeArguments]
     parser = _Parser(list[Any](kinds), prog=command, allow_abbrev=False, add_help=False)
-    if {"-h", "--help", "--help_all", "--help-all"}.intersection(argv):
-        everything = bool({"--help_all", "--help-all"}.intersection(argv))
-        print(command_help(parser, kinds, command=command, examples=examples, everything=everything), end="")
+    if first and argv and not argv[0].startswith("-"):
+        argv = [f"--{first}", *argv]
+    general = _Parser(allow_abbrev=False, add_help=False)
+    general.add_argument("--config", action="append", nargs="?", default=[])
+    general.add_argument("-h", "--help", action="store_true")
+    general.add_argument("--help_all", "--help-all", action="store_true")
+    asked, flags = general.parse_known_args(argv)
+    if asked.help or asked.help_all:
+        page = command_help(parser, kinds, command=command, examples=examples, common=common, everything=asked.help_all)
+        print(page, end="")
         raise SystemExit(0)
-    config, flags = _take_config(argv)
+    config = _config_file(asked.config)
     if config is not None:
         _apply_file(parser, kinds, config, flags)
     _refuse_unknown_flags(parser, flags)
     parser.where = _FLAGS
     try:
-        # The `.args` file that Hugging Face's parser would look for beside the program is one source too many.
+        # Hugging Face's parser would also read an `.args` file next to the program, which nobody expects.
         *settings, stray = parser.parse_args_into_dataclasses(
             flags, return_remaining_strings=True, look_for_args_file=False
         )
     except (ValueError, ImportError) as error:
-        source = f"{config} and {_FLAGS}" if config is not None else _FLAGS
-        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"The settings do not fit: {reason}", where=source, remedy="change one of them; --help_all describes each"
+            f"The settings contradict each other: {' '.join(str(error).split())}",
+            where=f"{config} and {_FLAGS}" if config is not None else _FLAGS,
+            remedy="change one of them; --help_all describes each",
         ) from error
     if stray:
         raise ConfigError(
@@ -95,8 +112,8 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str], *, command: str,
 def write_resolved(path: str | os.PathLike[str], *configs: Any) -> None:
     """Write every setting of `configs` as YAML that `--config` reads again, with a heading for each dataclass.
 
-    Tokens, what counts only on the command line, and whether the run was resumed, are left out. Raises CheckpointError
-    if it cannot be written.
+    Tokens, what is only allowed on the command line, and whether the run was resumed, are left out. Raises
+    CheckpointError if the file cannot be written.
     """
     import yaml
 
@@ -104,10 +121,9 @@ def write_resolved(path: str | os.PathLike[str], *configs: Any) -> None:
     flags = " --allow_code" if any(runs_code(name, value) for name, value in everything.items()) else ""
     if everything.get("judge_key_env"):
         flags += f" --judge_key_env {everything['judge_key_env']}"
-    head = (
+    parts = [
         f"# Every setting of this run, as resolved by rrm_lm {__version__}. To repeat it: --config THIS_FILE{flags}\n"
-    )
-    parts = [head]
+    ]
     for config in configs:
         values = {
             field.name: _plain(getattr(config, field.name))
@@ -120,7 +136,7 @@ def write_resolved(path: str | os.PathLike[str], *configs: Any) -> None:
 
 
 class _Parser(TrlParser):
-    """`TrlParser` whose faults are ConfigErrors that say what value was given where."""
+    """`TrlParser` whose errors are ConfigErrors that name the value and its place."""
 
     where = _FLAGS
 
@@ -128,7 +144,7 @@ class _Parser(TrlParser):
         raise ConfigError(message[0].upper() + message[1:], where=self.where, remedy="see --help")
 
     def convert(self, action: argparse.Action, text: str) -> Any:
-        """What `text` means as a value of the flag `action`."""
+        """`text` as a value of the flag `action`."""
         value = self._get_value(action, text)
         self._check_value(action, value)
         return value
@@ -146,7 +162,7 @@ class _Parser(TrlParser):
             raise self.misfit(action, value) from error
 
     def misfit(self, action: argparse.Action, value: Any) -> ConfigError:
-        """The error that `value` is none for `action`."""
+        """The error that `value` is invalid for `action`."""
         if action.choices is not None:
             choices = [str(choice.value if isinstance(choice, enum.Enum) else choice) for choice in action.choices]
             expected = "one of " + ", ".join(choices) + _suggestion(str(value), choices)
@@ -156,27 +172,17 @@ class _Parser(TrlParser):
         return ConfigError(f"The setting `{action.dest}` cannot be {value!r}", where=self.where, expected=expected)
 
 
-def _take_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Split `--config FILE` (or `--config=FILE`) from the other flags."""
-    found: list[str] = []
-    rest: list[str] = []
-    remaining = iter(argv)
-    for word in remaining:
-        if word == "--config":
-            found.append(next(remaining, ""))
-        elif word.startswith("--config="):
-            found.append(word.partition("=")[2])
-        else:
-            rest.append(word)
+def _config_file(found: Sequence[str | None]) -> Path | None:
+    """The file of `--config`, if it is given."""
     if len(found) > 1:
         raise ConfigError("More than one --config is given", where=_FLAGS, remedy="merge the files into one")
-    if found and (not found[0] or found[0].startswith("--")):
+    if found and not found[0]:
         raise ConfigError("--config names no file", where=_FLAGS, expected="--config FILE.yaml")
-    return (Path(found[0]) if found else None), rest
+    return Path(str(found[0])) if found else None
 
 
 def _apply_file(parser: _Parser, dataclass_types: Sequence[type], path: Path, flags: Sequence[str]) -> None:
-    """Make the values of a settings file the parser's defaults, if the flags allow those that need it."""
+    """Make the values of a settings file the parser's defaults, if the flags permit those that need it."""
     hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
     actions = {action.dest: action for action in reversed(parser._actions)}
     settings = read_settings(path)
@@ -184,9 +190,8 @@ def _apply_file(parser: _Parser, dataclass_types: Sequence[type], path: Path, fl
     if unknown:
         named = [f"`{s.key}` in line {s.line}{_suggestion(s.key, actions)}" for s in unknown]
         raise ConfigError(f"There is no setting {' and no '.join(named)}", where=str(path), remedy=_UNKNOWN_REMEDY)
-    given = {
-        parser._option_string_actions[name].dest for name in _names(flags) if name in parser._option_string_actions
-    }
+    options = parser._option_string_actions
+    given = {options[name].dest for name in _names(flags) if name in options}
     permission = _Parser(list[Any]([CodeArguments]), allow_abbrev=False, add_help=False).parse_known_args(flags)[0]
     values: dict[str, Any] = {}
     for setting in settings:
@@ -208,14 +213,14 @@ def _set_environment(setting: Setting, where: str, *, allow_code: bool) -> None:
 
 
 def _value(parser: _Parser, action: argparse.Action, hint: Any, setting: Setting) -> Any:
-    """What a setting of the file means for the field it is for; the same as the flag where a flag can say it."""
+    """A setting of the file as a value of its field; the same as the flag's wherever a flag can express it."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     origins = {get_origin(kind) or kind for kind in kinds}
     if setting.text is not None:
         if isinstance(setting.value, bool) and bool in kinds:
-            return setting.value  # YAML has words for it that flags have not: on, off
+            return setting.value  # YAML also has the words on and off
         if action.choices is None and any(kind == Literal[setting.value] for kind in kinds):
-            return setting.value  # such as the false of `str | None | Literal[False]`, which no flag can say
+            return setting.value  # such as the false of `str | None | Literal[False]`, which a flag cannot express
         value = parser.convert(action, setting.text)
         return [value] if action.nargs == "+" else value
     if setting.items is not None and (action.nargs == "+" or list in origins):
@@ -242,15 +247,15 @@ def _refuse_unknown_flags(parser: _Parser, flags: Sequence[str]) -> None:
 
 
 def _suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """` (did you mean `learning_rate`?)` for the known name nearest to `name`, or nothing where none is near."""
+    """` (did you mean `learning_rate`?)` for the known name nearest to `name`, or nothing if none is near."""
     names = sorted(known)
-    # A name cut short is no close match by its letters, but people try `--learn` where abbreviations used to work.
+    # People try `--learn`, because other programs accept abbreviations; it is no close match by its letters.
     nearest = difflib.get_close_matches(name, names, n=1) or [other for other in names if other.startswith(name)]
     return f" (did you mean `{prefix}{nearest[0]}`?)" if nearest else ""
 
 
 def _plain(value: Any) -> Any:
-    """A setting as YAML can hold it."""
+    """A setting in types that YAML can hold."""
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, dict):

@@ -1,22 +1,23 @@
-"""What a settings file may do only with the user's word on the command line.
+"""What a settings file may do only with permission on the command line.
 
-People share settings files and read them less carefully than code. So what a file names may be data, but no code to
-run, no environment that redirects a program, and no key. A setting on the command line is the user's own word.
+People share settings files and read them less carefully than code. So a file may name data, but no code to run, no
+environment variable that redirects a program, and no key. A setting on the command line is the user's own decision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.asking.llm_judge import SERVED
+from rrm_lm.options import option
 
 FLAGS_ONLY = ("allow_code", "judge_key_env")
-# Every other variable may run code (OMP_TOOL_LIBRARIES, NCCL_NET_PLUGIN and WANDB__EXECUTABLE do) or redirect what is
-# fetched and sent (HF_ENDPOINT, WANDB_BASE_URL, proxies). So names are listed whole: a prefix would let these in.
+# Other variables may run code (OMP_TOOL_LIBRARIES, NCCL_NET_PLUGIN and WANDB__EXECUTABLE do) or redirect downloads and
+# uploads (HF_ENDPOINT, WANDB_BASE_URL, proxies). So whole names are listed: a prefix would let these in.
 _HARMLESS = """
     CUBLAS_WORKSPACE_CONFIG CUDA_DEVICE_ORDER CUDA_LAUNCH_BLOCKING CUDA_VISIBLE_DEVICES
     HF_DATASETS_OFFLINE HF_HUB_DISABLE_PROGRESS_BARS HF_HUB_DISABLE_TELEMETRY HF_HUB_OFFLINE
@@ -32,12 +33,10 @@ HARMLESS = frozenset(_HARMLESS.split())
 class CodeArguments:
     """What the settings file may do."""
 
-    allow_code: bool = field(
-        default=False,
-        metadata={
-            "help": "Let the file of --config run code and set any environment variable. Only on the command line. "
-            "What is itself given on the command line, such as --gold file.py:function, does not need it."
-        },
+    allow_code: bool = option(
+        False,
+        "Let the file of --config run code and set any environment variable. Only on the command line. Settings that "
+        "are given on the command line, such as --gold file.py:function, do not need it.",
     )
 
 
@@ -48,30 +47,30 @@ def runs_code(key: str, value: Any) -> bool:
         return bool(value)
     if key in ("domain", "reward_function"):
         return any(":" in text for text in texts)
-    if key in ("gold", "overseer"):  # a file is one of requests, even with a colon in its name
+    if key in ("gold", "overseer"):  # an existing file holds requests, even with a colon in its name
         own = [text for text in texts if not (key == "overseer" and text.startswith(SERVED))]
         return any(":" in text and not Path(text).expanduser().is_file() for text in own)
-    return key == "attn_implementation" and any("/" in text for text in texts)  # compiled code of a Hub repository
+    return key == "attn_implementation" and any("/" in text for text in texts)  # compiled code from the Hub
 
 
 def check_setting(key: str, value: Any, where: str, *, given: Collection[str], allow_code: bool) -> None:
-    """Refuse a setting of a file that needs the user's word.
+    """Refuse a setting of a file that needs permission.
 
     Args:
         key: The setting.
         value: Its value in the file.
         where: The file and line.
-        given: Settings that the command line gives; it overrides the file.
+        given: Settings on the command line, which override the file.
         allow_code: Whether the command line allows code.
 
     Raises:
-        ConfigError: It has not got it.
+        ConfigError: There is no permission.
     """
     if key in given:
         return
     if key in FLAGS_ONLY and value:
         raise ConfigError(
-            f"The settings file sets `{key}`, which counts only on the command line",
+            f"The settings file sets `{key}`, which is only allowed on the command line",
             where=where,
             expected=f"--{key} on the command line",
             remedy="remove it from the file, and pass the flag if you mean it",
@@ -81,7 +80,7 @@ def check_setting(key: str, value: Any, where: str, *, given: Collection[str], a
             f"The settings file would run code: `{key}` is {value!r}",
             where=where,
             expected="--allow_code on the command line",
-            remedy=f"read that code; if you trust it, pass --allow_code, or --{key} itself on the command line",
+            remedy=f"read the code; if you trust it, pass --allow_code, or --{key} itself on the command line",
         )
 
 
@@ -96,6 +95,6 @@ def check_environment(variables: Mapping[str, Any], where: str, *, allow_code: b
         raise ConfigError(
             f"The settings file sets the environment variable {', '.join(others)} in `env`",
             where=where,
-            expected="--allow_code on the command line: such a variable can run code or redirect what is sent",
+            expected="--allow_code on the command line: it could run code or redirect data",
             remedy="if you trust the file, pass --allow_code; or set the variable in your shell",
         )

@@ -11,7 +11,7 @@ from rrm_lm.settings.permissions import CodeArguments
 
 @dataclass
 class PipelineArguments(CodeArguments):
-    """The stages, and where everything goes. A section's settings are those of its command: see its `--help`."""
+    """The stages, and where everything goes."""
 
     output_dir: str = option("outputs/run", "Folder for everything: a folder per stage, and report.html.")
     rounds: int = option(1, "Each further round collects feedback on the policy's answers and trains both again.")

@@ -36,7 +36,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.reading.prompts import load_prompts
-from rrm_lm.launch.leaving import leave
+from rrm_lm.launch.signals import exit_process
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer
@@ -222,4 +222,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave(0)
+    exit_process(0)

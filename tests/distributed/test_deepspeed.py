@@ -19,7 +19,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
-from rrm_lm.launch.leaving import leave
+from rrm_lm.launch.signals import exit_process
 from rrm_lm.models.agent_files import load_agent
 from rrm_lm.models.reward import load_reward_model
 from rrm_lm.training import arguments
@@ -146,4 +146,4 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     result = on_two(out, out / "base")
     torch.save(result, out / f"rank{torch.distributed.get_rank()}.pt")
-    leave(0)
+    exit_process(0)

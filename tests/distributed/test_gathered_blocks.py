@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig
 
-from rrm_lm.launch.leaving import leave
+from rrm_lm.launch.signals import exit_process
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.planning.footprint import footprint
@@ -92,4 +92,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
-    leave(0)
+    exit_process(0)

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from rrm_lm.launch.leaving import leave
+from rrm_lm.launch.signals import exit_process
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward_sources import PythonReward
 from tests.distributed.processes import counting_bytes, launch
@@ -132,4 +132,4 @@ if __name__ == "__main__":
     found = {name: of_two(out / name, name) for name in MICRO_BATCHES}
     found["again"] = learned(train(out / "again", 2, "one", out / "one" / "checkpoint-1"))
     torch.save(found, out / f"rank{os.environ['RANK']}.pt")
-    leave(0)
+    exit_process(0)

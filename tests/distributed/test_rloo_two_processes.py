@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rrm_lm.launch.leaving import leave
+from rrm_lm.launch.signals import exit_process
 from rrm_lm.models.agent import POLICY, adapter_parameters
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.reward import RewardModel, RewardSettings
@@ -105,4 +105,4 @@ if __name__ == "__main__":
     assert done.accelerator.num_processes == 2
     found = {"learned": learned(done), "logs": logs(done)}
     torch.save(found, out / f"rank{done.accelerator.process_index}.pt")
-    leave(0)
+    exit_process(0)

@@ -16,7 +16,7 @@ from rrm_lm.evaluation.policies.samples import held_out_probe
 from rrm_lm.evaluation.preferences.scorers import RewardScorer, load_scorer
 from rrm_lm.evaluation.preferences.scoring import score_responses
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.launch.leaving import leave
+from rrm_lm.launch.signals import exit_process
 from rrm_lm.models.agent import POLICY, AgentModel
 from rrm_lm.models.agent_files import load_agent, trained
 from rrm_lm.models.decoding.sampling import Sampling
@@ -365,4 +365,4 @@ if __name__ == "__main__":
     result["trl"] = {name: run(out / name, out / "base", LAYERS, 2) for name, run in RUNS.items()}
     assert is_sharded(policy_trainer(out / "last", 2).agent)
     torch.save(result, out / f"rank{torch.distributed.get_rank()}.pt")
-    leave(0)
+    exit_process(0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from rrm_lm.launch.leaving import leave
+from rrm_lm.launch.signals import exit_process
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import ExampleBuilder
 from rrm_lm.training.reward.trainer import RewardTrainer
@@ -109,4 +109,4 @@ if __name__ == "__main__":
     found = {"learned": learned(made), "logs": logs, "bytes": count.found}
     found["again"] = learned(train(out / "again", 2, resume=out / "two" / "checkpoint-3"))
     torch.save(found, out / f"rank{made.accelerator.process_index}.pt")
-    leave(0)
+    exit_process(0)

@@ -72,7 +72,7 @@ def test_sigterm_resume_and_sigkill(tiny: Path, pairs: Path, tmp_path: Path, cap
     assert code == 128 + signal.SIGKILL and seconds < 30, run.text
     assert not any(worker.is_running() for worker in workers.values())
     errors = [line for line in run.text.splitlines() if re.search("error|Error|failed|Traceback", line)]
-    assert errors[0].startswith("[process 1] error: Process 0 did not end by itself"), run.text
+    assert errors[0].startswith("[process 1] error: Process 0 was killed"), run.text
     assert "process 0 was ended by SIGKILL" in run.text and "Traceback" not in run.text
     assert step(folder) > before
     changed = train(capsys, tiny, pairs, folder, "--resume_from_checkpoint", "true")

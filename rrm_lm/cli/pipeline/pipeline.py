@@ -18,7 +18,7 @@ from rrm_lm.cli.main import COMMANDS
 from rrm_lm.cli.pipeline.stages import Stage, section
 from rrm_lm.cli.pipeline.views import stage_view
 from rrm_lm.errors import ConfigError
-from rrm_lm.launch import starting as launching
+from rrm_lm.launch import launcher
 from rrm_lm.runs.progress import minutes
 from rrm_lm.settings.workflows import PipelineArguments
 from rrm_lm.storage import write_text
@@ -57,7 +57,7 @@ class Pipeline:
                 if stage.is_done():
                     self._say(f"{place}: done before, nothing that it depends on has changed")
                     continue
-                self._say(f"{place}: {COMMANDS[stage.command][1]}" + (" (goes on)" if stage.can_go_on() else ""))
+                self._say(f"{place}: {COMMANDS[stage.command]}" + (" (goes on)" if stage.can_go_on() else ""))
                 began = time.perf_counter()
                 code = self._compare(stage) if stage.command == "compare" else stage.run()
                 if code:
@@ -95,7 +95,7 @@ class Pipeline:
             for stage in self.stages:
                 file = Path(folder) / f"{stage.name}.yaml"
                 write_text(file, stage.settings)
-                module = importlib.import_module(COMMANDS[stage.command][0])
+                module = importlib.import_module(f"rrm_lm.cli.{stage.command}")
                 try:
                     module.read(_own_words(stage, file))
                 except ConfigError as error:
@@ -123,7 +123,7 @@ class Pipeline:
 def _own_words(stage: Stage, file: Path) -> list[str]:
     """The words of a stage's command without those for the launcher of its processes."""
     words = stage.words(file)
-    return launching.take_options(words)[1] if stage.command in launching.LAUNCHED else words
+    return launcher.take_options(words)[1] if stage.command in launcher.LAUNCHED else words
 
 
 def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> list[Stage]:

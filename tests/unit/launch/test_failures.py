@@ -21,7 +21,7 @@ dist: Any = torch.distributed  # whose stores are documented and not declared
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_POLL", 0.02), ("_GRACE", 0.2), ("_CLOSED", 0.5), ("_TOLD", 0.3)):
+    for name, seconds in (("_POLL", 0.02), ("_GRACE", 0.2), ("_CLOSED", 0.5), ("_REPORT", 0.3)):
         monkeypatch.setattr(failures, name, seconds)
     monkeypatch.setattr(signals, "ignore_sigterm", lambda: None)
 
@@ -102,7 +102,7 @@ def test_a_process_that_is_killed_is_reported_by_its_neighbour(
     here.report(RuntimeError("Connection closed by peer"), lambda: reported.append(0))
     here.end()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("error: Process 1 did not end by itself: it is gone (process id ")
+    assert lines[0].startswith("error: Process 1 was killed: it is gone (process id ")
     assert "stopped, because process 1 failed" in lines[-1] and not reported and not left
 
 
@@ -119,7 +119,7 @@ def test_a_process_that_waits_for_one_that_is_gone_is_ended(
         time.sleep(0.01)
     here.end()
     assert left == [failures.FAULT]
-    assert "stopped while it was waiting, because process 1 failed" in capsys.readouterr().err
+    assert "stopped while waiting, because process 1 failed" in capsys.readouterr().err
 
 
 def test_a_process_that_is_done_is_not_missed(neighbour: subprocess.Popen[bytes]) -> None:

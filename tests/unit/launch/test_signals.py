@@ -1,7 +1,8 @@
-"""Programs that are waited for, and processes that signals do not reach in Python."""
+"""How processes end: programs that are waited for, signals that Python does not see, and the exit itself."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -30,12 +31,25 @@ sys.exit(signals.call([sys.executable, "-c", {CHILD!r}]))
 STUCK = """
 import ctypes, sys
 from rrm_lm.launch import signals
-signals._IN_ORDER = 0.3
-with signals._handlers(dict.fromkeys(signals._SIGNALS, signals._StopRequest())), signals._stuck_code_is_left():
+signals._CLEANUP = 0.3
+with signals._handlers(dict.fromkeys(signals._SIGNALS, signals._StopRequest())), signals._exit_if_stuck():
     lib, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
     lib.pthread_mutex_lock(mutex)
     print("ready", flush=True)
     lib.pthread_mutex_lock(mutex)  # for ever, and no signal is seen in there
+"""
+EXIT = """
+import atexit, sys
+from rrm_lm.launch.signals import exit_process
+
+class Late:
+    def __del__(self, write=sys.__stderr__.write):
+        write("torn down")
+
+sys.late = Late()  # deleted when the interpreter is finalized, not before
+atexit.register(print, "tracked")
+print("written", end=" ")
+exit_process(3)
 """
 
 
@@ -73,3 +87,13 @@ def test_a_second_signal_ends_what_no_handler_reaches() -> None:
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
+
+
+@pytest.mark.parametrize(("processes", "error"), [("1", "torn down"), ("2", "")])
+def test_all_is_written_and_the_code_is_kept(processes: str, error: str) -> None:
+    """Only a single process finalizes its interpreter: gloo's threads need it longer than the run does."""
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    done = subprocess.run(
+        [sys.executable, "-c", EXIT], capture_output=True, text=True, check=False, env=environment, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "written tracked\n", error)

@@ -178,7 +178,7 @@ class TestFaultsOfTheFile:
             ("- max_steps\n", "holds no settings", ""),
             ("# nothing\n", "holds no settings", ""),
             ("just words\n", "holds no settings", ""),
-            ("dataset_name:\n- a\n- [b]\n", "`dataset_name` has a list", ", line 3"),
+            ("dataset_name:\n- a\n- [b]\n", "`dataset_name` contains a list", ", line 3"),
             ("env: 3\n", "`env` is not a mapping", ", line 1"),
             ("a: 1\n---\nb: 2\n", "not valid YAML", ", line 2, column 1"),
         ],
@@ -259,26 +259,27 @@ class TestHelp:
         assert caught.value.code == 0
         return capsys.readouterr().out
 
-    def test_examples_first_then_our_settings_in_full_then_the_names_of_others(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_examples_come_first_then_our_settings(self, capsys: pytest.CaptureFixture[str]) -> None:
         page = self.page(capsys, "--help")
-        places = [page.index(text) for text in ("rrm-lm test --mode pairs", "What to learn from:", "--help_all")]
-        assert places == sorted(places)
-        assert "--dataset_name TEXT [TEXT ...]  Files or Hub sets." in page
+        assert page.startswith("Examples:\n  rrm-lm test --mode pairs\n\nusage: rrm-lm test ")
+        assert page.index("What to learn from:") < page.index("--help_all")
+        assert "  --dataset_name TEXT ...   Files or Hub sets.\n" in page
         assert "--mode {pairs,critiques}" in page
-        assert "--lora_r" in page
-        assert "--use_rslora" not in page
+        assert "--lora_r" not in page
 
-    @pytest.mark.parametrize("examples", ["rrm-lm a\nrrm-lm b\n", "examples:\n  rrm-lm a\n  rrm-lm b\n"])
-    def test_examples_have_one_heading(self, capsys: pytest.CaptureFixture[str], examples: str) -> None:
+    def test_common_settings_may_be_chosen(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
-            parse((Data,), ["--help"], command="rrm-lm test", examples=examples)
-        assert "\n\nExamples:\n  rrm-lm a\n  rrm-lm b\n\n" in capsys.readouterr().out
+            parse((ModelConfig, Data), ["--help"], command="rrm-lm test", common="mode lora_r")
+        page = capsys.readouterr().out
+        assert page.index("Common settings:") < page.index("--mode ") < page.index("--lora_r ")
+        assert "--dataset_name" not in page
 
     def test_all(self, capsys: pytest.CaptureFixture[str]) -> None:
         page = self.page(capsys, "--help_all")
-        assert page.index("What to learn from:") < page.index("ModelConfig:") < page.index("--use_rslora")
+        places = [
+            page.index(text) for text in ("What to learn from:", "--dataset_name", "ModelConfig:", "--use_rslora")
+        ]
+        assert places == sorted(places)
 
     def test_the_text_of_every_training_argument_can_be_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):

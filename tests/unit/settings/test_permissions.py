@@ -14,7 +14,7 @@ import pytest
 from rrm_lm.cli.main import COMMANDS, main
 from rrm_lm.cli.run import run
 from rrm_lm.errors import ConfigError
-from rrm_lm.launch import starting as launching
+from rrm_lm.launch import launcher
 from rrm_lm.runs.collect import load_overseer
 from rrm_lm.runs.compare.run import CompareRun
 from rrm_lm.runs.critics import find_critic
@@ -58,7 +58,7 @@ def kinds(command: str, monkeypatch: pytest.MonkeyPatch) -> list[type]:
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(parser, "parse", parse)
-        importlib.import_module(COMMANDS[command][0]).run(["--config", "a.yaml"])
+        importlib.import_module(f"rrm_lm.cli.{command}").run(["--config", "a.yaml"])
     return found
 
 
@@ -127,10 +127,10 @@ def test_a_file_of_requests_may_have_a_colon_in_its_name_and_a_function_may_not_
 )
 def test_a_file_gives_no_permission_and_names_no_key(command: str, line: str, flags: list[str], settings: Any) -> None:
     key = line.partition(":")[0]
-    with pytest.raises(ConfigError, match=f"sets `{key}`, which counts only on the command line"):
+    with pytest.raises(ConfigError, match=f"sets `{key}`, which is only allowed on the command line"):
         settings(command, line)
     if key == "judge_key_env":
-        with pytest.raises(ConfigError, match="counts only on the command line"):
+        with pytest.raises(ConfigError, match="only allowed on the command line"):
             settings(command, line, "--allow_code")
         assert settings(command, line, *flags)[key] == flags[1]
     else:
@@ -241,13 +241,13 @@ class TestPipelines:
 
 def test_launched_processes_get_the_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[list[str]] = []
-    monkeypatch.setattr(launching, "_run", lambda _, words: launched.append(words) or 0)
+    monkeypatch.setattr(launcher, "_run", lambda _, words: launched.append(words) or 0)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setenv(launching.COMMAND, "")
+    monkeypatch.setenv(launcher.COMMAND, "")
     words = ["policy", "--accelerate_config", "cpu2", "--config", "a.yaml", "--allow_code"]
     assert main(words) == 0
     assert launched[0][-3:] == ["--config", "a.yaml", "--allow_code"]
-    assert os.environ[launching.COMMAND].endswith("--allow_code")  # of which the command that goes on is made
+    assert os.environ[launcher.COMMAND].endswith("--allow_code")  # of which the command that goes on is made
 
 
 def test_nodes_solved_elsewhere_get_the_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +306,7 @@ def test_help_has_the_commands_own_settings_above_the_shared_ones(
     command: str, own: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main([command, "--help"])
+        main([command, "--help_all"])
     page = capsys.readouterr().out
     places = [page.index(f"  --{name} ") for name in (own, "max_cell_chars", "allow_code")]
     assert places == sorted(places)

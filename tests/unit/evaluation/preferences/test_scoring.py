@@ -131,7 +131,7 @@ def test_a_scorer_that_forgets_a_response_is_an_error():
 WORKER = """
 import json, os, sys
 from accelerate import PartialState
-from rrm_lm.launch.leaving import leave
+from rrm_lm.launch.signals import exit_process
 from rrm_lm.evaluation.preferences.scoring import evaluate_preferences
 from tests.unit.evaluation.samples import FunctionScorer, hashed, many
 
@@ -142,7 +142,7 @@ asked = sum(len(call) for call in scorer.calls)
 out = {"world": state.num_processes, "asked": asked, "result": result.to_dict()}
 with open(os.path.join(sys.argv[1], f"{state.process_index}.json"), "w") as file:
     json.dump(out, file)
-leave(0)
+exit_process(0)
 """
 
 

@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from rrm_lm.cli.main import main
-from rrm_lm.launch import starting as launching
+from rrm_lm.launch import launcher
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
@@ -34,7 +34,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[argparse.Namespace]:
     seen: list[argparse.Namespace] = []
     monkeypatch.setattr(accelerate_launch, "launch_command", lambda args: seen.append(started(args)))
     monkeypatch.chdir(ROOT)
-    for name in ("LOCAL_RANK", launching.COMMAND, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+    for name in ("LOCAL_RANK", launcher.COMMAND, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return seen
@@ -52,7 +52,7 @@ def commands(path: Path) -> list[list[str]]:
 def test_there_are_those_that_the_project_promises() -> None:
     promised = {"cpu2", "ddp", "fsdp2", "fsdp2_offload", "zero2", "zero3", "two_nodes"}
     assert {path.stem for path in CONFIGS} == promised
-    assert all(name in launching.OPTIONS["accelerate_config"].help for name in promised)
+    assert all(name in launcher.OPTIONS["accelerate_config"].help for name in promised)
 
 
 @every_config
@@ -98,10 +98,10 @@ def test_its_first_lines_say_what_for_and_two_commands_that_are_the_same_run(
 
 def test_flags_are_split_from_the_words_of_the_command() -> None:
     words = ["--config", "a.yaml", "--num-processes=4", "--seed", "1", "--accelerate_config", "fsdp2"]
-    options, rest = launching.take_options(words)
+    options, rest = launcher.take_options(words)
     assert options == {"num_processes": "4", "accelerate_config": "fsdp2"}
     assert rest == ["--config", "a.yaml", "--seed", "1"]
-    assert launching.take_options(rest) == ({}, rest)
+    assert launcher.take_options(rest) == ({}, rest)
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,12 @@ def test_what_cannot_be_meant(
 
 def test_a_name_is_looked_for_here_first_and_is_found_elsewhere(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    assert launching.config_file("ddp") == ROOT / "configs" / "accelerate" / "ddp.yaml"
+    assert launcher.config_file("ddp") == ROOT / "configs" / "accelerate" / "ddp.yaml"
     own = tmp_path / "configs" / "accelerate" / "ddp.yaml"
     own.parent.mkdir(parents=True)
     own.write_text((ROOT / "configs/accelerate/ddp.yaml").read_text())
-    assert launching.config_file("ddp") == own
-    assert launching.config_file(str(own)) == own
+    assert launcher.config_file("ddp") == own
+    assert launcher.config_file(str(own)) == own
 
 
 def test_an_installed_package_has_them(tmp_path: Path, monkeypatch: Any) -> None:
@@ -147,10 +147,10 @@ def test_an_installed_package_has_them(tmp_path: Path, monkeypatch: Any) -> None
             return tmp_path / self
 
     files = [File("rrm_lm/cli/main.py"), File("share/rrm_lm/accelerate/zero3.yaml")]
-    monkeypatch.setattr(launching, "distribution", lambda name: SimpleNamespace(files=files))
-    monkeypatch.setattr(launching, "__file__", str(tmp_path / "lib" / "rrm_lm" / "cli" / "launching.py"))
+    monkeypatch.setattr(launcher, "distribution", lambda name: SimpleNamespace(files=files))
+    monkeypatch.setattr(launcher, "__file__", str(tmp_path / "lib" / "rrm_lm" / "cli" / "launcher.py"))
     monkeypatch.chdir(tmp_path)
-    assert launching.config_file("zero3") == there
+    assert launcher.config_file("zero3") == there
 
 
 def test_a_process_that_was_launched_starts_no_more(
@@ -163,7 +163,7 @@ def test_a_process_that_was_launched_starts_no_more(
 
 def test_the_processes_are_told_what_was_typed(launched: list[argparse.Namespace]) -> None:
     assert main(["sft", "--num_processes", "3", "--output_dir", "my folder"]) == 0
-    assert os.environ[launching.COMMAND] == "rrm-lm sft --num_processes 3 --output_dir 'my folder'"
+    assert os.environ[launcher.COMMAND] == "rrm-lm sft --num_processes 3 --output_dir 'my folder'"
     assert launched[0].num_processes == 3 and launched[0].config_file.endswith("ddp.yaml")
     assert launched[0].training_script_args == ["sft", "--output_dir", "my folder"]
 
@@ -211,12 +211,12 @@ def test_a_signal_to_the_launcher_and_a_file_that_is_none(
     assert "`distributed_type` must be specified" in error and f"where: {tmp_path / 'wrong.yaml'}" in error
 
 
-@pytest.mark.parametrize("command", launching.LAUNCHED)
+@pytest.mark.parametrize("command", launcher.LAUNCHED)
 def test_help_names_each_flag_once(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main([command, "--help"])
+        main([command, "--help_all"])
     page = capsys.readouterr().out
-    for name in launching.OPTIONS:
+    for name in launcher.OPTIONS:
         assert len(re.findall(rf"--{name}\b", page)) == 1, name
     assert max(map(len, page.splitlines())) <= 120
 
@@ -224,7 +224,7 @@ def test_help_names_each_flag_once(command: str, capsys: pytest.CaptureFixture[s
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="it is installed here")
 def test_what_is_not_installed_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv(launching.COMMAND, "")
+    monkeypatch.setenv(launcher.COMMAND, "")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert main(["reward", "--accelerate_config", "zero2"]) == 2
     assert "DeepSpeed is not installed" in capsys.readouterr().err
