@@ -1,16 +1,16 @@
-"""What can go wrong, each error saying what was found, where, what was expected and what to do."""
+"""Errors that a user can fix. Each says what was found, where, what was expected and what to do."""
 
 from __future__ import annotations
 
 
 class RRMError(Exception):
-    """An error a user can act on.
+    """An error that a user can fix.
 
     Args:
         what: What was found, in one sentence.
-        where: File, row, column, flag or folder it was found in.
-        expected: What would have been right.
-        remedy: What to do about it.
+        where: The file, row, column, flag or folder.
+        expected: What would be valid.
+        remedy: What to do.
     """
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", remedy: str = "") -> None:
@@ -26,31 +26,31 @@ class RRMError(Exception):
 
 
 class DataError(RRMError):
-    """Feedback that cannot be read, or that says something impossible."""
+    """Feedback that cannot be read, or is invalid."""
 
 
 class ConfigError(RRMError):
-    """A setting that does not exist or does not fit with the others."""
+    """A setting that does not exist, is invalid, or contradicts another."""
 
 
 class ModelError(RRMError):
-    """A model or tokenizer that cannot be loaded or used as asked."""
+    """A model or tokenizer that cannot be loaded, or not used in this way."""
 
 
 class CheckpointError(RRMError):
-    """An output folder or checkpoint that is in use, foreign or broken."""
+    """An output folder or checkpoint that is in use, broken, or not this run's."""
 
 
 class TrainingError(RRMError):
-    """Training that had to stop, for example at a loss that is not a number."""
+    """Training that had to stop, for example because the loss is NaN."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, by a signal. No fault: what libraries do on Ctrl-C is right for it.
+    """A signal stopped the run. It is a KeyboardInterrupt, so that libraries treat it as Ctrl-C.
 
     Args:
         signum: The signal.
-        checkpoint: What was saved before stopping; "" where nothing was.
+        checkpoint: The checkpoint that was saved before stopping, if any.
     """
 
     def __init__(self, signum: int, checkpoint: str = "") -> None:

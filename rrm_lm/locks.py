@@ -1,7 +1,4 @@
-"""Who works in a folder: one process at a time, and who it is.
-
-Beside `storage.py`, near the ground: caches, feedback files, agents of a tree and output folders are all locked.
-"""
+"""One process at a time in a folder: locks for caches, feedback files, agents of a tree and output folders."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """Who holds a lock, or made a run: enough for a person to find the process."""
+    """The process that holds a lock or started a run, described so that a person can find it."""
 
     pid: int
     host: str
@@ -32,7 +29,7 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> Owner:
-        """The owner that this process is."""
+        """This process as an owner."""
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else ""
         return cls(os.getpid(), socket.gethostname(), now(), command)
 
@@ -42,15 +39,15 @@ class Owner:
 
 @contextlib.contextmanager
 def lock(path: str | os.PathLike[str], *, what: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path` for the length of the block; the system frees it if this process dies.
+    """Hold the lock file `path` for the length of the block; the system releases it if this process dies.
 
     Args:
-        path: The lock file. Beside it, `<path>.owner.json` says who holds it; a dead holder's is taken over.
-        what: What is being locked, for messages: "The output folder", "The model cache".
-        wait: Seconds to wait for another holder before giving up.
+        path: The lock file. `<path>.owner.json` describes its holder; that of a dead process is replaced.
+        what: What is locked, for messages: "The output folder", "The model cache".
+        wait: Seconds to wait for another holder.
 
     Raises:
-        CheckpointError: Somebody else holds it, with their process, machine, start time and command.
+        CheckpointError: Another process holds it; the message gives the process, machine, start time and command.
     """
     import filelock
 
@@ -63,7 +60,7 @@ def lock(path: str | os.PathLike[str], *, what: str, wait: float = 0.0) -> Itera
             holder.acquire(timeout=0)
         except filelock.Timeout:
             if wait > 0:
-                logger.info("%s is in use; waiting for it (%s)", what, _read_owner(owner_file))
+                logger.info("%s is in use; waiting (%s)", what, _read_owner(owner_file))
             try:
                 holder.acquire(timeout=wait, poll_interval=0.2)
             except filelock.Timeout:
@@ -74,7 +71,7 @@ def lock(path: str | os.PathLike[str], *, what: str, wait: float = 0.0) -> Itera
                 ) from None
     try:
         if owner_file.exists():
-            logger.warning("took over %s: its holder ended without giving it back (%s)", path, _read_owner(owner_file))
+            logger.warning("took over %s: its holder ended without releasing it (%s)", path, _read_owner(owner_file))
         write_json(owner_file, Owner.this_process())
         try:
             yield
@@ -88,5 +85,5 @@ def _read_owner(file: Path) -> str:
     try:
         return str(Owner(**json.loads(file.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError):
-        # Between taking the lock and writing the owner file there is a moment with no name.
-        return "a process that has not said who it is yet"
+        # The owner file is written a moment after the lock is taken.
+        return "a process that has not written its name yet"

@@ -1,12 +1,9 @@
-"""The only code that writes to disk: a reader finds the old thing or the whole new one, never half of it.
+"""The only code that writes to disk. Readers see the old version or the complete new one, never a part.
 
-Files and folders are written beside their destination, forced to disk and renamed into place. A folder also gets a
-`manifest.json` with the size and SHA-256 of each of its files, written last, so that `verify` can tell a whole folder
-from a broken one.
+Files and folders are written next to their destination, synced to disk and renamed. A folder also gets a
+`manifest.json` with the size and SHA-256 of each file, written last, so that `verify` detects an incomplete folder.
 
-This lives on the bottom floor, beside the errors, because several floors write (models: fetched backbones and saved
-adapters; training: checkpoints; evaluation: results) and a floor may import only from those below it. What is about
-training checkpoints and output folders in particular is in `rrm_lm/training/checkpoints.py`.
+Checkpoints and output folders of training are in `rrm_lm/training/checkpoints.py` and `output_folder.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ import contextlib
 import dataclasses
 import enum
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -40,32 +38,39 @@ _REPLACED = ".replaced-"
 
 
 def json_text(value: Any, *, indent: int | None = 2) -> str:
-    """JSON of plain values, dataclasses, enums, paths, sets and anything with `.tolist()` (NumPy, torch).
+    """JSON of whatever `plain` takes. Non-finite numbers become null, so that every reader accepts the file."""
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
-    JSON has no NaN and no infinity: a number that is not finite becomes null, so that every reader accepts the file.
+
+def plain(value: Any, *, only_finite: bool = True) -> Any:
+    """A value in the types of JSON: from dataclasses, enums, paths, sets and anything with `.tolist()` (NumPy, torch).
+
+    Args:
+        value: The value.
+        only_finite: Whether NaN and infinity become None.
+
+    Raises:
+        TypeError: A value of another type.
     """
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
-        return _plain(value.value)
+        value = value.value
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(_plain(key)): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted((_plain(item) for item in value), key=str)
+        return float(value) if math.isfinite(value) or not only_finite else None
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    convert = functools.partial(plain, only_finite=only_finite)
+    if isinstance(value, dict):
+        return {str(convert(key)): convert(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [convert(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((convert(item) for item in value), key=str)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: convert(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if callable(to_list := getattr(value, "tolist", None)):
-        return _plain(to_list())
+        return convert(to_list())
     raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")
 
 
@@ -74,12 +79,12 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; when the block ends well, what is there becomes `path` in one step.
+    """Yield a temporary path to write to; if the block succeeds, the file there replaces `path` atomically.
 
-    The folders above `path` are made. If the block raises, `path` is left as it was.
+    Creates the folders above `path`. If the block raises, `path` does not change.
 
     Raises:
-        CheckpointError: The disk is full, or the folder cannot be written.
+        CheckpointError: The disk is full, or the folder is not writable.
     """
     path = Path(path)
     staged = _beside(path, _STAGING)
@@ -95,18 +100,18 @@ def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8, in one step as seen by readers. Raises what `staged_file` raises."""
+    """Write `text` as UTF-8, atomically. Raises what `staged_file` raises."""
     with staged_file(path) as staged:
         staged.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON (see `json_text`), in one step. Raises what `staged_file` raises."""
+    """Write `value` as indented JSON (see `json_text`), atomically. Raises what `staged_file` raises."""
     write_text(path, json_text(value) + "\n")
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
-    """Write one JSON value a line as `rows` gives them, in one step. Raises what `staged_file` raises."""
+    """Write a JSON value per line, atomically. Raises what `staged_file` raises."""
     with staged_file(path) as staged, staged.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json_text(row, indent=None) + "\n")
@@ -117,15 +122,14 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
 
 @contextlib.contextmanager
 def staged_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
-    """Yield a new folder beside `path` to fill; when the block ends well, it becomes `path` with its manifest.
+    """Yield a temporary folder to fill; if the block succeeds, it becomes `path`, with a manifest.
 
     Args:
-        path: The folder to make. An empty folder may be there already.
-        replace: Whether a folder that holds something may be replaced. The old one is deleted only after the new one
-            is in its place.
+        path: The folder to create. It may exist if it is empty.
+        replace: Whether to replace a folder that is not empty. The old one is deleted after the new one is in place.
 
     Raises:
-        CheckpointError: `path` holds something and `replace` is off, the disk is full, or the folder cannot be written.
+        CheckpointError: `path` is not empty and `replace` is off, the disk is full, or the folder is not writable.
     """
     path = Path(path)
     _refuse_occupied(path, replace)
@@ -140,10 +144,10 @@ def staged_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
 
 
 def commit_folder(staged: Path, path: Path, *, replace: bool = False) -> None:
-    """Force every file of `staged` to disk, write its manifest, and rename it to `path` on the same file system.
+    """Sync every file of `staged` to disk, write its manifest, and rename it to `path` on the same file system.
 
     Raises:
-        CheckpointError: `path` holds something and `replace` is off.
+        CheckpointError: `path` is not empty and `replace` is off.
     """
     _refuse_occupied(path, replace)
     for folder, _, names in os.walk(staged):
@@ -167,7 +171,7 @@ def commit_folder(staged: Path, path: Path, *, replace: bool = False) -> None:
 
 
 def replace_files(staged: Path, folder: Path) -> None:
-    """Force every file under `staged` to disk and move it to its place under `folder`, over what is there."""
+    """Sync every file under `staged` to disk and move it to its place under `folder`, replacing files there."""
     for file in sorted(path for path in staged.rglob("*") if path.is_file()):
         place = folder / file.relative_to(staged)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +181,7 @@ def replace_files(staged: Path, folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that an interruption leaves no half of it under its own name. A missing one is fine."""
+    """Delete a folder. An interruption leaves no part of it under its name. A missing folder is fine."""
     staged = _beside(path, _STAGING)
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, staged)
@@ -185,9 +189,9 @@ def remove_folder(path: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what interrupted writers left directly in `folder`; put back a folder that was about to be replaced.
+    """Remove unfinished files and folders directly in `folder`; restore a folder that was about to be replaced.
 
-    Only for the holder of the folder's lock: another process's unfinished work looks the same.
+    Only for the holder of the folder's lock, because the unfinished work of a running process looks the same.
     """
     for entry in sorted(folder.glob(".*")):
         if _REPLACED in entry.name:
@@ -195,10 +199,10 @@ def clear_leftovers(folder: Path) -> None:
             if original.exists():
                 shutil.rmtree(entry, ignore_errors=True)
             else:
-                logger.warning("%s was put back: the run that was replacing it was interrupted", original)
+                logger.warning("restored %s: the run that was replacing it was interrupted", original)
                 os.rename(entry, original)
         elif _STAGING in entry.name:
-            logger.info("removed what an interrupted run had not finished writing: %s", entry)
+            logger.info("removed an unfinished write of an interrupted run: %s", entry)
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
             else:
@@ -206,7 +210,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the size and SHA-256 of every file under `folder` into its `manifest.json`."""
+    """Write `manifest.json` with the size and SHA-256 of every file under `folder`."""
     files = {
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
         for file in sorted(folder.rglob("*"))
@@ -216,9 +220,9 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify(folder: str | os.PathLike[str]) -> list[str]:
-    """What is wrong with `folder` against its manifest: one sentence a problem, none if it is whole.
+    """Compare `folder` with its manifest; returns a sentence for each problem, none if the folder is complete.
 
-    Files that the manifest does not name are no problem: people add notes.
+    Files that are not in the manifest are fine: people add notes.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -229,7 +233,7 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
-        return [f"it has no {MANIFEST}: it was never finished, or another program made it"]
+        return [f"it has no {MANIFEST}: it was never finished, or another program wrote it"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return [f"its {MANIFEST} cannot be read"]
     problems = []
@@ -245,41 +249,38 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def sha256(file: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
+    """The SHA-256 of a file as 64 hexadecimal digits."""
     with open(file, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # ---- shared ----
 
 
 def now() -> str:
-    """The time in UTC to the second, as ISO 8601."""
+    """The current UTC time to the second, in ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _beside(path: Path, mark: str) -> Path:
-    """A hidden name that nothing has, in the folder of `path`, so that a rename stays on one file system."""
+    """A new hidden name in the folder of `path`, so that a rename stays on one file system."""
     return path.with_name(f".{path.name}{mark}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _refuse_occupied(path: Path, replace: bool) -> None:
     if path.exists() and not (path.is_dir() and (replace or not any(path.iterdir()))):
         raise CheckpointError(
-            "The destination already holds something",
+            "The destination is not empty",
             where=str(path),
-            expected="a folder that does not exist yet, or is empty",
-            remedy="choose another name, or move the old one away",
+            expected="an empty folder, or one that does not exist",
+            remedy="choose another name, or move the old folder away",
         )
 
 
 def _sync(path: Path) -> None:
-    """Force a file's bytes, or a folder's list of names, to the disk."""
+    """Sync a file's bytes, or a folder's list of names, to disk."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows has no way to open a folder for this
+        return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -288,16 +289,16 @@ def _sync(path: Path) -> None:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-# Torch and safetensors say it each in its own way; the last one is what torch says of a file that it could not end.
+# Torch and safetensors have their own messages; the last is torch's for a file that it could not finish.
 _FULL_TEXT = re.compile(r"No space left|Disk quota exceeded|PytorchStreamWriter failed writing|unexpected pos \d+ vs")
 
 
 @contextlib.contextmanager
 def report_full_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Say in one message that the disk is full, whichever library has found it so.
+    """Turn any library's error about a full disk into a CheckpointError.
 
     Raises:
-        CheckpointError: Instead of the error of that library.
+        CheckpointError: In place of that error.
     """
     try:
         yield
@@ -308,8 +309,8 @@ def report_full_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
         raise CheckpointError(
             f"The disk is full ({' '.join(str(error).split())})",
             where=str(folder),
-            expected="room for a checkpoint; those that were whole before still are",
-            remedy="free some space, and go on with --resume_from_checkpoint true",
+            expected="space for a checkpoint; earlier checkpoints are still complete",
+            remedy="free some space, and resume with --resume_from_checkpoint true",
         ) from error
 
 
@@ -318,7 +319,7 @@ _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder, which only the user can mend, into a message that says so."""
+    """Turn an OSError that only the user can fix, such as a full disk or a forbidden folder, into a CheckpointError."""
     try:
         yield
     except OSError as error:
@@ -326,13 +327,13 @@ def explained(path: Path) -> Iterator[None]:
         if error.errno not in _DISK_FAULTS or elsewhere:
             raise
         raise CheckpointError(
-            f"Could not write: {error.strerror}" + (f" ({error.filename})" if error.filename else ""),
+            f"Cannot write: {error.strerror}" + (f" ({error.filename})" if error.filename else ""),
             where=str(path),
-            remedy="free some space, or choose a folder that you may write to",
+            remedy="free some space, or choose a writable folder",
         ) from error
 
 
 def _related(one: Path, other: Path) -> bool:
-    """Whether one of two paths is the other or lies above it."""
+    """Whether two paths are the same, or one lies above the other."""
     one, other = one.absolute(), other.absolute()
     return one == other or one in other.parents or other in one.parents

@@ -17,6 +17,7 @@ _SOURCES = (
     "are relative to the working folder. Its `env:` mapping sets environment variables. A file that runs code, or sets "
     "a variable that could, needs --allow_code on the command line."
 )
+_LONGEST = 60  # characters of a list of choices that is printed after its flag
 _PLACEHOLDERS = {"int": "N", "float": "X", "str": "TEXT", "string_to_bool": "true|false"}
 
 
@@ -100,12 +101,16 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if action.choices is not None:
             placeholder = "{" + ",".join(map(str, action.choices)) + "}"
+            placeholder = placeholder if len(placeholder) <= _LONGEST else "NAME"
         else:
             placeholder = action.metavar or _PLACEHOLDERS.get(getattr(action.type, "__name__", ""), "VALUE")
         return f"--{action.dest} {placeholder}" + (" ..." if action.nargs == "+" else "")
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
+        choices = ", ".join(map(str, action.choices or ()))
+        if len(choices) > _LONGEST:
+            text += f" One of {choices}."
         if action.default in (None, argparse.SUPPRESS, [], ""):
             return text
         return f"{text} (default: %(default)s)".strip()

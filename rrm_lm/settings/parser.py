@@ -25,7 +25,7 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.settings.file import Setting, read_settings
 from rrm_lm.settings.help import command_help
 from rrm_lm.settings.permissions import FLAGS_ONLY, CodeArguments, check_environment, check_setting, runs_code
-from rrm_lm.storage import write_text
+from rrm_lm.storage import plain, write_text
 
 _FLAGS = "the command line"
 _EXPECTED = {
@@ -126,7 +126,7 @@ def write_resolved(path: str | os.PathLike[str], *configs: Any) -> None:
     ]
     for config in configs:
         values = {
-            field.name: _plain(getattr(config, field.name))
+            field.name: plain(getattr(config, field.name), only_finite=False)
             for field in dataclasses.fields(config)
             if field.init and field.name not in _NOT_WRITTEN
         }
@@ -252,16 +252,3 @@ def _suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
     # People try `--learn`, because other programs accept abbreviations; it is no close match by its letters.
     nearest = difflib.get_close_matches(name, names, n=1) or [other for other in names if other.startswith(name)]
     return f" (did you mean `{prefix}{nearest[0]}`?)" if nearest else ""
-
-
-def _plain(value: Any) -> Any:
-    """A setting in types that YAML can hold."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -90,7 +90,7 @@ def ran(error: str) -> list[str]:
     """The stages that were run, as opposed to those found done."""
     lines = [line for line in error.splitlines() if line.startswith("[") and "/" in line.split("]")[0]]
     return [
-        line.split("] ")[1].split(":")[0] for line in lines if "done before" not in line and ": stopped" not in line
+        line.split("] ")[1].split(":")[0] for line in lines if "already done" not in line and ": stopped" not in line
     ][::2]
 
 

@@ -122,7 +122,7 @@ class TestFiles:
 
     def test_a_parent_that_is_a_file_is_explained(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(CheckpointError, match="Could not write: File exists"):
+        with pytest.raises(CheckpointError, match="Cannot write: File exists"):
             storage.write_text(tmp_path / "file" / "a.txt", "text")
 
     def test_a_fault_of_another_file_is_not_blamed_on_the_destination(self, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ class TestFolders:
 
     def test_what_is_there_is_refused_before_any_work(self, tmp_path: Path) -> None:
         make_folder(tmp_path / "model", weights="old")
-        with pytest.raises(CheckpointError, match="already holds something"), storage.staged_folder(tmp_path / "model"):
+        with pytest.raises(CheckpointError, match="is not empty"), storage.staged_folder(tmp_path / "model"):
             pytest.fail("the block must not run")
         assert (tmp_path / "model" / "weights").read_text() == "old"
 

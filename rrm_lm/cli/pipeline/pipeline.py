@@ -1,4 +1,4 @@
-"""What `rrm-lm run` does: plan the stages, check all of their settings, run those that are not done, show a page."""
+"""`rrm-lm run`: plan the stages, check all of their settings, run those that are not done, write a report."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -27,9 +28,7 @@ from rrm_lm.training.output_folder import OutputFolder
 logger = logging.getLogger(__name__)
 
 _RECORDS = "stages"
-FEEDBACK = "feedback.jsonl"  # what a `collect` stage leaves (collect_run.py names it; importing that loads torch)
-
-Wired = Iterable[tuple[str, object]]
+FEEDBACK = "feedback.jsonl"  # written by `collect` (runs/collect.py names it, but importing that loads torch)
 
 
 class Pipeline:
@@ -37,8 +36,8 @@ class Pipeline:
 
     Args:
         args: The settings.
-        file: The file that they came from; sections are taken from it as written.
-        flags: By stage, flags that override its section.
+        file: The file they came from; sections are taken from it as written.
+        flags: For each stage, flags that override its section.
     """
 
     def __init__(self, args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> None:
@@ -46,25 +45,25 @@ class Pipeline:
         self.file = file
         self.stages = plan(args, file, flags)
         if not self.stages:
-            raise ConfigError("There is no stage", where=str(file), expected="sections reward, policy, compare ...")
+            raise ConfigError("There are no stages", where=str(file), expected="sections reward, policy, compare ...")
 
     def run(self) -> int:
-        """Run every stage that is not done, in order; returns the exit code of the one that failed, or 0."""
+        """Run every stage that is not done, in order; returns 0, or the exit code of the stage that failed."""
         self._check()
         with OutputFolder(self.folder, command="rrm-lm run", resume=True):
             for number, stage in enumerate(self.stages, start=1):
                 place = f"[{number}/{len(self.stages)}] {stage.name}"
                 if stage.is_done():
-                    self._say(f"{place}: done before, nothing that it depends on has changed")
+                    _print(f"{place}: already done, and its inputs have not changed")
                     continue
-                self._say(f"{place}: {COMMANDS[stage.command]}" + (" (goes on)" if stage.can_go_on() else ""))
+                _print(f"{place}: {COMMANDS[stage.command]}" + (" (resumes)" if stage.can_resume() else ""))
                 began = time.perf_counter()
                 code = self._compare(stage) if stage.command == "compare" else stage.run()
                 if code:
-                    self._say(f"{place}: stopped. Finished stages are kept; the same command goes on from here.")
+                    _print(f"{place}: stopped. Finished stages are kept; the same command resumes here.")
                     return code
-                self._say(f"{place}: {minutes(time.perf_counter() - began)}")
-            self._say(f"report: {self._page}" if self._page.is_file() else f"everything is in {self.folder}")
+                _print(f"{place}: {minutes(time.perf_counter() - began)}")
+            _print(f"report: {self._page}" if self._page.is_file() else f"everything is in {self.folder}")
         return 0
 
     @property
@@ -72,7 +71,7 @@ class Pipeline:
         return self.folder / "report.html"
 
     def _compare(self, stage: Stage) -> int:
-        """Compare in this process: what is found goes on the page of the whole run, too."""
+        """Compare in this process, because the report of the whole run shows the results too."""
         from rrm_lm.cli.compare import read
         from rrm_lm.evaluation.reports.policies import write_policy_report
         from rrm_lm.runs.compare.run import CompareRun
@@ -86,11 +85,7 @@ class Pipeline:
         return 0
 
     def _check(self) -> None:
-        """Read the settings of every stage before the first one runs.
-
-        Raises:
-            ConfigError: Of any of them.
-        """
+        """Read the settings of every stage before the first one runs. Raises a ConfigError if any are invalid."""
         with tempfile.TemporaryDirectory() as folder:
             for stage in self.stages:
                 file = Path(folder) / f"{stage.name}.yaml"
@@ -104,33 +99,33 @@ class Pipeline:
                     raise ConfigError(what, where=where, expected=error.expected, remedy=error.remedy) from error
 
     def _in_file(self, stage: Stage, text: str) -> str:
-        """The text, its line numbers those of the user's file and not of the stage's settings."""
+        """A message about a stage's settings, with the line numbers of the user's file."""
         node = _sections(self.file)[stage.command]
         lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
         written = stage.settings.splitlines()
 
         def line(found: re.Match[str]) -> str:
             key = written[int(found[1]) - 1].partition(":")[0]
-            return f"line {lines.get(key, node.start_mark.line)}"  # of the section, for what is wired and not written
+            return f"line {lines.get(key, node.start_mark.line)}"  # the section's, if the pipeline sets the key
 
         return re.sub(r"\bline (\d+)", line, text)
 
-    @staticmethod
-    def _say(text: str) -> None:
-        print(f"\n{text}", file=sys.stderr, flush=True)
+
+def _print(text: str) -> None:
+    print(f"\n{text}", file=sys.stderr, flush=True)
 
 
 def _own_words(stage: Stage, file: Path) -> list[str]:
-    """The words of a stage's command without those for the launcher of its processes."""
+    """The words of a stage's command without the launcher's flags."""
     words = stage.words(file)
     return launcher.take_options(words)[1] if stage.command in launcher.LAUNCHED else words
 
 
 def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> list[Stage]:
-    """The stages in order, with what each takes from those before it.
+    """The stages in order, each with its inputs from earlier stages.
 
     Raises:
-        ConfigError: Flags for a stage that there is not, or a value that names a stage which does not come before.
+        ConfigError: Flags for an unknown stage, or a value that names a stage that does not come before.
     """
     nodes = _sections(file)
     root = Path(args.output_dir)
@@ -141,23 +136,9 @@ def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]
     stages: list[Stage] = []
     folders: dict[str, Path] = {}
 
-    def add(
-        command: str,
-        number: int = 1,
-        *,
-        defaults: Wired = (),
-        overrides: Wired = (),
-        additions: Iterable[tuple[str, Sequence[str]]] = (),
-    ) -> None:
+    def add(command: str, number: int = 1, **wiring: Mapping[str, Any]) -> None:
         name = command if number == 1 else f"{command}-{number}"
-        text = section(
-            nodes[command],
-            folders,
-            f"{file}, section {command}",
-            defaults=dict(defaults),
-            overrides=dict(overrides),
-            additions={key: [str(item) for item in items] for key, items in additions},
-        )
+        text = section(nodes[command], folders, f"{file}, section {command}", **wiring)
         words = tuple(flags.get(command, ()))
         stages.append(Stage(name, command, text, words, root / name, root / _RECORDS, args.allow_code))
         folders[command] = folders[name] = stages[-1].folder
@@ -165,25 +146,25 @@ def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]
     for number in range(1, args.rounds + 1):
         before = folders.get("policy")
         if number > 1:
-            add("collect", number, overrides={"policy": str(before), "round": number}.items())
+            add("collect", number, overrides={"policy": str(before), "round": number})
         if "reward" in nodes:
             collected = [str(stage.folder / FEEDBACK) for stage in reversed(stages) if stage.command == "collect"]
-            add("reward", number, additions={"dataset_name": collected}.items())
+            add("reward", number, additions={"dataset_name": collected})
         if "sft" in nodes and number == 1:
             add("sft")
         if "policy" in nodes:
             reward = {"reward_model": [str(folders["reward"])]} if "reward" in folders else {}
             start = {} if before is None else {"model_name_or_path": str(before)}
-            add("policy", number, defaults=reward.items(), overrides=start.items())
+            add("policy", number, defaults=reward, overrides=start)
     if "compare" in nodes:
         policies = [str(stage.folder) for stage in stages if stage.command in ("sft", "policy")]
         proxy = {"proxy": str(folders["reward"])} if "reward" in folders else {}
-        add("compare", defaults={"policies": policies, **proxy}.items())
+        add("compare", defaults={"policies": policies, **proxy})
     return stages
 
 
 def _sections(file: Path) -> dict[str, yaml.MappingNode]:
-    """The nodes of the sections of stages, by name."""
+    """The YAML nodes of the stages' sections, by name."""
     root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)  # checked when the settings were read
     return {key.value: value for key, value in root.value if isinstance(value, yaml.MappingNode)}

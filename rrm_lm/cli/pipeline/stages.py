@@ -1,7 +1,7 @@
-"""Stages of a pipeline: what each one is given, whether that has changed, and running it.
+"""Stages of a pipeline: their inputs, whether these have changed, and running them.
 
-A stage is a command with its settings. Its record says what went in (settings, and the hash of every file that they
-name) and what came out (the hash of every file that a later stage may read). While both still hold it is not run again.
+A stage is a command with its settings. Its record holds its inputs (the settings, and the hash of every file that they
+name) and its outputs (the hash of every file that a later stage may read). A stage whose record still holds is skipped.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from rrm_lm.launch import signals
 from rrm_lm.storage import sha256, write_json, write_text
 
 _CHECKPOINTS = "checkpoint-*"
-_GOES_ON = {"collect": "*.asked"}  # what a stopped stage leaves that it can go on from
+_RESUMABLE = {"collect": "*.asked"}  # files from which a stopped stage can resume
 _LIST = "tag:yaml.org,2002:seq"
-_OUTPUTS = (".safetensors", ".jsonl")  # what later stages read; everything else tells people about it
-_MADE_ALONGSIDE = ("scores.jsonl", "samples.jsonl", "verdicts.jsonl", "over_optimisation.jsonl")
+_OUTPUTS = (".safetensors", ".jsonl")  # files that later stages read; the others are for people
+_REPORTS = ("scores.jsonl", "samples.jsonl", "verdicts.jsonl", "over_optimisation.jsonl")
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Stage:
     """One command of a pipeline.
 
     Attributes:
-        name: What it is called here: its command, and the round from the second on.
+        name: Its command, with the round from the second one on.
         command: The command.
         settings: Its settings as YAML.
         flags: Flags that override them.
         folder: Its output folder.
-        records: Where its settings and its record are kept.
-        allow_code: Whether its settings may run code. Its result does not depend on that, so it is no input.
+        records: The folder of its settings and its record.
+        allow_code: Whether its settings may run code. Its result does not depend on this, so it is not an input.
     """
 
     name: str
@@ -53,21 +53,21 @@ class Stage:
 
     @property
     def file(self) -> Path:
-        """Where its settings are written for the command."""
+        """The settings file that its command reads."""
         return self.records / f"{self.name}.yaml"
 
     @property
     def record_file(self) -> Path:
-        """Where its record is."""
+        """The file of its record."""
         return self.records / f"{self.name}.json"
 
     def words(self, settings_file: Path) -> list[str]:
-        """The command's words."""
+        """The arguments of its command."""
         allowed = ["--allow_code"] if self.allow_code else []
         return ["--config", str(settings_file), "--output_dir", str(self.folder), *self.flags, *allowed]
 
     def inputs(self) -> dict[str, Any]:
-        """Everything that its result depends on."""
+        """Everything its result depends on."""
         return {
             "version": __version__,
             "command": self.command,
@@ -79,42 +79,44 @@ class Stage:
     def _named_files(self) -> list[str]:
         """Files and folders among the values of its settings."""
         found = set()
-        for value in [*_texts(yaml.load(self.settings, Loader=yaml.BaseLoader)), *self.flags]:
+        settings = yaml.compose(self.settings, Loader=yaml.SafeLoader)
+        assert settings is not None
+        for value in [*(scalar.value for scalar in _scalars(settings)), *self.flags]:
             path = value.rpartition(":")[0] if value.endswith(".py") or ".py:" in value else value
             if path and len(path) < 1000 and Path(path).exists() and Path(path) != self.folder:
                 found.add(path)
         return sorted(found)
 
     def record(self) -> dict[str, Any]:
-        """What was written down of it; empty where nothing was."""
+        """Its record; empty if there is none."""
         try:
             return json.loads(self.record_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
     def is_done(self) -> bool:
-        """Whether it was finished with the same inputs, and its outputs are still what it wrote."""
+        """Whether it finished with the same inputs, and its outputs are unchanged."""
         record = self.record()
         return bool(record.get("seconds")) and record["inputs"] == self.inputs() and record["outputs"] == self.outputs()
 
     def outputs(self) -> dict[str, str]:
-        """The hash of every file that it left for others."""
+        """The hash of every file that later stages may read."""
         return _hashes(self.folder) if self.folder.is_dir() else {}
 
-    def can_go_on(self) -> bool:
-        """Whether it was stopped with the same inputs and left something to go on from."""
+    def can_resume(self) -> bool:
+        """Whether it was stopped with the same inputs and left something to resume from."""
         record = self.record()
         started = record.get("inputs") == self.inputs() and not record.get("seconds")
-        return started and any(self.folder.glob(_GOES_ON.get(self.command, _CHECKPOINTS)))
+        return started and any(self.folder.glob(_RESUMABLE.get(self.command, _CHECKPOINTS)))
 
     def run(self) -> int:
-        """Run it in a process of its own, so that each stage starts with all the memory; returns its exit code.
+        """Run it in its own process, so that each stage starts with all the memory; returns its exit code.
 
         Raises:
-            CheckpointError: It ended well and left nothing.
+            CheckpointError: It succeeded but wrote nothing.
         """
         more = ["--overwrite_output_dir", "true"]
-        if self.can_go_on():  # a collection goes on by itself where it is not overwritten
+        if self.can_resume():  # a collection resumes unless it is overwritten
             more = [] if self.command == "collect" else ["--resume_from_checkpoint", "true"]
         self.start()
         began = time.perf_counter()
@@ -124,19 +126,19 @@ class Stage:
         return code
 
     def start(self) -> None:
-        """Write down what goes in."""
+        """Record its inputs."""
         write_text(self.file, self.settings)
         write_json(self.record_file, {"inputs": self.inputs()})
 
     def finish(self, seconds: float) -> None:
-        """Write down that it is done.
+        """Record its outputs, and that it is done.
 
         Raises:
-            CheckpointError: It left nothing that a later stage could read.
+            CheckpointError: It wrote nothing that a later stage could read.
         """
         outputs = self.outputs()
         if not outputs and self.command != "compare":
-            raise CheckpointError(f"The stage {self.name} ended well and left no weights", where=str(self.folder))
+            raise CheckpointError(f"The stage {self.name} succeeded but left no weights", where=str(self.folder))
         record = {"inputs": self.inputs(), "outputs": outputs, "seconds": round(seconds, 1)}
         write_json(self.record_file, record)
 
@@ -146,19 +148,19 @@ def section(
     folders: Mapping[str, Path],
     where: str,
     *,
-    defaults: Mapping[str, Any],
-    overrides: Mapping[str, Any],
-    additions: Mapping[str, Sequence[str]],
+    defaults: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    additions: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """The settings of one section as YAML, each value as it was written.
 
     Args:
         node: The section.
-        folders: By stage, the folder that `$stage` stands for.
+        folders: For each earlier stage, the folder that `$stage` stands for.
         where: The section in words, for errors.
-        defaults: Settings where the section has none.
-        overrides: Settings whatever the section has.
-        additions: What is put in front of settings that are lists.
+        defaults: Values of settings that the section does not have.
+        overrides: Values that replace the section's.
+        additions: Items to put in front of settings that are lists.
 
     Raises:
         ConfigError: A value names a stage that does not come before.
@@ -174,13 +176,12 @@ def section(
                 )
             scalar.value = str(folders[scalar.value[1:]])
     values = {key.value: value for key, value in node.value}
-    added = {key: [*map(_node, items), *_listed(values.get(key))] for key, items in additions.items() if items}
-    values = (
-        {key: _node(value) for key, value in defaults.items()}
-        | values
-        | {key: _node(value) for key, value in overrides.items()}
-        | {key: yaml.SequenceNode(_LIST, items) for key, items in added.items()}
-    )
+    added = {
+        key: yaml.SequenceNode(_LIST, [*map(_node, items), *_items(values.get(key))])
+        for key, items in (additions or {}).items()
+        if items
+    }
+    values = _nodes(defaults) | values | _nodes(overrides) | added
     node.value = [(_node(key), value) for key, value in values.items()]
     return yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=True)
 
@@ -191,7 +192,11 @@ def _node(value: Any) -> yaml.Node:
     return node
 
 
-def _listed(node: yaml.Node | None) -> list[yaml.Node]:
+def _nodes(values: Mapping[str, Any] | None) -> dict[str, yaml.Node]:
+    return {key: _node(value) for key, value in (values or {}).items()}
+
+
+def _items(node: yaml.Node | None) -> list[yaml.Node]:
     if node is None:
         return []
     return list(node.value) if isinstance(node, yaml.SequenceNode) else [node]
@@ -205,19 +210,11 @@ def _scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
     return [scalar for _, value in node.value for scalar in _scalars(value)]
 
 
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [text for item in value.values() for text in _texts(item)]
-    if isinstance(value, list):
-        return [text for item in value for text in _texts(item)]
-    return [str(value)]
-
-
 def _hash(path: Path) -> str | dict[str, str]:
     return sha256(path) if path.is_file() else _hashes(path)
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the weights and records in a folder itself, by name."""
+    """SHA-256 of the weights and records directly in a folder, by name."""
     files = (file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in _OUTPUTS)
-    return {file.name: sha256(file) for file in files if file.name not in _MADE_ALONGSIDE}
+    return {file.name: sha256(file) for file in files if file.name not in _REPORTS}

@@ -1,4 +1,4 @@
-"""What came of each stage of a pipeline, in a sentence, from the files that it left."""
+"""The outcome of each stage of a pipeline in a sentence, from its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rrm_lm.runs.progress import minutes
 
 
 def stage_view(stage: Stage, root: Path) -> StageView:
-    """A finished stage as a row of the page in `root`."""
+    """A finished stage as a row of the report in `root`."""
     page = stage.folder / "report.html"
     seconds = float(stage.record().get("seconds") or 0)
     return StageView(

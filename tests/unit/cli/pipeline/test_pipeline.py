@@ -133,11 +133,11 @@ def test_rewriting_a_page_changes_nothing(stage: Stage) -> None:
 
 
 def test_stopped_stage_resumes_only_with_the_same_inputs(stage: Stage) -> None:
-    assert not stage.can_go_on()
+    assert not stage.can_resume()
     (stage.folder / "checkpoint-3").mkdir()
-    assert stage.can_go_on()
+    assert stage.can_resume()
     (stage.folder.parent / "data.jsonl").write_text("{}\n{}\n")
-    assert not stage.can_go_on()
+    assert not stage.can_resume()
 
 
 def test_stage_without_outputs_is_not_done(stage: Stage) -> None:
