@@ -57,9 +57,10 @@ demo: install fetch ## feedback -> reward model -> policy -> a report that compa
 	@echo
 	@echo "The report: file://$(CURDIR)/$(DEMO)/report.html"
 
-check: $(DEV_STAMP) ## lint, format, types and import contracts
+check: $(DEV_STAMP) ## lint, format, spelling, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/pyright --pythonpath $(BIN)/python < /dev/null
 	$(BIN)/lint-imports --no-cache --no-logo
 

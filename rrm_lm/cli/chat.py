@@ -1,4 +1,4 @@
-"""`rrm-lm chat`: talk to a policy in the terminal."""
+"""`rrm-lm chat`: chat with a policy in the terminal."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ COMMON = "model system temperature top_p top_k max_new_tokens seed max_length ba
 
 
 def run(argv: list[str]) -> int:
-    """Answer what is typed, or each line of what is piped in, until it ends."""
+    """Answer what is typed, or each line of a pipe, until the input ends."""
     from rrm_lm.settings.parser import parse
 
     kinds = [ChatArguments]
     (args,) = parse(kinds, argv, command="rrm-lm chat MODEL", examples=EXAMPLES, common=COMMON, first="model")
     if not args.model:
         raise ConfigError(
-            "There is no model to talk to",
+            "There is no model to chat with",
             where="the command line",
             expected="a policy's folder, a Hub id or an alias",
             remedy="rrm-lm chat outputs/sft, or rrm-lm chat smollm2-135m",

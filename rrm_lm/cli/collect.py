@@ -1,4 +1,4 @@
-"""`rrm-lm collect`: a policy answers prompts, and somebody compares and criticises the answers: new feedback."""
+"""`rrm-lm collect`: a policy answers prompts, and an overseer compares and criticizes the answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read(argv: list[str]) -> tuple[CollectArguments]:
 
 
 def run(argv: list[str]) -> int:
-    """Answer, ask, and write what was said."""
+    """Sample answers, ask the overseer, and write the feedback."""
     settings = read(argv)
     from rrm_lm.runs.collect import collect_feedback
 

@@ -1,4 +1,4 @@
-"""`rrm-lm compare`: are policies better than what they started from, and how far have they moved from it?"""
+"""`rrm-lm compare`: are policies better than their starting point, and how far have they moved from it?"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(argv: list[str]) -> tuple[CompareArguments, DrawingArguments]:
 
 
 def run(argv: list[str]) -> int:
-    """Let policies answer, score the answers, write what was found and print it."""
+    """Sample answers, score them, write the results and print them."""
     settings = read(argv)
     from rrm_lm.runs.compare.run import CompareRun
 

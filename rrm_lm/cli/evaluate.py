@@ -1,4 +1,4 @@
-"""`rrm-lm evaluate`: how good a reward model is on held-out preferences, with error bars."""
+"""`rrm-lm evaluate`: evaluate a reward model on held-out preferences, with error bars."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int:
 
 
 def _assisted(args: EvaluateArguments, critic: CriticSource, sets: dict[str, Feedback]) -> ResponseScorer:
-    """The scorer, shown what the critic says about every response of the sets."""
+    """The scorer, which is shown the critic's notes on every response."""
     from rrm_lm.evaluation.preferences.judge import NOTES_QUESTION
     from rrm_lm.evaluation.preferences.scoring import group_by_prompt
     from rrm_lm.recursion.critics import AssistedScorer

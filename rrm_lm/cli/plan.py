@@ -1,4 +1,4 @@
-"""`rrm-lm plan`: on paper, before anything is rented: what training takes on each process, and what fits."""
+"""`rrm-lm plan`: estimate the memory of training on each GPU, and what fits, before renting any."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ COMMON = (
 
 
 def run(argv: list[str]) -> int:
-    """Print what fits, then where the memory goes and what is sent.
+    """Print what fits, then how memory and communication divide.
 
     Raises:
-        ConfigError: Settings that make no sense, or nothing fits: what would have to change.
-        ModelError: There is no such model, or none that can be planned for.
+        ConfigError: A setting is invalid, or nothing fits; the message says what would.
+        ModelError: There is no such model, or it cannot be planned for.
     """
     from rrm_lm.settings.parser import parse
 
@@ -40,7 +40,7 @@ def run(argv: list[str]) -> int:
     config, is_adapter = read_config(name, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
     dtype: Any = to_dtype(model.dtype if model.dtype not in (None, "auto") else "bfloat16")
     job = args.job(is_adapter)
-    # Other implementations take no mask for each pair of tokens; what they keep is what SDPA keeps.
+    # Other implementations take no mask per pair of tokens; they keep the same activations as SDPA.
     masked = model.attn_implementation in (None, "sdpa", "eager")
     measured = measure(
         config, model.lora(), dtype, job, attention=model.attn_implementation if masked else "sdpa", share=masked
@@ -55,13 +55,13 @@ def run(argv: list[str]) -> int:
 
 
 def _refuse(args: PlanArguments, measured: Any, job: Any, tasks: list[str]) -> None:
-    """Say what would have to change for what does not fit."""
+    """Raise a ConfigError for tasks that do not fit, which says what would."""
     if not tasks:
         return
     from rrm_lm.planning.planning import TASKS, remedy
     from rrm_lm.planning.strategies import STRATEGIES
 
-    task = tasks[0]  # of two that do not fit, the smaller
+    task = tasks[0]  # the smaller of two
     found = remedy(task, args.num_processes, args.room, measured, job)
     bigger = (
         f"GPUs of {found.memory / (1 - args.memory_margin) / 1e9:.1f} GB with {STRATEGIES[found.strategy]} "
@@ -71,6 +71,6 @@ def _refuse(args: PlanArguments, measured: Any, job: Any, tasks: list[str]) -> N
     raise ConfigError(
         f"{' and '.join(TASKS[name] for name in tasks)} cannot be trained on {args.num_processes} x {args.gpu_memory}"
         " under any strategy",
-        where=f"gpu_memory {args.gpu_memory}, of which {args.room / 1e9:.1f} GB are planned with",
-        remedy=f"the least that is enough: {more}or {bigger}; or shorter prompts and responses, or a smaller model",
+        where=f"gpu_memory {args.gpu_memory}, of which {args.room / 1e9:.1f} GB may be used",
+        remedy=f"use at least {more}or {bigger}; or shorter prompts and responses, or a smaller model",
     )

@@ -1,4 +1,4 @@
-"""`rrm-lm policy`: from prompts and rewards to a policy that earns more of them, watched on held-out prompts."""
+"""`rrm-lm policy`: train a policy on prompts and rewards, and monitor it on held-out prompts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
 
 
 def run(argv: list[str]) -> int:
-    """Train, watch, save, reload and check a policy, and write the page about it."""
+    """Train, monitor, save, reload and check a policy, and write its report."""
     settings = read(argv)
     from rrm_lm.runs.policy.run import PolicyRun
 

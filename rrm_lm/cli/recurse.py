@@ -1,4 +1,4 @@
-"""`rrm-lm recurse`: solve a task whose overseer is helped by agents trained on easier tasks, and these by others."""
+"""`rrm-lm recurse`: solve a task with helpers that were trained on easier tasks, recursively."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
 
 
 def run(argv: list[str]) -> int:
-    """Solve what is left of the tree."""
+    """Solve the nodes of the tree that are not solved yet."""
     settings = read(argv)
     from rrm_lm.runs.recurse.run import RecurseRun
 

@@ -1,4 +1,4 @@
-"""`rrm-lm reward`: from a file of feedback to a reward model, and how far to trust it."""
+"""`rrm-lm reward`: train a reward model on feedback, and evaluate it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
 
 
 def run(argv: list[str]) -> int:
-    """Train, save, reload and judge a reward model."""
+    """Train, save, reload and evaluate a reward model."""
     settings = read(argv)
     from rrm_lm.runs.reward import RewardRun
 

@@ -1,4 +1,4 @@
-"""`rrm-lm run`: from feedback to a policy and a page that compares it, stage by stage, each at most once."""
+"""`rrm-lm run`: run a pipeline of stages from feedback to a policy and its report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ finished stages with the same settings and files, and resumes a stopped one.
 
 
 def run(argv: list[str]) -> int:
-    """Run what is left of the stages."""
+    """Run the stages that are not done yet."""
     from rrm_lm.settings.parser import parse
 
     words, flags = take_stage_flags(argv)
@@ -30,21 +30,17 @@ def run(argv: list[str]) -> int:
 
 
 def config_file(argv: list[str]) -> Path:
-    """The file after `--config`.
-
-    Raises:
-        ConfigError: There is none: stages have too many settings for flags.
-    """
+    """The file after `--config`. Raises a ConfigError without one: stages have too many settings for flags."""
     for place, word in enumerate(argv):
         if word.startswith("--config"):
             return Path(word.partition("=")[2] or argv[place + 1])
     raise ConfigError(
-        "There is no file of stages", where="the command line", remedy="rrm-lm run --config configs/demo.yaml"
+        "There is no pipeline file", where="the command line", remedy="rrm-lm run --config configs/demo.yaml"
     )
 
 
 def take_stage_flags(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Split `--policy.learning_rate 1e-4` off the other words: those, and by stage the flags without its name."""
+    """Split flags such as `--policy.lora_r 8` from the other words; returns those, and the flags of each stage."""
     words: list[str] = []
     flags: dict[str, list[str]] = {}
     target = words

@@ -1,4 +1,4 @@
-"""`rrm-lm score`: the reward of each response in a file, as JSON lines."""
+"""`rrm-lm score`: write the reward of each response in a file as JSON lines."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 
 def run(argv: list[str]) -> int:
-    """Write one line for each distinct response: its prompt, its text, its reward and where it stands.
+    """Write a line per distinct response: its prompt, text, reward and origin.
 
-    Of a reward ensemble also ``std``, the standard deviation over its members.
+    For a reward ensemble also ``std``, the standard deviation over its members.
     """
     from rrm_lm.settings.parser import parse
 
@@ -70,14 +70,14 @@ def run(argv: list[str]) -> int:
 
 
 def _disagreement(reward: float) -> dict[str, float]:
-    """How far the members of an ensemble are apart; nothing for other models."""
+    """The standard deviation over the members of an ensemble; nothing for other models."""
     from rrm_lm.models.ensemble import EnsembleReward
 
     return {"std": reward.std} if isinstance(reward, EnsembleReward) else {}
 
 
 def _origins(sets: dict[str, Feedback]) -> dict[Prompt, dict[str, str]]:
-    """Every distinct response of every prompt, and where it stands first.
+    """Every distinct response of every prompt, and its first origin.
 
     Raises:
         DataError: There is no response in any of the sets.
@@ -99,6 +99,6 @@ def _origins(sets: dict[str, Feedback]) -> dict[Prompt, dict[str, str]]:
 
 
 def _responses(record: object) -> list[str]:
-    """The responses that a record speaks of."""
+    """The responses in a record."""
     names = ("chosen", "rejected", "response", "corrected")
     return [text for name in names if isinstance(text := getattr(record, name, None), str) and text]

@@ -1,4 +1,4 @@
-"""`rrm-lm sft`: from responses that people showed, corrected or preferred to a policy that imitates them."""
+"""`rrm-lm sft`: fine-tune a policy on demonstrations, corrections or chosen responses."""
 
 from __future__ import annotations
 

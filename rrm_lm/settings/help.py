@@ -66,7 +66,12 @@ def _by_origin(dataclass_types: Iterable[type]) -> tuple[dict[str, list[str]], d
     own: dict[str, list[str]] = {}
     inherited: dict[str, list[str]] = {}
     for dataclass_type in dataclass_types:
-        title = (inspect.getdoc(dataclass_type) or dataclass_type.__name__).partition("\n")[0].rstrip(".")
+        title = (
+            (inspect.getdoc(dataclass_type) or dataclass_type.__name__)
+            .partition("\n")[0]
+            .partition(". ")[0]
+            .rstrip(".")
+        )
         fields = {name: field for name, field in dataclass_type.__dataclass_fields__.items() if field.init}  # pyright: ignore[reportAttributeAccessIssue]
         for definer in dataclass_type.__mro__:  # settings of the class itself before those of its bases
             for name in inspect.get_annotations(definer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rrm_lm.errors import ConfigError
@@ -82,15 +82,6 @@ class PlanArguments:
         """What is to be trained, for `rrm_lm.planning.planning`."""
         from rrm_lm.planning.planning import Job
 
-        return Job(
-            prompt_length=self.prompt_length,
-            response_length=self.response_length,
-            critique_length=self.critique_length,
-            batch=self.per_device_train_batch_size * self.gradient_accumulation_steps,
-            samples_per_prompt=self.samples_per_prompt,
-            num_ppo_epochs=self.num_ppo_epochs,
-            num_mini_batches=self.num_mini_batches,
-            value_function=self.value_function,
-            reference_adapter=reference_adapter,
-            activation_checkpointing=self.activation_checkpointing,
-        )
+        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        same = {field.name: getattr(self, field.name) for field in fields(Job) if hasattr(self, field.name)}
+        return Job(batch=batch, reference_adapter=reference_adapter, **same)

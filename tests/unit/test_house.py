@@ -1,14 +1,16 @@
-"""The structure of the package: no import cycles, folders with few modules, and a docstring for each."""
+"""The structure of the package: no import cycles, folders with few modules, a docstring for each, no code twice."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import grimp
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "rrm_lm"
+SAME = 8  # lines in a row that two places may not share
 FOLDERS = sorted(file.parent for file in PACKAGE.rglob("__init__.py"))
 
 
@@ -57,3 +59,41 @@ def test_folders_have_few_modules(folder: Path) -> None:
     assert len(list(folder.glob("*.py"))) <= 16
     doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
     assert doc and len(doc) > 40
+
+
+def logic(source: str) -> list[tuple[int, str]]:
+    """The numbered lines of a module without comments, docstrings, imports and lone brackets."""
+    skipped: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if is_text or isinstance(node, ast.Import | ast.ImportFrom):
+            skipped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = ((number, line.strip()) for number, line in enumerate(source.splitlines(), start=1))
+    return [(n, line) for n, line in lines if n not in skipped and re.search(r"\w", line) and not line.startswith("#")]
+
+
+def duplicates(sources: dict[str, str]) -> list[str]:
+    """Pairs of places that share lines of logic."""
+    places: dict[tuple[str, ...], str] = {}
+    found = []
+    for name, source in sources.items():
+        lines = logic(source)
+        for start in range(len(lines) - SAME + 1):
+            here = f"{name}:{lines[start][0]}"
+            first = places.setdefault(tuple(line for _, line in lines[start : start + SAME]), here)
+            if first != here:
+                found.append(f"{first} ~ {here}")
+    return found
+
+
+def test_no_logic_is_written_twice() -> None:
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert duplicates({str(file.relative_to(PACKAGE)): file.read_text(encoding="utf-8") for file in files}) == []
+
+
+def test_a_duplicate_is_found() -> None:
+    body = "".join(f"    x += {number}\n" for number in range(SAME - 1))
+    one = f'def f(x):\n    """Text."""\n{body}    return x\n'
+    other = f"import os\n\n\ndef g(x):\n    # a comment\n{body}\n    return x\n"
+    assert duplicates({"one": one, "other": other}) == ["one:3 ~ other:6"]
+    assert duplicates({"one": one, "other": other.replace("x += 3", "x += 30")}) == []

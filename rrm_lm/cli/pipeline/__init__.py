@@ -1,4 +1,4 @@
-"""`rrm-lm run`: stages from feedback to a page, each done once.
+"""`rrm-lm run`: stages from feedback to a report, each run once.
 
 May import everything.
 """
