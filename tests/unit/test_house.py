@@ -65,8 +65,8 @@ def logic(source: str) -> list[tuple[int, str]]:
     """The numbered lines of a module without comments, docstrings, imports and lone brackets."""
     skipped: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if is_text or isinstance(node, ast.Import | ast.ImportFrom):
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.stmt) and (text or isinstance(node, ast.Import | ast.ImportFrom)):
             skipped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     lines = ((number, line.strip()) for number, line in enumerate(source.splitlines(), start=1))
     return [(n, line) for n, line in lines if n not in skipped and re.search(r"\w", line) and not line.startswith("#")]

@@ -270,7 +270,7 @@ def test_nodes_solved_elsewhere_get_the_permission(tmp_path: Path, monkeypatch: 
     tree = {"top": {"task": "main", "helpers": ["heat"]}, "heat": {}}
     args = RecurseArguments(tree=tree, output_dir=str(tmp_path), processes=2)
     one = recurse_run.RecurseRun(args, recurse_run.ModelArguments())
-    one._elsewhere([node for node in one.tree.walk() if node.name == "heat"])
+    one._solve_in_processes([node for node in one.tree.walk() if node.name == "heat"])
     assert "--allow_code" in started[0] and str(tmp_path / "config.yaml") in started[0]
 
 
