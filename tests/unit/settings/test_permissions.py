@@ -260,7 +260,7 @@ def test_nodes_solved_elsewhere_get_the_permission(tmp_path: Path, monkeypatch: 
         def __init__(self, words: list[str], **_: Any) -> None:
             started.append(words)
 
-        def wait(self, timeout: float) -> int:
+        def poll(self) -> int:
             return 0
 
         def __class_getitem__(cls, _: Any) -> type:
