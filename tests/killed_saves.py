@@ -27,7 +27,7 @@ from rrm_lm.models import agent_files, reward
 from rrm_lm.models.saving import adapters as adapter_files
 from rrm_lm.training.checkpoints import newest_verified
 from rrm_lm.training.output_folder import OutputFolder
-from rrm_lm.training.ppo import saving as ppo_saving
+from rrm_lm.training.ppo import control as ppo_control
 from tests import tiny_policy, tiny_training
 
 BEFORE, SAVED, LAST = 2, 3, 4  # the existing checkpoint, the one that is being saved, the last step
@@ -66,7 +66,7 @@ class Writes:
         sync = os.fsync
         os.fsync = lambda descriptor: (self(), sync(descriptor))[1]
         # These write from compiled code, which the hook does not see: killed before, with half of the file, and after.
-        modules: list[Any] = [reward, agent_files, adapter_files, ppo_saving]
+        modules: list[Any] = [reward, agent_files, adapter_files, ppo_control]
         for module in modules:
             module.save_file = self._in_parts(module.save_file)
         torch.save = self._in_parts(torch.save)

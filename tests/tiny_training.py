@@ -12,7 +12,7 @@ from torch import Tensor
 from rrm_lm.feedback.records import Comparison
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.training.reward.config import RewardConfig
-from rrm_lm.training.reward.examples import Example, ExampleBuilder
+from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample
 from rrm_lm.training.reward.trainer import RewardTrainer
 from tests.tiny import critique, rating, some_comparisons, tiny_chat, tiny_reward_model
 
@@ -41,11 +41,11 @@ def plain_steps(folder: Path, **more: Any) -> RewardConfig:
     return config(folder, **{**settings, **more})
 
 
-def examples(model: RewardModel, records: Sequence[Comparison], **more: Any) -> list[Example]:
+def examples(model: RewardModel, records: Sequence[Comparison], **more: Any) -> list[RewardExample]:
     return ExampleBuilder(CHAT, model.backbone, **more).comparisons(records)
 
 
-def mixed(model: RewardModel) -> list[Example]:
+def mixed(model: RewardModel) -> list[RewardExample]:
     """Pairs with and without critiques, rated responses, and separate critiques."""
     builder = ExampleBuilder(CHAT, model.backbone)
     rated = [rating(f"the sea {n}?", "the moon " * (n + 1), n / 4, row=20 + n) for n in range(4)]
@@ -57,7 +57,7 @@ def mixed(model: RewardModel) -> list[Example]:
 
 def trained(
     args: RewardConfig,
-    make: Callable[[RewardModel], list[Example]] = mixed,
+    make: Callable[[RewardModel], list[RewardExample]] = mixed,
     model: RewardModel | None = None,
     resume: str | None = None,
     **more: Any,

@@ -6,14 +6,14 @@ from rich.console import Console
 from rich.text import Text
 
 from rrm_lm.text.chat import ChatFormat, Line
-from rrm_lm.training.reward.examples import Example
+from rrm_lm.training.reward.examples import RewardExample
 
 READ = "▲"  # the reward is read here
 OPEN, CLOSE = "⟦", "⟧"  # around what is learned word for word
 _STYLE = {"prompt": "dim", "response": "bold", "frame": "dim", "critique": "bold green"}
 
 
-def show_example(chat: ChatFormat, example: Example, *, rewarded: bool = True) -> None:
+def show_example(chat: ChatFormat, example: RewardExample, *, rewarded: bool = True) -> None:
     """Print the lines of an example to stderr.
 
     Marks are characters as well as colours: a log file has no colours.
@@ -32,7 +32,7 @@ def show_example(chat: ChatFormat, example: Example, *, rewarded: bool = True) -
         console.print(text)
 
 
-def _labels(example: Example) -> dict[int, str]:
+def _labels(example: RewardExample) -> dict[int, str]:
     """The lines to show, and what each is: of several critiques of one response only the first."""
     if example.pairs:
         return {example.pairs[0].chosen: "preferred", example.pairs[0].rejected: "rejected"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.pretrained import default_device, process_state
 from rrm_lm.models.sharding import refuse_zero3
+from rrm_lm.options import check, option
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments as _Base
@@ -34,12 +35,12 @@ class TrainerArguments(_Base):
       which TRL sets by default; earlier versions know only the old name. Here both names work in every version.
     """
 
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: columns are read by name."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: every trained parameter takes part in every pass."}
+    logging_nan_inf_filter: bool = option(False, "Hide losses that are not numbers.")
+    remove_unused_columns: bool = option(False, "Not used: columns are read by name.")
+    ddp_find_unused_parameters: bool | None = option(
+        False, "Not needed: every trained parameter takes part in every pass."
     )
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin batches in memory, for GPUs."})
+    dataloader_pin_memory: bool = option(False, "Pin batches in memory, for GPUs.")
     activation_checkpointing: bool | None = field(
         default=None,
         metadata={
@@ -48,15 +49,14 @@ class TrainerArguments(_Base):
             "const": True,
         },
     )
-    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "How: for activation_checkpointing_enable()."}
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = option(
+        None, "How: for activation_checkpointing_enable()."
     )
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Earlier name of activation_checkpointing.", "nargs": "?", "const": True}
     )
-    allow_world_size_change: bool = field(
-        default=False,
-        metadata={"help": "Resume from a checkpoint of another number of processes, at the same place in the data."},
+    allow_world_size_change: bool = option(
+        False, "Resume from a checkpoint of another number of processes, at the same place in the data."
     )
 
     def __post_init__(self) -> None:
@@ -82,46 +82,30 @@ class TrainerArguments(_Base):
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
-# Each raises a ConfigError that names the setting. A setting that is None is unset, and passes.
 
 
 def check_choice(args: Any, name: str, known: Sequence[Any]) -> None:
-    """The setting is one of `known`."""
-    if getattr(args, name) not in known:
-        expected = "one of " + ", ".join(map(str, known))
-        raise ConfigError(f"{name} is {getattr(args, name)!r}", where=name, expected=expected)
+    """Raise a ConfigError unless the setting is one of `known`."""
+    check(args, (name, getattr(args, name) in known, "one of " + ", ".join(map(str, known))))
 
 
-def check_at_least(args: Any, least: float, *names: str) -> None:
-    """Each setting is at least this number."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and not value >= least:
-            raise ConfigError(f"{name} is {value}", where=name, expected=f"at least {least}")
-
-
-def check_positive(args: Any, *names: str) -> None:
-    """Each setting is above 0."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} is {value}", where=name, expected="above 0")
+def check_above_zero(args: Any, *names: str) -> None:
+    """Raise a ConfigError unless each setting is above 0. None is allowed."""
+    check(args, *((name, getattr(args, name) is None or getattr(args, name) > 0, "above 0") for name in names))
 
 
 def check_seed_and_smoothing(args: Any) -> None:
-    """The seed fits every random generator, and label smoothing leaves the labels more likely right than wrong."""
-    if not 0 <= args.seed < 2**32:
-        raise ConfigError(f"seed is {args.seed}", where="seed", expected="at least 0 and below 2^32")
-    if not 0 <= args.label_smoothing_factor < 0.5:
-        raise ConfigError(
-            f"label_smoothing_factor is {args.label_smoothing_factor}",
-            where="label_smoothing_factor",
-            expected="at least 0 and below 0.5: the share of labels believed to be flipped",
-        )
+    """Raise a ConfigError unless the seed fits every generator, and smoothed labels are more right than wrong."""
+    smoothing = "at least 0 and below 0.5: the share of labels believed to be flipped"
+    check(
+        args,
+        ("seed", 0 <= args.seed < 2**32, "at least 0 and below 2^32"),
+        ("label_smoothing_factor", 0 <= args.label_smoothing_factor < 0.5, smoothing),
+    )
 
 
 def refuse_settings(args: Any, reasons: Mapping[str, str]) -> None:
-    """None of these settings is set, each with what is done instead."""
+    """Raise a ConfigError if one of these settings is set, with what is done instead."""
     for name, reason in reasons.items():
         if getattr(args, name):
             raise ConfigError(f"{name} cannot be used here", where=name, expected=reason, remedy="leave it out")

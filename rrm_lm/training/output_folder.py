@@ -1,4 +1,4 @@
-"""The output folder of a run: one run at a time, never mixed with files of anything else, resumed by its like only."""
+"""The output folder of a run: one run at a time, no files of anything else, and resumed only by the same run."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ _LOCK = ".lock"
 
 
 class OutputFolder:
-    """The folder of one run: locked while the run lasts, and never mixed with the files of anything else.
+    """The folder of one run, locked while the run lasts, and never mixed with the files of anything else.
 
-    Use it as a context manager; it yields the folder's path. `run.json` in it records who made it and how the run
-    ended. Hidden files are left alone. In a distributed run let all processes wait for the active one to enter before
-    they look into the folder: it puts back or removes what an interrupted run left.
+    Use it as a context manager; it yields the folder's path. `run.json` in it records the command and how the run
+    ended. Hidden files are left alone. In a distributed run, all processes must wait until the active one has entered
+    before they read the folder: it repairs or removes what an interrupted run left.
 
     Args:
-        path: The folder; it is made when it is missing.
-        command: What makes it, for example `rrm-lm reward`. A folder of another command is refused.
-        identity: What makes it this run and no other, for example the model, the data and the settings. Resuming with
-            others is refused, with each difference named. What the earlier run did not record is not compared.
-        allow_change: Whether to go on all the same, with a warning that names them; None where nobody can ask for that.
-        resume: Whether to go on in a folder that this command made.
-        origin: The output folder of the run that is gone on with, where that may be another one.
-        overwrite: Whether to delete what an earlier run of this command left. What anything else left is never deleted.
-        active: Off in all processes of a distributed run but the one that writes: then nothing is checked or locked.
-        deferred: Let the run begin when `begin` is called, not on entering. Until then, and if it never is (the input
-            turned out to be faulty), what an earlier run left stays as it was.
+        path: The folder; created if it does not exist.
+        command: The command that writes it, for example `rrm-lm reward`. A folder of another command is refused.
+        identity: What identifies the run, for example the model, the data and the settings. Resuming with others is
+            refused, and each difference named. What the earlier run did not record is not compared.
+        allow_change: Whether to resume with another identity after all, with a warning; None if that is not an option.
+        resume: Whether to continue in a folder that this command made.
+        origin: The output folder of the run that is resumed, if it is another one.
+        overwrite: Whether to delete what an earlier run of this command left. Files of anything else are never deleted.
+        active: Off in all processes of a distributed run except the one that writes: it turns off checks and the lock.
+        deferred: Begin the run when `begin` is called, not on entering. Until then, and if it never is (because the
+            input was faulty), the files of an earlier run stay.
 
     Raises:
-        CheckpointError: On entering: the folder is in use, or holds what this run may not touch.
+        CheckpointError: On entering: the folder is in use, or holds files that this run may not touch.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class OutputFolder:
             return self.path
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError("The output folder is a file", where=str(self.path), remedy="name another folder")
-        self._refuse_foreign()  # before the lock, so that a folder of somebody else does not even get a lock file
+        self._refuse_foreign()  # before locking, so that a folder of something else does not even get a lock file
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock(self.path / _LOCK, what="The output folder"))
             self._refuse_occupied()
@@ -85,7 +85,7 @@ class OutputFolder:
         return self.path
 
     def begin(self) -> None:
-        """Delete what an earlier run left, if it is to be overwritten, and record that this run is under way."""
+        """Delete what an earlier run left, if it is to be overwritten, and record that this run has started."""
         if not self.active or self._begun:
             return
         if self.overwrite and not self.resume:
@@ -100,57 +100,54 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.active:
-            with self._held:
-                if not self._begun:
-                    return
-                try:
-                    self._record(ended=now(), outcome="finished" if kind is None else f"stopped by {kind.__name__}")
-                except CheckpointError as fault:
-                    if kind is None:
-                        raise
-                    logger.warning("how the run ended could not be written down: %s", fault)  # not instead of why
+        with self._held:
+            if not self._begun:
+                return
+            try:
+                self._record(ended=now(), outcome="finished" if kind is None else f"stopped by {kind.__name__}")
+            except CheckpointError as fault:
+                if kind is None:
+                    raise
+                logger.warning("could not record how the run ended: %s", fault)  # must not hide the run's own error
 
     def _contents(self) -> list[Path]:
         if not self.path.is_dir():
             return []
         return sorted(e for e in self.path.iterdir() if e.name != RUN_RECORD and not e.name.startswith("."))
 
-    def _earlier(self) -> dict[str, Any] | None:
-        return _record_in(self.path)
-
     def _refuse_foreign(self) -> None:
-        contents, earlier = self._contents(), self._earlier()
+        contents, earlier = self._contents(), _record_in(self.path)
+        if not contents or (earlier is not None and earlier.get("command") == self.command):
+            return
         names = ", ".join(entry.name for entry in contents[:5]) + (", ..." if len(contents) > 5 else "")
-        if contents and earlier is None:
+        if earlier is None:
             raise CheckpointError(
                 f"The output folder holds files that no run of this program made: {names}",
                 where=str(self.path),
                 expected="a new folder, an empty one, or that of an earlier run",
                 remedy="choose another --output_dir, or move these files away",
             )
-        if contents and earlier is not None and earlier.get("command") != self.command:
-            raise CheckpointError(
-                f"The output folder holds what `{earlier.get('command')}` made, and this is `{self.command}`: {names}",
-                where=str(self.path),
-                remedy="choose another --output_dir, or delete the folder if it is not needed",
-            )
+        raise CheckpointError(
+            f"The output folder holds what `{earlier.get('command')}` made, and this is `{self.command}`: {names}",
+            where=str(self.path),
+            remedy="choose another --output_dir, or delete the folder if it is not needed",
+        )
 
     def _refuse_occupied(self) -> None:
-        self._refuse_foreign()  # again: another run may have come and gone since the look before the lock
+        self._refuse_foreign()  # again: another run may have come and gone since the check before the lock
         clear_leftovers(self.path)
-        contents, earlier = self._contents(), self._earlier()
+        contents, earlier = self._contents(), _record_in(self.path)
         if not contents or earlier is None:
             return
         if self.resume:
             self._refuse_other_identity(earlier["identity"])
         elif not self.overwrite:
-            resumable = "go on with that run by --resume_from_checkpoint true, " if has_checkpoint(self.path) else ""
+            resumable = "resume that run with --resume_from_checkpoint true, " if has_checkpoint(self.path) else ""
             raise CheckpointError(
                 f"The output folder holds an earlier run of `{self.command}`, started {earlier.get('started')} "
                 f"({earlier.get('outcome')})",
                 where=str(self.path),
-                remedy=f"choose another --output_dir, {resumable}or replace it by --overwrite_output_dir true",
+                remedy=f"choose another --output_dir, {resumable}or replace it with --overwrite_output_dir true",
             )
 
     def _refuse_other_identity(self, earlier: Mapping[str, Any]) -> None:
@@ -160,9 +157,9 @@ class OutputFolder:
             if earlier[name] != self.identity.get(name)
         ]
         if differences and self.allow_change:
-            logger.warning("goes on although it is not the same run: %s", "; ".join(differences))
+            logger.warning("resuming although the run is not the same: %s", "; ".join(differences))
         elif differences:
-            allowing = "" if self.allow_change is None else "pass --allow_config_change true to go on all the same, "
+            allowing = "" if self.allow_change is None else "pass --allow_config_change true to resume anyway, "
             raise CheckpointError(
                 f"The run to resume is another one: {'; '.join(differences)}",
                 where=str(self.path),
@@ -188,7 +185,7 @@ class OutputFolder:
 
 
 def _record_in(folder: Path) -> dict[str, Any] | None:
-    """The record of the run that made a folder, or None where this program made none."""
+    """The record of the run that made a folder, or None if no run of this program did."""
     try:
         record = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
         return record if record["program"] == "rrm_lm" and isinstance(record["identity"], dict) else None

@@ -1,7 +1,7 @@
-"""Watching for over-optimisation while a policy is trained: measure, write down, say so, and stop if asked to.
+"""Watching for over-optimisation while a policy is trained: measure, record, report, and stop if asked to.
 
-The callback knows nothing of models: it is given a function that takes a measurement, and one that reads all of them
-(`evaluation/policies/monitors.py` has it). Any Hugging Face or TRL trainer that calls its callbacks can carry it.
+The callback knows nothing about models: it gets a function that takes a measurement, and one that reads all of them
+(`evaluation/policies/monitors.py` has it). It works with any Hugging Face or TRL trainer that calls its callbacks.
 """
 
 from __future__ import annotations
@@ -23,25 +23,24 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "over_optimisation.jsonl"
 BEST = "best"
-_STAGED = ".best.staging-policy"  # hidden and marked as unfinished, as all that is staged
+_STAGED = ".best.staging-policy"  # hidden, and named so that it is deleted after a crash
 _STEP_FILE = "held_out.json"
 NAMES = ("gold", "proxy")
-_NUMBERS = ("proxy", "gold", "kl")
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One sample that the policy wrote in answer to a held-out prompt.
+    """One response that the policy sampled to a held-out prompt.
 
     Attributes:
         prompt: Number of the prompt in the held-out set, from 0.
         prompt_id: The request that the prompt grew out of; intervals are clustered by it.
-        response: What the policy wrote.
-        proxy: The reward that is optimised; NaN if it has none.
+        response: The text.
+        proxy: The reward that is optimized; NaN if it has none.
         gold: The reward it is judged by: gold, or that of an independent model; NaN if it has none.
         kl: log p(response) under the policy minus that under the reference, in nats.
         tokens: How many tokens were generated.
-        finished: Whether it ended by itself.
+        finished: Whether it ended before the limit.
     """
 
     prompt: int
@@ -56,7 +55,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The samples of one step, always of the same prompts; `names` are those of the gold and the proxy reward."""
+    """The responses at one step, always to the same prompts; `names` are those of the gold and the proxy reward."""
 
     step: int
     samples: tuple[Probe, ...]
@@ -65,13 +64,13 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the measurements so far say.
+    """What the measurements so far mean.
 
     Attributes:
         sentence: In words, for the log.
         stop: Why training should stop; "" if it should not.
         numbers: What to log, by name.
-        best_step: Of the measurement with the best gold reward; None where none has any.
+        best_step: The step with the best gold reward; None if no measurement has one.
     """
 
     sentence: str
@@ -85,13 +84,13 @@ Read = Callable[[Sequence[Measurement]], Reading]
 
 
 class BestPolicy:
-    """The policy that did best on the held-out prompts so far, in a folder from which it is loaded like any other.
+    """The policy that did best on the held-out prompts so far, in a folder that loads like any other policy.
 
     Args:
         folder: The run's output folder; the policy is in its :data:`BEST`.
-        save: Writes the policy as it is now into a folder; every process calls it.
-        load: Puts the policy in a folder back; every process calls it.
-        writes: Whether this is the process that makes folders.
+        save: Writes the policy as it is now into a folder. Called by all processes.
+        load: Restores the policy in a folder. Called by all processes.
+        writes: Whether this process makes folders.
         wait: Returns when all processes have called it.
     """
 
@@ -109,7 +108,7 @@ class BestPolicy:
         self._save, self._load, self._writes, self._wait = save, load, writes, wait
 
     def keep(self, step: int) -> None:
-        """Let the policy as it is now, after `step`, be the best one."""
+        """Save the policy as it is now, after `step`, as the best one."""
         if self._writes:
             shutil.rmtree(self._staged, ignore_errors=True)
             self._staged.mkdir(parents=True)
@@ -122,35 +121,35 @@ class BestPolicy:
         self._wait()
 
     def put_back(self, step: int | None) -> bool:
-        """Make the policy of `step` the one that training ends with; false if it is not there, whole."""
+        """Restore the policy of `step`; false if the folder does not hold it, whole."""
         problems = verify(self.folder)
         if not problems and json.loads((self.folder / _STEP_FILE).read_text(encoding="utf-8"))["step"] != step:
-            problems = ["it is of another step"]
+            problems = ["it is from another step"]
         if problems:
-            logger.warning("the policy of step %s cannot be put back: %s: %s", step, self.folder, "; ".join(problems))
+            logger.warning("the policy of step %s cannot be restored: %s: %s", step, self.folder, "; ".join(problems))
             return False
         self._load(str(self.folder))
-        logger.info("the policy of step %s, the best on the held-out prompts, was put back", step)
+        logger.info("restored the policy of step %s, the best on the held-out prompts", step)
         return True
 
 
 class OverOptimisationCallback(TrainerCallback):
     """Measures a policy on held-out prompts before the first step, every few steps, and after the last one.
 
-    The file has one line for each measurement, whole at any time, so that it can be watched while training runs. A run
-    that resumes goes on with the measurements up to the step that it resumes from.
+    The file has one line per measurement and is replaced atomically, so it can be watched while training runs. A
+    resumed run keeps the measurements up to the step that it resumes from.
 
     Args:
-        measure: Takes the number of the step, and gives what the policy writes now, always on the same prompts. It must
-            leave the global random state as it was, or a resumed run is another one. In a distributed run every process
-            calls it, and it must give every process the same samples.
+        measure: Takes the number of the step, and returns what the policy writes now, always to the same prompts. It
+            must restore the global random state, or a resumed run would differ. In a distributed run every process
+            calls it, and it must return the same samples to each.
         read: Says what the measurements so far mean.
         folder: Where :data:`FILE_NAME` goes: the run's output folder.
         names: What the gold and the proxy reward are called in reports.
         every: Steps between two measurements.
         stop: Whether to end training when `read` gives a reason to; else the reason is only logged, once.
-        best: With `stop`: keeps the best policy, which is put back when training has ended for that reason.
-        log: Takes the numbers too, with every measurement: the trainer's `log`.
+        best: With `stop`: keeps the best policy, which is restored when training has ended for that reason.
+        log: The trainer's `log`, which gets the numbers of every measurement.
 
     Raises:
         ConfigError: `every` is less than 1.
@@ -175,10 +174,10 @@ class OverOptimisationCallback(TrainerCallback):
         self.best = best if stop else None
         self.measurements: list[Measurement] = []
         self.stopped_because = ""
-        self.put_back: int | None = None  # the step whose policy training ended with, where it is not the last one
+        self.put_back: int | None = None  # the step of the policy that training ended with, if it is not the last
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure where the run begins; or take up the measurements of an earlier part of it, and no other ones."""
+        """Measure at the start of the run, or read the measurements of the run that is resumed."""
         earlier = read_measurements(self.file) if state.global_step > 0 and self.file.is_file() else []
         self.measurements = [one for one in earlier if one.step <= state.global_step]
         self.stopped_because, self.put_back = "", None
@@ -186,12 +185,12 @@ class OverOptimisationCallback(TrainerCallback):
             self._take(state, control)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure, every so many steps."""
+        """Measure every few steps."""
         if state.global_step % self.every == 0:
             self._take(state, control)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure what training ended with; after over-optimisation, put the best policy back if that is asked for."""
+        """Measure the final policy; after over-optimisation, restore the best one if asked to."""
         self._take(state, control)
         if self.best is None or not self.stopped_because:
             return
@@ -205,7 +204,7 @@ class OverOptimisationCallback(TrainerCallback):
             return
         taken = Measurement(step, tuple(self.measure(step)), self.names)
         if self.measurements and _prompts(self.measurements[-1]) != _prompts(taken):
-            logger.warning("the held-out prompts are others than before: measurements begin anew at step %d", step)
+            logger.warning("the held-out prompts have changed: measurements start over at step %d", step)
             self.measurements = []
         self.measurements.append(taken)
         reading = self.read(self.measurements)
@@ -229,18 +228,18 @@ def _prompts(one: Measurement) -> set[tuple[int, str]]:
 
 
 def read_measurements(file: str | Path) -> list[Measurement]:
-    """The measurements in a file that the callback wrote, in the order of the steps.
+    """The measurements in a file that the callback wrote, by step.
 
     Raises:
-        CheckpointError: The file cannot be read, or is none that the callback wrote.
+        CheckpointError: The file cannot be read, or the callback did not write it.
     """
     measurements = []
     try:
-        with Path(file).open(encoding="utf-8") as lines:  # not splitlines(): texts may hold other ends of lines
+        with Path(file).open(encoding="utf-8") as lines:  # not splitlines(): texts may contain other line separators
             for line in lines:
                 row = json.loads(line)
-                samples = tuple(Probe(**{**entry, **_finite(entry)}) for entry in row["samples"])
                 gold, proxy = row.get("names", NAMES)
+                samples = tuple(map(_read_probe, row["samples"]))
                 measurements.append(Measurement(int(row["step"]), samples, (str(gold), str(proxy))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -252,6 +251,7 @@ def read_measurements(file: str | Path) -> list[Measurement]:
     return sorted(measurements, key=lambda one: one.step)
 
 
-def _finite(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a sample; JSON has null where there was none."""
-    return {name: float("nan") if entry[name] is None else float(entry[name]) for name in _NUMBERS}
+def _read_probe(entry: Mapping[str, Any]) -> Probe:
+    """A probe from JSON, which has null instead of NaN."""
+    numbers = {name: entry[name] for name in ("proxy", "gold", "kl")}
+    return Probe(**{**entry, **{n: float("nan") if value is None else float(value) for n, value in numbers.items()}})

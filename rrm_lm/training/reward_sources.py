@@ -1,8 +1,8 @@
-"""Where rewards come from: what is asked, how, and what happens when the answer is no good.
+"""Where a policy's rewards come from: which sources there are, how they are called, and how their answers are checked.
 
 A source reads the text of a response, or its tokens exactly as they were sampled. Several are summed with weights, and
-each is logged by itself. A source that fails stops the training with the text it failed at: a policy trained on
-rewards that are not what was meant is worse than none.
+each is logged separately. A source that fails stops the training and the error quotes the text: training on rewards
+that mean something else is worse than not training.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rrm_lm.text.chat import Line
 logger = logging.getLogger(__name__)
 
 _SHOWN = 200  # characters of a text that an error quotes
+_RESUME = "fix the reward for this response, and resume with --resume_from_checkpoint true"
 
 
 class RewardSource(Protocol):
@@ -42,7 +43,7 @@ class RewardSource(Protocol):
     name: str
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
-        """One number for each response; the prompts stand beside them."""
+        """(responses) one number each; there is a prompt for each response."""
         ...
 
 
@@ -53,17 +54,20 @@ class TokenRewardSource(Protocol):
     name: str
 
     def score_lines(self, lines: Sequence[Line]) -> Sequence[float]:
-        """One number for each line, read at its ``reward_at``."""
+        """(lines) one number each, read at the line's ``reward_at``."""
         ...
 
 
-class Scorer(Protocol):
-    """What `rrm_lm.evaluation.preferences.scorers` makes of reward models, classifiers and judges."""
+class TextScorer(Protocol):
+    """Scores responses by their text: `rrm_lm.evaluation.preferences.scorers` has reward models and judges."""
 
     @property
     def name(self) -> str: ...
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]: ...
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
 
 
 class PythonReward:
@@ -86,33 +90,34 @@ class PythonReward:
 
 
 class ScorerReward:
-    """Any scorer: a reward model on a backbone of its own, a sequence classifier (its tokenizer different or not), a
-    judge. It encodes prompts and responses with its own chat format.
+    """A scorer with its own chat format: a reward model on its own backbone, a sequence classifier, or a judge.
 
-    A response without text has no tokens for it to read; it gets the lowest reward of its batch (0 if none has any).
+    A response without text has no tokens to score; it gets the lowest reward of its batch (0 if none has any).
 
     Args:
         scorer: The scorer.
         name: What to call it; by default the scorer's name.
     """
 
-    def __init__(self, scorer: Scorer, name: str | None = None) -> None:
+    def __init__(self, scorer: TextScorer, name: str | None = None) -> None:
         self._scorer = scorer
         self.name = name or Path(scorer.name).name
         self._has_warned = False
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        groups: dict[Prompt, list[int]] = {}  # a prompt's responses together, so that it is computed once
-        for number, prompt in enumerate(prompts):
-            if responses[number].strip():
+        groups: dict[Prompt, list[int]] = {}  # the responses to a prompt together, so that it is computed once
+        empty = []
+        for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            if response.strip():
                 groups.setdefault(prompt, []).append(number)
+            else:
+                empty.append(number)
         rewards = [math.nan] * len(responses)
         if groups:
             found = self._scorer.score(list(groups), [[responses[i] for i in group] for group in groups.values()])
             for group, values in zip(groups.values(), found, strict=True):
                 for number, value in zip(group, values, strict=True):
                     rewards[number] = value
-        empty = [number for number, response in enumerate(responses) if not response.strip()]
         if empty and not self._has_warned:
             self._has_warned = True
             logger.warning("%s: a response without text gets the lowest reward of its batch", self.name)
@@ -123,7 +128,7 @@ class ScorerReward:
 
 
 class ClassifierOnTokens:
-    """A sequence-classification model that reads the policy's own tokens, as TRL's PPO asks its reward model.
+    """A sequence-classification model that reads the policy's own tokens, as TRL's PPO calls its reward model.
 
     Args:
         model: With a ``score`` head of one output.
@@ -131,18 +136,18 @@ class ClassifierOnTokens:
         micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
 
     Raises:
-        ModelError: It is no such model.
+        ModelError: There is no such head.
     """
 
     def __init__(self, model: Any, name: str = "reward_model", micro_batch_tokens: int = 4096) -> None:
-        model = model.get_base_model() if isinstance(model, PeftModel) else model  # which keeps its adapters
+        model = model.get_base_model() if isinstance(model, PeftModel) else model  # its layers keep the adapters
         body = getattr(model, getattr(model, "base_model_prefix", ""), None)
         if body is None or getattr(model, "score", None) is None or model.config.num_labels != 1:
             raise ModelError(
-                "The reward model is no sequence classifier with a `score` head of one output",
+                "The reward model is not a sequence classifier with a `score` head of one output",
                 where=f"reward_model, a {type(model).__name__}",
                 expected="AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)",
-                remedy="pass such a model; anything else that rewards responses goes into `rewards`, as a source "
+                remedy="pass such a model; other rewards go into `rewards`, as sources "
                 "(rrm_lm.training.reward_sources)",
             )
         self.model, self.name, self.micro_batch_tokens = model.eval(), name, micro_batch_tokens
@@ -166,9 +171,9 @@ class ClassifierOnTokens:
 
 
 class AdapterReward:
-    """A reward model of this project on a backbone that is there already: it reads the policy's own tokens.
+    """A reward adapter on the policy's backbone, which reads the policy's own tokens.
 
-    :class:`rrm_lm.training.ppo.trainer.PPOTrainer` asks an agent's own reward by itself; this is for other trainers.
+    :class:`rrm_lm.training.ppo.trainer.PPOTrainer` calls an agent's own reward itself; this is for other trainers.
 
     Args:
         model: As :func:`rrm_lm.models.agent_files.put_reward` makes it.
@@ -182,18 +187,16 @@ class AdapterReward:
     @torch.no_grad()
     def score_lines(self, lines: Sequence[Line]) -> list[float]:
         backbone = self.model.backbone
-        families: dict[tuple[int, ...], list[int]] = {}  # responses to one prompt, which is then computed once
+        by_prompt: dict[tuple[int, ...], list[int]] = {}  # responses to one prompt share its computation
         for number, line in enumerate(lines):
-            families.setdefault(line.ids[: line.response_start], []).append(number)
-        members = list(families.values())
-        rows = [backbone.rows([lines[number].ids for number in family]) for family in members]
-        sizes = [len(family) for family in rows]
+            by_prompt.setdefault(line.ids[: line.response_start], []).append(number)
+        families = list(by_prompt.values())
+        rows = [backbone.rows([lines[number].ids for number in family]) for family in families]
+        lengths, sizes = [max(map(len, family)) for family in rows], [len(family) for family in rows]
         found: dict[int, list[float]] = {}
         with evaluating(self.model):
-            for group in length_groups(
-                [max(map(len, family)) for family in rows], self.micro_batch_tokens, sizes=sizes
-            ):
-                numbers = [number for i in group for number in members[i]]
+            for group in length_groups(lengths, self.micro_batch_tokens, sizes=sizes):
+                numbers = [number for i in group for number in families[i]]
                 batch = collate([row for i in group for row in rows[i]], backbone.pad_id).to(backbone.device)
                 output = self.model(batch, [lines[number] for number in numbers], with_critiques=False)
                 found |= zip(numbers, output.members.float().tolist(), strict=True)
@@ -204,8 +207,8 @@ class RewardSum:
     """A weighted sum of sources.
 
     Args:
-        sources: The sources, each with a name of its own.
-        weights: Their weights; 1 each if not given.
+        sources: The sources, with different names.
+        weights: Their weights; by default 1 each.
 
     Raises:
         ConfigError: No source, two of one name, or another number of weights.
@@ -223,7 +226,7 @@ class RewardSum:
         names = [source.name for source in sources]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise ConfigError(f"Two rewards are called {twice[0]!r}", remedy="give them names of their own")
+            raise ConfigError(f"Two rewards are called {twice[0]!r}", remedy="give them different names")
         self.weights = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
         if len(self.weights) != len(sources):
             raise ConfigError(
@@ -237,18 +240,18 @@ class RewardSum:
     def __call__(
         self, prompts: Sequence[Prompt], responses: Sequence[str], lines: Sequence[Line]
     ) -> dict[str, list[float]]:
-        """For each source, by name, the rewards of some responses.
+        """The rewards of some responses, by the name of the source.
 
         Raises:
-            TrainingError: A source raised, gave another number of rewards than there are responses, or something that
-                is not a finite number. The message quotes the text.
+            TrainingError: A source raised, or did not return one finite number per response. The message quotes the
+                text.
         """
         found = {}
         for source in self.sources:
             if isinstance(source, TokenRewardSource):
                 values = source.score_lines(lines)
             else:
-                values = _ask(source, prompts, responses)
+                values = _call(source, prompts, responses)
             found[source.name] = _checked(source.name, values, prompts, responses)
             self._warn_constant(source.name, found[source.name])
         return found
@@ -263,26 +266,22 @@ class RewardSum:
     def _warn_constant(self, name: str, rewards: list[float]) -> None:
         if len(rewards) > 1 and len(set(rewards)) == 1 and name not in self._constant:
             self._constant.add(name)
-            logger.warning(
-                "the reward %s is %g for each of %d responses: nothing can be learned from a constant",
-                name,
-                rewards[0],
-                len(rewards),
-            )
+            message = "the reward %s is %g for each of %d responses: nothing can be learned from a constant"
+            logger.warning(message, name, rewards[0], len(rewards))
+
+
+# -- loading and checking ---------------------------------------------------------------------------------------------
 
 
 def load_function(spec: str) -> Callable[..., Any]:
     """The function that ``module:function`` or ``path/to/file.py:function`` names.
 
     Raises:
-        ConfigError: It cannot be found or loaded, or is no function.
+        ConfigError: It cannot be found or loaded, or is not a function.
     """
     place, _, name = spec.rpartition(":")
     if not place or not name:
-        raise ConfigError(
-            f"{spec!r} names no function",
-            expected="module:function or path/to/file.py:function",
-        )
+        raise ConfigError(f"{spec!r} names no function", expected="module:function or path/to/file.py:function")
     try:
         if place.endswith(".py"):
             file = Path(place).expanduser().resolve()
@@ -305,16 +304,16 @@ def load_function(spec: str) -> Callable[..., Any]:
     return function
 
 
-def _ask(source: RewardSource, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+def _call(source: RewardSource, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
     try:
         return source(prompts, responses)
     except Exception as error:
-        # Which text it was is found by asking again, one by one; what raises only in company is told of the first.
+        # Each response alone shows which one it was; if none fails alone, the first one is reported.
         guilty = next((i for i in range(len(responses)) if _raises(source, prompts[i], responses[i])), 0)
         raise TrainingError(
             f"The reward {source.name} raised {type(error).__name__}: {error}",
             where=_quoted(prompts[guilty], responses[guilty]),
-            remedy="mend the reward for this response, and go on with --resume_from_checkpoint true",
+            remedy=_RESUME,
         ) from error
 
 
@@ -346,19 +345,15 @@ def _checked(name: str, values: Any, prompts: Sequence[Prompt], responses: Seque
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise TrainingError(
-                f"The reward {name} gave {value!r}",
-                where=_quoted(prompt, response),
-                expected="a finite number",
-                remedy="mend the reward for this response, and go on with --resume_from_checkpoint true",
-            )
+            where = _quoted(prompt, response)
+            what = f"The reward {name} gave {value!r}"
+            raise TrainingError(what, where=where, expected="a finite number", remedy=_RESUME)
         rewards.append(value if isinstance(value, EnsembleReward) else number)
     return rewards
 
 
 def _quoted(prompt: Prompt, response: str) -> str:
-    asked = prompt[-1].content if prompt else ""
-    return f"response {_short(response)} to {_short(asked)}"
+    return f"response {_short(response)} to {_short(prompt[-1].content if prompt else '')}"
 
 
 def _short(text: str) -> str:

@@ -42,7 +42,7 @@ from rrm_lm.settings.models import ModelArguments
 from rrm_lm.storage import json_text
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.reward.config import RewardConfig
-from rrm_lm.training.reward.examples import Example, ExampleBuilder
+from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample
 from rrm_lm.training.reward.trainer import RewardTrainer
 
 MODEL = "smollm2-135m"
@@ -176,10 +176,10 @@ def _own_critiques(
     config: RewardConfig,
     arm: Arm,
     train: Sequence[Comparison],
-    examples: list[Example],
-) -> list[Example]:
+    examples: list[RewardExample],
+) -> list[RewardExample]:
     critic = replace(config, num_train_epochs=arm.critic_epochs, critique_weight=1.0)
-    written = [Example(e.rows, e.lines, origin=e.origin) for e in examples]
+    written = [RewardExample(e.rows, e.lines, origin=e.origin) for e in examples]
     RewardTrainer(model, critic, written, processing_class=chat.tokenizer).train()
     lines = with_own_critiques(
         model, chat, [c.prompt for c in train], [[c.chosen, c.rejected] for c in train],

@@ -47,7 +47,7 @@ from rrm_lm.text.chat import Line
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward.config import RewardConfig
-from rrm_lm.training.reward.examples import Example, Pair
+from rrm_lm.training.reward.examples import LinePair, RewardExample
 from rrm_lm.training.reward.trainer import RewardTrainer
 
 RANK, DTYPE = 16, torch.bfloat16
@@ -195,7 +195,7 @@ def our_reward(job: BenchJob, tokenizer: Any, vocabulary: int, clock: DeviceCloc
             Line(prompt + ids, len(prompt), len(prompt + ids) - 1) for ids in responses
         )  # the reward is read at the last token
         rows = tuple(backbone.rows([line.ids for line in lines]))
-        examples.append(Example(rows, lines, (Pair(0, 1),), prompt_id=str(number)))
+        examples.append(RewardExample(rows, lines, (LinePair(0, 1),), prompt_id=str(number)))
     args = RewardConfig(
         **shared(job, folder), **job.setting, per_device_train_batch_size=job.load.pairs, max_steps=job.steps + 1,
         critique_weight=0.0, logging_strategy="no",

@@ -39,7 +39,7 @@ from rrm_lm.planning.strategies import static_memory
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward.config import RewardConfig
-from rrm_lm.training.reward.examples import Example, Pair
+from rrm_lm.training.reward.examples import LinePair, RewardExample
 from rrm_lm.training.reward.trainer import RewardTrainer
 from rrm_lm.training.reward_sources import PythonReward
 
@@ -77,7 +77,7 @@ def train_reward(backbone: Backbone, case: Case, folder: str, tokenizer: Any) ->
     model = RewardModel.create(backbone, lora(), RewardSettings(MODEL))
     lines = tuple(job.pair.lines())
     rows = tuple(backbone.rows([line.ids for line in lines]))
-    examples = [Example(rows, lines, (Pair(0, 1),), prompt_id=str(number)) for number in range(job.batch)]
+    examples = [RewardExample(rows, lines, (LinePair(0, 1),), prompt_id=str(number)) for number in range(job.batch)]
     args = RewardConfig(**settings(folder, case), micro_batch_tokens=case[3] * job.pair.width)
     RewardTrainer(model, args, examples, processing_class=tokenizer).train()
 

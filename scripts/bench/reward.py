@@ -37,7 +37,7 @@ from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, l
 from rrm_lm.models.reward import RewardModel, RewardSettings, merge_reward_model
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.reward.config import RewardConfig
-from rrm_lm.training.reward.examples import Example, ExampleBuilder
+from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample
 from rrm_lm.training.reward.trainer import RewardTrainer
 
 MODEL, MAX_LENGTH, BATCH = "smollm2-135m", 512, 8
@@ -59,7 +59,9 @@ class StepClock(TrainerCallback):
         self.seconds += time.perf_counter() - self.started
 
 
-def ours(pairs: list[Comparison], folder: str) -> tuple[Callable[[], float], list[Example], RewardModel, ChatFormat]:
+def ours(
+    pairs: list[Comparison], folder: str
+) -> tuple[Callable[[], float], list[RewardExample], RewardModel, ChatFormat]:
     """A function that trains one round and returns its seconds."""
     tokenizer: Any = load_tokenizer(MODEL)
     backbone = Backbone(load_causal_lm(MODEL, dtype="float32"), int(tokenizer.pad_token_id))
@@ -126,7 +128,7 @@ def fitting_pairs(count: int) -> tuple[list[Comparison], str]:
     return fits[:count], source
 
 
-def operations(examples: list[Example], model: RewardModel) -> float:
+def operations(examples: list[RewardExample], model: RewardModel) -> float:
     """Operations of training on these rows: frozen layers forward and backward to their inputs, LoRA layers also
     backward to their weights, and attention over the tokens that each token sees."""
     config = model.backbone.config

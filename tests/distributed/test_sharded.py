@@ -25,7 +25,7 @@ from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.sharding import gather, is_sharded, with_full_params
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward.config import RewardConfig
-from rrm_lm.training.reward.examples import Example, ExampleBuilder
+from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample
 from rrm_lm.training.reward.trainer import RewardTrainer
 from rrm_lm.training.reward_sources import PythonReward
 from tests.distributed.processes import launch, shard_on_cpu, share_held
@@ -52,7 +52,7 @@ MOST = 0.55  # of a model's bytes on one of two processes
 # -- reward models ----------------------------------------------------------------------------------------------------
 
 
-def reward_examples(model: RewardModel) -> list[Example]:
+def reward_examples(model: RewardModel) -> list[RewardExample]:
     """21 pieces of feedback, so that the last batch of an epoch is incomplete."""
     builder = ExampleBuilder(tiny_chat(), model.backbone)
     return builder.comparisons(some_comparisons(15)) + builder.responses(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rrm_lm.storage import verify
-from rrm_lm.training.checkpoints import VerifiedCheckpoints
+from rrm_lm.training.trainer import ResumableTrainer
 from tests.smoke.commands import read, same, train
 from tests.smoke.policies import teach, write_prompts
 
@@ -62,7 +62,7 @@ def test_full_disk_during_a_save(
 
     assert start(tmp_path / "whole").code == 0
     needed = bytes_in(tmp_path / "whole" / "checkpoint-4")
-    own = VerifiedCheckpoints._save_checkpoint
+    own = ResumableTrainer._save_checkpoint
     for part in (0.0, 0.3, 0.6, 0.99):  # of what the checkpoint needs is left
         folder = small_disk / f"{command}-{part}"
 
@@ -72,7 +72,7 @@ def test_full_disk_during_a_save(
             own(self, model, trial)
 
         with monkeypatch.context() as patch:
-            patch.setattr(VerifiedCheckpoints, "_save_checkpoint", save)
+            patch.setattr(ResumableTrainer, "_save_checkpoint", save)
             stopped = start(folder)
         assert stopped.code == 2, stopped.err
         error = stopped.error

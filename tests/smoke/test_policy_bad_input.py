@@ -194,7 +194,7 @@ def test_reward_model_with_a_missing_backbone(
 def test_end_token_that_never_occurs_is_reported(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     result = teach(capsys, tiny, prompts, tmp_path / "out", "--stop_token_id", 0)
     assert result.code == 0, result.err
-    assert "no response has ended by itself in 6 tokens" in result.err and "writes the token 0" in result.err
+    assert "no response has ended within 6 tokens" in result.err and "writes the token 0" in result.err
 
 
 def test_policy_that_only_writes_the_end_token(

@@ -6,7 +6,7 @@ from typing import Any
 
 from rrm_lm.errors import DataError
 from rrm_lm.text.chat import Encoded, Line
-from rrm_lm.training.reward.examples import COLUMNS, Example, ExampleBuilder, Pair
+from rrm_lm.training.reward.examples import COLUMNS, RewardExample, ExampleBuilder, LinePair
 
 
 def is_pretokenized(rows: Any) -> bool:
@@ -17,7 +17,7 @@ def is_pretokenized(rows: Any) -> bool:
     return columns is not None and set(columns) >= set(COLUMNS)
 
 
-def encode_ids(rows: Any, builder: ExampleBuilder, name: str) -> list[Example]:
+def encode_ids(rows: Any, builder: ExampleBuilder, name: str) -> list[RewardExample]:
     """One example for each pair; what both sequences begin with is their prompt.
 
     Raises:
@@ -34,7 +34,7 @@ def encode_ids(rows: Any, builder: ExampleBuilder, name: str) -> list[Example]:
         longest = builder.chat.max_length
         lines = [_line(side, _shared(*sides), longest) for side in sides]
         margin = row.get("margin")
-        pairs = (Pair(0, 1, None if margin is None else float(margin)),)
+        pairs = (LinePair(0, 1, None if margin is None else float(margin)),)
         encoded = Encoded(tuple((line,) for line in lines))
         examples.append(builder.lay(encoded, pairs, origin=where, prompt_id=str(sides[0][: _shared(*sides)])))
     return examples

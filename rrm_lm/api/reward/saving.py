@@ -23,7 +23,7 @@ from rrm_lm.models.reward import RewardModel, load_classifier, load_reward_model
 from rrm_lm.models.sharding import full_copy_fits
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.reward.examples import Example
+from rrm_lm.training.reward.examples import RewardExample
 from rrm_lm.training.reward.trainer import RewardTrainer
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def plain_model(trainer: RewardTrainer) -> RewardModel:
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
-def members_of(model: RewardModel, examples: list[Example]) -> Tensor:
+def members_of(model: RewardModel, examples: list[RewardExample]) -> Tensor:
     """(lines, heads) rewards of each member. Called by all processes, if the model is sharded."""
     model.eval()
     rows = [row for example in examples for row in example.rows]
@@ -47,7 +47,9 @@ def members_of(model: RewardModel, examples: list[Example]) -> Tensor:
         return model(batch, lines, with_critiques=False).members
 
 
-def check_saved(trained: Tensor, model: RewardModel, folder: Path, examples: list[Example], **loading: Any) -> None:
+def check_saved(
+    trained: Tensor, model: RewardModel, folder: Path, examples: list[RewardExample], **loading: Any
+) -> None:
     """Reload a saved reward model in a fresh object and compare.
 
     Args:
@@ -89,7 +91,7 @@ def members_by_template(model: RewardModel, chat: ChatFormat, talks: Sequence[Co
     """(conversations, heads) rewards of each member. Called by all processes, if the model is sharded."""
     lines = [chat.encode(prompt, [response]).lines[0][0] for prompt, response in talks]
     rows = model.backbone.rows([line.ids for line in lines])
-    return members_of(model, [Example(tuple(rows), tuple(lines))])
+    return members_of(model, [RewardExample(tuple(rows), tuple(lines))])
 
 
 def check_plain(

@@ -42,8 +42,8 @@ from rrm_lm.settings.data import DataArguments, FeedbackSplit
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import RewardRunArguments
 from rrm_lm.training.reward.config import RewardConfig as _TrainingConfig
-from rrm_lm.training.reward.examples import Example, ExampleBuilder
-from rrm_lm.training.reward.trainer import Examples
+from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample
+from rrm_lm.training.reward.trainer import RewardDataset
 from rrm_lm.training.reward.trainer import RewardTrainer as _RewardTrainer
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class RewardTrainer(_RewardTrainer):
         DataError: Feedback that cannot be read or learned from, or that overlaps the held-out set (`fail_on_leak`).
         ModelError: No such model, or one that cannot be a reward model's backbone.
 
-    Example:
+    RewardExample:
         >>> trainer = RewardTrainer("smollm2-135m", RewardConfig(output_dir="outputs/rm"), train_dataset=rows)
         >>> trainer.train()
         >>> trainer.reward_model.score("How long does rice keep?", ["Four days."])
@@ -197,8 +197,8 @@ class RewardTrainer(_RewardTrainer):
         logger.warning("critiques are not learned: the classifier has no language-model head")
         return False
 
-    def _encode(self, args: Any, train_dataset: Any, eval_dataset: Any) -> tuple[list[Example], Any]:
-        """Examples to learn from, and held-out ones: a list, or lists by name; None if nothing is held out."""
+    def _encode(self, args: Any, train_dataset: Any, eval_dataset: Any) -> tuple[list[RewardExample], Any]:
+        """RewardDataset to learn from, and held-out ones: a list, or lists by name; None if nothing is held out."""
         builder = self._builder
         if is_pretokenized(train_dataset):
             examples = encode_ids(train_dataset, builder, "train_dataset")
@@ -223,13 +223,13 @@ class RewardTrainer(_RewardTrainer):
         check_evaluation(args, held_out, "comparisons")
         return examples, held_out
 
-    def _pairs(self, feedback: Feedback) -> list[Example]:
+    def _pairs(self, feedback: Feedback) -> list[RewardExample]:
         builder = self._builder
         plain = ExampleBuilder(builder.chat, builder.backbone, with_critiques=False, counts=builder.counts)
         return plain.comparisons(feedback.comparisons)
 
     def _held_out_examples(self, rows: Any) -> Any:
-        """Examples of rows that are not encoded yet; by name, if there are several sets."""
+        """RewardDataset of rows that are not encoded yet; by name, if there are several sets."""
         if isinstance(rows, Mapping):
             return {name: self._held_out_examples(part) for name, part in rows.items()}
         if is_pretokenized(rows):
@@ -285,7 +285,7 @@ class RewardTrainer(_RewardTrainer):
 
     def _make_critic(self) -> None:
         """The trainer for learning to write critiques, before the reward is read after them."""
-        written = [Example(e.rows, e.lines, origin=e.origin) for e in self.train_dataset if e.critique_tokens]
+        written = [RewardExample(e.rows, e.lines, origin=e.origin) for e in self.train_dataset if e.critique_tokens]
         config = critic_config(self.args)
         self._critic = _RewardTrainer(self.model, config, written, processing_class=self.processing_class)
 
@@ -293,9 +293,9 @@ class RewardTrainer(_RewardTrainer):
         """Learn to write people's critiques, then replace them by the model's own, read before the reward."""
         logger.info("learning to write critiques from %d examples", len(critic.train_dataset))
         critic.train()
-        self.train_dataset = Examples(self._with_own_critiques(plain_model(critic), self.train_feedback))
+        self.train_dataset = RewardDataset(self._with_own_critiques(plain_model(critic), self.train_feedback))
         held_out = {
-            name: Examples(self._with_own_critiques(plain_model(critic), part))
+            name: RewardDataset(self._with_own_critiques(plain_model(critic), part))
             for name, part in self.heldout_feedback.items()
         }
         if self.eval_dataset is not None:
@@ -305,7 +305,7 @@ class RewardTrainer(_RewardTrainer):
         self.show_example()
         set_seed(self.args.seed)
 
-    def _with_own_critiques(self, model: Any, feedback: Feedback) -> list[Example]:
+    def _with_own_critiques(self, model: Any, feedback: Feedback) -> list[RewardExample]:
         comparisons = feedback.comparisons
         logger.info("writing own critiques of %d pairs", len(comparisons))
         with _bar(bool(self.args.should_save)) as progress:
@@ -466,10 +466,12 @@ def _refuse_useless(train: Feedback, config: Any) -> None:
 def _is_encoded(data: Any) -> bool:
     if isinstance(data, Mapping):
         return all(map(_is_encoded, data.values()))
-    return isinstance(data, Examples) or (isinstance(data, Sequence) and all(isinstance(e, Example) for e in data))
+    return isinstance(data, RewardDataset) or (
+        isinstance(data, Sequence) and all(isinstance(e, RewardExample) for e in data)
+    )
 
 
-def _fingerprint(feedback: Feedback, examples: Examples) -> str:
+def _fingerprint(feedback: Feedback, examples: RewardDataset) -> str:
     """What tells the training data from others: 16 hexadecimal digits."""
     data: Any = feedback.records() if len(feedback) else (example.lines for example in examples)
     digest = hashlib.sha256()

@@ -1,12 +1,22 @@
-"""PPO with TRL's settings, arguments, logs and losses; the loop is this package's.
+"""PPO with TRL's settings, arguments, logs and losses; the training loop is this package's.
 
-How a batch is laid, from the smallest part up:
+How the episodes of one update go through the model, with two prompts and two samples of each::
 
-- a *line* is one token sequence: a prompt and one response to it (`text/chat.py`);
-- a *family* is a prompt's lines, the samples drawn for it;
-- a *bundle* is the families laid into one *row*: tokens that they share are computed once (`text/batching.py`);
-- a *group* is the rows of one forward pass, as many as fit into `micro_batch_tokens` (`rollouts.Grouping`);
-- a *step* is one optimizer step: the gradients of all groups of a mini-batch.
+    line     [system | prompt A | response 1]        line     [system | prompt B | response 3]
+    line     [system | prompt A | response 2]        line     [system | prompt B | response 4]
+             `------------- family ---------'                 `------------- family ---------'
+
+    row      [system | prompt A | response 1 | response 2 | prompt B | response 3 | response 4]
+
+    group    rows of similar length, padded to a rectangle of at most micro_batch_tokens tokens
+    step     group, group, group ... -> one optimizer step
+
+- A **line** is one token sequence: a prompt and one response, that is one episode (`text/chat.py`).
+- A **family** is the lines of one prompt, the samples drawn for it.
+- A **row** is one or more families in one token sequence, in which every shared prefix appears once and no line sees
+  another line's tokens (`text/batching.py`); where sharing is not exact, each line has its own row.
+- A **group** is the rows of one forward pass (`rollouts.Grouping`).
+- A **step** is one optimizer step: the accumulated gradients of all groups of a mini-batch (`update.py`).
 
 One update rolls out responses, scores them, estimates advantages, and takes its steps. May import models and below.
 """

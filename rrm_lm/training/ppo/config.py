@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from trl.experimental.ppo import PPOConfig as _TrlPPOConfig
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.agent import REFERENCES, VALUE_KINDS
-from rrm_lm.training.arguments import TrainerArguments, check_at_least, check_choice, check_positive
+from rrm_lm.options import check, check_minimum, option
+from rrm_lm.training.arguments import TrainerArguments, check_above_zero, check_choice
 
 KL_CONTROLS = ("fixed", "adaptive")
 
@@ -23,86 +24,54 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
     """
 
     # Defaults that differ from TRL's.
-    output_dir: str | None = field(default="outputs/policy", metadata={"help": "Where the policy and results go."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of adapters and value head."})
-    bf16: bool | None = field(default=False, metadata={"help": "Compute in bfloat16 where that is safe (autocast)."})
-    ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "Not needed: buffers are constants, the same on all processes."}
-    )
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Not used: batches are laid out in the step."})
+    output_dir: str | None = option("outputs/policy", "Where the policy and results go.")
+    learning_rate: float = option(0.0001, "Peak learning rate of adapters and value head.")
+    bf16: bool | None = option(False, "Compute in bfloat16 where that is safe (autocast).")
+    ddp_broadcast_buffers: bool | None = option(False, "Not needed: buffers are constants, the same on all processes.")
+    dataloader_pin_memory: bool = option(False, "Not used: batches are laid out in the step.")
 
     # What is ours.
-    ds3_gather_for_generation: bool = field(
-        default=True,
-        metadata={
-            "help": "Of a sharded policy: gather the whole model on each process for rollouts, which is much faster; "
-            "false where it does not fit."
-        },
+    ds3_gather_for_generation: bool = option(
+        True,
+        "Of a sharded policy: gather the whole model on each process for rollouts, which is much faster; false "
+        "where it does not fit.",
     )
-    trl_compatible: bool = field(
-        default=False,
-        metadata={
-            "help": "Compute the update as TRL 1.12 does where we differ (see rrm_lm/training/ppo/estimates.py): for "
-            "comparing with it, not for better policies."
-        },
+    trl_compatible: bool = option(
+        False,
+        "Compute the update as TRL 1.12 does where we differ (see rrm_lm/training/ppo/estimates.py): for "
+        "comparing with it, not for better policies.",
     )
-    samples_per_prompt: int = field(
-        default=1, metadata={"help": "Episodes with the same prompt, which is then computed once for all of them."}
+    samples_per_prompt: int = option(1, "Episodes with the same prompt, which is then computed once for all of them.")
+    top_p: float = option(1.0, "Sample from the smallest set of tokens this probable.")
+    top_k: int = option(0, "Sample from this many most likely tokens; 0 for all.")
+    micro_batch_tokens: int = option(2048, "Most padded tokens that go through the model at once; bounds the memory.")
+    rollout_batch_tokens: int = option(16384, "Most tokens (prompt and response) held at once while sampling.")
+    share_prefixes: bool = option(True, "Compute a prompt once for all of its samples, where that is exact.")
+    value_function: str = option(
+        "head",
+        "head (a linear head on the policy's hidden states), adapter (its own LoRA adapter with a head) or model "
+        "(a sequence-classification model of its own, as in TRL).",
     )
-    top_p: float = field(default=1.0, metadata={"help": "Sample from the smallest set of tokens this probable."})
-    top_k: int = field(default=0, metadata={"help": "Sample from this many most likely tokens; 0 for all."})
-    micro_batch_tokens: int = field(
-        default=2048, metadata={"help": "Most padded tokens that go through the model at once; bounds the memory."}
+    reference: str = option(
+        "start", "What the KL divergence is from: start (the policy before training) or base (no adapter)."
     )
-    rollout_batch_tokens: int = field(
-        default=16384, metadata={"help": "Most tokens (prompt and response) held at once while sampling."}
+    reward_weights: list[float] | None = option(
+        None, "Weights of the rewards in their sum, the one on the policy's own backbone first; unset: 1 each."
     )
-    share_prefixes: bool = field(
-        default=True, metadata={"help": "Compute a prompt once for all of its samples, where that is exact."}
+    normalize_rewards: bool = option(False, "Shift and scale rewards by their running mean and standard deviation.")
+    reward_clip: float | None = option(
+        None, "Keep rewards within plus and minus this, after normalising; unset: do not."
     )
-    value_function: str = field(
-        default="head",
-        metadata={
-            "help": "head (a linear head on the policy's hidden states), adapter (its own LoRA adapter with a head) or "
-            "model (a sequence-classification model of its own, as in TRL)."
-        },
+    kl_control: str = option("fixed", "fixed (kl_coef stays) or adaptive (it is steered towards kl_target).")
+    kl_target: float = option(6.0, "With adaptive: KL divergence to the reference aimed at, in nats a response.")
+    kl_gain: float = option(0.1, "With adaptive: how fast; an update changes kl_coef by a fifth of this share at most.")
+    max_kl: float | None = option(
+        100.0,
+        "Stop when the KL divergence to the reference passes this, in nats a response, and keep the policy from "
+        "before; unset: go on.",
     )
-    reference: str = field(
-        default="start",
-        metadata={"help": "What the KL divergence is from: start (the policy before training) or base (no adapter)."},
-    )
-    reward_weights: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Weights of the rewards in their sum, the one on the policy's own backbone first; unset: 1 each."
-        },
-    )
-    normalize_rewards: bool = field(
-        default=False, metadata={"help": "Shift and scale rewards by their running mean and standard deviation."}
-    )
-    reward_clip: float | None = field(
-        default=None, metadata={"help": "Keep rewards within plus and minus this, after normalising; unset: do not."}
-    )
-    kl_control: str = field(
-        default="fixed", metadata={"help": "fixed (kl_coef stays) or adaptive (it is steered towards kl_target)."}
-    )
-    kl_target: float = field(
-        default=6.0, metadata={"help": "With adaptive: KL divergence to the reference aimed at, in nats a response."}
-    )
-    kl_gain: float = field(
-        default=0.1,
-        metadata={"help": "With adaptive: how fast; an update changes kl_coef by a fifth of this share at most."},
-    )
-    max_kl: float | None = field(
-        default=100.0,
-        metadata={
-            "help": "Stop when the KL divergence to the reference passes this, in nats a response, and keep the policy "
-            "from before; unset: go on."
-        },
-    )
-    max_value_loss: float | None = field(
-        default=None,
-        metadata={"help": "Stop when the value loss passes this, in the rewards' unit squared; unset: go on."},
+    max_value_loss: float | None = option(
+        None, "Stop when the value loss passes this, in the rewards' unit squared; unset: go on."
     )
 
     def __post_init__(self) -> None:
@@ -130,13 +99,11 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
         check_choice(self, "stop_token", ("eos", None))
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ConfigError("Both stop_token and stop_token_id are set", where="stop_token", expected="one of them")
-        check_at_least(self, 1, "samples_per_prompt", "micro_batch_tokens", "rollout_batch_tokens", "response_length")
-        check_at_least(self, 1, "num_ppo_epochs", "num_mini_batches")
-        check_at_least(self, 0, "kl_coef", "kl_gain", "vf_coef", "cliprange", "cliprange_value", "seed")
-        check_positive(self, "temperature", "kl_target", "max_kl", "max_value_loss", "reward_clip")
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}", where=name, expected="from 0 to 1")
+        sizes = ("samples_per_prompt", "micro_batch_tokens", "rollout_batch_tokens", "response_length")
+        check_minimum(self, **dict.fromkeys((*sizes, "num_ppo_epochs", "num_mini_batches"), 1))
+        check_minimum(self, kl_coef=0, kl_gain=0, vf_coef=0, cliprange=0, cliprange_value=0, seed=0)
+        check_above_zero(self, "temperature", "kl_target", "max_kl", "max_value_loss", "reward_clip")
+        check(self, *((name, 0 <= getattr(self, name) <= 1, "from 0 to 1") for name in ("gamma", "lam")))
 
     def count_batches(self, processes: int, prompts: int) -> None:
         """Work out the sizes that follow from others, under TRL's names.

@@ -1,25 +1,35 @@
-"""What steers a run from update to update: the KL coefficient, the rewards' scale, and when it has gone too far."""
+"""What adapts from update to update: the KL coefficient, the reward scale, and the last policy to fall back on."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from rrm_lm.training.ppo.losses import Total
+from rrm_lm.models.agent_files import restore, snapshot
+from rrm_lm.models.sharding import gather
+from rrm_lm.storage import write_json
+from rrm_lm.training.processes import Total
+
+_STEERING = "ppo_state.json"
+_LAST_GOOD = "last_good.safetensors"
 
 
 @dataclass(slots=True)
 class KLControl:
-    """The coefficient of the KL penalty, fixed or steered (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
+    """The coefficient of the KL penalty, fixed or adaptive (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
 
     Attributes:
-        coefficient: What a nat of KL divergence costs.
-        target: KL divergence aimed at, in nats a response; ``None`` keeps the coefficient.
-        gain: How fast it moves.
+        coefficient: The penalty for a nat of KL divergence.
+        target: KL divergence to aim for, in nats a response; ``None`` keeps the coefficient.
+        gain: How fast the coefficient moves.
     """
 
     coefficient: float
@@ -27,7 +37,7 @@ class KLControl:
     gain: float = 0.1
 
     def update(self, kl: float) -> None:
-        """Move the coefficient: up where `kl`, the mean of the last episodes, is above the target, down below."""
+        """Raise the coefficient if `kl`, the mean of the last episodes, is above the target; lower it if below."""
         if self.target is not None:
             error = min(0.2, max(-0.2, kl / self.target - 1.0))
             self.coefficient *= 1.0 + self.gain * error
@@ -35,10 +45,10 @@ class KLControl:
 
 @dataclass(slots=True)
 class RewardScale:
-    """Mean and standard deviation of all rewards so far (Chan, Golub and LeVeque 1979: sums of batches, merged).
+    """Running mean and standard deviation of rewards, merged from batches (Chan, Golub and LeVeque 1979).
 
     Attributes:
-        count, mean, squares: Of the rewards: how many, their mean, their summed squared distance from it.
+        count, mean, squares: How many rewards, their mean, and their summed squared distance from it.
     """
 
     count: float = 0.0
@@ -46,7 +56,7 @@ class RewardScale:
     squares: float = 0.0
 
     def add(self, rewards: Tensor, total: Total) -> None:
-        """Take in a batch; `total` sums over processes."""
+        """Merge a batch; `total` sums over processes."""
         rewards = rewards.double()
         count, added = total(torch.stack([torch.ones_like(rewards).sum(), rewards.sum()])).tolist()
         mean = added / count
@@ -68,7 +78,7 @@ class RewardScale:
 
 @dataclass(slots=True)
 class Steering:
-    """All that a checkpoint has to keep of this module."""
+    """The numbers that a checkpoint keeps."""
 
     kl: KLControl
     scale: RewardScale
@@ -76,15 +86,57 @@ class Steering:
     def state(self) -> dict[str, Any]:
         return {"kl": asdict(self.kl), "scale": asdict(self.scale)}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; target and gain are the settings' of now, and so is a coefficient that is fixed."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Load a saved state. Target, gain and a fixed coefficient stay as the settings are now."""
         if self.kl.target is not None:
             self.kl.coefficient = float(state["kl"]["coefficient"])
         self.scale = RewardScale(**state["scale"])
 
+    def save(self, folder: Path) -> None:
+        write_json(folder / _STEERING, self.state())
 
-def runaway(name: str, value: float, most: float | None, setting: str) -> str | None:
-    """Why training has to stop, or ``None``: the value is above the most, or no number."""
+    def load(self, folder: Path) -> None:
+        self.load_state(json.loads((folder / _STEERING).read_text(encoding="utf-8")))
+
+
+class LastGood:
+    """A copy of the trained weights from when the policy's KL divergence was last within bounds.
+
+    Args:
+        trained: Returns the trained parameters by name.
+
+    Attributes:
+        weights: The copy; ``None`` before the first one.
+    """
+
+    def __init__(self, trained: Callable[[], dict[str, nn.Parameter]]) -> None:
+        self._trained = trained
+        self.weights: dict[str, Tensor] | None = None
+
+    def keep(self) -> None:
+        """Copy the weights as they are now."""
+        self.weights = snapshot(self._trained())
+
+    def put_back(self) -> str:
+        """Restore the copy; returns what was done, for the log."""
+        if self.weights is None:
+            return "the policy stays as it is: there is no earlier one"
+        restore(self._trained(), self.weights)
+        return "the policy is the last one whose KL divergence was within bounds"
+
+    def save(self, folder: Path, write: bool) -> None:
+        """Called by all processes; `write` is on in one of them."""
+        weights = gather(self.weights or {})
+        if weights and write:
+            save_file(weights, folder / _LAST_GOOD, metadata={"format": "pt"})
+
+    def load(self, folder: Path, device: torch.device) -> None:
+        file = folder / _LAST_GOOD
+        self.weights = load_file(file, device=str(device)) if file.is_file() else None
+
+
+def out_of_bounds(name: str, value: float, most: float | None, setting: str) -> str | None:
+    """Why training has to stop, or ``None``: the value is above the most, or not a number."""
     if not math.isfinite(value):
         return f"{name} is {value}"
     if most is not None and value > most:

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from rrm_lm.training.ppo.config import PPOConfig
-from rrm_lm.training.ppo.losses import Total, gae, is_before, kl_k1, kl_k3, place_scores, whiten
+from rrm_lm.training.ppo.losses import gae, is_before, kl_k1, kl_k3, place_scores, whiten
+from rrm_lm.training.processes import Total
 
 
 @dataclass(slots=True)

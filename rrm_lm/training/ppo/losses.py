@@ -6,12 +6,10 @@ behind the end of a response is masked, and the mask is made from lengths, never
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-Total = Callable[[Tensor], Tensor]  # sums a tensor over processes
+from rrm_lm.training.processes import Total
 
 _EPSILON = 1e-8  # added to a variance before its root, as TRL has it
 

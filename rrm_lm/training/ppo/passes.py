@@ -1,4 +1,4 @@
-"""Passes of episodes through the root module, group by group, and their results as (episodes, width)."""
+"""Forward passes of episodes through an agent, group by group, with results of shape (episodes, width)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rrm_lm.training.ppo.rollouts import Group, Grouping, spread
 
 @dataclass(slots=True)
 class PolicyPass:
-    """What the policy and the value function said of all episodes, without gradient.
+    """What the policy and the value function computed for all episodes, without gradient.
 
     Attributes:
-        log_probs, values, entropy: (episodes, width), zero behind the end.
-        end_values: (episodes,) of the state behind the last token.
+        log_probs, values, entropy: (episodes, width), zero after the end of a response.
+        end_values: (episodes,) of the state after the last token.
         kept: By the number of the group, outputs that still have their graph.
     """
 
@@ -34,13 +34,13 @@ class PolicyPass:
     kept: dict[int, PolicyOutput] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, is_response: Tensor) -> PolicyPass:
-        """Zeros, to be filled in."""
+    def zeros(cls, is_response: Tensor) -> PolicyPass:
+        """Zeros, to be filled by :meth:`fill`."""
         zeros = [torch.zeros(is_response.shape, device=is_response.device) for _ in range(3)]
         return cls(zeros[0], zeros[1], zeros[2], torch.zeros(len(is_response), device=is_response.device))
 
-    def note(self, group: Group, output: PolicyOutput, is_response: Tensor) -> None:
-        """Take in what a group gave."""
+    def fill(self, group: Group, output: PolicyOutput, is_response: Tensor) -> None:
+        """Copy the output of a group to its episodes."""
         if group.episodes:
             mask = is_response[group.episodes]
             self.log_probs[group.episodes] = spread(output.log_probs.detach(), mask)
@@ -49,8 +49,8 @@ class PolicyPass:
             self.end_values[group.episodes] = output.end_values.detach()
 
 
-class Passes:
-    """Runs groups of episodes through the root module. Only its `forward` is called, as sharded models need it.
+class AgentPasses:
+    """Runs groups of episodes through the root module. Only its `forward` is called, as sharded models require.
 
     Args:
         model: The root module, wrapped or not.
@@ -65,31 +65,28 @@ class Passes:
         return self.model("policy", group.batch, group.lines, self.sampling)
 
     def first(self, groups: Sequence[Group], is_response: Tensor, keep_tokens: int) -> PolicyPass:
-        """The policy as it sampled, and its values.
-
-        The graphs of the first groups are kept, as long as all of them together have at most `keep_tokens` padded
-        tokens, so that the first step learns from this same pass.
+        """The policy that sampled the responses, and its values.
 
         Args:
             groups: All episodes.
             is_response: (episodes, width).
-            keep_tokens: 0 keeps none.
+            keep_tokens: Padded tokens whose graphs are kept, in whole groups from the first on, so that the first step
+                can train on this same pass; 0 keeps none.
         """
-        result = PolicyPass.empty(is_response)
-        room = keep_tokens
+        result = PolicyPass.zeros(is_response)
         for number, group in enumerate(groups):
-            keep = group.tokens <= room
-            room = room - group.tokens if keep else 0
+            keep = group.tokens <= keep_tokens
+            keep_tokens = keep_tokens - group.tokens if keep else 0
             with nullcontext() if keep else torch.no_grad():
                 output = self.policy(group)
-            result.note(group, output, is_response)
+            result.fill(group, output, is_response)
             if keep:
                 result.kept[number] = output
         return result
 
     @torch.no_grad()
     def reference(self, groups: Sequence[Group], is_response: Tensor) -> Tensor:
-        """(episodes, width) log-probabilities under the reference, zero behind the end."""
+        """(episodes, width) log-probabilities under the reference, zero after the end of a response."""
         result = torch.zeros(is_response.shape, device=is_response.device)
         for group in groups:
             flat = self.model("reference", group.batch, group.lines, self.sampling)
@@ -99,28 +96,28 @@ class Passes:
 
     @torch.no_grad()
     def rewards(self, groups: Sequence[Group], count: int) -> list[list[float]]:
-        """For each of `count` episodes, the agent's own reward by each of its members (one, if it is no ensemble)."""
+        """For each of `count` episodes, the agent's own reward by each member (one, if it is not an ensemble)."""
         result: list[list[float]] = [[] for _ in range(count)]
         for group in groups:
             found = self.model("members", group.batch, group.lines).float().tolist()
-            for episode, rewards in zip(group.episodes, found, strict=False):  # no episodes in a pass for company
+            for episode, rewards in zip(group.episodes, found, strict=False):  # a dummy group has no episodes
                 result[episode] = rewards
         return result
 
 
 class OwnReward:
-    """The reward that is on the agent's own backbone.
+    """The reward adapter on the agent's own backbone, as a source of rewards.
 
     Args:
         passes: The agent.
         grouping: Groups lines for it.
-        ensemble: How its members are combined.
+        ensemble: How members are combined.
     """
 
     name = "reward"
 
     def __init__(
-        self, passes: Passes, grouping: Callable[[Sequence[Line]], Grouping], ensemble: Ensemble | None = None
+        self, passes: AgentPasses, grouping: Callable[[Sequence[Line]], Grouping], ensemble: Ensemble | None = None
     ) -> None:
         self._passes, self._grouping, self._ensemble = passes, grouping, ensemble or Ensemble()
 

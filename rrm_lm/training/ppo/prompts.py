@@ -1,4 +1,4 @@
-"""The prompts of policy training: encoded once, checked before anything is trained, drawn in an order of their own."""
+"""The prompts of policy training: encoded once, checked before training starts, drawn in a resumable order."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def encode_prompts(
     Args:
         dataset: Prompts as messages; or rows with ``input_ids``, as TRL has them.
         chat: How prompts are written; for messages.
-        tokenizer: Turns rows back into text, for rewards that read text.
+        tokenizer: Decodes rows, for rewards that read text.
         collator: Makes ``input_ids`` and ``attention_mask`` of rows that do not have them.
 
     Raises:
-        DataError: No prompts, one without a user turn, one without tokens, or something that is no prompt.
+        DataError: There are no prompts, or one is not a prompt or has no user turn or no tokens.
     """
     if not len(dataset):
         raise DataError("There is no prompt to respond to", expected="at least one prompt")
@@ -56,8 +56,8 @@ def encode_prompts(
             check_prompt(row, origin)
             item = PromptItem(tuple(chat.prompt_ids(row)), row)
         else:
-            check_prompt(row if isinstance(row, tuple) else (), origin)  # an empty prompt is told as such
-            raise DataError("This is no prompt", where=str(origin), expected="messages, or a row with input_ids")
+            check_prompt(row if isinstance(row, tuple) else (), origin)  # has its own message for an empty prompt
+            raise DataError("This is not a prompt", where=str(origin), expected="messages, or a row with input_ids")
         if not item.ids:
             raise DataError("The prompt has no tokens", where=str(origin), remedy="drop this row")
         items.append(item)
@@ -73,58 +73,44 @@ def _row_ids(row: Mapping[str, Any], collator: Any, origin: Origin) -> tuple[int
         raise DataError(
             f"The row has no input_ids (it has {', '.join(map(str, row))})",
             where=str(origin),
-            expected="prompts as messages, or tokenised as TRL has them",
+            expected="prompts as messages, or tokenized as TRL has them",
         )
     ids = [int(token) for token in row["input_ids"]]
     return tuple(ids if mask is None else [token for token, real in zip(ids, mask, strict=True) if int(real)])
 
 
-def check_room(items: Sequence[PromptItem], new_tokens: int, positions: int | None) -> None:
-    """Refuse prompts that leave no room for a response.
-
-    Args:
-        items: The prompts.
-        new_tokens: Longest response.
-        positions: How many positions the model has; ``None`` if it does not say.
-
-    Raises:
-        ConfigError: The longest prompt and a response do not fit.
-    """
-    longest = max(range(len(items)), key=lambda number: len(items[number].ids))
-    if positions is not None and len(items[longest].ids) + new_tokens > positions:
+def check_lengths(items: Sequence[PromptItem], new_tokens: int, positions: int | None) -> None:
+    """Raise a ConfigError if a prompt and a response of `new_tokens` exceed the model's positions (None: unknown)."""
+    row, longest = max(enumerate(items, start=1), key=lambda numbered: len(numbered[1].ids))
+    if positions is not None and len(longest.ids) + new_tokens > positions:
+        text = longest.prompt[-1].content if longest.prompt else ""
         raise ConfigError(
-            f"A prompt of {len(items[longest].ids)} tokens and a response of {new_tokens} do not fit the model's "
+            f"A prompt of {len(longest.ids)} tokens and a response of {new_tokens} do not fit the model's "
             f"{positions} positions",
-            where=f"the prompts, row {longest + 1}"
-            + (f": {_beginning(items[longest])}" if items[longest].prompt else ""),
+            where=f"the prompts, row {row}: {text if len(text) <= 60 else text[:60] + '...'!r}",
             remedy="shorten prompts with max_length, or set a smaller response_length",
         )
 
 
-def _beginning(item: PromptItem) -> str:
-    text = item.prompt[-1].content
-    return repr(text if len(text) <= 60 else text[:60] + "...")
-
-
 class PromptOrder(Sampler[list[int]]):
-    """Which prompts each update takes: all of them in a new random order, again and again, without end.
+    """Which prompts each update takes: all of them in random order, again and again, without end.
 
-    The order is a function of the seed and the update's number, so that a resumed run goes on where it stopped. Each
-    process takes its share of every update. (TRL drops the rest of each pass; a data set that is smaller than a batch
-    then gives no batches at all.)
+    The order is a function of the seed and the update's number, so a resumed run continues where it stopped. Each
+    process takes its share of every update. (TRL drops the rest of each epoch, and a data set that is smaller than a
+    batch then gives no batches at all.)
 
     Args:
         count: How many prompts there are.
         size: Prompts per update and process.
         seed: Of the order.
-        process, processes: Which process this is of how many.
+        process, processes: The index of this process, and how many there are.
     """
 
     def __init__(self, count: int, size: int, seed: int, process: int = 0, processes: int = 1) -> None:
         self.count, self.size, self.seed = count, size, seed
         self.process, self.processes = process, processes
-        self.start = 0  # updates that are behind us
-        self._passes: dict[int, list[int]] = {}
+        self.start = 0  # the update to start from
+        self._epochs: dict[int, list[int]] = {}
 
     def __iter__(self) -> Iterator[list[int]]:
         update = self.start
@@ -138,9 +124,9 @@ class PromptOrder(Sampler[list[int]]):
         return [self._at(place) for place in range(first, first + self.size)]
 
     def _at(self, place: int) -> int:
-        number = place // self.count
-        if number not in self._passes:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-            self._passes = {key: value for key, value in self._passes.items() if key >= number - 1}
-            self._passes[number] = torch.randperm(self.count, generator=generator).tolist()
-        return self._passes[number][place % self.count]
+        epoch, number = divmod(place, self.count)
+        if epoch not in self._epochs:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epochs = {key: order for key, order in self._epochs.items() if key >= epoch - 1}
+            self._epochs[epoch] = torch.randperm(self.count, generator=generator).tolist()
+        return self._epochs[epoch][number]

@@ -1,9 +1,9 @@
-"""What the policy wrote, and how it goes through the model: in groups of similar length that share their prompts."""
+"""The responses that a policy wrote, and the groups in which they go through the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,8 @@ class Rollouts:
     Attributes:
         items: (episodes) the prompts.
         responses: (episodes) token ids as sampled.
-        texts: (episodes) the same as text, without the token that ends a turn.
-        finished: (episodes) whether the response ended by itself.
+        texts: (episodes) the responses as text, without the token that ends a turn.
+        finished: (episodes) whether the response ended before the limit.
         lines: (episodes) prompt and response.
         lengths: (episodes,) tokens of each response.
     """
@@ -52,14 +52,9 @@ class Rollouts:
             tokenizer.decode(list(ids[:-1] if done else ids), skip_special_tokens=True)
             for ids, done in zip(responses, finished, strict=True)
         ]
-        return cls(
-            list(items),
-            [tuple(ids) for ids in responses],
-            texts,
-            finished,
-            [ChatFormat.sampled_line(item.ids, ids) for item, ids in zip(items, responses, strict=True)],
-            torch.tensor([len(ids) for ids in responses], device=device),
-        )
+        lines = [ChatFormat.sampled_line(item.ids, ids) for item, ids in zip(items, responses, strict=True)]
+        lengths = torch.tensor([len(ids) for ids in responses], device=device)
+        return cls(list(items), [tuple(ids) for ids in responses], texts, finished, lines, lengths)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -80,10 +75,9 @@ class Group:
     """Episodes that go through the model together.
 
     Attributes:
-        episodes: Their numbers, in the order of the batch's lines; empty for a pass that only keeps other processes
-            company.
-        batch: Their lines laid into rows.
-        lines: The lines.
+        episodes: Their numbers, in the order of the batch's lines; empty in a dummy group, whose results are ignored.
+        batch: Their rows.
+        lines: Their lines.
         tokens: Padded tokens of the batch.
     """
 
@@ -94,25 +88,30 @@ class Group:
 
 
 class Grouping:
-    """Lays lines into groups under a token budget. How they are grouped changes nothing in what is computed.
+    """Lays lines into rows, and rows into groups under a token budget. The grouping does not change any result.
 
     The samples of one prompt share its computation, and prompts that all begin alike (the system message, the
-    template's own words) share that beginning, a few in a row.
+    template's own words) share that beginning, a few families in a row.
 
     Args:
         agent: Lays lines into rows.
         lines: The episodes.
         max_tokens: Most padded tokens of a group.
-        most: The greatest of a number over all processes: sharded models meet in every pass, so that all processes
-            must make the same number of them.
+        max_over_processes: The largest of a number over all processes: sharded models communicate in every pass, so
+            all processes must make equally many.
         share: Let lines share what they have in common.
     """
 
     def __init__(
-        self, agent: AgentModel, lines: Sequence[Line], max_tokens: int, most: Callable[[int], int], share: bool = True
+        self,
+        agent: AgentModel,
+        lines: Sequence[Line],
+        max_tokens: int,
+        max_over_processes: Callable[[int], int],
+        share: bool = True,
     ) -> None:
         self.lines = lines
-        self._agent, self._max_tokens, self._most = agent, max_tokens, most
+        self._agent, self._max_tokens, self._max_over_processes = agent, max_tokens, max_over_processes
         self._share = share and agent.can_share
         self._made: dict[tuple[int, ...], list[Group]] = {}
 
@@ -124,20 +123,19 @@ class Grouping:
         return self._made[members]
 
     def _groups(self, members: tuple[int, ...]) -> list[Group]:
-        bundles = self._bundles(members) if members else []
-        rows = [self._rows(bundle) for bundle in bundles]
-        found = length_groups(
-            [max(map(len, per_bundle)) for per_bundle in rows], self._max_tokens, sizes=[len(r) for r in rows]
-        )
-        groups = [self._group([bundles[i] for i in group], [rows[i] for i in group]) for group in found]
-        missing = self._most(len(groups)) - len(groups)
+        by_row = self._episodes_of_rows(members) if members else []
+        rows = [self._row(episodes) for episodes in by_row]
+        groups = [
+            self._group([by_row[i] for i in indices], [rows[i] for i in indices])
+            for indices in length_groups([len(row) for row in rows], self._max_tokens)
+        ]
+        missing = self._max_over_processes(len(groups)) - len(groups)
         if missing:
-            company = self._group([[0]], [self._rows([0])])
-            groups += [Group([], company.batch, company.lines, company.tokens)] * missing
+            groups += [replace(self._group([[0]], [self._row([0])]), episodes=[])] * missing
         return groups
 
-    def _bundles(self, members: tuple[int, ...]) -> list[list[int]]:
-        """Episodes that share a row: the samples of a prompt, and of some more where all prompts begin alike."""
+    def _episodes_of_rows(self, members: tuple[int, ...]) -> list[list[int]]:
+        """The episodes of each row: one family, or several where all prompts begin alike."""
         if not self._share:
             return [[number] for number in members]
         by_prompt: dict[tuple[int, ...], list[int]] = {}
@@ -145,37 +143,39 @@ class Grouping:
             line = self.lines[number]
             by_prompt.setdefault(line.ids[: line.response_start], []).append(number)
         families = list(by_prompt.values())
-        own = [sum(map(len, self._rows(family))) for family in families]
+        sizes = [len(self._row(family)) for family in families]
         common = common_beginning(list(by_prompt))
-        count = _rows_for(common, [size - common for size in own], self._agent.backbone.hidden_size)
-        bundles: list[list[int]] = [[] for _ in range(count)]
+        count = _rows_for(common, [size - common for size in sizes], self._agent.backbone.hidden_size)
+        found: list[list[int]] = [[] for _ in range(count)]
         filled = [0] * count
-        for family in sorted(range(len(families)), key=lambda i: (-own[i], i)):  # the longest first, where least is
-            least = filled.index(min(filled))
-            bundles[least] += families[family]
-            filled[least] += own[family] - common
-        return bundles
+        for family in sorted(range(len(families)), key=lambda i: (-sizes[i], i)):  # longest first, into the least full
+            row = filled.index(min(filled))
+            found[row] += families[family]
+            filled[row] += sizes[family] - common
+        return found
 
-    def _rows(self, family: Sequence[int]) -> list[Row]:
-        return self._agent.rows([self.lines[number] for number in family])
+    def _row(self, episodes: Sequence[int]) -> Row:
+        (row,) = self._agent.rows([self.lines[number] for number in episodes])
+        return row
 
-    def _group(self, bundles: Sequence[list[int]], rows: Sequence[list[Row]]) -> Group:
-        episodes = [number for bundle in bundles for number in bundle]
-        batch = collate([row for bundle in rows for row in bundle], self._agent.backbone.pad_id)
+    def _group(self, by_row: Sequence[list[int]], rows: Sequence[Row]) -> Group:
+        episodes = [number for members in by_row for number in members]
+        batch = collate(rows, self._agent.backbone.pad_id)
         lines = [self.lines[number] for number in episodes]
         return Group(episodes, batch.to(self._agent.device), lines, batch.input_ids.numel())
 
 
 def _rows_for(common: int, own: Sequence[int], hidden_size: int) -> int:
-    """Into how many rows to lay families that share a beginning.
+    """How many rows to lay families into that share a beginning.
 
-    A token costs 1 in the layers' products and each token that it might look at ``1 / (2 hidden)`` in attention (a
-    layer has about 12 hidden^2 weights; attention runs at about a third of the products' speed). With g families of s
-    own tokens in a row, ``(c + g s + (c + g s)^2 / (2 hidden)) / g`` is least where ``(g s)^2 = 2 hidden c + c^2``.
+    A token costs 1 in the layers' matrix products, and ``1 / (2 hidden)`` in attention for each token that it may look
+    at (a layer has about 12 hidden^2 weights; attention runs at about a third of the products' speed). With g families
+    of s own tokens in a row, ``(c + g s + (c + g s)^2 / (2 hidden)) / g`` is least where
+    ``(g s)^2 = 2 hidden c + c^2``.
 
     Args:
-        common: Tokens that all begin with.
-        own: Tokens of each family behind them.
+        common: Tokens that all families begin with.
+        own: Tokens of each family after them.
         hidden_size: Of the model.
     """
     best = (2 * hidden_size * common + common**2) ** 0.5
@@ -183,5 +183,5 @@ def _rows_for(common: int, own: Sequence[int], hidden_size: int) -> int:
 
 
 def spread(flat: Tensor, mask: Tensor) -> Tensor:
-    """(tokens,) -> (episodes, width): the tokens of episodes one behind the other to the True places of their rows."""
+    """(tokens,) values, episode by episode -> (episodes, width), at the True places of the mask; zero elsewhere."""
     return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)

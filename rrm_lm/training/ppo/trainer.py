@@ -1,21 +1,20 @@
 """PPO on one shared backbone: roll out, score, estimate advantages, update.
 
 A subclass of TRL's PPOTrainer. Settings, arguments, callbacks, logged metrics and losses are TRL's: on fixed rollouts
-they are proved equal (``tests/unit/training/ppo/test_equivalence.py``; :mod:`rrm_lm.training.ppo.estimates` says where
-the defaults differ). The training loop is ours: one root module instead of four models, the shared part of a
-computation done once, checkpoints that a run can go on from.
+they are tested to be equal (``tests/unit/training/ppo/test_equivalence.py``; :mod:`rrm_lm.training.ppo.estimates` lists
+where the defaults differ). The training loop is ours: one root module instead of four models, shared prefixes computed
+once, checkpoints that a run can resume from.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
@@ -25,34 +24,34 @@ from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.models.agent import AgentModel, disable_dropout
-from rrm_lm.models.agent_files import restore, snapshot, trained
+from rrm_lm.models.agent_files import load_agent, save_agent, trained
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.saving.policies import PolicySettings
 from rrm_lm.models.sharding import configure_fsdp, is_sharded, register_forward
 from rrm_lm.text.chat import ChatFormat, Line
-from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.ppo.config import PPOConfig
-from rrm_lm.training.ppo.control import KLControl, RewardScale, Steering, runaway
+from rrm_lm.training.ppo.control import KLControl, LastGood, RewardScale, Steering, out_of_bounds
 from rrm_lm.training.ppo.estimates import Estimates, estimate
-from rrm_lm.training.ppo.passes import OwnReward, Passes, PolicyPass
-from rrm_lm.training.ppo.processes import Processes
-from rrm_lm.training.ppo.prompts import PromptItem, PromptOrder, check_room, encode_prompts
-from rrm_lm.training.ppo.reports import PolicyReports, Scores, Stopwatch
+from rrm_lm.training.ppo.passes import AgentPasses, OwnReward, PolicyPass
+from rrm_lm.training.ppo.prompts import PromptItem, PromptOrder, check_lengths, encode_prompts
+from rrm_lm.training.ppo.reports import EpisodeScores, Progress, Stopwatch, episode_metrics, show_samples
 from rrm_lm.training.ppo.rollouts import Group, Grouping, Rollouts
-from rrm_lm.training.ppo.saving import PolicyCheckpoints
 from rrm_lm.training.ppo.trl import agent_from_trl
-from rrm_lm.training.ppo.update import PolicyUpdate, Statistics
+from rrm_lm.training.ppo.update import PolicyUpdate, UpdateStatistics
 from rrm_lm.training.reward_sources import ClassifierOnTokens, RewardSource, RewardSum, TokenRewardSource
+from rrm_lm.training.trainer import ResumableTrainer
 
 logger = logging.getLogger(__name__)
 
+_TRAINER_STATE = "trainer_state.json"
 
-class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOTrainer):
+
+class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
     """Trains an agent's policy with PPO.
 
     Args:
-        args: Settings. TRL's own PPOConfig is taken to mean TRL's conventions, too.
+        args: Settings. TRL's own PPOConfig also selects TRL's conventions.
         processing_class: The tokenizer.
         model: An :class:`AgentModel`; or, as in TRL, the policy's language model, with the next arguments.
         ref_model, reward_model, value_model, peft_config: As in TRL. An agent has its own.
@@ -60,13 +59,14 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         data_collator: Makes ``input_ids`` and ``attention_mask`` of rows that do not have them.
         eval_dataset: Prompts to show responses to during training (``num_sample_generations``).
         optimizers, callbacks: As in TRL.
-        rewards: Where rewards come from, beside ``reward_model``; none needed for an agent with its own reward.
+        rewards: Sources of rewards in addition to ``reward_model``; an agent with its own reward needs none.
         chat: How conversations are written; for prompts as messages.
         settings: What is saved with the policy.
     """
 
     args: PPOConfig
     state: OnlineTrainerState
+    model: Any  # the agent, wrapped
 
     def __init__(
         self,
@@ -90,16 +90,16 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         args = args if isinstance(args, PPOConfig) else PPOConfig.from_trl(args)
         if train_dataset is None:
             raise ConfigError("There are no prompts to train on", where="train_dataset")
-        theirs = {"ref_model": ref_model, "value_model": value_model, "peft_config": peft_config}
+        models = {"ref_model": ref_model, "value_model": value_model, "peft_config": peft_config}
         if not isinstance(model, AgentModel):
-            model = agent_from_trl(args, model, **theirs, share=args.share_prefixes)
-        elif named := [name for name, value in theirs.items() if value is not None]:
-            raise ConfigError(f"An agent has its own {', '.join(named)}", remedy="make the agent with it")
+            model = agent_from_trl(args, model, **models, share=args.share_prefixes)
+        elif given := [name for name, value in models.items() if value is not None]:
+            raise ConfigError(f"An agent has its own {', '.join(given)}", remedy="make the agent with it")
         self.agent: AgentModel = model
         disable_dropout(model)
-        # TRL has a field where Trainer has a property, which is asked for when DeepSpeed is set up.
+        # TRL has a field where Trainer has a property, which is read when DeepSpeed is set up.
         args.world_size = process_state().num_processes
-        # Trainer's own start, not TRL's: it knows of accelerators, wrapping and sharding, and leaves the model whole.
+        # Trainer's __init__, not TRL's: it handles accelerators, wrapping and sharding, and does not change the model.
         Trainer.__init__(
             self,
             model=model,
@@ -111,7 +111,6 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.processes = Processes(self.accelerator)
         self.settings = settings or PolicySettings(str(model.backbone.causal_lm.name_or_path), method="ppo")
         self._keep_names_of_trl(ref_model, reward_model)
         self._prepare_prompts(chat, data_collator)
@@ -127,7 +126,7 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
             disable_dropout(reward_model.to(self.accelerator.device))
         self.rewards = RewardSum([*sources, *rewards], args.reward_weights)
 
-    # -- setting up -----------------------------------------------------------------------------------------------
+    # -- setting up ---------------------------------------------------------------------------------------------------
 
     def _keep_names_of_trl(self, ref_model: Any, reward_model: Any) -> None:
         """Attributes that callbacks and users of TRL look for."""
@@ -151,7 +150,7 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         if self.eval_dataset is not None and len(self.eval_dataset):  # type: ignore[arg-type]
             self.eval_prompts = encode_prompts(self.eval_dataset, chat, tokenizer, collator)  # type: ignore[arg-type]
         positions = getattr(self.agent.backbone.config, "max_position_embeddings", None)
-        check_room([*self.prompts, *self.eval_prompts], args.response_length, positions)
+        check_lengths([*self.prompts, *self.eval_prompts], args.response_length, positions)
         args.count_batches(self.processes.count, len(self.prompts))
         assert args.local_batch_size is not None
         self.order = PromptOrder(
@@ -161,16 +160,16 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
             self.accelerator.process_index,
             self.processes.count,
         )
-        # Its own generator: making an iterator must not move the random state that a resumed run starts from.
         self.dataloader = DataLoader(
             self.prompts,  # type: ignore[arg-type]
             batch_sampler=self.order,
             collate_fn=list,
+            # Its own generator: creating an iterator must not advance the random state that a resumed run starts from.
             generator=torch.Generator(),
         )
 
     def _prepare_sampling(self, chat: ChatFormat | None) -> None:
-        """Which tokens end a response: those that are set; else what ends a turn; in TRL's way, none."""
+        """Which tokens end a response: the configured one; else the end of a turn; in TRL's way, none."""
         args = self.args
         self.stop_token_id: int | None = args.stop_token_id
         if args.stop_token == "eos":
@@ -185,7 +184,7 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         if args.activation_checkpointing:
             self.agent.activation_checkpointing_enable(args.activation_checkpointing_kwargs)  # type: ignore[arg-type]
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches or 1)
-        _ = self.agent.can_share  # found out while the model is whole
+        _ = self.agent.can_share  # tested while the model is not sharded
         configure_fsdp(self.accelerator, self.agent)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         register_forward(self.agent)
@@ -194,22 +193,22 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         handler: Any = self.callback_handler
         handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
         handler.train_dataloader = self.dataloader
-        self.passes = Passes(self.model, self.sampling)
-        self.updater = PolicyUpdate(args, self.passes, self.accelerator, self.optimizer, self.processes.total)
+        self.passes = AgentPasses(self.model, self.sampling)
+        self.updater = PolicyUpdate(args, self.passes, self.accelerator, self.optimizer, self.processes)
         target = args.kl_target if args.kl_control == "adaptive" else None
         self.steering = Steering(KLControl(args.kl_coef, target, args.kl_gain), RewardScale())
-        self.last_good: dict[str, Tensor] | None = None  # what was trained, as it was when its KL was last in order
+        self.last_good = LastGood(partial(trained, self.agent))
         self.stop_reason: str | None = None
         if args.num_sample_generations > 0:
             self.sample_generations_freq = max(1, (args.num_total_batches or 1) // args.num_sample_generations)
 
-    # -- training -------------------------------------------------------------------------------------------------
+    # -- training -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:  # type: ignore[override]
-        """Roll out, score, estimate advantages, update; until all episodes are done or something says stop.
+        """Roll out, score, estimate advantages, update, until all episodes are done or training is stopped.
 
         Args:
-            resume_from_checkpoint: As Hugging Face has it: true for the newest whole one, or a folder.
+            resume_from_checkpoint: As in Hugging Face: true for the newest whole one, or a folder.
 
         Raises:
             TrainingError: A reward failed, or a loss is not a number. The policy is the one from before that update.
@@ -226,18 +225,22 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
                 scores = self.score(rollouts)
             with watch("estimate"):
                 estimates, first = self.estimate(rollouts, scores)
-            metrics = self.metrics(rollouts, scores, estimates)
-            if self._kl_runs_away(metrics):
+            eos_id: int = self.processing_class.eos_token_id  # type: ignore[union-attr, assignment]
+            coefficient = self.steering.kl.coefficient
+            metrics = episode_metrics(rollouts, scores, estimates, eos_id, coefficient, self.processes)
+            if self._kl_is_out_of_bounds(metrics):
                 break
             with watch("update"):
                 statistics = self.update(rollouts, estimates, first)
-            self._finish_update(metrics | self.progress_metrics(watch, rollouts), statistics)
+            tokens = float(self.processes.total(rollouts.lengths.sum()))
+            episodes = self.state.episode + (self.args.batch_size or 0)
+            self._finish_update(metrics | self._progress.speed(watch, tokens, episodes), statistics)
         return self._end()
 
     def roll_out(self, items: Sequence[PromptItem]) -> Rollouts:
         """Let the policy respond to prompts, `samples_per_prompt` times each."""
         args, count = self.args, self.args.samples_per_prompt
-        # What is drawn depends on the prompt's place in the update, not on the process that draws it.
+        # The seed and a prompt's place in the update decide what is drawn, whichever process draws it.
         responses = self.agent.roll_out(
             [item.ids for item in items],
             self.sampling,
@@ -252,20 +255,24 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         if self.end_ids and not any(rollouts.finished) and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "no response has ended by itself in %d tokens: raise response_length, set missing_eos_penalty, or look "
+                "no response has ended within %d tokens: raise response_length, set missing_eos_penalty, or check "
                 "whether the model writes the token %s",
                 args.response_length,
                 self.end_ids[0],
             )
         return rollouts
 
-    def score(self, rollouts: Rollouts) -> Scores:
-        """Ask every reward, and the reference how likely the responses are."""
+    def score(self, rollouts: Rollouts) -> EpisodeScores:
+        """The rewards, and the log-probabilities under the reference."""
         device = self.accelerator.device
         by_source = self.rewards([item.prompt for item in rollouts.items], rollouts.texts, rollouts.lines)
         raw = torch.tensor(self.rewards.total(by_source), device=device)
         if self.args.missing_eos_penalty is not None:
-            raw = raw - self.args.missing_eos_penalty * ~self._has_end(rollouts).to(device)
+            # In TRL's way, an eos token anywhere ends a response.
+            eos = [self.processing_class.eos_token_id]  # type: ignore[union-attr]
+            ends = set(eos if self.args.trl_compatible else self.end_ids or eos)
+            unfinished = [not ends.intersection(ids) for ids in rollouts.responses]
+            raw = raw - self.args.missing_eos_penalty * torch.tensor(unfinished, device=device)
         used = raw
         if self.args.normalize_rewards:
             self.steering.scale.add(raw, self.processes.total)
@@ -273,13 +280,13 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         if self.args.reward_clip is not None:
             used = used.clamp(-self.args.reward_clip, self.args.reward_clip)
         reference = self.passes.reference(self.grouping(rollouts.lines)(), rollouts.is_response)
-        return Scores(by_source, raw, used, reference)
+        return EpisodeScores(by_source, raw, used, reference)
 
-    def estimate(self, rollouts: Rollouts, scores: Scores) -> tuple[Estimates, PolicyPass]:
-        """Advantages and returns, from the policy's own log-probabilities and values of what it wrote.
+    def estimate(self, rollouts: Rollouts, scores: EpisodeScores) -> tuple[Estimates, PolicyPass]:
+        """Advantages and returns, from the policy's log-probabilities and values.
 
-        With one step a pass over the episodes, the pass that these come from is the first one that is learned from,
-        too: its graph is kept as far as `micro_batch_tokens` allows, and the ratio of probabilities is exactly 1.
+        With one step an epoch, the first step trains on the same pass that these come from: its graph is kept as far as
+        `micro_batch_tokens` allows, and the ratio of probabilities is exactly 1.
         """
         groups = self.grouping(rollouts.lines)()
         first = self.passes.first(groups, rollouts.is_response, self._graph_tokens(groups))
@@ -296,25 +303,26 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         )
         return estimates, first
 
-    def update(self, rollouts: Rollouts, estimates: Estimates, first: PolicyPass) -> Statistics:
-        """Learn from the episodes, `num_ppo_epochs` times."""
+    def update(self, rollouts: Rollouts, estimates: Estimates, first: PolicyPass) -> UpdateStatistics:
+        """Train on the episodes, `num_ppo_epochs` times."""
         try:
             return self.updater.run(estimates, self.grouping(rollouts.lines), first, self.state.global_step)
         except TrainingError:
-            self._restore_last_good()
+            self.optimizer.zero_grad()
+            self.last_good.put_back()
             raise
 
-    # -- around the steps -----------------------------------------------------------------------------------------
+    # -- around the steps ---------------------------------------------------------------------------------------------
 
     def _graph_tokens(self, groups: Sequence[Group]) -> int:
-        """Padded tokens of which the first pass keeps the graph: in all processes of as many passes."""
-        room = self.args.micro_batch_tokens
+        """Padded tokens of which the first pass keeps the graph; all processes must keep those of the same groups."""
+        budget = self.args.micro_batch_tokens
         if self.args.steps_per_pass > 1 or is_sharded(self.model):
             return 0
         if self.processes.count == 1:
-            return room
+            return budget
         # DDP sums gradients in the backward of its latest forward pass, so the pass that is kept must be the only one.
-        return room if len(groups) == 1 and self.processes.most(groups[0].tokens) <= room else 0
+        return budget if len(groups) == 1 and self.processes.max(groups[0].tokens) <= budget else 0
 
     def _begin(self, checkpoint: Path | None) -> None:
         args, state = self.args, self.state
@@ -329,25 +337,27 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
         self.control.should_training_stop = False
         self.order.start = state.global_step
         self.stop_reason = None
-        # Dropout is off either way; layers recompute their activations in training mode only.
+        # Dropout is off either way; activation checkpointing works in training mode only.
         self.model.train(bool(args.activation_checkpointing))
-        self._started, self._first_episode = time.perf_counter(), state.episode
-        self._losses: list[float] = []
+        self._progress = Progress(state.episode)
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
         self._load_rng_state(None if checkpoint is None else str(checkpoint))
 
-    def _finish_update(self, metrics: dict[str, float], statistics: Statistics) -> None:
+    def _finish_update(self, metrics: dict[str, float], statistics: UpdateStatistics) -> None:
         args, state = self.args, self.state
         assert args.batch_size is not None
         state.episode += args.batch_size
         state.global_step += 1
         state.epoch = state.episode / self.train_dataset_len
         metrics |= statistics.means(self.processes) | {"episode": state.episode}
-        self._losses.append(metrics["loss/policy_avg"] + args.vf_coef * metrics["loss/value_avg"])
+        metrics["lr"] = float(self.lr_scheduler.get_last_lr()[0])
+        if norms := self.updater.gradient_norms:
+            metrics["policy/grad_norm"] = sum(norms) / len(norms)
+        self._progress.losses.append(metrics["loss/policy_avg"] + args.vf_coef * metrics["loss/value_avg"])
         self.steering.kl.update(metrics["objective/kl"])
         self.log(metrics)
-        self.lr_scheduler.step()  # type: ignore[union-attr]
-        reason = runaway("the value loss", metrics["loss/value_avg"], args.max_value_loss, "max_value_loss")
+        self.lr_scheduler.step()
+        reason = out_of_bounds("the value loss", metrics["loss/value_avg"], args.max_value_loss, "max_value_loss")
         self.control = self.callback_handler.on_step_end(args, state, self.control)
         if reason:
             self._stop(reason)
@@ -359,55 +369,94 @@ class PPOTrainer(PolicyCheckpoints, PolicyReports, PortableCheckpoints, _TrlPPOT
 
     def _end(self) -> TrainOutput:
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        seconds = time.perf_counter() - self._started
-        metrics = {"train_runtime": round(seconds, 3), "episodes": float(self.state.episode)}
-        loss = sum(self._losses) / max(1, len(self._losses))
-        return TrainOutput(self.state.global_step, loss, metrics)
+        metrics = {"train_runtime": round(self._progress.seconds, 3), "episodes": float(self.state.episode)}
+        return TrainOutput(self.state.global_step, self._progress.mean_loss, metrics)
 
-    def _kl_runs_away(self, metrics: dict[str, float]) -> bool:
-        """Stop where the policy that wrote these episodes has gone too far; else remember it as the last good one."""
-        reason = runaway("the KL divergence to the reference", metrics["objective/kl"], self.args.max_kl, "max_kl")
+    def _kl_is_out_of_bounds(self, metrics: dict[str, float]) -> bool:
+        """Stop if the policy that wrote these episodes has moved too far; else remember it as the last good one."""
+        reason = out_of_bounds(
+            "the KL divergence to the reference", metrics["objective/kl"], self.args.max_kl, "max_kl"
+        )
         if reason:
             self.log(metrics)
             self._stop(reason)
-            return True
-        if self.is_peft_model:
-            self.last_good = snapshot(trained(self.agent))
-        return False
+        elif self.is_peft_model:
+            self.last_good.keep()
+        return reason is not None
 
     def _stop(self, reason: str) -> None:
         self.stop_reason = reason
         self.control.should_training_stop = True
-        kept = self._restore_last_good()
-        logger.warning("training stopped after update %d: %s; %s", self.state.global_step, reason, kept)
+        outcome = self.last_good.put_back()
+        logger.warning("training stopped after update %d: %s; %s", self.state.global_step, reason, outcome)
 
-    def _restore_last_good(self) -> str:
-        """Put the policy back to where its KL divergence was last in order; says what was done."""
-        if self.last_good is None:
-            return "the policy stays as it is: there is none from before"
-        restore(trained(self.agent), self.last_good)
-        return "the policy is the last one whose KL divergence and value loss were in order"
-
-    # -- helpers --------------------------------------------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------------------------------------
 
     def grouping(self, lines: Sequence[Line]) -> Grouping:
-        """How these lines go through the model; the last one made is kept, since every step asks for it."""
+        """The groups of these lines; kept until other lines come, since every phase of an update asks for them."""
         if self._grouping is None or self._grouping.lines is not lines:
             tokens, share = self.args.micro_batch_tokens, self.args.share_prefixes
-            self._grouping = Grouping(self.agent, lines, tokens, self.processes.most, share)
+            self._grouping = Grouping(self.agent, lines, tokens, self.processes.max, share)
         return self._grouping
 
     def _rollouts(self, items: Sequence[PromptItem], responses: Sequence[Sequence[int]]) -> Rollouts:
         return Rollouts.of(items, responses, self.processing_class, self.end_ids, self.accelerator.device)
 
-    def _has_end(self, rollouts: Rollouts) -> Tensor:
-        """(episodes,) whether a response has a token that ends it; in TRL's way, an eos token anywhere."""
-        eos = [self.processing_class.eos_token_id]  # type: ignore[union-attr]
-        ends = set(eos if self.args.trl_compatible else self.end_ids or eos)
-        return torch.tensor([bool(ends.intersection(ids)) for ids in rollouts.responses])
+    def generate_completions(self, sampling: bool = False) -> None:
+        """Show greedy responses to the prompts of the evaluation set; with `sampling`, to a few of them."""
+        items = self.eval_prompts[: self.args.per_device_eval_batch_size] if sampling else self.eval_prompts
+        if not items:
+            return
+        greedy, ids = Sampling(self.args.response_length, temperature=0.0), [item.ids for item in items]
+        budget = self.args.rollout_batch_tokens
+        responses = self.agent.roll_out(ids, greedy, end_ids=self.end_ids, batch_tokens=budget)
+        rollouts = self._rollouts(items, [samples[0] for samples in responses])
+        prompts = [item.prompt for item in items]
+        scores = self.rewards.total(self.rewards(prompts, rollouts.texts, rollouts.lines))
+        if self.accelerator.is_main_process:
+            show_samples(rollouts, scores, self.args.report_to or ())
 
     def get_train_dataloader(self) -> DataLoader:
         return self.dataloader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         return DataLoader(self.eval_prompts, self.args.per_device_eval_batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def save_weights(self, folder: Path, write: bool) -> None:
+        """Write the policy and the value function; into a checkpoint, also the KL coefficient and what else adapts."""
+        save_agent(
+            self.agent, folder, self.processing_class, self.settings, whole=self.is_saving_checkpoint, write=write
+        )
+        if self.is_saving_checkpoint:
+            self.last_good.save(folder, write)
+            if write:
+                self.steering.save(folder)
+
+    def load_weights(self, folder: Path) -> None:
+        load_agent(self.agent, folder)
+
+    def load_checkpoint(self, checkpoint: Path) -> None:
+        """Restore everything except the random states. (Trainer's own loop, which would do it, is not used.)
+
+        Raises:
+            CheckpointError: The weights do not fit this agent.
+        """
+        self.load_weights(checkpoint)
+        self._load_optimizer_and_scheduler(str(checkpoint))
+        self._load_scaler(str(checkpoint))
+        self.steering.load(checkpoint)
+        self.last_good.load(checkpoint, self.agent.device)
+        local, world = self.state.is_local_process_zero, self.state.is_world_process_zero
+        self.state = OnlineTrainerState.load_from_json(str(checkpoint / _TRAINER_STATE))  # type: ignore[assignment]
+        self.state.is_local_process_zero, self.state.is_world_process_zero = local, world
+        self._load_callback_state()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's card, for the model without its wrapper: the card needs its configuration."""
+        wrapped, self.model = self.model, self.agent  # type: ignore[assignment]
+        try:
+            super().create_model_card(*args, **kwargs)
+        finally:
+            self.model = wrapped

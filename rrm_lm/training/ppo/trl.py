@@ -1,4 +1,4 @@
-"""The arguments of TRL's PPOTrainer as an agent: separate models take the roles that adapters have otherwise."""
+"""The arguments of TRL's PPOTrainer as an agent, whose roles are then separate models instead of adapters."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rrm_lm.models.fast.layers import speed_up_layers
 from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.training.ppo.config import PPOConfig
 
-_PAD = 0  # a token id that every model has; what is padded is masked, so any will do
+_PAD = 0  # a token id that every model has; padding is masked, so any will do
 
 
 def agent_from_trl(
     args: PPOConfig, model: Any, ref_model: Any, value_model: Any, peft_config: Any, share: bool = True
 ) -> AgentModel:
-    """An agent of the models that TRL's trainer takes.
+    """An agent made of the models that TRL's trainer takes.
 
     Args:
         args: ``model_adapter_name`` and ``ref_adapter_name`` choose among a PEFT model's adapters.
-        model: The policy: a causal language model, which is trained itself unless it has an adapter or gets one.
+        model: The policy: a causal language model, which is fully trained unless it has or gets an adapter.
         ref_model: The reference; ``None`` for the policy without its adapter, or, without adapters, a copy of it.
         value_model: A sequence-classification model with one output; ``None`` for a head on the policy.
         peft_config: The adapter that the policy gets.
@@ -51,35 +51,32 @@ def agent_from_trl(
         )
     if ref_model is None and peft_config is None and not isinstance(model, PeftModel):
         ref_model = create_reference_model(model)
-    backbone, adapter = _policy(args, model, peft_config, share)
+    sharing = None if share else False
+    adapter = None
+    if peft_config is not None:
+        backbone, adapter = Backbone(model, _PAD, sharing), args.model_adapter_name or "default"
+        backbone.add_adapter(adapter, peft_config)  # type: ignore[arg-type]
+    elif isinstance(model, PeftModel):
+        adapter = args.model_adapter_name or str(model.active_adapter)
+        backbone = Backbone(model, _PAD, sharing)
+        set_trainable(backbone, adapter, True)
+    else:
+        backbone = _trained_backbone(model, sharing)
     agent = AgentModel(
         backbone,
         policy=adapter,
         value="head" if value_model is None else "model",
-        value_model=None if value_model is None else _value_model(value_model, share),
+        value_model=None if value_model is None else _value_backbone(value_model, sharing),
         reference=None if ref_model is not None else args.ref_adapter_name,
-        reference_model=None if ref_model is None else Backbone(ref_model.eval(), _PAD, None if share else False),
+        reference_model=None if ref_model is None else Backbone(ref_model.eval(), _PAD, sharing),
     )
     speed_up(agent)
     speed_up_layers(agent)
     return agent
 
 
-def _policy(args: PPOConfig, model: Any, peft_config: Any, share: bool) -> tuple[Backbone, str | None]:
-    if peft_config is not None:
-        backbone, adapter = Backbone(model, _PAD, None if share else False), args.model_adapter_name or "default"
-        backbone.add_adapter(adapter, peft_config)
-    elif isinstance(model, PeftModel):
-        backbone, adapter = Backbone(model, _PAD, None if share else False), args.model_adapter_name
-        adapter = adapter or str(model.active_adapter)
-        set_trainable(backbone, adapter, True)
-    else:
-        backbone, adapter = _still_trained(model, share), None
-    return backbone, adapter
-
-
-def _value_model(model: Any, share: bool) -> Backbone:
-    backbone = _still_trained(model, share)
+def _value_backbone(model: Any, sharing: bool | None) -> Backbone:
+    backbone = _trained_backbone(model, sharing)
     score = getattr(backbone.causal_lm, "score", None)
     if not isinstance(score, nn.Module) or int(backbone.causal_lm.config.num_labels) != 1:
         raise ModelError(
@@ -90,10 +87,10 @@ def _value_model(model: Any, share: bool) -> Backbone:
     return backbone
 
 
-def _still_trained(model: Any, share: bool) -> Backbone:
-    """A backbone whose parameters are trained as they were before."""
+def _trained_backbone(model: Any, sharing: bool | None) -> Backbone:
+    """A backbone, whose parameters Backbone has frozen, with the parameters trainable that were so before."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    backbone = Backbone(model, _PAD, None if share else False)
-    for parameter, trained in before.items():
-        parameter.requires_grad_(trained)
+    backbone = Backbone(model, _PAD, sharing)
+    for parameter, trains in before.items():
+        parameter.requires_grad_(trains)
     return backbone

@@ -1,7 +1,7 @@
-"""The update: which episodes make a step, what each token weighs in it, the losses, and what is logged of them.
+"""The update: which episodes make a step, what each token weighs in it, the losses, and their statistics.
 
-Weights are per token and sum to what TRL's nesting of minibatches, micro-batches and accumulation gives, so that how
-episodes are grouped for the computation changes nothing.
+Weights are per token and sum to what TRL's nesting of mini-batches, micro-batches and accumulation gives, so the
+grouping of the computation does not change the gradient.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rrm_lm.errors import ConfigError, TrainingError
+from rrm_lm.errors import ConfigError
 from rrm_lm.models.agent import PolicyOutput
 from rrm_lm.models.sharding import full_tensor
-from rrm_lm.training.gradients import accumulate
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.estimates import Estimates, with_ends
-from rrm_lm.training.ppo.losses import Total, policy_losses, value_losses
-from rrm_lm.training.ppo.passes import Passes, PolicyPass
-from rrm_lm.training.ppo.processes import Processes
+from rrm_lm.training.ppo.losses import policy_losses, value_losses
+from rrm_lm.training.ppo.passes import AgentPasses, PolicyPass
 from rrm_lm.training.ppo.rollouts import Group, Grouping, spread
+from rrm_lm.training.processes import Processes, Total, accumulate, check_finite
 
 # What is logged of an update, under TRL's names; the last one also by its variance.
 STATS: tuple[str, ...] = (
@@ -42,25 +41,25 @@ class Step:
     """One optimizer step.
 
     Attributes:
-        episodes: Who takes part, by number.
-        cells: The same episodes in the parts that statistics are taken of.
+        episodes: The numbers of its episodes.
+        micro_batches: The same episodes, in the parts whose means are logged: TRL's micro-batches, or all in one.
         policy_weights: (episodes of the update,) what each token of an episode weighs in the policy loss.
-        value_weights: (episodes of the update,) and in the value loss.
+        value_weights: (episodes of the update,) what it weighs in the value loss.
     """
 
     episodes: list[int]
-    cells: list[list[int]]
+    micro_batches: list[list[int]]
     policy_weights: Tensor
     value_weights: Tensor
 
 
 def make_minibatches(args: PPOConfig, seed: int, process: int = 0, processes: int = 1) -> list[list[int]]:
-    """This process's episodes of each minibatch of one pass, at random; of all processes' together, one partition.
+    """This process's episodes of each random mini-batch of one epoch; together, the processes' form one partition.
 
     Args:
-        args: Sizes, and whose conventions: in TRL's way each process has a partition of its own.
+        args: Sizes and conventions: in TRL's way each process has its own partition.
         seed: The same on all processes.
-        process, processes: Which one this is of how many.
+        process, processes: The index of this process, and how many there are.
     """
     count, size = args.local_batch_size, args.local_mini_batch_size
     assert count is not None and size is not None
@@ -73,17 +72,12 @@ def make_minibatches(args: PPOConfig, seed: int, process: int = 0, processes: in
 
 
 def plan_steps(
-    args: PPOConfig,
-    minibatches: Sequence[list[int]],
-    tokens: Tensor,
-    valued: Tensor,
-    total: Total,
-    processes: int,
+    args: PPOConfig, minibatches: Sequence[list[int]], tokens: Tensor, valued: Tensor, total: Total, processes: int
 ) -> list[Step]:
-    """The optimizer steps of one pass over the episodes.
+    """The optimizer steps of one epoch.
 
     Args:
-        args: Sizes, and whose conventions.
+        args: Sizes and conventions.
         minibatches: This process's episodes of each.
         tokens: (episodes,) tokens of each response.
         valued: (episodes,) places of each response at which values are trained.
@@ -91,23 +85,21 @@ def plan_steps(
         processes: How many there are; their gradients are averaged.
 
     Raises:
-        ConfigError: Sizes for which TRL's steps would reach from one pass into the next.
+        ConfigError: Sizes for which one of TRL's steps would span two epochs.
     """
     if args.trl_compatible:
         return _trl_steps(args, minibatches, tokens, valued)
     steps = []
     for members in minibatches:
         counts = total(torch.stack([tokens[members].sum(), valued[members].sum()]).float())
-        share = processes / counts.clamp_min(1.0)
-        weights = [torch.zeros(len(tokens), device=tokens.device) for _ in range(2)]
-        for weight, one in zip(weights, share, strict=True):
-            weight[members] = one
+        weights = torch.zeros(2, len(tokens), device=tokens.device)
+        weights[:, members] = (processes / counts.clamp_min(1.0))[:, None]
         steps.append(Step(members, [members], weights[0], weights[1]))
     return steps
 
 
 def _trl_steps(args: PPOConfig, minibatches: Sequence[list[int]], tokens: Tensor, valued: Tensor) -> list[Step]:
-    """A step after every so many micro-batches, whatever minibatch they are of; each averages over its own tokens."""
+    """A step after every so many micro-batches, even across mini-batches; each averages over its own tokens."""
     size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     parts = [members[start : start + size] for members in minibatches for start in range(0, len(members), size)]
     if len(parts) % accumulated:
@@ -118,113 +110,117 @@ def _trl_steps(args: PPOConfig, minibatches: Sequence[list[int]], tokens: Tensor
         )
     steps = []
     for start in range(0, len(parts), accumulated):
-        cells = parts[start : start + accumulated]
-        weights = [torch.zeros(len(tokens), device=tokens.device) for _ in range(2)]
-        for cell in cells:
+        micro_batches = parts[start : start + accumulated]
+        weights = torch.zeros(2, len(tokens), device=tokens.device)
+        for part in micro_batches:
             for weight, counts in zip(weights, (tokens, valued), strict=True):
-                weight[cell] = 1.0 / (accumulated * counts[cell].sum())
-        steps.append(Step([number for cell in cells for number in cell], cells, weights[0], weights[1]))
+                weight[part] = 1.0 / (accumulated * counts[part].sum())
+        episodes = [number for part in micro_batches for number in part]
+        steps.append(Step(episodes, micro_batches, weights[0], weights[1]))
     return steps
 
 
-class Statistics:
-    """Sums over the episodes of each cell, for the means that are logged."""
+def _token_losses(
+    args: PPOConfig, est: Estimates, members: list[int], log_probs: Tensor, values: Tensor, end_values: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(members, width) policy losses, where they are clipped, value losses, where they are clipped."""
+    if args.trl_compatible:
+        values = with_ends(values, end_values, est.is_response[members].sum(1))
+    policy, policy_clipped = policy_losses(log_probs, est.log_probs[members], est.advantages[members], args.cliprange)
+    value, value_clipped = value_losses(values, est.values[members], est.returns[members], args.cliprange_value)
+    return policy, policy_clipped, value, value_clipped
+
+
+class UpdateStatistics:
+    """Sums over the tokens of each micro-batch, for the means that are logged."""
 
     def __init__(self, args: PPOConfig, estimates: Estimates) -> None:
         self.args, self.estimates = args, estimates
         self.sums: list[Tensor] = []
         self.counts: list[Tensor] = []
 
-    def add(self, cell: Sequence[int], now: PolicyPass) -> None:
-        """Take in one cell, after the pass that it was learned from."""
-        est, members = self.estimates, list(cell)
+    def add(self, members: list[int], now: PolicyPass) -> None:
+        """Add one micro-batch, after the pass that it was trained on."""
+        est = self.estimates
         mask, valued = est.is_response[members], est.is_valued[members]
         change = (now.log_probs - est.log_probs)[members]
-        surrogate, clipped = policy_losses(
-            now.log_probs[members], est.log_probs[members], est.advantages[members], self.args.cliprange
-        )
-        values = now.values[members]
-        if self.args.trl_compatible:
-            values = with_ends(values, now.end_values[members], mask.sum(1))
-        squared, value_clipped = value_losses(
-            values, est.values[members], est.returns[members], self.args.cliprange_value
+        policy, policy_clipped, value, value_clipped = _token_losses(
+            self.args, est, members, now.log_probs[members], now.values[members], now.end_values[members]
         )
         tokens, places = mask.sum().float(), valued.sum().float()
         everywhere = torch.ones_like(mask) if self.args.trl_compatible else mask
-        whole = everywhere.sum().float()
-        self.sums.append(
-            torch.stack(
-                [
-                    0.5 * (change**2).sum(),
-                    (clipped & mask).sum(),
-                    (surrogate * mask).sum(),
-                    (squared * valued).sum(),
-                    (value_clipped & valued).sum(),
-                    now.entropy[members].sum(),
-                    (change.exp() * everywhere).sum(),
-                ]
-            )
-        )
-        self.counts.append(torch.stack([whole, tokens, tokens, places, places, tokens, whole]))
+        area = everywhere.sum().float()
+        sums = [
+            0.5 * (change**2).sum(),
+            (policy_clipped & mask).sum(),
+            (policy * mask).sum(),
+            (value * valued).sum(),
+            (value_clipped & valued).sum(),
+            now.entropy[members].sum(),
+            (change.exp() * everywhere).sum(),
+        ]
+        self.sums.append(torch.stack(sums))
+        self.counts.append(torch.stack([area, tokens, tokens, places, places, tokens, area]))
 
     def means(self, processes: Processes) -> dict[str, float]:
-        """Means over cells and processes, by TRL's names."""
+        """Means over micro-batches and processes, by TRL's names."""
         sums, counts = torch.stack(self.sums), torch.stack(self.counts)
         if self.args.trl_compatible:
-            cells = processes.gather(sums / counts)
-            table = self.args.num_mini_batches * self.args.gradient_accumulation_steps * self.args.num_ppo_epochs
-            never = max(0, table * processes.count - len(cells))  # places of TRL's table that stay zero
-            cells = torch.cat([cells, cells.new_zeros(never, cells.shape[1])])
+            table = processes.gather(sums / counts)
+            places = self.args.num_mini_batches * self.args.gradient_accumulation_steps * self.args.num_ppo_epochs
+            unfilled = max(0, places * processes.count - len(table))  # places of TRL's table that stay zero
+            table = torch.cat([table, table.new_zeros(unfilled, table.shape[1])])
         else:
-            cells = processes.total(sums) / processes.total(counts).clamp_min(1.0)
-        found = dict(zip(STATS, cells.mean(0).tolist(), strict=True))
-        found["val/ratio_var"] = float(cells[:, -1].var()) if len(cells) > 1 else 0.0
+            table = processes.total(sums) / processes.total(counts).clamp_min(1.0)
+        found = dict(zip(STATS, table.mean(0).tolist(), strict=True))
+        found["val/ratio_var"] = float(table[:, -1].var()) if len(table) > 1 else 0.0
         return found
 
 
 class PolicyUpdate:
-    """Learns from the episodes of one update.
+    """Trains on the episodes of one update.
 
     Args:
         args: Settings.
         passes: The model.
-        accelerator: Takes gradients and steps.
+        accelerator: Computes gradients.
         optimizer: Of everything that is trained.
-        total: Sums over processes.
+        processes: Sums over them.
     """
 
-    def __init__(self, args: PPOConfig, passes: Passes, accelerator: Any, optimizer: Any, total: Total) -> None:
+    def __init__(
+        self, args: PPOConfig, passes: AgentPasses, accelerator: Any, optimizer: Any, processes: Processes
+    ) -> None:
         self.args, self.passes, self.accelerator, self.optimizer = args, passes, accelerator, optimizer
-        self.total = total
+        self.processes = processes
         self.gradient_norms: list[float] = []
 
-    def run(self, estimates: Estimates, grouping: Grouping, first: PolicyPass, number: int = 0) -> Statistics:
-        """`num_ppo_epochs` passes over the episodes.
+    def run(self, estimates: Estimates, grouping: Grouping, first: PolicyPass, number: int = 0) -> UpdateStatistics:
+        """`num_ppo_epochs` epochs over the episodes.
 
         Args:
             estimates: What is learned.
             grouping: The episodes.
-            first: The pass that the estimates were made of; graphs it kept are used and freed.
-            number: Of the update; how episodes are put into minibatches depends on it.
+            first: The pass that the estimates were computed from; graphs it kept are used and freed.
+            number: Of the update; the mini-batches depend on it.
 
         Raises:
-            TrainingError: A loss or a gradient is not a number. Nothing was changed by it.
+            TrainingError: The loss is not a number. The step was not taken.
         """
         self.gradient_norms = []
-        statistics = Statistics(self.args, estimates)
+        statistics = UpdateStatistics(self.args, estimates)
         tokens, valued = estimates.is_response.sum(1), estimates.is_valued.sum(1)
+        process, count = self.accelerator.process_index, self.processes.count
         for epoch in range(self.args.num_ppo_epochs):
             seed = (self.args.seed * 1_000_003 + number) * 1_000 + epoch
-            where = self.accelerator.process_index, self.accelerator.num_processes
-            minibatches = make_minibatches(self.args, seed, *where)
-            steps = plan_steps(self.args, minibatches, tokens, valued, self.total, where[1])
+            minibatches = make_minibatches(self.args, seed, process, count)
+            steps = plan_steps(self.args, minibatches, tokens, valued, self.processes.total, count)
             for step in steps:
-                groups = grouping(step.episodes)
                 kept = first.kept if epoch == 0 and len(steps) == 1 else {}
-                now = self._accumulate(step, groups, kept, estimates)
+                now = self._accumulate(step, grouping(step.episodes), kept, estimates)
                 self._step()
-                for cell in step.cells:
-                    statistics.add(cell, now)
+                for members in step.micro_batches:
+                    statistics.add(members, now)
             first.kept.clear()
         return statistics
 
@@ -232,33 +228,22 @@ class PolicyUpdate:
         self, step: Step, groups: Sequence[Group], kept: dict[int, PolicyOutput], estimates: Estimates
     ) -> PolicyPass:
         """Forward and backward of one step; the sum of all groups' losses is the step's loss."""
-        now = PolicyPass.empty(estimates.is_response)
+        now = PolicyPass.zeros(estimates.is_response)
         loss_sum = torch.zeros((), device=estimates.values.device)
         for number, group in enumerate(groups):
             last = number == len(groups) - 1
 
             def loss(number: int = number, group: Group = group, last: bool = last) -> Tensor:
                 output = kept.pop(number) if number in kept else self.passes.policy(group)
-                now.note(group, output, estimates.is_response)
+                now.fill(group, output, estimates.is_response)
                 found = self._loss(step, group, output, estimates)
                 loss_sum.add_(found.detach())
-                if last:
-                    self._refuse_nan(loss_sum)
+                if last:  # before its backward pass, which takes the step under DeepSpeed
+                    check_finite(self.processes.total(loss_sum), "the PPO update", "the rewards")
                 return found
 
             accumulate(self.accelerator, self.passes.model, loss, last)
         return now
-
-    def _refuse_nan(self, loss_sum: Tensor) -> None:
-        """Before the last backward pass of a step, which takes the step under DeepSpeed."""
-        if not bool(torch.isfinite(self.total(loss_sum))):
-            self.optimizer.zero_grad()
-            raise TrainingError(
-                f"The loss is {float(loss_sum)}; training stopped before the step",
-                where="the PPO update",
-                expected="a finite loss",
-                remedy="lower learning_rate, look at the rewards, and go on from the last checkpoint",
-            )
 
     def _loss(self, step: Step, group: Group, output: PolicyOutput, est: Estimates) -> Tensor:
         """This group's part of the step's loss."""
@@ -267,20 +252,15 @@ class PolicyUpdate:
         members = group.episodes
         mask, valued = est.is_response[members], est.is_valued[members]
         log_probs, values = spread(output.log_probs, mask), spread(output.values, mask)
-        if self.args.trl_compatible:
-            values = with_ends(values, output.end_values, mask.sum(1))
-        surrogate, _ = policy_losses(log_probs, est.log_probs[members], est.advantages[members], self.args.cliprange)
-        squared, _ = value_losses(values, est.values[members], est.returns[members], self.args.cliprange_value)
-        policy = ((surrogate * mask).sum(1) * step.policy_weights[members]).sum()
-        value = ((squared * valued).sum(1) * step.value_weights[members]).sum()
-        return policy + self.args.vf_coef * value
+        policy, _, value, _ = _token_losses(self.args, est, members, log_probs, values, output.end_values)
+        policy_loss = ((policy * mask).sum(1) * step.policy_weights[members]).sum()
+        value_loss = ((value * valued).sum(1) * step.value_weights[members]).sum()
+        return policy_loss + self.args.vf_coef * value_loss
 
     def _step(self) -> None:
         if not self.args.trl_compatible and self.args.max_grad_norm:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
-            self.gradient_norms.append(
-                float(full_tensor(norm) if isinstance(norm, Tensor) else norm)
-            )  # DeepSpeed: a number
+            self.gradient_norms.append(float(full_tensor(norm) if isinstance(norm, Tensor) else norm))
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rrm_lm.errors import DataError
@@ -17,8 +17,8 @@ COLUMNS = ("chosen_ids", "rejected_ids")  # TRL's names for what a pair of token
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """Two lines of an example, the first preferred, and how strongly (``None``: not graded)."""
+class LinePair:
+    """A preference between two lines of an example, by number, and its strength (``None``: not graded)."""
 
     chosen: int
     rejected: int
@@ -26,8 +26,8 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """What one piece of feedback gives: lines of one prompt, laid into rows, and what is learned from them.
+class RewardExample:
+    """One or more pieces of feedback on one prompt: the lines, and what is learned from them.
 
     Attributes:
         rows: One row where prefixes are shared, else a row for each line.
@@ -40,7 +40,7 @@ class Example:
 
     rows: tuple[Row, ...]
     lines: tuple[Line, ...]
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[LinePair, ...] = ()
     ratings: tuple[tuple[int, float], ...] = ()
     origin: str = ""
     prompt_id: str = ""
@@ -62,7 +62,7 @@ class Example:
 
 @dataclass(slots=True)
 class FitCounts:
-    """What had to be cut so that conversations fit the context, and what could not be used at all."""
+    """What was cut to fit conversations into the context, and which records could not be used."""
 
     shortened: int = 0
     dropped_turns: int = 0
@@ -80,7 +80,7 @@ class FitCounts:
         self.unusable.setdefault(reason, Tally()).add(origin)
 
     def summary(self) -> str:
-        """What was cut and what was left out, for a log."""
+        """What was cut and left out, for the log."""
         parts = [
             f"{self.shortened} conversations shortened ({self.dropped_turns} turns and {self.cut_tokens} tokens of "
             f"prompts left out, {self.cut_responses} responses cut)"
@@ -88,17 +88,11 @@ class FitCounts:
         return "; ".join([*(parts if self.shortened else ()), *self.left_out()])
 
     def left_out(self) -> list[str]:
-        """For each reason, how often and in which rows first."""
+        """For each reason, how often it occurred, and the first rows."""
         return [f"left out, {reason}: {tally}" for reason, tally in self.unusable.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "shortened": self.shortened,
-            "dropped_turns": self.dropped_turns,
-            "cut_tokens": self.cut_tokens,
-            "cut_responses": self.cut_responses,
-            "unusable": {reason: tally.to_dict() for reason, tally in self.unusable.items()},
-        }
+        return asdict(self) | {"unusable": {reason: tally.to_dict() for reason, tally in self.unusable.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +101,12 @@ class ExampleBuilder:
 
     Args:
         chat: The chat format.
-        backbone: Says whether prefixes may be shared.
+        backbone: Lays lines into rows.
         with_critiques: Learn to write the critiques.
-        pair_ratings: Also regress on ratings that stand beside a pair.
+        pair_ratings: Also regress on the ratings of compared responses.
         narrow: Let critiques see the response only through the token at which the reward is read. Needs a model that
-            takes such a mask.
-        counts: Where cuts and unusable records are counted.
+            accepts such a mask.
+        counts: Counts cuts and unusable records.
     """
 
     chat: ChatFormat
@@ -122,22 +116,22 @@ class ExampleBuilder:
     narrow: bool = False
     counts: FitCounts = field(default_factory=FitCounts)
 
-    def comparisons(self, records: Sequence[Comparison]) -> list[Example]:
-        """One example for each comparison; its critiques come with it."""
-        return [example for record in records if (example := self._comparison(record)) is not None]
+    def comparisons(self, records: Sequence[Comparison]) -> list[RewardExample]:
+        """One example for each comparison, with its critiques."""
+        return [example for record in records for example in self._compared([record])]
 
-    def together(self, records: Sequence[Comparison], most: int) -> list[Example]:
-        """Examples of up to `most` comparisons of one prompt each: it, and what is compared twice, is computed once.
+    def together(self, records: Sequence[Comparison], most: int) -> list[RewardExample]:
+        """Examples of up to `most` comparisons of one prompt: the prompt and repeated responses are computed once.
 
-        The loss is the same as of `comparisons`, a mean over pairs; what is shared is only the computation.
+        The loss, a mean over pairs, is the same as with :meth:`comparisons`.
         """
         groups: dict[Prompt, list[Comparison]] = {}
         for record in records:
             groups.setdefault(record.prompt, []).append(record)
         pieces = [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
-        return [example for piece in pieces for example in self._together(piece)]
+        return [example for piece in pieces for example in self._compared(piece)]
 
-    def responses(self, critiques: Sequence[Critique], ratings: Sequence[Rating]) -> list[Example]:
+    def responses(self, critiques: Sequence[Critique], ratings: Sequence[Rating]) -> list[RewardExample]:
         """One example for each response that has critiques or a rating but no comparison."""
         found: dict[tuple[Prompt, str], tuple[list[str], list[float], Origin]] = {}
         for record in (*critiques, *ratings):
@@ -148,13 +142,21 @@ class ExampleBuilder:
                 texts.append(record.critique)
         examples = []
         for (prompt, response), (texts, numbers, origin) in found.items():
-            encoded = self._encode(prompt, [response], [texts], origin) if texts or numbers else None
-            if encoded is not None:
-                mean = [(0, sum(numbers) / len(numbers))] if numbers else []
-                examples.append(self._lay(encoded, (), mean, origin, prompt_id(prompt)))
+            if not (texts or numbers):
+                continue
+            try:
+                encoded = self.chat.encode(prompt, [response], [texts])
+            except DataError as error:
+                self.counts.drop(error.what, origin)
+                continue
+            self.counts.add(encoded)
+            mean = [(0, sum(numbers) / len(numbers))] if numbers else []
+            examples.append(self._lay(encoded, (), mean, origin, prompt_id(prompt)))
         return examples
 
-    def own_critiques(self, records: Sequence[Comparison], lines: Sequence[Sequence[Sequence[Line]]]) -> list[Example]:
+    def own_critiques(
+        self, records: Sequence[Comparison], lines: Sequence[Sequence[Sequence[Line]]]
+    ) -> list[RewardExample]:
         """Examples whose rewards are read after critiques that the model wrote.
 
         Args:
@@ -164,79 +166,58 @@ class ExampleBuilder:
         """
         examples = []
         for record, (chosen, rejected) in zip(records, lines, strict=True):
-            pairs = tuple(Pair(n, len(chosen) + n, record.margin) for n in range(len(chosen)))
+            pairs = tuple(LinePair(n, len(chosen) + n, record.margin) for n in range(len(chosen)))
             encoded = Encoded((tuple(chosen), tuple(rejected)))
             examples.append(self._lay(encoded, pairs, (), record.origin, record.prompt_id))
         return examples
 
-    def lay(self, encoded: Encoded, pairs: tuple[Pair, ...], *, origin: str, prompt_id: str) -> Example:
+    def lay(self, encoded: Encoded, pairs: tuple[LinePair, ...], *, origin: str, prompt_id: str) -> RewardExample:
         """An example of lines that are encoded already."""
         return self._lay(encoded, pairs, (), origin, prompt_id)
 
-    def _comparison(self, record: Comparison) -> Example | None:
-        texts = [record.chosen_critiques, record.rejected_critiques] if self.with_critiques else None
-        encoded = self._encode(record.prompt, [record.chosen, record.rejected], texts, record.origin)
-        if encoded is None:
-            return None
-        second = len(encoded.lines[0])
-        if self._drop_equal(encoded.lines[0][0], encoded.lines[1][0], record):
-            return None
-        numbers = [(0, record.chosen_rating), (second, record.rejected_rating)] if self.pair_ratings else []
-        rated = [(line, rating) for line, rating in numbers if rating is not None]
-        return self._lay(encoded, (Pair(0, second, record.margin),), rated, record.origin, record.prompt_id)
-
-    def _drop_equal(self, chosen: Line, rejected: Line, record: Comparison) -> bool:
-        """Whether two lines are the same up to their rewards, so that there is nothing to learn; that is counted."""
-        equal = chosen.ids[: chosen.reward_at + 1] == rejected.ids[: rejected.reward_at + 1]
-        if equal:
-            self.counts.drop("chosen and rejected are the same tokens", record.origin)
-        return equal
-
-    def _together(self, records: Sequence[Comparison]) -> list[Example]:
-        said: dict[str, tuple[str, ...]] = {}
+    def _compared(self, records: Sequence[Comparison]) -> list[RewardExample]:
+        """One example of comparisons of one prompt; none if there is nothing to learn from them."""
+        critiques: dict[str, tuple[str, ...]] = {}  # of each response
         for record in records:
-            said |= {record.chosen: record.chosen_critiques, record.rejected: record.rejected_critiques}
-        critiques = list(said.values()) if self.with_critiques else None
+            critiques |= {record.chosen: record.chosen_critiques, record.rejected: record.rejected_critiques}
         try:
-            encoded = self.chat.encode(records[0].prompt, list(said), critiques)
+            encoded = self.chat.encode(
+                records[0].prompt, list(critiques), list(critiques.values()) if self.with_critiques else None
+            )
         except DataError as error:
-            if len(records) > 1:  # which of them it is shows when each is by itself
-                return [example for one in records for example in self._together([one])]
+            if len(records) > 1:  # try each alone, to find out which one is unusable
+                return [example for one in records for example in self._compared([one])]
             self.counts.drop(error.what, records[0].origin)
             return []
         self.counts.add(encoded)
-        first: dict[str, int] = {}  # the line of each response, the first of several where it has several critiques
-        for response in said:
-            first[response] = sum(map(len, encoded.lines[: len(first)]))
         lines = [line for group in encoded.lines for line in group]
-        pairs = tuple(
-            Pair(first[one.chosen], first[one.rejected], one.margin)
-            for one in records
-            if not self._drop_equal(lines[first[one.chosen]], lines[first[one.rejected]], one)
-        )
-        return [self._lay(encoded, pairs, (), records[0].origin, records[0].prompt_id)] if pairs else []
-
-    def _encode(
-        self, prompt: Prompt, responses: Sequence[str], critiques: Sequence[Sequence[str]] | None, origin: Origin
-    ) -> Encoded | None:
-        try:
-            encoded = self.chat.encode(prompt, responses, critiques)
-        except DataError as error:
-            self.counts.drop(error.what, origin)
-            return None
-        self.counts.add(encoded)
-        return encoded
+        first: dict[str, int] = {}  # line of a response; one with several critiques has several
+        for response in critiques:
+            first[response] = sum(map(len, encoded.lines[: len(first)]))
+        pairs: list[LinePair] = []
+        ratings: list[tuple[int, float]] = []
+        for record in records:
+            pair = LinePair(first[record.chosen], first[record.rejected], record.margin)
+            chosen, rejected = lines[pair.chosen], lines[pair.rejected]
+            if chosen.ids[: chosen.reward_at + 1] == rejected.ids[: rejected.reward_at + 1]:
+                self.counts.drop("chosen and rejected are the same tokens", record.origin)
+                continue
+            pairs.append(pair)
+            if self.pair_ratings:
+                rated = ((pair.chosen, record.chosen_rating), (pair.rejected, record.rejected_rating))
+                ratings += [(line, rating) for line, rating in rated if rating is not None]
+        return [self._lay(encoded, tuple(pairs), ratings, records[0].origin, records[0].prompt_id)] if pairs else []
 
     def _lay(
         self,
         encoded: Encoded,
-        pairs: tuple[Pair, ...],
+        pairs: tuple[LinePair, ...],
         ratings: Sequence[tuple[int, float]],
         origin: Origin | str,
         about: str,
-    ) -> Example:
+    ) -> RewardExample:
         lines = tuple(line for group in encoded.lines for line in group)
         if self.narrow:
             lines = tuple(replace(line, critique_view=line.reward_at) if line.critique else line for line in lines)
         rows = tuple(self.backbone.rows([line.ids for line in lines], [line.blind for line in lines]))
-        return Example(rows, lines, pairs, tuple(ratings), str(origin), about)
+        return RewardExample(rows, lines, pairs, tuple(ratings), str(origin), about)

@@ -1,14 +1,22 @@
-"""The losses as pure functions of tensors.
+"""The losses of reward models, as pure functions of tensors and of what examples say about their lines.
 
-Every loss returns one value per item, unreduced: the trainer divides by the number of items in the whole global
-batch, so that a batch of eight and eight accumulated batches of one give the same gradient.
+Each returns one value per item, unreduced: the trainer divides by the number of items in the whole global batch, so
+one batch of eight and eight accumulated batches of one give the same gradient.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from rrm_lm.models.reward import RewardOutput
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import RewardExample
 
 
 def bradley_terry(
@@ -19,7 +27,7 @@ def bradley_terry(
     target: Tensor | float = 1.0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Negative log-likelihood of the stated preferences under the Bradley-Terry model.
+    """Negative log-likelihood of preferences under the Bradley-Terry model.
 
     With ``m = chosen - rejected - shift`` and ``p`` the probability that the label is right,
     ``-p log sigmoid(m) - (1 - p) log sigmoid(-m)``, where ``p = target (1 - s) + (1 - target) s`` for smoothing ``s``.
@@ -40,10 +48,7 @@ def bradley_terry(
 
 
 def graded_target(grade: Tensor, scale: float = 1.0) -> Tensor:
-    """A grade of preference strength (0 = none) as the probability that the chosen response is better.
-
-    ``sigmoid(grade / scale)``: 0.5 without a preference, towards 1 for a strong one.
-    """
+    """``sigmoid(grade / scale)``: a grade (0 = no preference) as the probability that the chosen response is better."""
     return torch.sigmoid(grade / scale)
 
 
@@ -55,26 +60,126 @@ def centering(chosen: Tensor, rejected: Tensor) -> Tensor:
 def rating_regression(reward: Tensor, rating: Tensor) -> Tensor:
     """Cross-entropy between a rating in [0, 1] and ``sigmoid(reward)``.
 
-    The reward stays a logit, so ratings and comparisons speak about the same scale: a response rated 0.5 has reward 0.
+    The reward stays a logit, so ratings and comparisons share one scale: a response rated 0.5 has reward 0.
 
     Args:
         reward: (responses,) rewards.
         rating: (responses,) ratings in [0, 1].
 
     Returns:
-        (responses,) losses in nats; at its least the entropy of the rating, not zero.
+        (responses,) losses in nats; the minimum is the entropy of the rating, not zero.
     """
     return bradley_terry(reward, torch.zeros_like(reward), target=rating)
 
 
-def critique_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy of writing the critique, token by token.
+# -- the losses of examples -------------------------------------------------------------------------------------------
+
+
+def pair_rewards(rewards: Tensor, examples: Sequence[RewardExample]) -> Tensor:
+    """(pairs, 2) rewards of the chosen and the rejected response, from (lines,) rewards."""
+    chosen, rejected, _ = _pair_lines(examples)
+    return torch.stack([rewards[chosen], rewards[rejected]], dim=-1)
+
+
+def pair_margins(rewards: Tensor, examples: Sequence[RewardExample]) -> Tensor:
+    """(pairs,) reward(chosen) - reward(rejected), from (lines,) rewards."""
+    pairs = pair_rewards(rewards, examples)
+    return pairs[:, 0] - pairs[:, 1]
+
+
+def pair_losses(output: RewardOutput, examples: Sequence[RewardExample], args: RewardConfig) -> Tensor:
+    """(pairs,) Bradley-Terry losses with the configured grades, smoothing and centering.
+
+    For an ensemble, the mean over members, each with its own weight for the pair.
+    """
+    chosen, rejected, grades = _pair_lines(examples)
+    if not chosen:
+        return output.rewards.new_zeros(0)
+    left, right = output.members[chosen], output.members[rejected]
+    scaled = [None if grade is None else grade / args.grade_scale for grade in grades]
+    shift: Tensor | float = 0.0
+    target: Tensor | float = 1.0
+    if args.grades == "margin":
+        shift = left.new_tensor([grade or 0.0 for grade in scaled])[:, None]
+    elif args.grades == "target":
+        target = graded_target(left.new_tensor([math.inf if grade is None else grade for grade in scaled]))[:, None]
+    losses = bradley_terry(left, right, shift=shift, target=target, label_smoothing=args.label_smoothing_factor)
+    if args.grades == "weight":
+        losses = losses * left.new_tensor([1.0 if grade is None else grade for grade in scaled])[:, None]
+    if args.center_rewards_coefficient:
+        losses = losses + args.center_rewards_coefficient * centering(left, right)
+    return _mean_over_members(losses, [example for example in examples for _ in example.pairs], args.seed)
+
+
+def rating_losses(output: RewardOutput, examples: Sequence[RewardExample], seed: int = 0) -> Tensor:
+    """(ratings,) rating-regression losses; for an ensemble, averaged as for pairs."""
+    lines, ratings, offset = [], [], 0
+    for example in examples:
+        lines += [offset + line for line, _ in example.ratings]
+        ratings += [rating for _, rating in example.ratings]
+        offset += len(example.lines)
+    if not lines:
+        return output.rewards.new_zeros(0)
+    rewards = output.members[lines]
+    losses = rating_regression(rewards, rewards.new_tensor(ratings)[:, None].expand_as(rewards))
+    return _mean_over_members(losses, [example for example in examples for _ in example.ratings], seed)
+
+
+def _pair_lines(examples: Sequence[RewardExample]) -> tuple[list[int], list[int], list[float | None]]:
+    """Line numbers (over all examples) of chosen and rejected, and grades."""
+    chosen, rejected, grades, offset = [], [], [], 0
+    for example in examples:
+        for pair in example.pairs:
+            chosen.append(offset + pair.chosen)
+            rejected.append(offset + pair.rejected)
+            grades.append(pair.grade)
+        offset += len(example.lines)
+    return chosen, rejected, grades
+
+
+# -- ensembles --------------------------------------------------------------------------------------------------------
+
+
+def _mean_over_members(losses: Tensor, examples: Sequence[RewardExample], seed: int) -> Tensor:
+    """(items, heads) losses -> (items,), each member's weighted by how often it sees the item's prompt."""
+    heads = losses.shape[-1]
+    if heads == 1:
+        return losses.squeeze(-1)
+    weights = [member_weights(seed, heads, example.prompt_id) for example in examples]
+    return (losses * losses.new_tensor(weights)).mean(-1)
+
+
+def member_weights(seed: int, heads: int, prompt_id: str) -> tuple[float, ...]:
+    """How often each member of an ensemble sees the feedback on a prompt: a bootstrap of the prompts for each member.
+
+    In a bootstrap of many prompts, a prompt is drawn 0, 1, 2 ... times with the probabilities of a Poisson distribution
+    of mean 1 (Oza and Russell 2001). The numbers depend on seed, member and prompt alone: all feedback on a prompt goes
+    to the same members, and batches, processes and resumed runs do not change them.
 
     Args:
-        logits: (tokens, vocabulary) at the positions before each critique token.
-        tokens: (tokens,) the critique's token ids.
+        seed: Of the run.
+        heads: How many members there are; a single one sees every prompt once.
+        prompt_id: See :func:`rrm_lm.feedback.records.prompt_id`.
 
     Returns:
-        (tokens,) losses in nats.
+        (heads,) whole numbers, of mean 1 over prompts.
     """
-    return F.cross_entropy(logits.float(), tokens, reduction="none")
+    if heads == 1:
+        return (1.0,)
+    return tuple(_poisson(_uniform(f"{seed}/{member}/{prompt_id}")) for member in range(heads))
+
+
+def _uniform(text: str) -> float:
+    """A number in [0, 1) that is a hash of the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def _poisson(uniform: float) -> float:
+    """The quantile of a Poisson distribution of mean 1."""
+    count, probability = 0, math.exp(-1)
+    cumulated = probability
+    while uniform >= cumulated and probability > 0:
+        count += 1
+        probability /= count
+        cumulated += probability
+    return float(count)

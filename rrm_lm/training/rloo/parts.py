@@ -1,4 +1,4 @@
-"""What TRL's RLOOTrainer is given: rewards as it calls them, rows in the order of updates, and prompts as messages."""
+"""What TRL's RLOOTrainer is given: rewards as functions, rows in the order of updates, and prompts as messages."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class RewardFunction:
 
     def __init__(self, source: RewardSource | TokenRewardSource, rollouts: Callable[..., Rollouts]) -> None:
         self.__name__ = source.name
-        self._ask, self._rollouts = RewardSum([source]), rollouts
+        self._source, self._rollouts = RewardSum([source]), rollouts
 
     def __call__(
         self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]], log_metric: Any, **_: Any
     ) -> list[float]:
         made = self._rollouts(prompts, completion_ids)
-        found = self._ask([item.prompt for item in made.items], made.texts, made.lines)[self.__name__]
-        apart = disagreement(found)
+        rewards = self._source([item.prompt for item in made.items], made.texts, made.lines)[self.__name__]
+        apart = disagreement(rewards)
         if apart is not None:
             log_metric(f"disagreement/{self.__name__}", apart)
-        return found
+        return rewards
 
 
-class MissingEnd:
-    """The penalty for responses that do not end by themselves, as TRL calls a reward."""
+class MissingEndPenalty:
+    """The penalty for responses that reach the length limit, as TRL calls a reward."""
 
     __name__ = "missing_eos_penalty"
 
@@ -52,8 +52,8 @@ class MissingEnd:
         return [-self._penalty * (not done) for done in self._rollouts(prompts, completion_ids).finished]
 
 
-class EachUpdate(Sampler[int]):
-    """The rows of every update, one behind the other, as often as TRL's trainer reads them.
+class UpdateSampler(Sampler[int]):
+    """The rows of all updates in sequence, each update's as often as TRL's trainer reads them.
 
     Args:
         order: Which prompts an update takes.
@@ -75,30 +75,27 @@ class EachUpdate(Sampler[int]):
         return self._updates * self._repeats * self._order.size * self._samples
 
 
-# -- prompts and tokens ---------------------------------------------------------------------------------------------
-
-
 def to_messages(prompt: Prompt) -> list[dict[str, str]]:
-    """A prompt as transformers and TRL have conversations."""
+    """A prompt as a conversation of transformers and TRL."""
     return [{"role": message.role, "content": message.content} for message in prompt]
 
 
 def to_prompt(messages: Sequence[Any]) -> Prompt:
-    """A conversation of theirs as a prompt."""
+    """A conversation of transformers and TRL as a prompt."""
     return tuple(Message(message["role"], message["content"]) for message in messages)
 
 
 def end_id(ppo: PPOConfig, chat: ChatFormat) -> int:
-    """The token that ends a response: the one that is set, else what ends a turn."""
+    """The token that ends a response: the configured one, else the end of a turn."""
     if ppo.stop_token == "eos":
         return int(chat.tokenizer.eos_token_id)
     return chat.end_id if ppo.stop_token_id is None else int(ppo.stop_token_id)
 
 
-def ending_with(tokenizer: Any, end_id: int) -> Any:
-    """The tokenizer, with this token for the one by which TRL sees that a response ended."""
-    if tokenizer.eos_token_id == end_id:
+def tokenizer_with_eos(tokenizer: Any, eos_id: int) -> Any:
+    """The tokenizer with this eos token, by which TRL detects that a response has ended."""
+    if tokenizer.eos_token_id == eos_id:
         return tokenizer
     other = copy.deepcopy(tokenizer)
-    other.eos_token = tokenizer.convert_ids_to_tokens(end_id)
+    other.eos_token = tokenizer.convert_ids_to_tokens(eos_id)
     return other

@@ -1,25 +1,23 @@
 """Policy training with TRL's RLOOTrainer: no value function; a sample's baseline is the mean of the prompt's others.
 
-REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv 2402.14740): with k samples of a prompt and rewards r less the KL
-penalty, the advantage of sample i is ``r_i - mean of r_j, j != i``, one number for the whole response. For when PPO is
-the wrong tool: rewards for whole responses, short runs in which a value function never becomes any good, or a check of
-PPO's result by other means. The losses, the baseline and the KL penalty are TRL's own code. What is replaced:
+REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv 2402.14740): with k samples of a prompt and rewards r minus the KL
+penalty, the advantage of sample i is ``r_i - mean of r_j, j != i``, one number for the whole response. Use it where PPO
+does not fit: rewards for whole responses, runs too short to train a value function, or to check PPO's result by other
+means. The losses, the baseline and the KL penalty are TRL's own code. What is replaced:
 
-- Prompts become tokens in `text/chat.py`, as everywhere here: special tokens in what people wrote stay text.
+- `text/chat.py` tokenizes prompts, as everywhere here: special tokens in what people wrote stay text.
 - Samples come from `models.decoding.rollouts.roll_out`, which computes a prompt once for all of its samples.
-- Rewards are asked through :class:`RewardSum`, so that one that fails stops training with the offending text.
-- The reference is a frozen adapter, not the adapter switched off, since PEFT makes frozen adapters trainable by that.
-- The policy is saved as `models.saving.policies` loads it; checkpoints are verified, and one that is resumed
-  from goes on with the prompts that come next.
-- Training stops where the KL divergence passes ``max_kl``, and keeps the policy from before.
+- Rewards are called through :class:`RewardSum`, which stops training with the text that a reward failed on.
+- The reference is a frozen adapter: to disable an adapter, as TRL does, makes PEFT's frozen adapters trainable.
+- The policy is saved as `models.saving.policies` loads it; checkpoints are verified, and resume with the next prompts.
+- Training stops when the KL divergence exceeds ``max_kl``, and keeps the policy from before.
 
-TRL takes log-probabilities under temperature alone, also where top-p or top-k left tokens out of the drawing.
+TRL computes log-probabilities with the temperature alone, even if top-p or top-k excluded tokens from sampling.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,10 +35,9 @@ from transformers import Trainer, TrainerCallback
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer as _TrlRLOOTrainer
 
-from rrm_lm.errors import ConfigError, TrainingError
+from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.agent import adapter_parameters, set_trainable
-from rrm_lm.models.agent_files import restore, snapshot
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
@@ -51,26 +48,19 @@ from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, save_policy
 from rrm_lm.models.sharding import reshard, with_full_params
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.portable_checkpoints import PortableCheckpoints
 from rrm_lm.training.ppo.config import PPOConfig
-from rrm_lm.training.ppo.control import runaway
-from rrm_lm.training.ppo.prompts import PromptItem, PromptOrder, check_room, encode_prompts
+from rrm_lm.training.ppo.control import LastGood, out_of_bounds
+from rrm_lm.training.ppo.prompts import PromptItem, PromptOrder, check_lengths, encode_prompts
 from rrm_lm.training.ppo.rollouts import Rollouts
+from rrm_lm.training.processes import check_finite
 from rrm_lm.training.reward_sources import AdapterReward, RewardSum
+from rrm_lm.training.rloo import parts
 from rrm_lm.training.rloo.config import rloo_config
-from rrm_lm.training.rloo.parts import (
-    EachUpdate,
-    MissingEnd,
-    RewardFunction,
-    end_id,
-    ending_with,
-    to_messages,
-    to_prompt,
-)
+from rrm_lm.training.trainer import ResumableTrainer
 
 logger = logging.getLogger(__name__)
 
-_REFERENCE = "ref"  # what TRL calls the frozen adapter that it takes for the reference
+_REFERENCE = "ref"  # TRL's name for the frozen adapter that it uses as the reference
 
 
 def rloo_trainer(
@@ -87,34 +77,34 @@ def rloo_trainer(
 ) -> RLOOTrainer:
     """A trainer that does with RLOO what :class:`rrm_lm.training.ppo.trainer.PPOTrainer` does with PPO.
 
-    ``train(resume_from_checkpoint)`` and ``save_model(folder)`` are used as there. What is logged has TRL's names for
-    RLOO, and beside them PPO's names for what means the same (``objective/kl``, ``objective/scores``, ``reward/<name>``
-    ...). ``state.global_step`` counts optimizer steps, ``trainer.steps_per_update`` of them an update: callbacks that
-    count updates (``OverOptimisationCallback(every=...)``) must multiply by it. ``trainer.end_ids`` are the tokens that
-    end a response, ``trainer.reference_adapter`` is the reference, ``trainer.stop_reason`` why training stopped early.
+    ``train(resume_from_checkpoint)`` and ``save_model(folder)`` work as there. Logs have TRL's names for RLOO, and also
+    PPO's names for what means the same (``objective/kl``, ``objective/scores``, ``reward/<name>`` ...).
+    ``state.global_step`` counts optimizer steps, ``trainer.steps_per_update`` an update: callbacks that count updates
+    (``OverOptimisationCallback(every=...)``) must multiply by it. ``trainer.end_ids`` are the tokens that end a
+    response, ``trainer.reference_adapter`` is the reference, ``trainer.stop_reason`` says why training stopped early.
 
     Args:
-        policy: What is trained. Its adapter keeps its name, and gets a frozen companion ``ref`` on the backbone, the
-            reference: the policy as it is now, or with ``reference`` base the backbone without adapter. A policy
-            without an adapter gets a fresh one, called ``policy``.
-        ppo: The settings; :func:`rrm_lm.training.rloo.config.rloo_config` says what becomes of each.
+        policy: What is trained. Its adapter keeps its name, and the backbone gets a frozen adapter ``ref``, the
+            reference: the policy as it is now, or, with ``reference`` base, an adapter that changes nothing. A policy
+            without an adapter gets a new one, called ``policy``.
+        ppo: The settings; :func:`rrm_lm.training.rloo.config.rloo_config` says what each becomes.
         rewards: Where rewards come from. A reward adapter on the policy's own backbone is the source
             :class:`rrm_lm.training.reward_sources.AdapterReward`.
-        prompts: What is responded to.
-        chat: How prompts are written; by default as the policy's format has it.
-        lora: What a fresh adapter is like; for a policy without one.
+        prompts: The prompts to respond to.
+        chat: How prompts are written; by default in the policy's format.
+        lora: The new adapter, for a policy without one.
         settings: What is saved with the policy; by default what it was loaded with. The method is always rloo.
-        callbacks: Of Hugging Face's kind.
-        more: Settings of TRL's RLOOConfig that have no counterpart in PPO, such as ``normalize_advantages``.
+        callbacks: Hugging Face's.
+        more: Settings of TRL's RLOOConfig that PPO does not have, such as ``normalize_advantages``.
 
     Raises:
-        ConfigError: Settings that RLOO cannot keep, no `lora` for a policy without an adapter, or prompts without room
-            for a response.
-        DataError: No prompts, or one that is none.
+        ConfigError: Settings that RLOO cannot keep, no `lora` for a policy without an adapter, or prompts too long for
+            a response.
+        DataError: No prompts, or one that is not a prompt.
     """
     chat = policy.chat if chat is None else chat
     items = encode_prompts(prompts, chat, chat.tokenizer)
-    check_room(items, ppo.response_length, getattr(policy.backbone.config, "max_position_embeddings", None))
+    check_lengths(items, ppo.response_length, getattr(policy.backbone.config, "max_position_embeddings", None))
     if ppo.reward_weights is not None and [float(weight) for weight in ppo.reward_weights] != rewards.weights:
         raise ConfigError(
             f"The rewards have the weights {rewards.weights}, and reward_weights is {ppo.reward_weights}",
@@ -136,15 +126,12 @@ def rloo_trainer(
 
 
 def _with_adapter(policy: Policy, lora: LoraConfig | None) -> Policy:
-    """The policy with an adapter that is trainable."""
+    """The policy with a trainable adapter."""
     adapter = policy.adapter
     if adapter is None:
         if lora is None:
-            raise ConfigError(
-                "The policy has no adapter to train",
-                where="lora",
-                remedy="say what a fresh one is like: peft.LoraConfig(...)",
-            )
+            remedy = "describe a new one: peft.LoraConfig(...)"
+            raise ConfigError("The policy has no adapter to train", where="lora", remedy=remedy)
         adapter = POLICY
         policy.backbone.add_adapter(adapter, lora)
         speed_up(policy.backbone)
@@ -153,21 +140,22 @@ def _with_adapter(policy: Policy, lora: LoraConfig | None) -> Policy:
     return policy._replace(adapter=adapter)
 
 
-class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
+class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
     """TRL's trainer on an adapter of a shared backbone; made by :func:`rloo_trainer`.
 
     Args:
         policy: With the adapter that is trained.
         args: TRL's settings.
-        ppo: The settings that they were made of.
+        ppo: The settings that they were made from.
         rewards: Where rewards come from.
         items: The prompts.
         chat: How they are written.
         settings: What is saved with the policy.
-        callbacks: Of Hugging Face's kind.
+        callbacks: Hugging Face's.
     """
 
     args: RLOOConfig
+    model: Any
     reference_adapter = _REFERENCE
 
     def __init__(
@@ -185,57 +173,55 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
         self.policy, self.ppo, self.rewards, self.policy_settings = policy, ppo, rewards, settings
         self.backbone, self.adapter, self._saved_tokenizer = policy.backbone, str(policy.adapter), chat.tokenizer
         self.prompts, self._items = list(items), {item.prompt: item for item in items}
-        self.end_ids = [end_id(ppo, chat)]
+        self.end_ids = [parts.end_id(ppo, chat)]
         self.sampling = Sampling(ppo.response_length, ppo.temperature, ppo.top_p, ppo.top_k)
         assert args.steps_per_generation is not None and args.generation_batch_size is not None
         self.steps_per_update = args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
-        self.last_good: dict[str, Tensor] | None = None  # the adapter, as it was when its KL was last in order
+        self.last_good = LastGood(self._trained)
         self.stop_reason: str | None = None
         align_pad(policy.backbone.causal_lm, chat.tokenizer)
-        # Another may have been there first, and TRL takes the active one.
-        policy.backbone.model.set_adapter(self.adapter)
+        policy.backbone.model.set_adapter(self.adapter)  # TRL trains the active one, which may be another
+        functions: list[Any] = [parts.RewardFunction(source, self._rollouts) for source in rewards.sources]
+        if ppo.missing_eos_penalty is not None:
+            functions.append(parts.MissingEndPenalty(ppo.missing_eos_penalty, self._rollouts))
         with _known_as_default(policy.backbone.model, self.adapter):
             super().__init__(
                 model=policy.backbone.model,
-                reward_funcs=self._reward_functions(),
+                reward_funcs=functions,
                 args=args,
-                train_dataset=Dataset.from_list([{"prompt": to_messages(item.prompt)} for item in items]),
-                processing_class=ending_with(chat.tokenizer, self.end_ids[0]),
-                callbacks=[_KeepLastGood(self), *callbacks],
+                train_dataset=Dataset.from_list([{"prompt": parts.to_messages(item.prompt)} for item in items]),
+                processing_class=parts.tokenizer_with_eos(chat.tokenizer, self.end_ids[0]),
+                callbacks=[_StopOutOfBounds(self), *callbacks],
             )
         _set_reference(policy.backbone, self.adapter if ppo.reference == "start" else None)
         set_trainable(policy.backbone, self.adapter, True)
         prompts = args.generation_batch_size // ppo.samples_per_prompt
         self.order = PromptOrder(len(items), prompts, args.seed if args.data_seed is None else args.data_seed)
 
-    # -- rewards --------------------------------------------------------------------------------------------------
-
-    def _reward_functions(self) -> list[Any]:
-        functions: list[Any] = [RewardFunction(source, self._rollouts) for source in self.rewards.sources]
-        if self.ppo.missing_eos_penalty is not None:
-            functions.append(MissingEnd(self.ppo.missing_eos_penalty, self._rollouts))
-        return functions
-
     def _rollouts(self, prompts: Sequence[Any], responses: Sequence[Sequence[int]]) -> Rollouts:
-        items = [self._items[to_prompt(messages)] for messages in prompts]
+        items = [self._items[parts.to_prompt(messages)] for messages in prompts]
         return Rollouts.of(items, responses, self._saved_tokenizer, self.end_ids, torch.device("cpu"))
 
-    # -- one update -----------------------------------------------------------------------------------------------
+    def _trained(self) -> dict[str, nn.Parameter]:
+        reshard(self.model)
+        return adapter_parameters(self.backbone, self.adapter)
+
+    # -- one update ---------------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         assert self.args.steps_per_generation is not None and self.num_generations is not None
         repeats = self.args.num_iterations * self.args.steps_per_generation
         updates = self.args.max_steps // self.steps_per_update
-        return EachUpdate(self.order, updates, repeats, self.num_generations)
+        return parts.UpdateSampler(self.order, updates, repeats, self.num_generations)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [list(self._items[to_prompt(messages)].ids) for messages in prompts], None, {}
+        return [list(self._items[parts.to_prompt(messages)].ids) for messages in prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
         started = time.perf_counter()
-        # What is drawn depends on a sample's place in the update, not on the process that draws it.
+        # The seed and a sample's place in the update decide what is drawn, whichever process draws it.
         responses = with_full_params(
-            self.model,  # type: ignore[arg-type]
+            self.model,
             roll_out,
             self.backbone,
             self.adapter,
@@ -248,12 +234,12 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
         )
         seconds = time.perf_counter() - started
         found = [samples[0] for samples in responses]
-        self._note("time/roll_out", seconds)
-        self._note("tokens_per_second", sum(map(len, found)) / max(seconds, 1e-9))
+        self._record("time/roll_out", seconds)
+        self._record("tokens_per_second", sum(map(len, found)) / max(seconds, 1e-9))
         return found
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """TRL's, of float32 logits: it computes in their dtype, and a sum in bfloat16 may be half a nat off."""
+        """TRL's, on float32 logits: it computes in the logits' dtype, and a bfloat16 sum may be off by half a nat."""
 
         def in_float32(**inputs: Any) -> Any:
             output = model(**inputs)
@@ -263,57 +249,43 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
         return super()._get_per_token_logps_and_entropies(in_float32, *args, **kwargs)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        ask = super()._calculate_rewards
+        calculate = super()._calculate_rewards
         if any(isinstance(source, AdapterReward) for source in self.rewards.sources):  # on the policy's own backbone
-            return with_full_params(self.model, ask, *args, **kwargs)  # type: ignore[arg-type]
-        return ask(*args, **kwargs)
+            return with_full_params(self.model, calculate, *args, **kwargs)
+        return calculate(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         latest = {name: values[-1] for name, values in self._metrics["train"].items() if values}
         scores, length = latest["reward"], latest["completions/mean_length"]
-        self._note("objective/scores", scores)
-        self._note("val/response_length", length)
-        self._note("val/finished", 1.0 - latest["completions/clipped_ratio"])
+        self._record("objective/scores", scores)
+        self._record("val/response_length", length)
+        self._record("val/finished", 1.0 - latest["completions/clipped_ratio"])
         for source in self.rewards.sources:
-            self._note(f"reward/{source.name}", latest[f"rewards/{source.name}/mean"])
+            self._record(f"reward/{source.name}", latest[f"rewards/{source.name}/mean"])
         if self.beta:
             kl = latest["kl"] * length  # TRL's is per token; this one is per response, as in PPO
-            self._note("objective/kl", kl)
-            self._note("objective/kl_coef", self.beta)
-            self._note("objective/non_score_reward", -self.beta * kl)
-            self._note("objective/rlhf_reward", scores - self.beta * kl)
-            self.stop_reason = runaway("the KL divergence to the reference", kl, self.ppo.max_kl, "max_kl")
+            self._record("objective/kl", kl)
+            self._record("objective/kl_coef", self.beta)
+            self._record("objective/non_score_reward", -self.beta * kl)
+            self._record("objective/rlhf_reward", scores - self.beta * kl)
+            self.stop_reason = out_of_bounds("the KL divergence to the reference", kl, self.ppo.max_kl, "max_kl")
         if self.stop_reason is None:
-            reshard(self.model)  # type: ignore[arg-type]
-            self.last_good = snapshot(adapter_parameters(self.backbone, self.adapter))
+            self.last_good.keep()
         return output
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
         loss = super()._compute_loss(model, inputs)
-        if not math.isfinite(float(loss.detach())):
-            raise TrainingError(
-                f"The loss is {float(loss.detach())}; training stopped before the step, nothing was changed by it",
-                where=f"step {self.state.global_step + 1}",
-                remedy="lower --learning_rate, and go on from the last checkpoint with --resume_from_checkpoint true",
-            )
+        check_finite(loss, f"step {self.state.global_step + 1}", "the rewards")
         return loss
 
-    def restore_last_good(self) -> None:
-        """Put the policy back to where its KL divergence was last in order."""
-        kept = "the policy stays as it is: there is none from before"
-        if self.last_good is not None:
-            restore(adapter_parameters(self.backbone, self.adapter), self.last_good)
-            kept = "the policy is the last one whose KL divergence was in order"
-        logger.warning("training stopped at step %d: %s; %s", self.state.global_step, self.stop_reason, kept)
-
-    def _note(self, name: str, value: float) -> None:
+    def _record(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's metrics with those of a step; what callbacks say in between is logged by itself."""
+        """TRL's metrics with those of a step; what callbacks log in between is logged on its own."""
         if "loss" not in logs:
-            due = self.control.should_log  # a step that is to be logged still is: any log takes this back
+            due = self.control.should_log  # any log resets this, but the step that is due must still be logged
             Trainer.log(self, logs, start_time)
             self.control.should_log = due
             return
@@ -321,43 +293,38 @@ class RLOOTrainer(PortableCheckpoints, _TrlRLOOTrainer):
         logs["episode"] = self.state.global_step // self.steps_per_update * self.args.generation_batch_size
         super().log(logs, start_time)
 
-    # -- saving ---------------------------------------------------------------------------------------------------
-
-    @property
-    def allows_world_size_change(self) -> bool:
-        return self.ppo.allow_world_size_change
+    # -- saving -------------------------------------------------------------------------------------------------------
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: TRL would write its card into the run's folder at every checkpoint."""
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        write = bool(self.args.should_save)
-        if write or self.is_fsdp_enabled:
-            folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-            save_policy(self.backbone, folder, self._saved_tokenizer, self.policy_settings, self.adapter, write)
+    def save_weights(self, folder: Path, write: bool) -> None:
+        save_policy(self.backbone, folder, self._saved_tokenizer, self.policy_settings, self.adapter, write)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        read_weights(self.backbone, self.adapter, Path(resume_from_checkpoint))
+    def load_weights(self, folder: Path) -> None:
+        read_weights(self.backbone, self.adapter, folder)
 
 
-class _KeepLastGood(TrainerCallback):
-    """Ends training where the KL divergence ran away, before others are told of the step."""
+class _StopOutOfBounds(TrainerCallback):
+    """Ends training when the KL divergence is out of bounds; comes before the callbacks that measure the policy."""
 
     def __init__(self, trainer: RLOOTrainer) -> None:
         self._trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._trainer.stop_reason is not None:
-            self._trainer.restore_last_good()
+        reason = self._trainer.stop_reason
+        if reason is not None:
+            outcome = self._trainer.last_good.put_back()
+            logger.warning("training stopped at step %d: %s; %s", state.global_step, reason, outcome)
             control.should_training_stop = True
 
 
-# -- the adapter and its reference ----------------------------------------------------------------------------------
+# -- the adapter and its reference ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _known_as_default(model: Any, adapter: str) -> Iterator[None]:
-    """Let an adapter go by the name `default`, too, under which alone TRL's trainer looks for it while it is made."""
+    """Make an adapter also known as `default`, the only name that TRL's trainer looks for while it is made."""
     known = model.peft_config
     if adapter == "default":
         yield
@@ -370,7 +337,7 @@ def _known_as_default(model: Any, adapter: str) -> Iterator[None]:
 
 
 def _set_reference(backbone: Backbone, start: str | None) -> None:
-    """Make the frozen adapter that TRL added the same as another one, or one that changes nothing."""
+    """Make the frozen adapter that TRL added a copy of `start`, or, for None, one that changes nothing."""
     with torch.no_grad():
         if start is not None:
             state = get_peft_model_state_dict(backbone.model, adapter_name=start, save_embedding_layers=False)

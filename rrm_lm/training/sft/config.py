@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from trl.trainer.sft_config import SFTConfig as TRLConfig
 
-from rrm_lm.errors import ConfigError
 from rrm_lm.models.pretrained import default_device, default_dtype
+from rrm_lm.options import check, check_minimum, option
 from rrm_lm.training.arguments import (
     NO_LIGER,
     TrainerArguments,
-    check_at_least,
     check_seed_and_smoothing,
     refuse_settings,
 )
@@ -33,19 +32,17 @@ class SFTConfig(TrainerArguments, TRLConfig):
     """How a policy learns to imitate responses. Names are TRL's and Hugging Face's wherever they have one."""
 
     # Defaults that differ from TRL's.
-    output_dir: str | None = field(default="outputs/sft", metadata={"help": "Where the policy and results go."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of the adapter."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Responses per step and process."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the responses."})
-    lr_scheduler_type: str = field(default="linear", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up steps, or their share of all steps below 1."})
-    logging_steps: float = field(default=5, metadata={"help": "Log every this many steps."})
-    max_length: int | None = field(
-        default=1024, metadata={"help": "Longest prompt plus response in tokens; longer ones lose their oldest turns."}
+    output_dir: str | None = option("outputs/sft", "Where the policy and results go.")
+    learning_rate: float = option(0.0002, "Peak learning rate of the adapter.")
+    per_device_train_batch_size: int = option(8, "Responses per step and process.")
+    num_train_epochs: float = option(1.0, "Passes over the responses.")
+    lr_scheduler_type: str = option("linear", "Learning-rate schedule.")
+    warmup_steps: float = option(0.05, "Warm-up steps, or their share of all steps below 1.")
+    logging_steps: float = option(5, "Log every this many steps.")
+    max_length: int | None = option(
+        1024, "Longest prompt plus response in tokens; longer ones lose their oldest turns."
     )
-    bf16: bool | None = field(
-        default=None, metadata={"help": "Mixed precision with bfloat16; unset: on GPUs that have it, never on CPUs."}
-    )
+    bf16: bool | None = option(None, "Mixed precision with bfloat16; unset: on GPUs that have it, never on CPUs.")
     activation_checkpointing: bool | None = field(
         default=None,
         metadata={
@@ -54,8 +51,8 @@ class SFTConfig(TrainerArguments, TRLConfig):
             "const": True,
         },
     )
-    completion_only_loss: bool | None = field(
-        default=True, metadata={"help": "Always true: the loss is on the response and its end-of-turn token."}
+    completion_only_loss: bool | None = option(
+        True, "Always true: the loss is on the response and its end-of-turn token."
     )
 
     # TRL would make tokens from text with these. Here text/chat.py does; the model's settings are ModelArguments'.
@@ -73,16 +70,12 @@ class SFTConfig(TrainerArguments, TRLConfig):
     eval_packing: bool | None = field(default=None, init=False)
 
     # What is ours.
-    sft_on: list[str] = field(
-        default_factory=lambda: ["demonstrations", "corrections"],
-        metadata={
-            "help": "What is imitated, one or more of: demonstrations, corrections (the corrected text) and chosen "
-            "(the chosen response of each comparison)."
-        },
+    sft_on: list[str] = option(
+        ["demonstrations", "corrections"],
+        "What is imitated, one or more of: demonstrations, corrections (the corrected text) and "
+        "chosen (the chosen response of each comparison).",
     )
-    micro_batch_tokens: int = field(
-        default=2048, metadata={"help": "Most padded tokens at once when the held-out loss is measured at the end."}
-    )
+    micro_batch_tokens: int = option(2048, "Most padded tokens at once when the held-out loss is measured at the end.")
 
     def __post_init__(self) -> None:
         self._check()
@@ -99,18 +92,9 @@ class SFTConfig(TrainerArguments, TRLConfig):
     def _check(self) -> None:
         """Raise a ConfigError for settings that make no sense."""
         refuse_settings(self, _NOT_HERE)
-        if self.completion_only_loss is False:
-            raise ConfigError(
-                "completion_only_loss is false",
-                where="completion_only_loss",
-                expected="true: the prompt is what others said, and is not imitated",
-            )
+        only = self.completion_only_loss is not False
+        check(self, ("completion_only_loss", only, "true: the prompt is what others said, and is not imitated"))
         unknown = [source for source in self.sft_on if source not in SOURCES]
-        if unknown or not self.sft_on:
-            raise ConfigError(
-                f"sft_on is {', '.join(self.sft_on) or 'empty'}",
-                where="sft_on",
-                expected=f"one or more of {', '.join(SOURCES)}",
-            )
-        check_at_least(self, 1, "micro_batch_tokens", "max_length")
+        check(self, ("sft_on", bool(self.sft_on) and not unknown, f"one or more of {', '.join(SOURCES)}"))
+        check_minimum(self, micro_batch_tokens=1, max_length=1)
         check_seed_and_smoothing(self)

@@ -1,13 +1,12 @@
-"""Supervised fine-tuning of a policy with TRL's SFTTrainer: demonstrations, corrections and chosen responses, imitated.
+"""Supervised fine-tuning of a policy with TRL's SFTTrainer: it imitates demonstrations, corrections, chosen responses.
 
-TRL is given tokens and labels that `text/chat.py` made, so that a policy learns exactly the tokens that it is later
-asked to write: special tokens in what people wrote stay text, over-long prompts lose their oldest turns, and the loss
-is on the response and the token that ends its turn.
+TRL gets tokens and labels from `text/chat.py`, so the policy learns exactly the tokens that it will have to write:
+special tokens in what people wrote stay text, over-long prompts lose their oldest turns, and the loss is on the
+response and the token that ends its turn.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.sft_trainer import SFTTrainer as TRLTrainer
 
-from rrm_lm.errors import DataError, TrainingError
+from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Comparison, Correction, Demonstration, Prompt
 from rrm_lm.models.backbone import Backbone
@@ -29,10 +28,10 @@ from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.saving.policies import Policy, PolicySettings, save_policy
 from rrm_lm.text.batching import collate, length_groups, share
 from rrm_lm.text.chat import ChatFormat, Line
-from rrm_lm.training.global_batches import GlobalBatches
-from rrm_lm.training.portable_checkpoints import PortableCheckpoints
+from rrm_lm.training.processes import check_finite
 from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.sft.config import SFTConfig
+from rrm_lm.training.trainer import ResumableTrainer
 
 _IGNORED = -100  # the label of a token that is not learned, as transformers has it
 _LOGIT_CHUNK = 1024  # tokens whose logits are held at once
@@ -43,7 +42,7 @@ class Imitation:
     """One response to be imitated, as tokens.
 
     Attributes:
-        line: Prompt and response. What is learned is everything from ``line.response_start`` on.
+        line: Prompt and response. Everything from ``line.response_start`` on is learned.
         origin: File and row, for messages.
         prompt_id: Which prompts count as the same (see :func:`rrm_lm.feedback.records.prompt_id`).
     """
@@ -58,37 +57,37 @@ class Imitation:
         return len(self.line.ids) - self.line.response_start
 
     def labels(self) -> list[int]:
-        """(time,) the token ids where they are learned, -100 where not."""
+        """(time,) the token ids where they are learned, -100 elsewhere."""
         start = self.line.response_start
         return [_IGNORED] * start + list(self.line.ids[start:])
 
 
-# -- feedback -> examples -------------------------------------------------------------------------------------------
+# -- feedback -> examples ---------------------------------------------------------------------------------------------
 
 
 def to_imitate(feedback: Feedback, sources: Sequence[str]) -> list[Demonstration]:
-    """What feedback shows to be good responses, each distinct one once, in the order of the sources.
+    """The responses that feedback shows to be good, without repeats, in the order of the sources.
 
     Args:
         feedback: What was read.
-        sources: Some of :data:`rrm_lm.training.sft.config.SOURCES`: demonstrations as they are, corrections as the
-            corrected text, chosen as the chosen response of each comparison.
+        sources: Some of :data:`rrm_lm.training.sft.config.SOURCES`: demonstrations, corrections (the corrected text),
+            chosen (the chosen response of each comparison).
     """
     made: list[Demonstration] = []
     for source in sources:
         if source == "demonstrations":
             made += feedback.demonstrations
         elif source == "corrections":
-            made += [_shown(record, record.corrected) for record in feedback.corrections]
+            made += [_demonstration(record, record.corrected) for record in feedback.corrections]
         else:
-            made += [_shown(record, record.chosen) for record in feedback.comparisons]
+            made += [_demonstration(record, record.chosen) for record in feedback.comparisons]
     distinct: dict[tuple[Prompt, str], Demonstration] = {}
     for record in made:
         distinct.setdefault((record.prompt, record.response), record)
     return list(distinct.values())
 
 
-def _shown(record: Correction | Comparison, response: str) -> Demonstration:
+def _demonstration(record: Correction | Comparison, response: str) -> Demonstration:
     return Demonstration(
         prompt=record.prompt, response=response, source=record.source, subset=record.subset, origin=record.origin
     )
@@ -99,9 +98,9 @@ def imitations(chat: ChatFormat, records: Sequence[Demonstration], counts: FitCo
 
     Args:
         chat: The chat format; its ``max_length`` bounds prompt plus response.
-        records: What is to be imitated.
-        counts: Where prompts that were shortened, and records that are left out, are counted: an empty response, or
-            one so long that nothing of its prompt would be left.
+        records: The responses to imitate.
+        counts: Counts prompts that were shortened, and records that are left out: an empty response, or one so long
+            that nothing of its prompt would be left.
     """
     made = []
     for record in records:
@@ -110,7 +109,7 @@ def imitations(chat: ChatFormat, records: Sequence[Demonstration], counts: FitCo
         except DataError as error:
             counts.drop(error.what, record.origin)
             continue
-        line = _ended(encoded.lines[0][0], chat)
+        line = _with_end(encoded.lines[0][0], chat)
         if line.response_start == 0:
             counts.drop(f"the response leaves no room for its prompt in {chat.max_length} tokens", record.origin)
             continue
@@ -119,10 +118,10 @@ def imitations(chat: ChatFormat, records: Sequence[Demonstration], counts: FitCo
     return made
 
 
-def _ended(line: Line, chat: ChatFormat) -> Line:
-    """The line with the token that ends the turn behind it, where a template leaves that out of the last answer.
+def _with_end(line: Line, chat: ChatFormat) -> Line:
+    """The line with the token that ends the turn, which some templates omit after the last answer.
 
-    A policy that never learned it would not stop. The prompt's first token makes room for it where there is none.
+    A policy that never learned it would not stop. If the line is full, it loses the prompt's first token.
     """
     if line.ids[-1] == chat.end_id:
         return line
@@ -132,11 +131,11 @@ def _ended(line: Line, chat: ChatFormat) -> Line:
     return Line(ids, start, len(ids) - 1)
 
 
-# -- training -------------------------------------------------------------------------------------------------------
+# -- training ---------------------------------------------------------------------------------------------------------
 
 
-class SFTTrainer(PortableCheckpoints, TRLTrainer):
-    """TRL's trainer on examples that are tokens already, with verified checkpoints and adapter folders.
+class SFTTrainer(ResumableTrainer, TRLTrainer):
+    """TRL's trainer on tokenized examples, with verified checkpoints and adapter folders.
 
     Args:
         policy: The backbone with the adapter to be trained, and its chat format.
@@ -168,7 +167,7 @@ class SFTTrainer(PortableCheckpoints, TRLTrainer):
             model=policy.backbone.model,
             args=args,
             data_collator=_Collator(
-                pad_token_id=policy.backbone.pad_id, pad_to_multiple_of=args.pad_to_multiple_of, company=data[0]
+                pad_token_id=policy.backbone.pad_id, pad_to_multiple_of=args.pad_to_multiple_of, dummy=data[0]
             ),
             train_dataset=data,
             eval_dataset=to_dataset(heldout) if heldout else None,
@@ -177,70 +176,46 @@ class SFTTrainer(PortableCheckpoints, TRLTrainer):
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Every example once a pass, whatever the number of processes: Accelerate would repeat some to fill a batch."""
-        if getattr(self.args, "train_sampling_strategy", "random") not in ("random", "sequential"):
-            return super().get_train_dataloader()
-        data: Any = self.train_dataset
-        # Its own generator: making an iterator must not move the random state that a resumed run starts from.
-        return DataLoader(
-            data,
-            batch_sampler=GlobalBatches.of(self),
-            collate_fn=self.data_collator,
-            generator=torch.Generator(),
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
+        if getattr(self.args, "train_sampling_strategy", "random") in ("random", "sequential"):
+            return self.global_dataloader()
+        return super().get_train_dataloader()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's loss, and an end to training where it is no number, before anything is changed by it."""
+        """TRL's loss. Training stops if it is not a number."""
         origins = inputs.pop("origins", ())
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training and not math.isfinite(float(loss.detach())):
-            raise TrainingError(
-                f"The loss is {float(loss.detach())}; training stopped before the step, nothing was changed by it",
-                where=f"step {self.state.global_step + 1}, responses from {', '.join(origins)}",
-                remedy="lower --learning_rate, look at those responses, and go on from the last checkpoint with "
-                "--resume_from_checkpoint true",
-            )
+        if model.training:
+            where = f"step {self.state.global_step + 1}, responses from {', '.join(origins)}"
+            check_finite(loss, where, "those responses")
         return (loss, outputs) if return_outputs else loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: TRL would write its card into the run's folder at every checkpoint."""
 
-    # -- saving ---------------------------------------------------------------------------------------------------
+    def save_weights(self, folder: Path, write: bool) -> None:
+        """Write the adapter as PEFT reads it. PEFT puts one that is not named `default` into a subfolder."""
+        save_policy(self.backbone, folder, self.processing_class, self.policy_settings, self.adapter, write)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the adapter as PEFT reads it. PEFT itself would put one that is not named `default` a folder deeper."""
-        write = bool(self.args.should_save)
-        if write or self.is_fsdp_enabled:
-            folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-            save_policy(self.backbone, folder, self.processing_class, self.policy_settings, self.adapter, write)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        read_weights(self.backbone, self.adapter, Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if best is not None:
-            read_weights(self.backbone, self.adapter, Path(best))
+    def load_weights(self, folder: Path) -> None:
+        read_weights(self.backbone, self.adapter, folder)
 
 
 @dataclass
 class _Collator(DataCollatorForLanguageModeling):
-    """TRL's, and with each batch the files and rows it is from; a batch of none keeps the other processes company.
+    """TRL's collator, which also adds the origins of a batch, and makes a dummy batch where a process has no examples.
 
     Attributes:
-        company: What is passed through the model then, without being learned.
+        dummy: The example in a dummy batch, none of whose tokens are learned.
     """
 
-    company: dict[str, Any] | None = None
+    dummy: dict[str, Any] | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         origins = [example["origin"] for example in examples]
-        if not examples and self.company is not None:
-            examples = [{**self.company, "labels": [_IGNORED] * len(self.company["labels"])}]
+        if not examples and self.dummy is not None:
+            examples = [{**self.dummy, "labels": [_IGNORED] * len(self.dummy["labels"])}]
         return {**super().torch_call(examples), "origins": origins}
 
 
@@ -256,14 +231,14 @@ def to_dataset(examples: Sequence[Imitation]) -> Dataset:
     )
 
 
-# -- held-out loss --------------------------------------------------------------------------------------------------
+# -- held-out loss ----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def response_nll(
     backbone: Backbone, adapter: str | None, lines: Sequence[Line], micro_batch_tokens: int = 2048
 ) -> list[Tensor]:
-    """How surprising each token of each response is.
+    """The negative log-likelihood of each token of each response.
 
     Args:
         backbone: The model, in evaluation mode.
@@ -272,7 +247,7 @@ def response_nll(
         micro_batch_tokens: Most padded tokens at once; the result does not depend on it.
 
     Returns:
-        For each line (response tokens,) negative log-likelihoods in nats, on the CPU.
+        For each line (response tokens,) in nats, on the CPU.
     """
     found: dict[int, Tensor] = {}
     for group in length_groups([len(line.ids) for line in lines], micro_batch_tokens):

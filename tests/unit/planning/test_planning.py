@@ -30,7 +30,7 @@ from rrm_lm.planning.planning import (
 )
 from rrm_lm.planning.strategies import Passes, static_memory
 from rrm_lm.training.ppo.trainer import PPOTrainer
-from rrm_lm.training.reward.examples import Example, Pair
+from rrm_lm.training.reward.examples import LinePair, RewardExample
 from rrm_lm.training.reward.trainer import RewardTrainer
 from tests import tiny_policy, tiny_training
 from tests.allocations import held, peak_allocated
@@ -112,12 +112,12 @@ def test_ppo_takes_what_the_plan_says(
     assert expected == pytest.approx(found, rel=0.15)
 
 
-def pair(model: RewardModel, number: int) -> Example:
+def pair(model: RewardModel, number: int) -> RewardExample:
     """An example of exactly the shape that is planned for."""
     lines = tuple(JOB.pair.lines())
     rows = tuple(model.backbone.rows([line.ids for line in lines]))
     assert [len(row) for row in rows] == [JOB.pair.width]
-    return Example(rows, lines, (Pair(0, 1),), prompt_id=str(number))
+    return RewardExample(rows, lines, (LinePair(0, 1),), prompt_id=str(number))
 
 
 # -- what is chosen -------------------------------------------------------------------------------------------------

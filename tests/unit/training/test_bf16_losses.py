@@ -20,7 +20,7 @@ from rrm_lm.models.saving.policies import POLICY, Policy
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.estimates import estimate
 from rrm_lm.training.ppo.losses import kl_k1, kl_k3, policy_losses, value_losses, whiten
-from rrm_lm.training.reward.losses import bradley_terry, centering, critique_loss, graded_target, rating_regression
+from rrm_lm.training.reward.losses import bradley_terry, centering, graded_target, rating_regression
 from rrm_lm.training.reward_sources import PythonReward, RewardSum
 from rrm_lm.training.rloo.trainer import rloo_trainer
 from tests.tiny import lora, tiny_model
@@ -74,21 +74,6 @@ def test_reward_losses(name: str, likely: float, sign: int) -> None:
     bound = 8 * U32 * (abs(logit(likely)) + 1)
     certain = name in ("preference", "with margin", "centred", "rated 1", "rated 0")
     assert float(((found - exact).abs() - bound * exact.abs()).max()) <= (1e-12 if certain else bound)
-
-
-@pytest.mark.parametrize("likely", LIKELY)
-def test_critique_loss(likely: float) -> None:
-    """Logits in bfloat16. The slope 1 - p is a difference in float32, rounded to bfloat16."""
-    logits = torch.cat([torch.tensor([[logit(likely) + math.log(50)]]), torch.zeros(1, 50)], 1).bfloat16()
-    exact = logits.double().requires_grad_()
-    expected = torch.nn.functional.cross_entropy(exact, torch.tensor([0]))
-    found = critique_loss(logits.requires_grad_(), torch.tensor([0]))
-    for loss in (found, expected):
-        loss.sum().backward()
-    assert found.dtype == torch.float32 and logits.grad is not None and exact.grad is not None
-    assert abs(float(found.detach()) - float(expected.detach())) <= 4 * U32 * (1 + float(logits.detach().max()))
-    u = torch.finfo(torch.bfloat16).eps / 2
-    assert float(((logits.grad - exact.grad).abs() - u * exact.grad.abs()).max()) <= 4 * U32
 
 
 @pytest.mark.parametrize("ratio", [1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, -1e-4, -0.01, -1.0])

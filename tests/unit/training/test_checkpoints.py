@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rrm_lm.errors import CheckpointError
-from rrm_lm.training import checkpoints
-from rrm_lm.training.checkpoints import VerifiedCheckpoints, newest_verified, prune, save_checkpoint
+from rrm_lm.storage import staged_folder, verify
+from rrm_lm.training.checkpoints import checkpoint_to_resume, newest_verified, prune
 from rrm_lm.training.output_folder import OutputFolder
+from rrm_lm.training.trainer import ResumableTrainer
 
 
 def names(folder: Path) -> list[str]:
@@ -27,24 +29,16 @@ def names(folder: Path) -> list[str]:
 
 def make_checkpoint(output_dir: Path, step: int, text: str = "weights") -> Path:
     folder = output_dir / f"checkpoint-{step}"
-    save_checkpoint(folder, lambda staged: (staged / "model.bin").write_text(text))
+    with staged_folder(folder) as staged:
+        (staged / "model.bin").write_text(text)
     return folder
 
 
 class TestSave:
-    def test_the_writer_gets_a_folder_that_becomes_the_checkpoint(self, tmp_path: Path) -> None:
+    def test_a_checkpoint_has_a_manifest(self, tmp_path: Path) -> None:
         checkpoint = make_checkpoint(tmp_path, 40)
         assert names(checkpoint) == ["manifest.json", "model.bin"]
-        assert checkpoints.verify(checkpoint) == []
-
-    def test_a_failing_writer_leaves_nothing(self, tmp_path: Path) -> None:
-        def writer(staged: Path) -> None:
-            (staged / "model.bin").write_text("half")
-            raise RuntimeError("no more")
-
-        with pytest.raises(RuntimeError, match="no more"):
-            save_checkpoint(tmp_path / "checkpoint-40", writer)
-        assert names(tmp_path) == []
+        assert verify(checkpoint) == []
 
 
 class TestResume:
@@ -79,24 +73,24 @@ class TestResume:
     @pytest.mark.parametrize("asked", [None, False, "false", "no", ""])
     def test_not_asked_for(self, tmp_path: Path, asked: str | bool | None) -> None:
         make_checkpoint(tmp_path, 40)
-        assert checkpoints.checkpoint_to_resume(tmp_path, asked) is None
+        assert checkpoint_to_resume(tmp_path, asked) is None
 
     @pytest.mark.parametrize("asked", [True, "true", "True"])
     def test_the_newest(self, tmp_path: Path, asked: str | bool) -> None:
         make_checkpoint(tmp_path, 40)
         (tmp_path / "checkpoint-99").mkdir()
-        assert checkpoints.checkpoint_to_resume(tmp_path, asked) == tmp_path / "checkpoint-40"
+        assert checkpoint_to_resume(tmp_path, asked) == tmp_path / "checkpoint-40"
 
     def test_the_newest_where_there_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="no whole checkpoint"):
-            checkpoints.checkpoint_to_resume(tmp_path, True)
+            checkpoint_to_resume(tmp_path, True)
 
     def test_one_by_name_must_be_whole(self, tmp_path: Path) -> None:
         checkpoint = make_checkpoint(tmp_path, 40)
-        assert checkpoints.checkpoint_to_resume(tmp_path / "elsewhere", str(checkpoint)) == checkpoint
+        assert checkpoint_to_resume(tmp_path / "elsewhere", str(checkpoint)) == checkpoint
         (checkpoint / "model.bin").unlink()
         with pytest.raises(CheckpointError, match=r"model\.bin is missing"):
-            checkpoints.checkpoint_to_resume(tmp_path, str(checkpoint))
+            checkpoint_to_resume(tmp_path, str(checkpoint))
 
 
 class TestPrune:
@@ -259,7 +253,15 @@ class Line(nn.Module):
         return {"loss": (predictions - labels).pow(2).mean(), "logits": predictions}
 
 
-class LineTrainer(VerifiedCheckpoints, Trainer):
+class LineTrainer(ResumableTrainer, Trainer):
+    def save_weights(self, folder: Path, write: bool) -> None:
+        assert isinstance(self.model, Line)
+        save_model(self.model, str(folder / "model.safetensors"))
+
+    def load_weights(self, folder: Path) -> None:
+        assert isinstance(self.model, Line)
+        load_model(self.model, folder / "model.safetensors")
+
     @property
     def weight(self) -> torch.Tensor:
         assert isinstance(self.model, Line)
@@ -290,7 +292,7 @@ class TestTrainer:
         assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
         for step in (2, 4, 6):
             checkpoint = tmp_path / f"checkpoint-{step}"
-            assert checkpoints.verify(checkpoint) == []
+            assert verify(checkpoint) == []
             state = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
             assert state <= set(names(checkpoint))
             assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == step
@@ -312,7 +314,7 @@ class TestTrainer:
         resumed.train(resume_from_checkpoint=True)
         assert seen == [5, 6]
         assert torch.equal(resumed.weight, whole.weight)
-        assert checkpoints.verify(tmp_path / "cut" / "checkpoint-6") == []  # the broken one was replaced
+        assert verify(tmp_path / "cut" / "checkpoint-6") == []  # the broken one was replaced
 
     def test_an_interruption_while_saving_leaves_no_checkpoint(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -354,14 +356,14 @@ class TestTrainer:
         for step in (2, 6):
             state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
             assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
-            assert checkpoints.verify(tmp_path / f"checkpoint-{step}") == []
+            assert verify(tmp_path / f"checkpoint-{step}") == []
         assert trainer.weight.max() < 50  # the best model was loaded again at the end
 
     def test_an_upload_waits_for_the_final_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pushed: list[str] = []
 
         def push(self: Trainer, checkpoint_folder: str) -> None:
-            assert checkpoints.verify(checkpoint_folder) == []
+            assert verify(checkpoint_folder) == []
             pushed.append(checkpoint_folder)
 
         monkeypatch.setattr(Trainer, "_push_from_checkpoint", push)

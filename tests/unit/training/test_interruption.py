@@ -17,7 +17,7 @@ from rrm_lm.errors import TrainingError
 from rrm_lm.storage import verify
 from rrm_lm.training.checkpoints import newest_verified
 from rrm_lm.training.reward.config import RewardConfig
-from rrm_lm.training.reward.examples import Example
+from rrm_lm.training.reward.examples import RewardExample
 from rrm_lm.training.reward.trainer import RewardTrainer
 from tests.tiny import some_comparisons, tiny_reward_model
 from tests.tiny_training import CHAT, config, examples, furthest, logs, plain_steps, state, trained
@@ -62,7 +62,7 @@ def test_dropout_is_on_in_training(tmp_path: Path) -> None:
     assert furthest(state(one.model), state(other.model)) > 1e-3
 
 
-def third_batch(args: RewardConfig, data: list[Example]) -> list[Example]:
+def third_batch(args: RewardConfig, data: list[RewardExample]) -> list[RewardExample]:
     """The examples of the third step, in the order in which training with these settings takes them."""
     trainer = RewardTrainer(tiny_reward_model(), args, data, processing_class=CHAT.tokenizer)
     return list(trainer.get_train_dataloader())[2]

@@ -148,7 +148,7 @@ def test_other_prompts_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     other = OverOptimisationCallback(lambda step: probes(step, prompts=3), Watch(), tmp_path, every=2)
     train(other, 6, start=4)
     assert steps_in(tmp_path) == [6]
-    assert "held-out prompts are others" in caplog.text
+    assert "held-out prompts have changed" in caplog.text
 
 
 def test_texts_may_hold_any_end_of_line(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_best_policy_that_is_not_there_is_named(
     policy.number = 8
     assert not best.put_back(4)
     assert policy.number == 8
-    assert "policy of step 4 cannot be put back" in caplog.text and said in caplog.text
+    assert "policy of step 4 cannot be restored" in caplog.text and said in caplog.text
 
 
 def test_a_real_trainer_carries_it(tmp_path: Path) -> None:

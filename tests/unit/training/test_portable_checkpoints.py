@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from rrm_lm.errors import CheckpointError
 from rrm_lm.storage import write_json
-from rrm_lm.training.portable_checkpoints import PROCESSES_FILE, check_processes, sharded_state, whole_state
+from rrm_lm.training.checkpoints import PROCESSES_FILE, check_processes
 from tests.tiny_training import config, trained
 
 
@@ -49,23 +46,3 @@ def test_a_run_writes_down_how_many_processes_it_has(tmp_path: Path) -> None:
     check_processes(written, {"processes": 1, "items_per_step": 4}, allowed=False)
     with pytest.raises(CheckpointError):
         trained(config(tmp_path, max_steps=2, per_device_train_batch_size=2), resume=str(written))
-
-
-class Shard(Tensor):
-    """Half of a tensor, for what asks a shard for the whole one."""
-
-    def full_tensor(self) -> Tensor:
-        return torch.cat([self.as_subclass(Tensor)] * 2)
-
-
-def test_an_optimizers_state_is_whole_on_disk() -> None:
-    state: dict[str, Any] = {
-        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2).as_subclass(Shard)}},
-        "param_groups": [{"lr": 0.1, "params": [0, 1]}],
-    }
-    whole = whole_state(state)
-    assert type(whole["state"][0]["exp_avg"]) is Tensor and len(whole["state"][0]["exp_avg"]) == 4
-    assert whole["param_groups"] == state["param_groups"]
-    plain = [{"params": [torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(1))]}]
-    back = sharded_state(whole, plain)
-    assert torch.equal(back["state"][0]["exp_avg"], torch.ones(4)) and 1 not in back["state"]

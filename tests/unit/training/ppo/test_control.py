@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rrm_lm.training.ppo.control import KLControl, RewardScale, Steering, runaway
+from rrm_lm.training.ppo.control import KLControl, RewardScale, Steering, out_of_bounds
 
 
 def test_a_fixed_coefficient_stays() -> None:
@@ -42,19 +42,19 @@ def test_a_saved_state_goes_on() -> None:
     one.kl.update(60.0)
     one.scale.add(torch.tensor([1.0, 2.0]), lambda tensor: tensor)
     other = Steering(KLControl(0.5, 6.0), RewardScale())
-    other.load(one.state())
+    other.load_state(one.state())
     assert other.state() == one.state()
 
 
 def test_a_fixed_coefficient_is_that_of_the_settings_now() -> None:
     saved = Steering(KLControl(0.05), RewardScale()).state()
     now = Steering(KLControl(0.2), RewardScale())
-    now.load(saved)
+    now.load_state(saved)
     assert now.kl.coefficient == 0.2
 
 
 def test_what_runs_away_is_named() -> None:
-    assert runaway("the KL", 3.0, 5.0, "max_kl") is None
-    assert runaway("the KL", 3.0, None, "max_kl") is None
-    assert runaway("the KL", 7.0, 5.0, "max_kl") == "the KL is 7, above max_kl 5"
-    assert runaway("the KL", float("nan"), None, "max_kl") == "the KL is nan"
+    assert out_of_bounds("the KL", 3.0, 5.0, "max_kl") is None
+    assert out_of_bounds("the KL", 3.0, None, "max_kl") is None
+    assert out_of_bounds("the KL", 7.0, 5.0, "max_kl") == "the KL is 7, above max_kl 5"
+    assert out_of_bounds("the KL", float("nan"), None, "max_kl") == "the KL is nan"

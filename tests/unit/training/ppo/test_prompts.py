@@ -10,7 +10,7 @@ from transformers import DataCollatorWithPadding
 
 from rrm_lm.errors import ConfigError, DataError, ModelError, RRMError
 from rrm_lm.feedback.records import Message
-from rrm_lm.training.ppo.prompts import PromptItem, PromptOrder, check_room, encode_prompts
+from rrm_lm.training.ppo.prompts import PromptItem, PromptOrder, check_lengths, encode_prompts
 from tests.tiny import prompt_of
 from tests.tiny_policy import CHAT, PROMPTS
 
@@ -62,10 +62,10 @@ def test_faulty_prompts_are_named(dataset: list[Any], says: str) -> None:
 
 def test_an_overlong_prompt_is_named() -> None:
     items = [PromptItem((1, 2), ()), PromptItem((1,) * 9, ())]
-    check_room(items, 6, 15)
-    check_room(items, 6, None)
+    check_lengths(items, 6, 15)
+    check_lengths(items, 6, None)
     with pytest.raises(ConfigError, match=r"9 tokens and a response of 7 .* 15 positions.*row 2"):
-        check_room(items, 7, 15)
+        check_lengths(items, 7, 15)
 
 
 def test_every_error_here_can_be_acted_on() -> None:

@@ -76,8 +76,8 @@ def test_resuming_equals_never_stopping_bit_for_bit(value: str, tmp_path: Path) 
     left, right = (made.optimizer.state_dict()["state"] for made in (straight, resumed))  # type: ignore[union-attr]
     assert left.keys() == right.keys() and left
     assert all(torch.equal(left[key]["exp_avg_sq"], right[key]["exp_avg_sq"]) for key in left)
-    assert resumed.last_good is not None and straight.last_good is not None
-    assert all(torch.equal(resumed.last_good[name], kept) for name, kept in straight.last_good.items())
+    assert resumed.last_good.weights is not None and straight.last_good.weights is not None
+    assert all(torch.equal(resumed.last_good.weights[name], kept) for name, kept in straight.last_good.weights.items())
 
 
 def test_the_last_good_policy_outlives_the_interruption(tmp_path: Path) -> None:

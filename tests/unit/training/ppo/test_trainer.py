@@ -248,7 +248,7 @@ def test_a_stop_token_that_never_comes_is_told_of(tmp_path: Path, caplog: pytest
     agent.roll_out = written([[40, 41, 42]])  # type: ignore[method-assign]
     with caplog.at_level(logging.WARNING):
         made.train()
-    assert caplog.text.count("no response has ended by itself") == 1
+    assert caplog.text.count("no response has ended within") == 1
 
 
 def test_a_reward_that_fails_stops_with_the_text(tmp_path: Path) -> None:

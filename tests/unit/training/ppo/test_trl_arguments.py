@@ -206,7 +206,7 @@ def test_what_is_no_reward_model_is_refused_before_training(kind: str, tmp_path:
         "two outputs": lambda: model(Qwen2ForSequenceClassification, 1, num_labels=2),
         "a function": lambda: counting,
     }[kind]()
-    with pytest.raises(ModelError, match="no sequence classifier with a `score` head of one output") as error:
+    with pytest.raises(ModelError, match="not a sequence classifier with a `score` head of one output") as error:
         PPOTrainer(**{**arguments(tmp_path), "reward_model": wrong})
     assert type(wrong).__name__ in str(error.value) and "`rewards`" in str(error.value.remedy)
 

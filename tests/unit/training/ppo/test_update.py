@@ -77,7 +77,7 @@ def test_minibatches_of_all_processes_are_those_of_one(tmp_path: Path) -> None:
 
 def test_trls_weights_are_per_micro_batch(tmp_path: Path) -> None:
     (step,) = planned(settings(tmp_path, trl_compatible=True))
-    assert step.cells == [[3, 1], [4, 0], [5, 2], [6, 7]]
+    assert step.micro_batches == [[3, 1], [4, 0], [5, 2], [6, 7]]
     assert step.policy_weights[3] == step.policy_weights[1] == pytest.approx(1 / (4 * (4 + 2)))
     assert step.policy_weights[6] == pytest.approx(1 / (4 * (7 + 8)))
     assert step.value_weights[6] == pytest.approx(1 / (4 * (8 + 9)))

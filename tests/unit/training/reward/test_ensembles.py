@@ -13,9 +13,8 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.reward import RewardModel, RewardOutput, RewardSettings
 from rrm_lm.text.batching import collate, share
 from rrm_lm.training.reward.config import RewardConfig
-from rrm_lm.training.reward.examples import Example, Pair
-from rrm_lm.training.reward.member_weights import member_weights
-from rrm_lm.training.reward.trainer import pair_losses, rating_losses
+from rrm_lm.training.reward.examples import LinePair, RewardExample
+from rrm_lm.training.reward.losses import member_weights, pair_losses, rating_losses
 from tests.tiny import lora, tiny_model
 from tests.tiny_policy import CHAT as POLICY_CHAT
 from tests.tiny_policy import PROMPTS, logs, tiny_agent, trainer, written
@@ -59,12 +58,12 @@ def test_weights_are_a_function_of_seed_member_and_prompt() -> None:
 def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two members; the first is shown prompt a twice and b never, the second a once and b three times."""
     shown = {"a": (2.0, 1.0), "b": (0.0, 3.0)}
-    monkeypatch.setattr("rrm_lm.training.reward.trainer.member_weights", lambda seed, heads, about: shown[about])
+    monkeypatch.setattr("rrm_lm.training.reward.losses.member_weights", lambda seed, heads, about: shown[about])
     members = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.5, -1.0]])
     output = RewardOutput(members.mean(-1), torch.zeros(0), members)
     data = [
-        Example((), (), prompt_id="a", pairs=(Pair(0, 1, 2.0),)),  # no lines here: places count from 0
-        Example((), (), prompt_id="b", pairs=(Pair(2, 3, None),), ratings=((3, 0.25),)),
+        RewardExample((), (), prompt_id="a", pairs=(LinePair(0, 1, 2.0),)),  # no lines here: places count from 0
+        RewardExample((), (), prompt_id="b", pairs=(LinePair(2, 3, None),), ratings=((3, 0.25),)),
     ]
     args = RewardConfig(use_cpu=True, center_rewards_coefficient=0.1, grades="margin")
     # Margins less the first pair's shift of 2: 1 - 0 - 2 = -1 and 0 - 2 - 2 = -4; 3 - 0.5 = 2.5 and 0 + 1 = 1.

@@ -10,7 +10,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import Line
-from rrm_lm.training.reward.examples import Example, ExampleBuilder, FitCounts, Pair
+from rrm_lm.training.reward.examples import ExampleBuilder, FitCounts, LinePair, RewardExample
 from tests.tiny import (
     CHATML,
     comparison,
@@ -43,7 +43,7 @@ def critique_of(line: Line) -> str:
     return TOKENIZER.decode([line.ids[i] for i in line.critique][:-1])
 
 
-def rows_fit(example: Example) -> bool:
+def rows_fit(example: RewardExample) -> bool:
     """Whether the rows hold the lines, in order."""
     batch = collate(example.rows, pad_id=0)
     read = [tuple(batch.input_ids[row, list(indices)].tolist()) for row, indices in batch.where]
@@ -57,7 +57,7 @@ def rows_fit(example: Example) -> bool:
 def test_a_comparison_without_critiques(backbone: Backbone) -> None:
     (example,) = builder(backbone).comparisons([comparison(row=7)])
     assert [response_of(line) for line in example.lines] == ["the answer is yes", "no i do not know"]
-    assert example.pairs == (Pair(0, 1, None),)
+    assert example.pairs == (LinePair(0, 1, None),)
     assert (example.ratings, example.critique_tokens, example.origin) == ((), 0, "tiny.jsonl, row 7")
     assert len(example.rows) == (1 if backbone is SHARING else 2)
     assert rows_fit(example)
@@ -69,7 +69,7 @@ def test_a_comparison_with_critiques(backbone: Backbone) -> None:
     (example,) = builder(backbone).comparisons([record])
     assert [critique_of(line) for line in example.lines] == ["good", "short clear", "too long"]
     assert [response_of(line)[:2] for line in example.lines] == ["th", "th", "no"]
-    assert example.pairs == (Pair(0, 2, 1.5),)
+    assert example.pairs == (LinePair(0, 2, 1.5),)
     assert example.critique_tokens == 2 + 3 + 3  # with the ends of turn
     assert rows_fit(example)
 
@@ -77,7 +77,7 @@ def test_a_comparison_with_critiques(backbone: Backbone) -> None:
 def test_critiques_can_be_left_out() -> None:
     record = comparison(chosen_critiques=("good", "short clear"), rejected_critiques=("too long",))
     (example,) = builder(with_critiques=False).comparisons([record])
-    assert len(example.lines) == 2 and example.critique_tokens == 0 and example.pairs == (Pair(0, 1, None),)
+    assert len(example.lines) == 2 and example.critique_tokens == 0 and example.pairs == (LinePair(0, 1, None),)
 
 
 def test_ratings_beside_a_pair() -> None:
@@ -114,7 +114,7 @@ def test_the_reward_does_not_feel_the_critique() -> None:
         torch.testing.assert_close(rewards[2], rewards[0], atol=1e-5, rtol=0)
 
 
-def _rewards(model: RewardModel, example: Example) -> torch.Tensor:
+def _rewards(model: RewardModel, example: RewardExample) -> torch.Tensor:
     with torch.no_grad():
         return model(collate(example.rows, 0), example.lines).rewards
 
@@ -153,7 +153,7 @@ def test_rewards_behind_own_critiques_are_compared_one_by_one() -> None:
     sampled = [TOKENIZER(text).input_ids for text in ("good", "too long")]
     lines = [chat.with_critique_ids(record.prompt, response, sampled) for response in (record.chosen, record.rejected)]
     (example,) = builder().own_critiques([record], [lines])
-    assert example.pairs == (Pair(0, 2, 2.0), Pair(1, 3, 2.0))
+    assert example.pairs == (LinePair(0, 2, 2.0), LinePair(1, 3, 2.0))
     assert [critique_of(line) for line in example.lines] == ["good", "too long"] * 2
     assert all(line.reward_at == len(line.ids) - 1 for line in example.lines)
     assert rows_fit(example)
@@ -248,7 +248,7 @@ def test_comparisons_of_one_prompt_together_have_the_same_margins_with_less_work
     ] + [comparison("who lives in the sea?", row=9)]
     model = tiny_reward_model(sharing=backbone.can_share)
 
-    def margins(examples: list[Example]) -> dict[tuple[str, str], float]:
+    def margins(examples: list[RewardExample]) -> dict[tuple[str, str], float]:
         found = {}
         for example in examples:
             with torch.no_grad():

@@ -11,17 +11,17 @@ import torch
 from rrm_lm.models.reward import RewardOutput
 from rrm_lm.text.chat import Line
 from rrm_lm.training.reward.config import RewardConfig
-from rrm_lm.training.reward.examples import Example, Pair
-from rrm_lm.training.reward.trainer import pair_losses, pair_margins, rating_losses
+from rrm_lm.training.reward.examples import LinePair, RewardExample
+from rrm_lm.training.reward.losses import pair_losses, pair_margins, rating_losses
 from tests.tiny_training import config, log_sigmoid
 
 torch.set_num_threads(1)
 
 
-def graded(*grades: float | None) -> list[Example]:
+def graded(*grades: float | None) -> list[RewardExample]:
     """One example for each grade: two lines, the second preferred."""
     line = Line((1, 2), 0, 1)
-    return [Example((), (line, line), (Pair(1, 0, grade),)) for grade in grades]
+    return [RewardExample((), (line, line), (LinePair(1, 0, grade),)) for grade in grades]
 
 
 # Rewards of chosen and rejected: margins 1, -0.5 and 2.
@@ -68,8 +68,8 @@ def test_label_smoothing(tmp_path: Path) -> None:
 def test_margins_and_ratings_find_their_lines() -> None:
     line = Line((1, 2), 0, 1)
     data = [
-        Example((), (line,), ratings=((0, 0.25),)),
-        Example((), (line, line, line), (Pair(0, 2), Pair(1, 2)), ratings=((1, 1.0),)),
+        RewardExample((), (line,), ratings=((0, 0.25),)),
+        RewardExample((), (line, line, line), (LinePair(0, 2), LinePair(1, 2)), ratings=((1, 1.0),)),
     ]
     output = RewardOutput.of_one(torch.tensor([0.0, 3.0, 1.0, -2.0]), torch.zeros(0))
     assert pair_margins(output.rewards, data).tolist() == [5.0, 3.0]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrm_lm.training.reward.losses import bradley_terry, centering, critique_loss, graded_target, rating_regression
+from rrm_lm.training.reward.losses import bradley_terry, centering, graded_target, rating_regression
 
 torch.set_num_threads(1)
 
@@ -87,10 +87,3 @@ def test_a_rating_is_fitted_where_the_reward_is_its_logit() -> None:
     loss.sum().backward()
     assert reward.grad is not None and reward.grad.item() == pytest.approx(0.0, abs=1e-12)
     assert loss.item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))  # the rating's entropy
-
-
-def test_critique_loss() -> None:
-    logits = torch.tensor([[0.0, math.log(2), 0.0], [5.0, 5.0, 5.0]])
-    losses = critique_loss(logits, torch.tensor([1, 0]))
-    assert losses.tolist() == pytest.approx([math.log(2), math.log(3)])
-    assert critique_loss(logits.to(torch.bfloat16), torch.tensor([1, 0])).dtype == torch.float32

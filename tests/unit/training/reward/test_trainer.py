@@ -15,7 +15,7 @@ from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.reward import RewardModel, RewardOutput
 from rrm_lm.text.batching import collate, share
 from rrm_lm.training.reward.config import RewardConfig
-from rrm_lm.training.reward.examples import Example, ExampleBuilder, Pair
+from rrm_lm.training.reward.examples import ExampleBuilder, LinePair, RewardExample
 from rrm_lm.training.reward.trainer import RewardTrainer
 from tests.tiny import comparison, critique, rating, some_comparisons, tiny_reward_model
 from tests.tiny_training import (
@@ -144,7 +144,7 @@ def test_micro_batches_keep_the_budget(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_ratings_only(tmp_path: Path) -> None:
-    def make(model: RewardModel) -> list[Example]:
+    def make(model: RewardModel) -> list[RewardExample]:
         good = [rating(f"the sea {n}?", "yes the moon", 0.9, row=n) for n in range(4)]
         bad = [rating(f"the sea {n}?", "no", 0.2, row=n + 4) for n in range(4)]
         return ExampleBuilder(CHAT, model.backbone).responses((), good + bad)
@@ -157,7 +157,7 @@ def test_ratings_only(tmp_path: Path) -> None:
 
 
 def test_critiques_only(tmp_path: Path) -> None:
-    def make(model: RewardModel) -> list[Example]:
+    def make(model: RewardModel) -> list[RewardExample]:
         said = [critique(f"the sea {n}?", "the moon", "too long and not clear", row=n) for n in range(4)]
         return ExampleBuilder(CHAT, model.backbone).responses(said, ())
 
@@ -189,7 +189,7 @@ def test_critique_weight_schedule(tmp_path: Path) -> None:
 def test_critiques_only_at_weight_zero_does_nothing(tmp_path: Path) -> None:
     """A micro-batch without anything to learn from must not break the step."""
 
-    def make(model: RewardModel) -> list[Example]:
+    def make(model: RewardModel) -> list[RewardExample]:
         return ExampleBuilder(CHAT, model.backbone).responses([critique("the sea?", "the moon", "too long")], ())
 
     trainer = trained(plain_steps(tmp_path, critique_weight=0.0, critique_weight_end=0.5, max_steps=1), make=make)
@@ -225,7 +225,7 @@ def test_held_out_metrics(tmp_path: Path) -> None:
     model = tiny_reward_model()
     builder = ExampleBuilder(CHAT, model.backbone)
     data = builder.comparisons(some_comparisons(9))
-    data[:3] = [replace(e, pairs=(Pair(e.pairs[0].rejected, e.pairs[0].chosen),)) for e in data[:3]]
+    data[:3] = [replace(e, pairs=(LinePair(e.pairs[0].rejected, e.pairs[0].chosen),)) for e in data[:3]]
     tie = examples(model, [comparison("the sea?", "yes", "no", row=50)])[0]
     tie = replace(tie, rows=(share([tie.lines[0].ids] * 2),), lines=(tie.lines[0],) * 2)
     unpaired = builder.responses((), [rating("the sea?", "yes", 0.5)])

@@ -329,7 +329,7 @@ def test_a_kl_that_runs_away_keeps_the_policy_from_before(tmp_path: Path, caplog
     with caplog.at_level(logging.WARNING, logger="rrm_lm"):
         made.train()
     assert made.stop_reason is not None and "above max_kl 3" in made.stop_reason
-    assert "the policy is the last one whose KL divergence was in order" in caplog.text
+    assert "the policy is the last one whose KL divergence was within bounds" in caplog.text
     stopped = made.state.global_step
     assert 2 <= stopped < 20
     kls = [entry["objective/kl"] for entry in logs(made)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rrm_lm.training.zero_states import ZeroStates
+from rrm_lm.training.optimizer_states import ZeroStates, gather_state, shard_state
 
 SHAPES: list[list[tuple[int, ...]]] = [[(2, 3), (5,)], [(4, 2)]]  # of each group
 STATES = ("exp_avg", "exp_avg_sq")
@@ -66,7 +66,7 @@ def added(parts: list[Any]) -> Any:
 
 def test_the_parts_are_what_one_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)  # summed below
-    parts = [states.whole(zero) for states, zero in (cut(stepped(), process) for process in (0, 1))]
+    parts = [states.gather(zero) for states, zero in (cut(stepped(), process) for process in (0, 1))]
     expected = stepped().state_dict()
     found = added(parts)
     assert found["param_groups"] == expected["param_groups"]
@@ -95,3 +95,23 @@ def test_a_state_of_other_groups_is_refused() -> None:
     states, zero = cut(stepped(), 0)
     with pytest.raises(ValueError):
         states.load(zero, {"state": {}, "param_groups": []})
+
+
+class Shard(Tensor):
+    """Half of a tensor, for what asks a shard for the whole one."""
+
+    def full_tensor(self) -> Tensor:
+        return torch.cat([self.as_subclass(Tensor)] * 2)
+
+
+def test_an_optimizers_state_is_whole_on_disk() -> None:
+    state: dict[str, Any] = {
+        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2).as_subclass(Shard)}},
+        "param_groups": [{"lr": 0.1, "params": [0, 1]}],
+    }
+    whole = gather_state(state)
+    assert type(whole["state"][0]["exp_avg"]) is Tensor and len(whole["state"][0]["exp_avg"]) == 4
+    assert whole["param_groups"] == state["param_groups"]
+    plain = [{"params": [torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(1))]}]
+    back = shard_state(whole, plain)
+    assert torch.equal(back["state"][0]["exp_avg"], torch.ones(4)) and 1 not in back["state"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rrm_lm.training.global_batches import GlobalBatches
+from rrm_lm.training.processes import GlobalBatches
 
 
 @pytest.mark.parametrize(("count", "processes"), [(21, 2), (21, 4), (16, 2), (1, 4), (17, 3)])

@@ -1,0 +1,153 @@
+"""What several processes do together: sums over processes, batches of all of them, and accumulated gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from rrm_lm.errors import TrainingError
+from rrm_lm.models.sharding import max_over_processes
+
+Total = Callable[[Tensor], Tensor]  # sums a tensor over processes
+
+
+class Processes:
+    """Reductions over the processes of a run. Each method is called by all processes."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        self.count: int = accelerator.num_processes
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over processes."""
+        if self.count == 1:
+            return tensor
+        return self._accelerator.reduce(tensor.to(self._accelerator.device), reduction="sum")
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The rows of all processes, concatenated."""
+        return tensor if self.count == 1 else self._accelerator.gather(tensor)
+
+    def mean(self, values: Tensor) -> float:
+        """The mean of all values of all processes."""
+        count, added = self.total(torch.stack([torch.ones_like(values).sum(), values.sum()]).float()).tolist()
+        return added / count
+
+    def max(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        return number if self.count == 1 else max_over_processes(number, self._accelerator.device)
+
+
+class GlobalBatches(Sampler[list[int]]):
+    """This process's share of every batch of an epoch.
+
+    The batch of all processes together does not depend on how many there are: it is the next ``size * processes``
+    examples, fewer at the end of an epoch. Shares are as even as possible, and may be empty. (Accelerate fills up the
+    last batch with examples from the start of the epoch, which are then trained on twice.)
+
+    Args:
+        count: Examples in an epoch.
+        size: Examples in a batch, per process.
+        seed: Of the random order, which differs between epochs; ``None`` keeps the order.
+        process, processes: The index of this process, and how many there are.
+        drop_last: Leave out a last batch that is not full.
+    """
+
+    def __init__(
+        self, count: int, size: int, seed: int | None, process: int = 0, processes: int = 1, drop_last: bool = False
+    ) -> None:
+        self.count, self.size, self.seed, self.drop_last = count, size, seed, drop_last
+        self.process, self.processes = process, processes
+        self.epoch = 0
+
+    @classmethod
+    def of(cls, trainer: Any) -> GlobalBatches:
+        """The training batches of a `transformers.Trainer`."""
+        args = trainer.args
+        sequential = getattr(args, "train_sampling_strategy", "random") == "sequential"
+        return cls(
+            len(trainer.train_dataset),
+            trainer._train_batch_size,
+            None if sequential else args.seed if args.data_seed is None else args.data_seed,
+            trainer.accelerator.process_index,
+            trainer.accelerator.num_processes,
+            args.dataloader_drop_last,
+        )
+
+    @property
+    def batch_sampler(self) -> GlobalBatches:
+        """This object: Trainer looks here for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Use the order of this epoch, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        together = self.size * self.processes
+        return self.count // together if self.drop_last else -(-self.count // together)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.count))
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            order = torch.randperm(self.count, generator=generator).tolist()
+        together = self.size * self.processes
+        for number in range(len(self)):
+            yield order[number * together : (number + 1) * together][self.process :: self.processes]
+
+
+def accumulate(accelerator: Any, model: Any, loss: Callable[[], Tensor], last: bool) -> Tensor:
+    """Compute a part of a step's loss and its gradients; processes sum theirs only in the last part of a step.
+
+    The parts simply add up. (DeepSpeed would divide each by the number of accumulation steps, and take an optimizer
+    step after each.)
+
+    Args:
+        accelerator: Computes the gradients.
+        model: The wrapped model.
+        loss: Runs the forward pass and returns the loss.
+        last: Whether this is the last part of the step. Where Trainer accumulates, it delays the sum itself.
+
+    Returns:
+        The loss, without gradient.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        part = loss()
+        ends = last and accelerator.sync_gradients
+        accelerator.deepspeed_engine_wrapped.backward(part, sync_gradients=ends, scale_wrt_gas=False)
+        return part.detach()
+    waits = not last and accelerator.sync_gradients
+    with accelerator.no_sync(model) if waits else nullcontext():
+        part = loss()
+        accelerator.backward(part)
+    return part.detach()
+
+
+def check_finite(loss: Tensor, where: str, suspects: str = "the data") -> None:
+    """Stop before a step that would train on a loss that is not a number.
+
+    Args:
+        loss: The loss.
+        where: The step, and the examples in it.
+        suspects: What to inspect.
+
+    Raises:
+        TrainingError: The loss is infinite or NaN.
+    """
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"The loss is {value}; training stopped before this step, which changed nothing",
+            where=where,
+            expected="a finite loss",
+            remedy=f"lower --learning_rate, check {suspects}, and resume from the last checkpoint with "
+            "--resume_from_checkpoint true",
+        )

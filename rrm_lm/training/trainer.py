@@ -1,0 +1,280 @@
+"""The skeleton of all trainers: checkpoints that are whole or absent, and that any number of processes can resume.
+
+Trainer saves a sharded run as shards that only fit the same launch, with the frozen model in them; DeepSpeed does the
+same. Here every checkpoint has the files that a single process would write: adapters and heads, and the gathered
+optimizer state. Both are small, since they hold only what is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from rrm_lm.models.sharding import configure_fsdp, register_forward
+from rrm_lm.storage import commit_folder, replace_files, report_full_disk, staged_file, write_json
+from rrm_lm.training.checkpoints import PROCESSES_FILE, check_processes, checkpoint_to_resume, prune
+from rrm_lm.training.optimizer_states import ZeroStates, gather_state, shard_state
+from rrm_lm.training.processes import GlobalBatches, Processes
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
+
+# Hidden, and named so that `clear_leftovers` deletes them after a crash.
+_CHECKPOINT_STAGING = ".checkpoint.staging-trainer"
+_MODEL_STAGING = ".model.staging-trainer"
+_TRAINER_STATE = "trainer_state.json"
+_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # Trainer's names
+
+
+class ResumableTrainer(_Trainer):
+    """A mixin to put before a `transformers.Trainer`: ``class RewardTrainer(ResumableTrainer, Trainer)``.
+
+    A subclass implements :meth:`save_weights` and :meth:`load_weights`. While a checkpoint is saved, the trainer's
+    output folder is a staging folder, so everything goes there (model, optimizer, scheduler, scaler, random states of
+    every process, trainer state); then the checkpoint is synced to disk, gets its manifest, and is renamed, and older
+    ones are pruned. All processes write into one staging folder, so they share a file system, or have one each with
+    `save_on_each_node`.
+    """
+
+    optimizer: Any
+    lr_scheduler: Any
+    _staging: Path | None = None
+    _to_push: list[str]
+    _zero_states: ZeroStates | None = None
+
+    # -- what a subclass implements -----------------------------------------------------------------------------------
+
+    def save_weights(self, folder: Path, write: bool) -> None:
+        """Write the trained weights. Called by all processes if the model is sharded; `write` is on in one of them."""
+        raise NotImplementedError
+
+    def load_weights(self, folder: Path) -> None:
+        """Load what :meth:`save_weights` wrote. Called by all processes."""
+        raise NotImplementedError
+
+    # -- what it may use ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def processes(self) -> Processes:
+        """Reductions over all processes."""
+        return Processes(self.accelerator)
+
+    def global_dataloader(self) -> DataLoader[Any]:
+        """Every training example once per epoch, whatever the number of processes."""
+        return DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=GlobalBatches.of(self),
+            collate_fn=self.data_collator,
+            # Its own generator: creating an iterator must not advance the random state that a resumed run starts from.
+            generator=torch.Generator(),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    @property
+    def is_saving_checkpoint(self) -> bool:
+        """Whether :meth:`save_weights` writes a checkpoint, and not a model for use."""
+        return self._staging is not None
+
+    # -- resuming -----------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.train`, which only resumes from a checkpoint that verifies.
+
+        Raises:
+            CheckpointError: See :meth:`checkpoint_to_resume`.
+        """
+        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+
+    def checkpoint_to_resume(self, resume_from_checkpoint: str | bool | None) -> Path | None:
+        """The checkpoint to resume from, if one is asked for.
+
+        Raises:
+            CheckpointError: No checkpoint is whole, the named one is broken, or another number of processes wrote it.
+        """
+        checkpoint = checkpoint_to_resume(str(self.args.output_dir), resume_from_checkpoint)
+        if checkpoint is not None:
+            check_processes(checkpoint, self._shape(), bool(getattr(self.args, "allow_world_size_change", False)))
+        return checkpoint
+
+    def _shape(self) -> dict[str, int]:
+        """How many processes there are, and how many items (pieces of feedback, episodes) a step of all takes."""
+        processes = self.accelerator.num_processes
+        local = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return {"processes": processes, "items_per_step": local * processes}
+
+    @property
+    def _shards_optimizer(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's optimizer without empty parameter groups (adapters have no biases), which DeepSpeed drops too."""
+        made = super().create_optimizer(*args, **kwargs)
+        made.param_groups[:] = [group for group in made.param_groups if group["params"]]
+        if self.is_deepspeed_enabled:
+            self._zero_states = ZeroStates(made)
+        return made
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        model = self.accelerator.unwrap_model(self.model)
+        configure_fsdp(self.accelerator, model)
+        # With DeepSpeed, Trainer would look for DeepSpeed's own files.
+        trainers = None if self.is_deepspeed_enabled else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, trainers)
+        register_forward(model)
+        if trainers is None and resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.load_weights(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None:
+            self.load_weights(Path(self.state.best_model_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self._shards_optimizer or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / _OPTIMIZER, map_location="cpu", weights_only=True)
+        if self._zero_states is not None:
+            self._zero_states.load(self.optimizer.optimizer, state)
+        else:
+            self.optimizer.load_state_dict(shard_state(state, self.optimizer.param_groups))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / _SCHEDULER, weights_only=True))
+
+    # -- saving checkpoints -------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run_dir = Path(super()._get_output_dir(trial))
+        place = run_dir / f"checkpoint-{self.state.global_step}"
+        self._to_push = []
+        with self._shared_staging(run_dir / _CHECKPOINT_STAGING) as staging:
+            self._staging = staging
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            self._name_best_checkpoint(run_dir, staging / place.name)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                commit_folder(staging / place.name, place, replace=True)
+                best = self.state.best_model_checkpoint
+                prune(run_dir, self.args.save_total_limit, keep=[place, *([Path(best)] if best else [])])
+        if self._to_push:
+            super()._push_from_checkpoint(str(place))
+
+    @contextmanager
+    def _shared_staging(self, staging: Path) -> Iterator[Path]:
+        """An empty folder that all processes write into, deleted at the end.
+
+        Raises:
+            CheckpointError: The disk is full.
+        """
+        with report_full_disk(staging.parent):
+            try:
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    staging.mkdir(parents=True)
+                self.accelerator.wait_for_everyone()
+                yield staging
+            finally:
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _name_best_checkpoint(self, run_dir: Path, staged: Path) -> None:
+        """Record the best checkpoint under its final name; transformers saw the name in the staging folder."""
+        step = self.state.best_global_step
+        best = run_dir / f"checkpoint-{step}"
+        if step and (best.name == staged.name or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / _TRAINER_STATE))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Delay an upload until the checkpoint has its final name: uploads read the folder in the background."""
+        if self._staging is not None:
+            self._to_push.append(checkpoint_folder)
+        else:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._shards_optimizer:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        if self._zero_states is not None:
+            state = self._zero_states.gather(self.optimizer.optimizer)
+        else:
+            state = gather_state(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / _OPTIMIZER)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            write_json(Path(output_dir) / PROCESSES_FILE, self._shape())
+
+    # -- saving the model and its logs --------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model. Called by all processes."""
+        self._save(output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        write = bool(self.args.should_save)
+        if write or self.is_fsdp_enabled:  # the other processes contribute their shards
+            folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
+            if write:
+                folder.mkdir(parents=True, exist_ok=True)
+            self.save_weights(folder, write)
+
+    def save_whole(self, folder: Path) -> None:
+        """`save_model`, with every file in `folder` replaced at the end, so that none is ever half written.
+
+        Called by all processes. Raises CheckpointError if the disk is full.
+        """
+        with self._shared_staging(folder / _MODEL_STAGING) as staging:
+            self.save_model(str(staging), _internal_call=True)  # no upload: it is not in its place yet
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                replace_files(staging, folder)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save")
+
+    def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
+        """Hugging Face's `<split>_results.json` and `all_results.json`, each replaced atomically."""
+        if not self.is_world_process_zero():
+            return
+        folder = Path(str(self.args.output_dir))
+        write_json(folder / f"{split}_results.json", dict(sorted(metrics.items())))
+        every = folder / "all_results.json"
+        if combined:
+            earlier = json.loads(every.read_text(encoding="utf-8")) if every.is_file() else {}
+            write_json(every, dict(sorted({**earlier, **metrics}.items())))
+
+    def save_state(self) -> None:
+        """Hugging Face's `trainer_state.json`, replaced atomically."""
+        if self.is_world_process_zero():
+            with staged_file(Path(str(self.args.output_dir)) / _TRAINER_STATE) as staged:
+                self.state.save_to_json(str(staged))
