@@ -1,4 +1,4 @@
-"""Trainers, a folder for each: reward models, PPO, RLOO, imitation; and what they share.
+"""Trainers, a folder for each: reward models, PPO, RLOO, supervised fine-tuning; and what they share.
 
-Checkpoints, output folders and sources of rewards are modules of this folder. May import models and below.
+`trainer.py` is the skeleton of all of them: it writes and resumes checkpoints. May import models and below.
 """

@@ -119,7 +119,7 @@ def test_resuming_with_what_changed(tiny: Path, tmp_path: Path, capsys: Any) -> 
     assert elsewhere.code == 2 and f"contents of {data} was " in elsewhere.error["error"]
     allowed = train(capsys, tiny, data, tmp_path / "new", *on, "--allow_config_change", "true")
     assert allowed.code == 0, allowed.err
-    assert f"warning: goes on although it is not the same run: contents of {data} was" in allowed.err
+    assert f"warning: resuming although the run is not the same: contents of {data} was" in allowed.err
 
 
 # -- the output folder ----------------------------------------------------------------------------------------------

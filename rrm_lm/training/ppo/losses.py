@@ -1,7 +1,7 @@
 """PPO's tensors as pure functions: masks from lengths, rewards per token, advantages, losses.
 
-Episodes stand in rows of (episodes, time), where time counts response tokens and ends at the longest response. What is
-behind the end of a response is masked, and the mask is made from lengths, never from token ids.
+Tensors are (episodes, time), where time counts response tokens up to the longest response. What comes after the end of
+a response is masked; masks are made from lengths, never from token ids.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from rrm_lm.training.processes import Total
 
-_EPSILON = 1e-8  # added to a variance before its root, as TRL has it
+_EPSILON = 1e-8  # added to a variance before its root, as in TRL
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """The sum over processes where there is only one."""
+def this_process(tensor: Tensor) -> Tensor:
+    """A `Total` over this process alone."""
     return tensor
 
 
@@ -36,12 +36,12 @@ def kl_k3(log_probs: Tensor, reference: Tensor) -> Tensor:
 
 
 def place_scores(penalties: Tensor, scores: Tensor, places: Tensor) -> Tensor:
-    """Rewards per token: the penalties, and each episode's score at one place of it.
+    """Rewards per token: the penalties, plus each episode's score at one place.
 
     Args:
-        penalties: (episodes, time) what each token costs, for example minus the KL coefficient times its KL.
+        penalties: (episodes, time) of each token, for example minus the KL coefficient times its KL divergence.
         scores: (episodes,) rewards of whole responses.
-        places: (episodes,) where they are given.
+        places: (episodes,) the token that gets the score.
     """
     rewards = penalties.clone()
     rewards[torch.arange(len(scores), device=scores.device), places] += scores
@@ -49,36 +49,36 @@ def place_scores(penalties: Tensor, scores: Tensor, places: Tensor) -> Tensor:
 
 
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2015, arXiv 1506.02438, eq. 16).
+    """Generalized advantage estimation (Schulman et al. 2015, arXiv 1506.02438, eq. 16).
 
     Args:
-        rewards: (episodes, time), zero behind the end.
-        values: (episodes, time) value of the state before each token, zero behind the end.
+        rewards: (episodes, time), zero after the end.
+        values: (episodes, time) value of the state before each token, zero after the end.
         gamma: Discount factor.
         lam: Weight of longer estimates.
 
     Returns:
-        Advantages and returns (what the values should have been), both (episodes, time).
+        Advantages and returns (the targets of the values), both (episodes, time).
     """
     last = torch.zeros_like(values[:, 0])
-    following = torch.zeros_like(last)
+    next_values = torch.zeros_like(last)
     advantages = torch.zeros_like(values)
     for time in range(values.shape[1] - 1, -1, -1):
-        surprise = rewards[:, time] + gamma * following - values[:, time]
-        last = surprise + gamma * lam * last
-        following = values[:, time]
+        delta = rewards[:, time] + gamma * next_values - values[:, time]
+        last = delta + gamma * lam * last
+        next_values = values[:, time]
         advantages[:, time] = last
     return advantages, advantages + values
 
 
-def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, total: Total = _alone) -> Tensor:
-    """Scale the values under the mask to variance one, and shift them to mean zero; zero elsewhere.
+def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, total: Total = this_process) -> Tensor:
+    """Scale the values under the mask to variance 1, and shift them to mean 0; zero elsewhere.
 
     Args:
         values: Any shape.
         mask: Same shape, True where a value counts.
         shift_mean: Off keeps the mean.
-        total: Sums over processes, so that all of them share one mean and one variance.
+        total: Sums over processes, which then have one mean and one variance.
     """
     mask = mask.to(values.dtype)
     count, added = total(torch.stack([mask.sum(), (values * mask).sum()])).unbind()
@@ -90,16 +90,16 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, total: Tota
 
 
 def policy_losses(log_probs: Tensor, old: Tensor, advantages: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
-    """The clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7), token by token.
+    """The clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7), per token.
 
     Args:
-        log_probs: Of the policy as it is now.
-        old: Of the policy that sampled.
+        log_probs: Under the policy as it is now.
+        old: Under the policy that sampled the tokens.
         advantages: How much better than expected each token was.
-        cliprange: How far the ratio of probabilities may go from 1 to the policy's gain.
+        cliprange: How far the ratio of probabilities may move from 1 to the policy's gain.
 
     Returns:
-        Losses, and where the clipped one was the greater. Shapes as given.
+        Losses, and where the clipped one was larger. Shapes as given.
     """
     ratio = torch.exp(log_probs - old)
     plain = -advantages * ratio
@@ -108,10 +108,10 @@ def policy_losses(log_probs: Tensor, old: Tensor, advantages: Tensor, cliprange:
 
 
 def value_losses(values: Tensor, old: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
-    """Half the squared error, at least that of the values kept within ``cliprange`` of the old ones.
+    """Half the squared error, or that of the values clipped to ``cliprange`` around the old ones, if it is larger.
 
     Returns:
-        Losses, and where the clipped one was the greater. Shapes as given.
+        Losses, and where the clipped one was larger. Shapes as given.
     """
     plain = (values - returns) ** 2
     clipped = (torch.clamp(values, old - cliprange, old + cliprange) - returns) ** 2

@@ -1,4 +1,4 @@
-"""From the settings of PPO to those of TRL's RLOO: what means the same, what has no meaning there, what is refused."""
+"""TRL's RLOO settings from PPO's: which are translated, which have no effect, which are refused."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rrm_lm.training.ppo.config import PPOConfig
 
 logger = logging.getLogger(__name__)
 
-# Settings that are taken over under another name or in another unit; see `rloo_config`, and the trainer for the rest.
+# Settings with another name or unit in TRL (see `rloo_config`), or that the trainer handles.
 TAKEN = frozenset(
     {"num_mini_batches", "total_episodes", "response_length", "stop_token", "stop_token_id", "missing_eos_penalty"}
     | {"num_ppo_epochs", "kl_coef", "cliprange", "samples_per_prompt", "micro_batch_tokens", "rollout_batch_tokens"}
     | {"reward_clip", "reward_weights", "max_kl", "reference"}
 )
-# Settings without which another objective would be trained on: the value that RLOO has, and what to do.
+# Settings that would change the objective: the only value that RLOO has, and what to do.
 REFUSED: dict[str, tuple[Any, str]] = {
-    "kl_control": ("fixed", "leave out kl_control and set kl_coef, which stays as it is"),
+    "kl_control": ("fixed", "leave out kl_control and set kl_coef, which is constant"),
     "kl_estimator": ("k1", "leave it out; with --algorithm ppo there is a choice"),
-    "normalize_rewards": (False, "leave it out; the mean of a prompt's other samples is taken off every reward anyway"),
+    "normalize_rewards": (False, "leave it out; the mean of a prompt's other samples is subtracted from every reward"),
 }
 # Settings of the value function, of advantages per token, and of how our own PPO computes.
 IDLE = frozenset(
@@ -34,7 +34,7 @@ IDLE = frozenset(
     | {"kl_gain", "share_prefixes", "trl_compatible", "num_sample_generations", "eval_strategy", "eval_on_start"}
     | {"load_best_model_at_end"}
 )
-# Worked out from the others, or of TRL's example scripts.
+# Derived from others, or only for TRL's example scripts.
 NOT_SETTINGS = frozenset(
     {"world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "mini_batch_size"}
     | {"local_mini_batch_size", "local_rollout_forward_batch_size", "dataset_num_proc", "sft_model_path"}
@@ -44,7 +44,7 @@ NOT_SETTINGS = frozenset(
 
 @dataclass
 class RLOOConfig(TrainerArguments, TRLConfig):
-    """TRL's settings, of one process on one device."""
+    """TRL's settings, with the defaults of all trainers here."""
 
 
 def rloo_config(
@@ -52,21 +52,21 @@ def rloo_config(
 ) -> RLOOConfig:
     """TRL's settings for the same run with RLOO.
 
-    An update has the same episodes as with PPO, is learned from as many times (``num_ppo_epochs``) in as many steps
-    (``num_mini_batches``), and every unit of updates (``max_steps``, ``save_steps``, ``warmup_steps``) becomes one of
-    optimizer steps, which is what TRL counts here. Every update is logged. How many episodes go through the model at
-    once follows from ``micro_batch_tokens``; it changes nothing in the gradient.
+    An update has the same episodes as with PPO, and trains on them as often (``num_ppo_epochs``) in as many steps
+    (``num_mini_batches``). Numbers of updates (``max_steps``, ``save_steps``, ``warmup_steps``) become numbers of
+    optimizer steps, which TRL counts here. Every update is logged. How many episodes go through the model at once
+    follows from ``micro_batch_tokens``, and does not change the gradient.
 
     Args:
-        ppo: The settings. Its sizes are worked out here (:meth:`PPOConfig.count_batches`).
+        ppo: The settings. :meth:`PPOConfig.count_batches` is called on them.
         processes: How many there are.
         prompts: How many prompts there are to train on.
         longest: Tokens of the longest one.
         weights: Of the rewards.
-        more: Settings of RLOOConfig alone, such as ``normalize_advantages``.
+        more: Settings that only RLOOConfig has, such as ``normalize_advantages``.
 
     Raises:
-        ConfigError: Fewer than two samples a prompt, sizes that do not divide, or a setting that RLOO cannot keep.
+        ConfigError: Fewer than two samples per prompt, sizes that do not divide, or a setting that RLOO cannot keep.
     """
     _refuse(ppo)
     _warn_of_idle(ppo)
@@ -74,7 +74,7 @@ def rloo_config(
     assert ppo.local_mini_batch_size is not None and ppo.num_total_batches is not None
     at_once = _divisor(ppo.local_mini_batch_size, ppo.micro_batch_tokens // (longest + ppo.response_length))
     accumulated = ppo.local_mini_batch_size // at_once
-    steps = ppo.num_ppo_epochs * ppo.num_mini_batches  # in an update
+    steps = ppo.num_ppo_epochs * ppo.num_mini_batches  # per update
     known = {item.name for item in fields(RLOOConfig)}
     shared = {item.name: getattr(ppo, item.name) for item in fields(ppo) if item.name in known}
     settings = shared | {
@@ -93,7 +93,7 @@ def rloo_config(
         "logging_strategy": "steps",
         "reward_weights": list(weights),
         "reward_clip_range": None if ppo.reward_clip is None else (-ppo.reward_clip, ppo.reward_clip),
-        "disable_dropout": True,  # as in PPO: a policy must learn as the distribution that it was sampled from
+        "disable_dropout": True,  # as in PPO: a policy must be trained as the distribution that was sampled from
         "eval_strategy": "no",
         "eval_on_start": False,
         "load_best_model_at_end": False,
@@ -103,7 +103,7 @@ def rloo_config(
         return RLOOConfig(**{**settings, **more})
     except ValueError as error:
         raise ConfigError(
-            f"No RLOO can be run with these settings: {' '.join(str(error).split())}",
+            f"RLOO cannot run with these settings: {' '.join(str(error).split())}",
             where="the settings of TRL's RLOOTrainer",
             remedy="leave the setting out, or train with --algorithm ppo",
         ) from error
@@ -119,23 +119,19 @@ def _refuse(ppo: PPOConfig) -> None:
         )
     for name, (kept, remedy) in REFUSED.items():
         if getattr(ppo, name) != kept:
-            raise ConfigError(
-                f"{name} is {getattr(ppo, name)}, which RLOO does not have",
-                where=name,
-                expected=str(kept),
-                remedy=remedy,
-            )
+            what = f"{name} is {getattr(ppo, name)}, which RLOO does not have"
+            raise ConfigError(what, where=name, expected=str(kept), remedy=remedy)
     if ppo.max_kl is not None and ppo.kl_coef == 0:
-        logger.warning("max_kl is not watched: with kl_coef 0, RLOO does not ask the reference")
+        logger.warning("max_kl has no effect: with kl_coef 0, RLOO does not run the reference")
 
 
 def _warn_of_idle(ppo: PPOConfig) -> None:
-    """Name all settings that have no effect here and are not as they come, once, in one warning."""
+    """Name all settings that have no effect here and differ from their defaults, in one warning."""
     idle = []
     for item in fields(ppo):
         default = item.default_factory() if item.default_factory is not MISSING else item.default
         value = getattr(ppo, item.name)
-        value = getattr(value, "value", value)  # of Hugging Face's choices
+        value = getattr(value, "value", value)  # of Hugging Face's enums
         is_off = item.name == "num_sample_generations" and not value
         if item.name in IDLE and value != getattr(default, "value", default) and not is_off:
             idle.append(f"{item.name} {value}")
@@ -144,12 +140,12 @@ def _warn_of_idle(ppo: PPOConfig) -> None:
 
 
 def _divisor(number: int, most: int) -> int:
-    """The largest divisor of a number that is not above `most`, or 1."""
+    """The largest divisor of a number that is at most `most`, or 1."""
     return max((d for d in range(1, number + 1) if number % d == 0 and d <= most), default=1)
 
 
 def _in_steps(value: float, steps: int, updates: int | None) -> float:
-    """A number of updates in optimizer steps; a share of the run stays one, at whole updates if there are `updates`."""
+    """A number of updates as optimizer steps; a share of the run stays one, at whole updates if there are `updates`."""
     if value >= 1:
         return int(value) * steps
     return value if updates is None or value == 0 else max(1, math.ceil(updates * value)) * steps
