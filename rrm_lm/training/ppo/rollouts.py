@@ -12,8 +12,16 @@ from torch import Tensor
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.text.batching import Batch, Row, collate, common_beginning, length_groups
 from rrm_lm.text.chat import ChatFormat, Line
+from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.losses import is_before
 from rrm_lm.training.ppo.prompts import PromptItem
+
+
+def end_id(args: PPOConfig, tokenizer: Any, chat: ChatFormat | None) -> int | None:
+    """The token that ends a response: the configured one, else the end of a turn; None if there is no chat format."""
+    if args.stop_token == "eos":
+        return int(tokenizer.eos_token_id)
+    return chat.end_id if args.stop_token_id is None and chat is not None else args.stop_token_id
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ from rrm_lm.training.ppo.estimates import Estimates, estimate
 from rrm_lm.training.ppo.passes import AgentPasses, OwnReward, PolicyPass
 from rrm_lm.training.ppo.prompts import PromptItem, PromptOrder, check_lengths, encode_prompts
 from rrm_lm.training.ppo.reports import EpisodeScores, Progress, Stopwatch, episode_metrics, show_samples
-from rrm_lm.training.ppo.rollouts import Group, Grouping, Rollouts
+from rrm_lm.training.ppo.rollouts import Group, Grouping, Rollouts, end_id
 from rrm_lm.training.ppo.trl import agent_from_trl
 from rrm_lm.training.ppo.update import PolicyUpdate, UpdateStatistics
 from rrm_lm.training.reward_sources import ClassifierOnTokens, RewardSource, RewardSum, TokenRewardSource
@@ -114,7 +114,9 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         self.settings = settings or PolicySettings(str(model.backbone.causal_lm.name_or_path), method="ppo")
         self._keep_names_of_trl(ref_model, reward_model)
         self._prepare_prompts(chat, data_collator)
-        self._prepare_sampling(chat)
+        self.stop_token_id = end_id(args, processing_class, chat)
+        self.end_ids = [] if self.stop_token_id is None else [self.stop_token_id]
+        self.sampling = Sampling(args.response_length, args.temperature, args.top_p, args.top_k)
         self._prepare_model()
         self._grouping: Grouping | None = None
         self._has_warned = False
@@ -167,17 +169,6 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
             # Its own generator: creating an iterator must not advance the random state that a resumed run starts from.
             generator=torch.Generator(),
         )
-
-    def _prepare_sampling(self, chat: ChatFormat | None) -> None:
-        """Which tokens end a response: the configured one; else the end of a turn; in TRL's way, none."""
-        args = self.args
-        self.stop_token_id: int | None = args.stop_token_id
-        if args.stop_token == "eos":
-            self.stop_token_id = self.processing_class.eos_token_id  # type: ignore[union-attr]
-        elif args.stop_token_id is None and chat is not None:
-            self.stop_token_id = chat.end_id
-        self.end_ids = [] if self.stop_token_id is None else [self.stop_token_id]
-        self.sampling = Sampling(args.response_length, args.temperature, args.top_p, args.top_k)
 
     def _prepare_model(self) -> None:
         args = self.args

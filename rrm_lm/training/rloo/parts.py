@@ -10,8 +10,6 @@ from torch.utils.data import Sampler
 
 from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.models.ensemble import disagreement
-from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.prompts import PromptOrder
 from rrm_lm.training.ppo.rollouts import Rollouts
 from rrm_lm.training.reward_sources import RewardSource, RewardSum, TokenRewardSource
@@ -83,13 +81,6 @@ def to_messages(prompt: Prompt) -> list[dict[str, str]]:
 def to_prompt(messages: Sequence[Any]) -> Prompt:
     """A conversation of transformers and TRL as a prompt."""
     return tuple(Message(message["role"], message["content"]) for message in messages)
-
-
-def end_id(ppo: PPOConfig, chat: ChatFormat) -> int:
-    """The token that ends a response: the configured one, else the end of a turn."""
-    if ppo.stop_token == "eos":
-        return int(chat.tokenizer.eos_token_id)
-    return chat.end_id if ppo.stop_token_id is None else int(ppo.stop_token_id)
 
 
 def tokenizer_with_eos(tokenizer: Any, eos_id: int) -> Any:

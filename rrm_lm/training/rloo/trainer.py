@@ -51,7 +51,7 @@ from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.control import LastGood, out_of_bounds
 from rrm_lm.training.ppo.prompts import PromptItem, PromptOrder, check_lengths, encode_prompts
-from rrm_lm.training.ppo.rollouts import Rollouts
+from rrm_lm.training.ppo.rollouts import Rollouts, end_id
 from rrm_lm.training.processes import check_finite
 from rrm_lm.training.reward_sources import AdapterReward, RewardSum
 from rrm_lm.training.rloo import parts
@@ -173,7 +173,9 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
         self.policy, self.ppo, self.rewards, self.policy_settings = policy, ppo, rewards, settings
         self.backbone, self.adapter, self._saved_tokenizer = policy.backbone, str(policy.adapter), chat.tokenizer
         self.prompts, self._items = list(items), {item.prompt: item for item in items}
-        self.end_ids = [parts.end_id(ppo, chat)]
+        ends = end_id(ppo, chat.tokenizer, chat)
+        assert ends is not None
+        self.end_ids = [int(ends)]
         self.sampling = Sampling(ppo.response_length, ppo.temperature, ppo.top_p, ppo.top_k)
         assert args.steps_per_generation is not None and args.generation_batch_size is not None
         self.steps_per_update = args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
