@@ -1,26 +1,15 @@
-"""Checkpoints are whole or not there, resuming takes a whole one, and an output folder belongs to one run."""
+"""Which checkpoints are whole, which one a run resumes from, with how many processes, and which ones are deleted."""
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_model, save_model
-from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rrm_lm.errors import CheckpointError
-from rrm_lm.storage import staged_folder, verify
-from rrm_lm.training.checkpoints import checkpoint_to_resume, newest_verified, prune
-from rrm_lm.training.output_folder import OutputFolder
-from rrm_lm.training.trainer import ResumableTrainer
+from rrm_lm.storage import staged_folder, verify, write_json
+from rrm_lm.training.checkpoints import PROCESSES_FILE, check_processes, checkpoint_to_resume, newest_verified, prune
+from tests.tiny_training import config, trained
 
 
 def names(folder: Path) -> list[str]:
@@ -115,259 +104,40 @@ class TestPrune:
         assert self.left(tmp_path) == [20, 40]
 
 
-ALL_OPTIONS: list[dict[str, Any]] = [{}, {"resume": True}, {"overwrite": True}]
-
-HOLD = textwrap.dedent("""
-    import sys
-    from rrm_lm.training.output_folder import OutputFolder
-    with OutputFolder(sys.argv[1], command="rrm-lm reward") as folder:
-        (folder / "begun.txt").write_text("begun")
-        print("held", flush=True)
-        sys.stdin.read()
-""")
+# -- the number of processes ------------------------------------------------------------------------------------------
 
 
-def run_elsewhere(folder: Path) -> subprocess.Popen[str]:
-    """A run in another process, in progress until its stdin closes."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    return process
+def of(folder: Path, processes: int, items: int) -> Path:
+    write_json(folder / PROCESSES_FILE, {"processes": processes, "items_per_step": items})
+    return folder
 
 
-def finished_run(path: Path, command: str = "rrm-lm reward", **options: Any) -> Path:
-    with OutputFolder(path, command=command, **options) as folder:
-        (folder / "model.bin").write_text("weights")
-    return path
+def test_the_same_processes_go_on(tmp_path: Path) -> None:
+    check_processes(of(tmp_path, 2, 8), {"processes": 2, "items_per_step": 8}, allowed=False)
 
 
-class TestOutputFolder:
-    def test_a_new_folder_records_its_run(self, tmp_path: Path) -> None:
-        with OutputFolder(tmp_path / "a" / "run", command="rrm-lm reward", identity={"model": "m"}) as folder:
-            assert folder == tmp_path / "a" / "run"
-            assert json.loads((folder / "run.json").read_text())["outcome"] == "running"
-        record = json.loads((folder / "run.json").read_text())
-        assert (record["command"], record["identity"], record["outcome"]) == (
-            "rrm-lm reward",
-            {"model": "m"},
-            "finished",
-        )
-        assert record["ended"] >= record["started"]
-
-    def test_how_a_run_stopped_is_recorded_and_the_lock_is_free_again(self, tmp_path: Path) -> None:
-        with pytest.raises(ZeroDivisionError), OutputFolder(tmp_path / "run", command="rrm-lm reward"):
-            raise ZeroDivisionError
-        assert json.loads((tmp_path / "run" / "run.json").read_text())["outcome"] == "stopped by ZeroDivisionError"
-        finished_run(tmp_path / "run")  # it had written nothing, so it is not in the way
-
-    def test_a_run_in_progress_is_refused_with_its_process(self, tmp_path: Path) -> None:
-        other = run_elsewhere(tmp_path / "run")
-        try:
-            for options in ALL_OPTIONS:
-                with pytest.raises(CheckpointError, match=f"in use by another run: process {other.pid} on "):
-                    finished_run(tmp_path / "run", **options)
-            assert (tmp_path / "run" / "begun.txt").read_text() == "begun"
-        finally:
-            other.communicate("")
-
-    def test_a_killed_run_can_be_resumed(self, tmp_path: Path) -> None:
-        other = run_elsewhere(tmp_path / "run")
-        (tmp_path / "run" / ".checkpoint.staging-trainer").mkdir()
-        other.send_signal(signal.SIGKILL)
-        other.communicate()
-        with OutputFolder(tmp_path / "run", command="rrm-lm reward", resume=True) as folder:
-            assert (folder / "begun.txt").exists()
-            assert not (folder / ".checkpoint.staging-trainer").exists()
-
-    def test_files_of_something_else_are_never_touched(self, tmp_path: Path) -> None:
-        (tmp_path / "thesis.tex").write_text("years of work")
-        for options in ALL_OPTIONS:
-            with pytest.raises(CheckpointError, match=r"no run of this program made: thesis\.tex"):
-                finished_run(tmp_path, **options)
-        assert names(tmp_path) == ["thesis.tex"]
-        assert (tmp_path / "thesis.tex").read_text() == "years of work"
-
-    def test_another_programs_run_record_is_something_else(self, tmp_path: Path) -> None:
-        (tmp_path / "run.json").write_text('{"program": "other"}')
-        (tmp_path / "model.bin").write_text("theirs")
-        with pytest.raises(CheckpointError, match="no run of this program made"):
-            finished_run(tmp_path, overwrite=True)
-        assert (tmp_path / "model.bin").read_text() == "theirs"
-
-    @pytest.mark.parametrize("options", ALL_OPTIONS)
-    def test_what_another_command_made_is_refused(self, tmp_path: Path, options: dict[str, Any]) -> None:
-        finished_run(tmp_path / "run", command="rrm-lm reward")
-        with pytest.raises(CheckpointError, match="holds what `rrm-lm reward` made, and this is `rrm-lm evaluate`"):
-            finished_run(tmp_path / "run", command="rrm-lm evaluate", **options)
-        assert (tmp_path / "run" / "model.bin").exists()
-
-    def test_an_earlier_run_is_refused_with_what_to_do(self, tmp_path: Path) -> None:
-        finished_run(tmp_path / "run")
-        with pytest.raises(CheckpointError, match=r"holds an earlier run .*finished.*--overwrite_output_dir true"):
-            finished_run(tmp_path / "run")
-        assert (tmp_path / "run" / "model.bin").exists()
-
-    def test_overwriting_deletes_the_earlier_run_but_no_hidden_files(self, tmp_path: Path) -> None:
-        finished_run(tmp_path / "run")
-        (tmp_path / "run" / "checkpoint-1").mkdir()
-        (tmp_path / "run" / ".gitignore").write_text("*")
-        with OutputFolder(tmp_path / "run", command="rrm-lm reward", overwrite=True) as folder:
-            assert {name for name in names(folder) if not name.startswith(".lock")} == {".gitignore", "run.json"}
-
-    def test_resuming_keeps_everything(self, tmp_path: Path) -> None:
-        finished_run(tmp_path / "run", identity={"model": "m", "data": ["a", "b"]})
-        with OutputFolder(
-            tmp_path / "run", command="rrm-lm reward", resume=True, identity={"model": "m", "data": ("a", "b")}
-        ) as folder:
-            assert (folder / "model.bin").exists()
-
-    def test_resuming_another_run_is_refused_with_the_differences(self, tmp_path: Path) -> None:
-        finished_run(tmp_path / "run", identity={"model": "m", "seed": 1, "data": "a"})
-        with pytest.raises(CheckpointError, match=r"data was 'a' and is 'b'; seed was 1 and is None\."):
-            finished_run(tmp_path / "run", resume=True, identity={"model": "m", "data": "b"})
-
-    def test_a_file_in_its_place(self, tmp_path: Path) -> None:
-        (tmp_path / "run").write_text("")
-        with pytest.raises(CheckpointError, match="is a file"):
-            finished_run(tmp_path / "run")
-
-    def test_other_processes_of_a_run_neither_check_nor_lock(self, tmp_path: Path) -> None:
-        with (
-            OutputFolder(tmp_path / "run", command="rrm-lm reward"),
-            OutputFolder(tmp_path / "run", command="rrm-lm reward", active=False) as folder,
-        ):
-            assert folder == tmp_path / "run"
+def test_others_are_refused_unless_they_are_allowed(tmp_path: Path) -> None:
+    checkpoint, shape = of(tmp_path, 2, 8), {"processes": 4, "items_per_step": 8}
+    with pytest.raises(CheckpointError, match="written by 2 processes, and these are 4") as error:
+        check_processes(checkpoint, shape, allowed=False)
+    assert "--allow_world_size_change" in str(error.value.remedy)
+    check_processes(checkpoint, shape, allowed=True)
 
 
-class Line(nn.Module):
-    """y = w x, with dropout so that random states matter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 1)
-        self.dropout = nn.Dropout(0.5)
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        predictions = self.layer(self.dropout(x)).squeeze(-1)
-        return {"loss": (predictions - labels).pow(2).mean(), "logits": predictions}
+def test_a_step_must_take_as_many_items(tmp_path: Path) -> None:
+    """The place in the data is counted in steps."""
+    checkpoint = of(tmp_path, 2, 8)
+    with pytest.raises(CheckpointError, match="would take 16") as error:
+        check_processes(checkpoint, {"processes": 4, "items_per_step": 16}, allowed=True)
+    assert "to 2, for 4 processes" in str(error.value.remedy)
+    with pytest.raises(CheckpointError) as error:
+        check_processes(checkpoint, {"processes": 3, "items_per_step": 9}, allowed=True)
+    assert "a share of 8" in str(error.value.remedy)
 
 
-class LineTrainer(ResumableTrainer, Trainer):
-    def save_weights(self, folder: Path, write: bool) -> None:
-        assert isinstance(self.model, Line)
-        save_model(self.model, str(folder / "model.safetensors"))
-
-    def load_weights(self, folder: Path) -> None:
-        assert isinstance(self.model, Line)
-        load_model(self.model, folder / "model.safetensors")
-
-    @property
-    def weight(self) -> torch.Tensor:
-        assert isinstance(self.model, Line)
-        return self.model.layer.weight
-
-
-def line_trainer(output_dir: Path, callbacks: list[TrainerCallback] | None = None, **options: Any) -> LineTrainer:
-    torch.manual_seed(0)
-    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
-    data = [{"x": row, "labels": row.sum()} for row in x]
-    arguments = TrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=6,
-        save_steps=2,
-        per_device_train_batch_size=4,
-        learning_rate=0.1,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        **options,
-    )
-    return LineTrainer(Line(), arguments, train_dataset=data, eval_dataset=data[:8], callbacks=callbacks)  # pyright: ignore[reportArgumentType]
-
-
-class TestTrainer:
-    def test_every_checkpoint_has_all_of_the_trainers_state_and_verifies(self, tmp_path: Path) -> None:
-        line_trainer(tmp_path).train()
-        assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-        for step in (2, 4, 6):
-            checkpoint = tmp_path / f"checkpoint-{step}"
-            assert verify(checkpoint) == []
-            state = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
-            assert state <= set(names(checkpoint))
-            assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == step
-
-    def test_resuming_passes_over_a_broken_checkpoint_and_equals_an_uninterrupted_run(self, tmp_path: Path) -> None:
-        whole = line_trainer(tmp_path / "whole")
-        whole.train()
-        line_trainer(tmp_path / "cut").train()
-        (tmp_path / "cut" / "checkpoint-6" / "optimizer.pt").write_bytes(b"")
-        (tmp_path / "cut" / "checkpoint-99").mkdir()
-        resumed = line_trainer(tmp_path / "cut")
-        seen: list[int] = []
-
-        class Steps(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                seen.append(state.global_step)
-
-        resumed.add_callback(Steps())
-        resumed.train(resume_from_checkpoint=True)
-        assert seen == [5, 6]
-        assert torch.equal(resumed.weight, whole.weight)
-        assert verify(tmp_path / "cut" / "checkpoint-6") == []  # the broken one was replaced
-
-    def test_an_interruption_while_saving_leaves_no_checkpoint(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        trainer = line_trainer(tmp_path)
-
-        def crash(output_dir: str) -> None:
-            assert (Path(output_dir) / "model.safetensors").exists()
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(trainer, "_save_rng_state", crash)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
-        assert [name for name in names(tmp_path) if not name.startswith(".")] == []
-        assert trainer._get_output_dir(None) == str(tmp_path)
-        line_trainer(tmp_path).train()  # what was left is no obstacle
-        assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-
-    def test_the_best_checkpoint_is_known_by_its_final_name_and_kept(self, tmp_path: Path) -> None:
-        class Worsen(TrainerCallback):
-            """After step 2 every evaluation is worse, so that the first checkpoint stays the best."""
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if state.global_step > 2:
-                    with torch.no_grad():
-                        kwargs["model"].layer.weight.add_(100.0)
-
-        trainer = line_trainer(
-            tmp_path,
-            [Worsen()],
-            eval_strategy="steps",
-            eval_steps=2,
-            load_best_model_at_end=True,
-            save_total_limit=2,
-        )
-        trainer.train()
-        assert names(tmp_path) == ["checkpoint-2", "checkpoint-6"]
-        assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
-        for step in (2, 6):
-            state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
-            assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
-            assert verify(tmp_path / f"checkpoint-{step}") == []
-        assert trainer.weight.max() < 50  # the best model was loaded again at the end
-
-    def test_an_upload_waits_for_the_final_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        pushed: list[str] = []
-
-        def push(self: Trainer, checkpoint_folder: str) -> None:
-            assert verify(checkpoint_folder) == []
-            pushed.append(checkpoint_folder)
-
-        monkeypatch.setattr(Trainer, "_push_from_checkpoint", push)
-        monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, token=None: None)
-        monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
-        line_trainer(tmp_path, push_to_hub=True, hub_model_id="nobody/nothing").train()
-        assert pushed == [str(tmp_path / f"checkpoint-{step}") for step in (2, 4, 6)]
+def test_a_run_writes_down_how_many_processes_it_has(tmp_path: Path) -> None:
+    trained(config(tmp_path, max_steps=1, save_strategy="steps", save_steps=1))
+    written = tmp_path / "checkpoint-1"
+    check_processes(written, {"processes": 1, "items_per_step": 4}, allowed=False)
+    with pytest.raises(CheckpointError):
+        trained(config(tmp_path, max_steps=2, per_device_train_batch_size=2), resume=str(written))
