@@ -6,7 +6,7 @@ from typing import Any
 
 from rrm_lm.errors import DataError
 from rrm_lm.text.chat import Encoded, Line
-from rrm_lm.training.reward.examples import COLUMNS, RewardExample, ExampleBuilder, LinePair
+from rrm_lm.training.reward.examples import COLUMNS, ExampleBuilder, LinePair, RewardExample
 
 
 def is_pretokenized(rows: Any) -> bool:
