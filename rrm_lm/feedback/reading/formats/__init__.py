@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.reading.formats import benchmarks, columns, pairs, responses, verdicts
+from rrm_lm.feedback.reading.formats import benchmarks, columns, pairs, responses, structure, verdicts
 from rrm_lm.feedback.reading.formats.columns import IGNORE
 from rrm_lm.feedback.reading.formats.row import SUBSETS, Row, Table
 from rrm_lm.feedback.records import Record
@@ -289,6 +289,10 @@ def recognize_rows(
     if chosen is None:
         raise _unknown(Columns(rows), file)
     read = {*ALWAYS, *chosen.reads.split()}
+    documents = {name: f"{name} text" for name in ("source", *SUBSETS) if columns.is_document(table, name)}
+    if documents:
+        found = [{documents.get(name, name): value for name, value in row.items()} for row in found]
+        table = Columns(found, file)
     info = Table(columns=set(table.kinds))
     if chosen.read is verdicts.read_verdict and table.verdicts is not None:
         info.reader = table.verdicts
@@ -306,6 +310,7 @@ def recognize_rows(
     remarks += _find_scales(table, info, read)
     remarks += columns.name_unread(table, read, demonstrations=chosen.name == "demonstrations", file=file)
     info.repeats_prompt = _repeats_prompt(table, read - set(ALWAYS))
+    info.is_rendered = _is_rendered(table, read)
     return Recognized(found, chosen, info, remarks)
 
 
@@ -339,7 +344,7 @@ def _named(
     used = set(particular.reads.split()) if particular else set()
     if particular is None and table.verdicts is not None:
         used = table.verdicts.columns
-    aliases = columns.find_aliases(table, used)
+    aliases = columns.find_aliases(table, used, file)
     if particular is not None:
         aliases = {theirs: ours for theirs, ours in aliases.items() if ours in ("system", "tools")}
     if aliases:
@@ -383,6 +388,16 @@ def _repeats_prompt(table: Columns, read: set[str]) -> bool:
             counted += bool(texts)
             repeating += bool(texts) and all(text.startswith(prompt) and text != prompt for text in texts)
     return counted > 0 and repeating >= counted / 2
+
+
+def _is_rendered(table: Columns, read: set[str]) -> bool:
+    """Whether at least half of the rows have a text with a chat template's turn marks inside."""
+    rows = table.rows[:2000]
+    marked = sum(
+        any(isinstance(text := row.get(name), str) and structure.has_turns_inside(text) for name in read)
+        for row in rows
+    )
+    return marked > 0 and marked >= len(rows) / 2
 
 
 RESPONSE_COLUMNS = frozenset(

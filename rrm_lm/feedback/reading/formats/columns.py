@@ -11,7 +11,7 @@ from typing import Any
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.formats.responses import verdict_rating
 from rrm_lm.feedback.reading.formats.row import as_number, is_nothing
-from rrm_lm.feedback.reading.formats.structure import is_message, is_transcript, parse_cell
+from rrm_lm.feedback.reading.formats.structure import ROLE_NAMES, is_message, is_transcript, parse_cell
 
 IGNORE = "ignore"  # as the target of --columns: the column is left aside on purpose
 SAMPLE = 200  # rows that are compared to find columns that only repeat others
@@ -70,6 +70,7 @@ MEANINGS = (
     _meaning(
         "reasoning thinking thoughts thought rationale cot", "the reasoning of the response", "", "reasoning thinking"
     ),
+    _meaning("image images video audio", "pictures or sound, which no text shows", "", "image images video audio"),
     _meaning("response completion output answer reply", "a response", "completion", "response completion"),
 )
 
@@ -197,12 +198,24 @@ def scale_of(columns: Columns, names: Sequence[str]) -> tuple[float, float] | No
     return next((scale for scale in SCALES if scale[0] <= low and high <= scale[1]), (low, high))
 
 
+def is_prompt(messages: Any) -> bool:
+    """Whether a list of messages ends with a turn that is not the assistant's."""
+    last: Any = messages[-1] if isinstance(messages, list) and messages else None
+    return is_message(last) and ROLE_NAMES.get(last.get("role", last.get("from"))) != "assistant"
+
+
+def is_document(columns: Columns, name: str) -> bool:
+    """Whether a column that should name something holds long texts that differ from row to row."""
+    values = [value for value in islice(columns.values(name), SAMPLE) if isinstance(value, str)]
+    return bool(values) and sum(len(value.split()) for value in values) > 5 * len(values) < 10 * len(set(values))
+
+
 def prepare_cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows whose message lists are lists, also where they were written as text."""
     return [{name: parse_cell(value) for name, value in row.items()} for row in rows]
 
 
-def find_aliases(columns: Columns, used: Collection[str] = ()) -> dict[str, str]:
+def find_aliases(columns: Columns, used: Collection[str], file: str) -> dict[str, str]:
     """Their columns that stand for ours, by their name.
 
     Raises:
@@ -212,9 +225,23 @@ def find_aliases(columns: Columns, used: Collection[str] = ()) -> dict[str, str]
     for ours, names in ALIASES.items():
         if columns.kinds.get(ours, "nothing") != "nothing":
             continue
-        theirs = [name for name in names if columns.kinds.get(name, "nothing") != "nothing" and name not in used]
+        taken = {*used, *found}
+        theirs = [name for name in names if columns.kinds.get(name, "nothing") != "nothing" and name not in taken]
         if ours == "prompt" and {"instruction", "input"} <= set(theirs):
             theirs.remove("input")  # Alpaca's: it follows the instruction
+        if ours == "prompt" and len(theirs) > 1:
+            theirs = [name for name in theirs if name not in ("history", "context")]  # parts of a prompt beside another
+        if len(theirs) > 1 and ours in ("prompt", "system"):
+            raise DataError(
+                f"several columns could be the {ours}: {', '.join(map(repr, theirs))}",
+                where=file,
+                expected="one of them",
+                remedy=f"say which with --columns {theirs[0]}={ours}, and what the others are, or {IGNORE}",
+            )
+        if ours == "prompt" and not theirs and columns.have("chosen", "rejected"):
+            theirs = [name for name in ("messages", *ALIASES["messages"]) if columns.hold("messages", name)]
+            if not all(is_prompt(value) for name in theirs for value in islice(columns.values(name), SAMPLE)):
+                theirs = []
         if ours == "messages":
             theirs = [name for name in theirs if columns.hold("messages", name)]
         if ours == "rating" and columns.hold("objects", *theirs):

@@ -15,10 +15,10 @@ RESPONSES = ("response", "original_response", "completion")
 
 VERDICTS = {
     1.0: "good great excellent perfect correct right yes true accept accepted approve approved pass passed helpful "
-    "safe positive like liked up acceptable",
+    "safe positive like liked up acceptable desirable chosen preferred",
     0.5: "ok okay fair mixed neutral partial average",
     0.0: "bad poor terrible incorrect wrong no false reject rejected disapprove fail failed unhelpful unsafe harmful "
-    "negative dislike disliked down unacceptable",
+    "negative dislike disliked down unacceptable undesirable dispreferred",
 }
 VERDICT_RATINGS = {word: rating for rating, words in VERDICTS.items() for word in words.split()}
 

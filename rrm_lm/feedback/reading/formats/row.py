@@ -36,12 +36,14 @@ class Table:
         columns: All columns, which a row may lack.
         scales: The range of each column of ratings that is not from 0 to 1.
         repeats_prompt: Whether responses usually begin with the prompt's text.
+        is_rendered: Whether texts usually have a chat template's turn marks inside.
         reader: What a format found out about the file for its rows.
     """
 
     columns: Collection[str] = ()
     scales: dict[str, tuple[float, float]] = field(default_factory=dict)
     repeats_prompt: bool = False
+    is_rendered: bool = False
     reader: Any = None
 
 
@@ -202,8 +204,7 @@ class Row:
         stripped = strip_turn_end(text)
         if stripped != text:
             self.note("a response ended with an end-of-turn token, which was removed")
-        if stripped.strip() and has_turns_inside(stripped):
-            self.fail(name, "contains turn marks of a chat template", "one response without control tokens")
+        self._check_marks(name, stripped)
         return stripped
 
     def after(self, prompt: Prompt, messages: Prompt) -> Prompt:
@@ -251,13 +252,18 @@ class Row:
         if dialect is None and HELPSTEER.mark.search(text):
             return split_turns("\n<extra_id_1>User\n" + text, HELPSTEER)
         if dialect is None:
-            if has_turns_inside(text):
-                self.fail(name, "contains turn marks of a chat template", "messages, or text without control tokens")
+            self._check_marks(name, text)
             return (Message("user", text),)
         turns = split_turns(text, dialect)
         if len(turns) > 1 and turns[-1] == Message("assistant", ""):  # the cue for the response
             turns = turns[:-1]
         return turns
+
+    def _check_marks(self, name: str, text: str) -> None:
+        if has_turns_inside(text):
+            if self.table.is_rendered:
+                self.fail(name, "contains turn marks of a chat template", "messages, or text without control tokens")
+            self.note(f"{name} contains turn marks of a chat template, which were kept as plain text")
 
     def _message(self, name: str, item: Any) -> Message:
         if isinstance(item, dict) and "role" not in item and isinstance(item.get("from"), str) and "value" in item:

@@ -50,8 +50,17 @@ TEMPLATES = (
     _dialect("Mistral", r"\[(/?INST)\]", r"</s>"),
     _dialect("DeepSeek", r"<\uff5c(User|Assistant)\uff5c>", r"<\uff5cend\u2581of\u2581sentence\uff5c>"),
 )
+# Marks that a text may also mention, so they count only at its beginning.
+WRITTEN = (
+    _dialect("Human and Assistant", r"(?m)^(Human|Assistant):"),
+    _dialect("Vicuna", r"\b(USER|ASSISTANT):", r"</s>"),
+    _dialect("Guanaco", r"### (Human|Assistant):"),
+    _dialect("Alpaca", r"### (Instruction|Response):"),
+)
 _BEGIN = re.compile(r"\A\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*")
 _ROLES = {
+    **dict.fromkeys(("USER", "Instruction"), "user"),
+    **dict.fromkeys(("ASSISTANT", "Response"), "assistant"),
     "Human": "user",
     "User": "user",
     "Assistant": "assistant",
@@ -64,8 +73,12 @@ _LLAMA_SYSTEM = re.compile(r"\A\s*<<SYS>>(.*?)<</SYS>>\s*", re.DOTALL)
 
 def dialect_of(text: str) -> Dialect | None:
     """The dialect of a text that begins with a turn mark; None for other texts."""
-    if text.lstrip().startswith("Human:"):
-        return HH if "\n\nAssistant:" in text else None
+    if text.lstrip().startswith("Human:") and "\n\nAssistant:" in text:
+        return HH
+    for known in WRITTEN:
+        first = known.mark.match(text.lstrip())
+        if first and len(set(known.mark.findall(text.lstrip()))) == 2:
+            return known
     begin = _BEGIN.match(text)
     return next((known for known in TEMPLATES if known.mark.match(text, begin.end() if begin else 0)), None)
 
@@ -97,7 +110,9 @@ def strip_turn_end(text: str) -> str:
 
 def has_turns_inside(text: str) -> bool:
     """Whether a text holds several turn marks of a template, and not just the mention of one."""
-    return any(len(marks := known.mark.findall(text)) > 1 or (marks and known.end.search(text)) for known in TEMPLATES)
+    return ("<" in text or "[" in text) and any(
+        len(marks := known.mark.findall(text)) > 1 or (marks and known.end.search(text)) for known in TEMPLATES
+    )
 
 
 def is_transcript(value: Any) -> bool:

@@ -170,6 +170,25 @@ def test_booleans_in_any_spelling(load, true):
     assert [rating.rating for rating in load(*rows).ratings] == [1.0, 0.0]
 
 
+def test_several_columns_that_could_be_the_prompt_are_named(load):
+    with pytest.raises(DataError, match=r"several columns could be the prompt: 'question', 'query'"):
+        load(without_prompt(question="Where is Oslo?", query="oslo location"))
+
+
+def test_a_document_in_a_column_that_should_name_the_source_is_not_ignored(load):
+    texts = ("The city of Oslo lies in the south of Norway.", "Oslo has about seven hundred thousand people, they say.")
+    with pytest.raises(DataError, match="no prompt column"):
+        load(*(without_prompt(source=text) for text in texts))
+    feedback = load(*(PAIR | {"prompt": f"{i}?", "source": text} for i, text in enumerate(texts)))
+    assert "'source text'" in feedback.counts.summary() and feedback.comparisons[0].source == "mine"
+
+
+@pytest.mark.parametrize("name", ["images", "image", "audio"])
+def test_pictures_and_sound_refuse_the_file(load, name):
+    with pytest.raises(DataError, match=f"'{name}'.*pictures or sound"):
+        load(PAIR | {name: [{"path": "oslo.png"}]})
+
+
 def test_a_misspelled_column_gets_did_you_mean(load):
     with pytest.raises(DataError, match="did you mean --columns Prompt=prompt Chosen=chosen Rejected=rejected"):
         load({name.title(): text for name, text in PAIR.items()})

@@ -46,7 +46,7 @@ def test_one_message_as_an_object_and_sharegpt_turns(load):
         "chosen": {"from": "gpt", "value": "Hello!"},
         "rejected": {"from": "gpt", "value": "Go."},
     }
-    [record] = load(row, columns={"conversations": "prompt"}).comparisons
+    [record] = load(row).comparisons
     assert (record.prompt, record.chosen) == ((Message("system", "Be kind."), Message("user", "Hi")), "Hello!")
     talk = [*row["conversations"], {"from": "gpt", "value": "Hello!"}]
     [shown] = load({"conversations": talk}).demonstrations
@@ -88,18 +88,27 @@ LLAMA = (
 )
 MISTRAL = "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST] {}"
 ZEPHYR = "<|system|>\nBe kind.</s>\n<|user|>\nHi</s>\n<|assistant|>\n{}"
+VICUNA = "USER: Hi ASSISTANT: {}"
+GUANACO = "### Human: Hi### Assistant: {}"
+ALPACA = "### Instruction:\nHi\n\n### Response:\n{}"
+PLAIN = "Human: Hi\nAssistant: {}"
 TALK = (Message("system", "Be kind."), Message("user", "Hi"))
 
 
 @pytest.mark.parametrize(
-    ("template", "end"), [(CHATML, "<|im_end|>\n"), (LLAMA, "<|eot_id|>"), (MISTRAL, "</s>"), (ZEPHYR, "</s>")]
+    ("template", "end"),
+    [
+        *((CHATML, "<|im_end|>\n"), (LLAMA, "<|eot_id|>"), (MISTRAL, "</s>"), (ZEPHYR, "</s>")),
+        *((VICUNA, "</s>"), (GUANACO, ""), (ALPACA, ""), (PLAIN, "")),
+    ],
 )
 def test_text_that_was_rendered_with_a_chat_template_is_parsed(load, template, end):
     apart = {"prompt": template.format(""), "chosen": "Hello!" + end, "rejected": "Go." + end}
     whole = {name: template.format(text) + end for name, text in (("chosen", "Hello!"), ("rejected", "Go."))}
     for row in (apart, whole):
         [record] = load(row).comparisons
-        assert (record.prompt, record.chosen, record.rejected) == (TALK, "Hello!", "Go.")
+        talk = TALK if "kind" in template else TALK[1:]
+        assert (record.prompt, record.chosen, record.rejected) == (talk, "Hello!", "Go.")
 
 
 def test_turn_marks_inside_a_text_are_refused_and_a_lone_token_is_text(load):
@@ -110,6 +119,11 @@ def test_turn_marks_inside_a_text_are_refused_and_a_lone_token_is_text(load):
         load(good | {"chosen": bad})
     with pytest.raises(DataError, match="turn marks of a chat template"):
         load(good | {"prompt": bad})
+    feedback = load(good, good | {"prompt": "Who?", "chosen": bad}, good | {"prompt": "Why?"})  # one of many: an attack
+    assert feedback.comparisons[1].chosen == bad
+    assert (
+        "chosen contains turn marks of a chat template, which were kept as plain text: 1" in feedback.counts.summary()
+    )
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
