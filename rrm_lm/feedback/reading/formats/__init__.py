@@ -1,255 +1,25 @@
-"""The shapes of feedback, recognized by their columns.
+"""A file's rows to a format of `shapes.FORMATS` and to our column names.
 
-A file has one shape: the first entry of `FORMATS` whose test its columns pass. Entries go from the most particular to
-the most general, so a set with more columns is never read as a poorer one. Every column is read, or named as unread, or
-the file is refused (`columns.name_unread`).
+A file has one format: the first one that its columns fit, so a set with more columns is never read as a poorer one.
+Every column is read, or named as unread, or the file is refused (`columns.name_unread`).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.reading.formats import benchmarks, columns, pairs, responses, structure, verdicts
+from rrm_lm.feedback.reading.formats import columns, structure
 from rrm_lm.feedback.reading.formats.columns import IGNORE
-from rrm_lm.feedback.reading.formats.row import SUBSETS, Row, Table
-from rrm_lm.feedback.records import Record
-
-
-class Columns(columns.Columns):
-    """The columns of a file, with what some formats find in them."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]], file: str = "") -> None:
-        super().__init__(rows)
-        self.file = file
-
-    @cached_property
-    def verdicts(self) -> verdicts.Verdicts | None:
-        """Two responses and the verdict on them, if a file without chosen and rejected has them."""
-        return None if self.have("chosen", "rejected") else verdicts.find_verdicts(self.kinds, self.rows, self.file)
-
-    @cached_property
-    def ranked(self) -> str:
-        """The column with a list of responses that have a rank or a score; "" if there is none."""
-        for name, kind in self.kinds.items():
-            first = next(iter(self.values(name)), None) if kind in ("objects", "messages") else None
-            if first is not None and benchmarks.ranked_keys(first[0]) is not None:
-                return name
-        return ""
-
-
-@dataclass(frozen=True)
-class Format:
-    """One shape of rows.
-
-    Attributes:
-        name, shape: Its name, and its columns as a person would write them.
-        matches: Whether a file has this shape.
-        read: The records of a row.
-        reads: The columns it reads in addition to `ALWAYS`.
-        source: The source of its records if the rows do not name it; "" for the name of the file or set.
-    """
-
-    name: str
-    shape: str
-    matches: Callable[[Columns], bool]
-    read: Callable[[Row], Iterator[Record]]
-    reads: str = ""
-    source: str = ""
-
-
-ALWAYS = ("prompt", "system", "tools", "source", *SUBSETS)
-PAIR = (
-    "chosen rejected margin chosen_critiques rejected_critiques chosen_critique rejected_critique chosen_rating "
-    "rejected_rating score_chosen score_rejected"
-)
-ONE = "response completion messages"
-SLF5K = (
-    "title post subreddit comparison_preference generated_summary_for_comparison_A generated_summary_for_comparison_B "
-    "generated_summary_for_feedback feedback feedback_class ideal_human_summary"
-)
-ABOUT_ONE = (*responses.CRITIQUES, *responses.CORRECTED, "rating", "verdict")
-CRITIQUED = (
-    *("chosen_critiques", "chosen_critique", "chosen_rating"),
-    *("rejected_critiques", "rejected_critique", "rejected_rating"),
-)
-
-
-def _lists(c: Columns) -> bool:
-    return c.have("prompt") and c.hold("texts", "chosen", "rejected")
-
-
-def _pair(c: Columns) -> bool:
-    return c.have("chosen", "rejected") and not c.hold("texts", "chosen", "rejected")
-
-
-def _answered(c: Columns) -> bool:
-    return (c.have("prompt") and c.have_any("completion", "response")) or c.hold("messages", "messages")
-
-
-FORMATS: tuple[Format, ...] = (
-    Format(
-        "RM-Bench",
-        "prompt, chosen [3 texts], rejected [3 texts], domain",
-        lambda c: _lists(c) and c.have("domain") and not c.have_any("subset", "num_correct"),
-        benchmarks.read_rm_bench,
-        "chosen rejected id",
-        "rm-bench",
-    ),
-    Format(
-        "RewardBench 2",
-        "prompt, chosen [texts], rejected [texts], subset, num_correct",
-        lambda c: _lists(c) and c.have_any("subset", "num_correct"),
-        benchmarks.read_best_of,
-        "chosen rejected id num_correct",
-        "rewardbench-2",
-    ),
-    Format(
-        "best of n",
-        "prompt, chosen [texts], rejected [texts]",
-        _lists,
-        benchmarks.read_best_of,
-        "chosen rejected id",
-    ),
-    Format(
-        "RewardBench",
-        "prompt, chosen, rejected, chosen_model, rejected_model, subset",
-        lambda c: _pair(c) and c.have("prompt", "chosen_model", "rejected_model", "subset"),
-        pairs.read_preference,
-        PAIR,
-        "rewardbench",
-    ),
-    Format(
-        "HelpSteer3",
-        "context, response1, response2, overall_preference",
-        lambda c: c.have("response1", "response2", "overall_preference"),
-        pairs.read_graded,
-        "context response1 response2 overall_preference individual_preference",
-        "helpsteer3",
-    ),
-    Format(
-        "HelpSteer3-Feedback",
-        "context, response1, response2, feedback1, feedback2",
-        lambda c: c.have("response1", "response2", "feedback1", "feedback2"),
-        pairs.read_feedback_pair,
-        "context response1 response2 feedback1 feedback2",
-        "helpsteer3",
-    ),
-    Format(
-        "HelpSteer3-Edit",
-        "context, original_response, edited_response, feedback",
-        lambda c: c.have("context", "original_response", "edited_response"),
-        responses.read_response,
-        "context original_response edited_response feedback",
-        "helpsteer3",
-    ),
-    Format(
-        "HelpSteer2-Preference",
-        "prompt, response_1, response_2, preference_strength",
-        lambda c: c.have("response_1", "response_2", "preference_strength"),
-        pairs.read_graded,
-        "response_1 response_2 preference_strength preference_statement preference_elaboration",
-        "helpsteer2",
-    ),
-    Format(
-        "HelpSteer2",
-        "prompt, response, helpfulness",
-        lambda c: c.have("prompt", "response", "helpfulness"),
-        responses.read_helpsteer2,
-        "response helpfulness",
-        "helpsteer2",
-    ),
-    Format(
-        "SLF5K",
-        "title, post, generated_summary_for_comparison_A and _B, comparison_preference, feedback",
-        lambda c: (
-            c.have("title", "post")
-            and c.have_any("generated_summary_for_feedback", "generated_summary_for_comparison_A")
-        ),
-        pairs.read_slf5k,
-        SLF5K,
-        "slf5k",
-    ),
-    Format(
-        "two responses and a verdict",
-        "prompt, response_a, response_b, winner (arena, PKU-SafeRLHF, SHP, WebGPT ...), or a score of each",
-        lambda c: c.verdicts is not None,
-        verdicts.read_verdict,
-    ),
-    Format(
-        "ranked responses",
-        "prompt, answers [{answer, rank}] (Nectar), or scores instead of ranks",
-        lambda c: bool(c.ranked),
-        benchmarks.read_ranked,
-    ),
-    Format(
-        "HH transcripts",
-        'chosen and rejected "\\n\\nHuman: ... \\n\\nAssistant: ..."',
-        lambda c: c.hold("transcript", "chosen", "rejected"),
-        pairs.read_preference,
-        PAIR,
-    ),
-    Format(
-        "critiqued pairs",
-        "prompt, chosen, rejected, chosen_critiques, rejected_critiques, chosen_rating, rejected_rating",
-        lambda c: _pair(c) and c.have_any(*CRITIQUED),
-        pairs.read_preference,
-        PAIR,
-    ),
-    Format(
-        "UltraFeedback-binarized",
-        "prompt, chosen [messages], rejected [messages], score_chosen, score_rejected",
-        lambda c: _pair(c) and c.have("score_chosen", "score_rejected"),
-        pairs.read_preference,
-        PAIR,
-        "ultrafeedback",
-    ),
-    Format(
-        "preference pairs",
-        "prompt, chosen, rejected (texts or messages), margin if graded",
-        lambda c: _pair(c) and c.have("prompt"),
-        pairs.read_preference,
-        PAIR,
-    ),
-    Format(
-        "preference pairs with implicit prompt",
-        "chosen, rejected that begin with the same prompt",
-        _pair,
-        pairs.read_preference,
-        PAIR,
-    ),
-    Format(
-        "unpaired preference",
-        "prompt, completion, label (true or false)",
-        lambda c: _answered(c) and c.have("label") and not c.have_any(*ABOUT_ONE),
-        responses.read_response,
-        ONE + " label",
-    ),
-    Format(
-        "critiques, ratings and corrections",
-        "prompt, response (or messages), and any of critique, rating, label, verdict, corrected",
-        lambda c: _answered(c) and c.have_any("label", *ABOUT_ONE),
-        responses.read_response,
-        ONE + " label rating rating_min rating_max verdict " + " ".join((*responses.CRITIQUES, *responses.CORRECTED)),
-    ),
-    Format("demonstrations", "prompt, completion (or messages)", _answered, responses.read_demonstration, ONE),
-    Format(
-        "goal examples",
-        "goal_example, prompt if it has one",
-        lambda c: c.have("goal_example"),
-        responses.read_goal,
-        "goal_example",
-    ),
-)
+from rrm_lm.feedback.reading.formats.row import SUBSETS, Table
+from rrm_lm.feedback.reading.formats.shapes import ALWAYS, FORMATS, PARTICULAR, PROMPTS, FileColumns, Format
 
 # The names that --columns may map to.
 MORE = "id chosen_model rejected_model response_a response_b preference"
 COLUMNS = frozenset((*" ".join(known.reads for known in FORMATS).split(), *ALWAYS, *MORE.split(), IGNORE))
-PARTICULAR = tuple(known for known in FORMATS if known.source)
 
 
 @dataclass
@@ -285,25 +55,27 @@ def recognize_rows(
         DataError: No format fits, a column is ambiguous, or an unread one changes what is learned.
     """
     found, table, aliases = _named(rows, file, mapping)
-    chosen = next((known for known in FORMATS if known.matches(table)), None)
+    chosen = next((known for known in FORMATS if table.fit(known.needs)), None)
     if chosen is None:
-        raise _unknown(Columns(rows), file)
+        raise _unknown(FileColumns(rows), file)
     read = {*ALWAYS, *chosen.reads.split()}
     documents = {name: f"{name} text" for name in ("source", *SUBSETS) if columns.is_document(table, name)}
     if documents:
         found = [{documents.get(name, name): value for name, value in row.items()} for row in found]
-        table = Columns(found, file)
+        table = FileColumns(found, file)
     info = Table(columns=set(table.kinds))
-    if chosen.read is verdicts.read_verdict and table.verdicts is not None:
+    if chosen.needs == "@verdicts" and table.verdicts is not None:
         info.reader = table.verdicts
         read |= table.verdicts.columns
-    elif chosen.read is benchmarks.read_ranked:
+    elif chosen.needs == "@ranked":
         info.reader = table.ranked
         read.add(table.ranked)
+    if table.have("rating", "label"):
+        read.discard("label")  # the rating is what is read
     unused = {ours: theirs for theirs, ours in aliases.items() if ours not in read}
     if unused:
         found = [{unused.get(name, name): value for name, value in row.items()} for row in found]
-        table = Columns(found, file)
+        table = FileColumns(found, file)
     remarks = _name_aliases({theirs: ours for theirs, ours in aliases.items() if ours in read})
     if chosen.name == "preference pairs with implicit prompt":
         columns.refuse_other_text(table, read, file)
@@ -319,28 +91,25 @@ def prompt_rows(
 ) -> Recognized | None:
     """The rows of a file that is not feedback of a known format but has prompts; None if it is, or has none."""
     found, table, aliases = _named(rows, file, mapping)
-    if any(known.matches(table) for known in FORMATS) or table.kinds.get("prompt") is None:
+    if any(table.fit(known.needs) for known in FORMATS) or table.kinds.get("prompt") is None:
         return None
     remarks = _name_aliases(aliases) + columns.name_unread(table, ALWAYS, demonstrations=False, file=file)
     return Recognized(found, PROMPTS, Table(columns=set(table.kinds)), remarks)
 
 
-PROMPTS = Format("prompts", "prompt", lambda c: c.have("prompt"), lambda row: iter(()))
-
-
 def _named(
     rows: Sequence[Mapping[str, Any]], file: str, mapping: Mapping[str, str] | None
-) -> tuple[list[dict[str, Any]], Columns, dict[str, str]]:
+) -> tuple[list[dict[str, Any]], FileColumns, dict[str, str]]:
     """The rows under our column names, their columns, and which of theirs were renamed to which of ours."""
     found = columns.prepare_cells(rename(rows, mapping, file) if mapping else rows)
-    table = Columns(found, file)
-    particular = next((known for known in PARTICULAR if known.matches(table)), None)
+    table = FileColumns(found, file)
+    particular = next((known for known in PARTICULAR if table.fit(known.needs)), None)
     joined: dict[str, str] = {}
     if particular is None and {"instruction", "input"} <= table.kinds.keys() and not table.have("prompt"):
         for row in found:
             parts = [str(row.pop(name, None) or "") for name in ("instruction", "input")]
             row["prompt"] = "\n\n".join(filter(str.strip, parts)) or None
-        table, joined = Columns(found, file), {"instruction and input": "prompt"}
+        table, joined = FileColumns(found, file), {"instruction and input": "prompt"}
     used = set(particular.reads.split()) if particular else set()
     if particular is None and table.verdicts is not None:
         used = table.verdicts.columns
@@ -349,7 +118,7 @@ def _named(
         aliases = {theirs: ours for theirs, ours in aliases.items() if ours in ("system", "tools")}
     if aliases:
         found = [{aliases.get(name, name): value for name, value in row.items()} for row in found]
-        table = Columns(found, file)
+        table = FileColumns(found, file)
     return found, table, joined | aliases
 
 
@@ -358,7 +127,7 @@ def _name_aliases(aliases: Mapping[str, str]) -> list[str]:
     return [f"read {told}"] if told else []
 
 
-def _find_scales(table: Columns, info: Table, read: set[str]) -> list[str]:
+def _find_scales(table: FileColumns, info: Table, read: set[str]) -> list[str]:
     """Set the scales of ratings that are not in [0, 1], and say which were assumed."""
     remarks = []
     for names in (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"), ("rating",), ("label",)):
@@ -373,12 +142,12 @@ def _find_scales(table: Columns, info: Table, read: set[str]) -> list[str]:
     return remarks
 
 
-def _fits(table: Columns, names: Sequence[str], scale: tuple[float, float]) -> bool:
+def _fits(table: FileColumns, names: Sequence[str], scale: tuple[float, float]) -> bool:
     values = [columns.as_number(value) for name in names for value in table.values(name)]
     return all(value is not None and scale[0] <= value <= scale[1] for value in values)
 
 
-def _repeats_prompt(table: Columns, read: set[str]) -> bool:
+def _repeats_prompt(table: FileColumns, read: set[str]) -> bool:
     """Whether at least half of all text responses begin with the text of their prompt."""
     counted = repeating = 0
     for row in table.rows[:10_000]:
@@ -390,7 +159,7 @@ def _repeats_prompt(table: Columns, read: set[str]) -> bool:
     return counted > 0 and repeating >= counted / 2
 
 
-def _is_rendered(table: Columns, read: set[str]) -> bool:
+def _is_rendered(table: FileColumns, read: set[str]) -> bool:
     """Whether at least half of the rows have a text with a chat template's turn marks inside."""
     rows = table.rows[:2000]
     marked = sum(
@@ -405,7 +174,7 @@ RESPONSE_COLUMNS = frozenset(
 )
 
 
-def _unknown(table: Columns, file: str) -> DataError:
+def _unknown(table: FileColumns, file: str) -> DataError:
     found = ", ".join(table.kinds) or "none"
     near = {
         name: ours for name in table.kinds for ours in COLUMNS if name != ours and name.lower().strip() == ours.lower()

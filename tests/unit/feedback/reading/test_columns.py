@@ -110,6 +110,13 @@ def test_columns_that_count_or_identify_are_named_and_not_refused(load):
     assert remark == "not read: 'id', 'num_turns', 'language'" and remark in feedback.counts.summary()
 
 
+def test_a_label_beside_a_rating_refuses_the_file(load):
+    rows = {"messages": SHOWN, "score": 0.9, "label": True}, {"messages": SHOWN, "score": 0.8, "label": False}
+    with pytest.raises(DataError, match="column 'label' is not read"):
+        load(*rows)
+    assert [r.rating for r in load(*rows, columns={"score": "ignore"}).ratings] == [1.0, 0.0]
+
+
 def test_a_label_that_never_varies_is_named(load):
     assert "'score'" in load(PAIR | {"score": 1}, PAIR | {"prompt": "Oslo?", "score": 1}).counts.summary()
     with pytest.raises(DataError, match="'score'"):

@@ -120,7 +120,7 @@ def test_turn_marks_inside_a_text_are_refused_and_a_lone_token_is_text(load):
     with pytest.raises(DataError, match="turn marks of a chat template"):
         load(good | {"prompt": bad})
     feedback = load(good, good | {"prompt": "Who?", "chosen": bad}, good | {"prompt": "Why?"})  # one of many: an attack
-    assert feedback.comparisons[1].chosen == bad
+    assert feedback.comparisons[1].chosen == bad.removesuffix("<|im_end|>")
     assert (
         "chosen contains turn marks of a chat template, which were kept as plain text: 1" in feedback.counts.summary()
     )
