@@ -29,7 +29,7 @@ MORE: dict[str, tuple[list[Any], bool]] = {
     "reasoning": (["first this, then that"] * 5, True),
     "input": (["a long document", None, "another one", None, "x"], True),
 }
-SHAPES = {
+SHAPES: dict[str, tuple[str, str | None, Any]] = {
     "pair": ("chosen", "rejected", None),
     "winner": ("response_a", "response_b", ("model_a", "model_b")),
     "better": ("response_0", "response_1", (0, 1)),
