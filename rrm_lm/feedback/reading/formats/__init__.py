@@ -153,9 +153,10 @@ def _repeats_prompt(table: FileColumns, read: set[str]) -> bool:
     for row in table.rows[:10_000]:
         prompt = row.get("prompt")
         if isinstance(prompt, str) and prompt.strip():
-            texts = [text for name in read if isinstance(text := row.get(name), str) and name in RESPONSE_COLUMNS]
+            sides = [columns.texts_in(row.get(name)) for name in read & RESPONSE_COLUMNS]
+            texts = [side[0].strip() for side in sides if len(side) == 1]
             counted += bool(texts)
-            repeating += bool(texts) and all(text.startswith(prompt) and text != prompt for text in texts)
+            repeating += bool(texts) and all(text.startswith(prompt.strip()) and text != prompt for text in texts)
     return counted > 0 and repeating >= counted / 2
 
 

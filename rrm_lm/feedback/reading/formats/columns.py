@@ -272,14 +272,14 @@ def name_unread(columns: Columns, read: Collection[str], *, demonstrations: bool
             refused = False
         if demonstrations and not refused and columns.judges(name):
             refused, meaning = True, MEANINGS[2]
-        if not refused and meaning is None and not columns.is_prose(name):
+        if not refused and (meaning is None or meaning is MEANINGS[-1]) and not columns.is_prose(name):
             told.append(repr(name))
             continue
         if _repeats(columns, name, read):
             told.append(f"{name!r} (repeats columns that are read)")
             continue
         what = meaning.what if meaning is not None else "text"
-        target = meaning.target if meaning is not None else "system"
+        target = meaning.target if meaning is not None else "prompt"
         share = f"in {100 * columns.share(name):.0f}% of rows"
         if refused:
             ways = f"--columns {name}={target}, or " if target else ""
@@ -289,7 +289,8 @@ def name_unread(columns: Columns, read: Collection[str], *, demonstrations: bool
                 expected="columns that are read: " + ", ".join(sorted(map(repr, set(read) & set(columns.kinds)))),
                 remedy=f"say what it is ({ways}--columns {name}={IGNORE} to leave it aside), or remove it",
             )
-        told.append(f"{name!r} ({what}, {share}; if it matters, name it: --columns {name}={target or 'prompt'})")
+        advice = f"; if it matters, name it: --columns {name}={target}" if target else ""
+        told.append(f"{name!r} ({what}, {share}{advice})")
     return ["not read: " + ", ".join(told)] if told else []
 
 
@@ -316,21 +317,22 @@ def _repeats(columns: Columns, name: str, read: Collection[str]) -> bool:
     """Whether all texts of a column are in the columns that are read."""
     checked = 0
     for row in islice((row for row in columns.rows if not is_nothing(row.get(name))), SAMPLE):
-        known = "\n".join(text for other in read for text in _texts(row.get(other)))
-        texts = [text for text in _texts(row[name]) if text.strip()]
+        known = "\n".join(text for other in read for text in texts_in(row.get(other)))
+        texts = [text for text in texts_in(row[name]) if text.strip()]
         if not texts or any(text.strip() not in known for text in texts):
             return False
         checked += 1
     return checked > 0
 
 
-def _texts(value: Any) -> list[str]:
+def texts_in(value: Any) -> list[str]:
+    """All texts of a cell: of messages, what was said."""
     if isinstance(value, str):
         return [value]
     if is_message(value):
-        return _texts(value.get("content", value.get("value")))
+        return texts_in(value.get("content", value.get("value")))
     if isinstance(value, list):
-        return [text for item in value for text in _texts(item)]
+        return [text for item in value for text in texts_in(item)]
     return []
 
 

@@ -176,7 +176,8 @@ def _prompt_and_responses(row: Row) -> tuple[Prompt, str, str]:
     prompt = row.prompt()
     rests = [row.after(prompt, talk) for talk in talks]
     if all(rest and rest[0].role == "assistant" for rest in rests):
-        return prompt, row.one_response("chosen", rests[0]), row.one_response("rejected", rests[1])
+        sides = [row.one_response(name, rest) for name, rest in zip(("chosen", "rejected"), rests, strict=True)]
+        return prompt, row.without_prompt(sides[0], prompt), row.without_prompt(sides[1], prompt)
     shared, chosen, rejected = split_shared(row, *talks)  # conversations that begin before the prompt's last turn
     asked = [message.content.strip() for message in prompt if message.role == "user"]
     if not asked or asked[-1] not in [message.content.strip() for message in shared if message.role == "user"]:

@@ -197,10 +197,7 @@ class Row:
         dialect = dialect_of(text)
         if dialect is not None:
             return self.one_response(name, self.after(prompt, split_turns(text, dialect)))
-        asked = prompt[-1].content if prompt else ""
-        if self.table.repeats_prompt and text.startswith(asked) and text[len(asked) :].strip():
-            self.note("a response began with its prompt, which was removed")
-            text = text[len(asked) :].strip()
+        text = self.without_prompt(text, prompt)
         stripped = strip_turn_end(text)
         if stripped != text:
             self.note("a response ended with an end-of-turn token, which was removed")
@@ -214,6 +211,15 @@ class Row:
             if start and messages[: len(start)] == start:
                 return messages[len(start) :]
         return messages
+
+    def without_prompt(self, text: str, prompt: Prompt) -> str:
+        """A response without the prompt that it begins with, in a file whose responses usually do."""
+        asked = prompt[-1].content.strip() if prompt else ""
+        rest = text.lstrip().removeprefix(asked).strip()
+        if not self.table.repeats_prompt or not text.lstrip().startswith(asked) or not rest:
+            return text
+        self.note("a response began with its prompt, which was removed")
+        return rest
 
     def one_response(self, name: str, messages: Prompt) -> str:
         """The text of the only message of a response."""

@@ -16,7 +16,10 @@ from rrm_lm.feedback.records import Message, Prompt, Record
 
 TIE_BAD = "tie: the overseer found both responses bad"
 SUFFIXES = (("a", "b"), ("0", "1"), ("1", "2"), ("first", "second"), ("left", "right"), ("one", "two"))
-RESPONSE_WORDS = ("response", "answer", "completion", "output", "conversation", "ref", "reply", "summary", "generation")
+RESPONSE_WORDS = (
+    *("response", "answer", "completion", "output", "conversation", "ref", "reply", "summary", "generation"),
+    *("candidate", "option", "text"),
+)
 VERDICTS = (
     *("preference", "preferred", "winner", "choice", "better_response_id", "better", "human_preference"),
     *("preferred_response", "chosen", "verdict", "label", "labels", "outcome", "result", "vote"),

@@ -50,11 +50,11 @@ def files(draw: st.DrawFn) -> dict[str, Any]:
     for number in range(draw(st.integers(2, NAMED_ORIGINS))):
         asked, texts = draw(text), (draw(text), draw(text))
         better = number if number < 2 else draw(st.integers(0, 1))  # a file shows both verdicts
-        row = {prompt: asked, first: texts[0], **({second: texts[1]} if second else {})}
+        row: dict[str, Any] = {prompt: asked, first: texts[0], **({second: texts[1]} if second else {})}
         row |= {system: "Be kind."} if system else {}
         row |= {verdict_name: verdicts[better]} if verdict_name and verdicts else {}
         row |= {name: MORE[name][0][number] for name in more}
-        fault = draw(st.sampled_from(["none", "none", "none", prompt, first])) if number > 1 else "none"
+        fault: str = draw(st.sampled_from(["none", "none", "none", prompt, first])) if number > 1 else "none"
         if fault in row:
             row[fault] = draw(st.sampled_from([None, "", "  "]))
         rows.append(dict(draw(st.permutations(list(row.items())))))

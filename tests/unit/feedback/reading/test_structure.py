@@ -68,9 +68,13 @@ def test_json_that_is_an_answer_stays_text(load):
 
 def test_an_answer_that_begins_with_its_prompt_loses_it(load):
     rows = [{"prompt": f"{i} + 1 =", "chosen": f"{i} + 1 = {i + 1}", "rejected": f"{i} + 1 = 7"} for i in range(3)]
-    feedback = load(*rows)
-    assert [(c.chosen, c.rejected) for c in feedback.comparisons] == [(str(i + 1), "7") for i in range(3)]
-    assert "a response began with its prompt, which was removed: 6" in feedback.counts.summary()
+    sides = ("chosen", "rejected")
+    spaced = [row | {name: " " + row[name] for name in sides} for row in rows]
+    messages = [row | {name: [bot(row[name])] for name in sides} for row in rows]
+    for written in (rows, spaced, messages):
+        feedback = load(*written)
+        assert [(c.chosen, c.rejected) for c in feedback.comparisons] == [(str(i + 1), "7") for i in range(3)]
+        assert "a response began with its prompt, which was removed: 6" in feedback.counts.summary()
 
 
 def test_an_answer_that_happens_to_begin_like_its_prompt_is_kept(load):

@@ -101,6 +101,8 @@ def test_nectar_rankings(load):
         (("first_output", "second_output"), "better", "first", "second"),
         (("responseA", "responseB"), "winner", "Model A", "Model B"),
         (("output_a", "output_b"), "label", "a", "b"),
+        (("candidate_1", "candidate_2"), "preferred", 1, 2),
+        (("text_1", "text_2"), "winner", "text_1", "text_2"),
         (("response_a", "response_b"), "winner", 0, 1),
     ],
 )
