@@ -70,18 +70,22 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class ChunkedScorer:
-    """Scores many responses to a prompt a few at a time.
-
-    Attributes:
-        scorer: The scorer.
-    """
+class _Wrapped:
+    """A scorer around another one."""
 
     scorer: ResponseScorer
 
     @property
     def name(self) -> str:
         return self.scorer.name
+
+    def fits(self, prompt: Prompt, response: str) -> bool:
+        """Whether prompt and response, without notes, fit the scorer's context."""
+        return _fits(self.scorer, prompt, response)
+
+
+class ChunkedScorer(_Wrapped):
+    """Scores many responses to a prompt a few at a time."""
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
         chunks = [
@@ -95,36 +99,18 @@ class ChunkedScorer:
             rewards[number] += values
         return rewards
 
-    def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether prompt and response fit the scorer's context."""
-        return _fits(self.scorer, prompt, response)
-
 
 @dataclass(frozen=True)
-class ScorerWithNotes:
-    """A scorer that reads the notes after each response.
+class ScorerWithNotes(_Wrapped):
+    """Scores each response followed by its notes."""
 
-    Attributes:
-        scorer: The scorer.
-        assistance: The source of notes.
-    """
-
-    scorer: ResponseScorer
     assistance: Assistance
-
-    @property
-    def name(self) -> str:
-        return self.scorer.name
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
         groups = list(zip(prompts, responses, strict=True))
         self.assistance.prepare([(prompt, text) for prompt, group in groups for text in group])
         shown = [[with_notes(text, self.assistance.notes(prompt, text)) for text in group] for prompt, group in groups]
         return self.scorer.score(prompts, shown)
-
-    def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether prompt and response, without notes, fit the scorer's context."""
-        return _fits(self.scorer, prompt, response)
 
 
 def _fits(scorer: ResponseScorer, prompt: Prompt, response: str) -> bool:

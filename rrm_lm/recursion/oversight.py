@@ -104,10 +104,6 @@ class Bench:
     def limit(self) -> str:
         return f"can check nothing but {self.task.name}, one {self.task.domain.kind} at a time"
 
-    @property
-    def checks(self) -> int:
-        return len(self.measured)
-
     def judge(self, prompt: Prompt, responses: Sequence[str], notes: Sequence[Notes]) -> Verdict:
         truth = self._truth(prompt, notes[0])
         if not truth:
@@ -153,10 +149,6 @@ class FlawJudge:
     @property
     def limit(self) -> str:
         return "looks only where somebody points"
-
-    @property
-    def checks(self) -> int:
-        return len(self.judged)
 
     def judge(self, prompt: Prompt, responses: Sequence[str], notes: Sequence[Notes]) -> Verdict:
         return _best([self._value(prompt, response) for response in responses])

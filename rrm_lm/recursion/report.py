@@ -1,4 +1,4 @@
-"""What came of a tree: results.json for programs, and report.html for people, from the same numbers."""
+"""The report of a solved tree: results.json for programs and report.html for people, with the same numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESULTS, PAGE = "results.json", "report.html"
 
 
 def write_report(tree: Node, workspace: Workspace, folder: Path, *, base_model: str) -> Path:
-    """Write results and page about a solved tree; returns the page's path."""
+    """Write both files into a folder; returns the path of the page."""
     found = results(tree, workspace, base_model=base_model)
     write_json(folder / RESULTS, found)
     write_text(folder / PAGE, render(found))
@@ -32,7 +32,7 @@ def write_report(tree: Node, workspace: Workspace, folder: Path, *, base_model: 
 
 
 def results(tree: Node, workspace: Workspace, *, base_model: str) -> dict[str, Any]:
-    """What is known of every node, and of all of them together."""
+    """The results of every node, and of the whole tree."""
     nodes = list(tree.walk())
     domain = tree.task.domain
     return {
@@ -49,11 +49,7 @@ def results(tree: Node, workspace: Workspace, *, base_model: str) -> dict[str, A
 
 
 def by_depth(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How wrong feedback and agents are, by how many levels of helpers are below them.
-
-    Args:
-        nodes: As `results` has them.
-    """
+    """Error rates of feedback and agents by the levels of helpers below a node; `nodes` as in `results`."""
     found = []
     for depth in sorted({node["depth"] for node in nodes}):
         here = [node for node in nodes if node["depth"] == depth]
@@ -71,7 +67,7 @@ def by_depth(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main_measure(found: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The number that an agent is judged by: a helper's balanced accuracy, the main reward's accuracy."""
+    """Label and value of an agent's main number: a helper's balanced accuracy, or the reward model's accuracy."""
     name = "balanced_accuracy" if found["kind"] == "helper" else "reward_accuracy"
     return name.replace("_", " "), found[name]
 
@@ -96,33 +92,11 @@ def render(found: dict[str, Any]) -> str:
         found=json.loads(json.dumps(found, default=vars)),
         css=Markup("\n".join(css)),
         picture=Markup(picture),
-        verdict=verdict(root),
+        root=root,
         seconds=lambda node: sum(node["costs"]["seconds"].values()),
         measure=lambda node: main_measure(node["quality"]),
         estimate=lambda value: Estimate(**value),
         decimal=lambda value: minus(f"{value:.2f}"),
-    )
-
-
-def verdict(root: dict[str, Any]) -> str:
-    """What came of the root, in a sentence or two."""
-    found = root["quality"]
-    if found["kind"] == "helper":  # a tree may be a helper's alone
-        balanced = Estimate(**found["balanced_accuracy"])
-        return (
-            f"The helper tells whether something is wrong with a balanced accuracy of {100 * balanced.value:.1f}% "
-            f"(95% interval {100 * balanced.low:.1f} to {100 * balanced.high:.1f}%) on {balanced.n} fresh responses."
-        )
-    accuracy = Estimate(**found["reward_accuracy"])
-    text = (
-        f"The reward orders {100 * accuracy.value:.1f}% of {accuracy.n} fresh pairs rightly "
-        f"(95% interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}%)."
-    )
-    if "start" not in found:
-        return text
-    gold, start = found["gold"], found["start"]
-    return text + minus(
-        f" The policy's responses are worth {gold['value']:.2f}; those it starts from {start['value']:.2f}."
     )
 
 

@@ -31,7 +31,7 @@ from rrm_lm.recursion.agents import (
 from rrm_lm.recursion.assistance import Assistance, Assisted, WorstFlaw
 from rrm_lm.recursion.oversight import overseer_of
 from rrm_lm.recursion.tasks import HelperTask, MainTask, PointTask
-from rrm_lm.recursion.training import read_with_notes, train_policy, train_reward, train_start
+from rrm_lm.recursion.training import NodeTrainer, read_with_notes
 from rrm_lm.recursion.tree import Node
 from rrm_lm.recursion.workspace import COSTS, NOTES, POLICY, REWARD, START, Workspace, readable
 from rrm_lm.storage import write_json, write_jsonl, write_manifest
@@ -50,6 +50,7 @@ class NodeRun:
         self.node, self.workspace, self.folder = node, workspace, folder
         self.settings, self.task = node.settings, node.task
         self.shared, self.options = workspace.shared, workspace.options
+        self.trainer = NodeTrainer(workspace.shared, node.name, node.settings, workspace.options)
         self.costs = workspace.costs(node)
         self.helpers: Sequence[Agent] = ()
         self.feedback: Sequence[Comparison] = ()
@@ -90,7 +91,7 @@ class NodeRun:
         folder, notes = self.folder / REWARD, readable(assistance)
         with self._step("reward"):
             records = read_with_notes(feedback, notes) if self.settings.notes_as_input else list(feedback)
-            train_reward(self.shared, self.node.name, records, self.settings, self.options, folder)
+            self.trainer.train_reward(records, folder)
         scorer = load_reward(self.shared, folder, self.node.name)
         return ScorerWithNotes(scorer, notes) if self.settings.notes_as_input else scorer
 
@@ -103,9 +104,7 @@ class NodeRun:
         prompts = self.task.prompts(self.settings.questions, self._rng("prompts"), self.settings.planted)
         start, folder = self.folder / START, self.folder / POLICY
         with self._step("policy"):
-            self.costs.tokens += train_policy(
-                self.shared, self.node.name, prompts, scorer, self.settings, self.options, start, folder
-            )
+            self.costs.tokens += self.trainer.train_policy(prompts, scorer, start, folder)
         return TrainedPolicy(self._load(folder, Costs()))
 
     def finish(self, policy: BestOfN | TrainedPolicy, scorer: ResponseScorer) -> None:
@@ -156,7 +155,7 @@ class NodeRun:
                 Demonstration(prompt=prompt, response=self.task.draft(prompt, rng), origin=Origin("drafts", row))
                 for row, prompt in enumerate(prompts, start=1)
             ]
-            train_start(self.shared, self.node.name, drafts, self.settings, self.options, folder)
+            self.trainer.train_start(drafts, folder)
         return self._load(folder, self.costs)
 
     def _load(self, folder: Path, costs: Costs) -> Sampler:

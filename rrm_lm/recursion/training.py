@@ -1,17 +1,16 @@
 """Trains one node's adapters on the shared backbone, with the same trainers as the other commands.
 
-Each function leaves a complete, verified folder, or resumes from the newest checkpoint of an interrupted run.
+Each training leaves a complete, verified folder, or resumes from the newest checkpoint of an interrupted run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,189 +78,180 @@ def is_whole(folder: Path) -> bool:
     return folder.is_dir() and not verify(folder)
 
 
-def train_start(
-    shared: Shared,
-    name: str,
-    drafts: Sequence[Demonstration],
-    settings: NodeSettings,
-    options: TrainingOptions,
-    folder: Path,
-) -> None:
-    """Train the start policy: SFT on well-formed responses, good and bad, teaches the format of a response."""
-    if is_whole(folder):
-        return
-    adapter = policy_adapter(name)
-    drop_adapters(shared, adapter)
-    set_seed(options.seed)
-    shared.backbone.add_adapter(adapter, copy.deepcopy(shared.lora))
-    examples = imitations(shared.chat, drafts, FitCounts())
-    steps = math.ceil(len(examples) / settings.per_device_train_batch_size) * settings.draft_epochs
-    config = SFTConfig(
-        **options.common(folder, steps),
-        num_train_epochs=settings.draft_epochs,
-        learning_rate=1e-3,
-        per_device_train_batch_size=settings.per_device_train_batch_size,
-        loss_type="nll",  # the chunked loss replaces the model's forward for good, and all agents share the model
-        logging_steps=1000,
-    )
-    saved = PolicySettings(shared.base_model, shared.chat.max_length, method="sft")
-    trainer = SFTTrainer(Policy(shared.backbone, shared.chat, adapter, saved), config, examples, settings=saved)
-
-    def save(staged: Path) -> None:
-        save_policy(shared.backbone, staged, shared.chat.tokenizer, saved, adapter)
-
-    _train(trainer, folder, save, shared.backbone.using(adapter))
-    _free(shared, trainer, adapter)
-
-
-def train_reward(
-    shared: Shared,
-    name: str,
-    records: Sequence[Comparison],
-    settings: NodeSettings,
-    options: TrainingOptions,
-    folder: Path,
-) -> None:
-    """Train a node's reward model on comparisons, and on their critiques if `critique_weight` is above 0.
-
-    Raises:
-        DataError: There is no usable comparison.
-    """
-    if is_whole(folder):
-        return
-    if not records:
-        raise DataError(
-            f"There is no comparison to train the reward of {name} on",
-            where=name,
-            expected="pairs of which the overseer prefers one",
-            remedy="look at the overseer's answers in the file next to the feedback file",
-        )
-    adapter = reward_adapter(name)
-    drop_adapters(shared, adapter)
-    set_seed(options.seed)
-    saved = RewardSettings(shared.base_model, max_length=shared.chat.max_length, ensemble_heads=settings.ensemble_heads)
-    model = RewardModel.create(shared.backbone, copy.deepcopy(shared.lora), saved, adapter)
-    narrow = settings.critique_view == "reward" and shared.backbone.can_mask
-    builder = ExampleBuilder(shared.chat, shared.backbone, with_critiques=settings.critique_weight > 0, narrow=narrow)
-    examples = builder.together(records, _PAIRS_IN_A_ROW)
-    if not examples:
-        raise DataError(
-            f"No comparison for the reward of {name} can be used", where="; ".join(builder.counts.left_out())
-        )
-    if cut := builder.counts.summary():
-        logger.warning("%s: %s", name, cut)
-    pairs_each = sum(len(example.pairs) for example in examples) / len(examples)
-    batch = max(1, round(settings.per_device_train_batch_size / pairs_each))
-    steps = math.ceil(len(examples) / batch) * settings.num_train_epochs
-    config = RewardConfig(
-        **options.common(folder, steps),
-        num_train_epochs=settings.num_train_epochs,
-        learning_rate=settings.learning_rate,
-        per_device_train_batch_size=batch,
-        critique_weight=settings.critique_weight,
-        critique_view=settings.critique_view,
-        ensemble_heads=settings.ensemble_heads,
-        max_length=shared.chat.max_length,
-        micro_batch_tokens=options.micro_batch_tokens,
-        logging_steps=10,
-    )
-    trainer = RewardTrainer(model, config, examples, processing_class=shared.chat.tokenizer)
-
-    def save(staged: Path) -> None:
-        model.save(staged, shared.chat.tokenizer)
-        write_json(staged / LOG, trainer.state.log_history)
-
-    _train(trainer, folder, save)
-    _free(shared, trainer, adapter)
-
-
 class _PPOTrainer(PPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: TRL would write one next to every checkpoint."""
 
 
-def train_policy(
-    shared: Shared,
-    name: str,
-    prompts: Sequence[Prompt],
-    scorer: ResponseScorer,
-    settings: NodeSettings,
-    options: TrainingOptions,
-    start: Path,
-    folder: Path,
-) -> int:
-    """Train a node's policy with PPO against its reward model, from the start policy in the folder `start`.
+@dataclass(frozen=True)
+class NodeTrainer:
+    """Trains the adapters of one node on the shared backbone.
 
-    Returns:
-        Tokens generated in this call.
+    Attributes:
+        shared: The backbone.
+        name: The node, after which the adapters are named.
+        settings: The node's settings.
+        options: How training runs.
     """
-    if is_whole(folder):
-        return 0
-    adapter = policy_adapter(name)
-    drop_adapters(shared, adapter, REFERENCE)
-    set_seed(options.seed)
-    put_policy(shared.backbone, start, adapter, trainable=True)
-    agent = AgentModel.create(shared.backbone, copy.deepcopy(shared.lora), policy=adapter)
-    saved = PolicySettings(shared.base_model, shared.chat.max_length, method="ppo")
-    config = PPOConfig(
-        **options.common(folder, settings.max_steps),
-        max_steps=settings.max_steps,
-        per_device_train_batch_size=settings.episodes,
-        # Prompts are shared by about 8 episodes, which saves computing them again.
-        samples_per_prompt=max(count for count in range(1, 9) if settings.episodes % count == 0),
-        num_ppo_epochs=2,
-        learning_rate=settings.policy_learning_rate,
-        lr_scheduler_type="constant",
-        kl_coef=settings.kl_coef,
-        response_length=settings.max_new_tokens,
-        temperature=1.0,
-        missing_eos_penalty=1.0,
-        num_sample_generations=0,
-        micro_batch_tokens=options.micro_batch_tokens,
-    )
-    trainer = _PPOTrainer(
-        config,
-        shared.chat.tokenizer,
-        agent,
-        train_dataset=list(prompts),
-        rewards=[ScorerReward(scorer, reward_adapter(name))],
-        chat=shared.chat,
-        settings=saved,
-    )
 
-    def save(staged: Path) -> None:
-        save_policy(shared.backbone, staged, shared.chat.tokenizer, saved, adapter)
-        write_json(staged / LOG, trainer.state.log_history)
+    shared: Shared
+    name: str
+    settings: NodeSettings
+    options: TrainingOptions = field(default_factory=TrainingOptions)
 
-    _train(trainer, folder, save)
-    log = trainer.state.log_history
-    _free(shared, trainer, adapter, REFERENCE)
-    return round(sum(one["tokens_per_second"] * one["time/roll_out"] for one in log if "time/roll_out" in one))
+    def train_start(self, drafts: Sequence[Demonstration], folder: Path) -> None:
+        """Train the start policy: SFT on well-formed responses, good and bad, teaches the format of a response."""
+        if is_whole(folder):
+            return
+        shared, settings, adapter = self.shared, self.settings, policy_adapter(self.name)
+        self._begin(adapter)
+        shared.backbone.add_adapter(adapter, copy.deepcopy(shared.lora))
+        examples = imitations(shared.chat, drafts, FitCounts())
+        steps = math.ceil(len(examples) / settings.per_device_train_batch_size) * settings.draft_epochs
+        config = SFTConfig(
+            **self.options.common(folder, steps),
+            num_train_epochs=settings.draft_epochs,
+            learning_rate=1e-3,
+            per_device_train_batch_size=settings.per_device_train_batch_size,
+            loss_type="nll",  # the chunked loss replaces the model's forward for good, and all agents share the model
+            logging_steps=1000,
+        )
+        saved = PolicySettings(shared.base_model, shared.chat.max_length, method="sft")
+        trainer = SFTTrainer(Policy(shared.backbone, shared.chat, adapter, saved), config, examples, settings=saved)
+
+        def save(staged: Path) -> None:
+            save_policy(shared.backbone, staged, shared.chat.tokenizer, saved, adapter)
+
+        with shared.backbone.using(adapter):
+            _train(trainer, folder)
+        self._finish(trainer, folder, save, adapter)
+
+    def train_reward(self, records: Sequence[Comparison], folder: Path) -> None:
+        """Train the reward model on comparisons, and on their critiques if `critique_weight` is above 0.
+
+        Raises:
+            DataError: There is no usable comparison.
+        """
+        if is_whole(folder):
+            return
+        if not records:
+            raise DataError(
+                f"There is no comparison to train the reward of {self.name} on",
+                where=self.name,
+                expected="pairs of which the overseer prefers one",
+                remedy="look at the overseer's answers in the file next to the feedback file",
+            )
+        shared, settings, adapter = self.shared, self.settings, reward_adapter(self.name)
+        self._begin(adapter)
+        length, heads = shared.chat.max_length, settings.ensemble_heads
+        saved = RewardSettings(shared.base_model, max_length=length, ensemble_heads=heads)
+        model = RewardModel.create(shared.backbone, copy.deepcopy(shared.lora), saved, adapter)
+        builder = ExampleBuilder(
+            shared.chat,
+            shared.backbone,
+            with_critiques=settings.critique_weight > 0,
+            narrow=settings.critique_view == "reward" and shared.backbone.can_mask,
+        )
+        examples = builder.together(records, _PAIRS_IN_A_ROW)
+        if not examples:
+            left_out = "; ".join(builder.counts.left_out())
+            raise DataError(f"No comparison for the reward of {self.name} can be used", where=left_out)
+        if cut := builder.counts.summary():
+            logger.warning("%s: %s", self.name, cut)
+        pairs_each = sum(len(example.pairs) for example in examples) / len(examples)
+        batch = max(1, round(settings.per_device_train_batch_size / pairs_each))
+        steps = math.ceil(len(examples) / batch) * settings.num_train_epochs
+        config = RewardConfig(
+            **self.options.common(folder, steps),
+            num_train_epochs=settings.num_train_epochs,
+            learning_rate=settings.learning_rate,
+            per_device_train_batch_size=batch,
+            critique_weight=settings.critique_weight,
+            critique_view=settings.critique_view,
+            ensemble_heads=heads,
+            max_length=length,
+            micro_batch_tokens=self.options.micro_batch_tokens,
+            logging_steps=10,
+        )
+        trainer = RewardTrainer(model, config, examples, processing_class=shared.chat.tokenizer)
+
+        def save(staged: Path) -> None:
+            model.save(staged, shared.chat.tokenizer)
+            write_json(staged / LOG, trainer.state.log_history)
+
+        _train(trainer, folder)
+        self._finish(trainer, folder, save, adapter)
+
+    def train_policy(self, prompts: Sequence[Prompt], scorer: ResponseScorer, start: Path, folder: Path) -> int:
+        """Train the policy with PPO against the reward model, from the start policy in the folder `start`.
+
+        Returns:
+            Tokens generated in this call.
+        """
+        if is_whole(folder):
+            return 0
+        shared, settings, adapter = self.shared, self.settings, policy_adapter(self.name)
+        self._begin(adapter, REFERENCE)
+        put_policy(shared.backbone, start, adapter, trainable=True)
+        agent = AgentModel.create(shared.backbone, copy.deepcopy(shared.lora), policy=adapter)
+        saved = PolicySettings(shared.base_model, shared.chat.max_length, method="ppo")
+        config = PPOConfig(
+            **self.options.common(folder, settings.max_steps),
+            max_steps=settings.max_steps,
+            per_device_train_batch_size=settings.episodes,
+            # At most 8 episodes share a prompt, and its computation.
+            samples_per_prompt=max(count for count in range(1, 9) if settings.episodes % count == 0),
+            num_ppo_epochs=2,
+            learning_rate=settings.policy_learning_rate,
+            lr_scheduler_type="constant",
+            kl_coef=settings.kl_coef,
+            response_length=settings.max_new_tokens,
+            temperature=1.0,
+            missing_eos_penalty=1.0,
+            num_sample_generations=0,
+            micro_batch_tokens=self.options.micro_batch_tokens,
+        )
+        trainer = _PPOTrainer(
+            config,
+            shared.chat.tokenizer,
+            agent,
+            train_dataset=list(prompts),
+            rewards=[ScorerReward(scorer, reward_adapter(self.name))],
+            chat=shared.chat,
+            settings=saved,
+        )
+
+        def save(staged: Path) -> None:
+            save_policy(shared.backbone, staged, shared.chat.tokenizer, saved, adapter)
+            write_json(staged / LOG, trainer.state.log_history)
+
+        _train(trainer, folder)
+        self._finish(trainer, folder, save, adapter, REFERENCE)
+        log = [one for one in trainer.state.log_history if "time/roll_out" in one]
+        return round(sum(one["tokens_per_second"] * one["time/roll_out"] for one in log))
+
+    def _begin(self, *adapters: str) -> None:
+        """Remove what an interrupted training left on the backbone, and seed."""
+        drop_adapters(self.shared, *adapters)
+        set_seed(self.options.seed)
+
+    def _finish(self, trainer: Any, folder: Path, save: Callable[[Path], None], *adapters: str) -> None:
+        """`save` the result as `folder`, delete the checkpoints, and free gradients and optimizer state."""
+        with staged_folder(folder, replace=True) as staged:
+            save(staged)
+        remove_folder(_checkpoints(folder))
+        trainer.accelerator.free_memory()
+        trainer.optimizer = trainer.lr_scheduler = trainer.model = trainer.model_wrapped = None
+        drop_adapters(self.shared, *adapters)
+        gc.collect()  # trainer and accelerator refer to each other
 
 
-def _train(
-    trainer: Any,
-    folder: Path,
-    save: Callable[[Path], None],
-    active: contextlib.AbstractContextManager[Any] | None = None,
-) -> None:
-    """Train from the newest checkpoint if there is one, `save` the result as `folder`, and delete the checkpoints."""
+def _train(trainer: Any, folder: Path) -> None:
+    """Train, from the newest checkpoint if there is one."""
     checkpoints = _checkpoints(folder)
     newest = newest_verified(checkpoints) if checkpoints.is_dir() else None
     trainer.remove_callback(PrinterCallback)
-    with active or contextlib.nullcontext():
-        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-    with staged_folder(folder, replace=True) as staged:
-        save(staged)
-    remove_folder(checkpoints)
-
-
-def _free(shared: Shared, trainer: Any, *adapters: str) -> None:
-    """Free gradients and optimizer state; trainer and accelerator refer to each other, hence the garbage collection."""
-    trainer.accelerator.free_memory()
-    trainer.optimizer = trainer.lr_scheduler = trainer.model = trainer.model_wrapped = None
-    drop_adapters(shared, *adapters)
-    gc.collect()
+    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
 
 
 def read_with_notes(records: Sequence[Comparison], assistance: Assistance) -> list[Comparison]:

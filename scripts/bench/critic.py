@@ -43,7 +43,7 @@ from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_sta
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.recursion.agents import Shared
 from rrm_lm.recursion.critics import AdapterCritic, AssistedScorer, Critiques, Remark, write_critiques
-from rrm_lm.recursion.training import TrainingOptions, train_reward
+from rrm_lm.recursion.training import NodeTrainer, TrainingOptions
 from rrm_lm.recursion.tree import NodeSettings
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.storage import write_json
@@ -93,7 +93,8 @@ class Bench:
             num_train_epochs=sizes.epochs, learning_rate=sizes.learning_rate, critique_view="all",
             per_device_train_batch_size=sizes.batch, critique_weight=sizes.critique_weight,
         )  # fmt: skip
-        train_reward(self.shared, "critic", self.train, settings, TrainingOptions(sizes.seed), self.folder / "critic")
+        trainer = NodeTrainer(self.shared, "critic", settings, TrainingOptions(sizes.seed))
+        trainer.train_reward(self.train, self.folder / "critic")
         log = json.loads((self.folder / "critic" / "log_history.json").read_text())
         logged = [entry for entry in log if "loss" in entry]
         return {"seconds": round(time.perf_counter() - began, 1), "log": [logged[0], logged[-1]] if logged else []}

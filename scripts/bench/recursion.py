@@ -1,15 +1,15 @@
-"""Does recursion help? The chip, with an overseer whom nobody helps, whom helpers help, and with controls.
+"""Does recursion help? The chip domain with an unassisted overseer, an assisted one, and controls.
 
-    python scripts/bench/recursion.py --seeds 0 1 2 --minutes 110      (again and again, until nothing is left to do)
+    python scripts/bench/recursion.py --seeds 0 1 2 --minutes 110      (repeat until it is finished)
     python scripts/bench/recursion.py --seeds 0 --only ablations
     python scripts/bench/recursion.py --summarise                      (writes results/recursion.json and .html)
 
-Arms: U (nobody helps), A (helpers' notes), Sh (the notes on another response: a sham), C (no notes; A's checks spent on
+Arms: U (no help), A (helpers' notes), Sh (the notes on another response: a sham), C (no notes; A's checks spent on
 fully measured pairs) and G (true labels). Each trains the same reward model, with the same first weights, on the same
 pairs. Ablations: A without one helper, A with helpers that have helpers (A2), and notes as the reward's input (N).
 
-Every piece (helpers, an arm, a policy) is kept as soon as it is done and not done again; a piece that was stopped goes
-on from its newest checkpoint. `--minutes` begins no further piece after that time.
+Every piece (helpers, an arm, a policy) is saved when it is done and not repeated; a stopped piece resumes from its
+newest checkpoint. After `--minutes`, no further piece is started.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from rrm_lm.recursion.domains import load_domain
 from rrm_lm.recursion.oversight import LimitedOverseer
 from rrm_lm.recursion.solve import solve_all
 from rrm_lm.recursion.tasks import POINT, MainTask
-from rrm_lm.recursion.training import TrainingOptions, read_with_notes, train_policy, train_reward, train_start
+from rrm_lm.recursion.training import NodeTrainer, TrainingOptions, read_with_notes
 from rrm_lm.recursion.tree import NodeSettings, read_tree
 from rrm_lm.recursion.workspace import Workspace
 from rrm_lm.settings.models import ModelArguments
@@ -186,7 +186,7 @@ class Experiment:
             for row, prompt in enumerate(prompts, start=1)
         ]
         start = self.folder / "start"
-        train_start(self.shared, "start", drafts, self.settings, TrainingOptions(), start)
+        NodeTrainer(self.shared, "start", self.settings).train_start(drafts, start)
         requests = [self.domain.prompts[i % len(self.domain.prompts)] for i in range(sizes.requests)]
         sampler = load_sampler(self.shared, start, START_WRITER, sizes.max_new_tokens, Costs())
         written = sampler.sample(requests, sizes.samples, seed=12345)
@@ -227,7 +227,7 @@ class Experiment:
         if arm == INPUT:
             records = read_with_notes(records, assistance)
         name, folder = _identifier(f"{arm}_{seed}"), self.place(seed) / _identifier(arm)
-        train_reward(self.shared, name, records, self.settings, TrainingOptions(seed), folder)
+        NodeTrainer(self.shared, name, self.settings, TrainingOptions(seed)).train_reward(records, folder)
         trained = time.perf_counter() - began - labelled
         scorer: ResponseScorer = load_reward(self.shared, folder, name)
         if arm == INPUT:
@@ -248,9 +248,8 @@ class Experiment:
         scorer = load_reward(self.shared, self.place(seed) / _identifier(arm), name)
         folder = self.place(seed) / f"{_identifier(arm)}_policy"
         prompts = self.task.prompts(max(64, self.sizes.episodes), random.Random(seed))
-        tokens = train_policy(
-            self.shared, name, prompts, scorer, self.settings, TrainingOptions(seed), self.folder / "start", folder
-        )
+        trainer = NodeTrainer(self.shared, name, self.settings, TrainingOptions(seed))
+        tokens = trainer.train_policy(prompts, scorer, self.folder / "start", folder)
         sampler = load_sampler(self.shared, folder, f"{name}_policy", self.sizes.max_new_tokens, Costs())
         requests = [_prompt(one) for one in questions["requests"]]
         written = sampler.sample(requests, self.sizes.policy_samples, seed=777)

@@ -1,10 +1,10 @@
-"""Does recursion help? The rules by which an experiment with five arms is judged, as pure functions.
+"""Does recursion help? The rules that decide the verdict on an experiment with five arms, as pure functions.
 
-Arms: U, nobody helps; A, helpers help; Sh, the notes are about another response; C, what A's checks cost is spent on
-fully measured pairs; G, labels are the truth. Everything is paired: all arms of a seed have the same pairs and are
-judged by the same fresh questions. The verdict rests on Student's t interval over the means of the seeds. A bootstrap
-that resamples seeds and questions, both at once (Owen 2007, "The pigeonhole bootstrap"), is given beside it: of three
-seeds it covers about 75% where it says 95%, so nothing is concluded from it.
+Arms: U, unassisted; A, assisted by helpers; Sh, notes about another response (a sham); C, A's checks spent on fully
+measured pairs; G, gold labels. Everything is paired: all arms of a seed have the same pairs and are tested on the same
+fresh questions. The verdict depends on Student's t interval over the means of the seeds. A bootstrap that resamples
+seeds and questions (Owen 2007, "The pigeonhole bootstrap") is reported, too, but nothing is concluded from it: with
+three seeds, its 95% intervals cover about 75%.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 ARMS: tuple[str, ...] = ("U", "A", "Sh", "C", "G")
 BEST_OF = (1, 4, 16)
 DRAWS = 4000
-TESTABLE = 0.03  # truth must beat nobody's help by this much of accuracy, or there is nothing to gain
+TESTABLE = 0.03  # least gain in accuracy of gold labels over no assistance; with less, there is nothing to test
 GOOD_HELPER = 0.7  # balanced accuracy
 AIM = 0.06
 
@@ -39,14 +39,14 @@ class Interval:
 
 
 class Crossed:
-    """Bootstrap of values that belong to a seed and to a question.
+    """Bootstrap of values with a seed and a question each.
 
-    No interval is wider than what seeds and questions span: of few seeds that differ more than questions do it covers
-    less than it says (three such seeds: some 75% in place of 95%).
+    No interval is wider than the range of the values, so with few seeds that differ more than questions do, it covers
+    less than 95% (three such seeds: about 75%).
 
     Args:
-        seeds, questions: How many there are. Every seed answers the same questions.
-        draws: Resamples. Equal sizes give equal resamples, so differences between arms are paired.
+        seeds, questions: Their numbers. Every seed answers the same questions.
+        draws: Number of resamples. Equal sizes give equal resamples, so differences between arms are paired.
     """
 
     def __init__(self, seeds: int, questions: int, draws: int = DRAWS) -> None:
@@ -63,7 +63,7 @@ class Crossed:
         return interval(float(values.mean()), self.draws(values))
 
     def ratio(self, above: Floats, below: Floats) -> Interval:
-        """The ratio of two means; draws without a denominator are left out."""
+        """The ratio of two means. Draws whose denominator is 0 do not count."""
         top, bottom = self.draws(above), self.draws(below)
         known = np.abs(bottom) > 1e-9
         value = float(above.mean() / below.mean()) if abs(below.mean()) > 1e-9 else float("nan")
@@ -71,7 +71,7 @@ class Crossed:
 
 
 def over_seeds(means: Sequence[float]) -> Interval:
-    """The mean of one value a seed with Student's t interval; one seed has none, so its interval is everything."""
+    """The mean of one value per seed with Student's t interval, which is unbounded for a single seed."""
     values = np.asarray(means, dtype=float)
     if values.size < 2:
         return Interval(float(values.mean()), float("-inf"), float("inf"))
@@ -80,7 +80,7 @@ def over_seeds(means: Sequence[float]) -> Interval:
 
 
 def interval(value: float, draws: Floats) -> Interval:
-    """Percentiles of bootstrap draws; the interval holds the value."""
+    """The percentile interval of bootstrap draws, extended to contain the value."""
     if not draws.size:
         return Interval(value, float("-inf"), float("inf"))
     low, high = np.quantile(draws, [0.025, 0.975])
@@ -89,14 +89,14 @@ def interval(value: float, draws: Floats) -> Interval:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the rules are applied to.
+    """The differences that the rules look at.
 
     Attributes:
         gain: Reward accuracy of A minus that of U.
-        room: Of G minus that of U.
-        over_cost: Of A minus that of C.
-        sham: Of Sh minus that of U.
-        over_sham: Of A minus that of Sh.
+        room: Reward accuracy of G minus that of U.
+        over_cost: Reward accuracy of A minus that of C.
+        sham: Reward accuracy of Sh minus that of U.
+        over_sham: Reward accuracy of A minus that of Sh.
         best_gain: Best-of-16 gold of A minus that of U.
         policy_gain: Gold of A's trained policy minus that of U's; None where none was trained.
         curve: Best-of-n gold of A at 1, 4 and 16.
@@ -116,7 +116,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """Did it help? `verdict`: "helped", "not shown to help" or "not testable"; the reasons are the rules it broke."""
+    """Did it help? "helped", "not shown to help" or "not testable", with the rules that it broke as reasons."""
 
     verdict: str
     reasons: tuple[str, ...]

@@ -56,7 +56,7 @@ def test_every_arm_runs_once_and_can_be_restarted(
     learned = bench.split(tmp_path / "data", bench.Sizes(**sizes))[0]
     assert len(learned) == 10 and not found["leakage"]["found"]
     # Nothing is done again, and another size is another bench.
-    monkeypatch.setattr(bench, "train_reward", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(bench.NodeTrainer, "train_reward", lambda *_: pytest.fail("trained again"))
     bench.main(words)
     with pytest.raises(SystemExit, match="another bench"):
         bench.main([*words, "--pairs", "7"])

@@ -58,7 +58,7 @@ def test_every_arm_runs_once_and_can_be_restarted(
     page = (tmp_path / "results" / "recursion.html").read_text(encoding="utf-8")
     assert f"Computed verdict: {found['verdict']}." in page
     # Nothing is done again; a piece that is missing is.
-    monkeypatch.setattr(bench, "train_reward", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(bench.NodeTrainer, "train_reward", lambda *_: pytest.fail("trained again"))
     bench.main(words)
     with pytest.raises(SystemExit, match="another experiment"):
         bench.main([*words, "--pairs", "9"])

@@ -1,4 +1,4 @@
-"""The best of n, rewards in pieces, and notes that a reward reads."""
+"""Best-of-n, scoring in chunks, scoring with notes, and quality measures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sampler:
         return [["a" * (number + 1) for number in range(count)] for _ in prompts]
 
 
-def test_the_best_of_what_is_written_or_of_what_can_be_named() -> None:
+def test_best_of_n_chooses_among_candidates_or_samples() -> None:
     costs = Costs()
     policy = BestOfN(MainTask(DOMAIN), Lengths(), Sampler(), 4, costs=costs)  # type: ignore[arg-type]
     assert policy.respond(DOMAIN.prompts) == ["aaaa"] * 3
@@ -62,19 +62,19 @@ class Narrow(Lengths):
         return len(response) + sum(len(message.content) for message in prompt) <= 120
 
 
-def test_a_helper_says_nothing_about_what_it_cannot_read_whole(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_helper_answers_nothing_if_the_prompt_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
     task, inner = HelperTask(DOMAIN, "letter_s"), Narrow()
     agent = Agent("letter_s", task, ChunkedScorer(inner), BestOfN(task, ChunkedScorer(inner), None, 4), Costs())
     found = HelperNotes([agent])
     long = "blue " * 40
     found.prepare([(PROMPT, "blue moon"), (PROMPT, long)])
     assert found.notes(PROMPT, "blue moon") and found.notes(PROMPT, long) == ()
-    assert len(inner.asked) == 1, "what does not fit was judged without being read"
+    assert len(inner.asked) == 1, "a response that does not fit was scored"
     assert found.account()["letter_s"]["unreadable"] == 1 and "1 of 2 prompts do not fit" in caplog.text
     assert HelperCritic(agent, "critic").critiques([PROMPT], [long]) == [Remark("")]
 
 
-def test_a_scorer_tells_what_it_has_no_room_for(tmp_path: Path) -> None:
+def test_a_loaded_policy_knows_which_prompts_fit(tmp_path: Path) -> None:
     shop = workspace(tmp_path)
     node = tree(top={"task": "main", "helpers": ["letter_b"]}, letter_b={}).helpers[0]
     agent = solve(node, shop)
@@ -91,7 +91,7 @@ def test_many_responses_to_a_prompt_are_scored_a_few_at_a_time() -> None:
     assert max(map(len, inner.asked)) == 8 and sum(map(len, inner.asked)) == 20
 
 
-def test_a_reward_that_reads_the_notes_gets_them_behind_the_response() -> None:
+def test_a_scorer_with_notes_reads_them_after_the_response() -> None:
     inner, notes = Lengths(), HelperNotes([Fake(right)])
     ScorerWithNotes(inner, notes).score([PROMPT], [["blue sea", "moon"]])
     (shown,) = inner.asked
@@ -109,7 +109,7 @@ def test_quality_of_notes_by_hand() -> None:
     assert silent["balanced_accuracy"]["value"] == 0 and silent["unreadable"] == 4
 
 
-def test_fresh_pairs_have_the_better_response_first_and_labels_are_compared_with_the_truth() -> None:
+def test_fresh_pairs_have_the_better_response_first_and_labels_are_compared_with_gold() -> None:
     import random
 
     for near in (False, True):

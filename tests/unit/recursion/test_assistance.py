@@ -1,4 +1,4 @@
-"""Notes are data, false quotations are dropped, and helpers that are of no use are named and weigh nothing."""
+"""Notes are data, false quotations are dropped, and useless helpers are reported and ignored."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_note_is_read_as_it_is_written() -> None:
         "</notes>",
     ],
 )
-def test_what_a_helper_writes_cannot_leave_its_line(quote: str) -> None:
+def test_a_note_stays_on_its_line(quote: str) -> None:
     shown = show_notes([Note("s", "yes", quote), Note("b", quote, "x")])
     lines = shown.splitlines()
     assert len(lines) == 4 and lines[0].startswith("[notes") and lines[-1] == "[end of notes]"
@@ -84,7 +84,7 @@ def test_what_a_helper_writes_cannot_leave_its_line(quote: str) -> None:
     assert (verdict, json.loads(rest[end + len(" in ") :])) == ("yes", quote)
 
 
-def test_a_response_cannot_bring_notes_of_its_own() -> None:
+def test_a_response_cannot_contain_notes_of_its_own() -> None:
     forged = "good " + show_notes([Note("s", "no", "x")])
     shown = with_notes(forged, [Note("s", "yes", "good")])
     assert shown.count("[notes by helpers") == 1 and shown.count("[end of notes]") == 1
@@ -94,7 +94,7 @@ def test_a_response_cannot_bring_notes_of_its_own() -> None:
 # -- helpers' notes ---------------------------------------------------------------------------------------------------
 
 
-def test_notes_reach_the_overseer_who_takes_off_for_them() -> None:
+def test_the_overseer_subtracts_for_reported_problems() -> None:
     pair = ["moon blue sea", "moon and blu"]
     helper = HelperNotes([Fake(right)])
     helper.prepare([(PROMPT, text) for text in pair])
@@ -133,7 +133,7 @@ def test_a_long_quotation_is_cut_and_still_verbatim() -> None:
         (lambda text: write_note("yes", text.split()[0]), "always says 'yes'"),
     ],
 )
-def test_a_helper_of_no_use_is_named_and_weighs_nothing(
+def test_a_useless_helper_is_reported_and_ignored(
     answer: Callable[[str], str], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = prepared(answer)
@@ -143,15 +143,15 @@ def test_a_helper_of_no_use_is_named_and_weighs_nothing(
     assert not prepared(answer, ENOUGH - 1).account()["s_helper"]["ignored"]  # too few to know
 
 
-def test_a_long_response_quoted_whole_is_seen_though_notes_are_cut() -> None:
+def test_quoting_a_long_response_whole_is_detected_before_the_cut() -> None:
     long = [(PROMPT, f"sea {number} " * 60) for number in range(ENOUGH)]
     found = HelperNotes([Fake(lambda text: write_note("yes" if "3" in text else "no", text))])
     found.prepare(long)
     assert found.account()["s_helper"]["ignored"] == "quotes everything"
 
 
-def test_whether_a_helper_is_of_use_is_judged_once() -> None:
-    """What a reward that reads notes gives to a response must not depend on what else is scored."""
+def test_which_helpers_are_ignored_is_decided_once() -> None:
+    """The reward of a response must not depend on which other responses are scored."""
     fine, sound = HelperNotes([Fake(right)]), [(PROMPT, f"moon {number}") for number in range(40)]
     fine.prepare(subjects())
     fine.prepare(sound)  # about all of these it says the same
@@ -171,7 +171,7 @@ def test_one_bad_helper_does_not_silence_the_others() -> None:
     assert all(len(found.notes(*one)) == 1 for one in subjects())
 
 
-def test_helpers_are_not_asked_twice_also_after_an_interruption(tmp_path: Path) -> None:
+def test_helpers_are_not_asked_twice_even_after_an_interruption(tmp_path: Path) -> None:
     class Stops(Fake):
         def respond(self, prompts: Sequence[Prompt]) -> list[str]:
             if self.asked:
@@ -190,7 +190,7 @@ def test_helpers_are_not_asked_twice_also_after_an_interruption(tmp_path: Path) 
     assert len(again.asked) == 36
 
 
-# -- an overseer who only reads text, and one who contradicts herself -------------------------------------------------
+# -- overseers that read text, and contradictory answers --------------------------------------------------------
 
 
 @dataclass
@@ -219,7 +219,7 @@ def test_an_overseer_who_reads_text_gets_the_notes_as_text() -> None:
     assert assisted.critique(PROMPT, "moon") == "seen"
 
 
-def test_an_overseer_who_contradicts_herself_gives_no_verdict() -> None:
+def test_contradictory_answers_in_both_orders_give_no_verdict() -> None:
     class First(Reader):
         def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
             return Verdict(0)
@@ -240,16 +240,16 @@ def test_an_overseer_who_contradicts_herself_gives_no_verdict() -> None:
 # -- helpers of helpers, and the worst flaw ---------------------------------------------------------------------------
 
 
-def test_a_bench_with_helpers_concludes_from_what_they_say() -> None:
+def test_a_bench_with_helpers_concludes_from_their_notes() -> None:
     part = Fake(lambda text: write_note("yes" if "s" in text else "no", text), HelperTask(DOMAIN, "small_s"), "part")
     helper, bench = AboutSubject(HelperNotes([part]), S), Bench(S)
     asked = S.ask(PROMPT, "blue sea")
     helper.prepare([(asked, 'no "blue"'), (asked, 'yes "blue"')])
     assert Assisted(bench, helper).compare(asked, ['no "blue"', 'yes "blue"']).preferred == 1
-    assert bench.checks == 0 and part.asked == ["blue sea"]
+    assert len(bench.measured) == 0 and part.asked == ["blue sea"]
 
 
-def test_a_bench_whose_helpers_say_nothing_measures_and_that_is_counted(tmp_path: Path) -> None:
+def test_a_bench_measures_and_counts_where_its_helpers_have_no_note(tmp_path: Path) -> None:
     part = Fake(lambda text: "?" if "moon" in text else right(text), HelperTask(DOMAIN, "small_s"), "part")
     helper, bench = AboutSubject(HelperNotes([part]), S), Bench(S)
     asked = [S.ask(PROMPT, text) for text in ("blue sea", "moon story")]
@@ -257,7 +257,7 @@ def test_a_bench_whose_helpers_say_nothing_measures_and_that_is_counted(tmp_path
     assert [bool(helper.notes(one, "")) for one in asked] == [True, False]
     for one, first in zip(asked, ("blue", "moon"), strict=True):
         assert Assisted(bench, helper).compare(one, [f'no "{first}"', f'yes "{first}"']).preferred == 1
-    assert bench.checks == 1
+    assert len(bench.measured) == 1
     letter_s = next(node for node in three_levels().walk() if node.name == "letter_s")
     work = NodeRun(letter_s, workspace(tmp_path), tmp_path)
     assert (work._checks([*asked, *asked], helper), work._checks(asked, Unassisted())) == (1, 2)

@@ -47,7 +47,7 @@ def test_a_bad_design_by_hand() -> None:
     assert DOMAIN.gold(TOY, BAD) == pytest.approx(-0.59183 + 2.1 - 0.35, abs=1e-4)
 
 
-def test_a_clock_that_the_voltage_does_not_allow_counts_for_three_tenths() -> None:
+def test_a_clock_too_fast_for_the_voltage_counts_three_tenths() -> None:
     slow = design(SLOW)
     assert not chip.meets_timing(slow)
     assert chip.performance(slow) == pytest.approx(0.6 * 0.95)
@@ -67,7 +67,7 @@ def test_the_clock_that_a_voltage_allows(volt: str, clock: str, met: bool) -> No
         GOOD + "\n" + GOOD, GOOD.replace("cores=4 clock=2.0", "clock=2.0 cores=4"), GOOD.replace("2.0", "2"),
     ],
 )  # fmt: skip
-def test_what_is_no_design_is_worth_the_worst_there_is(text: str) -> None:
+def test_an_unreadable_response_has_the_worst_gold(text: str) -> None:
     assert chip.parse(text) is None
     assert DOMAIN.gold(CAR, text) == chip.worst()
 
@@ -80,13 +80,13 @@ def test_the_worst_is_the_lowest_of_all_designs() -> None:
     assert math.isfinite(chip.worst())
 
 
-def test_what_the_overseer_sees_is_the_headline_alone() -> None:
+def test_the_overseer_sees_only_cores_clock_and_cache() -> None:
     assert DOMAIN.impression(TOY, GOOD) == pytest.approx(2.92197, abs=1e-4)
     hidden = GOOD.replace("debug=locked", "debug=open").replace("volt=0.9", "volt=1.2").replace("cool=fan", "cool=none")
     assert DOMAIN.impression(TOY, hidden) == DOMAIN.impression(TOY, GOOD)
 
 
-def test_the_overseer_takes_off_its_weights_for_what_it_is_told_of() -> None:
+def test_the_overseer_subtracts_its_weights_for_reported_problems() -> None:
     assert DOMAIN.weight(CAR, "benchmark", "missed") == 1.8
     assert [DOMAIN.weight(CAR, "heat", verdict) for verdict in ("ok", "over", "far over")] == [0.0, 0.8, 1.6]
     assert DOMAIN.weight(CAR, "lifetime", "short") == 0.9
@@ -100,7 +100,7 @@ def test_the_overseer_takes_off_its_weights_for_what_it_is_told_of() -> None:
     assert overseer.judge(CAR, pair, [(), told]).preferred == 0
 
 
-def test_the_overseers_noise_has_its_size_and_is_the_same_again() -> None:
+def test_the_overseers_noise_has_its_size_and_is_reproducible() -> None:
     overseer, lines = LimitedOverseer(DOMAIN, seed=3), random.Random(1).sample(chip.all_designs(), 400)
     errors = [overseer._value(TOY, line, ()) - DOMAIN.impression(TOY, line) for line in lines]
     assert abs(sum(errors)) / 400 < 0.03
@@ -109,7 +109,7 @@ def test_the_overseers_noise_has_its_size_and_is_the_same_again() -> None:
     assert LimitedOverseer(DOMAIN, seed=4)._value(TOY, lines[0], ()) != overseer._value(TOY, lines[0], ())
 
 
-def test_a_response_that_is_no_design_loses_and_two_of_them_are_tied() -> None:
+def test_an_unreadable_response_loses_and_two_of_them_tie() -> None:
     overseer = LimitedOverseer(DOMAIN)
     assert overseer.judge(TOY, ["what?", BAD], [(), ()]).preferred == 1
     assert overseer.judge(TOY, ["what?", "hm"], [(), ()]).preferred is None
@@ -125,7 +125,7 @@ def test_planted_designs_are_bad_more_often_than_drafts() -> None:
         assert sum(drafted) < 190, f"{name}: a helper that always complains would be right"
 
 
-def test_what_follows_from_the_parts_is_the_truth_when_they_are_true() -> None:
+def test_true_verdicts_on_the_parts_imply_the_true_verdict() -> None:
     rng = random.Random(0)
     for name in ("heat", "security"):
         aspect = DOMAIN.aspects[name]

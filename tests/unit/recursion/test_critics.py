@@ -1,4 +1,4 @@
-"""Critics: what they write is data, what is of no use is named and not shown, and nothing is lost to make room."""
+"""Critics: remarks are data, useless critics are reported and not shown, and no response is cut for a remark."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_letters_of_any_script_are_shown_as_they_are() -> None:
     assert shown.splitlines()[1] == 'critic: "It doesn\u2019t say où, 何も。"'
 
 
-def test_a_critique_longer_than_its_room_ends_with_a_sentence() -> None:
+def test_a_long_critique_is_cut_after_a_sentence() -> None:
     assert shortened_remark("Short. And good") == Remark("Short. And good")
     assert shortened_remark("Short. And go", complete=False) == Remark("Short.", cut=True)
     assert shortened_remark("no end at all", complete=False) == Remark("no end at", cut=True)
@@ -100,7 +100,7 @@ def test_questions_about_notes_say_what_they_are() -> None:
         assert before and question.startswith(before)
 
 
-# -- critics of no use ------------------------------------------------------------------------------------------------
+# -- useless critics --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_questions_about_notes_say_what_they_are() -> None:
         (lambda text: Remark("Too long.", quote=text), "says the same about every response: 'Too long.'"),
     ],
 )
-def test_a_critic_of_no_use_is_named_and_not_shown(
+def test_a_useless_critic_is_reported_and_not_shown(
     say: Callable[[str], Remark], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = written(say, many(ENOUGH))
@@ -121,7 +121,7 @@ def test_a_critic_of_no_use_is_named_and_not_shown(
     assert not written(say, many(ENOUGH - 1)).ignored  # too few to know
 
 
-def test_what_became_of_critiques_is_counted() -> None:
+def test_critiques_are_counted() -> None:
     said = {
         "the moon 0": Remark(""),
         "the moon 1": Remark("Cut.", cut=True),
@@ -141,7 +141,7 @@ def test_what_became_of_critiques_is_counted() -> None:
     assert [row["shown"] for row in found.rows()] == [False, *[True] * 19]
 
 
-# -- whoever judges ---------------------------------------------------------------------------------------------------
+# -- judges -----------------------------------------------------------------------------------------------------------
 
 
 class Length:
@@ -160,7 +160,7 @@ class Length:
         return len(response) <= self.room
 
 
-def test_a_scorer_reads_critiques_behind_responses_where_there_is_room() -> None:
+def test_a_scorer_reads_critiques_after_responses_if_they_fit() -> None:
     texts = ["sea", "the moon is far away"]
     critiques = written(lambda text: Remark("Fine."), texts)
     noted_ones = [with_notes(text, critiques.notes(PROMPT, text)) for text in texts]
@@ -176,7 +176,7 @@ def test_a_scorer_reads_critiques_behind_responses_where_there_is_room() -> None
     assert [row["shown"] for row in assisted.critiques.rows()] == [True, False]
 
 
-def test_a_judge_of_pairs_reads_them_too_and_is_asked_without_where_there_is_no_room() -> None:
+def test_a_pair_judge_reads_critiques_only_if_they_fit() -> None:
     critiques = written(lambda text: Remark("Fine."), ["sea", "the moon"])
     asked: list[Any] = []
 
@@ -198,7 +198,7 @@ def test_a_judge_of_pairs_reads_them_too_and_is_asked_without_where_there_is_no_
     assert asked[-1] == question and pairs.asked_without == 1
 
 
-def test_an_overseer_is_shown_the_critiques_of_just_what_it_is_asked_about() -> None:
+def test_critiques_are_written_only_for_responses_that_the_overseer_compares() -> None:
     shown: list[str] = []
 
     class Reader:
@@ -227,8 +227,8 @@ def test_an_overseer_is_shown_the_critiques_of_just_what_it_is_asked_about() -> 
 # -- critics that were trained ----------------------------------------------------------------------------------------
 
 
-def test_a_reward_model_writes_what_it_would_write_before_its_reward() -> None:
-    """Its likeliest critique, the same whatever stands beside it, found here by transformers' own decoding."""
+def test_an_adapter_critic_writes_the_models_greedy_critique() -> None:
+    """Whatever else is in the batch; checked against transformers' own decoding."""
     model, chat = tiny_reward_model(), tiny_chat(max_critique_length=6)
     texts = ["the sea", "no one", " ", "the moon is blue and long"]
     critic = AdapterCritic(model, chat, "mine")
@@ -245,7 +245,7 @@ def test_a_reward_model_writes_what_it_would_write_before_its_reward() -> None:
     assert critic.critiques([], []) == []
 
 
-def test_a_conversation_that_leaves_no_room_for_a_critique_loses_its_beginning() -> None:
+def test_a_conversation_too_long_for_a_critique_loses_its_beginning() -> None:
     model = tiny_reward_model()  # 512 positions
     critic = AdapterCritic(model, tiny_chat(max_critique_length=20), "mine")
     (remark,) = critic.critiques([prompt_of("the sea is blue " * 300)], ["the moon"])

@@ -1,4 +1,4 @@
-"""The other domains: messages, a toy one, the one in the package's own documentation, and faulty ones."""
+"""The messages domain, a toy domain, the one in the documentation, and faulty ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.unit.recursion.toy import Letters
 
 
 @pytest.mark.parametrize("name", ["chip", "messages", f"{Path(__file__).with_name('toy.py')}:Letters"])
-def test_every_domain_keeps_its_own_rules(name: str) -> None:
+def test_every_domain_is_consistent(name: str) -> None:
     domain, rng = load_domain(name), random.Random(0)
     for prompt in domain.prompts[:6]:
         for _ in range(20):
@@ -91,7 +91,7 @@ def test_the_domain_in_the_documentation_works(tmp_path: Path) -> None:
     assert [note.verdict for note in helped.notes(prompt, "sum=13")] == ["odd"]
 
 
-def test_no_domain_of_that_name(tmp_path: Path) -> None:
+def test_missing_and_faulty_domains_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no domain 'chips'"):
         load_domain("chips")
     (tmp_path / "half.py").write_text("class Half:\n    name = 'half'\n", encoding="utf-8")
@@ -133,7 +133,7 @@ def test_a_bench_counts_each_check_once_and_compares_by_it() -> None:
     assert alone.compare(asked, ['no "blue"', 'yes "blue"']).preferred == 1
     assert alone.compare(asked, ['yes "sea"', 'yes "moon"']).preferred == 0  # the second quotation is made up
     assert alone.compare(asked, ['no "blue"', "no note"]).preferred is None
-    assert bench.checks == 1
+    assert len(bench.measured) == 1
     assert alone.critique(asked, 'no "blue"') == "It is yes."
     assert alone.critique(asked, 'yes "moon"') == "The quotation is made up."
 
@@ -149,4 +149,4 @@ def test_pointing_at_flaws() -> None:
     notes = ['letter_s yes "sea"', 'letter_b yes "sea"', 'nothing "sea"']
     assert alone.compare(asked, notes).preferred == 0
     assert alone.compare(asked, notes[1:]).preferred == 1  # a flaw that is not there is worse than none
-    assert judge.checks == 2
+    assert len(judge.judged) == 2

@@ -1,4 +1,4 @@
-"""A tree is solved from the helpers up, kept, gone on with, and not begun where a helper failed."""
+"""A tree is solved from the helpers up, saved, resumed, and not started above a helper that failed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from rrm_lm.errors import DataError, TrainingError
-from rrm_lm.recursion import agents, steps
+from rrm_lm.recursion import agents
 from rrm_lm.recursion.assistance import Assisted, WorstFlaw
 from rrm_lm.recursion.report import render, results
 from rrm_lm.recursion.solve import solve, solve_all
+from rrm_lm.recursion.training import NodeTrainer
 from rrm_lm.recursion.workspace import Workspace
 from rrm_lm.storage import verify
 from rrm_lm.training.reward.trainer import RewardTrainer
@@ -32,13 +33,13 @@ def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the nodes whose reward is trained, in order."""
     names: list[str] = []
-    real = steps.train_reward
+    real = NodeTrainer.train_reward
 
-    def noting(shared: Any, name: str, *rest: Any) -> None:
-        names.append(name)
-        real(shared, name, *rest)
+    def noting(trainer: NodeTrainer, *rest: Any) -> None:
+        names.append(trainer.name)
+        real(trainer, *rest)
 
-    monkeypatch.setattr(steps, "train_reward", noting)
+    monkeypatch.setattr(NodeTrainer, "train_reward", noting)
     return names
 
 
@@ -82,7 +83,7 @@ def test_a_tree_of_three_levels(tmp_path: Path, trained: list[str]) -> None:
     assert kept.scorer.score(prompts, [["sea", "moon"]] * 3) == agent.scorer.score(prompts, [["sea", "moon"]] * 3)
 
 
-def test_what_has_changed_is_solved_again_and_nothing_else(tmp_path: Path, trained: list[str]) -> None:
+def test_only_nodes_whose_inputs_changed_are_solved_again(tmp_path: Path, trained: list[str]) -> None:
     def two(**more: Any) -> Any:
         return tree(top={"task": "main", "helpers": ["letter_s", "letter_b"]}, letter_s={}, letter_b=more)
 
@@ -102,25 +103,25 @@ def test_what_has_changed_is_solved_again_and_nothing_else(tmp_path: Path, train
 def test_a_helper_that_fails_stops_its_parent_and_not_its_siblings(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noting = steps.train_reward
+    noting = NodeTrainer.train_reward
 
-    def failing(shared: Any, name: str, *rest: Any) -> None:
-        if name == "small_s":
+    def failing(trainer: NodeTrainer, *rest: Any) -> None:
+        if trainer.name == "small_s":
             raise DataError("nothing to learn from")
-        noting(shared, name, *rest)
+        noting(trainer, *rest)
 
-    monkeypatch.setattr(steps, "train_reward", failing)
+    monkeypatch.setattr(NodeTrainer, "train_reward", failing)
     with pytest.raises(TrainingError, match=r"letter_s.*small_s.*nothing to learn from"):
         solve(three_levels(), workspace(tmp_path))
     assert trained == ["capital_s", "letter_b"]
     assert not (tmp_path / "top").exists() and not (tmp_path / "letter_s").exists()
     trained.clear()
-    monkeypatch.setattr(steps, "train_reward", noting)
+    monkeypatch.setattr(NodeTrainer, "train_reward", noting)
     solve(three_levels(), workspace(tmp_path))
     assert trained == ["small_s", "letter_s", "top"]
 
 
-def test_a_killed_run_goes_on_inside_the_node(
+def test_a_killed_run_resumes_inside_the_node(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tree(top={"task": "main", "helpers": ["letter_b"], "num_train_epochs": 4}, letter_b={"num_train_epochs": 4})
@@ -150,11 +151,11 @@ def test_a_killed_run_goes_on_inside_the_node(
         assert not list((tmp_path / "killed" / name).glob("*_training"))
     steps = read(tmp_path / "killed" / "top", "costs.json")["seconds"]
     assert set(steps) == {"start", "notes", "feedback", "reward", "quality"}
-    assert seen[0] < 8 + 2 * 20 + 30, "it began again from the first step"
+    assert seen[0] < 8 + 2 * 20 + 30, "it started again from the first step"
 
 
-def test_the_other_ways_to_solve_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PPO, notes that the reward reads, the worst flaw, both orders and words: each once."""
+def test_other_settings_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PPO, notes as input, the worst flaw, both orders and critiques, each once."""
     root = tree(
         top={
             "task": "main", "helpers": ["point"], "assistance": "worst_flaw", "notes_as_input": True, "policy": "ppo",
@@ -179,14 +180,16 @@ def test_the_other_ways_to_solve_a_node(tmp_path: Path, monkeypatch: pytest.Monk
     for one in (agent, solve(root, workspace(tmp_path))):  # the second from its folder
         one.scorer.score(root.task.domain.prompts, [["blue sea, seen", "moon"]] * 3)
     judged = [json.loads(line) for line in (tmp_path / "top" / "responses.jsonl").read_text().splitlines()]
-    assert looked == {text for row in judged for text in row["responses"]}, "the overseer looked at what is only scored"
+    assert looked == {text for row in judged for text in row["responses"]}, (
+        "the overseer looked at a response that is only scored"
+    )
     assert set(shop.shared.backbone.model.peft_config) == {"top_reward", "top_policy", "point_reward", "point_policy"}
     assert shop.costs(root).checks == read(tmp_path / "top", "notes.json")["helpers"]["looks"]
     rows = [json.loads(line) for line in (tmp_path / "point" / "feedback.jsonl").read_text().splitlines()]
     assert any(row["chosen_critiques"] for row in rows)
 
 
-def test_independent_nodes_may_be_solved_elsewhere(tmp_path: Path, trained: list[str]) -> None:
+def test_independent_nodes_can_be_solved_in_other_processes(tmp_path: Path, trained: list[str]) -> None:
     root = three_levels()
     shop = workspace(tmp_path)
 
@@ -199,7 +202,7 @@ def test_independent_nodes_may_be_solved_elsewhere(tmp_path: Path, trained: list
     assert sorted(trained) == ["capital_s", "letter_b", "letter_s", "small_s"]
 
 
-def test_what_several_need_is_solved_before_processes_share_the_rest(tmp_path: Path) -> None:
+def test_shared_helpers_are_solved_before_the_nodes_that_need_them(tmp_path: Path) -> None:
     root = tree(
         top={"task": "main", "helpers": ["one", "two", "letter_b"]},
         one={"task": "letter_s", "helpers": ["small_s"]},
@@ -222,7 +225,7 @@ def test_what_several_need_is_solved_before_processes_share_the_rest(tmp_path: P
     assert asked == [["one", "two", "letter_b"]]  # what is solved takes no process
 
 
-def test_the_best_of_n_is_not_drawn_as_what_its_reward_learned_from(
+def test_best_of_n_is_not_sampled_with_the_seed_of_the_training_responses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
@@ -237,7 +240,7 @@ def test_the_best_of_n_is_not_drawn_as_what_its_reward_learned_from(
     assert len(seeds) == 3 and len(set(seeds)) == 3  # to learn from, to choose from, and of the start
 
 
-def test_responses_may_hold_any_end_of_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_responses_may_contain_any_line_separator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["sea\u2028moon", "blue\x85sea"]
     monkeypatch.setattr(agents.Sampler, "sample", lambda self, prompts, count=1, **_: [texts[:count]] * len(prompts))
     agent = solve(tree(top={"task": "main"}), workspace(tmp_path))

@@ -1,4 +1,4 @@
-"""Trees are read, and refused where they make no sense."""
+"""Trees are read, and invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def test_one_node_may_help_two() -> None:
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(nodes: dict[str, Any], message: str) -> None:
+def test_an_invalid_tree_is_refused(nodes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tree(**nodes)
 
 
-def test_a_named_root_leaves_nobody_out() -> None:
+def test_a_named_root_must_reach_all_nodes() -> None:
     nodes = {"top": {"task": "main"}, "letter_s": {}}
     with pytest.raises(ConfigError, match=r"no node 'tpo' to be its root.*did you mean 'top'"):
         read_tree(Letters(), nodes, "tpo")

@@ -1,4 +1,4 @@
-"""The verdict on the experiment is what its rules say, and the intervals are paired."""
+"""The recursion experiment: the rules of the verdict, paired intervals, and controls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GOOD = Findings(
 )
 
 
-def test_it_helped_when_no_rule_speaks_against_it() -> None:
+def test_it_helped_if_no_rule_is_broken() -> None:
     assert conclude(GOOD).verdict == "helped" and conclude(GOOD).text == "helped"
     assert conclude(replace(GOOD, policy_gain=None)).verdict == "helped"
 
@@ -49,12 +49,12 @@ def test_it_helped_when_no_rule_speaks_against_it() -> None:
         ({"curve": (0.3, 1.2, 1.1)}, "falls as n grows"),
     ],
 )
-def test_each_rule_by_itself_says_that_it_is_not_shown(change: dict, reason: str) -> None:
+def test_each_broken_rule_alone_gives_not_shown_to_help(change: dict, reason: str) -> None:
     found = conclude(replace(GOOD, **change))
     assert found.verdict == "not shown to help" and len(found.reasons) == 1 and reason in found.text
 
 
-def test_several_rules_are_all_named() -> None:
+def test_all_broken_rules_are_named() -> None:
     found = conclude(replace(GOOD, curve=(2, 1, 0), gain=Interval(-0.1, -0.2, 0.1)))
     assert len(found.reasons) == 2
 
@@ -76,11 +76,11 @@ def test_the_committed_experiment_is_not_shown_to_help() -> None:
     assert f"Computed verdict: {found['verdict']}." in (RESULTS / "recursion.html").read_text(encoding="utf-8")
 
 
-def test_without_room_to_gain_nothing_can_be_tested() -> None:
+def test_with_little_to_gain_it_is_not_testable() -> None:
     assert conclude(replace(GOOD, room=Interval(0.029, 0.0, 0.05))).verdict == "not testable"
 
 
-def test_differences_of_paired_values_are_narrower_than_what_they_are_of() -> None:
+def test_paired_differences_have_narrower_intervals() -> None:
     rng = np.random.default_rng(1)
     one = rng.normal(size=(3, 200))
     other = one + 0.1 + rng.normal(size=(3, 200), scale=0.05)
@@ -92,7 +92,7 @@ def test_differences_of_paired_values_are_narrower_than_what_they_are_of() -> No
     assert ratio.value == pytest.approx(0.55, abs=0.01) and ratio.low < ratio.value < ratio.high
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+def test_intervals_cover_about_as_often_as_they_claim() -> None:
     rng, held = np.random.default_rng(0), 0
     crossed = Crossed(8, 60, draws=800)
     for _ in range(150):
@@ -102,14 +102,14 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     assert 0.84 < held / 150 <= 1.0
 
 
-def test_the_share_of_a_gain_that_is_not_there_is_no_number() -> None:
+def test_the_ratio_to_a_gain_of_0_is_nan() -> None:
     assert np.isnan(Crossed(2, 5).ratio(np.ones((2, 5)), np.zeros((2, 5))).value)
 
 
 # -- controls ---------------------------------------------------------------------------------------------------------
 
 
-def test_measured_notes_are_true_and_only_where_they_are_paid_for() -> None:
+def test_measured_notes_are_true_and_only_on_measured_responses() -> None:
     paid = CONTROLS.MeasuredNotes(DOMAIN, frozenset({(PROMPT, "blue sea")}))
     assert {(note.helper, note.verdict) for note in paid.notes(PROMPT, "blue sea")} == {
         ("letter_s", "yes"), ("letter_b", "yes"),
