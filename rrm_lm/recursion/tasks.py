@@ -148,35 +148,31 @@ class NoteTask:
     name: str
 
     @property
+    def aspect(self) -> Aspect:
+        """What the note is about."""
+        raise NotImplementedError
+
+    @property
     def kind(self) -> tuple[str, str]:
         """What is asked and what is answered. A helper's kind must differ from its parent's."""
         return f"requests with a {self.domain.kind}", f"note on {self.name}"
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """The possible verdicts. The first one means that there is no problem."""
-        raise NotImplementedError
+        return self.aspect.verdicts
 
     @property
     def question(self) -> str:
-        raise NotImplementedError
+        return self.aspect.question
 
     @property
     def helpers(self) -> tuple[str, ...]:
         """Tasks whose agents can help with this one."""
-        return ()
+        return self.aspect.parts
 
     def evidence(self, prompt: Prompt, response: str) -> list[str]:
         """The parts of a response that a note may quote."""
-        raise NotImplementedError
-
-    def plant(self, prompt: Prompt, rng: random.Random) -> str:
-        """A response that probably has a problem."""
-        raise NotImplementedError
-
-    def truth(self, prompt: Prompt) -> str:
-        """The right verdict."""
-        raise NotImplementedError
+        return list(self.aspect.evidence(prompt, response))
 
     def ask(self, prompt: Prompt, response: str) -> Prompt:
         """The helper's prompt about a response."""
@@ -192,13 +188,17 @@ class NoteTask:
         asked: list[Prompt] = []
         for number in range(count):
             request = self.domain.prompts[number % len(self.domain.prompts)]
-            make = self.plant if rng.random() < planted else self.domain.draft
+            make = self.aspect.plant if rng.random() < planted else self.domain.draft
             asked.append(self.ask(request, make(request, rng)))
         rng.shuffle(asked)
         return asked
 
     def read(self, response: str) -> Note | None:
         return read_note(self.name, response, self.verdicts)
+
+    def truth(self, prompt: Prompt) -> str:
+        """The right verdict. For a helper task, each call is a check."""
+        return self.aspect.measure(*self.subject(prompt))
 
     def gold(self, prompt: Prompt, response: str) -> float:
         """1 for the right verdict with a verbatim quotation, else 0."""
@@ -213,22 +213,8 @@ class HelperTask(NoteTask):
         return self.domain.aspects[self.name]
 
     @property
-    def verdicts(self) -> tuple[str, ...]:
-        return self.aspect.verdicts
-
-    @property
     def question(self) -> str:
         return f"{self.aspect.question} Say {' or '.join(self.verdicts)}."
-
-    @property
-    def helpers(self) -> tuple[str, ...]:
-        return self.aspect.parts
-
-    def evidence(self, prompt: Prompt, response: str) -> list[str]:
-        return list(self.aspect.evidence(prompt, response))
-
-    def plant(self, prompt: Prompt, rng: random.Random) -> str:
-        return self.aspect.plant(prompt, rng)
 
     def draft(self, prompt: Prompt, rng: random.Random) -> str:
         pieces = self.evidence(*self.subject(prompt))
@@ -238,10 +224,6 @@ class HelperTask(NoteTask):
         """A note for each verdict, with the most relevant quotation."""
         pieces = self.evidence(*self.subject(prompt))
         return [write_note(verdict, pieces[0]) for verdict in self.verdicts] if pieces else []
-
-    def truth(self, prompt: Prompt) -> str:
-        """The right verdict, as the bench finds it."""
-        return self.aspect.measure(*self.subject(prompt))
 
 
 @dataclass(frozen=True)
@@ -256,24 +238,20 @@ class PointTask(NoteTask):
         aspects = {name: self.domain.aspects[name] for name in MainTask(self.domain).helpers if name != POINT}
         return {f"{name} {verdict}": (name, verdict) for name, one in aspects.items() for verdict in one.verdicts[1:]}
 
+    @cached_property
+    def aspect(self) -> Aspect:
+        aspects = self.domain.aspects
+        return Aspect(
+            question="What is the worst flaw here, or nothing?",
+            verdicts=(NOTHING, *self.flaws),
+            measure=self._worst_flaw,
+            evidence=lambda prompt, text: [piece for one in aspects.values() for piece in one.evidence(prompt, text)],
+            plant=lambda prompt, rng: aspects[rng.choice([*self.flaws.values()])[0]].plant(prompt, rng),
+        )
+
     @property
     def kind(self) -> tuple[str, str]:
         return super().kind[0], "the worst flaw"
-
-    @property
-    def verdicts(self) -> tuple[str, ...]:
-        return (NOTHING, *self.flaws)
-
-    @property
-    def question(self) -> str:
-        return "What is the worst flaw here, or nothing?"
-
-    def evidence(self, prompt: Prompt, response: str) -> list[str]:
-        return [piece for one in self.domain.aspects.values() for piece in one.evidence(prompt, response)]
-
-    def plant(self, prompt: Prompt, rng: random.Random) -> str:
-        aspects = [self.domain.aspects[name] for name, _ in self.flaws.values()]
-        return rng.choice(aspects).plant(prompt, rng)
 
     def draft(self, prompt: Prompt, rng: random.Random) -> str:
         return rng.choice(self.candidates(prompt) or [NOTHING])
@@ -290,15 +268,18 @@ class PointTask(NoteTask):
     def is_real(self, prompt: Prompt, verdict: str) -> bool:
         """Whether the response has the flaw."""
         if verdict == NOTHING:
-            return all(not self.is_real(prompt, flaw) for flaw in self.flaws)
+            return not self._real_flaws(*self.subject(prompt))
         name, wrong = self.flaws[verdict]
         return self.domain.aspects[name].measure(*self.subject(prompt)) == wrong
 
-    def truth(self, prompt: Prompt) -> str:
+    def _real_flaws(self, prompt: Prompt, response: str) -> list[str]:
+        aspects = self.domain.aspects
+        return [flaw for flaw, (name, bad) in self.flaws.items() if aspects[name].measure(prompt, response) == bad]
+
+    def _worst_flaw(self, prompt: Prompt, response: str) -> str:
         """The real flaw with the greatest weight."""
-        request = self.subject(prompt)[0]
-        real = [flaw for flaw in self.flaws if self.is_real(prompt, flaw)]
-        return max(real, key=lambda flaw: self.domain.weight(request, *self.flaws[flaw]), default=NOTHING)
+        real = self._real_flaws(prompt, response)
+        return max(real, key=lambda flaw: self.domain.weight(prompt, *self.flaws[flaw]), default=NOTHING)
 
 
 Task = MainTask | HelperTask | PointTask
