@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rrm_lm.errors import ConfigError
+from rrm_lm.options import require
 from rrm_lm.settings.policies import ChatArguments
 
 EXAMPLES = """\
@@ -20,13 +20,7 @@ def run(argv: list[str]) -> int:
 
     kinds = [ChatArguments]
     (args,) = parse(kinds, argv, command="rrm-lm chat MODEL", examples=EXAMPLES, common=COMMON, first="model")
-    if not args.model:
-        raise ConfigError(
-            "There is no model to chat with",
-            where="the command line",
-            expected="a policy's folder, a Hub id or an alias",
-            remedy="rrm-lm chat outputs/sft, or rrm-lm chat smollm2-135m",
-        )
+    require(args, model="name one: rrm-lm chat outputs/sft, or rrm-lm chat smollm2-135m")
     from rrm_lm.runs.chat import chat
 
     return chat(args)

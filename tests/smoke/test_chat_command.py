@@ -145,7 +145,7 @@ def test_models_that_cannot_chat(
     result = piped("who?\n", tmp_path / "gone")
     assert result.code == 2 and str(tmp_path / "gone") in result.error["where"]
     result = run(capsys, "chat")
-    assert result.code == 2 and result.error["error"] == "There is no model to chat with"
+    assert result.code == 2 and result.error["error"] == "`model` is not given"
 
 
 @pytest.mark.parametrize(

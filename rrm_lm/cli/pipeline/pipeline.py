@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import re
 import sys
 import tempfile
@@ -24,8 +23,6 @@ from rrm_lm.runs.progress import minutes
 from rrm_lm.settings.workflows import PipelineArguments
 from rrm_lm.storage import write_text
 from rrm_lm.training.output_folder import OutputFolder
-
-logger = logging.getLogger(__name__)
 
 _RECORDS = "stages"
 FEEDBACK = "feedback.jsonl"  # written by `collect` (runs/collect.py names it, but importing that loads torch)
