@@ -16,15 +16,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rrm_lm.api.policy.trainer import PPOConfig, PPOTrainer
     from rrm_lm.api.policy_model import Policy
     from rrm_lm.api.reward.config import RewardConfig
     from rrm_lm.api.reward.trainer import RewardTrainer
     from rrm_lm.api.reward_model import RewardModel, evaluate
 
 __version__ = "0.1.0"
-__all__ = ["Policy", "RewardConfig", "RewardModel", "RewardTrainer", "__version__", "evaluate"]
+__all__ = [
+    "PPOConfig",
+    "PPOTrainer",
+    "Policy",
+    "RewardConfig",
+    "RewardModel",
+    "RewardTrainer",
+    "__version__",
+    "evaluate",
+]
 
 _HOMES = {
+    "PPOConfig": "rrm_lm.api.policy.trainer",
+    "PPOTrainer": "rrm_lm.api.policy.trainer",
     "Policy": "rrm_lm.api.policy_model",
     "RewardConfig": "rrm_lm.api.reward.config",
     "RewardTrainer": "rrm_lm.api.reward.trainer",

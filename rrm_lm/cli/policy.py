@@ -24,7 +24,7 @@ COMMON = (
 
 def read(argv: list[str]) -> tuple[Any, ...]:
     """The settings."""
-    from rrm_lm.runs.policy.config import PolicyConfig, StartArguments
+    from rrm_lm.api.policy.config import PolicyConfig, StartArguments
     from rrm_lm.settings.parser import parse
 
     kinds = [PromptArguments, RewardArguments, StartArguments, PolicyConfig, MonitorArguments, PolicyRunArguments]
@@ -34,7 +34,7 @@ def read(argv: list[str]) -> tuple[Any, ...]:
 def run(argv: list[str]) -> int:
     """Train, monitor, save, reload and check a policy, and write its report."""
     settings = read(argv)
-    from rrm_lm.runs.policy.run import PolicyRun
+    from rrm_lm.runs.policy import PolicyRun
 
     PolicyRun(*settings).run()
     return 0

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from rrm_lm.api.heldout import check_leaks, hold_out, read_sources, sizes
+from rrm_lm.api.policy_saving import check_saved_policy, logits_of, write_merged_policy
+from rrm_lm.api.policy_start import check_family, fitted, put_fresh_adapter
 from rrm_lm.api.resuming import identity, is_asked, origin
 from rrm_lm.api.shown import show_learned
-from rrm_lm.errors import ConfigError, DataError, ModelError
+from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.statistics.metrics import mean_estimate
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Demonstration
 from rrm_lm.feedback.splits import LeakageReport
 from rrm_lm.launch.signals import steps_are_finished
-from rrm_lm.models.backbone import Backbone, check_logits
-from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
 from rrm_lm.models.sharding import run_as_forward
-from rrm_lm.runs.policy_saving import check_saved_policy, logits_of, write_merged_policy
 from rrm_lm.settings.data import DataArguments
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import write_resolved
@@ -231,42 +230,3 @@ def _counted(examples: list[Imitation], checked: list[Imitation], counts: FitCou
     sizes = {f"{name}_responses": len(side) for name, side in sides.items()}
     tokens = {f"{name}_tokens": sum(example.learned for example in side) for name, side in sides.items()}
     return {**sizes, **tokens, **counts.to_dict()}
-
-
-def put_fresh_adapter(backbone: Backbone, args: ModelArguments) -> None:
-    """Put a new policy adapter with the LoRA settings on a backbone.
-
-    Raises:
-        ConfigError: They do not fit the model.
-    """
-    try:
-        backbone.add_adapter(POLICY, args.lora())
-    except ValueError as error:
-        raise ConfigError(
-            f"LoRA with these settings cannot be put on this model: {error}",
-            where="lora_r, lora_alpha, lora_dropout, lora_target_modules",
-            remedy="leave out --lora_target_modules to adapt all linear layers",
-        ) from error
-    speed_up(backbone)
-
-
-def check_family(backbone: Backbone) -> None:
-    """Refuse a family whose probabilities this project would get wrong.
-
-    Raises:
-        ModelError: Its logits are not its head applied to its hidden states.
-    """
-    try:
-        check_logits(backbone)
-    except ModelError as error:
-        raise ModelError(error.what, expected=error.expected, remedy="use another backbone") from error
-
-
-def fitted(asked: int | None, backbone: Backbone) -> int | None:
-    """`max_length`, or less where the model has not as many positions."""
-    context = getattr(backbone.config, "max_position_embeddings", None)
-    if context is None or (asked is not None and asked <= int(context)):
-        return asked
-    if asked is not None:
-        logger.warning("max_length is %d, not %d: the model has no more positions", context, asked)
-    return int(context)

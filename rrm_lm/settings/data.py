@@ -96,15 +96,9 @@ class DataArguments(FeedbackSplit, TrainingSource):
 
 
 @dataclass
-class PromptArguments(TrainingSource):
-    """Prompts to train on, and prompts that are held out."""
+class PromptSplit(HeldOut):
+    """How prompts are held out and limited."""
 
-    prompts: list[str] = option(
-        [], "Prompts to train on: feedback of any kind, or JSON lines with `prompt`; files, folders, Hub datasets."
-    )
-    eval_prompts: list[str] = option(
-        [], "Held-out prompts to monitor over-optimization on. Unset: hold out eval_fraction of prompts."
-    )
     max_prompts: int | None = option(None, "Train on only this many prompts, drawn with split_seed.")
     max_length: int | None = option(
         None,
@@ -115,3 +109,15 @@ class PromptArguments(TrainingSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_minimum(self, max_prompts=1, max_length=2)
+
+
+@dataclass
+class PromptArguments(PromptSplit, TrainingSource):
+    """Prompts to train on, and prompts that are held out."""
+
+    prompts: list[str] = option(
+        [], "Prompts to train on: feedback of any kind, or JSON lines with `prompt`; files, folders, Hub datasets."
+    )
+    eval_prompts: list[str] = option(
+        [], "Held-out prompts to monitor over-optimization on. Unset: hold out eval_fraction of prompts."
+    )

@@ -151,7 +151,7 @@ def test_reward_adapter_shares_its_backbone_with_the_policy(
 ) -> None:
     """It gives the same rewards as with its own backbone, and no second backbone is loaded for it."""
     loaded: list[str] = []
-    from rrm_lm.runs.policy import rewards as policy_rewards
+    from rrm_lm.api.policy import rewards as policy_rewards
 
     own = policy_rewards.load_scorer
 

@@ -16,9 +16,9 @@ from rrm_lm.cli.main import main
 from rrm_lm.cli.pipeline import pipeline
 from rrm_lm.feedback.reading.files import READERS, data_suffix
 from rrm_lm.feedback.reading.tables import HUB_NAME
+from rrm_lm.runs import policy as policy_run
 from rrm_lm.runs import reward as reward_run
 from rrm_lm.runs import sft as sft_run
-from rrm_lm.runs.policy import run as policy_run
 from rrm_lm.runs.recurse import run as recurse_run
 
 ROOT = Path(__file__).parents[2]

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from rrm_lm.api.judging import environment
+from rrm_lm.api.policy.table import print_comparison
 from rrm_lm.evaluation.policies.monitors import OverOptimisation, over_optimisation, track_of
 from rrm_lm.evaluation.policies.results import PolicyComparison
-from rrm_lm.evaluation.reports import policy_wording
 from rrm_lm.evaluation.reports.policies import PolicyReportData, write_policy_report
 from rrm_lm.feedback.records import prompt_id
 from rrm_lm.storage import write_json, write_jsonl
 from rrm_lm.training.over_optimisation import FILE_NAME, read_measurements
 
 logger = logging.getLogger(__name__)
-
-_WIDTH = 120  # of the table if stdout is not a terminal
 
 
 def write_comparison(
@@ -90,30 +84,3 @@ def verdict_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
                     "shown_first": verdict.shown_first,
                     "shown_second": verdict.shown_second,
                 }
-
-
-def print_comparison(comparison: PolicyComparison) -> None:
-    """Print the numbers as a table, and a one-sentence verdict for each policy."""
-    measure = policy_wording.main_measure(comparison)
-    table = Table(title=f"{len(comparison.prompts)} held-out prompts", title_justify="left")
-    rewards = [] if measure is None else [f"mean {measure}", "difference", "wins"]
-    for column in ("policy", *rewards, "KL", "tokens", "ended"):
-        table.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
-    for result in comparison.results:
-        cells = []
-        if measure is not None:
-            against = result.against.get(measure)
-            cells = [
-                policy_wording.with_interval(result.rewards.get(measure)),
-                policy_wording.with_interval(against and against.difference, sign=True),
-                policy_wording.share_with_interval(against and against.win_rate),
-            ]
-        cells.append(policy_wording.with_interval(result.kl))
-        cells += [(policy_wording.level(name, result.drift[name].level)[0], "") for name in ("tokens", "finished")]
-        table.add_row(result.name, *("\n".join(filter(None, cell)) for cell in cells))
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
-    console.print(table)
-    for result in comparison.policies:
-        console.print(policy_wording.verdict(comparison, result), soft_wrap=True)
-        for doubt in policy_wording.doubts(comparison, result):
-            console.print(f"  - {doubt}", soft_wrap=True)

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from rrm_lm.api.policy_start import check_family
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state, resolve
@@ -26,7 +27,6 @@ from rrm_lm.recursion.training import TrainingOptions, tokens_needed
 from rrm_lm.recursion.tree import Node, read_tree
 from rrm_lm.recursion.workspace import Workspace
 from rrm_lm.runs.progress import minutes
-from rrm_lm.runs.sft import check_family
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import write_resolved
 from rrm_lm.settings.workflows import RecurseArguments

@@ -11,14 +11,12 @@ from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.policies.gold import RewardFunction, rewards_by
 from rrm_lm.evaluation.policies.results import GOLD
 from rrm_lm.evaluation.preferences.scorers import load_scorer
-from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.agent_files import put_reward
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import resolve
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
 from rrm_lm.models.saving.adapters import fetch_adapter
-from rrm_lm.runs.gold import load_gold
 from rrm_lm.settings.training import MonitorArguments, RewardArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.passes import OwnReward
@@ -37,6 +35,7 @@ class Rewards:
         backbone: The policy's; the first reward model that was trained on the same one is put on it.
         chat: The format that responses are sampled in.
         load: Loads a reward model with a backbone of its own.
+        more: Sources that are made already, with names of their own; after those of the settings.
 
     Attributes:
         names: What each is called.
@@ -44,7 +43,14 @@ class Rewards:
         own: That one; None without it.
     """
 
-    def __init__(self, args: RewardArguments, backbone: Backbone, chat: ChatFormat, load: Load) -> None:
+    def __init__(
+        self,
+        args: RewardArguments,
+        backbone: Backbone,
+        chat: ChatFormat,
+        load: Load,
+        more: Sequence[RewardSource] = (),
+    ) -> None:
         given = [*args.reward_model, *args.reward_function]
         labels = short_names(given)
         found: dict[str, RewardSource] = {name: PythonReward(name) for name in args.reward_function}
@@ -59,10 +65,11 @@ class Rewards:
         if shared:  # its source is called by this name until it gets its own
             taken = [name for name, label in labels.items() if label == OwnReward.name and name != shared]
             labels |= {name: name for name in taken}
-        self.names = [labels[name] for name in given]
+        self.names = [labels[name] for name in given] + [source.name for source in more]
         self.sources = {labels[name]: source for name, source in found.items()}
         for label, source in self.sources.items():
             source.name = label
+        self.sources |= {source.name: source for source in more}
 
     def sum(self, own: Any, weights: Sequence[float] | None) -> RewardSum:
         """All of them with their weights, in the order of the settings.
@@ -111,19 +118,19 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 # -- the reward that is not optimised -------------------------------------------------------------------------------
 
 
-def gold_reward(args: MonitorArguments, load: Load, limits: ReadLimits) -> tuple[str, RewardFunction]:
-    """What the policy is judged by while it learns, and its name; NaN for everything where there is none.
+def gold_reward(args: MonitorArguments, load: Load, gold: RewardFunction | None) -> tuple[str, RewardFunction]:
+    """The reward that the policy is judged by while it learns, and its name; NaN for everything without one.
 
     Args:
         args: The settings.
         load: Loads a reward model.
-        limits: How much a file of requests may hold.
+        gold: The gold reward, if there is one.
 
     Raises:
         ConfigError, DataError, ModelError: It cannot be loaded.
     """
-    if args.gold is not None:
-        return GOLD, _never_silent(load_gold(args.gold, limits), f"gold: {args.gold}")
+    if gold is not None:
+        return GOLD, _never_silent(gold, f"gold: {args.gold}" if args.gold else "gold")
     if args.monitor_reward_model is not None:
         name = args.monitor_reward_model
         return short_names([name])[name], _never_silent(rewards_by(load(name)), f"monitor_reward_model: {name}")

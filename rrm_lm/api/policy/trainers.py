@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from peft import LoraConfig
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from rrm_lm.errors import ConfigError
+from rrm_lm.api.output_run import trainer_settings
+from rrm_lm.api.policy.config import PolicyConfig
+from rrm_lm.api.policy.lines import UpdateLines
+from rrm_lm.api.policy.rewards import Rewards
+from rrm_lm.api.policy.start import make_agent
+from rrm_lm.api.policy_start import put_fresh_adapter
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings
-from rrm_lm.runs.policy.config import PolicyConfig
-from rrm_lm.runs.policy.lines import UpdateLines
-from rrm_lm.runs.policy.rewards import Rewards
-from rrm_lm.runs.policy.start import make_agent
-from rrm_lm.runs.sft import put_fresh_adapter
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import RewardArguments
 from rrm_lm.training.ppo.trainer import PPOTrainer
@@ -49,6 +50,7 @@ class Parts:
         config, model, rewards: Settings.
         put_rewards: Loads the rewards, and puts one on a backbone if it can be there.
         settings: Saved with the policy.
+        lora: The adapter's configuration, instead of that of the settings.
     """
 
     policy: Policy
@@ -59,6 +61,7 @@ class Parts:
     rewards: RewardArguments
     put_rewards: Callable[[Backbone], Rewards]
     settings: PolicySettings
+    lora: LoraConfig | None = None
 
 
 def make_training(algorithm: str, parts: Parts) -> Training:
@@ -69,14 +72,8 @@ def make_training(algorithm: str, parts: Parts) -> Training:
         RRMError: Rewards or prompts that cannot be used.
     """
     make = {"ppo": _ppo, "rloo": _rloo}[algorithm]
-    try:
+    with trainer_settings(f"Hugging Face's Trainer and of {algorithm.upper()}"):
         made = make(parts)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(
-            f"No trainer can be made with these settings: {' '.join(str(error).split())}",
-            where=f"the settings of Hugging Face's Trainer and of {algorithm.upper()}",
-            remedy="leave the setting out, or install what it needs",
-        ) from error
     for bar in (PrinterCallback, ProgressCallback):
         made.trainer.remove_callback(bar)
     made.trainer.add_callback(UpdateLines(made.steps_per_update))
@@ -90,7 +87,7 @@ class _Trainer(PPOTrainer):
 
 def _ppo(parts: Parts) -> Training:
     chat, config = parts.policy.chat, parts.config
-    agent = make_agent(parts.policy, parts.model, config, parts.rewards)
+    agent = make_agent(parts.policy, parts.model, config, parts.rewards, parts.lora)
     rewards = parts.put_rewards(agent.backbone)
     if rewards.own is not None:
         agent.add_reward(rewards.own)
@@ -116,7 +113,7 @@ def _rloo(parts: Parts) -> Training:
 
     backbone, config, policy = parts.policy.backbone, parts.config, parts.policy
     if policy.adapter is None:
-        put_fresh_adapter(backbone, parts.model)
+        put_fresh_adapter(backbone, parts.model, parts.lora)
         policy = policy._replace(adapter=POLICY)
     rewards = parts.put_rewards(backbone)
     own = None if rewards.own is None else AdapterReward(rewards.own, micro_batch_tokens=config.micro_batch_tokens)

@@ -1,4 +1,4 @@
 """`rrm-lm policy`: start, prompts, rewards, trainer, monitor, results.
 
-May import everything but `cli`.
+May import the other modules of `api`, and settings and below.
 """

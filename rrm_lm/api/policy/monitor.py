@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from rrm_lm.api.policy.trainers import Training
 from rrm_lm.evaluation.policies.gold import RewardFunction
 from rrm_lm.evaluation.policies.monitors import watch
 from rrm_lm.evaluation.policies.samples import Drawn, held_out_probe
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.sharding import with_full_params
-from rrm_lm.runs.policy.trainers import Training
 from rrm_lm.settings.training import MonitorArguments
 from rrm_lm.training.over_optimisation import BestPolicy, Measure, OverOptimisationCallback
 from rrm_lm.training.ppo.config import PPOConfig

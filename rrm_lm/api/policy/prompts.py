@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 
+from rrm_lm.api.policy_start import fitted
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.reading.prompts import prompt_sources
 from rrm_lm.feedback.records import Demonstration, Origin, Prompt, prompt_id
 from rrm_lm.feedback.splits import Stratum, limit_prompts, split_by_prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.runs.sft import fitted
-from rrm_lm.settings.data import PromptArguments
+from rrm_lm.settings.data import PromptArguments, PromptSplit
 from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,33 @@ def read_prompts(args: PromptArguments) -> tuple[list[Prompt], list[Prompt]]:
         _tell_overlap(train, heldout)
     elif args.eval_fraction > 0:
         train, heldout = _hold_out(train, args.eval_fraction, args.split_seed)
-    prompts = limit_prompts(train, args.max_prompts, args.split_seed)
-    logger.info("%d prompts to learn on; held out: %d", len(prompts), len(heldout))
+    return _limited(args, train, heldout)
+
+
+def split_prompts(
+    split: PromptSplit, prompts: Sequence[Prompt], heldout: Sequence[Prompt] | None
+) -> tuple[list[Prompt], list[Prompt]]:
+    """As :func:`read_prompts`, of prompts from memory.
+
+    Args:
+        split: How they are held out and limited.
+        prompts: To train on.
+        heldout: Held out; None for a share of the prompts.
+    """
+    train: dict[Prompt, Stratum] = dict.fromkeys(prompts, ("", ""))
+    held = {} if heldout is None else dict.fromkeys(heldout, ("", ""))
+    if heldout is not None:
+        _tell_overlap(train, held)
+    elif split.eval_fraction > 0:
+        train, held = _hold_out(train, split.eval_fraction, split.split_seed)
+    return _limited(split, train, held)
+
+
+def _limited(
+    split: PromptSplit, train: Mapping[Prompt, Stratum], heldout: Mapping[Prompt, Stratum]
+) -> tuple[list[Prompt], list[Prompt]]:
+    prompts = limit_prompts(train, split.max_prompts, split.split_seed)
+    logger.info("%d prompts to train on; held out: %d", len(prompts), len(heldout))
     return prompts, list(heldout)
 
 

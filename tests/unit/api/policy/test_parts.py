@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from rrm_lm.api.policy.lines import line_of
+from rrm_lm.api.policy.monitor import Optimised
+from rrm_lm.api.policy.rewards import short_names
 from rrm_lm.evaluation.policies.samples import Drawn, rewards_of_drawn
 from rrm_lm.evaluation.reports.history import Update
-from rrm_lm.runs.policy.lines import line_of
-from rrm_lm.runs.policy.monitor import Optimised
-from rrm_lm.runs.policy.rewards import short_names
 from rrm_lm.training.reward_sources import PythonReward, RewardSum
 from tests.tiny import prompt_of, tiny_chat
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rrm_lm.api.judging import environment
+from rrm_lm.api.policy.monitor import Monitor
+from rrm_lm.api.policy.table import print_comparison
+from rrm_lm.api.policy.trainers import Training
 from rrm_lm.evaluation.policies.results import PolicyComparison
 from rrm_lm.evaluation.reports.history import Update, updates_of
 from rrm_lm.evaluation.reports.training import TrainingReportData, before_and_after, write_training_report
-from rrm_lm.runs.compare.results import print_comparison
-from rrm_lm.runs.policy.monitor import Monitor
-from rrm_lm.runs.policy.trainers import Training
 
 logger = logging.getLogger(__name__)
 

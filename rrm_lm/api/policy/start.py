@@ -6,13 +6,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from peft import LoraConfig
+
+from rrm_lm.api.output_run import lora_settings
+from rrm_lm.api.policy.config import PolicyConfig
+from rrm_lm.api.policy_start import check_family
 from rrm_lm.errors import ConfigError, ModelError
-from rrm_lm.models.agent import AgentModel
+from rrm_lm.models.agent import AgentModel, set_trainable
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_sequence_classifier, resolve
 from rrm_lm.models.saving.policies import Policy, PolicySettings, load_policy
-from rrm_lm.runs.policy.config import PolicyConfig
-from rrm_lm.runs.sft import check_family
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import RewardArguments
 
@@ -43,19 +46,21 @@ def check_start(folder: Path, model: ModelArguments, rewards: RewardArguments, c
         )
 
 
-def load_start(args: ModelArguments, stop: int | None) -> Policy:
+def load_start(args: ModelArguments, stop: int | None, loaded: Policy | None = None) -> Policy:
     """The model or policy that is named.
 
     Args:
         args: Which, and how it is loaded.
-        stop: A token that shall end responses.
+        stop: A token that ends responses.
+        loaded: A policy that is loaded already.
 
     Raises:
         ConfigError: The model has no such token.
         ModelError: No such model, or none that writes.
     """
-    name = str(args.model_name_or_path)
-    policy = load_policy(name, trainable=True, **args.tokenizing(), **args.loading())
+    policy = loaded or load_policy(str(args.model_name_or_path), trainable=True, **args.tokenizing(), **args.loading())
+    if loaded is not None and policy.adapter is not None:
+        set_trainable(policy.backbone, policy.adapter, True)
     check_family(policy.backbone)
     if stop is not None and not 0 <= stop < len(policy.chat.tokenizer):
         raise ConfigError(
@@ -64,7 +69,13 @@ def load_start(args: ModelArguments, stop: int | None) -> Policy:
     return policy
 
 
-def make_agent(policy: Policy, args: ModelArguments, config: PolicyConfig, rewards: RewardArguments) -> AgentModel:
+def make_agent(
+    policy: Policy,
+    args: ModelArguments,
+    config: PolicyConfig,
+    rewards: RewardArguments,
+    lora: LoraConfig | None = None,
+) -> AgentModel:
     """Policy, value function and reference on the backbone of the start.
 
     Raises:
@@ -75,20 +86,14 @@ def make_agent(policy: Policy, args: ModelArguments, config: PolicyConfig, rewar
     name = str(args.model_name_or_path)
     if policy.adapter is not None:
         logger.info("%s is an adapter, which is trained on: its own LoRA settings hold", name)
-    try:
+    with lora_settings():
         agent = AgentModel.create(
             policy.backbone,
-            args.lora(),
+            lora or args.lora(),
             value=config.value_function,
             value_model=value_model,
             reference=config.reference,
         )
-    except ValueError as error:
-        raise ConfigError(
-            f"LoRA with these settings cannot be put on this model: {error}",
-            where="lora_r, lora_alpha, lora_dropout, lora_target_modules",
-            remedy="leave out --lora_target_modules to adapt all linear layers",
-        ) from error
     trained = sum(p.numel() for p in agent.parameters() if p.requires_grad)
     total = sum(p.numel() for p in agent.parameters())
     logger.info("%s: %.1f M parameters, %.2f M trained", name, total / 1e6, trained / 1e6)

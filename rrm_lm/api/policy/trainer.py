@@ -1,0 +1,312 @@
+"""`rrm_lm.PPOTrainer`: start, prompts, rewards, training, saving, comparing. `rrm-lm policy` calls its parts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rrm_lm.api.output_run import OutputRun
+from rrm_lm.api.policy.config import PolicyConfig
+from rrm_lm.api.policy.lines import show_prompt
+from rrm_lm.api.policy.monitor import Monitor
+from rrm_lm.api.policy.prompts import fit_chat, split_prompts
+from rrm_lm.api.policy.results import write_results
+from rrm_lm.api.policy.rewards import Rewards, gold_reward, scorer_loader
+from rrm_lm.api.policy.start import check_start, load_start
+from rrm_lm.api.policy.trainers import Parts, Training, make_training
+from rrm_lm.api.policy_model import Policy
+from rrm_lm.api.policy_saving import check_saved_policy, logits_of, write_merged_policy
+from rrm_lm.api.reward_model import RewardModel
+from rrm_lm.api.rows import read_prompts
+from rrm_lm.errors import ConfigError
+from rrm_lm.evaluation.policies.gold import RewardFunction
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.models.pretrained import set_seed
+from rrm_lm.models.saving.policies import Policy as LoadedPolicy
+from rrm_lm.models.saving.policies import PolicySettings
+from rrm_lm.settings.data import PromptSplit
+from rrm_lm.settings.models import ModelArguments
+from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
+from rrm_lm.storage import report_full_disk
+from rrm_lm.text.chat import ChatFormat
+from rrm_lm.training.reward_sources import PythonReward, RewardSource, ScorerReward
+
+_CHECKED = 4  # prompts at which the logits must be the same after a reload
+
+
+class PolicySettingsGroup(NamedTuple):
+    """The settings of one run."""
+
+    split: PromptSplit
+    rewards: RewardArguments
+    model: ModelArguments
+    config: PolicyConfig
+    monitor: MonitorArguments
+    run: PolicyRunArguments
+
+
+@dataclass(frozen=True)
+class Given:
+    """What settings do not name, because it is loaded already.
+
+    Attributes:
+        prompts: To train on, and held out.
+        policy: What training starts from, instead of ``model_name_or_path``.
+        rewards: In addition to those of the settings.
+        gold: The gold reward.
+        lora: The adapter's configuration, instead of that of the settings.
+        callbacks: Of the trainer.
+    """
+
+    prompts: tuple[list[Prompt], list[Prompt]]
+    policy: LoadedPolicy | None = None
+    rewards: Sequence[RewardSource] = ()
+    gold: RewardFunction | None = None
+    lora: Any = None
+    callbacks: Sequence[Any] = field(default=())
+
+
+class PolicyTraining:
+    """The training of one policy: makes the trainer, trains, saves, reloads, compares and reports.
+
+    Args:
+        settings: The settings.
+        given: Prompts, and what is loaded already.
+    """
+
+    def __init__(self, settings: PolicySettingsGroup, given: Given) -> None:
+        self.settings, self.given = settings, given
+        split, rewards, model, config, monitor, run = settings
+        self.folder, self.main = Path(str(config.output_dir)), bool(config.should_save)
+        train, heldout = given.prompts
+        watched = heldout[: monitor.monitor_prompts]
+        if not watched and (monitor.has_gold or given.gold is not None):
+            raise ConfigError(
+                "There is a reward to monitor the policy by, and no held-out prompt",
+                where="eval_prompts, eval_fraction and monitor_prompts",
+                remedy="pass --eval_prompts, or an --eval_fraction and --monitor_prompts above 0",
+            )
+        load = scorer_loader(
+            model.loading(),
+            micro_batch_tokens=config.micro_batch_tokens,
+            seed=config.seed,
+            chat_template=model.chat_template,
+        )
+        gold = gold_reward(monitor, load, given.gold)
+        start = load_start(model, config.stop_token_id, given.policy)
+        length = config.response_length
+        chat, longest = fit_chat(start.chat, start.backbone, split.max_length, length, [*train, *watched])
+        recorded = start.settings or PolicySettings(str(model.model_name_or_path))
+        set_seed(config.seed)  # fresh weights do not depend on what was loaded before
+        parts = Parts(
+            policy=start._replace(chat=chat),
+            prompts=train,
+            heldout=watched,
+            config=config,
+            model=model,
+            rewards=rewards,
+            put_rewards=lambda backbone: Rewards(rewards, backbone, chat, load, given.rewards),
+            settings=replace(recorded, max_length=longest, method=run.algorithm),
+            lora=given.lora,
+        )
+        self.training: Training = make_training(run.algorithm, parts)
+        for callback in given.callbacks:
+            self.training.trainer.add_callback(callback)
+        self.watcher = None
+        if watched:
+            self.watcher = Monitor(monitor, config, self.training, watched, gold, self.folder)
+
+    def show_prompt(self) -> None:
+        """Print the first prompt to stderr as the model sees it."""
+        if self.main:
+            show_prompt(self.training.policy.chat, self.given.prompts[0][0])
+
+    def train(self, run: OutputRun) -> Any:
+        """Train and leave everything in the output folder; returns Hugging Face's `TrainOutput`."""
+        training = self.training
+        with run:
+            run.begin()
+            with report_full_disk(self.folder):
+                result = run.train(training.trainer, training.trainer.train, training.steps_per_update)
+                self._save()
+            episodes = int(self.settings.config.batch_size or 0)  # which the trainer has worked out
+            write_results(self.folder, training, result, self.watcher, run.settings, episodes)
+        return result
+
+    def _save(self) -> None:
+        trainer, policy, model = self.training.trainer, self.training.policy, self.settings.model
+        trainer.save_whole(self.folder)
+        trainer.save_state()
+        trainer.accelerator.wait_for_everyone()
+        root = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        # Any tokens after a prompt will do: every logit has to be the same.
+        prompts = [policy.chat.prompt_ids(prompt) for prompt in self.given.prompts[0][:_CHECKED]]
+        sample = [ChatFormat.sampled_line(ids, (*ids[-8:], policy.chat.end_id)) for ids in prompts]
+        logits = logits_of(root, policy, sample)
+        if not self.main:
+            return
+        check_saved_policy(logits, policy, self.folder, sample, **model.loading())
+        if self.settings.run.merge:
+            merged = self.folder / "merged"
+            code = model.trust_remote_code
+            write_merged_policy(logits, policy, self.folder, merged, sample, trust_remote_code=code)
+
+
+@dataclass
+class PPOConfig(PromptSplit, ModelArguments, MonitorArguments, PolicyRunArguments, PolicyConfig):
+    """How a policy is trained: every setting of `rrm-lm policy`, and all of Hugging Face's `TrainingArguments`.
+
+    ``rrm-lm policy --help_all`` describes each. Lengths are in tokens, KL divergences in nats per response.
+
+    Example:
+        >>> PPOConfig(output_dir="outputs/policy", total_episodes=512, response_length=64, kl_coef=0.1)
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for kind in (MonitorArguments, PolicyRunArguments, PolicyConfig):
+            kind.__post_init__(self)
+
+
+Reward = str | Path | RewardModel | Callable[..., Any]
+
+
+class PPOTrainer:
+    """Trains a policy with PPO against one reward or several, watched on held-out prompts. `rrm-lm policy` in Python.
+
+    Args:
+        policy: A folder, a Hub id or ``smollm2-135m``; or a :class:`rrm_lm.Policy`, which is trained in place.
+        rewards: One reward or a list: a reward model's folder or Hub id, a :class:`rrm_lm.RewardModel`, a function
+            ``f(prompts, responses) -> numbers``, or ``"file.py:function"``. They are summed with
+            ``args.reward_weights``.
+        prompts: To train on: a list of texts or messages, rows, or a file.
+        args: Settings; by default those of `rrm-lm policy`.
+        eval_prompts: Held-out prompts; by default ``args.eval_fraction`` of the prompts.
+        gold: An independent reward to watch the policy by, of the same kinds; training never sees it.
+        peft_config: The LoRA configuration of a fresh adapter.
+        callbacks: As in `transformers.Trainer`.
+
+    Attributes:
+        trainer: The `transformers.Trainer` underneath, with ``state``, ``log`` and ``add_callback``.
+
+    Raises:
+        ConfigError: Settings that do not fit together.
+        DataError: Prompts that cannot be read.
+        ModelError: No such model.
+
+    Example:
+        >>> trainer = PPOTrainer("smollm2-135m", "outputs/rm", ["Hello!", "Who are you?"])
+        >>> trainer.train()
+        >>> trainer.policy.respond("Hello!")
+    """
+
+    algorithm = "ppo"
+
+    def __init__(
+        self,
+        policy: str | Path | Policy,
+        rewards: Reward | Sequence[Reward],
+        prompts: Any,
+        args: PPOConfig | None = None,
+        *,
+        eval_prompts: Any = None,
+        gold: Reward | None = None,
+        peft_config: Any = None,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        self.args = args or PPOConfig()
+        self.args.algorithm = self.algorithm
+        self.args.model_name_or_path = policy.name if isinstance(policy, Policy) else str(policy)
+        named = RewardArguments()
+        listed: Any = rewards if isinstance(rewards, list | tuple) else [rewards]
+        sources = _sort_rewards(listed, named, self.args)
+        check_start(Path(str(self.args.output_dir)), self.args, named, self.args)
+        heldout = None if eval_prompts is None else read_prompts(eval_prompts)
+        given = Given(
+            split_prompts(self.args, read_prompts(prompts), heldout),
+            policy.loaded if isinstance(policy, Policy) else None,
+            sources,
+            None if gold is None else _gold(gold),
+            peft_config,
+            tuple(callbacks),
+        )
+        self._settings = [copy.copy(self.args), named]  # as given: the trainer writes what it works out from others
+        self._training = PolicyTraining(
+            PolicySettingsGroup(self.args, named, self.args, self.args, self.args, self.args), given
+        )
+        self._prompts = given.prompts[0]
+        self.trainer = self._training.training.trainer
+
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> Any:
+        """Train, save into ``args.output_dir``, reload and compare; returns Hugging Face's `TrainOutput`.
+
+        Args:
+            resume_from_checkpoint: True for the newest whole checkpoint in the output folder, or a checkpoint.
+
+        Raises:
+            CheckpointError: The output folder is in use or holds another run, or a checkpoint is broken.
+            TrainingError: A reward failed, or a loss is not a number.
+        """
+        run = OutputRun(
+            "rrm-lm policy",
+            self.args,
+            self.args,
+            self._settings,
+            resume_from_checkpoint,
+            {"prompts": [message.content for prompt in self._prompts for message in prompt]},
+        )
+        return self._training.train(run)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy as it is now, ready to respond."""
+        return Policy(self._training.training.policy, str(self.args.output_dir))
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Write the policy's adapter folder; by default into ``args.output_dir``, where :meth:`train` wrote it."""
+        self.trainer.save_model(None if output_dir is None else str(output_dir))
+
+
+def _sort_rewards(rewards: Sequence[Reward], named: RewardArguments, args: PPOConfig) -> list[RewardSource]:
+    """Put names into the settings and return sources of the rest; weights follow, since names come first."""
+    kinds: tuple[list[int], list[int], list[int]] = ([], [], [])
+    sources: list[RewardSource] = []
+    for place, reward in enumerate(rewards):
+        if isinstance(reward, str | Path):
+            is_function = ":" in str(reward) and not Path(reward).exists()
+            kinds[is_function].append(place)
+            (named.reward_function if is_function else named.reward_model).append(str(reward))
+        else:
+            kinds[2].append(place)
+            sources.append(_source(reward))
+    named_by: dict[str, int] = {}
+    for source in sources:
+        named_by[source.name] = count = named_by.get(source.name, 0) + 1
+        source.name += "" if count == 1 else f"_{count}"
+    if not rewards:
+        named.require()
+    if args.reward_weights is not None and len(args.reward_weights) == len(rewards):
+        args.reward_weights = [args.reward_weights[place] for kind in kinds for place in kind]
+    return sources
+
+
+def _source(reward: Any) -> RewardSource:
+    if isinstance(reward, RewardModel):
+        return ScorerReward(reward.scorer)
+    if callable(reward):
+        return PythonReward(reward)
+    raise ConfigError(
+        f"A reward is a {type(reward).__name__}",
+        where="rewards",
+        expected="a folder or Hub id, a RewardModel, or a function of prompts and responses",
+    )
+
+
+def _gold(gold: Reward) -> RewardFunction:
+    if isinstance(gold, str | Path):
+        text = str(gold)
+        gold = PythonReward(text) if ":" in text and not Path(text).exists() else RewardModel.from_pretrained(text)
+    return gold if isinstance(gold, PythonReward) else _source(gold)

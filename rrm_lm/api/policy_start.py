@@ -1,0 +1,49 @@
+"""What the training of every policy starts with: a fresh adapter, and what the model can hold."""
+
+from __future__ import annotations
+
+import logging
+
+from peft import LoraConfig
+
+from rrm_lm.api.output_run import lora_settings
+from rrm_lm.errors import ModelError
+from rrm_lm.models.backbone import Backbone, check_logits
+from rrm_lm.models.fast.lora import speed_up
+from rrm_lm.models.saving.policies import POLICY
+from rrm_lm.settings.models import ModelArguments
+
+logger = logging.getLogger(__name__)
+
+
+def put_fresh_adapter(backbone: Backbone, args: ModelArguments, lora: LoraConfig | None = None) -> None:
+    """Put a new policy adapter with the LoRA settings on a backbone.
+
+    Raises:
+        ConfigError: They do not fit the model.
+    """
+    with lora_settings():
+        backbone.add_adapter(POLICY, args.lora() if lora is None else lora)
+    speed_up(backbone)
+
+
+def check_family(backbone: Backbone) -> None:
+    """Refuse a family whose probabilities this project would get wrong.
+
+    Raises:
+        ModelError: Its logits are not its head applied to its hidden states.
+    """
+    try:
+        check_logits(backbone)
+    except ModelError as error:
+        raise ModelError(error.what, expected=error.expected, remedy="use another backbone") from error
+
+
+def fitted(asked: int | None, backbone: Backbone) -> int | None:
+    """`max_length`, or less where the model has not as many positions."""
+    context = getattr(backbone.config, "max_position_embeddings", None)
+    if context is None or (asked is not None and asked <= int(context)):
+        return asked
+    if asked is not None:
+        logger.warning("max_length is %d, not %d: the model has no more positions", context, asked)
+    return int(context)

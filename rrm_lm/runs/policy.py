@@ -1,0 +1,45 @@
+"""The steps of `rrm-lm policy`: read what the settings name, and hand it to the training of policies."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from rrm_lm.api.output_run import OutputRun
+from rrm_lm.api.policy.config import PolicyConfig
+from rrm_lm.api.policy.prompts import read_prompts
+from rrm_lm.api.policy.start import check_start
+from rrm_lm.api.policy.trainer import Given, PolicySettingsGroup, PolicyTraining
+from rrm_lm.runs.gold import load_gold
+from rrm_lm.settings.data import PromptArguments
+from rrm_lm.settings.models import ModelArguments
+from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
+
+
+class PolicyRun:
+    """One run. The output folder is locked while it lasts, and changed only once all inputs are good."""
+
+    def __init__(
+        self,
+        data: PromptArguments,
+        rewards: RewardArguments,
+        model: ModelArguments,
+        config: PolicyConfig,
+        monitor: MonitorArguments,
+        more: PolicyRunArguments,
+    ) -> None:
+        self.data, self.group = data, PolicySettingsGroup(data, rewards, model, config, monitor, more)
+        # As given: the trainer writes into its settings what it works out from others.
+        self.settings = (data, rewards, model, copy.copy(config), monitor, more)
+
+    def run(self) -> None:
+        """Train, watch, save, reload, compare and report."""
+        _, rewards, model, config, monitor, more = self.group
+        rewards.require()
+        check_start(Path(str(config.output_dir)), model, rewards, config)
+        with OutputRun("rrm-lm policy", config, more, self.settings, config.resume_from_checkpoint) as run:
+            prompts = read_prompts(self.data)
+            gold = None if monitor.gold is None else load_gold(monitor.gold, self.data)
+            training = PolicyTraining(self.group, Given(prompts, gold=gold))
+            training.show_prompt()
+            training.train(run)

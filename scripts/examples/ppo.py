@@ -1,0 +1,20 @@
+"""Train a policy against two rewards, a few updates: python scripts/examples/ppo.py"""
+
+import sys
+
+import rrm_lm
+
+
+def short(prompts, responses):
+    return [-len(text) / 100 for text in responses]
+
+
+policy, reward, output = sys.argv[1:] or ("smollm2-135m", "outputs/rm", "outputs/ppo")
+trainer = rrm_lm.PPOTrainer(
+    policy,
+    rewards=[reward, short],
+    prompts=["How long does rice keep?", "How do I boil an egg?", "What is a good name for a cat?", "Hello!"],
+    args=rrm_lm.PPOConfig(output_dir=output, overwrite_output_dir=True, max_steps=4, response_length=32),
+)
+trainer.train()
+print(trainer.policy.respond("Hello!", max_new_tokens=32, seed=0))

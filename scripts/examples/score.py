@@ -1,0 +1,9 @@
+"""Score two responses to one prompt: python scripts/examples/score.py outputs/rm"""
+
+import sys
+
+import rrm_lm
+
+(model,) = sys.argv[1:] or ("outputs/rm",)
+reward = rrm_lm.RewardModel.from_pretrained(model)
+print(reward.score("How long does rice keep?", ["Four days in the fridge.", "Rice is a grain."]))
