@@ -35,7 +35,7 @@ class Rewards:
         backbone: The policy's; the first reward model that was trained on the same one is put on it.
         chat: The format that responses are sampled in.
         load: Loads a reward model with a backbone of its own.
-        more: Sources that are made already, with names of their own; after those of the settings.
+        more: Sources that are made already; they come after those of the settings.
 
     Attributes:
         names: What each is called.
@@ -65,11 +65,16 @@ class Rewards:
         if shared:  # its source is called by this name until it gets its own
             taken = [name for name, label in labels.items() if label == OwnReward.name and name != shared]
             labels |= {name: name for name in taken}
-        self.names = [labels[name] for name in given] + [source.name for source in more]
+        self.names = [labels[name] for name in given]
         self.sources = {labels[name]: source for name, source in found.items()}
         for label, source in self.sources.items():
             source.name = label
-        self.sources |= {source.name: source for source in more}
+        for source in more:
+            free = (source.name, *(f"{source.name}_{number}" for number in range(2, len(more) + len(given) + 2)))
+            taken = [*self.names, *([] if self.own is None else [OwnReward.name])]
+            source.name = next(name for name in free if name not in taken)
+            self.names.append(source.name)
+            self.sources[source.name] = source
 
     def sum(self, own: Any, weights: Sequence[float] | None) -> RewardSum:
         """All of them with their weights, in the order of the settings.

@@ -282,10 +282,6 @@ def _sort_rewards(rewards: Sequence[Reward], named: RewardArguments, args: PPOCo
         else:
             kinds[2].append(place)
             sources.append(_source(reward))
-    named_by: dict[str, int] = {}
-    for source in sources:
-        named_by[source.name] = count = named_by.get(source.name, 0) + 1
-        source.name += "" if count == 1 else f"_{count}"
     if not rewards:
         named.require()
     if args.reward_weights is not None and len(args.reward_weights) == len(rewards):
