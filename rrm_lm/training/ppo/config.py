@@ -18,60 +18,58 @@ KL_CONTROLS = ("fixed", "adaptive")
 class PPOConfig(TrainerArguments, _TrlPPOConfig):
     """How a policy is trained. Names are TRL's and Hugging Face's wherever they have one.
 
-    An *update* rolls out ``batch_size`` episodes and learns from them ``num_ppo_epochs`` times. Episodes per process
-    and update: ``per_device_train_batch_size * gradient_accumulation_steps``; how many go through the model at once is
-    another matter (``micro_batch_tokens``), and changes nothing in the gradient.
+    An *update* rolls out ``batch_size`` episodes and trains on them ``num_ppo_epochs`` times. Each process has
+    ``per_device_train_batch_size * gradient_accumulation_steps`` of them. How many go through the model at once is set
+    by ``micro_batch_tokens``, and does not change the gradient.
     """
 
     # Defaults that differ from TRL's.
     output_dir: str | None = option("outputs/policy", "Where the policy and results go.")
-    learning_rate: float = option(0.0001, "Peak learning rate of adapters and value head.")
+    learning_rate: float = option(1e-4, "Peak learning rate of adapters and value head.")
     bf16: bool | None = option(False, "Compute in bfloat16 where that is safe (autocast).")
     ddp_broadcast_buffers: bool | None = option(False, "Not needed: buffers are constants, the same on all processes.")
-    dataloader_pin_memory: bool = option(False, "Not used: batches are laid out in the step.")
+    dataloader_pin_memory: bool = option(False, "Not used: batches are made during the step.")
 
-    # What is ours.
+    # Settings that TRL does not have.
     ds3_gather_for_generation: bool = option(
         True,
-        "Of a sharded policy: gather the whole model on each process for rollouts, which is much faster; false "
-        "where it does not fit.",
+        "For a sharded policy: gather the whole model on each process for rollouts, which is much faster; set to false "
+        "if it does not fit.",
     )
     trl_compatible: bool = option(
         False,
-        "Compute the update as TRL 1.12 does where we differ (see rrm_lm/training/ppo/estimates.py): for "
-        "comparing with it, not for better policies.",
+        "Compute the update as TRL 1.12 does where we differ (see rrm_lm/training/ppo/estimates.py): to compare with "
+        "it, not for better policies.",
     )
-    samples_per_prompt: int = option(1, "Episodes with the same prompt, which is then computed once for all of them.")
-    top_p: float = option(1.0, "Sample from the smallest set of tokens this probable.")
+    samples_per_prompt: int = option(1, "Responses per prompt; the prompt is computed once for all of them.")
+    top_p: float = option(1.0, "Sample from the smallest set of tokens with this total probability.")
     top_k: int = option(0, "Sample from this many most likely tokens; 0 for all.")
     micro_batch_tokens: int = option(2048, "Most padded tokens that go through the model at once; bounds the memory.")
     rollout_batch_tokens: int = option(16384, "Most tokens (prompt and response) held at once while sampling.")
     share_prefixes: bool = option(True, "Compute a prompt once for all of its samples, where that is exact.")
     value_function: str = option(
         "head",
-        "head (a linear head on the policy's hidden states), adapter (its own LoRA adapter with a head) or model "
-        "(a sequence-classification model of its own, as in TRL).",
+        "head (a linear head on the policy's hidden states), adapter (a LoRA adapter with a head) or model (a separate "
+        "sequence-classification model, as in TRL).",
     )
     reference: str = option(
-        "start", "What the KL divergence is from: start (the policy before training) or base (no adapter)."
+        "start", "The reference of the KL divergence: start (the policy before training) or base (no adapter)."
     )
     reward_weights: list[float] | None = option(
         None, "Weights of the rewards in their sum, the one on the policy's own backbone first; unset: 1 each."
     )
     normalize_rewards: bool = option(False, "Shift and scale rewards by their running mean and standard deviation.")
-    reward_clip: float | None = option(
-        None, "Keep rewards within plus and minus this, after normalising; unset: do not."
-    )
-    kl_control: str = option("fixed", "fixed (kl_coef stays) or adaptive (it is steered towards kl_target).")
-    kl_target: float = option(6.0, "With adaptive: KL divergence to the reference aimed at, in nats a response.")
-    kl_gain: float = option(0.1, "With adaptive: how fast; an update changes kl_coef by a fifth of this share at most.")
+    reward_clip: float | None = option(None, "Clip rewards to plus and minus this, after normalizing; unset: no.")
+    kl_control: str = option("fixed", "fixed (kl_coef is constant) or adaptive (kl_coef moves towards kl_target).")
+    kl_target: float = option(6.0, "With adaptive: KL divergence to the reference to aim for, in nats per response.")
+    kl_gain: float = option(0.1, "With adaptive: how fast; an update changes kl_coef by at most a fifth of this share.")
     max_kl: float | None = option(
         100.0,
-        "Stop when the KL divergence to the reference passes this, in nats a response, and keep the policy from "
-        "before; unset: go on.",
+        "Stop when the KL divergence to the reference exceeds this, in nats per response, and keep the policy from "
+        "before; unset: never.",
     )
     max_value_loss: float | None = option(
-        None, "Stop when the value loss passes this, in the rewards' unit squared; unset: go on."
+        None, "Stop when the value loss exceeds this, in the rewards' unit squared; unset: never."
     )
 
     def __post_init__(self) -> None:
@@ -106,7 +104,7 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
         check(self, *((name, 0 <= getattr(self, name) <= 1, "from 0 to 1") for name in ("gamma", "lam")))
 
     def count_batches(self, processes: int, prompts: int) -> None:
-        """Work out the sizes that follow from others, under TRL's names.
+        """Set the sizes that follow from others, under TRL's names.
 
         Args:
             processes: How many there are.

@@ -44,15 +44,15 @@ class RewardConfig(TrainerArguments, TrainingArguments):
     warmup_steps: float = option(0.05, "Warm-up steps, or their share of all steps below 1.")
     logging_steps: float = option(5, "Log every this many steps.")
     ddp_broadcast_buffers: bool | None = option(False, "Not needed: buffers are constants, the same on all processes.")
-    dataloader_pin_memory: bool = option(False, "Not used: batches are laid out in the step.")
+    dataloader_pin_memory: bool = option(False, "Not used: batches are made during the step.")
 
-    # What is ours.
+    # Settings that Hugging Face does not have.
     max_length: int | None = option(
         1024, "Longest prompt plus response in tokens; longer ones lose their oldest turns."
     )
     max_critique_length: int = option(96, "Longest critique in tokens; the rest is cut.")
     micro_batch_tokens: int = option(2048, "Most padded tokens that go through the model at once; bounds the memory.")
-    share_prefixes: bool = option(True, "Compute what lines have in common once, where that is exact.")
+    share_prefixes: bool = option(True, "Compute shared prefixes once, where that is exact.")
     critique_weight: float = option(0.5, "Weight of learning to write the critiques; 0 ignores them.")
     critique_weight_end: float | None = option(
         None, "Weight at the end of training, reached linearly; unset keeps it constant."
@@ -63,9 +63,9 @@ class RewardConfig(TrainerArguments, TrainingArguments):
         "the words must pass through it) or all.",
     )
     rating_weight: float = option(1.0, "Weight of rating regression; 0 ignores ratings.")
-    pair_ratings: bool = option(False, "Also regress on ratings that stand beside a pair.")
+    pair_ratings: bool = option(False, "Also regress on the ratings of compared responses.")
     center_rewards_coefficient: float | None = option(
-        0.01, "Weight of the squared sum of a pair's rewards, which centres them."
+        0.01, "Weight of the squared sum of a pair's rewards, which centers them."
     )
     grades: str = option("none", "Graded preferences: none, margin (required distance), target (soft label) or weight.")
     grade_scale: float = option(1.0, "Grades are divided by this first.")
@@ -77,8 +77,8 @@ class RewardConfig(TrainerArguments, TrainingArguments):
     ensemble_heads: int = option(
         1, "Members of a reward ensemble: heads on one adapter, each trained on prompts of its own."
     )
-    ensemble: str = option("mean", "With ensemble_heads: how members are combined: mean, min or mean_minus_std.")
-    ensemble_k: float = option(1.0, "With mean_minus_std: standard deviations that are taken off the mean.")
+    ensemble: str = option("mean", "With ensemble_heads: how to combine members: mean, min or mean_minus_std.")
+    ensemble_k: float = option(1.0, "With mean_minus_std: how many standard deviations to subtract from the mean.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,7 +29,7 @@ _NOT_HERE = {
 
 @dataclass
 class SFTConfig(TrainerArguments, TRLConfig):
-    """How a policy learns to imitate responses. Names are TRL's and Hugging Face's wherever they have one."""
+    """How a policy is trained to imitate responses. Names are TRL's and Hugging Face's wherever they have one."""
 
     # Defaults that differ from TRL's.
     output_dir: str | None = option("outputs/sft", "Where the policy and results go.")
@@ -69,10 +69,10 @@ class SFTConfig(TrainerArguments, TRLConfig):
     packing_strategy: str = field(default="bfd", init=False)
     eval_packing: bool | None = field(default=None, init=False)
 
-    # What is ours.
+    # Settings that TRL does not have.
     sft_on: list[str] = option(
         ["demonstrations", "corrections"],
-        "What is imitated, one or more of: demonstrations, corrections (the corrected text) and "
+        "What to imitate, one or more of: demonstrations, corrections (the corrected text) and "
         "chosen (the chosen response of each comparison).",
     )
     micro_batch_tokens: int = option(2048, "Most padded tokens at once when the held-out loss is measured at the end.")
@@ -93,7 +93,7 @@ class SFTConfig(TrainerArguments, TRLConfig):
         """Raise a ConfigError for settings that make no sense."""
         refuse_settings(self, _NOT_HERE)
         only = self.completion_only_loss is not False
-        check(self, ("completion_only_loss", only, "true: the prompt is what others said, and is not imitated"))
+        check(self, ("completion_only_loss", only, "true: the prompt is not the policy's to write"))
         unknown = [source for source in self.sft_on if source not in SOURCES]
         check(self, ("sft_on", bool(self.sft_on) and not unknown, f"one or more of {', '.join(SOURCES)}"))
         check_minimum(self, micro_batch_tokens=1, max_length=1)
