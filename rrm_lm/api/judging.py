@@ -17,11 +17,13 @@ from rrm_lm.errors import DataError
 from rrm_lm.evaluation.preferences.outputs import plain_text, write_evaluation
 from rrm_lm.evaluation.preferences.results import Evaluation
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer, evaluate_preferences, reader_drops
-from rrm_lm.evaluation.reports.model_card import Card, write_model_card
-from rrm_lm.evaluation.reports.preferences import ReportData, describe, write_report
-from rrm_lm.evaluation.reports.wording import interval, percent, verdict
+from rrm_lm.evaluation.reports.formats import fixed, percent, percent_interval
+from rrm_lm.evaluation.reports.model_card import Card, model_card
+from rrm_lm.evaluation.reports.page import sentence
+from rrm_lm.evaluation.reports.preferences import ReportData, describe, render_report
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.splits import LeakageReport
+from rrm_lm.storage import write_text
 from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
@@ -106,7 +108,7 @@ def write_judgement(
         configuration=settings,
         environment=environment(),
     )
-    write_report(report, folder / "report.html")
+    write_text(folder / "report.html", render_report(report))
     names = settings.get("dataset_name")
     card = Card(
         kind="adapter" if base_model else "evaluated",
@@ -116,7 +118,7 @@ def write_judgement(
         training=settings if base_model else {},
         leakage=leak.summary() if leak is not None else "",
     )
-    write_model_card(evaluation, card, folder / "README.md")
+    write_text(folder / "README.md", model_card(evaluation, card))
     show(evaluation)
     logger.info("report: %s", folder / "report.html")
 
@@ -131,17 +133,17 @@ def show(evaluation: Evaluation) -> None:
         measures = result.measures
         table.add_row(
             result.name,
-            f"{percent(measures.accuracy.value)} ({interval(measures.accuracy)})",
+            f"{percent(measures.accuracy.value)} ({percent_interval(measures.accuracy)})",
             percent(measures.longer_accuracy.value),
-            f"{summary['ece']:.3f}",
-            f"{summary['brier']:.3f}",
+            fixed(measures.calibration.ece, 3),
+            fixed(measures.brier.value, 3),
             f"{summary['n_scored']} of {summary['n_given']}",
             str(summary["ties"]),
         )
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table)
     for result in evaluation.sets:
-        console.print(verdict(result, several=len(evaluation.sets) > 1), soft_wrap=True)
+        console.print(sentence("accuracy_verdict", result, len(evaluation.sets) > 1), soft_wrap=True)
 
 
 def environment() -> dict[str, object]:

@@ -6,13 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from rrm_lm import __version__
-from rrm_lm.evaluation.reports import figures
-from rrm_lm.evaluation.reports.figures import ForestRow
-from rrm_lm.evaluation.reports.templating import environment
-from rrm_lm.evaluation.reports.wording import minus
+from rrm_lm.evaluation.reports import page
+from rrm_lm.evaluation.reports.plots import ForestRow, forest
 from rrm_lm.evaluation.statistics.metrics import Estimate
 from rrm_lm.recursion import quality
 from rrm_lm.recursion.agents import total_costs
@@ -74,29 +70,18 @@ def main_measure(found: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def render(found: dict[str, Any]) -> str:
     """The page as HTML."""
-    templates = environment()
-    colors = {"light": figures.css_variables(dark=False), "dark": figures.css_variables(dark=True)}
-    css = [templates.get_template(name).render(colors) for name in ("report.css", "policy.css")]
-    rows = [
-        ForestRow(f"{node['name']}: {label}", Estimate(**value))
-        for node in found["nodes"]
-        for label, value in [main_measure(node["quality"])]
-    ]
-
-    def paint(figure: Any) -> None:
-        figures.forest(figure.add_subplot(), rows)
-
-    picture = figures.inline_svg(figures.draw((7.6, 0.5 + 0.42 * len(rows)), paint), "tree", "Quality of each agent")
-    root = next(node for node in found["nodes"] if node["name"] == found["root"])
-    return templates.get_template("recursion.html.j2").render(
-        found=json.loads(json.dumps(found, default=vars)),
-        css=Markup("\n".join(css)),
-        picture=Markup(picture),
+    found = json.loads(json.dumps(found, default=vars))
+    measured = [(node, main_measure(node["quality"])) for node in found["nodes"]]
+    rows = [ForestRow(f"{node['name']}: {label}", Estimate(**value)) for node, (label, value) in measured]
+    root, (_, value) = next(pair for pair in measured if pair[0]["name"] == found["root"])
+    return page.render(
+        "recursion.html.j2",
+        found=found,
+        picture=page.embed(forest(rows, 0.5, note="chance"), "tree", "Quality of each agent"),
+        measured=[(node, Estimate(**value)) for node, (_, value) in measured],
         root=root,
-        seconds=lambda node: sum(node["costs"]["seconds"].values()),
-        measure=lambda node: main_measure(node["quality"]),
+        root_value=Estimate(**value),
         estimate=lambda value: Estimate(**value),
-        decimal=lambda value: minus(f"{value:.2f}"),
     )
 
 

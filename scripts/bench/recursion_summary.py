@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
+from matplotlib.figure import Figure
 from recursion_rules import AIM, ARMS, BEST_OF, Crossed, Findings, Floats, Interval, conclude, over_seeds
 
 from rrm_lm.evaluation.policies.best_of_n import expected_best
-from rrm_lm.evaluation.reports import figures
-from rrm_lm.evaluation.reports.figures import ForestRow
-from rrm_lm.evaluation.reports.templating import environment
+from rrm_lm.evaluation.reports import page
+from rrm_lm.evaluation.reports.plots import ForestRow, draw, forest
 from rrm_lm.evaluation.statistics.metrics import Estimate, correctness
 from rrm_lm.storage import now, write_json, write_text
 
@@ -250,30 +249,21 @@ def _read(file: Path) -> dict[str, Any]:
 
 def render(found: dict[str, Any], notes: Sequence[str]) -> str:
     """The page as HTML."""
-    templates = environment()
-    colors = {"light": figures.css_variables(dark=False), "dark": figures.css_variables(dark=True)}
-    css = [templates.get_template(name).render(colors) for name in ("report.css", "policy.css")]
     rows = [ForestRow(f"{arm}: {_ARMS[arm]}", _estimate(one["reward_accuracy"])) for arm, one in found["arms"].items()]
 
-    def paint(figure: Any) -> None:
-        figures.forest(figure.add_subplot(), rows)
+    def paint(figure: Figure) -> None:
+        forest(figure.add_subplot(), rows, 0.5, note="chance")
 
-    picture = figures.inline_svg(figures.draw((7.6, 2.9), paint), "arms", "Reward accuracy of each arm")
-    return templates.get_template("experiment.html.j2").render(
-        found=found, notes=list(notes), css=Markup("\n".join(css)), picture=Markup(picture), arms=_ARMS,
-        interval=_estimate, decimal=lambda value: _typeset(f"{value:.2f}"),
-        points=lambda value: _typeset(f"{100 * value:+.1f}"),
-    )  # fmt: skip
+    picture = page.embed(draw((8.6, 3.1), paint), "arms", "Reward accuracy of each arm")
+    return page.render(
+        "experiment.html.j2", found=found, notes=list(notes), picture=picture, arms=_ARMS, estimate=_estimate
+    )
 
 
 _ARMS = {
     "U": "nobody helps", "A": "helpers\N{RIGHT SINGLE QUOTATION MARK} notes", "Sh": "notes on another response",
     "C": "the checks spent without helpers", "G": "true labels",
 }  # fmt: skip
-
-
-def _typeset(number: str) -> str:
-    return number.replace("-", "\N{MINUS SIGN}").replace("inf", "\N{INFINITY}")
 
 
 def _estimate(value: dict[str, float] | Interval) -> Estimate:

@@ -78,7 +78,7 @@ def test_evaluate_shows_critiques_to_whatever_scores(
         expected = scorer.score([prompt_of(row["prompt"])], [sides])[0]
         assert rewards == pytest.approx(expected, abs=1e-4)
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Helped by the critic mine" in page and "Behind each response the judge was shown" in page
+    assert "Helped by the critic mine" in page and "the judge was shown the critic's critique of it" in page
     assert (out / f"{model.name}-with-mine.json").is_file()
 
 

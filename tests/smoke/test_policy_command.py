@@ -83,7 +83,12 @@ def test_monitor_and_page(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any
     assert "step 2, held out: kl " in result.err
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", page).replace("https://arxiv.org", "")
-    for text in ("Policy training report", "after training against before training", "Over-optimisation", "counting"):
+    for text in (
+        "Policy training report",
+        "after training compared with before training",
+        "Over-optimization",
+        "counting",
+    ):
         assert text in page
     assert all(question in page for question in HELD_OUT[:3]) and HELD_OUT[3] not in page
     assert "3 updates of 4 episodes each" in page

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from rrm_lm.evaluation.reports.history import Update, duration, update_of
+from rrm_lm.evaluation.reports.formats import duration
+from rrm_lm.evaluation.reports.history import Update, update_of
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.text.chat import ChatFormat
 

@@ -15,7 +15,8 @@ from rrm_lm.api.policy.table import print_comparison
 from rrm_lm.api.policy.trainers import Training
 from rrm_lm.evaluation.policies.results import PolicyComparison
 from rrm_lm.evaluation.reports.history import Update, updates_of
-from rrm_lm.evaluation.reports.training import TrainingReportData, before_and_after, write_training_report
+from rrm_lm.evaluation.reports.training import TrainingReportData, before_and_after, render_training_report
+from rrm_lm.storage import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def write_results(
         configuration=_configuration(settings),
         environment=environment(),
     )
-    write_training_report(data, folder / "report.html")
+    write_text(folder / "report.html", render_training_report(data))
     if comparison is not None:
         print_comparison(comparison)
     logger.info("report: %s", folder / "report.html")

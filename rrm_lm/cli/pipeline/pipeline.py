@@ -70,7 +70,7 @@ class Pipeline:
     def _compare(self, stage: Stage) -> int:
         """Compare in this process, because the report of the whole run shows the results too."""
         from rrm_lm.cli.compare import read
-        from rrm_lm.evaluation.reports.policies import write_policy_report
+        from rrm_lm.evaluation.reports.policies import render_policy_report
         from rrm_lm.runs.compare.run import CompareRun
 
         stage.start()
@@ -78,7 +78,8 @@ class Pipeline:
         report = CompareRun(*read(stage.words(stage.file))).run()
         stage.finish(time.perf_counter() - began)
         views = [stage_view(done, self.folder) for done in self.stages]
-        write_policy_report(replace(report, title="From feedback to a policy", stages=views), self._page)
+        page = render_policy_report(replace(report, title="From feedback to a policy", stages=views))
+        write_text(self._page, page)
         return 0
 
     def _check(self) -> None:

@@ -265,10 +265,10 @@ _OF_ONE: Mapping[str, Callable[[Sample], float]] = {
 }
 DRIFTS = {
     "tokens": "tokens of a response",
-    "finished": "responses that end by themselves",
-    "repeated": f"{drift.RUN}-word runs that repeat in a response",
+    "finished": "responses that ended with an end token",
+    "repeated": f"{drift.RUN}-word runs repeated in a response",
     "distinct": "different word pairs in a response (distinct-2)",
-    "stock": f"{drift.RUN}-word runs that stand in other answers too",
+    "stock": f"{drift.RUN}-word runs that also occur in other answers",
 }
 SHARES = frozenset(DRIFTS) - {"tokens"}  # those between 0 and 1
 

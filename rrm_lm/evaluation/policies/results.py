@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -195,6 +196,19 @@ class PolicyResult:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A reason why a higher reward may not mean better answers.
+
+    Attributes:
+        kind: A part of the gold reward fell, the reward is below a trivial policy's, or it is not shown to be above.
+        cases: The part ("" for the whole reward), the other policy, and the difference from it.
+    """
+
+    kind: Literal["part fell", "below trivial", "not above trivial"]
+    cases: Sequence[tuple[str, str, Estimate]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyComparison:
     """Policies on the same prompts; the first of `written` and of `results` is the reference.
@@ -227,6 +241,29 @@ class PolicyComparison:
     @property
     def trivial(self) -> tuple[PolicyResult, ...]:
         return tuple(result for result in self.results if result.trivial)
+
+    @property
+    def measure(self) -> str | None:
+        """What a report compares the policies by: the main measure, else the proxy, else nothing (only judges)."""
+        return self.main or self.proxy
+
+    def doubts(self, result: PolicyResult) -> list[Doubt]:
+        """Why a higher reward of a policy may not mean better answers; empty if its reward is not higher."""
+        against = result.against.get(self.measure or "")
+        if against is None or against.difference.low <= 0:
+            return []
+        changes = {self.reference.name: {name: part.change for name, part in result.parts.items() if part.change}}
+        fell = [
+            (name, other, change)
+            for other, parts in (changes | dict(result.parts_minus)).items()
+            for name, change in parts.items()
+            if change.high < 0 and self.measure == GOLD
+        ]
+        trivial = [("", one.name, result.minus[one.name]) for one in self.trivial if one.name in result.minus]
+        below = [case for case in trivial if case[2].high < 0]
+        even = [case for case in trivial if case[2].low <= 0 <= case[2].high]
+        found = (Doubt("part fell", fell), Doubt("below trivial", below), Doubt("not above trivial", even))
+        return [doubt for doubt in found if doubt.cases]
 
     def to_dict(self) -> dict[str, object]:
         return {

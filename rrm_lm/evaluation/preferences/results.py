@@ -18,7 +18,7 @@ from rrm_lm.evaluation.preferences import benchmarks
 from rrm_lm.evaluation.preferences.benchmarks import BestOfItem, StyleMatrix, TieItem
 from rrm_lm.evaluation.statistics import metrics
 from rrm_lm.evaluation.statistics.metrics import Calibration, Estimate, LengthCorrelation
-from rrm_lm.feedback.records import Comparison
+from rrm_lm.feedback.records import Comparison, Prompt
 
 BEST_OF = 4  # candidates of a best-of-n item: RewardBench 2's number
 _TIES_GROUP = re.compile(r"(ref|tied)\W*(\d+)$")  # RewardBench 2 names its Ties items "ref:7" and "tied:7"
@@ -275,28 +275,35 @@ def measure(scored: Sequence[ScoredComparison]) -> Measures:
     )
 
 
-def distinct_responses(scored: Sequence[ScoredComparison]) -> list[tuple[str, Comparison, str, float]]:
-    """Each (prompt, response) once: key of the exact prompt, a comparison it is in, the response, its reward."""
-    seen: dict[tuple[object, str], tuple[str, Comparison, str, float]] = {}
-    numbers: dict[object, str] = {}
-    for example in scored:
-        comparison = example.comparison
-        number = numbers.setdefault(comparison.prompt, str(len(numbers)))
-        for response, reward in (
-            (comparison.chosen, example.reward_chosen),
-            (comparison.rejected, example.reward_rejected),
-        ):
-            seen.setdefault((comparison.prompt, response), (number, comparison, response, reward))
+@dataclass(frozen=True, slots=True)
+class ScoredResponse:
+    """A response with its reward; `prompt` numbers the exact prompts, `comparison` is one that it is in."""
+
+    prompt: int
+    comparison: Comparison
+    text: str
+    reward: float
+
+
+def distinct_responses(scored: Sequence[ScoredComparison]) -> list[ScoredResponse]:
+    """Each response to each prompt once."""
+    seen: dict[tuple[int, str], ScoredResponse] = {}
+    numbers: dict[Prompt, int] = {}
+    for one in scored:
+        comparison = one.comparison
+        number = numbers.setdefault(comparison.prompt, len(numbers))
+        for text, reward in ((comparison.chosen, one.reward_chosen), (comparison.rejected, one.reward_rejected)):
+            seen.setdefault((number, text), ScoredResponse(number, comparison, text, reward))
     return list(seen.values())
 
 
 def _length(scored: Sequence[ScoredComparison]) -> LengthCorrelation:
-    rows = distinct_responses(scored)
+    responses = distinct_responses(scored)
     return metrics.length_correlation(
-        [row[3] for row in rows],
-        [len(row[2]) for row in rows],
-        [row[0] for row in rows],
-        [row[1].prompt_id for row in rows],
+        [one.reward for one in responses],
+        [len(one.text) for one in responses],
+        [one.prompt for one in responses],
+        [one.comparison.prompt_id for one in responses],
     )
 
 

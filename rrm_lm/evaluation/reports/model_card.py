@@ -12,11 +12,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from rrm_lm import __version__
 from rrm_lm.evaluation.preferences.results import Evaluation
+from rrm_lm.evaluation.reports.page import render, sentence
 from rrm_lm.evaluation.reports.preferences import benchmark_rows
-from rrm_lm.evaluation.reports.templating import environment
-from rrm_lm.evaluation.reports.wording import verdict
 from rrm_lm.models.embedded import EMBEDDED
-from rrm_lm.storage import write_text
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -56,21 +54,16 @@ class Card:
         return int(str(self.training.get("ensemble_heads", 1))) if self.kind == "adapter" else 1
 
 
-def write_model_card(evaluation: Evaluation, card: Card, path: Path) -> None:
-    """Write the card to `path` (a README.md) in one step."""
-    write_text(path, model_card(evaluation, card))
-
-
 def model_card(evaluation: Evaluation, card: Card) -> str:
     """The card as Markdown, with the Hub's metadata (and its `model-index`) as YAML in front."""
     several = len(evaluation.sets) > 1
     title = evaluation.model.split("/")[-1] or evaluation.model
-    body = environment().get_template("model_card.md.j2")
-    text = body.render(
+    text = render(
+        "model_card.md.j2",
         evaluation=evaluation,
         card=card,
         title=title if card.kind != "evaluated" else f"Evaluation of {title}",
-        verdicts=[verdict(result, several=several) for result in evaluation.sets],
+        verdicts=[sentence("accuracy_verdict", result, several) for result in evaluation.sets],
         benchmarks=[
             (r.name, label, estimate) for r in evaluation.sets for label, estimate in benchmark_rows(r.measures)
         ],

@@ -1,174 +1,108 @@
-"""One self-contained page about a reward model: how good it is, where it is wrong, and what it was made from.
-
-Everything is inside the file (styles, pictures, texts), nothing is loaded from elsewhere, and every text that a
-person or a model wrote is escaped.
-"""
+"""The page about a reward model: how good it is, where it is wrong, and what it was trained on."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
-from rrm_lm import __version__
 from rrm_lm.evaluation.preferences.results import Evaluation, Measures, SetResult
 from rrm_lm.evaluation.reports import figures
-from rrm_lm.evaluation.reports.templating import environment
-from rrm_lm.evaluation.reports.wording import calibration_note, glossary, length_note, percent, tiles, verdict
+from rrm_lm.evaluation.reports.figures import Series
+from rrm_lm.evaluation.reports.formats import percent
+from rrm_lm.evaluation.reports.page import PageData, embed, render
 from rrm_lm.evaluation.statistics.metrics import Estimate
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Comparison
 from rrm_lm.feedback.splits import SHOWN_PARTS, composition
-from rrm_lm.storage import now, write_text
 
 MISTAKES = 10  # shown with their texts
-FOLD = 700  # characters beyond which a text is folded away
-PREVIEW = 420  # characters of a folded text that stay in sight
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportData:
+class ReportData(PageData):
     """What a report is made from; only the evaluation is needed.
 
     Attributes:
-        evaluation: Results of one model on one or more sets.
-        title: The page's heading; the model's name if empty.
+        evaluation: Results of one model on one or more sets; its name is the title if there is no other.
         log_history: The list of that name in Hugging Face's `trainer_state.json`.
         leakage: `LeakageReport.to_dict()` of the training set against the evaluation sets.
         read_counts: `ReadCounts.to_dict()` of everything that was read.
-        statistics: By set name, what `describe` gives.
-        configuration, environment: Tables of settings and of versions and hardware.
-        created: When; now, in UTC, if empty.
+        statistics: By set name, what `describe` returns.
     """
 
     evaluation: Evaluation
-    title: str = ""
     log_history: Sequence[Mapping[str, Any]] = ()
     leakage: Mapping[str, Any] | None = None
     read_counts: Sequence[Mapping[str, Any]] = ()
     statistics: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    configuration: Mapping[str, object] = field(default_factory=dict)
-    environment: Mapping[str, object] = field(default_factory=dict)
-    created: str = field(default_factory=now)
-    version: str = __version__
-
-
-def write_report(data: ReportData, path: Path) -> None:
-    """Write the page to `path` in one step."""
-    write_text(path, render_report(data))
 
 
 def render_report(data: ReportData) -> str:
     """The page as HTML."""
-    templates = environment()
-    css = templates.get_template("report.css").render(
-        light=figures.css_variables(dark=False), dark=figures.css_variables(dark=True)
-    )
-    views = [_set_view(result, f"set-{i}") for i, result in enumerate(data.evaluation.sets, start=1)]
-    panels, shares = training_panels(data.log_history)
-    return templates.get_template("report.html.j2").render(
+    panels = training_panels(data.log_history)
+    return render(
+        "reward_model.html.j2",
         data=data,
         title=data.title or data.evaluation.model,
-        css=Markup(css),
-        fold=FOLD,
-        preview=PREVIEW,
         most_rows=figures.MOST_ROWS,
-        verdicts=[verdict(result, several=len(views) > 1) for result in data.evaluation.sets],
-        headline=_svg(
-            figures.headline(data.evaluation),
-            "headline",
-            "Accuracy of the model on each set, with its interval, against always picking by length and a coin flip",
-        ),
-        sets=views,
-        contents=_contents(data, views, bool(panels)),
+        headline=embed(figures.headline(data.evaluation), "headline", "Accuracy of the model and of the length rule"),
+        sets=[_set_view(result, f"set-{i}") for i, result in enumerate(data.evaluation.sets, start=1)],
         critic=data.evaluation.details.get("critic"),
-        curves=_svg(figures.curves(panels, share=shares), "curves", "Training curves") if panels else "",
-        curves_note="Losses are those of the training batches unless they say held-out.",
-        leakage=leakage_view(data.leakage) if data.leakage is not None else None,
-        files=[_file_view(entry) for counts in data.read_counts for entry in counts.get("files", ())],
+        curves=embed(figures.curves(panels, share=[ACCURACY]), "curves", "Training curves") if panels else "",
+        files=[entry for counts in data.read_counts for entry in counts.get("files", ())],
         statistic_keys=list(dict.fromkeys(key for table in data.statistics.values() for key in table)),
-        glossary=glossary(data.evaluation),
     )
-
-
-def _svg(figure: Any, name: str, description: str) -> Markup:
-    return Markup(figures.inline_svg(figure, name, description))
-
-
-# ---- parts of the page ----
 
 
 def _set_view(result: SetResult, anchor: str) -> dict[str, Any]:
+    """The parts of one set: pictures, benchmark scores, and the most confident mistakes, one for each prompt."""
     measures, scored = result.measures, result.scored
-    wrong = sorted((e for e in scored if e.margin < 0), key=lambda e: (e.margin, e.index))
-    worst = {e.comparison.prompt_id: e for e in reversed(wrong)}  # one for each prompt, or one prompt may fill the list
+    wrong = sorted((one for one in scored if one.margin < 0), key=lambda one: (one.margin, one.index))
+    worst = {one.comparison.prompt_id: one for one in reversed(wrong)}
+    pictures = {
+        "reliability": (figures.reliability(measures.calibration), "Reliability plot"),
+        "margins": (figures.margins(scored), "Histogram of margins"),
+        "length": (figures.reward_by_length(scored), "Reward against length of response"),
+        "source": (figures.by_group(result.by_source), "Accuracy by source"),
+    }
+    if result.by_subset:
+        pictures["subset"] = (figures.by_group(result.by_subset), "Accuracy by subset")
     return {
         "result": result,
         "anchor": anchor,
-        "tiles": tiles(result),
-        "reliability": _svg(figures.reliability(measures.calibration), f"{anchor}-reliability", "Reliability plot"),
-        "calibration_note": calibration_note(measures),
-        "margins": _svg(figures.margins(scored), f"{anchor}-margins", "Histogram of margins"),
-        "length": _svg(figures.reward_by_length(scored), f"{anchor}-length", "Reward against length of response"),
-        "length_note": length_note(measures),
-        "by_source": _svg(figures.by_group(result.by_source), f"{anchor}-source", "Accuracy by source"),
-        "by_subset": _svg(figures.by_group(result.by_subset), f"{anchor}-subset", "Accuracy by subset")
-        if result.by_subset
-        else "",
         "benchmarks": benchmark_rows(measures),
-        "mistakes": sorted(worst.values(), key=lambda e: (e.margin, e.index))[:MISTAKES],
+        "mistakes": sorted(worst.values(), key=lambda one: (one.margin, one.index))[:MISTAKES],
         "wrong": len(wrong),
+        **{name: embed(figure, f"{anchor}-{name}", text) for name, (figure, text) in pictures.items()},
     }
 
 
 def benchmark_rows(measures: Measures) -> list[tuple[str, Estimate]]:
-    """The scores that benchmarks define for themselves, with their names; none for a plain set."""
-    rows = [(f"RewardBench: {name}", estimate) for name, estimate in measures.sections.items()]
+    """The scores that benchmarks define for themselves, with their names; empty for a plain set."""
     styles = measures.styles
-    rows += [
-        (label, estimate)
-        for label, estimate in (
-            ("Best of four", measures.best_of_four),
-            ("RewardBench 2: Ties", measures.ties_subset),
-            ("RM-Bench: easy", styles and styles.easy),
-            ("RM-Bench: normal", styles and styles.normal),
-            ("RM-Bench: hard", styles and styles.hard),
-        )
-        if estimate is not None
-    ]
-    return rows
+    found = {
+        **{f"RewardBench: {name}": estimate for name, estimate in measures.sections.items()},
+        "Best of four": measures.best_of_four,
+        "RewardBench 2: Ties": measures.ties_subset,
+        "RM-Bench: easy": styles and styles.easy,
+        "RM-Bench: normal": styles and styles.normal,
+        "RM-Bench: hard": styles and styles.hard,
+    }
+    return [(label, estimate) for label, estimate in found.items() if estimate is not None]
 
 
-def _contents(data: ReportData, views: Sequence[Mapping[str, Any]], trained: bool) -> list[tuple[str, str]]:
-    several = len(views) > 1
-    entries: list[tuple[str, str]] = []
-    for view in views:
-        name = view["result"].name
-        entries.append((view["anchor"], name if several else "Held-out preferences"))
-        entries.append((f"{view['anchor']}-mistakes", f"{name}: mistakes" if several else "Mistakes"))
-    if data.evaluation.details.get("critic"):
-        entries.append(("critic", "The critic"))
-    if trained:
-        entries.append(("training", "Training"))
-    if data.leakage is not None or data.read_counts or data.statistics:
-        entries.append(("data", "Data"))
-    if data.configuration or data.environment:
-        entries.append(("settings", "Settings"))
-    return [*entries, ("glossary", "Glossary")]
+# ---- training curves ----
+
+LOSS, ACCURACY = "Loss", "Accuracy"
 
 
-Lines = dict[str, tuple[list[float], list[float]]]
-
-
-def training_panels(history: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, Lines]], list[str]]:
-    """What to plot of a trainer's log: its losses and their parts, and its accuracies; and which panels hold shares."""
-    losses: Lines = {}
-    accuracies: Lines = {}
+def training_panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Series]]]:
+    """The curves in a trainer's log: its losses and their parts, and its accuracies."""
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {LOSS: {}, ACCURACY: {}}
     for entry in history:
         step = entry.get("step")
         if not isinstance(step, int | float):
@@ -177,74 +111,29 @@ def training_panels(history: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[st
             if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
                 continue
             words = re.split(r"[_/ ]+", key.lower())
-            lines = losses if "loss" in words else accuracies if "accuracy" in words else None
-            if lines is not None and "train" not in words[:1]:
-                steps, values = lines.setdefault(_line_name(words), ([], []))
+            title = LOSS if "loss" in words else ACCURACY if "accuracy" in words else ""
+            if title and words[0] != "train":  # the summary at the end of training is no point of a curve
+                steps, values = panels[title].setdefault(_curve_name(words), ([], []))
                 steps.append(float(step))
                 values.append(float(value))
-    panels = [(title, lines) for title, lines in (("Loss", losses), ("Accuracy", accuracies)) if lines]
-    return panels, ["Accuracy"]
+    return [(title, dict(lines)) for title, lines in panels.items() if lines]
 
 
-def _line_name(words: Sequence[str]) -> str:
-    held_out = words[0] == "eval"
-    rest = [word for word in words if word not in ("eval", "loss", "accuracy")]
-    name = " ".join(rest)
-    if held_out:
-        return f"held-out {name}".strip()
-    return name or ("total" if "loss" in words else "training batches")
+def _curve_name(words: Sequence[str]) -> str:
+    rest = " ".join(word for word in words if word not in ("eval", "loss", "accuracy"))
+    if words[0] == "eval":
+        return f"held-out {rest}".strip()
+    return rest or ("total" if "loss" in words else "training batches")
 
 
-def _file_view(entry: Mapping[str, Any]) -> dict[str, str]:
-    remarks = [f"{reason}: {tally['count']}" for part in ("dropped", "notes") for reason, tally in entry[part].items()]
-    made = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in entry["made"].items())
-    return {
-        "file": str(entry["file"]),
-        "format": str(entry["format"]),
-        "rows": f"{entry['rows']:,}",
-        "rows_used": f"{entry['rows_used']:,}",
-        "made": made or "nothing",
-        "remarks": "; ".join(remarks),
-    }
-
-
-OVERLAPS = {
-    "openings": "first user turns that are the same",
-    "prompts_exact": "whole prompts that are the same",
-    "prompts_near": "whole prompts that are nearly the same",
-    "responses_exact": "responses that are the same",
-    "responses_near": "responses that are nearly the same",
-}
-
-
-def leakage_view(leakage: Mapping[str, Any]) -> dict[str, Any]:
-    """The leakage check (`LeakageReport.to_dict()`) as a sentence, a table of its counts, and examples."""
-    touched, records = leakage["heldout_touched"], leakage["heldout_records"]
-    how = f"word for word or nearly (three-word shingles, Jaccard index from {leakage['threshold']:g})"
-    if touched:
-        sentence = (
-            f"{touched:,} of {records:,} held-out records have a prompt or a response that is also in the training "
-            f"set, {how}. The accuracy may be too high."
-        )
-    else:
-        sentence = f"None of the {records:,} held-out records has a prompt or response of the training set, {how}."
-    return {
-        "tone": "bad" if touched else "good",
-        "sentence": sentence,
-        "table": {text: f"{leakage[key]['count']:,} of {leakage[key]['of']:,}" for key, text in OVERLAPS.items()},
-        "examples": [
-            {"what": text, **example} for key, text in OVERLAPS.items() for example in leakage[key]["examples"]
-        ],
-    }
+# ---- data ----
 
 
 def describe(comparisons: Sequence[Comparison]) -> dict[str, object]:
     """What a set holds, for the report's table of data: counts, median lengths in characters, sources."""
     if not comparisons:
         return {"comparisons": 0}
-    chosen = [len(c.chosen) for c in comparisons]
-    rejected = [len(c.rejected) for c in comparisons]
-    critiques = [text for c in comparisons for text in c.chosen_critiques + c.rejected_critiques]
+    chosen, rejected = [len(c.chosen) for c in comparisons], [len(c.rejected) for c in comparisons]
     parts = composition(Feedback.of(comparisons))["comparisons"]
     return {
         "comparisons": len(comparisons),
@@ -253,9 +142,9 @@ def describe(comparisons: Sequence[Comparison]) -> dict[str, object]:
         "median length of the prompt": int(np.median([sum(len(m.content) for m in c.prompt) for c in comparisons])),
         "median length of the chosen": int(np.median(chosen)),
         "median length of the rejected": int(np.median(rejected)),
-        "the chosen is longer": percent(float(np.mean([a > b for a, b in zip(chosen, rejected, strict=True)]))),
+        "the chosen is longer": percent(float(np.mean(np.greater(chosen, rejected)))),
         "with critiques": sum(bool(c.chosen_critiques or c.rejected_critiques) for c in comparisons),
-        "critiques": len(critiques),
+        "critiques": sum(len(c.chosen_critiques) + len(c.rejected_critiques) for c in comparisons),
         "with graded margin": sum(c.margin is not None for c in comparisons),
         **{f"from {name or 'no source'}": count for name, count in parts.most_common(SHOWN_PARTS) if len(parts) > 1},
     }

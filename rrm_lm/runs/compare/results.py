@@ -11,9 +11,9 @@ from rrm_lm.api.judging import environment
 from rrm_lm.api.policy.table import print_comparison
 from rrm_lm.evaluation.policies.monitors import OverOptimisation, over_optimisation, track_of
 from rrm_lm.evaluation.policies.results import PolicyComparison
-from rrm_lm.evaluation.reports.policies import PolicyReportData, write_policy_report
+from rrm_lm.evaluation.reports.policies import PolicyReportData, render_policy_report
 from rrm_lm.feedback.records import prompt_id
-from rrm_lm.storage import write_json, write_jsonl
+from rrm_lm.storage import write_json, write_jsonl, write_text
 from rrm_lm.training.over_optimisation import FILE_NAME, read_measurements
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def write_comparison(
     report = PolicyReportData(
         comparison=comparison, tracks=tracks, configuration=configuration, environment=environment()
     )
-    write_policy_report(report, folder / "report.html")
+    write_text(folder / "report.html", render_policy_report(report))
     print_comparison(comparison)
     logger.info("report: %s", folder / "report.html")
     return report

@@ -8,7 +8,7 @@ import yaml
 
 from rrm_lm.evaluation.preferences.outputs import file_name, plain_text, rewardbench_summary, write_evaluation
 from rrm_lm.evaluation.preferences.results import Evaluation
-from rrm_lm.evaluation.reports.model_card import Card, model_card, write_model_card
+from rrm_lm.evaluation.reports.model_card import Card, model_card
 from rrm_lm.feedback.records import Message
 from tests.unit.evaluation.samples import compare, evaluate, hashed, many, rewards_of
 
@@ -231,10 +231,9 @@ def test_card_of_someone_elses_model_does_not_say_that_we_trained_it():
     assert "trained with" not in body and "How to use it" not in body
 
 
-def test_card_shows_settings_as_a_table_that_odd_signs_do_not_break(tmp_path):
+def test_card_shows_settings_as_a_table_that_odd_signs_do_not_break():
     card = Card(kind="adapter", training={"target": ["q", "v"], "note": "a|b\nc"}, leakage="none was found.")
-    write_model_card(evaluation(), card, tmp_path / "README.md")
-    body = (tmp_path / "README.md").read_text()
+    body = model_card(evaluation(), card)
     assert "| target | q, v |" in body
     assert "| note | a\\|b c |" in body
     assert "Overlap of training and evaluation: none was found." in body

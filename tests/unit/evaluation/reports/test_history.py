@@ -1,12 +1,10 @@
-"""A trainer's log as updates, and durations in words."""
+"""A trainer's log as updates."""
 
 from __future__ import annotations
 
 import math
 
-import pytest
-
-from rrm_lm.evaluation.reports.history import duration, update_of, updates_of
+from rrm_lm.evaluation.reports.history import update_of, updates_of
 
 LOG = [
     {"held_out/kl": 0.0, "step": 0},
@@ -33,16 +31,5 @@ def test_steps_of_another_trainer() -> None:
     assert [(update.number, update.made) for update in found] == [(1, True), (2, True)]
 
 
-def test_other_entries_are_no_updates() -> None:
+def test_other_entries_are_not_updates() -> None:
     assert update_of({"train_runtime": 3.0}, 4) is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        *((0.4, "0 s"), (99.4, "99 s"), (99.5, "2 min"), (720, "12 min"), (5900, "98 min")),
-        *((6000, "1 h 40 min"), (12000, "3 h 20 min"), (187200, "2 d 4 h"), (math.inf, "?")),
-    ],
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words

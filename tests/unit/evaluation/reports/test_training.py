@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rrm_lm.evaluation.reports.history import Update
+from rrm_lm.evaluation.reports.page import sentence
 from rrm_lm.evaluation.reports.training import (
     AFTER,
     BEFORE,
@@ -16,12 +17,10 @@ from rrm_lm.evaluation.reports.training import (
     TRAINED,
     TrainingReportData,
     before_and_after,
-    course,
     main_panels,
     more_panels,
     render_training_report,
     seconds,
-    tiles,
 )
 from rrm_lm.training.over_optimisation import Measurement, Probe
 from tests.tiny import prompt_of
@@ -66,14 +65,17 @@ def test_without_gold_the_reward_itself_is_all_there_is() -> None:
     found = before_and_after(PROMPTS, silent, silent, NAMES)
     assert (found.main, found.measures) == (None, ("short",))
     page = render_training_report(replace(DATA, comparison=found))
-    assert "no evidence by itself" in page and "Over-optimisation" not in page
+    assert "so it is no evidence of better answers" in page and "Over-optimization" not in page
 
 
 def test_the_page() -> None:
     comparison = before_and_after(PROMPTS, MEASURED[0].samples, MEASURED[-1].samples, NAMES)
     page = render_training_report(replace(DATA, comparison=comparison, configuration={"kl_coef": 0.1}))
-    assert "After training: mean gold reward 0.733, +0.400 against before training on 3 held-out prompts" in page
-    assert "4 updates of 16 episodes each, 16 s in all." in page
+    assert "After training: mean gold reward is 0.733 (95% interval" in page
+    assert (
+        "), +0.400 compared with before training (95% interval +0.400 to +0.400, 3 held-out prompts): better." in page
+    )
+    assert "4 updates of 16 episodes each, 16 s in total." in page
     for anchor in ("training", "rewards", "over-optimisation", "answers", "settings", "glossary"):
         assert f'id="{anchor}"' in page and f'href="#{anchor}"' in page
     assert "&lt;b&gt;it&lt;/b&gt;" in page and "<b>it</b>" not in page and "answer 1 &amp; more" in page
@@ -88,14 +90,19 @@ def test_the_page_without_held_out_prompts() -> None:
 
 def test_a_run_without_an_update() -> None:
     page = render_training_report(replace(DATA, updates=[], measurements=(), ended="the first reward was no number"))
-    assert "No update was made." in page and "0 updates of 16 episodes each. It ended early, 4 were planned" in page
+    assert "No update was made." in page
+    assert "0 updates of 16 episodes each. Training ended early, 4 were planned" in page
 
 
 def test_how_it_went() -> None:
-    assert course(replace(DATA, updates=[update(1)], episodes=1)) == "1 update of 1 episode each, 4 s in all."
+    assert sentence("course", replace(DATA, episodes=1), 1, 4.0) == "1 update of 1 episode each, 4 s in total."
     stopped = replace(DATA, ended="the KL divergence is 300, above max_kl 100", planned=9)
-    assert course(stopped).endswith("It ended early, 9 were planned: the KL divergence is 300, above max_kl 100.")
-    assert tiles(DATA)[0] == {"label": "Reward", "value": "2.000", "detail": "was 0.500 in the first update"}
+    words = "Training ended early, 9 were planned: the KL divergence is 300, above max_kl 100."
+    assert sentence("course", stopped, 4, 16.0).endswith(words)
+    kept = replace(DATA, ended="the reward fell; the policy is that of step 2")
+    assert sentence("course", kept, 4, 16.0).endswith("The reward fell; the policy is that of step 2.")
+    page = render_training_report(DATA)
+    assert '<div class="value">2.000</div><div class="detail">was 0.500 in the first update</div>' in page
 
 
 def test_the_curves_hold_both_sides() -> None:
@@ -104,7 +111,7 @@ def test_the_curves_hold_both_sides() -> None:
     assert kl[1][HELD_OUT] == ([0, 2, 4], [0.0, 1.0, 2.0])
     assert length[1][HELD_OUT][1] == [6.0, 6.0, 6.0]
     assert ended[1][HELD_OUT][1] == pytest.approx([2 / 3] * 3)
-    assert [title for title, _ in more_panels(DATA.updates)] == ["Losses", "Entropy, nats a token", "Clipped"]
+    assert [title for title, _ in more_panels(DATA.updates)] == ["Losses", "Entropy, nats a token", "Clipped tokens"]
     assert more_panels([Update(1, True, {"reward": 1.0})]) == []
 
 
@@ -115,5 +122,6 @@ def test_several_rewards_have_a_picture_of_their_own() -> None:
 
 
 def test_where_the_time_went() -> None:
-    assert seconds(DATA.updates) == {"roll out": "3.0 s an update, 75.0%", "update": "1.0 s an update, 25.0%"}
-    assert seconds([Update(1, True, {})]) == {}
+    assert seconds(DATA.updates) == {"total": 16.0, "parts": {"roll out": (3.0, 0.75), "update": (1.0, 0.25)}}
+    assert "<td>roll out</td><td>3.0 s an update, 75.0%</td>" in render_training_report(DATA)
+    assert seconds([Update(1, True, {})]) == {"total": 0, "parts": {}}

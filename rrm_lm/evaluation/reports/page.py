@@ -1,0 +1,77 @@
+"""The report engine: renders a page or a card from a template, numbers and figures.
+
+Templates hold the words, `formats.py` writes the numbers. A page is one self-contained file: styles and pictures are
+embedded, nothing is loaded from elsewhere, and every text that a person or a model wrote is escaped.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from rrm_lm import __version__
+from rrm_lm.evaluation.reports import formats
+from rrm_lm.evaluation.reports.plots import css_variables, inline_svg
+from rrm_lm.storage import now
+
+_FILTERS = (
+    *(formats.fixed, formats.fixed_interval, formats.decimal, formats.decimal_interval, formats.decimal_cell),
+    *(formats.percent, formats.percent_interval, formats.percent_cell, formats.points, formats.points_interval),
+    *(formats.count, formats.plain, formats.minus, formats.duration, formats.markdown_cell),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageData:
+    """What every page shows.
+
+    Attributes:
+        title: The heading.
+        configuration, environment: Tables of settings, and of versions and hardware.
+        created: UTC time; now if not given.
+    """
+
+    title: str = ""
+    configuration: Mapping[str, object] = field(default_factory=dict)
+    environment: Mapping[str, object] = field(default_factory=dict)
+    created: str = field(default_factory=now)
+    version: str = __version__
+
+
+def render(template: str, **values: object) -> str:
+    """The text of a page or card: a template of `rrm_lm/evaluation/templates`, with values under their names."""
+    return _environment().get_template(template).render(values)
+
+
+def embed(figure: Figure, name: str, description: str) -> Markup:
+    """A figure as an element of a page; `name` is unique on the page, `description` is for people who cannot see it."""
+    return Markup(inline_svg(figure, name, description))
+
+
+def sentence(name: str, *values: object) -> str:
+    """What a macro of `sentences.j2` says about some values, as plain text on one line."""
+    macro = getattr(_environment().get_template("sentences.j2").module, name)
+    return " ".join(macro(*values).split())
+
+
+@functools.lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    """HTML templates escape what they are given; an undefined name is an error, not an empty text."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("rrm_lm.evaluation", "templates"),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=jinja2.StrictUndefined,
+        extensions=["jinja2.ext.do"],
+        keep_trailing_newline=True,
+    )
+    made.filters.update({function.__name__: function for function in _FILTERS}, is_finite=math.isfinite)
+    made.globals.update(sentence=sentence, counted=formats.counted)
+    made.globals.update(level_cell=formats.level_cell, change_cell=formats.change_cell)
+    made.globals.update(light=css_variables(dark=False), dark=css_variables(dark=True))
+    return made

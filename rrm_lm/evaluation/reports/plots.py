@@ -1,0 +1,190 @@
+"""How the pictures of all reports are drawn and embedded.
+
+Pictures are drawn in a few marker colors, which `inline_svg` replaces by CSS variables: one SVG serves light pages,
+dark pages and print. Text stays text: it can be searched and is set in the page's font.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from rrm_lm.evaluation.reports.formats import axis_number, axis_percent, percent
+from rrm_lm.evaluation.statistics.metrics import Estimate, Floats
+
+# Marker colors for drawing, and what they stand for on a light and on a dark page.
+INK, MUTED, FAINT, ACCENT, BASELINE, BAD, SURFACE = (f"#0{n}0{n}0{n}" for n in range(1, 8))
+PALETTE: Mapping[str, tuple[str, str, str]] = {
+    INK: ("ink", "#14171f", "#eceef2"),
+    MUTED: ("muted", "#5b6372", "#a0a8b6"),
+    FAINT: ("faint", "#e3e6eb", "#2e333d"),
+    ACCENT: ("accent", "#2b59c3", "#86a8ff"),
+    BASELINE: ("baseline", "#b06f10", "#e3ab55"),
+    BAD: ("bad", "#b93a32", "#f08a80"),
+    SURFACE: ("surface", "#ffffff", "#15181e"),
+}
+DASHED = (0, (3, 3))
+MOST_POINTS = 1500  # in a scatter plot: more would make the page heavy and show no more
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar sign in the name of a set is a dollar sign
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titlecolor": INK,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+    "legend.labelcolor": MUTED,
+    "legend.fontsize": 8.5,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ForestRow:
+    """A row of a forest plot: a label, an estimate, and how its mark looks."""
+
+    label: str
+    estimate: Estimate
+    color: str = ACCENT
+    strong: bool = True
+    below: float = 1.0  # distance to the next row
+
+
+def css_variables(dark: bool) -> str:
+    """The palette as CSS declarations."""
+    return "; ".join(f"--{name}: {night if dark else day}" for name, day, night in PALETTE.values())
+
+
+def draw(size: tuple[float, float], paint: Callable[[Figure], None]) -> Figure:
+    """A figure of `size` inches, painted in the style of all reports."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        paint(figure)
+    return figure
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an `<svg>` element for an HTML page: no external reference, colors as CSS variables.
+
+    Args:
+        figure: From `draw`.
+        name: Prefix that makes ids unique on the page; letters, digits and dashes.
+        description: What the picture shows, for people who cannot see it.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    for before in ('\\bid="', "url\\(#", 'href="#'):
+        svg = re.sub(before, lambda found: f"{found[0]}{name}-", svg)
+    # The size comes from the page; the view box keeps the proportions.
+    svg = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
+    for color, (variable, _, _) in PALETTE.items():
+        svg = svg.replace(color, f"var(--{variable})")
+    return svg.strip()
+
+
+def short(label: str, most: int = 42) -> str:
+    """The label, or its end if it is too long for a picture: paths differ at the end."""
+    return label if len(label) <= most else "\N{HORIZONTAL ELLIPSIS}" + label[-most + 1 :]
+
+
+def finite_ends(estimate: Estimate) -> list[float]:
+    """The ends of the interval; the value itself where an end is infinite."""
+    return [end if math.isfinite(end) else estimate.value for end in (estimate.low, estimate.high)]
+
+
+def number_axis(axes: Axes) -> None:
+    """Short numbers on the vertical axis."""
+    axes.yaxis.set_major_formatter(FuncFormatter(axis_number))
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
+
+
+def legend_above(axes: Axes) -> None:
+    """The legend in one line above the axes, where it covers no data."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=9)
+
+
+def medians(x: Floats, y: Floats, most: int) -> tuple[list[float], list[float]]:
+    """The medians of x and y in at most `most` bands of x that hold equally many points, at least 15 each."""
+    bands = np.array_split(np.argsort(x, kind="stable"), max(1, min(most, len(x) // 15)))
+    return [float(np.median(x[band])) for band in bands], [float(np.median(y[band])) for band in bands]
+
+
+def forest(axes: Axes, rows: Sequence[ForestRow], line: float, *, note: str = "") -> None:
+    """Paint shares with their intervals as rows from the top, with a dashed line at `line` and a note on it."""
+    _forest(axes, rows, line, percent)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(0.0, low), min(1.0 + 0.012 * (high - low), high))
+    axes.xaxis.set_major_formatter(FuncFormatter(axis_percent))
+    if note:
+        axes.set_ylim(top=-0.95)
+        axes.annotate(note, (line, -0.88), (5, 0), textcoords="offset points", color=MUTED, fontsize=9, va="center")
+
+
+def forest_of_numbers(axes: Axes, rows: Sequence[ForestRow], line: float, written: Callable[[float], str]) -> None:
+    """As `forest`, for numbers of any size, with the text that `written` gives them."""
+    _forest(axes, rows, line, written)
+    axes.xaxis.set_major_formatter(FuncFormatter(axis_number))
+    axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _forest(axes: Axes, rows: Sequence[ForestRow], line: float, written: Callable[[float], str]) -> None:
+    places = np.cumsum([0.0, *(row.below for row in rows[:-1])]).tolist()
+    ends = [finite_ends(row.estimate) for row in rows]
+    low, high = min(line, *(end[0] for end in ends)), max(line, *(end[1] for end in ends))
+    pad = 0.06 * max(high - low, 1e-3)
+    axes.set_xlim(low - pad, high + pad)
+    axes.set_ylim(places[-1] + 0.55, -0.55)
+    axes.axvline(line, color=MUTED, linewidth=1, linestyle=DASHED)
+    for y, row, span in zip(places, rows, ends, strict=True):
+        weight = 1.0 if row.strong else 0.62
+        axes.plot(span, [y, y], color=row.color, linewidth=5.5 * weight, alpha=0.32)
+        axes.plot([row.estimate.value], [y], "o", color=row.color, markersize=9.5 * weight)
+    axes.set_yticks(places, [short(row.label) for row in rows])
+    numbers = axes.secondary_yaxis("right")
+    numbers.set_yticks(places, [written(row.estimate.value) for row in rows])
+    for side, spine in ((axes, "left"), (numbers, "right")):
+        side.spines[spine].set_visible(False)
+        side.tick_params(axis="y", labelsize=10.5)
+        for label, row in zip(side.get_yticklabels(), rows, strict=True):
+            label.set_color(INK if row.strong else MUTED)
+            label.set_fontweight("bold" if row.strong and side is numbers else "normal")
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
