@@ -1,8 +1,8 @@
-"""Policies compared with a reference on the same prompts: what they wrote is given, and so is what it is worth.
+"""Policies compared with a reference on the same prompts, from their samples and the rewards of these.
 
-Nothing here generates or scores. Every number comes with a 95% interval over prompts, clustered by the request that a
-prompt grew out of. Differences are paired: both sides are averaged over their samples of a prompt first, which takes
-out how hard the prompts are.
+Nothing here generates or scores. Every number has a 95% interval over prompts, clustered by the request that a prompt
+grew out of. Differences are paired: both sides are averaged over their samples of a prompt first, which removes the
+variance of how hard the prompts are.
 """
 
 from __future__ import annotations
@@ -43,14 +43,13 @@ def compare(
 
     Args:
         prompts: What they responded to.
-        written: What each wrote, in the order of the prompts; the first is the reference.
-        proxy: The measure that the policies were optimised for.
+        written: The samples of each, in the order of the prompts; the first is the reference.
+        proxy: The measure that the policies were optimized for.
         verdicts: By judge and by policy, verdicts on pairs of a response of the policy and one of the reference.
-        details: Whatever else belongs beside the numbers.
+        details: Settings and versions for results.json.
 
     Raises:
-        ValueError: if there is no prompt or policy, a policy has not at least one sample for each prompt, or two
-            policies share a name.
+        ValueError: There is no prompt or policy, a prompt without a sample, or two policies with one name.
     """
     if not prompts or not written:
         raise ValueError("a comparison needs at least one prompt and one policy")
@@ -67,22 +66,23 @@ def compare(
     main = next((name for name in measures if name != proxy), None)
     results = []
     for place, one in enumerate(written):
+        result = _measure(one, written[0] if place else None, measures, clusters)
         judged = {
             judge: judge_pairs(by_policy[one.name], clusters)
             for judge, by_policy in (verdicts or {}).items()
             if one.name in by_policy
         }
-        result = _measure(one, written[0], measures, clusters, (proxy, main), judged)
+        result = replace(result, judged=judged, best_of_n=best_of_n_of(one, proxy, main, clusters))
         if place and not one.trivial:
-            before = written[1:place]
-            others = [*before, *(other for other in written[place + 1 :] if other.trivial)]
-            changes = {other.name: _parts(one, other, clusters) for other in before}
+            others = [*written[1:place], *(other for other in written[place + 1 :] if other.trivial)]
             result = replace(
                 result,
-                minus=_minus(one, others, main, clusters),
+                minus=_minus(one, others, main, clusters) if main else {},
                 parts_minus={
-                    name: {part: found.change for part, found in parts.items() if found.change is not None}
-                    for name, parts in changes.items()
+                    other.name: {
+                        name: part.change for name, part in _parts(one, other, clusters).items() if part.change
+                    }
+                    for other in written[1:place]
                 },
             )
         results.append(result)
@@ -99,48 +99,37 @@ def compare(
 
 
 def _measure(
-    one: PolicySamples,
-    reference: PolicySamples,
-    measures: Sequence[str],
-    clusters: Sequence[str],
-    curve: tuple[str | None, str | None],
-    judged: Mapping[str, JudgeResult],
+    one: PolicySamples, reference: PolicySamples | None, measures: Sequence[str], clusters: Sequence[str]
 ) -> PolicyResult:
+    """The measures of one policy that need no other policy than the reference (None for the reference itself)."""
     rewards = {name: rewards_of(one, name) for name in measures}
     unscored = {name: sum(int(np.isnan(row).sum()) for row in rows) for name, rows in rewards.items()}
+    means = {name: mean_over_prompts(rows, clusters) for name, rows in rewards.items()}
     against = {}
-    if one is not reference:
-        for name in measures:
-            found = versus(rewards[name], rewards_of(reference, name), clusters)
-            if found is not None:
-                against[name] = found
-    ratios = [
-        np.array([math.nan if sample.log_ratio is None else sample.log_ratio for sample in group])
-        for group in one.samples
-    ]
+    if reference is not None:
+        against = {name: versus(rows, rewards_of(reference, name), clusters) for name, rows in rewards.items()}
+    ratios = [np.array([sample.log_ratio for sample in group], dtype=float) for group in one.samples]  # None is NaN
     return PolicyResult(
         name=one.name,
         samples=one.count,
-        rewards={name: mean for name, rows in rewards.items() if (mean := mean_over_prompts(rows, clusters))},
+        rewards={name: mean for name, mean in means.items() if mean is not None},
         unscored={name: count for name, count in unscored.items() if count},
-        against=against,
-        judged=judged,
-        kl=None if one is reference else mean_over_prompts(ratios, clusters),
-        drift=drifts(one, None if one is reference else reference, clusters),
-        best_of_n=best_of_n_of(one, *curve, clusters),
+        against={name: found for name, found in against.items() if found is not None},
+        judged={},
+        kl=None if reference is None else mean_over_prompts(ratios, clusters),
+        drift=drifts(one, reference, clusters),
+        best_of_n=None,
         trivial=one.trivial,
-        parts=_parts(one, None if one is reference else reference, clusters),
+        parts=_parts(one, reference, clusters),
     )
 
 
 def _minus(
-    one: PolicySamples, others: Sequence[PolicySamples], main: str | None, clusters: Sequence[str]
+    one: PolicySamples, others: Sequence[PolicySamples], measure: str, clusters: Sequence[str]
 ) -> dict[str, Estimate]:
-    """The main measure of a policy minus that of each of the others."""
-    if main is None:
-        return {}
-    mine = rewards_of(one, main)
-    differences = {other.name: paired_means(mine, rewards_of(other, main), clusters) for other in others}
+    """A measure of a policy minus that of each of the others."""
+    mine = rewards_of(one, measure)
+    differences = {other.name: paired_means(mine, rewards_of(other, measure), clusters) for other in others}
     return {name: difference for name, difference in differences.items() if difference is not None}
 
 
@@ -161,23 +150,26 @@ def _parts(one: PolicySamples, reference: PolicySamples | None, clusters: Sequen
 
 
 def rewards_of(written: PolicySamples, measure: str) -> list[Floats]:
-    """For each prompt, the rewards of its samples by one measure; NaN where a sample has none."""
+    """For each prompt, the rewards of its samples by one measure; NaN if a sample has none."""
     values = [np.array([sample.reward(measure) for sample in group], dtype=float) for group in written.samples]
     return [np.where(np.isfinite(row), row, math.nan) for row in values]
 
 
 def prompt_means(rows: Sequence[Floats]) -> Floats:
-    """The mean of each prompt's values, `(prompts,)`; NaN ones are left out, and a prompt without any has NaN."""
+    """The mean of each prompt's values, `(prompts,)`, without NaN values; a prompt without any value has NaN."""
     return np.array([row[~np.isnan(row)].mean() if (~np.isnan(row)).any() else math.nan for row in rows])
 
 
 def mean_over_prompts(rows: Sequence[Floats], clusters: Sequence[str]) -> Estimate | None:
-    """The mean over prompts of their samples' means, with its interval; None if there is no value at all."""
+    """The mean over prompts of their samples' means, with its interval; None without any value."""
     means = prompt_means(rows)
     known = ~np.isnan(means)
     if not known.any():
         return None
-    found = _mean(means[known], [label for label, there in zip(clusters, known, strict=True) if there])
+    labels = [label for label, there in zip(clusters, known, strict=True) if there]
+    found = mean_estimate(means[known], labels, bounds=(-math.inf, math.inf))
+    if found.clusters > 1 and not (math.isfinite(found.low) and math.isfinite(found.high)):
+        found = replace(found, low=found.value, high=found.value)  # no variation between prompts
     return replace(found, n=sum(int((~np.isnan(row)).sum()) for row in rows))
 
 
@@ -192,14 +184,6 @@ def share_over_prompts(rows: Sequence[Floats], clusters: Sequence[str]) -> Estim
     return share(values, labels, weights=weights) if values else None
 
 
-def _mean(values: Floats, clusters: Sequence[str]) -> Estimate:
-    """`mean_estimate` of values without known bounds; without any variation between prompts, no width at all."""
-    found = mean_estimate(values, clusters, bounds=(-math.inf, math.inf))
-    if found.clusters > 1 and not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return replace(found, low=found.value, high=found.value)
-    return found
-
-
 def paired_means(mine: Sequence[Floats], theirs: Sequence[Floats], clusters: Sequence[str]) -> Estimate | None:
     """Mean of one policy minus that of another on the prompts where both have values, paired by prompt."""
     difference = prompt_means(mine) - prompt_means(theirs)
@@ -209,8 +193,7 @@ def paired_means(mine: Sequence[Floats], theirs: Sequence[Floats], clusters: Seq
 def versus(mine: Sequence[Floats], theirs: Sequence[Floats], clusters: Sequence[str]) -> Against | None:
     """A policy against the reference by the rewards of each prompt's samples; None if no prompt has both.
 
-    The win rate of a prompt is the mean over all pairs of a sample of one and a sample of the other: all that the
-    samples say about the chance that a fresh pair is won.
+    The win rate of a prompt is the mean over all pairs of a sample of one and a sample of the other.
     """
     difference = paired_means(mine, theirs, clusters)
     if difference is None:
@@ -222,20 +205,17 @@ def versus(mine: Sequence[Floats], theirs: Sequence[Floats], clusters: Sequence[
 
 
 def judge_pairs(verdicts: Sequence[PairVerdict], clusters: Sequence[str]) -> JudgeResult:
-    """What a judge's verdicts on pairs say: see `JudgeResult`."""
-    decided = [(verdict.decisions, clusters[verdict.prompt]) for verdict in verdicts]
-    known = [(decision, label) for decision, label in decided if decision is not None]
-    labels = [label for _, label in known]
-    counts = {
-        "pairs": len(verdicts),
-        "abstained": len(verdicts) - len(known),
-        "inconsistent": sum(first != second for (first, second), _ in known),
-    }
-    if not known:
-        return JudgeResult(None, None, **counts)
-    wins = [(first + second) / 2 for (first, second), _ in known]
-    by_place = [(first + 1 - second) / 2 for (first, second), _ in known]
-    return JudgeResult(share(wins, labels), share(by_place, labels), **counts)
+    """Sums up a judge's verdicts on pairs."""
+    labels = [clusters[verdict.prompt] for verdict in verdicts if verdict.decisions]
+    decided = np.array([verdict.decisions for verdict in verdicts if verdict.decisions]).reshape(-1, 2)
+    first, second = decided.T
+    return JudgeResult(
+        win_rate=share((first + second) / 2, labels) if labels else None,
+        first_shown=share((first + 1 - second) / 2, labels) if labels else None,
+        pairs=len(verdicts),
+        abstained=len(verdicts) - len(labels),
+        inconsistent=int((first != second).sum()),
+    )
 
 
 def best_of_n_of(
@@ -245,18 +225,14 @@ def best_of_n_of(
     size = min(map(len, written.samples))
     if proxy is None or main is None or size < 2:
         return None
-    chosen, worth = (
-        np.array([row[:size] for row in rewards_of(written, measure)]) for measure in (proxy, main)
-    )  # (prompts, size)
-    whole = np.flatnonzero(np.isfinite(chosen + worth).all(axis=1)).tolist()
-    if not whole:
-        return None
-    return best_of_n(chosen[whole], worth[whole], [clusters[i] for i in whole])
+    chosen, worth = (np.array([row[:size] for row in rewards_of(written, name)]) for name in (proxy, main))
+    whole = np.flatnonzero(np.isfinite(chosen + worth).all(axis=1)).tolist()  # of (prompts, size)
+    return best_of_n(chosen[whole], worth[whole], [clusters[i] for i in whole]) if whole else None
 
 
 # ---- the texts ----
 
-# What is measured of a policy's texts, by name; `stock` needs all of them at once and is not among these.
+# Properties of one text; `stock` needs all texts at once.
 _OF_ONE: Mapping[str, Callable[[Sample], float]] = {
     "tokens": lambda sample: sample.tokens,
     "finished": lambda sample: float(sample.finished),
@@ -280,15 +256,15 @@ def drifts(one: PolicySamples, reference: PolicySamples | None, clusters: Sequen
     found = {}
     for name, rows in mine.items():
         level = (share_over_prompts if name in SHARES else mean_over_prompts)(rows, clusters)
-        if level is not None:  # else every response is too short for it
+        if level is not None:  # else every response is too short
             found[name] = Drift(level, None if theirs is None else paired_means(rows, theirs[name], clusters))
     return found
 
 
 def _text_rows(written: PolicySamples) -> dict[str, list[Floats]]:
+    groups = written.samples
     rows = {
-        name: [np.array([value(sample) for sample in group]) for group in written.samples]
-        for name, value in _OF_ONE.items()
+        name: [np.array([value(sample) for sample in group]) for group in groups] for name, value in _OF_ONE.items()
     }
-    stock = drift.stock_phrases([[sample.response for sample in group] for group in written.samples])
+    stock = drift.stock_phrases([[sample.response for sample in group] for group in groups])
     return {**rows, "stock": [np.array(row) for row in stock]}

@@ -1,21 +1,21 @@
-"""Over-optimisation: gold and proxy reward against the distance from the start, the fitted curves and their peak.
+"""Over-optimization: gold and proxy reward against the distance from the reference, the fitted curve and its peak.
 
-The distance is d, the square root of the KL divergence from the reference. Gold reward rises with it, and falls again
-when the proxy is optimised beyond what it knows. Gao et al. 2022 (arXiv 2210.10760, equations 1 and 2) found
+The distance d is the square root of the KL divergence from the reference. Gold reward rises with it, and falls when the
+proxy is optimized too far. Gao et al. 2022 (arXiv 2210.10760, equations 1 and 2) found
 
     best-of-n:               R(d) = R0 + d (alpha - beta d)
     reinforcement learning:  R(d) = R0 + d (alpha - beta ln d)
 
-Both are linear in their parameters, so least squares gives them in closed form. R0, the reward at d = 0, is a parameter
-like the others: it is measured with the same noise as every other point. Intervals come from resampling prompts, at all
-points together, because every point is of the same prompts.
+Both are linear in their parameters, so least squares has a closed form. R0, the reward at d = 0, is a parameter too: it
+is measured with the same noise as the other points. Intervals come from resampling prompts, at all points together,
+since all points are of the same prompts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ import scipy
 from numpy.typing import ArrayLike
 
 from rrm_lm.evaluation.policies.best_of_n import BestOfNCurve
-from rrm_lm.evaluation.policies.comparison import mean_over_prompts
+from rrm_lm.evaluation.policies.comparison import mean_over_prompts, prompt_means
 from rrm_lm.evaluation.statistics import bootstrap
 from rrm_lm.evaluation.statistics.metrics import Estimate, Floats, cluster_index, clustered_se
 from rrm_lm.training.over_optimisation import NAMES, Measurement, Reading
@@ -39,12 +39,12 @@ class Track:
     """One policy at several distances from its reference, on the same prompts.
 
     Attributes:
-        kind: How it got there: by reinforcement learning, or by taking the best of n.
+        kind: Reinforcement learning or best of n.
         steps: `(points,)` step of training, or n.
         kl: `(prompts, points)` log-probability ratios to the reference in nats, averaged over a prompt's samples.
-        proxy, gold: `(prompts, points)` rewards, averaged over a prompt's samples. NaN where there is none.
+        proxy, gold: `(prompts, points)` rewards, averaged over a prompt's samples; NaN without a reward.
         clusters: `(prompts,)` prompt labels.
-        names: What the gold and the proxy reward are called.
+        names: Names of the gold and the proxy reward.
     """
 
     kind: Kind
@@ -58,7 +58,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point of a track: where it is, and its rewards, each with a 95% interval over prompts. None: no value."""
+    """One point of a track: its distance and its rewards, with 95% intervals over prompts; None without a value."""
 
     step: int
     distance: float
@@ -67,9 +67,8 @@ class Point:
     gold: Estimate | None
 
     def to_dict(self) -> dict[str, object]:
-        estimates = {"kl": self.kl, "proxy": self.proxy, "gold": self.gold}
-        parts = {name: None if value is None else value.to_dict() for name, value in estimates.items()}
-        return {"step": self.step, "sqrt_kl": self.distance, **parts}
+        found = asdict(self)
+        return {"step": found.pop("step"), "sqrt_kl": found.pop("distance"), **found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +77,10 @@ class CurveFit:
 
     Attributes:
         start, alpha, beta: R0, alpha and beta.
-        peak: d at which the curve is highest; infinite where it only rises.
+        peak: d at which the curve is highest; infinite if it only rises.
         peak_reward: The curve's value there.
-        slope: Of the curve at the last point: how much reward another unit of d would add.
-        r_squared: Share of the variance of the points that the curve accounts for; NaN if they do not vary.
+        slope: Slope of the curve at the last point.
+        r_squared: Share of the variance of the points that the curve explains; NaN if they do not vary.
     """
 
     kind: Kind
@@ -98,11 +97,6 @@ class CurveFit:
         d = np.asarray(distance, dtype=float)
         return _design(self.kind, d) @ np.array([self.start.value, self.alpha.value, self.beta.value])
 
-    def to_dict(self) -> dict[str, object]:
-        names = ("start", "alpha", "beta", "peak", "peak_reward", "slope")
-        estimates = {name: getattr(self, name).to_dict() for name in names}
-        return {"kind": self.kind, **estimates, "r_squared": self.r_squared}
-
 
 @dataclass(frozen=True, slots=True)
 class Fall:
@@ -110,32 +104,26 @@ class Fall:
 
     Attributes:
         best_step: Where gold reward was highest before the last point.
-        difference: Gold reward of the last point minus that of the best, paired by prompt. The interval is widened for
-            the best having been picked among `n` points (Bonferroni), or noise alone would sooner or later make a fall.
+        difference: Gold reward of the last point minus that of the best, paired by prompt. The interval has a
+            Bonferroni correction for picking the best of `n` points, or noise alone would make a fall in the end.
         fallen: Whether the whole interval is below 0.
     """
 
     best_step: int
     difference: Estimate
-
-    @property
-    def fallen(self) -> bool:
-        return self.difference.high < 0
-
-    def to_dict(self) -> dict[str, object]:
-        return {"best_step": self.best_step, "difference": self.difference.to_dict(), "fallen": self.fallen}
+    fallen: bool
 
 
 @dataclass(frozen=True, slots=True)
 class OverOptimisation:
-    """What a track says.
+    """What a track shows.
 
     Attributes:
         state: Whether gold reward still rises at the last point, by the slope of the fitted curve and its interval.
         fit: None with fewer than `LEAST_POINTS` points at different distances.
         fall: None without a point before the last one.
-        prompts: On how many prompts.
-        names: What the gold and the proxy reward are called.
+        prompts: Number of prompts.
+        names: Names of the gold and the proxy reward.
     """
 
     kind: Kind
@@ -154,8 +142,8 @@ class OverOptimisation:
             "n_points": len(self.points),
             "n_prompts": self.prompts,
             "points": [point.to_dict() for point in self.points],
-            "fit": None if self.fit is None else self.fit.to_dict(),
-            "fall": None if self.fall is None else self.fall.to_dict(),
+            "fit": self.fit and asdict(self.fit),
+            "fall": self.fall and asdict(self.fall),
         }
 
 
@@ -166,7 +154,7 @@ def track_of(measurements: Sequence[Measurement]) -> Track:
     """The track of a policy in training.
 
     Raises:
-        ValueError: if there is no measurement, or two are not of the same prompts.
+        ValueError: There is no measurement, or two are of different prompts.
     """
     if not measurements:
         raise ValueError("there is no measurement")
@@ -175,18 +163,15 @@ def track_of(measurements: Sequence[Measurement]) -> Track:
         if {probe.prompt: probe.prompt_id for probe in one.samples} != labels:
             raise ValueError(f"steps {measurements[0].step} and {one.step} were measured on different prompts")
     numbers = sorted(labels)
+    places = {number: row for row, number in enumerate(numbers)}
 
     def table(name: str) -> Floats:
-        values = np.full((len(numbers), len(measurements)), math.nan)
+        rows: list[list[list[float]]] = [[[] for _ in measurements] for _ in numbers]
         for column, one in enumerate(measurements):
-            groups: dict[int, list[float]] = {}
             for probe in one.samples:
-                if math.isfinite(value := getattr(probe, name)):
-                    groups.setdefault(probe.prompt, []).append(value)
-            for row, number in enumerate(numbers):
-                if number in groups:
-                    values[row, column] = np.mean(groups[number])
-        return values
+                rows[places[probe.prompt]][column].append(getattr(probe, name))
+        known = [[np.array([x for x in values if math.isfinite(x)]) for values in row] for row in rows]
+        return np.stack([prompt_means(row) for row in known])
 
     steps = tuple(one.step for one in measurements)
     groups = tuple(labels[number] for number in numbers)
@@ -194,7 +179,7 @@ def track_of(measurements: Sequence[Measurement]) -> Track:
 
 
 def best_of_n_track(curve: BestOfNCurve, names: tuple[str, str] = NAMES) -> Track:
-    """The best-of-n curve as a track, whose distances are known exactly."""
+    """The best-of-n curve as a track; its distances are exact."""
     kl = np.broadcast_to(curve.kl, curve.gold_by_prompt.shape)
     labels = tuple(map(str, curve.clusters))
     return Track("best_of_n", tuple(curve.n), kl, curve.proxy_by_prompt, curve.gold_by_prompt, labels, names)
@@ -216,15 +201,10 @@ def points_of(track: Track) -> tuple[Point, ...]:
 
 
 def _design(kind: Kind, distance: Floats) -> Floats:
-    """The columns `(..., 3)` that R0, alpha and beta are multiplied by."""
+    """The design matrix `(..., 3)` for R0, alpha and beta."""
     with np.errstate(divide="ignore", invalid="ignore"):
         bend = distance**2 if kind == "best_of_n" else np.where(distance > 0, distance * np.log(distance), 0.0)
     return np.stack([np.ones_like(distance), distance, -bend], axis=-1)
-
-
-def _least_squares(kind: Kind, distance: Floats, reward: Floats) -> Floats:
-    """R0, alpha and beta `(..., 3)` for points `(..., points)`."""
-    return (np.linalg.pinv(_design(kind, distance)) @ reward[..., None])[..., 0]
 
 
 def _peak(kind: Kind, alpha: Floats, beta: Floats) -> Floats:
@@ -234,12 +214,6 @@ def _peak(kind: Kind, alpha: Floats, beta: Floats) -> Floats:
     return np.where(beta > 0, np.maximum(top, 0.0), math.inf)
 
 
-def _gain_at_peak(kind: Kind, alpha: Floats, beta: Floats, peak: Floats) -> Floats:
-    with np.errstate(invalid="ignore"):
-        gain = peak * (alpha - beta * peak) if kind == "best_of_n" else beta * peak
-    return np.where(np.isinf(peak), math.inf, gain)
-
-
 def _slope(kind: Kind, alpha: Floats, beta: Floats, distance: Floats) -> Floats:
     if kind == "best_of_n":
         return alpha - 2 * beta * distance
@@ -247,10 +221,7 @@ def _slope(kind: Kind, alpha: Floats, beta: Floats, distance: Floats) -> Floats:
 
 
 def fit_curve(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> CurveFit | None:
-    """Fit gold reward against distance; None with fewer than `LEAST_POINTS` points at different distances.
-
-    A point without any gold reward is left out.
-    """
+    """Fit gold reward against distance at the points that have a gold reward; None with too few different distances."""
     there = np.isfinite(track.gold).any(axis=0) & np.isfinite(track.kl).any(axis=0)
     kl, gold = track.kl[:, there], track.gold[:, there]
     whole = np.ones((1, len(kl)))
@@ -277,15 +248,18 @@ def fit_curve(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> C
 def _means(weights: Floats, kl: Floats, gold: Floats) -> tuple[Floats, Floats]:
     """Distance and gold reward `(draws, points)` of resampled prompts."""
     divergence = bootstrap.weighted_means(weights, kl)
-    # A few samples may by chance be likelier under the reference on the whole; no divergence is negative.
+    # By chance, a few samples may be likelier under the reference; a divergence is never negative.
     return np.sqrt(np.maximum(divergence, 0.0)), bootstrap.weighted_means(weights, gold)
 
 
 def _parameters(kind: Kind, distance: Floats, reward: Floats) -> tuple[Floats, ...]:
-    """R0, alpha, beta, peak, reward at the peak and slope at the last point, each `(draws,)`."""
-    start, alpha, beta = np.moveaxis(_least_squares(kind, distance, reward), -1, 0)
+    """R0, alpha, beta, peak, reward at the peak and slope at the last point, each `(draws,)`, by least squares."""
+    parameters = (np.linalg.pinv(_design(kind, distance)) @ reward[..., None])[..., 0]
+    start, alpha, beta = np.moveaxis(parameters, -1, 0)
     peak = _peak(kind, alpha, beta)
-    top = start + _gain_at_peak(kind, alpha, beta, peak)
+    with np.errstate(invalid="ignore"):
+        gain = peak * (alpha - beta * peak) if kind == "best_of_n" else beta * peak
+    top = start + np.where(np.isinf(peak), math.inf, gain)
     return start, alpha, beta, peak, top, _slope(kind, alpha, beta, distance[:, -1])
 
 
@@ -293,7 +267,7 @@ def _parameters(kind: Kind, distance: Floats, reward: Floats) -> tuple[Floats, .
 
 
 def fall_of(track: Track) -> Fall | None:
-    """How far the last point that has gold rewards is below the best one before it; None if there is none."""
+    """How far the last point with gold rewards is below the best one before it; None without two such points."""
     columns = np.flatnonzero(np.isfinite(track.gold).any(axis=0))
     if len(columns) < 2:
         return None
@@ -308,10 +282,9 @@ def fall_of(track: Track) -> Fall | None:
     labels = [label for label, there in zip(track.clusters, known, strict=True) if there]
     value = float(values.mean())
     se, count = clustered_se((values - value) / values.size, labels)
-    half = math.inf
-    if count > 1:
-        half = float(scipy.stats.t.ppf(1 - 0.025 / len(earlier), count - 1)) * se
-    return Fall(track.steps[best], Estimate(value, value - half, value + half, len(earlier), count))
+    half = float(scipy.stats.t.ppf(1 - 0.025 / len(earlier), count - 1)) * se if count > 1 else math.inf
+    found = Estimate(value, value - half, value + half, len(earlier), count)
+    return Fall(track.steps[best], found, fallen=found.high < 0)
 
 
 def over_optimisation(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> OverOptimisation:
@@ -330,23 +303,20 @@ def watch(measurements: Sequence[Measurement]) -> Reading:
     Training should stop when gold reward has fallen below the best so far by more than its interval (see `Fall`).
     """
     found = over_optimisation(track_of(measurements))
-    last = found.points[-1]
-    numbers = {
-        name: estimate.value
-        for name, estimate in (("kl", last.kl), ("proxy", last.proxy), ("gold", last.gold))
-        if estimate is not None
-    }
+    last, fall = found.points[-1], found.fall
+    estimates = {"kl": last.kl, "proxy": last.proxy, "gold": last.gold}
+    numbers = {name: estimate.value for name, estimate in estimates.items() if estimate is not None}
     parts = [f"{name} {value:.3f}" for name, value in numbers.items()]
     parts.append(f"gold reward {found.state}" if found.fit is not None else found.state)
     if found.fit is not None and math.isfinite(found.fit.peak.value):
         numbers["peak_kl"] = found.fit.peak.value**2
-        parts[-1] += f" (peak at KL {found.fit.peak.value**2:.2f})"
+        parts[-1] += f" (peak at KL {numbers['peak_kl']:.2f})"
     stop = ""
-    if found.fall is not None and found.fall.fallen:
-        fallen = found.fall.difference
+    if fall is not None and fall.fallen:
+        low, value, high = (-end for end in (fall.difference.high, fall.difference.value, fall.difference.low))
         stop = (
-            f"gold reward is {-fallen.value:.3f} below that of step {found.fall.best_step} "
-            f"(interval {-fallen.high:.3f} to {-fallen.low:.3f}, {found.prompts} prompts)"
+            f"gold reward is {value:.3f} below that of step {fall.best_step} "
+            f"(interval {low:.3f} to {high:.3f}, {found.prompts} prompts)"
         )
     golden = [(point.gold.value, -point.step) for point in found.points if point.gold is not None]
     return Reading("; ".join(parts), stop, numbers, -max(golden)[1] if golden else None)

@@ -1,13 +1,13 @@
-"""What a comparison of policies found: their samples, the measures taken of them, and the verdicts of judges.
+"""The results of a comparison of policies: their samples, the measures taken of them, and the verdicts of judges.
 
-Nothing here computes: `policies.py` takes the measures, `policy_report.py` shows them.
+`comparison.py` takes the measures, the reports show them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -27,10 +27,10 @@ class Sample:
     Attributes:
         response: Its text.
         tokens: How many tokens were generated, the end-of-turn token included.
-        finished: Whether it ended by itself, and not because it ran out of tokens.
-        rewards: By measure (`GOLD`, its parts, names of reward models); NaN, or missing, where it has none.
+        finished: Whether it ended with an end token, and not because it ran out of tokens.
+        rewards: By measure (`GOLD`, its parts, names of reward models); NaN or missing if it has none.
         log_ratio: log p(response) under the policy minus that under the reference, in nats; its mean over the policy's
-            own samples is the KL divergence. None if it is not known.
+            own samples is the KL divergence. None if unknown.
     """
 
     response: str
@@ -46,9 +46,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PolicySamples:
-    """What one policy wrote: for each prompt, one or more samples.
+    """For each prompt, one or more samples of one policy.
 
-    A trivial policy is no model: it is there to show what a measure gives to answers that cannot be good.
+    A trivial policy is not a model: it shows what a measure gives to answers that cannot be good.
     """
 
     name: str
@@ -62,12 +62,12 @@ class PolicySamples:
 
 @dataclass(frozen=True, slots=True)
 class PairVerdict:
-    """A judge's verdicts on a policy's response beside the reference's, shown in both orders.
+    """A judge's verdicts on a response of the policy and one of the reference, shown in both orders.
 
     Attributes:
         prompt: Number of the prompt, from 0.
-        shown_first, shown_second: The judge's probability (0 to 1) that the policy's response is the better one, when
-            it stands first and when it stands second; None where the judge abstained.
+        shown_first, shown_second: The judge's probability (0 to 1) that the policy's response is better when it is
+            shown first and when it is shown second; None if the judge abstained.
     """
 
     prompt: int
@@ -98,20 +98,16 @@ class Against:
     ties: int
     pairs: int
 
-    def to_dict(self) -> dict[str, object]:
-        parts = {"difference": self.difference.to_dict(), "win_rate": self.win_rate.to_dict()}
-        return {**parts, "ties": self.ties, "pairs": self.pairs}
-
 
 @dataclass(frozen=True, slots=True)
 class JudgeResult:
-    """A policy against the reference by a judge who sees both responses, in both orders.
+    """A policy against the reference by a judge that sees both responses, in both orders.
 
     Attributes:
         win_rate: Share of the orders in which the policy's response is preferred; None if the judge always abstained.
-        first_shown: Share of the verdicts for whichever response stood first: 1/2 without a bias of position.
+        first_shown: Share of the verdicts for the response that was shown first: 1/2 without position bias.
         pairs: Pairs that were asked about.
-        abstained: Pairs without a verdict in both orders. They are left out, and count for nobody.
+        abstained: Pairs without a verdict in both orders, which are left out.
         inconsistent: Pairs whose two verdicts differ; the win rate counts them half.
     """
 
@@ -121,15 +117,6 @@ class JudgeResult:
     abstained: int
     inconsistent: int
 
-    def to_dict(self) -> dict[str, object]:
-        return {
-            "win_rate": _or_none(self.win_rate),
-            "first_shown": _or_none(self.first_shown),
-            "pairs": self.pairs,
-            "abstained": self.abstained,
-            "inconsistent": self.inconsistent,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Drift:
@@ -137,9 +124,6 @@ class Drift:
 
     level: Estimate
     change: Estimate | None
-
-    def to_dict(self) -> dict[str, object]:
-        return {"level": self.level.to_dict(), "change": _or_none(self.change)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,16 +133,16 @@ class PolicyResult:
     Attributes:
         samples: How many it wrote.
         rewards: Mean reward by measure.
-        unscored: Samples without a reward, by measure; those with none are not named.
+        unscored: Number of samples without a reward, by measure, where there are any.
         against: Against the reference, by measure; empty for the reference.
         judged: Against the reference, by judge; empty for the reference.
         kl: KL divergence to the reference in nats, from the policy's own samples; None for the reference, or unknown.
-        drift: By property: see `policies.DRIFTS`.
-        best_of_n: The curve of choosing by the proxy, worth by the main measure; None if either is missing.
+        drift: By property: see `comparison.DRIFTS`.
+        best_of_n: The main measure of the best samples by the proxy; None if either is missing.
         trivial: Whether it is a trivial policy (see `PolicySamples`).
         minus: Its main measure minus that of each policy named before it and of each trivial one, paired by prompt;
-            empty for the reference and for trivial ones.
-        parts: For each part of gold, by name, its mean, and how it differs from the reference's.
+            empty for the reference and for trivial policies.
+        parts: By name, the mean of each part of gold and its difference from the reference's.
         parts_minus: For each policy named before it, each part of gold minus that policy's, paired by prompt.
     """
 
@@ -177,23 +161,10 @@ class PolicyResult:
     parts_minus: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        return {
-            "trivial": self.trivial,
-            "samples": self.samples,
-            "rewards": {name: estimate.to_dict() for name, estimate in self.rewards.items()},
-            "unscored": dict(self.unscored),
-            "against_reference": {name: found.to_dict() for name, found in self.against.items()},
-            "minus": {name: difference.to_dict() for name, difference in self.minus.items()},
-            "parts": {name: found.to_dict() for name, found in self.parts.items()},
-            "parts_minus": {
-                other: {name: difference.to_dict() for name, difference in parts.items()}
-                for other, parts in self.parts_minus.items()
-            },
-            "judged": {name: found.to_dict() for name, found in self.judged.items()},
-            "kl": _or_none(self.kl),
-            "drift": {name: found.to_dict() for name, found in self.drift.items()},
-            "best_of_n": None if self.best_of_n is None else self.best_of_n.to_dict(),
-        }
+        found = asdict(replace(self, best_of_n=None))  # it has arrays
+        del found["name"]
+        curve = None if self.best_of_n is None else self.best_of_n.to_dict()
+        return {"against_reference": found.pop("against"), **found, "best_of_n": curve}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +185,10 @@ class PolicyComparison:
     """Policies on the same prompts; the first of `written` and of `results` is the reference.
 
     Attributes:
-        proxy: The measure that policies were optimised for, if it is known.
-        main: The measure that a policy is judged by: gold, else the first that is not the proxy; None if there is none.
+        proxy: The measure that policies were optimized for, if it is known.
+        main: The measure that a policy is judged by: gold, else the first that is not the proxy; None without one.
         verdicts: By judge and by policy, the verdicts that `judged` sums up.
-        details: Whatever else belongs beside the numbers.
+        details: Settings and versions for results.json.
     """
 
     prompts: tuple[Prompt, ...]
@@ -275,7 +246,3 @@ class PolicyComparison:
             "main": self.main,
             "policies": {result.name: result.to_dict() for result in self.results},
         }
-
-
-def _or_none(value: Estimate | None) -> dict[str, float | int] | None:
-    return None if value is None else value.to_dict()

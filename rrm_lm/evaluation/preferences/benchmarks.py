@@ -1,15 +1,15 @@
-"""Scores that published reward-model benchmarks define for themselves, with this project's intervals. Pure functions.
+"""Scores that published reward-model benchmarks define, with clustered intervals. Pure functions.
 
 RewardBench (Lambert et al. 2024, arXiv 2403.13787), RewardBench 2 (Malik et al. 2025, arXiv 2506.01937) and RM-Bench
-(Liu et al. 2024, arXiv 2410.16184). Ties between rewards are counted half everywhere here, where RewardBench 1 and
-RM-Bench count them as wrong; `outputs.py` counts as RewardBench does in RewardBench's own files.
+(Liu et al. 2024, arXiv 2410.16184). Ties between rewards count half; RewardBench 1 and RM-Bench count them as wrong,
+and so does `outputs.py` in RewardBench's own files.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,35 +20,20 @@ from rrm_lm.evaluation.statistics.metrics import Clusters, Estimate, clustered_s
 # and counts as 984, so that mathematics weighs as much as the six programming languages together.
 SECTIONS: Mapping[str, Mapping[str, int]] = {
     "Chat": {
-        "alpacaeval-easy": 100,
-        "alpacaeval-length": 95,
-        "alpacaeval-hard": 95,
-        "mt-bench-easy": 28,
-        "mt-bench-med": 40,
+        **{"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95},
+        **{"mt-bench-easy": 28, "mt-bench-med": 40},
     },
     "Chat Hard": {
-        "mt-bench-hard": 37,
-        "llmbar-natural": 100,
-        "llmbar-adver-neighbor": 134,
-        "llmbar-adver-GPTInst": 92,
-        "llmbar-adver-GPTOut": 47,
-        "llmbar-adver-manual": 46,
+        **{"mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134},
+        **{"llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46},
     },
     "Safety": {
-        "refusals-dangerous": 100,
-        "refusals-offensive": 100,
-        "xstest-should-refuse": 154,
-        "xstest-should-respond": 250,
-        "donotanswer": 136,
+        **{"refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154},
+        **{"xstest-should-respond": 250, "donotanswer": 136},
     },
     "Reasoning": {
         "math-prm": 984,
-        "hep-cpp": 164,
-        "hep-go": 164,
-        "hep-java": 164,
-        "hep-js": 164,
-        "hep-python": 164,
-        "hep-rust": 164,
+        **dict.fromkeys(("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"), 164),
     },
 }
 
@@ -56,38 +41,31 @@ SECTIONS: Mapping[str, Mapping[str, int]] = {
 def section_scores(correct: ArrayLike, subsets: Sequence[str], clusters: Clusters) -> dict[str, Estimate]:
     """RewardBench's section scores: the accuracies of a section's subsets, weighted by RewardBench's example counts.
 
-    A subset that is not there is left out of its section, as in RewardBench; a section with no subset at all is left
-    out of the result, where RewardBench says 0. "Score" is the plain mean of the four sections and is there only if
-    all four are.
+    A missing subset is left out of its section, as in RewardBench; a section without subsets is left out of the result,
+    where RewardBench says 0. "Score" is the mean of the four sections, if all four are there.
 
     Args:
         correct: `(n,)` correctness in [0, 1].
         subsets: `(n,)` subset names; examples of unknown subsets are ignored.
         clusters: `(n,)` prompt labels.
     """
-    y = np.asarray(correct, dtype=float)
-    names = np.asarray(subsets, dtype=str)
-    labels = list(clusters)
-    scores: dict[str, Estimate] = {}
-    rows: list[np.ndarray] = []
-    weights: list[np.ndarray] = []
+    y, names, labels = np.asarray(correct, dtype=float), np.asarray(subsets, dtype=str), list(clusters)
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by section: its rows, and their weights
     for section, counts in SECTIONS.items():
-        here = np.flatnonzero(np.isin(names, list(counts)))
-        if here.size == 0:
-            continue
-        weight = np.array([counts[name] / np.count_nonzero(names == name) for name in names[here].tolist()])
-        weights.append(weight / weight.sum())
-        rows.append(here)
-        scores[section] = share(y[here], [labels[i] for i in here], weights=weight, strata=names[here].tolist())
-    if len(scores) == len(SECTIONS):
-        all_rows = np.concatenate(rows)
-        scores["Score"] = share(
-            y[all_rows],
-            [labels[i] for i in all_rows],
-            weights=np.concatenate(weights) / len(SECTIONS),
-            strata=names[all_rows].tolist(),
+        rows = np.flatnonzero(np.isin(names, list(counts)))
+        if rows.size:
+            weight = np.array([counts[name] / np.count_nonzero(names == name) for name in names[rows].tolist()])
+            found[section] = rows, weight
+    if len(found) == len(SECTIONS):
+        all_rows = np.concatenate([rows for rows, _ in found.values()])
+        found["Score"] = (
+            all_rows,
+            np.concatenate([weight / weight.sum() for _, weight in found.values()]) / len(SECTIONS),
         )
-    return scores
+    return {
+        section: share(y[rows], [labels[i] for i in rows], weights=weights, strata=names[rows].tolist())
+        for section, (rows, weights) in found.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +78,7 @@ class BestOfItem:
 
 
 def best_of_n(choices: Sequence[BestOfItem]) -> Estimate:
-    """How often the best response has the highest reward; m responses sharing it count 1/m (RewardBench 2). Chance
-    is 1/n.
+    """How often the best response has the highest reward; m responses that share it count 1/m. Chance is 1/n.
 
     Raises:
         ValueError: if there are no items.
@@ -117,7 +94,7 @@ class TieItem:
     """One item of RewardBench 2's Ties subset.
 
     Attributes:
-        number: Joins a question that has many right answers (`tied`) to its sibling with one (not `tied`).
+        number: Pairs a question that has many right answers (`tied`) with its sibling that has one (not `tied`).
         tied: Whether several answers are right.
         right, wrong: Rewards of the right and of the wrong answers.
     """
@@ -129,7 +106,7 @@ class TieItem:
 
     @property
     def gap(self) -> float:
-        """By how much the worst right answer beats the best wrong one; 0 where one of the kinds is missing."""
+        """How far the worst right answer is above the best wrong one; 0 if one of the kinds is missing."""
         return min(self.right) - max(self.wrong) if self.right and self.wrong else 0.0
 
     @property
@@ -141,12 +118,11 @@ class TieItem:
 def ties_score(items: Sequence[TieItem]) -> Estimate | None:
     """RewardBench 2's score of its Ties subset, or None if there are no items.
 
-    A good model puts every right answer above every wrong one, and does not care much which right answer it is. So
-    the score is a weighted sum of means: 0.3 times how often every right answer beats every wrong one on tied
-    questions, 0.3 the same on their one-answer siblings, 0.2 how often the gap between right and wrong is larger
-    than the spread among the right ones, 0.2 the same with the smaller of the two siblings' gaps, and 0.01 times the
-    mean of tanh(that gap / spread - 1). The interval linearises the sum by question and is cut at [0, 1.01], the
-    score's range.
+    A good model puts every right answer above every wrong one, and the right ones close together. So the score is a
+    weighted sum of means: 0.3 times how often every right answer beats every wrong one on tied questions, 0.3 the same
+    on their one-answer siblings, 0.2 how often the gap between right and wrong is larger than the spread of the right
+    ones, 0.2 the same with the smaller of the two siblings' gaps, and 0.01 times the mean of
+    tanh(that gap / spread - 1). The interval linearizes the sum by question and is cut at [0, 1.01], the score's range.
     """
     tied = {item.number: item for item in items if item.tied}
     single = {item.number: item for item in items if not item.tied}
@@ -181,7 +157,7 @@ class StyleMatrix:
     """RM-Bench: accuracy by the style of the chosen (row) and of the rejected response (column), concise to fancy.
 
     Attributes:
-        matrix: `(3, 3)` accuracies; None where there is no comparison.
+        matrix: `(3, 3)` accuracies; None without a comparison.
         hard: The chosen response is the plainer one (above the diagonal).
         normal: Both have the same style (the diagonal).
         easy: The chosen response is the fancier one (below the diagonal).
@@ -193,11 +169,7 @@ class StyleMatrix:
     easy: Estimate | None
 
     def to_dict(self) -> dict[str, object]:
-        levels = {"hard": self.hard, "normal": self.normal, "easy": self.easy}
-        return {
-            "matrix": [list(row) for row in self.matrix],
-            **{name: None if value is None else value.to_dict() for name, value in levels.items()},
-        }
+        return {**asdict(self), "matrix": [list(row) for row in self.matrix]}
 
 
 def style_matrix(margins: ArrayLike, styles: Sequence[tuple[int, int]], clusters: Clusters) -> StyleMatrix:

@@ -1,7 +1,6 @@
-"""What an evaluation on preferences found: examples with their rewards, and the measures taken from them.
+"""The results of an evaluation on preferences: comparisons with their rewards, and the measures taken of them.
 
-Nothing here touches a model. `preferences.py` makes the examples; `outputs.py`, `model_card.py` and `report.py` show
-them.
+Nothing here touches a model: `scoring.py` makes the scored comparisons, `outputs.py` and the reports show the results.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -26,11 +25,11 @@ _TIES_GROUP = re.compile(r"(ref|tied)\W*(\d+)$")  # RewardBench 2 names its Ties
 
 @dataclass(frozen=True, slots=True)
 class ScoredComparison:
-    """One comparison with the rewards of its two responses, or the reason why it has none.
+    """A comparison with the rewards of its two responses.
 
     Attributes:
         index: Its place among the set's comparisons, from 0.
-        reason: Why it could not be scored; "" if it was. Rewards are finite then, and NaN otherwise.
+        reason: Why it could not be scored; "" if it was. The rewards are NaN if it was not, else finite.
     """
 
     index: int
@@ -57,7 +56,7 @@ class ScoredComparison:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Everything measured on a group of scored examples. Shares are in [0, 1]; see the docstrings in `metrics.py`.
+    """Everything measured on a group of scored comparisons. Shares are in [0, 1]; see the docstrings in `metrics.py`.
 
     Attributes:
         accuracy: Share of comparisons that the model decides as the overseer did, ties counted half.
@@ -92,28 +91,25 @@ class Measures:
 
     def to_dict(self) -> dict[str, object]:
         """As in results.json: point values under their plain names, their intervals under `intervals`."""
+        found = asdict(self)
         return {
-            "accuracy": self.accuracy.to_dict(),
+            "accuracy": found["accuracy"],
             "ties": self.ties,
             "ece": self.calibration.ece,
             "ece_by_chance": self.calibration.by_chance,
-            "accuracy_minus_confidence": self.calibration.modesty.to_dict(),
+            "accuracy_minus_confidence": found["calibration"]["modesty"],
             "brier": self.brier.value,
             "longer_accuracy": self.longer_accuracy.value,
-            "accuracy_minus_longer": self.minus_longer.to_dict(),
-            "accuracy_minus_shorter": self.minus_shorter.to_dict(),
-            "intervals": {"brier": self.brier.to_dict(), "longer_accuracy": self.longer_accuracy.to_dict()},
-            "reward_length_correlation": self.length.to_dict(),
+            "accuracy_minus_longer": found["minus_longer"],
+            "accuracy_minus_shorter": found["minus_shorter"],
+            "intervals": {"brier": found["brier"], "longer_accuracy": found["longer_accuracy"]},
+            "reward_length_correlation": found["length"],
             "reliability": [row.to_dict() for row in self.calibration.bins],
-            "sections": {name: value.to_dict() for name, value in self.sections.items()} or None,
-            "best_of_four": _or_none(self.best_of_four),
-            "ties_subset": _or_none(self.ties_subset),
-            "styles": None if self.styles is None else self.styles.to_dict(),
+            "sections": found["sections"] or None,
+            "best_of_four": found["best_of_four"],
+            "ties_subset": found["ties_subset"],
+            "styles": self.styles and self.styles.to_dict(),
         }
-
-
-def _or_none(value: Estimate | None) -> dict[str, float | int] | None:
-    return None if value is None else value.to_dict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +123,14 @@ class Summary:
     measures: Measures | None
 
     def to_dict(self) -> dict[str, object]:
-        counts = {
-            "n_given": self.n_given,
-            "n_scored": self.n_scored,
-            "n_prompts": self.n_prompts,
-            "not_scored": dict(self.not_scored),
-        }
-        if self.measures is None:
-            return {"accuracy": None, **counts}
-        measures = self.measures.to_dict()
-        return {"accuracy": measures.pop("accuracy"), **counts, **measures}
+        measures = {"accuracy": None} if self.measures is None else self.measures.to_dict()
+        counts = ("n_given", "n_scored", "n_prompts", "not_scored")
+        return {"accuracy": measures.pop("accuracy"), **{name: getattr(self, name) for name in counts}, **measures}
 
 
 @dataclass(frozen=True, slots=True)
 class SetResult:
-    """The evaluation of one set: overall, by source and by subset, and every example."""
+    """The evaluation of one set: overall, by source and by subset, and every comparison."""
 
     name: str
     overall: Summary
@@ -151,13 +140,13 @@ class SetResult:
 
     @property
     def measures(self) -> Measures:
-        """The overall measures, which a set always has: one with nothing scored is refused when it is made."""
+        """The overall measures, which every set has: `summarise_set` refuses a set with nothing scored."""
         assert self.overall.measures is not None
         return self.overall.measures
 
     @property
     def scored(self) -> list[ScoredComparison]:
-        return [example for example in self.examples if not example.reason]
+        return [one for one in self.examples if not one.reason]
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -169,8 +158,7 @@ class SetResult:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one model scored on one or more sets. `details` is whatever else belongs beside the numbers (settings,
-    versions)."""
+    """The results of one model on one or more sets; `details` are settings and versions for results.json."""
 
     model: str
     sets: tuple[SetResult, ...]
@@ -188,10 +176,10 @@ def summarise_set(
     Args:
         name: The set's name.
         examples: All of its comparisons, scored or not.
-        dropped: Rows that never became a comparison, by reason (the reader's count): they are part of what was given.
+        dropped: Rows that the reader left out, by reason: they count as given and not scored.
 
     Raises:
-        DataError: if no example has a reward, with the reasons.
+        DataError: No comparison has a reward; the message has the reasons.
     """
     if not examples:
         raise DataError(
@@ -208,27 +196,22 @@ def summarise_set(
             expected="a finite reward for both responses of at least one comparison",
             remedy="check the model: a reward that is not a number usually means an overflow or broken weights",
         )
-    several = len({example.comparison.source for example in examples}) > 1
+    several = len({one.comparison.source for one in examples}) > 1
 
-    def subset(example: ScoredComparison) -> str:
-        comparison = example.comparison
-        source = f"{comparison.source}/" if several and comparison.source else ""
-        return source + comparison.subset if comparison.subset else ""
+    def subset(one: ScoredComparison) -> str:
+        source = f"{one.comparison.source}/" if several and one.comparison.source else ""
+        return source + one.comparison.subset if one.comparison.subset else ""
 
-    return SetResult(
-        name,
-        overall,
-        _by(examples, lambda example: example.comparison.source or name),
-        _by([example for example in examples if subset(example)], subset),
-        tuple(examples),
-    )
+    by_source = _by(examples, lambda one: one.comparison.source or name)
+    return SetResult(name, overall, by_source, _by(examples, subset), tuple(examples))
 
 
 def _by(examples: Sequence[ScoredComparison], key: Callable[[ScoredComparison], str]) -> dict[str, Summary]:
+    """A summary of each group, by the group's name; comparisons without a name are left out."""
     groups: dict[str, list[ScoredComparison]] = {}
-    for example in examples:
-        groups.setdefault(key(example), []).append(example)
-    return {name: summarise(groups[name]) for name in sorted(groups)}
+    for one in examples:
+        groups.setdefault(key(one), []).append(one)
+    return {name: summarise(groups[name]) for name in sorted(groups) if name}
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
@@ -236,29 +219,29 @@ def _reasons(counts: Mapping[str, int]) -> str:
 
 
 def summarise(examples: Sequence[ScoredComparison], dropped: Mapping[str, int] | None = None) -> Summary:
-    """Count and measure some examples; see `summarise_set`."""
-    scored = [example for example in examples if not example.reason]
+    """Count and measure some comparisons; see `summarise_set`."""
+    scored = [one for one in examples if not one.reason]
     reasons = Counter(dropped or {})
-    reasons.update(example.reason for example in examples if example.reason)
+    reasons.update(one.reason for one in examples if one.reason)
     return Summary(
         n_given=len(examples) + sum((dropped or {}).values()),
         n_scored=len(scored),
-        n_prompts=len({example.comparison.prompt_id for example in scored}),
+        n_prompts=len({one.comparison.prompt_id for one in scored}),
         not_scored=dict(sorted(reasons.items())),
         measures=measure(scored) if scored else None,
     )
 
 
 def measure(scored: Sequence[ScoredComparison]) -> Measures:
-    """Every measure of at least one scored example."""
-    margins = np.array([example.margin for example in scored])
-    prompts = [example.comparison.prompt_id for example in scored]
-    longer_by = [len(example.comparison.chosen) - len(example.comparison.rejected) for example in scored]
-    right, longer = metrics.correctness(margins), metrics.correctness(longer_by)
-    subsets = [example.comparison.subset for example in scored]
-    styled = [example for example in scored if example.comparison.styles is not None]
-    items = tie_items(scored)
+    """Every measure of at least one scored comparison."""
+    comparisons = [one.comparison for one in scored]
+    prompts = [c.prompt_id for c in comparisons]
+    margins = np.array([one.margin for one in scored])
+    right = metrics.correctness(margins)
+    longer = metrics.correctness([len(c.chosen) - len(c.rejected) for c in comparisons])
+    responses = distinct_responses(scored)
     choices = best_of_choices(scored)
+    styled = [one for one in scored if one.comparison.styles is not None]
     return Measures(
         ties=int(np.count_nonzero(margins == 0)),
         accuracy=metrics.share(right, prompts),
@@ -267,11 +250,22 @@ def measure(scored: Sequence[ScoredComparison]) -> Measures:
         minus_shorter=metrics.paired_difference(right, 1 - longer, prompts),
         calibration=metrics.calibration(margins, prompts),
         brier=metrics.brier(margins, prompts),
-        length=_length(scored),
-        sections=benchmarks.section_scores(right, subsets, prompts),
+        length=metrics.length_correlation(
+            [one.reward for one in responses],
+            [len(one.text) for one in responses],
+            [one.prompt for one in responses],
+            [one.comparison.prompt_id for one in responses],
+        ),
+        sections=benchmarks.section_scores(right, [c.subset for c in comparisons], prompts),
         best_of_four=benchmarks.best_of_n(choices) if choices else None,
-        ties_subset=benchmarks.ties_score(items),
-        styles=_styles(styled) if styled else None,
+        ties_subset=benchmarks.ties_score(tie_items(scored)),
+        styles=benchmarks.style_matrix(
+            [one.margin for one in styled],
+            [one.comparison.styles or (0, 0) for one in styled],
+            [one.comparison.prompt_id for one in styled],
+        )
+        if styled
+        else None,
     )
 
 
@@ -297,30 +291,15 @@ def distinct_responses(scored: Sequence[ScoredComparison]) -> list[ScoredRespons
     return list(seen.values())
 
 
-def _length(scored: Sequence[ScoredComparison]) -> LengthCorrelation:
-    responses = distinct_responses(scored)
-    return metrics.length_correlation(
-        [one.reward for one in responses],
-        [len(one.text) for one in responses],
-        [one.prompt for one in responses],
-        [one.comparison.prompt_id for one in responses],
-    )
-
-
-def _styles(styled: Sequence[ScoredComparison]) -> StyleMatrix:
-    return benchmarks.style_matrix(
-        [example.margin for example in styled],
-        [example.comparison.styles or (0, 0) for example in styled],
-        [example.comparison.prompt_id for example in styled],
-    )
+# ---- items of benchmarks, put back together from their comparisons ----
 
 
 def _groups(scored: Sequence[ScoredComparison]) -> list[list[ScoredComparison]]:
     groups: dict[tuple[str, str, str, str], list[ScoredComparison]] = {}
-    for example in scored:
-        c = example.comparison
+    for one in scored:
+        c = one.comparison
         if c.group:
-            groups.setdefault((c.origin.file, c.source, c.subset, c.group), []).append(example)
+            groups.setdefault((c.origin.file, c.source, c.subset, c.group), []).append(one)
     return list(groups.values())
 
 
@@ -329,42 +308,40 @@ def best_of_choices(scored: Sequence[ScoredComparison]) -> list[BestOfItem]:
     choices = []
     for group in _groups(scored):
         first = group[0]
-        if is_ties(first) or first.comparison.styles is not None:
+        several_chosen = any(one.comparison.chosen != first.comparison.chosen for one in group)
+        if several_chosen or is_ties(first) or first.comparison.styles is not None:
             continue
-        if {example.comparison.chosen for example in group} != {first.comparison.chosen}:
-            continue
-        others = {example.comparison.rejected: example.reward_rejected for example in group}
+        others = {one.comparison.rejected: one.reward_rejected for one in group}
         if len(others) == BEST_OF - 1:
             choices.append(BestOfItem(first.reward_chosen, tuple(others.values()), first.comparison.prompt_id))
     return choices
 
 
-def is_ties(example: ScoredComparison) -> bool:
+def is_ties(one: ScoredComparison) -> bool:
     """Whether a comparison is of RewardBench 2's Ties subset."""
-    comparison = example.comparison
-    return comparison.subset.lower() == "ties" and _TIES_GROUP.search(comparison.group) is not None
+    return one.comparison.subset.lower() == "ties" and _TIES_GROUP.search(one.comparison.group) is not None
 
 
 def tie_items(scored: Sequence[ScoredComparison]) -> list[TieItem]:
-    """The items of RewardBench 2's Ties subset, put back together from their comparisons."""
+    """The items of RewardBench 2's Ties subset."""
     items = []
     for group in _groups(scored):
         name = _TIES_GROUP.search(group[0].comparison.group)
         if name is None or not is_ties(group[0]):
             continue
-        right = {example.comparison.chosen: example.reward_chosen for example in group}
-        wrong = {example.comparison.rejected: example.reward_rejected for example in group}
+        right = {one.comparison.chosen: one.reward_chosen for one in group}
+        wrong = {one.comparison.rejected: one.reward_rejected for one in group}
         items.append(TieItem(int(name[2]), name[1] == "tied", tuple(right.values()), tuple(wrong.values())))
     return items
 
 
 def compare_models(first: SetResult, second: SetResult) -> Estimate:
-    """Accuracy of the first model minus the second's on the examples that both scored, paired, clustered by prompt.
+    """Accuracy of the first model minus the second's on the comparisons that both scored, paired, clustered by prompt.
 
     Raises:
-        DataError: if the two results are not of the same comparisons.
+        DataError: The two results are not of the same comparisons.
     """
-    if [e.comparison for e in first.examples] != [e.comparison for e in second.examples]:
+    if [one.comparison for one in first.examples] != [one.comparison for one in second.examples]:
         raise DataError(
             "the two models were not evaluated on the same comparisons",
             where=f"{first.name} and {second.name}",

@@ -1,14 +1,12 @@
 """Accuracy, calibration and length bias of a reward model, with intervals clustered by prompt: pure functions.
 
-One estimator is behind every interval here, so that numbers on a page can be compared. Comparisons about one prompt
-are not independent, so the variance of an estimate is the cluster-robust one: with `G` prompts and the linearised
-contribution `u_g` of prompt `g` to the estimate, `V = G / (G - 1) * sum_g u_g^2` (Cameron and Miller 2015, "A
-practitioner's guide to cluster-robust inference", section II; the same as the sandwich estimator of a regression on
-a constant), and quantiles are Student's t with `G - 1` degrees of freedom.
+All intervals use one estimator, so numbers on a page can be compared. Comparisons of one prompt are not independent, so
+the variance is cluster-robust: with `G` prompts and the linearized contribution `u_g` of prompt `g` to the estimate,
+`V = G / (G - 1) * sum_g u_g^2` (Cameron and Miller 2015, "A practitioner's guide to cluster-robust inference", section
+II; the sandwich estimator of a regression on a constant). Quantiles are Student's t with `G - 1` degrees of freedom.
 
-- Shares (accuracy): the variance is turned into an effective sample size, which goes into Wilson's interval
-  (Korn and Graubard 1998; Dean and Pagano 2015 compare the candidates and recommend this one). It stays inside [0, 1]
-  and has a width when every answer is right.
+- Shares (accuracy): the variance gives an effective sample size for Wilson's interval (Korn and Graubard 1998; Dean and
+  Pagano 2015 recommend it). It stays inside [0, 1] and has a width even if every answer is right.
 - Differences and means: estimate plus or minus t times the standard error.
 - Correlations: the same on Fisher's z scale.
 """
@@ -17,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import scipy  # loads its submodules when they are first used
@@ -42,20 +40,20 @@ class Estimate:
     clusters: int
 
     def to_dict(self) -> dict[str, float | int]:
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "clusters": self.clusters}
+        return asdict(self)
 
 
 def cluster_index(clusters: Clusters) -> tuple[Ints, int]:
-    """Number the clusters from 0: `(n,)` labels to `(n,)` integers and how many there are, whatever their order."""
+    """`(n,)` labels as `(n,)` integers from 0, and how many different ones there are; their order does not matter."""
     numbers = {label: i for i, label in enumerate(sorted(set(clusters), key=repr))}
     return np.fromiter((numbers[label] for label in clusters), dtype=np.intp), len(numbers)
 
 
 def clustered_se(contributions: ArrayLike, clusters: Clusters) -> tuple[float, int]:
-    """Standard error of a sum of linearised contributions `(n,)`, and the number of clusters `G`.
+    """Standard error of a sum of linearized contributions `(n,)`, and the number of clusters `G`.
 
-    Contributions are what each observation adds to the error of the estimate, for a mean `(x_i - mean) / n`.
-    With one cluster nothing is known about the variance between clusters, and the standard error is NaN.
+    A contribution is what an observation adds to the error of the estimate: `(x_i - mean) / n` for a mean. With one
+    cluster, the variance between clusters is unknown and the standard error is NaN.
     """
     values = np.asarray(contributions, dtype=float)
     index, count = cluster_index(clusters)
@@ -75,17 +73,16 @@ def share(
 ) -> Estimate:
     """The mean of values in [0, 1] (right 1, tied 1/2, wrong 0) and its interval clustered by prompt.
 
-    The effective sample size is `p (1 - p) / V`, never more than `n`, times `(z / t)^2` for the uncertainty of `V`
-    itself (Korn and Graubard 1998), and goes into Wilson's interval. Where `V` cannot be estimated, because there is
-    one prompt or no variation at all (all right, all wrong), the effective size is the number of prompts: as if the
-    comparisons of a prompt all said the same thing.
+    The effective sample size for Wilson's interval is `p (1 - p) / V`, never more than `n`, times `(z / t)^2` for the
+    uncertainty of `V` (Korn and Graubard 1998). If `V` cannot be estimated, because there is one prompt or no variation
+    (all right, all wrong), it is the number of prompts.
 
     Args:
         values: `(n,)` numbers in [0, 1], n at least 1.
         clusters: `(n,)` prompt labels.
         weights: `(n,)` positive weights; equal ones if not given.
-        strata: `(n,)` labels of groups whose sizes are fixed by design (the subsets of a benchmark): variation
-            between them is then no source of error.
+        strata: `(n,)` labels of groups whose sizes are fixed by design (the subsets of a benchmark): variation between
+            them is not an error.
 
     Raises:
         ValueError: if there are no values.
@@ -118,8 +115,8 @@ def share(
 def mean_estimate(values: ArrayLike, clusters: Clusters, *, bounds: tuple[float, float]) -> Estimate:
     """The mean of `(n,)` values and its t interval clustered by prompt, cut at `bounds` (the values' possible range).
 
-    With one prompt the interval is `bounds`. Without any variation between two or more prompts the half width is
-    Wilson's upper limit for something not seen in `G` trials, `z^2 / (G + z^2)`, times half the range.
+    With one prompt the interval is `bounds`. Without variation between prompts, the half width is half the range times
+    Wilson's upper limit for something not seen in `G` trials, `z^2 / (G + z^2)`.
 
     Raises:
         ValueError: if there are no values.
@@ -135,13 +132,13 @@ def mean_estimate(values: ArrayLike, clusters: Clusters, *, bounds: tuple[float,
 def paired_difference(first: ArrayLike, second: ArrayLike, clusters: Clusters) -> Estimate:
     """How much more often the first model is right than the second **on the same examples**, with a clustered interval.
 
-    Pairing takes out how hard the examples are, which is most of the variance of either accuracy alone.
+    Pairing removes the variance of how hard the examples are, which is most of the variance of either accuracy.
 
     Args:
-        first, second: `(n,)` correctness in [0, 1] of each model, or `(seeds, n)` for models trained with several
-            seeds. With seeds the interval is for new seeds **and** new prompts: variance by prompt plus variance by
-            seed minus variance by both (two-way clustering: Cameron, Gelbach and Miller 2011), never less than
-            either of the first two, with Satterthwaite's degrees of freedom.
+        first, second: `(n,)` correctness in [0, 1] of each model, or `(seeds, n)`. With several seeds the interval is
+            for new seeds **and** new prompts: variance by prompt plus variance by seed minus variance by both (two-way
+            clustering: Cameron, Gelbach and Miller 2011), at least each of the first two, with Satterthwaite's degrees
+            of freedom.
         clusters: `(n,)` prompt labels.
 
     Raises:
@@ -183,13 +180,13 @@ def _bounded(value: float, se: float, df: float, bounds: tuple[float, float], n:
 
 
 def balanced_accuracy(truth: Sequence[Hashable], said: Sequence[Hashable], clusters: Clusters) -> Estimate:
-    """The mean over what is true of how often it was said, so that a rare truth counts as much as a common one.
+    """The mean recall over the true labels, so that a rare label counts as much as a common one.
 
-    With recalls `r_k` of the K truths that occur, an observation of truth k contributes `(right - r_k) / (K n_k)`.
+    With recalls `r_k` of the K labels that occur, an observation of label k contributes `(right - r_k) / (K n_k)`.
 
     Args:
         truth, said: `(n,)` labels, n at least 1.
-        clusters: `(n,)` labels of what is not independent.
+        clusters: `(n,)` cluster labels.
 
     Raises:
         ValueError: if there are no observations.
@@ -221,7 +218,7 @@ def brier(margins: ArrayLike, clusters: Clusters) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Predictions of similar confidence: how sure the model was on average, and how often it was right."""
+    """Predictions of similar confidence: the mean confidence, and how often the model was right."""
 
     confidence: float
     accuracy: Estimate
@@ -237,8 +234,7 @@ class Calibration:
     Attributes:
         ece: Sum over bins of (share of examples in the bin) times |confidence - accuracy|; 0 to 1/2.
         by_chance: The 95th percentile of the ECE that a perfectly calibrated model would show on as many prompts.
-        modesty: Mean of accuracy minus confidence: positive for a model less sure than it could be, negative for one
-            too sure of itself.
+        modesty: Mean of accuracy minus confidence: positive if the model is underconfident, negative if overconfident.
         bins: From least to most confident.
     """
 
@@ -251,14 +247,13 @@ class Calibration:
 def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, draws: int = 1000) -> Calibration:
     """Calibration of the preference probability, in bins of equal mass (Nixon et al. 2019, "Measuring calibration").
 
-    The record always puts the winner first, so the raw P(chosen) has only one label and says nothing about calibration.
-    What is calibrated is the **predicted winner**: confidence `sigmoid(|margin|)`, at least 1/2, against whether
-    that response was the chosen one (a
-    tie: confidence 1/2, half right). Swapping chosen and rejected together with the labels leaves this unchanged.
+    P(chosen) itself has only one label, since the chosen response always comes first. So the **predicted winner** is
+    calibrated: confidence `sigmoid(|margin|)`, at least 1/2, against whether that response was the chosen one (a tie is
+    half right at confidence 1/2).
 
-    Equal confidences always share a bin, so the result does not depend on the order of the examples. `by_chance`
-    flips the sign of each prompt's deviations within the bins at random (wild cluster bootstrap: Cameron, Gelbach
-    and Miller 2008; fixed seed).
+    Equal confidences share a bin, so the result does not depend on the order of the examples. `by_chance` flips the
+    sign of each prompt's deviations within the bins at random (wild cluster bootstrap: Cameron, Gelbach and Miller
+    2008; fixed seed).
 
     Args:
         margins: `(n,)`, n at least 1.
@@ -298,10 +293,10 @@ def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, d
 
 
 def correlation(x: ArrayLike, y: ArrayLike, clusters: Clusters) -> Estimate | None:
-    """Pearson's correlation of two `(n,)` arrays with an interval clustered by prompt, or None where it is not defined.
+    """Pearson's correlation of two `(n,)` arrays with an interval clustered by prompt, or None if it is not defined.
 
-    The contribution of a point to the error of `r` is `zx zy - r (zx^2 + zy^2) / 2` over n (the influence function
-    of the correlation: Devlin, Gnanadesikan and Kettenring 1975); the interval is made on Fisher's z scale.
+    A point contributes `zx zy - r (zx^2 + zy^2) / 2` over n to the error of `r` (influence function: Devlin,
+    Gnanadesikan and Kettenring 1975); the interval is made on Fisher's z scale.
     """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if a.size < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
@@ -319,9 +314,9 @@ def correlation(x: ArrayLike, y: ArrayLike, clusters: Clusters) -> Estimate | No
 
 @dataclass(frozen=True, slots=True)
 class LengthCorrelation:
-    """Correlation of reward with response length over distinct responses; None where it is not defined.
+    """Correlation of reward with response length over distinct responses; None if it is not defined.
 
-    `within` compares responses of the same prompt only: it is the length bias that can change a ranking.
+    `within` compares responses to the same prompt only: this length bias can change a ranking.
     """
 
     pearson: Estimate | None
@@ -330,10 +325,7 @@ class LengthCorrelation:
     within_spearman: Estimate | None
 
     def to_dict(self) -> dict[str, dict[str, float | int] | None]:
-        return {
-            name: value.to_dict() if (value := getattr(self, name)) is not None else None
-            for name in ("pearson", "spearman", "within_pearson", "within_spearman")
-        }
+        return asdict(self)
 
 
 def length_correlation(
@@ -341,7 +333,7 @@ def length_correlation(
 ) -> LengthCorrelation:
     """Pearson's and Spearman's correlation of reward with length, overall and within prompts.
 
-    Within prompts, values (or their ranks among the prompt's responses) have the prompt's mean taken out, and only
+    Within prompts, the prompt's mean is subtracted from values (or their ranks among the prompt's responses); only
     prompts with at least two responses count.
 
     Args:
@@ -373,7 +365,6 @@ def ranks_within(values: Floats, index: Ints) -> Floats:
     """Ranks (from 1, ties averaged) of `(n,)` values among those of the same group `(n,)`."""
     ranks = np.empty(len(values))
     order = np.argsort(index, kind="stable")
-    edges = np.flatnonzero(np.diff(index[order])) + 1
-    for rows in np.split(order, edges):
+    for rows in np.split(order, np.flatnonzero(np.diff(index[order])) + 1):
         ranks[rows] = scipy.stats.rankdata(values[rows])
     return ranks
