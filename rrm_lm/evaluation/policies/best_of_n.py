@@ -1,8 +1,8 @@
-"""Best-of-n sampling: what the best of n responses by a proxy reward is worth in gold reward. Pure functions.
+"""Best-of-n sampling: the gold reward of the best of n responses by a proxy reward. Pure functions.
 
-Best-of-n is the policy that optimisation has to beat: it needs no training, and how far it is from the start model is
-known exactly. All `n` up to the number of samples are estimated from the same samples, without bias (Nakano et al.
-2021, arXiv 2112.09332, appendix I; Gao et al. 2022, arXiv 2210.10760, section 2).
+Optimization has to beat best-of-n, which needs no training and has an exact KL divergence. All `n` up to the number of
+samples are estimated from the same samples, without bias (Nakano et al. 2021, arXiv 2112.09332, appendix I; Gao et al.
+2022, arXiv 2210.10760, section 2).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class BestOfNCurve:
     """The best-of-n curve of one policy, for n = 1 to N.
 
     Attributes:
-        kl: `(N,)` KL divergence from the policy itself, in nats; exact, no estimate.
+        kl: `(N,)` exact KL divergence from the policy, in nats.
         gold: Expected gold reward of the best of n by proxy.
         proxy: Expected proxy reward of the same response.
         gain: Gold reward of the best of n minus that of one sample, on the same prompts.
-        gold_by_prompt, proxy_by_prompt: `(prompts, N)` the same for each prompt, for fits and further intervals.
+        gold_by_prompt, proxy_by_prompt: `(prompts, N)` the same for each prompt.
         clusters: `(prompts,)` prompt labels.
     """
 
@@ -54,17 +54,17 @@ class BestOfNCurve:
 def best_of_n_kl(n: ArrayLike) -> Floats:
     """KL divergence of best-of-n from the policy that is sampled, in nats: log n - (n - 1)/n.
 
-    Exact where no two responses share a reward, else an upper bound (Beirami et al. 2024, arXiv 2401.01879).
+    Exact if no two responses share a reward, else an upper bound (Beirami et al. 2024, arXiv 2401.01879).
     """
     count = np.asarray(n, dtype=float)
     return np.log(count) - (count - 1) / count
 
 
 def selection_weights(samples: int) -> Floats:
-    """The chance `(N, N)` that the i-th lowest of N samples is the best of n of them: row n - 1, column i - 1.
+    """The probability `(N, N)` that the i-th lowest of N samples is the best of n of them: row n - 1, column i - 1.
 
-    That is C(i - 1, n - 1) / C(N, n), the share of the subsets of n in which the i-th lowest is the highest. Made by
-    the recurrence from i to i - 1, as the binomials themselves overflow.
+    That is C(i - 1, n - 1) / C(N, n), the share of the subsets of n in which the i-th lowest is the highest, computed
+    by the recurrence from i to i - 1 because the binomials overflow.
     """
     n, i = np.arange(1, samples + 1)[:, None], np.arange(1, samples + 1)[None, :]
     # factor[n, i] takes the weight of i + 1 to that of i; it is 0 from i = n - 1 down.
@@ -76,14 +76,14 @@ def selection_weights(samples: int) -> Floats:
 def expected_best(proxy: ArrayLike, gold: ArrayLike) -> Floats:
     """Expected gold reward of the best of n by proxy for each prompt and each n: `(prompts, N)`, column n - 1.
 
-    The mean over all subsets of n of the N samples, which is unbiased for a fresh draw of n. Where the best proxy
-    reward is shared, the response is drawn evenly from those that share it, and the mean over that draw is taken.
+    The mean over all subsets of n of the N samples, which is unbiased for a fresh draw of n. Responses that share the
+    best proxy reward count equally.
 
     Args:
         proxy, gold: `(prompts, N)` rewards of N samples for each prompt, all finite.
 
     Raises:
-        ValueError: if the shapes differ, there are no samples, or a reward is not finite.
+        ValueError: The shapes differ, there are no samples, or a reward is not finite.
     """
     by, worth = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
     if by.shape != worth.shape or by.ndim != 2 or by.size == 0:
@@ -105,13 +105,12 @@ def best_of_n(
     """The best-of-n curve with 95% intervals over prompts.
 
     Args:
-        proxy: `(prompts, N)` rewards that the best response is chosen by.
-        gold: `(prompts, N)` rewards that it is worth.
+        proxy, gold: `(prompts, N)` rewards that the best response is chosen by, and that it is measured by.
         clusters: `(prompts,)` prompt labels; prompts with one label are resampled together.
         draws, seed: Of the bootstrap.
 
     Raises:
-        ValueError: as `expected_best`, or if the labels are not one for each prompt.
+        ValueError: As `expected_best`, or the labels are not one for each prompt.
     """
     worth, chosen = expected_best(proxy, gold), expected_best(proxy, proxy)
     if len(clusters) != len(worth):

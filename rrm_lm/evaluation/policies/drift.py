@@ -1,7 +1,7 @@
-"""How a policy's texts have changed: length, endings, repetition and stock phrases. Pure functions of the texts.
+"""Repetition and stock phrases in a policy's texts. Pure functions of the texts.
 
-A policy that is optimised too far first shows it here: it writes longer, repeats itself, or ends everything alike.
-Words are runs of characters between white space, lower-cased; a text shorter than the run that is counted has no share.
+An over-optimized policy shows it here first: it writes longer, repeats itself, or ends every answer alike. Words are
+lower-cased runs of characters between whitespace; a text shorter than the counted run has no share.
 """
 
 from __future__ import annotations
@@ -20,28 +20,24 @@ def word_runs(text: str, length: int) -> list[tuple[str, ...]]:
 
 
 def distinct(text: str, length: int = 2) -> float:
-    """Share of a text's word runs that are different ones: distinct-n of Li et al. 2016 (arXiv 1510.03055).
+    """Share of a text's word runs that are distinct: distinct-n of Li et al. 2016 (arXiv 1510.03055).
 
-    1 without any repetition; NaN for a text with no such run.
+    1 without repetition; NaN for a text without a run.
     """
     runs = word_runs(text, length)
     return len(set(runs)) / len(runs) if runs else math.nan
 
 
 def repeated(text: str, length: int = RUN) -> float:
-    """Share of a text's word runs that have stood in it before: 0 without repetition, NaN with no such run."""
+    """Share of a text's word runs that occurred in it before: 0 without repetition, NaN without a run."""
     return 1 - distinct(text, length)
 
 
 def stock_phrases(texts: Sequence[Sequence[str]], length: int = RUN) -> list[list[float]]:
-    """For each prompt and text, the share of its word runs that also stand in a response to another prompt.
+    """For each prompt and text, the share of its word runs that also occur in a response to another prompt.
 
-    It rises when a policy writes the same thing whatever it is asked. It also rises with the number of texts, so only
-    equal numbers of texts to the same prompts may be compared. NaN for a text with no such run.
-
-    Args:
-        texts: For each prompt, one policy's responses to it.
-        length: Words in a run.
+    It rises when a policy writes the same text for every prompt. It also rises with the number of texts, so compare
+    only equal numbers of texts to the same prompts. NaN for a text without a run.
     """
     runs = [[word_runs(text, length) for text in group] for group in texts]
     prompts_with = Counter(run for group in runs for run in {run for text in group for run in text})

@@ -1,7 +1,7 @@
-"""Rewards as plain functions of prompts and responses: the gold reward of a comparison, and what models give.
+"""Rewards as functions of prompts and responses: the gold reward of a comparison, and the rewards of models.
 
-A function takes prompts and responses, one of each for every sample, and returns as many numbers: the same form as a
-reward function that a policy is trained on.
+A function takes a prompt and a response for every sample and returns as many numbers, like a reward function that a
+policy is trained on.
 """
 
 from __future__ import annotations
@@ -21,12 +21,7 @@ _FORM = "def gold(prompts: list[Prompt], responses: list[str]) -> list[float]"
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A gold reward, called like any `RewardFunction`, and what it is made of.
-
-    Attributes:
-        reward: The reward.
-        parts: By name, rewards that it sums up; empty where it has none.
-    """
+    """A gold reward, called like any `RewardFunction`, and by name the parts that it is the sum of, if it has any."""
 
     reward: RewardFunction
     parts: Mapping[str, RewardFunction]
@@ -36,16 +31,16 @@ class Gold:
 
 
 def checked(function: Any, name: str) -> RewardFunction:
-    """The same function, whose faults say what it was given.
+    """The same function, with errors that quote what it was given.
 
     Raises (when called):
-        DataError: It raised, returned another number of rewards than responses, or something that is no number.
+        DataError: It raised an error, returned the wrong number of rewards, or something that is not a number.
     """
 
     def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         try:
             values = [float(value) for value in function(list(prompts), list(responses))]
-        except Exception as error:  # whatever people's code raises, the texts belong beside it
+        except Exception as error:  # from users' code: the text it failed at belongs in the message
             raise DataError(
                 f"The reward function failed ({type(error).__name__}: {error})",
                 where=f"{name}, at one of {len(responses)} responses, the first: {_quoted(responses)}",
@@ -55,7 +50,7 @@ def checked(function: Any, name: str) -> RewardFunction:
             raise DataError(
                 f"The reward function returned {len(values)} rewards for {len(responses)} responses",
                 where=f"{name}, the first response: {_quoted(responses)}",
-                expected="one number for each response, in the order given; NaN where there is none",
+                expected="one number for each response, in the order given; NaN for a response without a reward",
             )
         return values
 
@@ -69,9 +64,8 @@ def rewards_by(scorer: ResponseScorer) -> RewardFunction:
         groups: dict[Prompt, dict[str, None]] = {}
         for prompt, response in zip(prompts, responses, strict=True):
             groups.setdefault(prompt, {})[response] = None
-        found = score_responses(
-            scorer, {p: list(texts) for p, texts in groups.items()}, across_processes=False, progress=False
-        )
+        distinct = {prompt: list(texts) for prompt, texts in groups.items()}
+        found = score_responses(scorer, distinct, across_processes=False, progress=False)
         return [found[prompt][response] for prompt, response in zip(prompts, responses, strict=True)]
 
     return rewards

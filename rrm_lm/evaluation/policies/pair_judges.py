@@ -1,7 +1,7 @@
-"""Judges who see two responses beside each other: a language model, or any overseer. Always asked in both orders.
+"""Judges that see two responses side by side: a language model, or any overseer. Always asked in both orders.
 
-Whoever sees two responses may prefer the place and not the response (Wang et al. 2023, arXiv 2305.17926), so a pair is
-shown both ways, and counts only with a verdict in both.
+Judges have a position bias (Wang et al. 2023, arXiv 2305.17926), so each pair is shown in both orders and counts only
+with a verdict in both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PairQuestion = tuple[Prompt, str, str]  # a prompt, the response shown first, th
 
 
 class PairJudge(Protocol):
-    """Whoever says which of two responses is better."""
+    """Decides which of two responses is better."""
 
     @property
     def name(self) -> str: ...
@@ -36,15 +36,14 @@ class PairJudge(Protocol):
 class LanguageModelJudge:
     """A causal language model: the probability of the letter A against B as the first token of its answer.
 
-    It abstains where a question does not fit its context whole, and where its likeliest answer is neither letter: a
-    model that does not understand the question has no opinion.
+    It abstains if a question does not fit its context, or if its most likely answer is neither letter.
 
     Args:
         backbone, adapter: The model.
-        chat: Its chat format; a `max_length` is the longest question in tokens.
-        name: What to call it.
+        chat: Its chat format; `max_length` is the longest question in tokens.
+        name: Its name in results.
         micro_batch_tokens: Most padded tokens at once; verdicts do not depend on it.
-        question: As `rrm_lm.feedback.asking.judge_questions.fill` wants it.
+        question: A template for `rrm_lm.feedback.asking.judge_questions.fill`.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class LanguageModelJudge:
     ) -> None:
         check_logits(backbone)
         self.backbone, self.adapter, self.name = backbone, adapter, name
-        self.chat = ChatFormat(chat.tokenizer)  # a question that is cut is another question, so none is
+        self.chat = ChatFormat(chat.tokenizer)  # never cuts a question
         self.longest = chat.max_length or getattr(backbone.config, "max_position_embeddings", None)
         self.micro_batch_tokens, self.question = micro_batch_tokens, question
         self.letters = [_letter_ids(chat.tokenizer, letter) for letter in ("A", "B")]
@@ -67,7 +66,7 @@ class LanguageModelJudge:
     def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
         """See `PairJudge`."""
         lines = [tuple(self.chat.prompt_ids(self._ask(*question))) for question in questions]
-        fitting = [i for i, line in enumerate(lines) if self._has_room(line)]
+        fitting = [i for i, line in enumerate(lines) if self._is_short(line)]
         verdicts: list[float | None] = [None] * len(questions)
         self.backbone.eval()
         for group in length_groups([len(lines[i]) for i in fitting], self.micro_batch_tokens):
@@ -86,10 +85,10 @@ class LanguageModelJudge:
         return verdicts
 
     def fits(self, question: PairQuestion) -> bool:
-        """Whether a question can be read whole."""
-        return self._has_room(self.chat.prompt_ids(self._ask(*question)))
+        """Whether a question fits the context."""
+        return self._is_short(self.chat.prompt_ids(self._ask(*question)))
 
-    def _has_room(self, line: Sequence[int]) -> bool:
+    def _is_short(self, line: Sequence[int]) -> bool:
         return self.longest is None or len(line) <= self.longest
 
     def _ask(self, prompt: Prompt, first: str, second: str) -> Prompt:
@@ -97,8 +96,7 @@ class LanguageModelJudge:
 
 
 class OverseerJudge:
-    """An overseer as a judge of pairs; one who cannot tell two responses apart counts half for either, and one who
-    abstains not at all."""
+    """An overseer as a judge of pairs; a pair without a preference counts half, an abstention does not count."""
 
     def __init__(self, overseer: Overseer) -> None:
         self.overseer = overseer
@@ -120,9 +118,9 @@ class OverseerJudge:
 def both_orders(
     judge: PairJudge, prompts: Sequence[Prompt], mine: Sequence[str], theirs: Sequence[str]
 ) -> list[PairVerdict]:
-    """The verdicts on one response of a policy and one of the reference for each prompt, each pair in both orders.
+    """For each prompt, the verdicts in both orders on one response of a policy and one of the reference.
 
-    Equal texts are not asked about: neither is better.
+    Equal texts are a tie without asking.
     """
     asked = [i for i, (own, other) in enumerate(zip(mine, theirs, strict=True)) if own != other]
     forwards = [(prompts[i], mine[i], theirs[i]) for i in asked]
@@ -136,5 +134,5 @@ def both_orders(
 
 
 def _letter_ids(tokenizer: Any, letter: str) -> list[int]:
-    """The tokens that an answer of this letter may begin with: with and without a space before it."""
+    """The tokens that an answer with this letter may begin with: with and without a space before it."""
     return sorted({tokenizer(text, add_special_tokens=False).input_ids[-1] for text in (letter, " " + letter)})

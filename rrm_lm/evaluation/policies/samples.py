@@ -1,19 +1,17 @@
-"""What policies write, and how likely it is: responses drawn from a policy, their log-probabilities under others."""
+"""Responses sampled from a policy, and their log-probabilities under it and other policies."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import nn
 
 from rrm_lm.evaluation.policies.gold import RewardFunction
 from rrm_lm.feedback.records import Prompt, prompt_id
-from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.backbone import Backbone, evaluating
 from rrm_lm.models.decoding.generation import Progress
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
@@ -33,12 +31,12 @@ class Within(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One response as it was drawn.
+    """One sampled response.
 
     Attributes:
-        line: Its token ids behind those of its prompt.
-        text: The response as people read it, without the token that ends it.
-        finished: Whether it ends in such a token.
+        line: Its token ids after those of its prompt.
+        text: The response without the token that ends it.
+        finished: Whether it ends with such a token.
     """
 
     line: Line
@@ -47,21 +45,21 @@ class Drawn:
 
     @property
     def tokens(self) -> int:
-        """Tokens drawn, the one that ends it included."""
+        """Sampled tokens, including the one that ends it."""
         return len(self.line.ids) - self.line.response_start
 
 
 @runtime_checkable
 class DrawnReward(Protocol):
-    """A reward that reads responses as they were drawn, tokens and all; a `RewardFunction` reads their text."""
+    """A reward that reads the tokens of responses; a `RewardFunction` reads their text."""
 
     def of_drawn(self, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Drawn]]) -> list[list[float]]:
-        """For each prompt, a number for each of its responses; NaN where there is none."""
+        """For each prompt, a number for each of its responses; NaN if it has none."""
         ...
 
 
 def end_ids(chat: ChatFormat) -> list[int]:
-    """The tokens that end a response: the one that ends a turn, and the tokenizer's eos where it is another."""
+    """The tokens that end a response: the end of a turn, and the tokenizer's eos."""
     eos = chat.tokenizer.eos_token_id
     return sorted({chat.end_id, *([] if eos is None else [int(eos)])})
 
@@ -78,49 +76,33 @@ def draw(
     batch_tokens: int = 16384,
     progress: Progress | None = None,
 ) -> list[list[Drawn]]:
-    """For each prompt, `samples` responses drawn from a policy.
+    """For each prompt, `samples` responses sampled from a policy; equal calls give equal responses.
 
     Args:
-        backbone, adapter: The policy; the bare backbone where `adapter` is None.
-        chat: How its prompts are written. A prompt longer than its `max_length` loses its beginning.
-        prompts: What it responds to.
-        sampling: The distribution, and the most tokens of a response.
-        samples: Responses for each prompt.
-        seed: Equal calls give equal responses.
+        backbone, adapter: The policy; the backbone alone if `adapter` is None.
+        chat: Its chat format. A prompt longer than its `max_length` loses its beginning.
         batch_tokens: Most tokens held at once.
-        progress: Called after each batch with responses done, responses in all, and tokens a second.
+        progress: Called after each batch with responses done, responses in total, and tokens a second.
 
     Raises:
-        ModelError: A prompt that does not fit the model's context together with its response.
+        ModelError: A prompt and its response do not fit the model's context.
         ConfigError: Several samples at temperature 0.
     """
-    ids = [chat.prompt_ids(prompt) for prompt in prompts]
-    ends = end_ids(chat)
-    drawn = roll_out(
-        backbone,
-        adapter,
-        ids,
-        sampling,
-        end_ids=ends,
-        num_return=samples,
-        seed=seed,
-        batch_tokens=batch_tokens,
-        progress=progress,
-    )
-    return [
-        [_drawn(chat, prompt, response, ends) for response in group] for prompt, group in zip(ids, drawn, strict=True)
-    ]
+    ids, ends = [chat.prompt_ids(prompt) for prompt in prompts], end_ids(chat)
+    options: dict[str, Any] = {"seed": seed, "batch_tokens": batch_tokens, "progress": progress}
+    sampled = roll_out(backbone, adapter, ids, sampling, end_ids=ends, num_return=samples, **options)
 
+    def drawn(prompt: Sequence[int], response: Sequence[int]) -> Drawn:
+        finished = bool(response) and response[-1] in ends
+        words = list(response[:-1] if finished else response)
+        text = chat.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Drawn(chat.sampled_line(prompt, response), text.strip(), finished)
 
-def _drawn(chat: ChatFormat, prompt: Sequence[int], response: Sequence[int], ends: Sequence[int]) -> Drawn:
-    finished = bool(response) and response[-1] in ends
-    words = response[:-1] if finished else response
-    text = chat.tokenizer.decode(list(words), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Drawn(chat.sampled_line(prompt, response), text.strip(), finished)
+    return [[drawn(prompt, response) for response in group] for prompt, group in zip(ids, sampled, strict=True)]
 
 
 def drawn_text(chat: ChatFormat, prompt: Prompt, text: str) -> Drawn:
-    """A text that no model wrote, as if a policy had drawn it and ended by itself."""
+    """A text that no model wrote, as if a policy had sampled it with an end token."""
     ids = chat.tokenizer.encode(text, add_special_tokens=False)
     return Drawn(chat.sampled_line(chat.prompt_ids(prompt), [*ids, chat.end_id]), text, finished=True)
 
@@ -136,8 +118,8 @@ def log_probs(
     """Log-probability of each response under a policy, summed over its tokens, in nats.
 
     Args:
-        backbone, adapter: The policy that is asked, which need not be the one that wrote them.
-        groups: For each prompt, its responses; the prompt's computation is shared where the model allows it.
+        backbone, adapter: Any policy, not only the one that wrote them.
+        groups: For each prompt, its responses; they share its computation if the model can.
         temperature: What logits are divided by; above 0.
         micro_batch_tokens: Most padded tokens at once.
     """
@@ -155,7 +137,7 @@ def log_probs(
             for position in range(line.response_start, len(line.ids))
         ]
         tokens = torch.tensor([token for line in flat for token in line.ids[line.response_start :]])
-        with torch.no_grad(), _evaluating(backbone):
+        with torch.no_grad(), evaluating(backbone):
             hidden = backbone(batch, adapter)
             rows_of, indices = (torch.tensor(part, device=hidden.device) for part in zip(*places, strict=True))
             each, _ = token_log_probs(backbone, hidden[rows_of, indices], tokens.to(hidden.device), whole, adapter)
@@ -165,22 +147,10 @@ def log_probs(
     return found
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module is put back into its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def rewards_of_drawn(
     function: RewardFunction | DrawnReward, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Drawn]]
 ) -> list[list[float]]:
-    """What a reward gives each response, asked about all of them at once."""
+    """The reward of each response, computed in one call."""
     if isinstance(function, DrawnReward):
         return function.of_drawn(prompts, drawn)
     pairs = [(prompt, one.text) for prompt, group in zip(prompts, drawn, strict=True) for one in group]
@@ -203,16 +173,16 @@ def held_out_probe(
     micro_batch_tokens: int = 4096,
     within: Within = lambda function: function(),
 ) -> Measure:
-    """The `measure` of `OverOptimisationCallback`: what a policy writes now, its rewards, and how far it has moved.
+    """The `measure` of `OverOptimisationCallback`: the policy's samples now, their rewards, and the KL divergence.
 
-    The same seed at every step: steps then differ by what the policy learned, and less by chance.
+    The seed is the same at every step, so that steps differ less by chance.
 
     Args:
-        policy: Gives the policy's backbone and adapter (a trainer may wrap them only when it starts).
-        reference: The backbone and adapter that the distance is measured from.
-        chat, prompts, sampling, samples, seed, batch_tokens: See `draw`. The KL divergence is that of whole
-            distributions, so `sampling` may have a temperature but may not leave tokens out.
-        proxy, gold: The reward that is optimised, and the one that it is judged by.
+        policy: Returns the policy's backbone and adapter (a trainer may wrap them only when it starts).
+        reference: The backbone and adapter that the KL divergence is measured from.
+        chat, prompts, sampling, samples, seed, batch_tokens: See `draw`. The KL divergence needs the whole
+            distribution, so `sampling` may have a temperature, but no top-k or top-p.
+        proxy, gold: The reward that is optimized, and the one that the policy is judged by.
         micro_batch_tokens: See `log_probs`.
         within: Calls what computes with the policy; for a sharded model
             :func:`rrm_lm.models.sharding.with_full_params`.
@@ -232,14 +202,14 @@ def held_out_probe(
 
     def measure(step: int) -> list[Probe]:
         drawn, own, theirs = within(written)
-        rewards = [rewards_of_drawn(function, prompts, drawn) for function in (proxy, gold)]
+        proxies, golds = (rewards_of_drawn(function, prompts, drawn) for function in (proxy, gold))
         return [
             Probe(
                 prompt=number,
                 prompt_id=prompt_id(prompt),
                 response=one.text,
-                proxy=_known(rewards[0][number][k]),
-                gold=_known(rewards[1][number][k]),
+                proxy=proxies[number][k] if math.isfinite(proxies[number][k]) else math.nan,
+                gold=golds[number][k] if math.isfinite(golds[number][k]) else math.nan,
                 kl=own[number][k] - theirs[number][k],
                 tokens=one.tokens,
                 finished=one.finished,
@@ -249,7 +219,3 @@ def held_out_probe(
         ]
 
     return measure
-
-
-def _known(value: float) -> float:
-    return value if math.isfinite(value) else math.nan

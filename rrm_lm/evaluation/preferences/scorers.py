@@ -1,6 +1,6 @@
-"""What can give rewards: this project's reward models, anyone's sequence classifier, a language model as a judge.
+"""Sources of rewards: reward models of this project, any sequence classifier, a language model as a judge.
 
-Each batches by length under a token budget; the first and the last compute a prompt once for all of its responses.
+Each batches by length under a token budget. Reward models compute a prompt once for all of its responses.
 """
 
 from __future__ import annotations
@@ -19,23 +19,17 @@ from rrm_lm.evaluation.preferences.judge import JudgeScorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import (
-    load_causal_lm,
-    load_sequence_classifier,
-    load_tokenizer,
-    process_state,
-    resolve,
-)
+from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, load_tokenizer, process_state, resolve
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, load_reward_model, read_settings
 from rrm_lm.models.saving.adapters import is_classifier, model_file
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import is_sharded, max_over_processes, shard_for_use, with_full_params
-from rrm_lm.text.batching import Batch, Row, collate, length_groups, row_groups
+from rrm_lm.text.batching import collate, length_groups, row_groups
 from rrm_lm.text.chat import ChatFormat, Line
 
 logger = logging.getLogger(__name__)
 
-_COMPANY = Line((0,), 0, 0)  # computed while other processes have more to do
+_DUMMY = Line((0,), 0, 0)  # computed while other processes have more batches
 _ADAPTER_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -47,7 +41,7 @@ class RewardScorer:
         chat: The chat format it was trained with.
         name: What to call it in results.
         micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
-        critique_samples: For a model that writes critiques first: how many to average over.
+        critique_samples: For a model that writes critiques first: the number of critiques to average over.
         temperature: Sampling temperature of those critiques.
         seed: Seed of those critiques.
         padding_side: Where rows are padded; rewards do not depend on it.
@@ -70,9 +64,9 @@ class RewardScorer:
         self.critique_samples, self.temperature, self.seed = critique_samples, temperature, seed
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
-        """For each prompt, the rewards of its responses; NaN where a response has no tokens.
+        """For each prompt, the rewards of its responses; NaN for a response without tokens.
 
-        Rewards of an ensemble know its disagreement (:class:`rrm_lm.models.ensemble.EnsembleReward`).
+        Rewards of an ensemble carry its disagreement (:class:`rrm_lm.models.ensemble.EnsembleReward`).
         """
         lines = self._lines(prompts, responses)
         rows = [self.model.backbone.rows([line.ids for per in group for line in per]) for group in lines]
@@ -80,20 +74,20 @@ class RewardScorer:
         members: dict[int, list[list[float]]] = {}  # for each prompt's lines, the rewards of the model's members
         self.model.eval()
         backbone = self.model.backbone
-        for group in _in_step(row_groups(rows, self.micro_batch_tokens), self.model):
-            company = not group
-            together = [_COMPANY] if company else [line for i in group for line in flat[i]]
-            laid = [backbone.rows([_COMPANY.ids])] if company else [rows[i] for i in group]
-            with torch.no_grad():  # what a sharded model gathers in inference mode could not be trained with again
-                output = self.model(_collate(backbone, laid, self.padding_side), together, with_critiques=False)
+        for group in _same_on_all(row_groups(rows, self.micro_batch_tokens), self.model):
+            together = [line for i in group for line in flat[i]] if group else [_DUMMY]
+            laid = [row for i in group for row in rows[i]] if group else backbone.rows([_DUMMY.ids])
+            batch = collate(laid, backbone.pad_id, self.padding_side).to(backbone.device)
+            with torch.no_grad():  # a sharded model that gathered in inference mode could not be trained afterwards
+                output = self.model(batch, together, with_critiques=False)
             found = iter(output.members.float().tolist())
             for i in group:
                 members[i] = [next(found) for _ in flat[i]]
         return [self._combined(lines[i], members.get(i, [])) for i in range(len(prompts))]
 
     def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether a response and its prompt are read whole."""
-        return _is_whole(self.chat, prompt, response)
+        """Whether a prompt and its response fit without being cut."""
+        return _fits(self.chat, prompt, response)
 
     def _combined(self, lines: Sequence[Sequence[Line]], members: Sequence[Sequence[float]]) -> list[float]:
         """A reward for each response: each member's mean over the response's lines, and the members combined."""
@@ -102,7 +96,7 @@ class RewardScorer:
         return ensemble.rewards(list(zip(*by_member, strict=True)))
 
     def _lines(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[list[Line]]]:
-        """For each prompt and response, its lines: one, one for each own critique, or none if it has no tokens."""
+        """For each prompt and response, its lines: one, one for each critique it wrote, or none without tokens."""
         if self.model.settings.critique_first:
             return with_full_params(
                 self.model,
@@ -119,10 +113,10 @@ class RewardScorer:
 
 
 class ClassifierScorer:
-    """Rewards of any sequence-classification model with one output, each response a row of its own.
+    """Rewards of any sequence-classification model with one output; each response is a row.
 
-    The conversation is rendered with the model's own chat template, whole, as such models are trained; only models
-    that this project merged are cut at the end-of-turn token, as they were trained.
+    The conversation is rendered whole with the model's chat template, as such models are trained. Only models that this
+    project merged are cut at the end-of-turn token, as they were trained.
     """
 
     def __init__(self, model: Any, chat: ChatFormat, name: str, *, micro_batch_tokens: int = 4096) -> None:
@@ -135,7 +129,7 @@ class ClassifierScorer:
             )
         self.model, self.chat, self.name = model.eval(), chat, name
         self.pad_id = int(chat.tokenizer.pad_token_id)
-        model.config.pad_token_id = self.pad_id  # it finds the last token of a row by this
+        model.config.pad_token_id = self.pad_id  # the model finds the last token of a row by it
         self.micro_batch_tokens = micro_batch_tokens
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -157,8 +151,8 @@ class ClassifierScorer:
         return [_mean_per_response(group, [next(found) for per in group for _ in per]) for group in encoded]
 
     def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether a response and its prompt are read whole."""
-        return _is_whole(self.chat, prompt, response)
+        """Whether a prompt and its response fit without being cut."""
+        return _fits(self.chat, prompt, response)
 
 
 def load_scorer(
@@ -179,39 +173,39 @@ def load_scorer(
     judge_question: str = "",
     **loading: Any,
 ) -> ResponseScorer:
-    """Load whatever a name stands for, and say which kind it is.
+    """Load the model of a name and log its kind.
 
     A PEFT ``SEQ_CLS`` adapter is a reward model; a sequence-classification checkpoint is a classifier; a causal
     language model is a judge.
 
     Args:
         name: Folder, Hub id or alias.
-        title: What to call it in results; by default its name.
+        title: Its name in results; by default its name.
         base_model: Backbone of an adapter, instead of the recorded one.
         micro_batch_tokens, critique_samples, critique_temperature, seed: See the scorers.
         ensemble, ensemble_k: How the members of a reward ensemble are combined, instead of the recorded way.
         max_length: Longest conversation, for models that do not record it.
-        pad_token, chat_template: For tokenizers of other people's models that have none.
-        shard: Shard a reward model, where this launch shards models. All processes must ask it alike, then.
-        judge_question: What a judge is asked, instead of the usual (see `judge_scorer.py`).
+        pad_token, chat_template: For tokenizers that have none.
+        shard: Shard a reward model if this launch shards models. All processes must then make the same calls.
+        judge_question: The question to a judge, instead of `judge.JUDGE_QUESTION`.
         loading: dtype, attn_implementation, revision, trust_remote_code.
 
     Raises:
-        ConfigError: There is no such way to combine members.
-        ModelError: No such model, or none that gives rewards this way.
-        CheckpointError: An adapter whose weights are broken or do not fit its backbone.
+        ConfigError: Unknown way to combine members.
+        ModelError: There is no such model, or it cannot give rewards.
+        CheckpointError: The weights of an adapter are broken or do not fit its backbone.
     """
     path, revision = resolve(name, loading.get("revision")), loading.get("revision")
     adapter = _adapter_folder(path, revision)
     if adapter is not None:
         if not Path(path).is_dir():
-            loading["revision"] = None  # it was the adapter's; the backbone's is recorded in it
+            loading["revision"] = None  # it is the adapter's; the backbone's is recorded in the adapter
         combining = {"ensemble": ensemble, "ensemble_k": ensemble_k}
         reward_model, chat = load_reward_model(adapter, base_model=base_model, **combining, **loading)
         chat.max_length = chat.max_length or _within(max_length, reward_model.backbone.config)
         logger.info("%s: a reward model (LoRA adapter with a scalar head)", name)
         if shard:
-            _ = reward_model.backbone.can_share  # found out while the model is whole
+            _ = reward_model.backbone.can_share  # computed before the model is sharded
             shard_for_use(reward_model)
         return RewardScorer(
             reward_model if is_sharded(reward_model) else reward_model.to(_device()),
@@ -223,9 +217,7 @@ def load_scorer(
             seed=seed,
         )
     if base_model is not None:
-        raise ModelError(
-            "Only an adapter has a base model, and this is none", where=name, remedy="leave out --base_model"
-        )
+        raise ModelError("Only an adapter has a base model", where=name, remedy="leave out --base_model")
     tokenizing = {key: loading[key] for key in ("revision", "trust_remote_code") if key in loading}
     tokenizing |= {"pad_token": pad_token, "chat_template": chat_template}
     if is_classifier(path, revision):
@@ -261,7 +253,7 @@ def _adapter_folder(path: str, revision: str | None) -> Path | None:
     """The local folder of a reward adapter, fetched from the Hub if it is there; ``None`` for whole models.
 
     Raises:
-        ModelError: An adapter of another kind: computing without it would give the backbone's rewards unnoticed.
+        ModelError: An adapter of another kind; without it, the backbone's rewards would be computed unnoticed.
     """
     config = model_file(path, "adapter_config.json", revision)
     if config is None:
@@ -292,7 +284,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _within(max_length: int | None, config: Any) -> int | None:
-    """`max_length`, but no more than the model has positions for."""
+    """`max_length`, at most the number of positions of the model."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min((length for length in (max_length, context) if length is not None), default=None)
 
@@ -304,8 +296,7 @@ def _device() -> torch.device:
 def _encode_all(chat: ChatFormat, prompt: Prompt, responses: Sequence[str]) -> list[list[Line]]:
     """The lines of each response; none for a response without tokens.
 
-    Each is encoded by itself: where a conversation must be cut to fit, what is left must not depend on how long the
-    other responses are, or a response would have another reward in another company.
+    Each is encoded alone: how much of a long conversation is cut must not depend on the other responses.
     """
     lines: list[list[Line]] = []
     for response in responses:
@@ -316,25 +307,20 @@ def _encode_all(chat: ChatFormat, prompt: Prompt, responses: Sequence[str]) -> l
     return lines
 
 
-def _is_whole(chat: ChatFormat, prompt: Prompt, response: str) -> bool:
-    """Whether nothing has to be cut so that they fit."""
+def _fits(chat: ChatFormat, prompt: Prompt, response: str) -> bool:
+    """Whether nothing has to be cut."""
     try:
         encoded = chat.encode(prompt, [response])
-    except DataError:  # nothing to read is read whole
+    except DataError:  # there is nothing to cut
         return True
     return not (encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
 
 
-def _in_step(groups: list[list[int]], model: torch.nn.Module) -> list[list[int]]:
-    """The groups, and of a sharded model as many empty ones as other processes have more: all compute every layer."""
+def _same_on_all(groups: list[list[int]], model: torch.nn.Module) -> list[list[int]]:
+    """The groups; for a sharded model, padded with empty ones, since all processes must compute as many batches."""
     if not is_sharded(model):
         return groups
-    device = torch.device(process_state().device or "cpu")
-    return groups + [[]] * (max_over_processes(len(groups), device) - len(groups))
-
-
-def _collate(backbone: Backbone, groups: Sequence[Sequence[Row]], padding_side: str) -> Batch:
-    return collate([row for group in groups for row in group], backbone.pad_id, padding_side).to(backbone.device)
+    return groups + [[]] * (max_over_processes(len(groups), _device()) - len(groups))
 
 
 def _mean_per_response(lines: Sequence[Sequence[Line]], rewards: Sequence[float]) -> list[float]:

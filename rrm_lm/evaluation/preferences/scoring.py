@@ -1,8 +1,6 @@
-"""Score held-out comparisons with a reward model, each response once, on one process or many.
+"""Score held-out comparisons with a reward model, each response once, on one process or several.
 
-The result does not depend on the order of the comparisons, on how they are batched or padded, or on how many
-processes share the
-work: every response is scored by itself, under its own prompt, and put back in its place before anything is measured.
+The result does not depend on the order of the comparisons, on batching and padding, or on the number of processes.
 """
 
 from __future__ import annotations
@@ -21,19 +19,19 @@ from rrm_lm.evaluation.preferences.results import ScoredComparison, SetResult, s
 from rrm_lm.feedback.counts import ReadCounts
 from rrm_lm.feedback.records import Comparison, Prompt
 
-CHUNK = 256  # most prompts handed to the scorer at once: enough to group by length, few enough to show progress
-_CHUNKS = 8  # at least so many of them, where the set is not tiny, so that as many processes have work
+CHUNK = 256  # most prompts in a call of the scorer: enough to group by length, few enough to show progress
+_CHUNKS = 8  # least number of calls unless the set is tiny, so that as many processes have work
 _TINY = 4
 
 T = TypeVar("T")
 
 
 class ResponseScorer(Protocol):
-    """Whatever gives rewards: a reward model, someone else's classifier, a judge.
+    """A source of rewards: a reward model, a classifier, a judge.
 
     `score` returns one list of rewards per prompt, one reward per response, in the order given; a higher reward is
-    better. A response that cannot be scored gets NaN. It is called as often on every process, with no prompts where
-    one has fewer, so that sharded models can compute in step.
+    better, and NaN means that a response cannot be scored. Every process makes as many calls, some without prompts,
+    because sharded models compute on all processes together.
     """
 
     @property
@@ -43,9 +41,10 @@ class ResponseScorer(Protocol):
 
 
 def chunks(items: Sequence[T]) -> list[Sequence[T]]:
-    """The items in the portions in which they are scored, which do not depend on the number of processes.
+    """The items in the portions in which they are scored.
 
-    So a response is always scored in the same company, and its reward is the same to the last bit.
+    These do not depend on the number of processes: a response is always batched with the same others, so its reward is
+    the same to the last bit.
     """
     size = min(CHUNK, max(_TINY, -(-len(items) // _CHUNKS)))
     return [items[start : start + size] for start in range(0, len(items), size)]
@@ -66,17 +65,16 @@ def score_shard(
 ) -> list[tuple[int, list[float]]]:
     """Score one process's share of the prompts: (number of the prompt, rewards of its responses) for each.
 
-    Prompts are taken from the longest to the shortest, so that a portion holds similar lengths and a set that
-    does not fit into memory fails at once and not after an hour.
+    The longest prompts come first: lengths in a portion are similar, and running out of memory happens at once.
 
     Raises:
-        ModelError: if the scorer does not return a reward for each response.
+        ModelError: The scorer does not return a reward for each response.
     """
     prompts = list(groups)
     sizes = [sum(len(m.content) for m in prompt) + max(map(len, groups[prompt])) for prompt in prompts]
     portions = chunks(sorted(range(len(prompts)), key=lambda i: (-sizes[i], i)))
     mine = portions[rank::world]
-    mine += [()] * (-(-len(portions) // world) - len(mine))  # as often on every process: a sharded model needs all
+    mine += [()] * (-(-len(portions) // world) - len(mine))  # every process makes as many calls
     rewards: list[tuple[int, list[float]]] = []
     total = sum(len(groups[prompts[i]]) for chunk in mine for i in chunk)
     with tqdm(total=total, desc="scoring", unit="response", disable=not progress) as bar:
@@ -90,11 +88,9 @@ def score_shard(
                     expected=f"rewards for {[len(row) for row in responses][:3]}... responses",
                     remedy="return a list with one reward per response for every prompt, in the order given",
                 )
-            # A float of a kind of its own may know more than its value (EnsembleReward does).
-            rewards += [
-                (i, [x if isinstance(x, float) else float(x) for x in row])
-                for i, row in zip(chunk, scores, strict=True)
-            ]
+            # A subclass of float stays: EnsembleReward has a standard deviation too.
+            floats = [[x if isinstance(x, float) else float(x) for x in row] for row in scores]
+            rewards += zip(chunk, floats, strict=True)
             bar.update(sum(map(len, responses)))
     return rewards
 
@@ -106,7 +102,7 @@ def score_responses(
     across_processes: bool = True,
     progress: bool = True,
 ) -> dict[Prompt, dict[str, float]]:
-    """The reward of every response under its prompt; the processes share the work, and each gets all rewards."""
+    """The reward of every response to its prompt; the processes share the work, and each gets all rewards."""
     state = PartialState()
     show = progress and state.is_main_process
     if across_processes and state.num_processes > 1:
@@ -120,7 +116,7 @@ def score_responses(
 def merge_shards(
     groups: Mapping[Prompt, Sequence[str]], rows: Sequence[tuple[int, Sequence[float]]]
 ) -> dict[Prompt, dict[str, float]]:
-    """Put numbered rows of rewards from any number of processes, in any order, back to their prompts and responses."""
+    """Rewards by prompt and response, from numbered rows of any number of processes in any order."""
     by_number = dict(rows)
     return {
         prompt: dict(zip(responses, by_number[i], strict=True)) for i, (prompt, responses) in enumerate(groups.items())
@@ -130,7 +126,7 @@ def merge_shards(
 def make_examples(
     comparisons: Sequence[Comparison], rewards: Mapping[Prompt, Mapping[str, float]]
 ) -> list[ScoredComparison]:
-    """Join comparisons and rewards. A reward that is not finite leaves its comparison unscored, with the reason."""
+    """Join comparisons and rewards. A comparison with a reward that is not finite is not scored, with the reason."""
     examples = []
     for index, comparison in enumerate(comparisons):
         chosen = rewards[comparison.prompt][comparison.chosen]
@@ -147,7 +143,7 @@ def make_examples(
 
 
 def reader_drops(counts: ReadCounts) -> dict[str, int]:
-    """What the reader left out of the files of a set, by reason: the `dropped` of `evaluate_preferences`."""
+    """Rows that the reader left out of a set, by reason: the `dropped` of `evaluate_preferences`."""
     total: Counter[str] = Counter()
     for file in counts.files:
         total.update({reason: tally.count for reason, tally in file.dropped.items()})
@@ -166,16 +162,16 @@ def evaluate_preferences(
     """Evaluate a scorer on one set of comparisons: overall, by source and by subset.
 
     Args:
-        scorer: What gives the rewards.
-        comparisons: The held-out comparisons. Responses of one prompt are scored together, each once.
-        name: What to call the set in results.
-        dropped: What the reader left out, by reason (see `reader_drops`); it counts as given and not scored.
+        scorer: Gives the rewards.
+        comparisons: The held-out comparisons. Responses to one prompt are scored together, each once.
+        name: The set's name in results.
+        dropped: Rows that the reader left out, by reason (see `reader_drops`); they count as given and not scored.
         across_processes: Share the prompts among the processes of an `accelerate launch`; each gets the whole result.
         progress: Show a progress bar on the main process.
 
     Raises:
-        DataError: if there are no comparisons, or none could be scored.
-        ModelError: if the scorer does not return one reward per response.
+        DataError: There are no comparisons, or none could be scored.
+        ModelError: The scorer does not return one reward per response.
     """
     if not comparisons:
         return summarise_set(name, [], dropped)  # raises, with what the reader dropped
