@@ -1,10 +1,8 @@
-"""The files that an evaluation leaves behind: for programs, for RewardBench's tools, and for people.
+"""The files that an evaluation writes for programs. The card and the page are written by `evaluation/reports`.
 
 `results.json`  the numbers, per set; `accuracy` has `value`, `low` and `high`.
-`scores.jsonl`  one line per comparison: where it came from, its rewards and its margin.
-`<model>.json`, `<model>_outputs.jsonl`  what `rewardbench` 0.1.4 writes, so that its users' scripts read them.
-`README.md`     a model card (see `model_card.py`).
-`report.html`   the page (see `report.py`).
+`scores.jsonl`  one line per comparison: its origin, its rewards and its margin.
+`<model>.json`, `<model>_outputs.jsonl`  the files of `rewardbench` 0.1.4, for the scripts of its users.
 """
 
 from __future__ import annotations
@@ -20,16 +18,16 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.ensemble import EnsembleReward
 from rrm_lm.storage import write_json, write_jsonl
 
-# Text of a prompt alone (response None), or of a prompt and a response: what the model reads, as one string.
+# The text that the model reads for a prompt alone (response None), or for a prompt and a response.
 Render = Callable[[Prompt, "str | None"], str]
 
-# Files that lie beside `<model>.json` under names of their own; a model of such a name must not overwrite them.
+# Names of other files in the folder of `<model>.json`, which a model of that name must not overwrite.
 _TAKEN = frozenset({"results", "config", "generation_config", "adapter_config", "tokenizer", "tokenizer_config"})
 _TAKEN |= {"special_tokens_map", "manifest", "leakage", "trainer_state", "train_results", "eval_results", "all_results"}
 
 
 def plain_text(prompt: Prompt, response: str | None) -> str:
-    """A transcript with the roles written out, for scorers that have no chat template."""
+    """A transcript with the names of the roles, for scorers without a chat template."""
     turns = [f"{message.role}: {message.content}" for message in prompt]
     return "\n\n".join(turns if response is None else [*turns, f"assistant: {response}"])
 
@@ -44,12 +42,12 @@ def write_evaluation(
 ) -> list[Path]:
     """Write results.json, scores.jsonl and RewardBench's files into `folder`; returns the paths.
 
-    RewardBench's files are about one set each: with one set they lie in `folder`, with several in a folder per set.
+    RewardBench's files are about one set each: with one set they are in `folder`, with several in a folder per set.
 
     Args:
         evaluation: The results of one model.
-        folder: Made if it is not there.
-        render: Turns a prompt and a response into the text the model reads, for RewardBench's `text_chosen`.
+        folder: Created if it does not exist.
+        render: The text that the model reads, for RewardBench's `text_chosen`.
         tokenizer: Its name, for RewardBench's file; the model's name if not given.
         chat_template: RewardBench's name of a chat template, None for the tokenizer's own.
     """
@@ -107,7 +105,7 @@ def _row(example: ScoredComparison) -> dict[str, Any]:
 
 
 def _disagreement(example: ScoredComparison) -> dict[str, float]:
-    """The standard deviations of rewards over the members of an ensemble; nothing for other models."""
+    """The standard deviations of rewards over the members of an ensemble; empty for other models."""
     rewards = {"std_chosen": example.reward_chosen, "std_rejected": example.reward_rejected}
     return {name: reward.std for name, reward in rewards.items() if isinstance(reward, EnsembleReward)}
 
@@ -117,7 +115,7 @@ def rewardbench_summary(
 ) -> dict[str, Any]:
     """RewardBench's `<model>.json`. A tie counts as wrong there, so its accuracy can be below ours.
 
-    `extra_results` has the accuracy of each subset if the set is RewardBench's own, as there, and is None otherwise.
+    As in RewardBench, `extra_results` has the accuracy of each subset if the set is RewardBench's own, else None.
     """
     won = [int(example.margin > 0) for example in result.scored]
     by_subset: dict[str, list[int]] = {}
@@ -137,7 +135,7 @@ def rewardbench_summary(
 
 
 def rewardbench_rows(result: SetResult, render: Render = plain_text) -> Iterator[dict[str, Any]]:
-    """The rows of RewardBench's `<model>_outputs.jsonl`: only scored comparisons, which is all that it knows."""
+    """The rows of RewardBench's `<model>_outputs.jsonl`: only scored comparisons."""
     for example in result.scored:
         comparison = example.comparison
         yield {

@@ -1,8 +1,8 @@
-"""Intervals by resampling prompts, for estimates that have no formula for their error: pure functions.
+"""Intervals by resampling prompts, for estimates without a formula for their error: pure functions.
 
-The bootstrap draws whole prompts, with everything that belongs to them (Cameron, Gelbach and Miller 2008, "pairs
-cluster bootstrap"), because samples of one prompt are not independent. Ends are expanded percentiles (Hesterberg 2015,
-"What teachers should know about the bootstrap", section 4.3.1): plain ones are too narrow for few prompts.
+The bootstrap draws whole prompts (Cameron, Gelbach and Miller 2008, "pairs cluster bootstrap"), because samples of one
+prompt are not independent. Ends are expanded percentiles (Hesterberg 2015, "What teachers should know about the
+bootstrap", section 4.3.1), since plain ones are too narrow for few prompts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ DRAWS = 2000
 
 
 def prompt_weights(clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
-    """How often each of `(n,)` observations is drawn, `(draws, n)`: as often as the prompt that it belongs to.
+    """How often each of `(n,)` observations is drawn, `(draws, n)`: as often as its prompt.
 
-    Each row draws as many prompts as there are, with replacement. Equal arguments give equal weights, so that several
-    estimates made with them are of the same resampled prompts.
+    Each row draws as many prompts as there are, with replacement. Equal arguments give equal weights, so several
+    estimates can use the same resampled prompts.
     """
     index, count = cluster_index(clusters)
     if count == 0:
@@ -35,7 +35,7 @@ def prompt_weights(clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> 
 def weighted_means(weights: Floats, values: Floats) -> Floats:
     """The means `(draws, ...)` of `values` `(n, ...)` under each row of `weights` `(draws, n)`.
 
-    NaN values are left out; a draw without any value has NaN.
+    NaN values are left out; a draw without values has NaN.
     """
     known = np.isfinite(values)
     flat, there = np.where(known, values, 0.0).reshape(len(values), -1), known.reshape(len(values), -1)
@@ -48,7 +48,7 @@ def weighted_means(weights: Floats, values: Floats) -> Floats:
 def interval(draws: ArrayLike, clusters: int) -> tuple[float, float]:
     """The 95% interval of a number from its `(draws,)` bootstrap values, which may be infinite; NaN ones are left out.
 
-    With fewer than two prompts nothing is known about how prompts differ, and the interval is everything.
+    With fewer than two prompts the variance between prompts is unknown and the interval is infinite.
     """
     values = np.asarray(draws, dtype=float)
     values = values[~np.isnan(values)]
@@ -56,13 +56,13 @@ def interval(draws: ArrayLike, clusters: int) -> tuple[float, float]:
         return -math.inf, math.inf
     outside = float(scipy.stats.norm.cdf(-math.sqrt(clusters / (clusters - 1)) * t_quantile(clusters - 1)))
     outside = min(outside, (1 - LEVEL) / 2)
-    # No interpolation: between a number and infinity there is none.
+    # Values may be infinite, so there is no interpolation.
     low = float(np.quantile(values, outside, method="inverted_cdf"))
     high = float(np.quantile(values, 1 - outside, method="inverted_cdf"))
     return low, high
 
 
 def estimate(value: float, draws: ArrayLike, *, n: int, clusters: int) -> Estimate:
-    """A number with its bootstrap interval, which always holds the number itself."""
+    """A number with its bootstrap interval, which always contains the number."""
     low, high = interval(draws, clusters)
     return Estimate(value, min(low, value), max(high, value), n, clusters)
