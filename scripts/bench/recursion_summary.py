@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from recursion_rules import AIM, ARMS, BEST_OF, Crossed, Findings, Floats, Interval, conclude, over_seeds
 
 from rrm_lm.evaluation.policies.best_of_n import expected_best
 from rrm_lm.evaluation.reports import page
-from rrm_lm.evaluation.reports.plots import ForestRow, draw, forest
+from rrm_lm.evaluation.reports.plots import ForestRow, forest
 from rrm_lm.evaluation.statistics.metrics import Estimate, correctness
 from rrm_lm.storage import now, write_json, write_text
 
@@ -251,10 +250,7 @@ def render(found: dict[str, Any], notes: Sequence[str]) -> str:
     """The page as HTML."""
     rows = [ForestRow(f"{arm}: {_ARMS[arm]}", _estimate(one["reward_accuracy"])) for arm, one in found["arms"].items()]
 
-    def paint(figure: Figure) -> None:
-        forest(figure.add_subplot(), rows, 0.5, note="chance")
-
-    picture = page.embed(draw((8.6, 3.1), paint), "arms", "Reward accuracy of each arm")
+    picture = page.embed(forest(rows, 0.5, note="chance"), "arms", "Reward accuracy of each arm")
     return page.render(
         "experiment.html.j2", found=found, notes=list(notes), picture=picture, arms=_ARMS, estimate=_estimate
     )

@@ -14,30 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rrm_lm.evaluation.preferences.results import Evaluation, ScoredComparison, Summary, distinct_responses
+from rrm_lm.evaluation.reports import plots
 from rrm_lm.evaluation.reports.formats import axis_number, axis_percent
-from rrm_lm.evaluation.reports.plots import (
-    ACCENT,
-    BAD,
-    BASELINE,
-    DASHED,
-    INK,
-    MOST_POINTS,
-    MUTED,
-    PALETTE,
-    ForestRow,
-    css_variables,
-    draw,
-    forest,
-    inline_svg,
-    legend_above,
-    medians,
-    number_axis,
-)
+from rrm_lm.evaluation.reports.plots import ForestRow
 from rrm_lm.evaluation.statistics.metrics import Calibration, Estimate
 from rrm_lm.storage import staged_file, write_text
 
 MOST_ROWS = 40  # in a plot by source or subset: the table has them all
-CHANCE = "chance"
 
 Series = tuple[Sequence[float], Sequence[float]]  # steps and values of a curve
 
@@ -55,20 +38,14 @@ def headline_rows(evaluation: Evaluation) -> list[ForestRow]:
         if rule == "shorter":
             longer = Estimate(value, 1 - longer.high, 1 - longer.low, longer.n, longer.clusters)
         rows.append(ForestRow(result.name if several else "this reward model", result.measures.accuracy, below=0.8))
-        rows.append(ForestRow(f"always the {rule} response", longer, BASELINE, strong=False, below=1.5))
+        rows.append(ForestRow(f"always the {rule} response", longer, plots.BASELINE, strong=False, below=1.5))
     return rows
 
 
 def headline(evaluation: Evaluation) -> Figure:
     """Accuracy of the model on each set against the length rule and chance, with 95% intervals."""
     rows = headline_rows(evaluation)
-
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        forest(axes, rows, 0.5, note=CHANCE)
-        axes.set_xlabel("accuracy on held-out comparisons", labelpad=6)
-
-    return draw((8.6, 1.1 + 0.46 * len(rows)), paint)
+    return plots.forest(rows, 0.5, note="chance", label="accuracy on held-out comparisons", height=0.46)
 
 
 def headline_figure(evaluation: Evaluation, path: Path) -> None:
@@ -83,11 +60,11 @@ def headline_figure(evaluation: Evaluation, path: Path) -> None:
     """
     figure = headline(evaluation)
     if path.suffix == ".svg":
-        svg = inline_svg(figure, "headline", "Accuracy on held-out preferences with 95% intervals")
+        svg = plots.inline_svg(figure, "headline", "Accuracy on held-out preferences with 95% intervals")
         style = (
-            f"<style>svg {{ {css_variables(dark=False)}; background: var(--surface) }} "
+            f"<style>svg {{ {plots.css_variables(dark=False)}; background: var(--surface) }} "
             "text { font-family: system-ui, sans-serif !important } "
-            f"@media (prefers-color-scheme: dark) {{ svg {{ {css_variables(dark=True)} }} }}</style>"
+            f"@media (prefers-color-scheme: dark) {{ svg {{ {plots.css_variables(dark=True)} }} }}</style>"
         )
         write_text(path, re.sub(r"(<svg [^>]*>)", lambda tag: tag[0] + style, svg, count=1) + "\n")
     elif path.suffix == ".png":
@@ -109,8 +86,8 @@ def _use_light_colors(artist: Any) -> None:
             color = to_hex(get())
         except (TypeError, ValueError):  # several colors, or no color
             continue
-        if color in PALETTE:
-            put(PALETTE[color][1])
+        if color in plots.PALETTE:
+            put(plots.PALETTE[color][1])
 
 
 def by_group(groups: Mapping[str, Summary]) -> Figure:
@@ -120,7 +97,7 @@ def by_group(groups: Mapping[str, Summary]) -> Figure:
         for name, summary in groups.items()
         if summary.measures is not None
     ][:MOST_ROWS]
-    return draw((8.6, 0.8 + 0.3 * len(rows)), lambda figure: forest(figure.add_subplot(), rows, 0.5, note=CHANCE))
+    return plots.forest(rows, 0.5, note="chance", height=0.3)
 
 
 # ---- margins and rewards ----
@@ -132,26 +109,21 @@ def reliability(calibration: Calibration) -> Figure:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         bins = calibration.bins
-        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=DASHED)
+        axes.plot([0.5, 1], [0.5, 1], color=plots.MUTED, linewidth=1, linestyle=plots.DASHED)
+        blue = plots.ACCENT
         for row in bins:
-            axes.plot([row.confidence] * 2, [row.accuracy.low, row.accuracy.high], color=ACCENT, linewidth=4, alpha=0.3)
-        axes.plot(
-            [row.confidence for row in bins],
-            [row.accuracy.value for row in bins],
-            color=ACCENT,
-            linewidth=1.4,
-            marker="o",
-            markersize=6.5,
-        )
+            axes.plot([row.confidence] * 2, [row.accuracy.low, row.accuracy.high], color=blue, linewidth=4, alpha=0.3)
+        confidences, shares = [row.confidence for row in bins], [row.accuracy.value for row in bins]
+        axes.plot(confidences, shares, color=blue, linewidth=1.4, marker="o", markersize=6.5)
         axes.set_xlim(0.49, 1.01)
         axes.set_ylim(min([0.5, *(row.accuracy.low for row in bins)]) - 0.02, 1.02)
-        _annotate(axes, 0.98, 0.03, "dashed: perfectly calibrated", MUTED)
+        _annotate(axes, 0.98, 0.03, "dashed: perfectly calibrated", plots.MUTED)
         axes.set_xlabel("confidence in its pick")
         axes.set_ylabel("share of picks that were right")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(axis_percent))
 
-    return draw((4.2, 3.7), paint)
+    return plots.draw((4.2, 3.7), paint)
 
 
 def margins(scored: Sequence[ScoredComparison]) -> Figure:
@@ -163,20 +135,20 @@ def margins(scored: Sequence[ScoredComparison]) -> Figure:
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        colors = [BAD if edge < 0 else ACCENT for edge in edges[:-1]]
+        colors = [plots.BAD if edge < 0 else plots.ACCENT for edge in edges[:-1]]
         width = edges[1] - edges[0]
         axes.bar((edges[:-1] + edges[1:]) / 2, heights, width=0.86 * width, color=colors, alpha=0.85, linewidth=0)
-        axes.axvline(0, color=MUTED, linewidth=1, linestyle=DASHED)
+        axes.axvline(0, color=plots.MUTED, linewidth=1, linestyle=plots.DASHED)
         axes.set_ylim(top=1.12 * max(heights))  # the words are above the bars
-        _annotate(axes, 0.02, 0.95, "disagrees", BAD)
-        _annotate(axes, 0.98, 0.95, "agrees", ACCENT)
+        _annotate(axes, 0.02, 0.95, "disagrees", plots.BAD)
+        _annotate(axes, 0.98, 0.95, "agrees", plots.ACCENT)
         axes.set_xlabel("margin: reward of chosen minus reward of rejected")
         axes.set_ylabel("comparisons")
         axes.grid(visible=False, axis="x")
         axes.xaxis.set_major_formatter(FuncFormatter(axis_number))
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
 
-    return draw((4.2, 3.7), paint)
+    return plots.draw((4.2, 3.7), paint)
 
 
 def _annotate(axes: Axes, x: float, y: float, text: str, color: str) -> None:
@@ -192,17 +164,18 @@ def reward_by_length(scored: Sequence[ScoredComparison]) -> Figure:
     lengths = np.array([len(one.text) for one in responses], dtype=float)
     rewards = np.array([one.reward for one in responses])
     won = np.array([(one.comparison.prompt, one.text) in chosen for one in responses])
-    shown = np.unique(np.linspace(0, len(responses) - 1, min(len(responses), MOST_POINTS)).astype(int))
+    shown = np.unique(np.linspace(0, len(responses) - 1, min(len(responses), plots.MOST_POINTS)).astype(int))
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for which, color, marker, label in ((won, ACCENT, "o", "chosen"), (~won, BASELINE, "D", "rejected")):
+        kinds = ((won, plots.ACCENT, "o", "chosen"), (~won, plots.BASELINE, "D", "rejected"))
+        for which, color, marker, label in kinds:
             here = shown[which[shown]]
             axes.plot(lengths[here], rewards[here], marker, color=color, markersize=3.5, markeredgewidth=0, alpha=0.5,
                       label=label)  # fmt: skip
-        x, y = medians(lengths, rewards, 12)
+        x, y = plots.medians(lengths, rewards, 12)
         if len(x) > 1:
-            axes.plot(x, y, color=INK, linewidth=2, label="median")
+            axes.plot(x, y, color=plots.INK, linewidth=2, label="median")
         if lengths.min() > 0 and lengths.max() > 8 * lengths.min():
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -210,10 +183,10 @@ def reward_by_length(scored: Sequence[ScoredComparison]) -> Figure:
             axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("length of the response in characters")
         axes.set_ylabel("reward")
-        number_axis(axes)
-        legend_above(axes)
+        plots.number_axis(axes)
+        plots.legend_above(axes)
 
-    return draw((8.6, 3.6), paint)
+    return plots.draw((8.6, 3.6), paint)
 
 
 # ---- training ----
@@ -234,7 +207,7 @@ def curves(
         whole: Titles of the panels that show the whole range from 0 to 100%.
         unit: What a step is called.
     """
-    colors = (ACCENT, BASELINE, BAD, MUTED, INK)
+    colors = (plots.ACCENT, plots.BASELINE, plots.BAD, plots.MUTED, plots.INK)
 
     def paint(figure: Figure) -> None:
         for place, (title, lines) in enumerate(panels, start=1):
@@ -248,7 +221,7 @@ def curves(
             axes.set_title(title, pad=22 if len(lines) > 1 else None)
             axes.set_xlabel(unit)
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-            number_axis(axes)
+            plots.number_axis(axes)
             if title in share:
                 axes.yaxis.set_major_formatter(FuncFormatter(axis_percent))
             if title in whole:
@@ -256,7 +229,7 @@ def curves(
             if len(lines) > 1:
                 axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=4)
 
-    return draw((8.6, 3.1), paint)
+    return plots.draw((8.6, 3.1), paint)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

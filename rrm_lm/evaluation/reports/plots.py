@@ -147,44 +147,56 @@ def medians(x: Floats, y: Floats, most: int) -> tuple[list[float], list[float]]:
     return [float(np.median(x[band])) for band in bands], [float(np.median(y[band])) for band in bands]
 
 
-def forest(axes: Axes, rows: Sequence[ForestRow], line: float, *, note: str = "") -> None:
-    """Paint shares with their intervals as rows from the top, with a dashed line at `line` and a note on it."""
-    _forest(axes, rows, line, percent)
-    low, high = axes.get_xlim()
-    axes.set_xlim(max(0.0, low), min(1.0 + 0.012 * (high - low), high))
-    axes.xaxis.set_major_formatter(FuncFormatter(axis_percent))
-    if note:
-        axes.set_ylim(top=-0.95)
-        axes.annotate(note, (line, -0.88), (5, 0), textcoords="offset points", color=MUTED, fontsize=9, va="center")
+def forest(
+    rows: Sequence[ForestRow],
+    line: float,
+    *,
+    note: str = "",
+    label: str = "",
+    written: Callable[[float], str] = percent,
+    height: float = 0.44,
+) -> Figure:
+    """Estimates with their intervals as rows from the top, with a dashed line at `line`.
 
-
-def forest_of_numbers(axes: Axes, rows: Sequence[ForestRow], line: float, written: Callable[[float], str]) -> None:
-    """As `forest`, for numbers of any size, with the text that `written` gives them."""
-    _forest(axes, rows, line, written)
-    axes.xaxis.set_major_formatter(FuncFormatter(axis_number))
-    axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]))
-
-
-def _forest(axes: Axes, rows: Sequence[ForestRow], line: float, written: Callable[[float], str]) -> None:
+    Args:
+        rows: The estimates.
+        line: What they are compared with.
+        note: Text at the line.
+        label: Of the horizontal axis.
+        written: Writes the numbers at the right; with `percent`, the axis shows percentages from 0 to 100%.
+        height: Of a row in inches.
+    """
     places = np.cumsum([0.0, *(row.below for row in rows[:-1])]).tolist()
     ends = [finite_ends(row.estimate) for row in rows]
     low, high = min(line, *(end[0] for end in ends)), max(line, *(end[1] for end in ends))
     pad = 0.06 * max(high - low, 1e-3)
-    axes.set_xlim(low - pad, high + pad)
-    axes.set_ylim(places[-1] + 0.55, -0.55)
-    axes.axvline(line, color=MUTED, linewidth=1, linestyle=DASHED)
-    for y, row, span in zip(places, rows, ends, strict=True):
-        weight = 1.0 if row.strong else 0.62
-        axes.plot(span, [y, y], color=row.color, linewidth=5.5 * weight, alpha=0.32)
-        axes.plot([row.estimate.value], [y], "o", color=row.color, markersize=9.5 * weight)
-    axes.set_yticks(places, [short(row.label) for row in rows])
-    numbers = axes.secondary_yaxis("right")
-    numbers.set_yticks(places, [written(row.estimate.value) for row in rows])
-    for side, spine in ((axes, "left"), (numbers, "right")):
-        side.spines[spine].set_visible(False)
-        side.tick_params(axis="y", labelsize=10.5)
-        for label, row in zip(side.get_yticklabels(), rows, strict=True):
-            label.set_color(INK if row.strong else MUTED)
-            label.set_fontweight("bold" if row.strong and side is numbers else "normal")
-    axes.grid(visible=False, axis="y")
-    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    low, high = low - pad, high + pad
+    if written is percent:
+        low, high = max(0.0, low), min(1.0 + 0.2 * pad, high)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.set_xlim(low, high)
+        axes.set_ylim(places[-1] + 0.55, -0.95 if note else -0.55)
+        axes.axvline(line, color=MUTED, linewidth=1, linestyle=DASHED)
+        if note:
+            axes.annotate(note, (line, -0.88), (5, 0), textcoords="offset points", color=MUTED, fontsize=9, va="center")
+        for y, row, span in zip(places, rows, ends, strict=True):
+            weight = 1.0 if row.strong else 0.62
+            axes.plot(span, [y, y], color=row.color, linewidth=5.5 * weight, alpha=0.32)
+            axes.plot([row.estimate.value], [y], "o", color=row.color, markersize=9.5 * weight)
+        axes.set_yticks(places, [short(row.label) for row in rows])
+        numbers = axes.secondary_yaxis("right")
+        numbers.set_yticks(places, [written(row.estimate.value) for row in rows])
+        for side, spine in ((axes, "left"), (numbers, "right")):
+            side.spines[spine].set_visible(False)
+            side.tick_params(axis="y", labelsize=10.5)
+            for text, row in zip(side.get_yticklabels(), rows, strict=True):
+                text.set_color(INK if row.strong else MUTED)
+                text.set_fontweight("bold" if row.strong and side is numbers else "normal")
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_formatter(FuncFormatter(axis_percent if written is percent else axis_number))
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
+        axes.set_xlabel(label, labelpad=6)
+
+    return draw((8.6, (0.85 if note else 0.7) + (0.25 if label else 0) + height * len(rows)), paint)

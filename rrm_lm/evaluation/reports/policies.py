@@ -18,7 +18,7 @@ from rrm_lm.evaluation.policies.monitors import OverOptimisation, best_of_n_trac
 from rrm_lm.evaluation.policies.results import PolicyComparison
 from rrm_lm.evaluation.reports import policy_figures
 from rrm_lm.evaluation.reports.page import PageData, embed, render
-from rrm_lm.evaluation.reports.plots import ForestRow
+from rrm_lm.evaluation.reports.plots import ForestRow, forest
 
 ANSWERS = 8  # prompts whose answers are shown side by side
 
@@ -89,7 +89,7 @@ def _headline(comparison: PolicyComparison, measure: str | None) -> Markup:
         for judge, judged in result.judged.items()
         if judged.win_rate is not None
     ]
-    return embed(policy_figures.win_rates(rows), "headline", "Win rates against the reference") if rows else Markup()
+    return embed(forest(rows, 0.5, note="equal"), "headline", "Win rates against the reference") if rows else Markup()
 
 
 def _track_views(comparison: PolicyComparison, found: Mapping[str, OverOptimisation]) -> list[dict[str, Any]]:

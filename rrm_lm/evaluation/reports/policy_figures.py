@@ -6,7 +6,7 @@ The reference is always amber, the first policy blue.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,26 +16,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from rrm_lm.evaluation.policies.comparison import rewards_of
 from rrm_lm.evaluation.policies.monitors import OverOptimisation
 from rrm_lm.evaluation.policies.results import PolicyComparison
+from rrm_lm.evaluation.reports import plots
 from rrm_lm.evaluation.reports.formats import axis_number, decimal
-from rrm_lm.evaluation.reports.plots import (
-    ACCENT,
-    BAD,
-    BASELINE,
-    INK,
-    MOST_POINTS,
-    MUTED,
-    ForestRow,
-    draw,
-    finite_ends,
-    forest,
-    forest_of_numbers,
-    legend_above,
-    medians,
-    number_axis,
-    short,
-)
+from rrm_lm.evaluation.reports.plots import ForestRow
 
-REFERENCE, POLICY_COLORS = BASELINE, (ACCENT, INK, BAD, MUTED)
+REFERENCE, POLICY_COLORS = plots.BASELINE, (plots.ACCENT, plots.INK, plots.BAD, plots.MUTED)
 
 
 def color_of(place: int) -> str:
@@ -52,7 +37,7 @@ def reward_rows(comparison: PolicyComparison, measure: str) -> list[ForestRow]:
     for place, result in enumerate(comparison.results):
         if measure not in result.rewards:
             continue
-        color = MUTED if result.trivial else color_of(place)
+        color = plots.MUTED if result.trivial else color_of(place)
         rows.append(ForestRow(result.name, result.rewards[measure], color, strong=place > 0 and not result.trivial))
         curve = result.best_of_n
         if place == 0 and curve is not None and measure == comparison.main:
@@ -64,18 +49,7 @@ def reward_rows(comparison: PolicyComparison, measure: str) -> list[ForestRow]:
 def headline(comparison: PolicyComparison, measure: str) -> Figure:
     """Mean reward of each policy with its 95% interval, and a line at the reference's."""
     rows = reward_rows(comparison, measure)
-
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        forest_of_numbers(axes, rows, rows[0].estimate.value, decimal)
-        axes.set_xlabel(f"mean {short(measure)} reward", labelpad=6)
-
-    return draw((8.6, 0.95 + 0.44 * len(rows)), paint)
-
-
-def win_rates(rows: Sequence[ForestRow]) -> Figure:
-    """Win rates against the reference, with a line at 50%."""
-    return draw((8.6, 0.85 + 0.44 * len(rows)), lambda figure: forest(figure.add_subplot(), rows, 0.5, note="equal"))
+    return plots.forest(rows, rows[0].estimate.value, label=f"mean {plots.short(measure)} reward", written=decimal)
 
 
 # ---- best of n ----
@@ -95,21 +69,21 @@ def best_of_n(comparison: PolicyComparison) -> Figure:
         for axes, part, title in zip(panels, ("gold", "proxy"), (comparison.main, comparison.proxy), strict=True):
             for place, name, curve in curves:
                 n, estimates = curve.n, getattr(curve, part)
-                low, high = zip(*map(finite_ends, estimates), strict=True)
+                low, high = zip(*map(plots.finite_ends, estimates), strict=True)
                 axes.fill_between(n, low, high, color=color_of(place), alpha=0.16, linewidth=0)
                 axes.plot(n, [e.value for e in estimates], color=color_of(place), linewidth=1.8, markersize=3.5,
-                          marker="o" if len(n) <= 16 else None, label=short(name))  # fmt: skip
-            axes.set_title(f"{short(str(title))} reward")
-            axes.set_xlabel(f"n: best of n by {short(str(comparison.proxy))}")
+                          marker="o" if len(n) <= 16 else None, label=plots.short(name))  # fmt: skip
+            axes.set_title(f"{plots.short(str(title))} reward")
+            axes.set_xlabel(f"n: best of n by {plots.short(str(comparison.proxy))}")
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(FixedLocator([2**i for i in range(int(math.log2(most)) + 1)]))
             axes.xaxis.set_major_formatter(FuncFormatter(axis_number))
             axes.xaxis.set_minor_locator(NullLocator())
-            number_axis(axes)
+            plots.number_axis(axes)
         if len(curves) > 1:
             panels[0].legend()
 
-    return draw((8.6, 3.1), paint)
+    return plots.draw((8.6, 3.1), paint)
 
 
 # ---- over-optimization ----
@@ -126,7 +100,7 @@ def over_optimisation(tracks: Mapping[str, tuple[str, OverOptimisation]]) -> Fig
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, 2)
         for axes, part, title in zip(panels, ("gold", "proxy"), names, strict=True):
-            axes.set_title(f"{short(title)} reward")
+            axes.set_title(f"{plots.short(title)} reward")
             axes.set_xlabel("distance from the reference: square root of KL")
             for label, (color, found) in tracks.items():
                 _points(axes, found, part, color, label)
@@ -135,11 +109,11 @@ def over_optimisation(tracks: Mapping[str, tuple[str, OverOptimisation]]) -> Fig
         for axes in panels:
             axes.set_xlim(left=-0.02 * axes.get_xlim()[1])
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-            number_axis(axes)
+            plots.number_axis(axes)
         if len(tracks) > 1:
             panels[1].legend()
 
-    return draw((8.6, 3.5), paint)
+    return plots.draw((8.6, 3.5), paint)
 
 
 def _points(axes: Axes, found: OverOptimisation, part: str, color: str, label: str) -> None:
@@ -149,7 +123,7 @@ def _points(axes: Axes, found: OverOptimisation, part: str, color: str, label: s
     if not pairs:
         return
     for distance, value in pairs:
-        axes.plot([distance] * 2, finite_ends(value), color=color, linewidth=3, alpha=0.22)
+        axes.plot([distance] * 2, plots.finite_ends(value), color=color, linewidth=3, alpha=0.22)
     distances, values = zip(*pairs, strict=True)
     axes.plot(distances, [value.value for value in values], color=color, marker="o", markersize=4.5, markeredgewidth=0,
               linewidth=1.2 if part == "proxy" else 0, alpha=0.9, label=label)  # fmt: skip
@@ -180,7 +154,7 @@ def _curve(axes: Axes, found: OverOptimisation, color: str) -> None:
 def reward_by_length(comparison: PolicyComparison, measure: str) -> Figure:
     """Reward against length for every sample, with each policy's median in bands of equal size."""
     models = [one for one in comparison.written if not one.trivial]
-    most = max(1, MOST_POINTS // len(models))
+    most = max(1, plots.MOST_POINTS // len(models))
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -193,11 +167,11 @@ def reward_by_length(comparison: PolicyComparison, measure: str) -> Figure:
             shown = np.unique(np.linspace(0, rewards.size - 1, min(rewards.size, most)).astype(int))
             axes.plot(lengths[shown], rewards[shown], "D" if place == 0 else "o", color=color_of(place), markersize=3.5,
                       markeredgewidth=0, alpha=0.4)  # fmt: skip
-            axes.plot(*medians(lengths, rewards, 8), color=color_of(place), linewidth=2, marker="s", markersize=4,
-                      label=short(one.name))  # fmt: skip
+            axes.plot(*plots.medians(lengths, rewards, 8), color=color_of(place), linewidth=2, marker="s", markersize=4,
+                      label=plots.short(one.name))  # fmt: skip
         axes.set_xlabel("length of the response in tokens")
-        axes.set_ylabel(f"{short(measure)} reward")
-        number_axis(axes)
-        legend_above(axes)
+        axes.set_ylabel(f"{plots.short(measure)} reward")
+        plots.number_axis(axes)
+        plots.legend_above(axes)
 
-    return draw((8.6, 3.6), paint)
+    return plots.draw((8.6, 3.6), paint)

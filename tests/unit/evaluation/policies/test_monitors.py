@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_a_curve_that_only_rises_has_no_peak(kind):
     fit = fit_curve(exact_track(kind, lambda d: 0.1 + 0.5 * d + 0.1 * d * d))
     assert fit is not None
     assert fit.peak.value == math.inf and fit.peak_reward.value == math.inf
-    assert json.loads(json_text(fit.to_dict()))["peak"]["value"] is None
+    assert json.loads(json_text(asdict(fit)))["peak"]["value"] is None
 
 
 def test_a_best_of_n_curve_that_only_falls_has_its_peak_at_the_start():
