@@ -101,7 +101,7 @@ def compare(
 def _measure(
     one: PolicySamples, reference: PolicySamples | None, measures: Sequence[str], clusters: Sequence[str]
 ) -> PolicyResult:
-    """The measures of one policy that need no other policy than the reference (None for the reference itself)."""
+    """The measures of one policy that need no other policy than the reference (None for the reference)."""
     rewards = {name: rewards_of(one, name) for name in measures}
     unscored = {name: sum(int(np.isnan(row).sum()) for row in rows) for name, rows in rewards.items()}
     means = {name: mean_over_prompts(rows, clusters) for name, rows in rewards.items()}
@@ -179,7 +179,7 @@ def share_over_prompts(rows: Sequence[Floats], clusters: Sequence[str]) -> Estim
     for row, label in zip(rows, clusters, strict=True):
         known = row[~np.isnan(row)]
         values += known.tolist()
-        weights += [1 / max(known.size, 1)] * known.size  # every prompt counts alike
+        weights += [1 / max(known.size, 1)] * known.size  # every prompt has the same weight
         labels += [label] * known.size
     return share(values, labels, weights=weights) if values else None
 

@@ -16,8 +16,8 @@ from rrm_lm.evaluation.policies.best_of_n import BestOfNCurve
 from rrm_lm.evaluation.statistics.metrics import Estimate
 from rrm_lm.feedback.records import Prompt
 
-GOLD = "gold"  # the measure of the programmatic truth, where there is one
-PART = f"{GOLD}: "  # begins the name of a measure that is one part of it
+GOLD = "gold"  # the measure of the programmatic truth
+PART = f"{GOLD}: "  # prefix of the measures that are parts of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class JudgeResult:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One property of a policy's answers, and how it differs from the reference's (None for the reference itself)."""
+    """One property of a policy's answers, and how it differs from the reference's (None for the reference)."""
 
     level: Estimate
     change: Estimate | None

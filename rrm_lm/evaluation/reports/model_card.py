@@ -21,13 +21,13 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a card says beside the numbers.
+    """What a card says in addition to the numbers.
 
     Attributes:
         kind: A PEFT "adapter" folder, a "merged" plain checkpoint, or someone else's model that was only "evaluated".
-        location: Where a reader loads it from: a Hub name, or the name of the folder.
+        location: Where it is loaded from: a Hub name, or the name of the folder.
         base_model: Name of the backbone.
-        datasets: Names of the training sets; those that are Hub names go into the metadata.
+        datasets: Names of the training sets; Hub names go into the metadata.
         training: Settings to show.
         leakage: One sentence on the leakage check.
         license, language: For the metadata, if known.
@@ -45,12 +45,12 @@ class Card:
 
     @property
     def embedded(self) -> bool:
-        """Whether the backbone is one that PEFT does not find by its name, because it is not on the Hub."""
+        """Whether PEFT cannot find the backbone by its name because it is not on the Hub."""
         return self.base_model in EMBEDDED
 
     @property
     def heads(self) -> int:
-        """How many outputs the model has: one for each member of an ensemble, unless it is merged."""
+        """Number of outputs: one for each member of an ensemble, unless it is merged."""
         return int(str(self.training.get("ensemble_heads", 1))) if self.kind == "adapter" else 1
 
 
@@ -72,7 +72,7 @@ def model_card(evaluation: Evaluation, card: Card) -> str:
 
 
 def metadata(evaluation: Evaluation, card: Card) -> ModelCardData:
-    """The metadata of the card. Names that cannot be on the Hub (folders, files) are left out of it."""
+    """The metadata of the card, without names that cannot be on the Hub (folders, files)."""
     hub_sets = [name for name in card.datasets if _on_hub(name)]
     return ModelCardData(
         model_name=evaluation.model.split("/")[-1] or evaluation.model,
@@ -88,7 +88,7 @@ def metadata(evaluation: Evaluation, card: Card) -> ModelCardData:
 
 
 def _on_hub(name: str) -> bool:
-    """Whether a name can be a repository's on the Hub: of that form, and not a file or folder here."""
+    """Whether a name can be a repository on the Hub: of that form, and not a file or folder here."""
     return _HUB_NAME.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
 
 

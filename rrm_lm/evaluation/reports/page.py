@@ -55,7 +55,7 @@ def embed(figure: Figure, name: str, description: str) -> Markup:
 
 
 def sentence(name: str, *values: object) -> str:
-    """What a macro of `sentences.j2` says about some values, as plain text on one line."""
+    """The text of a macro of `sentences.j2` for some values: plain text on one line."""
     macro = getattr(_environment().get_template("sentences.j2").module, name)
     return " ".join(macro(*values).split())
 

@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rrm_lm.evaluation.reports.formats import axis_number, axis_percent, percent
 from rrm_lm.evaluation.statistics.metrics import Estimate, Floats
 
-# Marker colors for drawing, and what they stand for on a light and on a dark page.
+# Marker colors for drawing, and their colors on light and dark pages.
 INK, MUTED, FAINT, ACCENT, BASELINE, BAD, SURFACE = (f"#0{n}0{n}0{n}" for n in range(1, 8))
 PALETTE: Mapping[str, tuple[str, str, str]] = {
     INK: ("ink", "#14171f", "#eceef2"),
@@ -126,7 +126,7 @@ def short(label: str, most: int = 42) -> str:
 
 
 def finite_ends(estimate: Estimate) -> list[float]:
-    """The ends of the interval; the value itself where an end is infinite."""
+    """The ends of the interval; the value if an end is infinite."""
     return [end if math.isfinite(end) else estimate.value for end in (estimate.low, estimate.high)]
 
 

@@ -82,7 +82,7 @@ def _set_view(result: SetResult, anchor: str) -> dict[str, Any]:
 
 
 def benchmark_rows(measures: Measures) -> list[tuple[str, Estimate]]:
-    """The scores that benchmarks define for themselves, with their names; empty for a plain set."""
+    """The scores that benchmarks define, with their names; empty for other sets."""
     styles = measures.styles
     found = {
         **{f"RewardBench: {name}": estimate for name, estimate in measures.sections.items()},

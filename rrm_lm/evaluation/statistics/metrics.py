@@ -212,7 +212,7 @@ def preference_probability(margins: ArrayLike) -> Floats:
 
 
 def brier(margins: ArrayLike, clusters: Clusters) -> Estimate:
-    """Mean squared error of P(chosen) against what was chosen (Brier 1950): 0 is perfect, 1/4 is always saying 50%."""
+    """Mean squared error of P(chosen) (Brier 1950): 0 is perfect, 1/4 is always saying 50%."""
     return mean_estimate((1 - preference_probability(margins)) ** 2, clusters, bounds=(0.0, 1.0))
 
 
