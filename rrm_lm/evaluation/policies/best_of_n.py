@@ -87,7 +87,9 @@ def expected_best(proxy: ArrayLike, gold: ArrayLike) -> Floats:
     """
     by, worth = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
     if by.shape != worth.shape or by.ndim != 2 or by.size == 0:
-        raise ValueError(f"rewards must be two arrays of one shape (prompts, samples), found {by.shape} and {worth.shape}")
+        raise ValueError(
+            f"rewards must be two arrays of one shape (prompts, samples), found {by.shape} and {worth.shape}"
+        )
     if not (np.isfinite(by).all() and np.isfinite(worth).all()):
         raise ValueError("a reward is not finite, so there is no best response")
     weights = selection_weights(by.shape[1])
