@@ -91,10 +91,7 @@ def test_a_tree_is_solved_once_and_reported(config: Path, tmp_path: Path, capsys
     alone = recurse(capsys, config)
     assert alone.code == 0, alone.err
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert (
-        "The helper tells whether something is wrong" in page
-        and "letters: top</h1>" in page
-    )
+    assert "The helper tells whether something is wrong" in page and "letters: top</h1>" in page
 
 
 def test_errors_in_a_tree_are_reported_before_anything_is_loaded(
