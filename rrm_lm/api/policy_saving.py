@@ -15,12 +15,41 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm
 from rrm_lm.models.saving.policies import Policy, load_policy, merge_policy
 from rrm_lm.models.sharding import full_copy_fits, run_as_forward
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import Line
 
 logger = logging.getLogger(__name__)
 
 _MERGED_GAP = 1e-3  # nats by which log-probabilities may differ after merging in float32
+
+
+def save_and_compare(
+    trainer: Any, policy: Policy, folder: Path, sample: Sequence[Line], model: ModelArguments, *, merge: bool
+) -> None:
+    """Save a trained policy, reload it and compare its logits; also write the merged checkpoint. By all processes.
+
+    Args:
+        trainer: Its trainer.
+        policy: The policy.
+        folder: The output folder.
+        sample: Lines at whose responses the logits are compared.
+        model: How its backbone was loaded.
+        merge: Whether to write the merged checkpoint into ``folder/merged``.
+
+    Raises:
+        CheckpointError: The saved policy gives other logits.
+    """
+    trainer.save_whole(folder)
+    trainer.accelerator.wait_for_everyone()
+    root = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    logits = logits_of(root, policy, sample)
+    if not trainer.args.should_save:
+        return
+    check_saved_policy(logits, policy, folder, sample, **model.loading())
+    if merge:
+        code = model.trust_remote_code
+        write_merged_policy(logits, policy, folder, folder / "merged", sample, trust_remote_code=code)
 
 
 def logits_of(root: nn.Module, policy: Policy, lines: Sequence[Line]) -> list[Tensor]:

@@ -5,31 +5,25 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rrm_lm.api.heldout import check_leaks, hold_out, read_sources, sizes
-from rrm_lm.api.policy_saving import check_saved_policy, logits_of, write_merged_policy
+from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
+from rrm_lm.api.policy_saving import save_and_compare
 from rrm_lm.api.policy_start import check_family, fitted, put_fresh_adapter
-from rrm_lm.api.resuming import identity, is_asked, origin
 from rrm_lm.api.shown import show_learned
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.statistics.metrics import mean_estimate
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Demonstration
 from rrm_lm.feedback.splits import LeakageReport
-from rrm_lm.launch.signals import steps_are_finished
-from rrm_lm.models.pretrained import process_state, set_seed
+from rrm_lm.models.pretrained import set_seed
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
 from rrm_lm.models.sharding import run_as_forward
 from rrm_lm.settings.data import DataArguments
 from rrm_lm.settings.models import ModelArguments
-from rrm_lm.settings.parser import write_resolved
 from rrm_lm.settings.training import SFTRunArguments
-from rrm_lm.storage import write_json
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.checkpoints import checkpoint_to_resume
-from rrm_lm.training.output_folder import OutputFolder
 from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.sft.config import SFTConfig
 from rrm_lm.training.sft.trainer import Imitation, SFTTrainer, imitations, response_nll, to_imitate
@@ -51,48 +45,26 @@ class SFTRun:
                 remedy="pass --dataset_name my_demonstrations.jsonl, or --config configs/sft.yaml",
             )
         self.data, self.model_args, self.config, self.more = data, model, config, more
-        self.folder = Path(str(config.output_dir))
-        self.main = bool(config.should_save)
 
     def run(self) -> None:
         """Everything; the output folder is locked while it lasts, and changed only once all inputs are good."""
-        processes = process_state().num_processes
-        folder = OutputFolder(
-            self.folder,
-            command="rrm-lm sft",
-            identity=identity(self.data, self.model_args, self.config, self.more, processes=processes),
-            allow_change=self.more.allow_config_change,
-            resume=is_asked(self.config.resume_from_checkpoint),
-            origin=origin(self.config.resume_from_checkpoint),
-            overwrite=self.more.overwrite_output_dir,
-            active=self.main,
-            deferred=True,
-        )
-        with folder:
-            process_state().wait_for_everyone()
-            checkpoint_to_resume(self.folder, self.config.resume_from_checkpoint)  # a broken one is told at once
-            set_seed(self.config.seed)
+        settings = (self.data, self.model_args, self.config, self.more)
+        with OutputRun("rrm-lm sft", self.config, self.more, settings, self.config.resume_from_checkpoint) as run:
             train, heldout, leak = self._feedback()
             policy = self._policy()
             counts = FitCounts()
             examples = self._examples(policy.chat, train, counts)
             checked = imitations(policy.chat, heldout, FitCounts())
-            self._check_evaluation(checked)
-            if self.main:
+            check_evaluation(self.config, checked, "responses")
+            if run.main:
                 show_learned(policy.chat, examples[0].line, examples[0].origin)
             trainer = self._trainer(policy, examples, checked)
-            folder.begin()
-            if self.main:
-                write_resolved(self.folder / "config.yaml", self.data, self.model_args, self.config, self.more)
-                write_json(self.folder / "examples.json", _counted(examples, checked, counts))
-                if leak is not None:
-                    write_json(self.folder / "leakage.json", leak.to_dict())
-            process_state().wait_for_everyone()
-            with steps_are_finished(trainer):
-                result = trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
+            run.begin(examples=_counted(examples, checked, counts), leakage=None if leak is None else leak.to_dict())
+            result = run.train(trainer, trainer.train)
             trainer.save_metrics("train", result.metrics)
             trainer.save_state()
-            self._save(trainer, policy, checked or examples)
+            sample = [example.line for example in (checked or examples)[:_CHECKED]]
+            save_and_compare(trainer, policy, run.folder, sample, self.model_args, merge=self.more.merge)
             self._measure(trainer, policy, checked)
 
     # -- what is learned ------------------------------------------------------------------------------------------
@@ -132,14 +104,6 @@ class SFTRun:
             logger.warning("to fit max_length %s: %s", chat.max_length, counts.summary())
         return examples
 
-    def _check_evaluation(self, checked: list[Imitation]) -> None:
-        if not checked and str(getattr(self.config.eval_strategy, "value", self.config.eval_strategy)) != "no":
-            raise ConfigError(
-                "eval_strategy asks for evaluation during training, and there are no held-out responses",
-                where="eval_strategy",
-                remedy="pass --eval_dataset_name or --eval_fraction, or leave out --eval_strategy",
-            )
-
     # -- the policy -----------------------------------------------------------------------------------------------
 
     def _policy(self) -> Policy:
@@ -162,29 +126,10 @@ class SFTRun:
     def _trainer(self, policy: Policy, examples: list[Imitation], checked: list[Imitation]) -> SFTTrainer:
         base = policy.settings or PolicySettings(str(self.model_args.model_name_or_path))
         settings = replace(base, max_length=policy.chat.max_length, method="sft")
-        try:
+        with trainer_settings("Hugging Face's Trainer and TRL's SFTTrainer"):
             return SFTTrainer(policy, self.config, examples, checked, settings=settings)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(
-                f"No trainer can be made with these settings: {' '.join(str(error).split())}",
-                where="the settings of Hugging Face's Trainer and TRL's SFTTrainer",
-                remedy="leave the setting out, or install what it needs",
-            ) from error
 
     # -- afterwards -----------------------------------------------------------------------------------------------
-
-    def _save(self, trainer: SFTTrainer, policy: Policy, examples: list[Imitation]) -> None:
-        trainer.save_whole(self.folder)
-        root = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        sample = [example.line for example in examples[:_CHECKED]]
-        logits = logits_of(root, policy, sample)
-        if not self.main:
-            return
-        check_saved_policy(logits, policy, self.folder, sample, **self.model_args.loading())
-        if self.more.merge:
-            code = self.model_args.trust_remote_code
-            merged = self.folder / "merged"
-            write_merged_policy(logits, policy, self.folder, merged, sample, trust_remote_code=code)
 
     def _measure(self, trainer: SFTTrainer, policy: Policy, checked: list[Imitation]) -> None:
         """The held-out loss of the policy and of the bare backbone on the same responses, and their difference."""

@@ -18,7 +18,7 @@ from rrm_lm.api.policy.rewards import Rewards, gold_reward, scorer_loader
 from rrm_lm.api.policy.start import check_start, load_start
 from rrm_lm.api.policy.trainers import Parts, Training, make_training
 from rrm_lm.api.policy_model import Policy
-from rrm_lm.api.policy_saving import check_saved_policy, logits_of, write_merged_policy
+from rrm_lm.api.policy_saving import save_and_compare
 from rrm_lm.api.reward_model import RewardModel
 from rrm_lm.api.rows import read_prompts
 from rrm_lm.errors import ConfigError
@@ -137,22 +137,13 @@ class PolicyTraining:
         return result
 
     def _save(self) -> None:
-        trainer, policy, model = self.training.trainer, self.training.policy, self.settings.model
-        trainer.save_whole(self.folder)
-        trainer.save_state()
-        trainer.accelerator.wait_for_everyone()
-        root = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        trainer, chat = self.training.trainer, self.training.policy.chat
         # Any tokens after a prompt will do: every logit has to be the same.
-        prompts = [policy.chat.prompt_ids(prompt) for prompt in self.given.prompts[0][:_CHECKED]]
-        sample = [ChatFormat.sampled_line(ids, (*ids[-8:], policy.chat.end_id)) for ids in prompts]
-        logits = logits_of(root, policy, sample)
-        if not self.main:
-            return
-        check_saved_policy(logits, policy, self.folder, sample, **model.loading())
-        if self.settings.run.merge:
-            merged = self.folder / "merged"
-            code = model.trust_remote_code
-            write_merged_policy(logits, policy, self.folder, merged, sample, trust_remote_code=code)
+        prompts = [chat.prompt_ids(prompt) for prompt in self.given.prompts[0][:_CHECKED]]
+        sample = [ChatFormat.sampled_line(ids, (*ids[-8:], chat.end_id)) for ids in prompts]
+        trainer.save_state()
+        model, merge = self.settings.model, self.settings.run.merge
+        save_and_compare(trainer, self.training.policy, self.folder, sample, model, merge=merge)
 
 
 @dataclass
