@@ -145,7 +145,7 @@ def check_finite(loss: Tensor, where: str, suspects: str = "the data") -> None:
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
-            f"The loss is {value}; training stopped before this step, which changed nothing",
+            f"The loss is {value}; training stopped before the step, so nothing was changed",
             where=where,
             expected="a finite loss",
             remedy=f"lower --learning_rate, check {suspects}, and resume from the last checkpoint with "
