@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from rrm_lm.models import agent_files, reward
+from rrm_lm.models import agent_files
 from rrm_lm.models.saving import adapters as adapter_files
 from rrm_lm.training.checkpoints import newest_verified
 from rrm_lm.training.output_folder import OutputFolder
@@ -66,7 +66,7 @@ class Writes:
         sync = os.fsync
         os.fsync = lambda descriptor: (self(), sync(descriptor))[1]
         # These write from compiled code, which the hook does not see: killed before, with half of the file, and after.
-        modules: list[Any] = [reward, agent_files, adapter_files, ppo_control]
+        modules: list[Any] = [agent_files, adapter_files, ppo_control]
         for module in modules:
             module.save_file = self._in_parts(module.save_file)
         torch.save = self._in_parts(torch.save)

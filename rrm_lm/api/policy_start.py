@@ -9,7 +9,6 @@ from peft import LoraConfig
 from rrm_lm.api.output_run import lora_settings
 from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone, check_logits
-from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.saving.policies import POLICY
 from rrm_lm.settings.models import ModelArguments
 
@@ -24,7 +23,6 @@ def put_fresh_adapter(backbone: Backbone, args: ModelArguments, lora: LoraConfig
     """
     with lora_settings():
         backbone.add_adapter(POLICY, args.lora() if lora is None else lora)
-    speed_up(backbone)
 
 
 def check_family(backbone: Backbone) -> None:

@@ -1,13 +1,11 @@
-"""An agent: policy, value function, reference and reward on one backbone, behind one root module with one `forward`.
+"""An agent: policy, value function, reference and reward on one backbone, in one root module with one `forward`.
 
-Which of them computes is the ``role``. All of them are LoRA adapters, or no adapter, on the same frozen model, so that
-what is sharded, wrapped and held in memory is one model. Where a user of TRL brings separate models for some roles,
-those stand beside it.
+The ``role`` selects which of them computes. All are LoRA adapters, or no adapter, on the same frozen model, so one
+model is sharded, wrapped and kept in memory. TRL users may bring separate models for some roles.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -21,8 +19,6 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.decoding.token_probs import token_log_probs
-from rrm_lm.models.fast.layers import speed_up_layers
-from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.models.saving.adapters import adapter_weights
 from rrm_lm.models.saving.policies import POLICY
@@ -30,21 +26,21 @@ from rrm_lm.models.sharding import Root, assign, with_full_params
 from rrm_lm.text.batching import Batch, Row
 from rrm_lm.text.chat import Line
 
-VALUE, REFERENCE = "value", "reference"  # what these adapters are called on the backbone
+VALUE, REFERENCE = "value", "reference"  # names of these adapters on the backbone
 VALUE_KINDS = ("head", "adapter", "model")
 REFERENCES = ("start", "base")
 
 
 class PolicyOutput(NamedTuple):
-    """What the policy and the value function say of some lines. Tokens of all lines one behind the other, in order.
+    """The policy's and the value function's output for some lines, the response tokens of all lines concatenated.
 
-    A tuple, in which whatever wraps a model (DDP, FSDP2, DeepSpeed) finds the tensors.
+    A tuple, in which wrappers (DDP, FSDP2, DeepSpeed) find the tensors.
 
     Attributes:
         log_probs: (response tokens,) of each token in the distribution it was drawn from.
         values: (response tokens,) of the state before each token.
-        entropy: (response tokens,) of the distribution of each token, in nats; without gradient.
-        end_values: (lines,) of the state behind the last token.
+        entropy: (response tokens,) of each token's distribution, in nats; without gradient.
+        end_values: (lines,) of the state after the last token.
     """
 
     log_probs: Tensor
@@ -54,16 +50,16 @@ class PolicyOutput(NamedTuple):
 
 
 class AgentModel(Root):
-    """The root module. :meth:`create` makes the usual one.
+    """The root module. :meth:`create` builds the usual one.
 
     Args:
         backbone: The model that the policy is on.
-        policy: The policy's adapter; ``None`` where the model's own weights are trained.
-        value: ``head``: a linear head on the policy's hidden states. ``adapter``: an adapter of its own with a head.
+        policy: The policy's adapter; ``None`` if the model's own weights are trained.
+        value: ``head``: a linear head on the policy's hidden states. ``adapter``: a separate adapter with a head.
             ``model``: a sequence-classification model.
         value_model: That model, for ``model``.
-        reference: The frozen adapter that is the reference policy; ``None`` for the backbone without adapters.
-        reference_model: A separate model as the reference policy instead.
+        reference: The frozen adapter of the reference policy; ``None`` for the backbone without adapters.
+        reference_model: A separate model as the reference policy.
     """
 
     def __init__(
@@ -80,7 +76,7 @@ class AgentModel(Root):
         if value not in VALUE_KINDS:
             raise ConfigError(f"The value function is {value!r}", expected="one of " + ", ".join(VALUE_KINDS))
         if (value == "model") != (value_model is not None):
-            raise ConfigError("A value model is for the value function `model`, and for no other")
+            raise ConfigError("value_model and the value function `model` require each other")
         self.backbone = backbone
         self.value_backbone = value_model
         self.reference_backbone = reference_model
@@ -102,15 +98,15 @@ class AgentModel(Root):
         value_model: Backbone | None = None,
         reference: str = "start",
     ) -> AgentModel:
-        """An agent on a backbone. If it has a policy adapter already, the policy starts from that.
+        """An agent on a backbone. If the policy adapter exists already, the policy starts from it.
 
         Args:
             backbone: The frozen model.
-            lora: What a fresh policy adapter, or one for the value function, is like.
-            policy: What the policy's adapter is called on the backbone.
+            lora: Configuration of new adapters.
+            policy: Name of the policy's adapter.
             value, value_model: See above.
-            reference: ``start``: the policy as it is now, kept as a frozen adapter. ``base``: the bare backbone. They
-                are the same for a policy that starts fresh.
+            reference: ``start``: a frozen copy of the policy as it is now. ``base``: the backbone without adapters.
+                Both are the same for a new policy.
 
         Raises:
             ConfigError: An unknown kind of value function or of reference.
@@ -118,56 +114,47 @@ class AgentModel(Root):
         if reference not in REFERENCES:
             raise ConfigError(f"The reference is {reference!r}", expected="one of " + ", ".join(REFERENCES))
         frozen: str | None = None
-        if not has_adapter(backbone, policy):
+        if not backbone.has_adapter(policy):
             backbone.add_adapter(policy, lora)
         else:
             if reference == "start":
                 frozen = REFERENCE
                 _copy_adapter(backbone, policy, frozen)
-            set_trainable(backbone, policy, True)
+            backbone.set_trainable(policy, True)
         if value == "adapter":
             backbone.add_adapter(VALUE, lora)
-        speed_up(backbone)
-        speed_up_layers(backbone)
         return cls(backbone, policy=policy, value=value, value_model=value_model, reference=frozen)
 
     def add_reward(self, reward: RewardModel) -> None:
-        """Let a reward model on the same backbone be this agent's reward. It is frozen.
+        """Use a reward model on the same backbone, frozen, as this agent's reward.
 
         Raises:
             ModelError: It is on another backbone.
         """
         if reward.backbone is not self.backbone:
             raise ModelError(
-                "The reward model is on a backbone of its own",
+                "The reward model has its own backbone",
                 expected="its adapter on the agent's backbone",
-                remedy="load it with rrm_lm.models.agent_files.put_reward, or pass it to the trainer as a source",
+                remedy="load it with rrm_lm.models.reward_files.put_reward, or pass it to the trainer as a source",
             )
-        set_trainable(self.backbone, reward.adapter, False)
+        self.backbone.set_trainable(reward.adapter, False)
         self._reward, self.reward_head = [reward], reward.head.requires_grad_(False)
 
-    # -- what users of TRL know -----------------------------------------------------------------------------------
+    # -- attributes of TRL's models ---------------------------------------------------------------------------------
 
     @property
     def policy(self) -> Any:
-        """The language model that is trained, with its adapters."""
+        """The trained language model with its adapters."""
         return self.backbone.model
 
     @property
     def value_model(self) -> Any:
-        """The separate value model, if there is one; else what is trained for the value function alone."""
+        """The separate value model, or else the value head."""
         return self.value_head if self.value_backbone is None else self.value_backbone.model
 
     @property
     def config(self) -> Any:
         return self.backbone.causal_lm.config
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute activations in the backward pass."""
-        for backbone in self._trunks():
-            backbone.activation_checkpointing_enable(gradient_checkpointing_kwargs)
-
-    activation_checkpointing_enable = gradient_checkpointing_enable  # as newer versions of transformers call it
 
     # -- computing ------------------------------------------------------------------------------------------------
 
@@ -187,16 +174,16 @@ class AgentModel(Root):
             ModelError: There is none.
         """
         if not self._reward:
-            raise ModelError("The agent has no reward of its own", remedy="add one with add_reward")
+            raise ModelError("The agent has no reward", remedy="add one with add_reward")
         return self._reward[0]
 
     @property
     def can_share(self) -> bool:
-        """Whether lines may share the computation of what they begin with, in every role."""
+        """Whether lines may share the computation of common prefixes in every role."""
         return all(backbone.can_share for backbone in self._trunks())
 
     def rows(self, lines: Sequence[Line]) -> list[Row]:
-        """Lay lines into rows: one tree, where what they begin with stands once, if sharing is exact; else one each."""
+        """Lay lines into rows: one tree of shared prefixes if sharing is exact; else a row each."""
         ids = [line.ids for line in lines]
         if self.can_share:
             return self.backbone.rows(ids)
@@ -205,13 +192,13 @@ class AgentModel(Root):
     def forward(
         self, role: str, batch: Batch, lines: Sequence[Line], sampling: Sampling | None = None
     ) -> PolicyOutput | Tensor:
-        """What one role computes of some lines.
+        """One role's output for some lines.
 
         Args:
-            role: ``policy`` gives a :class:`PolicyOutput`, ``reference`` (response tokens,) log-probabilities under
-                temperature alone (a reference that leaves tokens out would be infinitely far from a policy that does
-                not), ``reward`` (lines,) rewards, each read at its line's ``reward_at``, and ``members`` (lines, heads)
-                those of each member, of which there is one in a reward model that is no ensemble.
+            role: ``policy`` gives a :class:`PolicyOutput`; ``reference`` (response tokens,) log-probabilities with
+                temperature only (with truncation, the KL to a policy that draws other tokens would be infinite);
+                ``reward`` (lines,) rewards, each read at its line's ``reward_at``; ``members`` (lines, heads) the
+                rewards of each ensemble member.
             batch: The lines laid into rows.
             lines: The lines, in the batch's order.
             sampling: How responses were drawn; for policy and reference.
@@ -240,7 +227,7 @@ class AgentModel(Root):
             states = _flat(self.backbone(batch, VALUE))[places]
         else:
             states = hidden
-        with torch.autocast(states.device.type, enabled=False):  # a head of few weights, whose digits matter
+        with torch.autocast(states.device.type, enabled=False):  # values need float32
             values = self.value_head(states.to(next(self.value_head.parameters()).dtype)).squeeze(-1).float()
         return PolicyOutput(log_probs, values[before], entropy, values[ends])
 
@@ -254,7 +241,7 @@ class AgentModel(Root):
 
 
 def _value_head(backbone: Backbone) -> nn.Linear:
-    """A head that begins at zero: the first advantages are what was earned, without the noise of a random guess."""
+    """A head initialized to zero, so that random values add no noise to the first advantages."""
     head = nn.Linear(backbone.hidden_size, 1, device=backbone.device, dtype=torch.float32)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -267,11 +254,11 @@ def _flat(hidden: Tensor) -> Tensor:
 
 
 def _places(batch: Batch, lines: Sequence[Line]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where the hidden states are that speak of the responses.
+    """Indices of the hidden states of the responses.
 
     Returns:
-        Places in the flattened batch of the state before each response token and behind the last one of each line;
-        which of these are before a token; which are behind the last; and the response tokens.
+        Indices in the flattened batch of the state before each response token and after the last one of each line;
+        which of these precede a token; which follow the last token; and the response tokens.
     """
     width = batch.input_ids.shape[1]
     places: list[int] = []
@@ -291,32 +278,12 @@ def _places(batch: Batch, lines: Sequence[Line]) -> tuple[Tensor, Tensor, Tensor
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Switch dropout off for good: a policy must be, when it learns, the distribution that it was sampled from."""
+    """Disable dropout permanently: a policy must be trained on the distribution it was sampled from."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):  # used as a number, not as a layer
+        if isinstance(getattr(module, "attention_dropout", None), float):  # a number, not a layer
             setattr(module, "attention_dropout", 0.0)  # noqa: B010
-
-
-# -- adapters -------------------------------------------------------------------------------------------------------
-
-
-def has_adapter(backbone: Backbone, name: str) -> bool:
-    """Whether the backbone has an adapter of this name."""
-    return isinstance(backbone.model, PeftModel) and name in backbone.model.peft_config
-
-
-def adapter_parameters(module: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """The parameters of one adapter, by their names in the module."""
-    own = re.compile(rf"\.lora_\w+\.{re.escape(adapter)}(\.|$)")
-    return {name: parameter for name, parameter in module.named_parameters() if own.search(name)}
-
-
-def set_trainable(backbone: Backbone, adapter: str, trainable: bool) -> None:
-    """Let an adapter be trained, or freeze it."""
-    for parameter in adapter_parameters(backbone, adapter).values():
-        parameter.requires_grad_(trainable)
 
 
 def _copy_adapter(backbone: Backbone, source: str, target: str) -> None:
@@ -326,4 +293,4 @@ def _copy_adapter(backbone: Backbone, source: str, target: str) -> None:
     there = adapter_weights(backbone, target)
     for name, tensor in adapter_weights(backbone, source).items():
         assign(there[name], tensor)
-    set_trainable(backbone, target, False)
+    backbone.set_trainable(target, False)

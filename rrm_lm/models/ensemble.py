@@ -1,18 +1,16 @@
 """Ensembles of rewards: several heads on one reward adapter, how they are combined, and how far they disagree.
 
-Every member is a linear head on the same hidden states; all are trained together with the adapter, each on its own
+Every member is a linear head on the same hidden states. All are trained together with the adapter, each on its own
 bootstrap of the prompts (the linear-layer ensemble of Zhang et al. 2024, arXiv 2401.16635, with the masks of Osband et
 al. 2016, arXiv 1602.04621). Scoring costs one pass of the model, however many members there are.
 
-What the disagreement of such members says: which directions of the hidden states the feedback does not pin down,
-because few prompts speak of them (each member missed some of these) or none (each member kept what it began with
-there). What it does not say: whether the hidden states themselves are right. What the adapter does not see, or takes
-for quality by mistake, all members share. Members with adapters of their own would differ there, too, at as many
-passes and adapters as there are members; those fine-tuned from one pretrained model still share much of what they get
-wrong (Eisenstein et al. 2023, arXiv 2312.09244).
+Members disagree in directions of the hidden states that the feedback does not determine, because few prompts (of which
+each member missed some) or none depend on them. They share all errors of the hidden states. Members with separate
+adapters would also differ in those, at the cost of a pass and an adapter each, but members fine-tuned from one
+pretrained model still share many errors (Eisenstein et al. 2023, arXiv 2312.09244).
 
-Comparisons fix a member's rewards only up to a constant for each prompt. The weight `center_rewards_coefficient` pulls
-every member's to zero, so that minimum and standard deviation compare like with like.
+Comparisons determine a member's rewards only up to a constant for each prompt. `center_rewards_coefficient` pulls every
+member's rewards to zero, so that minimum and standard deviation are meaningful.
 """
 
 from __future__ import annotations
@@ -30,10 +28,10 @@ COMBINATIONS = ("mean", "min", "mean_minus_std")
 
 
 class EnsembleReward(float):
-    """A reward that knows how far the members of its ensemble are apart; otherwise a number like any other.
+    """A float that also has the standard deviation of the ensemble members' rewards.
 
     Attributes:
-        std: The standard deviation of the members' rewards, dividing by their number.
+        std: Standard deviation of the members' rewards, divided by their number.
     """
 
     std: float
@@ -55,12 +53,12 @@ class Ensemble:
     uncertainty-weighted reward of Coste et al. 2023 (arXiv 2310.02743).
 
     Attributes:
-        heads: How many members there are.
+        heads: Number of members.
         combine: One of :data:`COMBINATIONS`.
-        k: With mean_minus_std: how many standard deviations are taken off the mean.
+        k: With mean_minus_std: how many standard deviations are subtracted from the mean.
 
     Raises:
-        ConfigError: No members, or another way to combine them.
+        ConfigError: No members, or an unknown combination.
     """
 
     heads: int = 1
@@ -78,20 +76,16 @@ class Ensemble:
             raise ConfigError(f"ensemble_k is {self.k}", where="ensemble_k", expected="0 or more")
 
     def __call__(self, members: Tensor) -> Tensor:
-        """(..., heads) rewards of the members -> (...) rewards. Of one member, its own, whatever `combine` is."""
+        """(..., heads) rewards of the members -> (...) rewards."""
         if members.shape[-1] == 1:
-            return members.sum(-1)  # no view, which a sharded model may not give
+            return members.sum(-1)  # not a view, which a sharded model must not return
         if self.combine == "min":
             return members.amin(-1)
         mean = members.mean(-1)
         return mean if self.combine == "mean" else mean - self.k * members.std(-1, correction=0)
 
     def rewards(self, members: Sequence[Sequence[float]]) -> list[float]:
-        """One reward for each response; of an ensemble each an :class:`EnsembleReward`.
-
-        Args:
-            members: For each response, the reward of each member.
-        """
+        """One reward for each response, from those of each member; :class:`EnsembleReward` if there are several."""
         if self.heads == 1:
             return [one[0] for one in members]
         if not members:
@@ -102,6 +96,6 @@ class Ensemble:
 
 
 def disagreement(rewards: Sequence[float]) -> float | None:
-    """The mean standard deviation over members of some rewards; ``None`` where they are not an ensemble's."""
+    """The mean standard deviation of some rewards; ``None`` if they are not an ensemble's."""
     spreads = [reward.std for reward in rewards if isinstance(reward, EnsembleReward)]
     return sum(spreads) / len(spreads) if spreads else None

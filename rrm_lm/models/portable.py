@@ -1,9 +1,9 @@
-"""Tokenizer and configuration files that other programs read the same way, back to transformers 4.51.
+"""Tokenizer and configuration files that other programs, back to transformers 4.51, read in the same way.
 
 A client of a reward model renders a conversation with ``tokenizer.apply_chat_template``, tokenizes the text with or
-without special tokens, and reads the last token that is not padding. Saved as they are, most tokenizers lead it to
-another token than the one that was trained: templates put white space after the last turn, or the tokenizer adds a
-second beginning-of-sequence token. Old releases also look for names in the files that transformers 5 no longer writes.
+without special tokens, and reads the last token that is not padding. With most unchanged tokenizers this is not the
+trained token: templates add whitespace after the last turn, or the tokenizer adds a second beginning-of-sequence token.
+Older releases also need names in the files that transformers 5 no longer writes.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ EXAMPLES: tuple[Conversation, ...] = (
     ((Message("user", "Hello"), Message("assistant", "Hi!"), Message("user", "Two and two?")), "Four, I think"),
 )
 
-# What is rendered does not end in white space where a response is scored; a prompt to be continued stays as it is.
-# `+` keeps Jinja from removing white space next to the tags.
+# A rendered conversation that ends with a response does not end in whitespace; a prompt to be continued is unchanged.
+# `+` keeps Jinja from removing whitespace next to the tags.
 _HEAD = "{% set rrm_lm_text +%}"
 _TAIL = (
     "{%+ endset %}{{ rrm_lm_text.rstrip() if messages and messages[-1]['role'] == 'assistant' "
     "and not add_generation_prompt else rrm_lm_text }}"
 )
 _ADDS_TOKENS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")  # post-processors of `tokenizers`
-# Which tokenizer was loaded, and from where: of no use elsewhere.
+# Where and how the tokenizer was loaded, which is useless elsewhere.
 _LOCAL = ("is_local", "local_files_only", "backend")
 
 
@@ -49,21 +49,21 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
     Args:
         tokenizer: A fast tokenizer; it is not changed.
-        folder: Where it goes, which is there.
+        folder: An existing folder.
     """
     tokenizer.save_pretrained(str(folder))
     _edit(folder / "tokenizer_config.json", _old_tokenizer_names)
 
 
 def save_reward_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save the tokenizer of a reward model, so that clients read the reward at the token where it was trained.
+    """Save a reward model's tokenizer so that clients read the reward at the trained token.
 
-    The saved template ends a scored conversation at the end of its last turn, and the saved tokenizer adds no special
-    tokens of its own, because the template writes all that were trained with.
+    The saved template ends a scored conversation at the end of its last turn. The saved tokenizer adds no special
+    tokens, because the template contains all that were used in training.
 
     Args:
         tokenizer: A fast tokenizer with a chat template; it is not changed.
-        folder: Where it goes, which is there.
+        folder: An existing folder.
     """
     trimmed = copy.copy(tokenizer)
     trimmed.chat_template = _ending_at_turn(tokenizer)
@@ -75,26 +75,26 @@ def save_reward_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _ending_at_turn(tokenizer: Any) -> Any:
-    """The chat template (or each of several by name), without white space after the last turn of a conversation."""
+    """The chat template, or each named one, without whitespace after the last turn of a conversation."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         return {name: _wrapped(text) for name, text in template.items()}
     try:
         text = tokenizer.apply_chat_template(messages_of(*EXAMPLES[0]), tokenize=False)
-    except Exception:  # a template may refuse a conversation without a system message; trimming is right in any case
+    except Exception:  # the template may need a system message; trimming never hurts
         return _wrapped(template)
     return template if text == text.rstrip() else _wrapped(template)
 
 
 def is_template_of(template: str, tokenizer: Any) -> bool:
-    """Whether a reward model's saved template is that of a tokenizer, up to what :func:`save_reward_tokenizer` adds."""
+    """Whether a saved template is the tokenizer's, up to the changes of :func:`save_reward_tokenizer`."""
     return template in (tokenizer.chat_template, _ending_at_turn(tokenizer))
 
 
 def _wrapped(template: str) -> str:
     if template.startswith(_HEAD):
         return template
-    return f"{_HEAD}{template.removesuffix(chr(10))}{_TAIL}"  # Jinja drops one newline at the end of a template
+    return f"{_HEAD}{template.removesuffix(chr(10))}{_TAIL}"  # Jinja drops a final newline
 
 
 def _old_tokenizer_names(config: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _edit(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Non
         write_text(file, json.dumps(after, indent=2, ensure_ascii=False) + "\n")
 
 
-# -- what a client reads --------------------------------------------------------------------------------------------
+# -- the tokens that a client reads ----------------------------------------------------------------------------------
 
 
 def messages_of(prompt: Prompt, response: str) -> list[dict[str, str]]:
@@ -165,15 +165,12 @@ def messages_of(prompt: Prompt, response: str) -> list[dict[str, str]]:
 
 
 def misread(tokenizer: Any, chat: ChatFormat, conversations: Sequence[Conversation]) -> str:
-    """How what a client reads differs from what the reward model is trained on.
+    """The first difference between the tokens that a client reads and those of training; empty if there is none.
 
     Args:
         tokenizer: As `AutoTokenizer` loads it from a saved reward model.
-        chat: The chat format of the training.
-        conversations: Conversations that fit `chat.max_length` and hold no special tokens.
-
-    Returns:
-        The first token that differs, in words; an empty string where all tokens are the same.
+        chat: The chat format of training.
+        conversations: Conversations that fit `chat.max_length` and have no special tokens.
     """
     for prompt, response in conversations:
         [line] = chat.encode(prompt, [response]).lines[0]
@@ -189,17 +186,11 @@ def misread(tokenizer: Any, chat: ChatFormat, conversations: Sequence[Conversati
 
 
 def unreadable(chat: ChatFormat) -> str:
-    """Why clients cannot read rewards of a model with this chat format; an empty string where they can.
-
-    Asked before training, of made-up conversations.
-    """
+    """Why clients would misread rewards of a model with this chat format, tested on examples; empty if they do not."""
     with tempfile.TemporaryDirectory() as folder:
         save_reward_tokenizer(chat.tokenizer, Path(folder))
         saved = AutoTokenizer.from_pretrained(folder)
         try:
             return misread(saved, chat.uncut, EXAMPLES)
-        except (
-            DataError,
-            ModelError,
-        ):  # the template cannot render these; the feedback shows whether it can render any
+        except (DataError, ModelError):  # the template cannot render the examples; it may render the feedback
             return ""

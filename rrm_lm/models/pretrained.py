@@ -1,7 +1,7 @@
 """Load a backbone and its tokenizer: a Hub id, a folder, or the alias of the embedded default model.
 
-The only home of device, dtype and seed. Remote code is off, pickled weights are refused, and the pad token is never one
-that ends a turn.
+The only home of device, dtype and seed. Remote code is off, pickled weights are refused, and the pad token never ends a
+turn.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,7 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers import set_seed as _transformers_set_seed
+from transformers import set_seed as set_seed  # Python, NumPy and torch on every device
 
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.embedded import EMBEDDED, fetch
@@ -29,26 +30,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m"
 
-__all__ = [
-    "DEFAULT_MODEL",
-    "align_pad",
-    "default_device",
-    "default_dtype",
-    "fetch",
-    "load_causal_lm",
-    "load_sequence_classifier",
-    "load_tokenizer",
-    "prepare_tokenizer",
-    "process_state",
-    "refuse_pickles",
-    "resolve",
-    "rounding",
-    "set_seed",
-    "to_dtype",
-]
-
-# Special tokens that tokenizers carry for padding or as unused, in the order of preference. None of them ends a turn in
-# the families that have it, unless it is the eos token or stands in the chat template, which is checked.
+# Special tokens reserved for padding or unused, in order of preference. Candidates that are the eos
+# token or occur in the chat template are skipped.
 _PAD_CANDIDATES = (
     "<pad>",
     "[PAD]",
@@ -62,15 +45,16 @@ _PAD_CANDIDATES = (
     "[UNK]",
     "<|unk|>",
 )
+_CONFIGS = ("config.json", "adapter_config.json", "tokenizer_config.json")
 _WEIGHTS = {"model.safetensors": "pytorch_model.bin", "adapter_model.safetensors": "adapter_model.bin"}
 
 
 def resolve(name_or_path: str, revision: str | None = None) -> str:
-    """The name to give to `from_pretrained`: an alias becomes its cached folder (fetched if need be), the rest stays.
+    """The name for `from_pretrained`: an alias becomes its cached folder, fetched if needed; other names are checked.
 
     Raises:
-        ModelError: A local path that is not there, a Hub model that is neither cached nor reachable, or an alias with
-            a revision (the embedded model has one version).
+        ModelError: A path that does not exist, a Hub model that is neither cached nor reachable, or an alias with a
+            revision (the embedded model has one version).
     """
     if name_or_path in EMBEDDED and not Path(name_or_path).is_dir():
         if revision is not None:
@@ -78,10 +62,11 @@ def resolve(name_or_path: str, revision: str | None = None) -> str:
                 f"{name_or_path} is the embedded model and has no revision {revision!r}", remedy="leave revision out"
             )
         return str(fetch(name_or_path))
-    if not Path(name_or_path).expanduser().is_dir():
-        _check_hub(name_or_path, revision)
-        return name_or_path
-    return str(Path(name_or_path).expanduser())
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    _check_hub(name_or_path, revision)
+    return name_or_path
 
 
 def load_tokenizer(
@@ -93,15 +78,15 @@ def load_tokenizer(
     pad_token: str | None = None,
     own_pad: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that has a chat template and a pad token that ends no turn.
+    """Load a tokenizer that has a chat template and a pad token that does not end a turn.
 
     Args:
         name: Alias, folder or Hub id.
-        trust_remote_code: Allow Python code from the model's repository to run.
+        trust_remote_code: Run Python code from the model's repository.
         revision: Branch, tag or commit on the Hub.
         chat_template: A Jinja template to use instead of the tokenizer's own.
-        pad_token: An existing token to pad with, for tokenizers where none can be found.
-        own_pad: Pad with what the tokenizer says, because it was saved with a model that was trained so.
+        pad_token: An existing token to pad with.
+        own_pad: Keep the tokenizer's pad token, because the model was trained with it.
 
     Raises:
         ModelError: No such tokenizer, no chat template, or no token to pad with.
@@ -113,19 +98,14 @@ def load_tokenizer(
 
 
 def prepare_tokenizer(
-    tokenizer: Any,
-    name: str,
-    *,
-    chat_template: str | None = None,
-    pad_token: str | None = None,
-    own_pad: bool = False,
+    tokenizer: Any, name: str, *, chat_template: str | None = None, pad_token: str | None = None, own_pad: bool = False
 ) -> PreTrainedTokenizerBase:
     """Give a loaded tokenizer a chat template and a pad token that ends no turn; see :func:`load_tokenizer`."""
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
         raise ModelError(
-            "The tokenizer has no chat template, so it is not known how a conversation is written for this model",
+            "The tokenizer has no chat template",
             where=name,
             remedy="use an instruction-tuned model (often named ...-Instruct or ...-it), or pass a Jinja file with "
             "--chat_template_path",
@@ -153,9 +133,9 @@ def load_causal_lm(
     Args:
         name: Alias, folder or Hub id.
         dtype: `float32`, `bfloat16`, `float16`, `auto` (as saved), or None for `default_dtype()`.
-        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None leaves the choice to transformers.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None for transformers' default.
         revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Allow Python code from the model's repository to run.
+        trust_remote_code: Run Python code from the model's repository.
         quantization_config: For QLoRA, for example a `BitsAndBytesConfig`.
         device_map: Passed on; None loads on the CPU.
 
@@ -165,9 +145,9 @@ def load_causal_lm(
     return _load_model(
         AutoModelForCausalLM,
         name,
-        dtype=dtype,
+        revision,
+        dtype=to_dtype(dtype),
         attn_implementation=attn_implementation,
-        revision=revision,
         trust_remote_code=trust_remote_code,
         quantization_config=quantization_config,
         device_map=device_map,
@@ -175,36 +155,29 @@ def load_causal_lm(
 
 
 def load_sequence_classifier(
-    name: str,
-    *,
-    dtype: str | torch.dtype | None = None,
-    attn_implementation: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    device_map: Any = None,
-    num_labels: int | None = None,
+    name: str, *, dtype: str | torch.dtype | None = None, revision: str | None = None, **options: Any
 ) -> PreTrainedModel:
-    """Load a sequence-classification model under the same rules as `load_causal_lm`.
+    """Load a sequence-classification model under the same rules as :func:`load_causal_lm`.
 
-    `num_labels` None keeps what the folder says; a number makes a head of that many outputs.
+    Args:
+        name, dtype, revision: See there.
+        options: Passed to `from_pretrained`. `num_labels` makes a head of that size.
     """
-    extra = {} if num_labels is None else {"num_labels": num_labels}
-    return _load_model(
-        AutoModelForSequenceClassification,
-        name,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        device_map=device_map,
-        **extra,
-    )
+    return _load_model(AutoModelForSequenceClassification, name, revision, dtype=to_dtype(dtype), **options)
+
+
+def _load_model(auto_class: Any, name: str, revision: str | None, **options: Any) -> PreTrainedModel:
+    path = resolve(name, revision)
+    if Path(path).is_dir():
+        refuse_pickles(path)
+    options = {key: value for key, value in {**options, "revision": revision}.items() if value is not None}
+    return _from_pretrained(auto_class, path, use_safetensors=True, **options).eval()
 
 
 def align_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the model the tokenizer's pad token, in its config and in its generation config.
+    """Set the tokenizer's pad token in the model's config and generation config.
 
-    Sequence-classification models pool at the last token that is not pad, and so do the libraries that load ours.
+    Sequence-classification models read their score at the last token that is not pad.
     """
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
@@ -212,7 +185,7 @@ def align_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def refuse_pickles(folder: str | Path) -> None:
-    """Raise a ModelError if the weights in a local folder are pickles only: loading a pickle can run any code in it."""
+    """Raise a ModelError if a folder has only pickled weights: loading a pickle can run any code in it."""
     folder = Path(folder)
     for safe, pickled in _WEIGHTS.items():
         has_safe = (folder / safe).exists() or (folder / f"{safe}.index.json").exists()
@@ -222,44 +195,38 @@ def refuse_pickles(folder: str | Path) -> None:
                 f"The weights are a pickle file ({found[0]}), which can run code when it is loaded",
                 where=str(folder),
                 expected=safe,
-                remedy="convert the weights to safetensors where you trust them (load, then save_pretrained)",
+                remedy="if you trust the file, convert it to safetensors (load, then save_pretrained)",
             )
 
 
-def set_seed(seed: int) -> None:
-    """Seed Python, NumPy and torch on every device."""
-    _transformers_set_seed(seed)
-
-
 def default_device() -> torch.device:
-    """The accelerator's current device where there is one (CUDA, XPU, MPS ...), else the CPU."""
+    """The current accelerator (CUDA, XPU, MPS ...) if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if accelerator is None else accelerator
 
 
 def process_state() -> PartialState:
-    """Which process this is of how many, and its device. Joins the group of an `accelerate launch` or `torchrun`.
+    """This process's rank, world size and device. Joins the group of an `accelerate launch` or `torchrun`.
 
-    Asked without `cpu`, accelerate takes every process on a machine without accelerators for the only one.
+    Without `cpu=True`, accelerate ignores the group on a machine without accelerators.
     """
     state = PartialState(cpu=default_device().type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
     if state.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        # Accelerate makes FSDP of several GPUs alone. Of several CPUs it would make DDP without a word, and does not
-        # know them by this name; their device and gloo stay as they are.
+        # Accelerate turns FSDP into DDP silently unless the type is MULTI_GPU. Device and gloo backend do not change.
         state.distributed_type = DistributedType.MULTI_GPU
     return state
 
 
 def default_dtype(device: torch.device | None = None) -> torch.dtype:
-    """bfloat16 on GPUs that have it, else float32 (bfloat16 is slower than float32 on most CPUs)."""
+    """bfloat16 on GPUs that support it, else float32 (bfloat16 is slower than float32 on most CPUs)."""
     kind = (default_device() if device is None else device).type
     return torch.bfloat16 if kind == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def rounding(dtype: torch.dtype, device: torch.device) -> float:
-    """How far two ways to compute the same may be apart in a model of this kind, relative to the largest number.
+    """Tolerance between two ways to compute the same result, relative to the largest value.
 
-    On CUDA, products of float32 may be allowed to round like TensorFloat-32, to 10 bits (``--tf32 true``).
+    On CUDA, float32 products may round like TensorFloat-32, to 10 bits (``--tf32 true``).
     """
     if dtype not in (torch.float32, torch.float64):
         return 0.05
@@ -270,10 +237,10 @@ def rounding(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
-    """Read a dtype as flags write it: a name such as `bfloat16`, `auto`, or None for the device's default.
+    """Parse a dtype: a name such as `bfloat16`, `auto`, or None for the device's default.
 
     Raises:
-        ConfigError: A name that is no floating-point dtype.
+        ConfigError: The name is not a floating-point dtype.
     """
     if dtype is None:
         return default_dtype()
@@ -287,37 +254,26 @@ def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
     return found
 
 
-def _load_model(auto_class: Any, name: str, *, dtype: str | torch.dtype | None, **options: Any) -> PreTrainedModel:
-    path = resolve(name, options.get("revision"))
-    if Path(path).is_dir():
-        refuse_pickles(path)
-    options = {key: value for key, value in options.items() if value is not None}
-    model: Any = _from_pretrained(auto_class, path, dtype=to_dtype(dtype), use_safetensors=True, **options)
-    return model.eval()
-
-
 def _from_pretrained(auto_class: Any, path: str, **options: Any) -> Any:
-    from safetensors import SafetensorError
-
     try:
         return auto_class.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
             raise ModelError(
-                "The model needs Python code from its own repository, which is off",
+                "The model needs Python code from its own repository, which is disabled",
                 where=path,
                 remedy="read that code, and set trust_remote_code to true if you trust it",
             ) from error
         raise ModelError(
             f"The model or tokenizer could not be loaded ({reason[:400]})",
             where=path,
-            remedy="check that it is a whole model of a family that transformers knows, or copy it again",
+            remedy="check that it is a complete model of a family that transformers knows, or copy it again",
         ) from error
 
 
 def _check_hub(name: str, revision: str | None) -> None:
-    """Say at once, and in one sentence, why a Hub model cannot be had; transformers would retry for a minute first."""
+    """Raise a short error at once if a Hub model is not available; transformers would retry for a minute first."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -344,7 +300,7 @@ def _check_hub(name: str, revision: str | None) -> None:
         raise ModelError("There is no such folder, and no such model on the Hub", where=name, remedy=remedy) from error
     except ModelError:
         raise
-    except Exception as error:  # any way in which a connection fails
+    except Exception as error:  # connections fail in many ways
         raise ModelError(
             f"The model is not in the Hub's cache, and the Hub cannot be reached ({type(error).__name__})",
             where=name,
@@ -352,11 +308,8 @@ def _check_hub(name: str, revision: str | None) -> None:
         ) from error
 
 
-_CONFIGS = ("config.json", "adapter_config.json", "tokenizer_config.json")
-
-
 def _turn_enders(tokenizer: Any) -> set[int]:
-    """Ids that may end or begin a turn: eos, bos, and every special token that the chat template spells out."""
+    """Ids that may end or begin a turn: eos, bos, and every special token in the chat template."""
     template = tokenizer.chat_template
     text = template if isinstance(template, str) else " ".join(map(str, template.values()))
     enders = {token_id for token, token_id in _special_ids(tokenizer).items() if token in text}
@@ -371,7 +324,7 @@ def _special_ids(tokenizer: Any) -> dict[str, int]:
 def _find_pad(tokenizer: Any) -> str | None:
     special, enders = _special_ids(tokenizer), _turn_enders(tokenizer)
     candidates = [tokenizer.pad_token] if tokenizer.pad_token is not None else []
-    # Last resort: tokens that their makers reserved for later use.
+    # Last resort: reserved tokens.
     candidates += [*_PAD_CANDIDATES, *sorted(token for token in special if "reserved" in token or "unused" in token)]
     return next((token for token in candidates if token in special and special[token] not in enders), None)
 
@@ -391,6 +344,6 @@ def _check_pad(tokenizer: Any, name: str) -> None:
         what,
         where=name,
         expected="a pad token that is in the vocabulary and is not eos",
-        remedy="pass --pad_token with a token that never stands in text, or add one to tokenizer and embeddings "
+        remedy="pass --pad_token with a token that never occurs in text, or add one to tokenizer and embeddings "
         "(add_special_tokens, resize_token_embeddings) and save both",
     )

@@ -1,7 +1,7 @@
-"""Critique then score: the model writes critiques of a response, and its reward is read after them.
+"""Critique, then score: the model writes critiques of a response, and its reward is read after them.
 
-As in critique-out-loud reward models (Ankner et al. 2024, arXiv 2408.11791): rewards are averaged over sampled
-critiques, all of which share the computation of the prompt and the response.
+Rewards are averaged over sampled critiques, which share the computation of prompt and response, as in critique-out-loud
+reward models (Ankner et al. 2024, arXiv 2408.11791).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def with_own_critiques(
     batch_tokens: int = 16384,
     progress: Progress | None = None,
 ) -> list[list[list[Line]]]:
-    """For each prompt and response, ``samples`` lines that end in a critique the model wrote.
+    """For each prompt and response, ``samples`` lines that end in a critique by the model.
 
     Args:
         model: Writes the critiques with its reward adapter.
         chat: Its chat format.
         prompts: The prompts.
-        responses: For each prompt, its responses. One without text gets no lines.
+        responses: For each prompt, its responses. Empty ones get no lines.
         samples: Critiques for each response; 1 with temperature 0 is greedy.
         temperature: Sampling temperature.
-        seed: Equal seeds give equal critiques of a response, whatever others stand beside it.
-        batch_tokens: Most tokens held while sampling.
+        seed: Equal seeds give equal critiques of a response, independent of the other responses.
+        batch_tokens: Maximum tokens held while sampling.
         progress: See :func:`rrm_lm.models.decoding.generation.sample`.
     """
     places = [(i, j) for i, group in enumerate(responses) for j, response in enumerate(group) if response.strip()]
@@ -52,7 +52,7 @@ def with_own_critiques(
             seed=seed,
             num_return=samples,
             batch_tokens=batch_tokens,
-            independent=True,
+            seed_by_prompt=True,
             progress=progress,
         )
     lines: list[list[list[Line]]] = [[[] for _ in group] for group in responses]

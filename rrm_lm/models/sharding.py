@@ -162,6 +162,20 @@ class Root(nn.Module):
         """Registered with FSDP as a second forward method (see :func:`register_forward`)."""
         return function(*args, **kwargs)
 
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Recompute activations of all backbones in the backward pass. `transformers.Trainer` calls this."""
+        for child in self.children():
+            enable = getattr(child, "activation_checkpointing_enable", None)
+            if enable is not None:
+                enable(activation_checkpointing_kwargs or gradient_checkpointing_kwargs, **options)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # its name in transformers before 5.23
+
     @property
     def _no_split_modules(self) -> list[str]:
         """Class names of the layers, each of which becomes a unit. Accelerate reads this attribute."""

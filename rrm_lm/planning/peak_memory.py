@@ -1,22 +1,22 @@
-"""What computing takes beside weights: the project's own passes, run on tensors that have shapes and no data.
+"""Peak memory of training and sampling in addition to the weights, from tensors without data.
 
-What autograd keeps depends on the family, on the dtype of weights and adapters, on which layers compute fused and on
-what is recomputed. So it is not written down as a formula: a model of two layers and one of three run the pass itself
-under torch's FakeTensorMode, for some numbers of rows, while every allocation is counted. Layers are alike, so each
-further one takes what the third took.
+What autograd keeps depends on the family, the dtypes of weights and adapters, and checkpointing. So there is no formula
+for it: models of two and of three layers run the real pass under torch's FakeTensorMode, for several numbers of rows,
+while every allocation is counted. Layers are alike, so each further layer needs as much as the third one.
 """
 
 from __future__ import annotations
 
 import copy
 import weakref
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -30,9 +30,9 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.decoders import WholeDecoder
 from rrm_lm.models.decoding.key_values import KeyValues
 from rrm_lm.models.decoding.lean_decoder import LeanDecoder
+from rrm_lm.models.decoding.rollouts import PREFILL_TOKENS
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.fast.layers import speed_up_layers
-from rrm_lm.models.fast.lora import speed_up
+from rrm_lm.models.decoding.token_probs import CHUNK
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings
 from rrm_lm.models.saving.policies import POLICY
 from rrm_lm.planning.footprint import model_without_weights, with_layers
@@ -40,21 +40,19 @@ from rrm_lm.text.batching import Batch, collate, share
 from rrm_lm.text.chat import Line
 
 _DEPTHS = (2, 3)
-_CHUNK = 256  # response tokens whose logits are held at once, as in rrm_lm.models.decoding.token_probs
 _MOST_ROWS = 1 << 20
-_PREFILL_TOKENS = 2048  # as in rrm_lm.models.decoding.rollouts
 
 _Run = Callable[[Batch, list[Line]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class RowShape:
-    """What stands in one row of a batch, in tokens.
+    """Lengths of one row of a batch, in tokens.
 
     Attributes:
         prompt: The prompt.
         response: Each response.
-        responses: How many share the prompt.
+        responses: Number of responses that share the prompt.
         critique: The critique of each response; 0 for none.
     """
 
@@ -74,7 +72,7 @@ class RowShape:
         return self.prompt + self.responses * (self.response + self.critique)
 
     def lines(self) -> list[Line]:
-        """Lines of this shape; what their tokens are does not matter, but that they part behind the prompt does."""
+        """Lines of this shape, which differ from the first response token on."""
         made = []
         for number in range(self.responses):
             ids = (1,) * self.prompt + (2 + number,) * (self.response + self.critique)
@@ -86,11 +84,11 @@ class RowShape:
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Bytes at the peak of a computation, beside weights, their gradients and the optimizer's state.
+    """Peak bytes of a computation, without weights, gradients and optimizer state.
 
     Attributes:
-        rows: Numbers of rows that were traced, growing.
-        base: For each of them, bytes whatever the number of layers.
+        rows: Traced numbers of rows, increasing.
+        base: For each of them, bytes that do not depend on the number of layers.
         layer: For each of them, bytes of a layer.
         layers: Layers of the model.
         width: Tokens of a row.
@@ -103,27 +101,27 @@ class Peak:
     width: int
 
     def bytes(self, rows: int) -> int:
-        """At the peak, with so many rows: on straight lines between those that were traced."""
-        found = [low + self.layers * layer for low, layer in zip(self.base, self.layer, strict=True)]
-        last = max(1, min(bisect_left(self.rows, rows), len(self.rows) - 1))
-        (few, many), (start, end) = self.rows[last - 1 : last + 1], found[last - 1 : last + 1]
-        return max(0, round(start + (rows - few) * (end - start) / (many - few)))
+        """Peak bytes with so many rows: linear between the traced numbers, and beyond the last one."""
+        found = np.array(self.base) + self.layers * np.array(self.layer)
+        last = int(np.searchsorted(self.rows, rows).clip(1, len(self.rows) - 1))
+        slope = (found[last] - found[last - 1]) / (self.rows[last] - self.rows[last - 1])
+        return max(0, round(float(found[last] + (rows - self.rows[last]) * slope)))
 
-    def rows_within(self, room: float) -> int:
-        """How many rows fit into so many bytes; 0 if not even one."""
-        return bisect_right(range(1, _MOST_ROWS), room, key=self.bytes)
+    def rows_within(self, budget: float) -> int:
+        """How many rows fit into so many bytes."""
+        return bisect_right(range(1, _MOST_ROWS), budget, key=self.bytes)
 
 
 class Tracer:
-    """Runs passes of a model that has no weights.
+    """Traces passes of a model without weights.
 
     Args:
         config: The model's configuration.
-        lora: What adapters are like.
+        lora: Configuration of the adapters.
         dtype: Of the weights.
-        attention: Implementation of attention; ``None`` leaves it to transformers.
+        attention: Attention implementation; ``None`` for transformers' default.
         value: The policy's value function, ``head`` or ``adapter``.
-        share: Whether lines share what they have in common, as they do where it is exact.
+        share: Whether lines share prefixes.
     """
 
     def __init__(
@@ -139,15 +137,9 @@ class Tracer:
         self.config, self.lora, self.dtype, self.attention = config.get_text_config(), lora, dtype, attention
         self.value, self.share = value, share
         self._mode = FakeTensorMode()
-        self._fused = self._small() if dtype == torch.float32 else None
 
     def reward(self, shape: RowShape, checkpointing: bool) -> Peak:
-        """Forward and backward of a reward model.
-
-        Args:
-            shape: Of each row: a prompt and the two responses of a pair.
-            checkpointing: Whether layers recompute their activations.
-        """
+        """Forward and backward pass of a reward model; each row is a prompt and the two responses of a pair."""
 
         def start(backbone: Backbone) -> tuple[nn.Module, _Run]:
             self._adapt(backbone, [ADAPTER])
@@ -164,14 +156,10 @@ class Tracer:
         return self._peak(start, shape)
 
     def policy(self, shape: RowShape, checkpointing: bool) -> Peak:
-        """Forward and backward of a policy with its value function, as PPO does them.
+        """Forward and backward pass of PPO's policy with its value function; each row is a prompt and its samples.
 
-        The pass that gives the old log-probabilities is the first one that is learned from: while its graph is kept,
-        the next rows are computed without one.
-
-        Args:
-            shape: Of each row: a prompt and its samples.
-            checkpointing: Whether layers recompute their activations.
+        PPO keeps the graph of the pass that gives the old log-probabilities, and meanwhile computes the next rows
+        without one.
         """
         sampling = Sampling(shape.response, 0.7)
 
@@ -193,11 +181,7 @@ class Tracer:
         return self._peak(start, shape)
 
     def rollout(self, shape: RowShape) -> Peak:
-        """Sampling responses: copies of weights (float32 only), keys and values, the prompts, and a token's logits.
-
-        Args:
-            shape: Of each row: one prompt and one response.
-        """
+        """Sampling: copies of weights (float32 only), keys and values, prompts, and logits; each row is an episode."""
         sampling = Sampling(shape.response, 0.7)
 
         def start(backbone: Backbone) -> tuple[nn.Module, _Run]:
@@ -209,11 +193,11 @@ class Tracer:
                 with backbone.using(POLICY):
                     decoder = self._decoder(backbone)
                     cache = KeyValues(int(backbone.config.num_hidden_layers), rows, shape.line)
-                    several = max(1, min(rows, _PREFILL_TOKENS // shape.prompt))
+                    several = max(1, min(rows, PREFILL_TOKENS // shape.prompt))
                     hidden = torch.empty(0)
                     for first in range(0, rows, several):
                         count = min(several, rows - first)
-                        starts = torch.arange(count) % 2  # of uneven lengths, which takes a mask
+                        starts = torch.arange(count) % 2  # uneven lengths need a mask
                         cache.place(0, [0, 1], first)
                         ids = torch.ones(count, shape.prompt, dtype=torch.long)
                         hidden = decoder(ids, starts, cache)[:, -1]
@@ -231,23 +215,6 @@ class Tracer:
     def _adapt(self, backbone: Backbone, adapters: Sequence[str]) -> None:
         for name in adapters:
             backbone.add_adapter(name, copy.deepcopy(self.lora))
-        speed_up(backbone)
-        if self._fused is not None:
-            speed_up_layers(backbone, like=self._fused)
-
-    def _small(self) -> nn.Module | None:
-        """A small model of the family with weights: which of its layers compute fused is found out by trying."""
-        config = with_layers(self.config, 1)
-        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 64}
-        for name, size in (sizes | {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": None}).items():
-            if hasattr(config, name):
-                setattr(config, name, size)
-        try:
-            model = model_without_weights(config, torch.float32)
-            speed_up_layers(model)
-        except (ModelError, RuntimeError, ValueError, TypeError, ZeroDivisionError):
-            return None  # a family whose sizes have other names; none of its layers is known to compute fused
-        return model
 
     def _decoder(self, backbone: Backbone) -> Any:
         try:
@@ -258,19 +225,21 @@ class Tracer:
     def _batch(self, shape: RowShape, rows: int) -> tuple[Batch, list[Line]]:
         lines = shape.lines()
         ids, blind = [line.ids for line in lines], [line.blind for line in lines]
-        alone = [share([line], [hidden]) for line, hidden in zip(ids, blind, strict=True)]
-        laid = [share(ids, blind)] if self.share else alone
+        separate = [share([line], [hidden]) for line, hidden in zip(ids, blind, strict=True)]
+        laid = [share(ids, blind)] if self.share else separate
         return collate(laid * rows, pad_id=0), lines * rows
 
     # -- tracing --------------------------------------------------------------------------------------------------
 
     def _peak(self, start: Callable[[Backbone], tuple[nn.Module, _Run]], shape: RowShape) -> Peak:
-        """Trace a pass for two numbers of layers and several of rows."""
-        whole = -(-_CHUNK // (shape.responses * (shape.response + shape.critique)))  # rows that fill a chunk of logits
-        batches = {rows: self._batch(shape, rows) for rows in sorted({1, whole, 4 * whole, 16 * whole})}
+        """Trace a pass for two depths and several numbers of rows."""
+        whole = -(-CHUNK // (shape.responses * (shape.response + shape.critique)))  # rows that fill a chunk of logits
+        batches = {
+            rows: self._batch(shape, rows) for rows in sorted({1, *(factor * whole for factor in (1, 2, 4, 16))})
+        }
         found: dict[tuple[int, int], int] = {}
         for depth in _DEPTHS:
-            with self._explained():
+            with self._explain_errors():
                 with torch.device("meta"):
                     model = model_without_weights(with_layers(self.config, depth), self.dtype, self.attention)
                     module, run = start(Backbone(model, 0, sharing=self.share))
@@ -289,20 +258,20 @@ class Tracer:
         )
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, NotImplementedError, TypeError, IndexError, AttributeError) as error:
             raise ModelError(
-                f"This model cannot be run on shapes alone ({' '.join(str(error).split())[:200]})",
+                f"This model cannot be traced without data ({' '.join(str(error).split())[:200]})",
                 where=str(getattr(self.config, "model_type", "")),
-                expected="a dense language model, whose computation does not depend on what the tokens are",
-                remedy="plan with a dense model of about its size",
+                expected="a dense language model, whose computation does not depend on token values",
+                remedy="plan with a dense model of about the same size",
             ) from error
 
 
 def _without_data(batch: Batch) -> Batch:
-    """A batch of the same shapes, made where this is called."""
+    """A batch of the same shapes, created under the current mode."""
     parts = (batch.input_ids, batch.position_ids, batch.is_real, batch.sees)
     ids, positions, real, sees = (None if part is None else torch.empty(part.shape, dtype=part.dtype) for part in parts)
     assert ids is not None and positions is not None and real is not None
@@ -310,7 +279,7 @@ def _without_data(batch: Batch) -> Batch:
 
 
 def _as_if_on_cpu(module: nn.Module) -> None:
-    """Put tensors without data in the place of tensors on the meta device, where other kernels would compute."""
+    """Replace tensors on the meta device, which would use other kernels, by fake CPU tensors."""
     made: dict[Tensor, Tensor] = {}
     for part in module.modules():
         tables: list[Any] = [part._parameters, part._buffers]
@@ -325,10 +294,10 @@ def _as_if_on_cpu(module: nn.Module) -> None:
 
 
 def _measured(module: nn.Module, run: Callable[[], None]) -> int:
-    """Bytes at the peak of a run, beside what the module holds and its gradients."""
+    """Peak bytes of a run, without the module's tensors and gradients."""
     held: list[Tensor] = [*module.parameters(), *module.buffers()]
     for parameter in module.parameters():
-        if parameter.requires_grad:  # gradients are there from the first micro-batch on
+        if parameter.requires_grad:  # gradients exist from the first micro-batch on
             parameter.grad = torch.zeros_like(parameter)
             held.append(parameter.grad)
     with AllocationPeak(held) as peak:
@@ -337,14 +306,14 @@ def _measured(module: nn.Module, run: Callable[[], None]) -> int:
 
 
 class AllocationPeak(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made and not yet let go.
+    """Counts the bytes of all tensors that are allocated and not yet freed.
 
     Attributes:
         now: Bytes at the moment.
         most: Bytes at the peak.
 
     Args:
-        held: Tensors that are there already, which are not counted.
+        held: Existing tensors, which are not counted.
     """
 
     def __init__(self, held: Sequence[Tensor]) -> None:
@@ -354,7 +323,7 @@ class AllocationPeak(TorchDispatchMode):
         self._alive: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:  # most calls; FakeTensorMode takes its time to answer
+        if func is torch.ops.prim.device.default:  # the most frequent call, and slow in FakeTensorMode
             return args[0].fake_device
         result = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._add, result)

@@ -223,9 +223,7 @@ def choose(task: str, strategy: str, processes: int, budget: float, measured: Me
         rollout_batch_tokens=0 if rollout is None else samples * rollout.width,
         gather_for_generation=gathered > 0,
         memory=replace(
-            static,
-            activations=peak.bytes(rows),
-            rollout=0 if rollout is None else rollout.bytes(samples) + gathered,
+            static, activations=peak.bytes(rows), rollout=0 if rollout is None else rollout.bytes(samples) + gathered
         ),
         traffic=traffic(
             strategy,

@@ -18,10 +18,9 @@ from rrm_lm.evaluation.policies.samples import draw
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.models.agent import has_adapter
-from rrm_lm.models.agent_files import put_reward
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.reward_files import put_reward
 from rrm_lm.models.saving.policies import put_policy
 from rrm_lm.recursion.assistance import Assistance
 from rrm_lm.recursion.notes import with_notes
@@ -269,7 +268,7 @@ def load_sampler(shared: Shared, folder: Path, adapter: str, max_new_tokens: int
 def drop_adapters(shared: Shared, *adapters: str) -> None:
     """Remove those of these adapters that are on the backbone."""
     for adapter in adapters:
-        if has_adapter(shared.backbone, adapter):
+        if shared.backbone.has_adapter(adapter):
             shared.backbone.remove_adapter(adapter)
 
 

@@ -13,7 +13,7 @@ import yaml
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.feedback.asking.collection import Subject
 from rrm_lm.models.pretrained import process_state, resolve
-from rrm_lm.models.reward import load_reward_model
+from rrm_lm.models.reward_files import load_reward_model
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, fetch_adapter, model_file, read_json
 from rrm_lm.recursion.critics import AdapterCritic, Critic, Critiques, HelperCritic, write_critiques
 

@@ -1,19 +1,19 @@
 """Padding, masks, positions, prefix sharing and token budgets.
 
-**Prefix sharing.** Lines that begin with the same tokens (a prompt's two responses; a response and its critiques)
-are laid into one row as a tree: every shared run of tokens stands there once. A token sees the tokens on its own
-path to the root and nothing else, and its position counts along that path, so each line is computed exactly as if
-it stood alone. A line may also hide its beginning from its end: see ``blind`` of :func:`share`. The tree is built from
-token ids, not from text, so a tokenizer that merges across the border of prompt and response shares a little less and
-stays exact.
+**Prefix sharing.** Lines that begin with the same tokens (a prompt's two responses; a response and its critiques) are
+laid into one row as a tree that contains every shared run of tokens once. A token attends only to the tokens on its
+path to the root, and its position counts along that path, so each line is computed exactly as in a row of its own. The
+end of a line may be blind to its beginning: see :func:`share`. The tree is built from token ids, so a tokenizer that
+merges across the border of prompt and response only shares a little less.
 
-A mask is named for what is True in it. Lengths travel with the batch; no mask is rebuilt from pad ids.
+A mask is named for what is True in it. Lengths are part of the batch; no mask is computed from pad ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +21,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the model's input: a tree of token runs (or a single line, which is a tree of one run).
+    """One row of the model's input: a tree of token runs. A single line is a tree of one run.
 
     Attributes:
-        ids: Token ids, every run behind its parent.
-        positions: For each token, its position along its own path.
+        ids: Token ids, every run after its parent.
+        positions: For each token, its position along its path.
         runs: For each token, the run it belongs to.
-        parents: For each run, its parent run, -1 for a root.
+        parents: For each run, its parent run; -1 for a root.
         where: For each line, the indices of its tokens in this row, in order.
-        sees_from: For each token, the position on its path from which on it sees; empty if all see everything.
+        sees_from: For each token, the first position on its path that it sees; empty if all see everything.
     """
 
     ids: tuple[int, ...]
@@ -44,14 +44,14 @@ class Row:
 
 
 def share(lines: Sequence[Sequence[int]], blind: Sequence[tuple[int, int]] | None = None) -> Row:
-    """Lay lines into one row in which every common prefix stands once.
+    """Lay lines into one row that contains every common prefix once.
 
     Args:
         lines: Token ids of each line; none empty.
         blind: For each line ``(start, first)``: its tokens from position ``start`` on see nothing before ``first``
-            but the line's first token. ``(0, 0)`` for lines that see everything.
+            except the line's first token. ``(0, 0)`` for lines that see everything.
     """
-    # What a token is depends on its id and on what it may see; only tokens alike in both can be one.
+    # Tokens are shared if both their ids and what they see are equal.
     symbols = [
         [
             (token, 0 if blind is None or depth < blind[number][0] else blind[number][1])
@@ -71,7 +71,7 @@ def share(lines: Sequence[Sequence[int]], blind: Sequence[tuple[int, int]] | Non
             if len(symbols[member]) > depth:
                 by_next.setdefault(symbols[member][depth], []).append(member)
         for group in by_next.values():
-            stop = depth + _common_length([symbols[member] for member in group], depth)
+            stop = common_beginning([symbols[member] for member in group])
             run = len(parents)
             parents.append(parent)
             here = range(len(tokens), len(tokens) + stop - depth)
@@ -89,18 +89,9 @@ def share(lines: Sequence[Sequence[int]], blind: Sequence[tuple[int, int]] | Non
     )
 
 
-def _common_length(lines: Sequence[Sequence[tuple[int, int]]], start: int) -> int:
-    shortest = min(len(line) for line in lines)
-    first = lines[0]
-    for index in range(start, shortest):
-        if any(line[index] != first[index] for line in lines[1:]):
-            return index - start
-    return shortest - start
-
-
-def common_beginning(lines: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all lines begin with."""
-    first, last = min(lines), max(lines)  # in the order of tuples, what these two share all of them do
+def common_beginning(lines: Sequence[Any]) -> int:
+    """Length of the common prefix of all lines."""
+    first, last = min(lines), max(lines)  # the prefix that these two share is shared by all
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
@@ -111,9 +102,9 @@ class Batch:
     Attributes:
         input_ids: (batch, time) token ids.
         position_ids: (batch, time) positions along each token's own path.
-        is_real: (batch, time) True where there is a token, False at padding.
-        sees: (batch, time, time) True where a query may look at a key; ``None`` when every row is a single line, and
-            plain causal attention says the same.
+        is_real: (batch, time) True at tokens, False at padding.
+        sees: (batch, time, time) True if a query attends to a key; ``None`` if every row is a single line, for which
+            causal attention is enough.
         where: For each line of all rows in order: its row, and the (padded) indices of its tokens in that row.
     """
 
@@ -140,7 +131,7 @@ def collate(rows: Sequence[Row], pad_id: int, padding_side: str = "right") -> Ba
 
     Args:
         rows: One or more rows.
-        pad_id: Token id put where there is no token; never looked at.
+        pad_id: Token id for padding; masked, so any id works.
         padding_side: ``right`` or ``left``; results do not depend on it.
     """
     width = max(len(row) for row in rows)
@@ -160,37 +151,36 @@ def collate(rows: Sequence[Row], pad_id: int, padding_side: str = "right") -> Ba
             sees[number, here, here] = _paths(row)
         where.extend((number, tuple(offset + index for index in indices)) for indices in row.where)
     if sees is not None:
-        # A padded query that sees nothing would be a softmax over nothing: let it see itself.
+        # A softmax over nothing is NaN, so padding sees itself.
         sees |= torch.diag_embed(~is_real)
     return Batch(input_ids, position_ids, is_real, sees, where)
 
 
 def _paths(row: Row) -> Tensor:
-    """(time, time): True where the key is on the query's path and not behind it."""
+    """(time, time): True where the key is on the query's path and not after it."""
     count = len(row.parents)
     on_path = torch.eye(count, dtype=torch.bool)
-    for run, parent in enumerate(row.parents):  # parents stand before their children
+    for run, parent in enumerate(row.parents):  # parents precede their children
         if parent >= 0:
             on_path[run] |= on_path[parent]
     runs = torch.tensor(row.runs)
     seen = on_path[runs][:, runs].tril()
     if row.sees_from:
         positions = torch.tensor(row.positions)[None, :]
-        # The first token stays in sight: it tells nothing of what follows it, and models rest their attention on it
-        # (Xiao et al. 2023, arXiv 2309.17453); without it they compute nonsense.
+        # The first token stays visible: models use it as an attention sink (Xiao et al. 2023, arXiv 2309.17453).
         seen &= (positions >= torch.tensor(row.sees_from)[:, None]) | (positions == 0)
     return seen
 
 
 def attention_mask(batch: Batch, dtype: torch.dtype, window: int | None = None, additive: bool = False) -> Tensor:
-    """The attention mask a model is given.
+    """The attention mask for a model.
 
     Args:
         batch: The batch.
         dtype: Floating type of an additive mask.
         window: Sliding window in tokens: a query sees keys fewer than this many positions back.
-        additive: Give 0 and the smallest number instead of True and False. Eager attention adds the mask to the
-            scores, and silently ignores a boolean one.
+        additive: Return 0 and the smallest number instead of True and False. Eager attention adds the mask to the
+            scores and silently ignores a boolean one.
 
     Returns:
         ``is_real`` as (batch, time) integers when no row branches (the model makes its own causal mask from it), else
@@ -202,10 +192,25 @@ def attention_mask(batch: Batch, dtype: torch.dtype, window: int | None = None, 
     if window is not None:
         back = batch.position_ids[:, :, None] - batch.position_ids[:, None, :]
         sees = sees & (back < window)
-    sees = sees[:, None]
-    if not additive:
-        return sees
+    return to_additive(sees[:, None], dtype) if additive else sees[:, None]
+
+
+def to_additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as numbers to add to attention scores: 0 where True, else the smallest number."""
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)
+
+
+def by_layer_type(config: Any, mask: Callable[[int | None], Tensor]) -> Any:
+    """A model's masks: one, or one per layer type if the configuration lists `layer_types`.
+
+    Args:
+        config: The model's configuration.
+        mask: Makes a mask for a sliding window, or for full attention (None).
+    """
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not kinds:
+        return mask(window)
+    return {kind: mask(window if kind == "sliding_attention" else None) for kind in set(kinds)}
 
 
 def length_groups(
@@ -213,14 +218,14 @@ def length_groups(
 ) -> list[list[int]]:
     """Group items of similar length into micro-batches of at most ``max_tokens`` padded tokens.
 
-    The split of the sorted lengths with the least padding, counting ``overhead`` tokens for the fixed cost of each
-    micro-batch, found exactly by dynamic programming. An item longer than ``max_tokens`` goes alone.
+    Dynamic programming over the sorted lengths finds the split with the least padding, with ``overhead`` tokens for the
+    fixed cost of each micro-batch. An item longer than ``max_tokens`` gets its own micro-batch.
 
     Args:
         lengths: For each item, the length of its longest row.
         max_tokens: Most padded tokens of a micro-batch.
         overhead: Fixed cost of a micro-batch, in tokens.
-        sizes: For each item, how many rows it has; one if not given.
+        sizes: For each item, its number of rows; default one.
 
     Returns:
         Indices of the items of each micro-batch, longest first, so that memory peaks in the first one.
@@ -246,7 +251,7 @@ def length_groups(
 
 
 def row_groups(rows: Sequence[Sequence[Row]], max_tokens: int) -> list[list[int]]:
-    """As :func:`length_groups`, of items that have several rows each; items without any row are left out."""
+    """As :func:`length_groups`, for items with several rows each; items without rows are left out."""
     present = [i for i, group in enumerate(rows) if group]
     groups = length_groups([max(map(len, rows[i])) for i in present], max_tokens, sizes=[len(rows[i]) for i in present])
     return [[present[i] for i in group] for group in groups]

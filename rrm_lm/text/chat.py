@@ -1,13 +1,13 @@
-"""The only place a chat template is applied: text in, token ids and what is trained on out.
+"""The only place a chat template is applied: text to token ids, and which of them are trained.
 
-A *line* is one token sequence that goes through the model: the prompt, one response, and, when there is one, a
-critique of that response, written as the next user turn (what the person says about the answer they just read)::
+A *line* is one token sequence: the prompt, one response and, optionally, a critique of it, written as the next user
+turn::
 
     <prompt> <response> <|im_end|>  \\n <|im_start|> user \\n <critique> <|im_end|>
                              ^ reward is read here          ^^^^^^^^^^^^^^^^^^^^^ trained on
 
-The reward is read at the last token of the response's turn. Templates that put white space behind the end-of-turn
-token (ChatML does) are cut there, because a policy stops at the end-of-turn token and must be scored at that token.
+The reward is read at the last token of the response's turn. Whitespace that a template adds after the end-of-turn
+token (ChatML does) is removed, because a policy stops at that token and must be scored there.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from typing import Any
 
 from rrm_lm.errors import DataError, ModelError
 from rrm_lm.feedback.records import TOOLS, Message, Prompt
+from rrm_lm.text.batching import common_beginning
 
-_HIDE = "\ue000"  # private-use characters stand in for special-token text while the template is rendered
+_HIDE = "\ue000"  # private-use characters: placeholders for special-token text while the template is rendered,
 _SHOW = "\ue001"
-_ANSWER, _CRITIQUE = "\ue002", "\ue003"  # and for words whose surroundings in the template are wanted
+_ANSWER, _CRITIQUE = "\ue002", "\ue003"  # and for text whose surroundings in the template are needed
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One token sequence: prompt, response and perhaps a critique.
+    """One token sequence: prompt, response and optionally a critique.
 
     Attributes:
         ids: All token ids.
         response_start: Position of the first token of the response.
         reward_at: Position of the token at which the reward is read.
-        critique: Positions of the critique's tokens (with its end-of-turn token); these are trained on.
-        critique_view: First position that what stands behind ``reward_at`` may see. 0 is the whole line; ``reward_at``
-            lets the critique know of the response only what the reward's own hidden state says.
+        critique: Positions of the critique's trained tokens, with its end-of-turn token.
+        critique_view: First position that tokens after ``reward_at`` see. 0 is the whole line; ``reward_at`` limits the
+            critique's view of the response to the hidden state that the reward is read from.
     """
 
     ids: tuple[int, ...]
@@ -48,19 +49,19 @@ class Line:
 
     @property
     def blind(self) -> tuple[int, int]:
-        """From which position on the line does not see what stands before which position."""
+        """``(start, first)`` for :func:`rrm_lm.text.batching.share`."""
         return (self.reward_at + 1, self.critique_view) if self.critique_view else (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The lines of one prompt's responses, and what had to be cut to fit the context.
+    """The lines of one prompt's responses, and what was cut to fit the context.
 
     Attributes:
         lines: For each response, its lines: one without a critique, or one for each critique.
-        dropped_turns: Oldest messages of the prompt that were left out.
-        cut_tokens: Tokens cut from the start of what was left of the prompt.
-        cut_responses: Responses that alone were longer than the context and lost their beginning.
+        dropped_turns: Number of the prompt's oldest messages that were left out.
+        cut_tokens: Tokens cut from the start of the remaining prompt.
+        cut_responses: Responses that were longer than the context and lost their beginning.
     """
 
     lines: tuple[tuple[Line, ...], ...]
@@ -72,14 +73,14 @@ class Encoded:
 class ChatFormat:
     """Renders conversations with a tokenizer's chat template and encodes them.
 
-    Special tokens inside what people wrote are encoded as ordinary text, never as control tokens.
+    Special tokens inside messages are encoded as ordinary text, never as control tokens.
 
     Args:
         tokenizer: A fast tokenizer with a chat template.
-        max_length: Longest prompt plus response in tokens; ``None`` for no limit.
-        max_critique_length: Longest critique in tokens; the rest of a longer one is cut.
-        trim: End lines at the end-of-turn token. Off keeps the white space that templates put behind it, for reward
-            models made elsewhere, which were trained with it.
+        max_length: Maximum prompt plus response, in tokens; ``None`` for no limit.
+        max_critique_length: Maximum critique, in tokens; longer ones are cut.
+        trim: End lines at the end-of-turn token. False keeps the whitespace that templates add after it, with which
+            other programs train reward models.
 
     Raises:
         ModelError: The tokenizer has no chat template.
@@ -108,25 +109,25 @@ class ChatFormat:
     # -- public ---------------------------------------------------------------------------------------------------
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt up to the point where the assistant's response begins, fitted to ``max_length``."""
+        """Token ids of a prompt up to the start of the assistant's response, cut to ``max_length``."""
         _, (ids,), _ = self._drop_turns(prompt, lambda kept: [self._ids(kept, generation=True)])
         return ids if self.max_length is None else ids[-self.max_length :]
 
     @cached_property
     def uncut(self) -> ChatFormat:
-        """The same without a limit: what tells whether something fits."""
+        """The same format without a length limit."""
         return ChatFormat(self.tokenizer, None, self.max_critique_length, self.trim)
 
     def critique_prompt_ids(self, prompt: Prompt, response: str) -> list[int]:
-        """Token ids up to the point where a critique of ``response`` begins: what a critic is asked to continue."""
+        """Token ids up to the start of a critique of ``response``."""
         line = self.encode(prompt, [response], [["x"]]).lines[0][0]
         return list(line.ids[: line.critique.start])
 
     def with_critique_ids(self, prompt: Prompt, response: str, critiques: Sequence[Sequence[int]]) -> list[Line]:
-        """Lines whose critiques are token ids that a model sampled; the reward is read at the critique's last token.
+        """Lines with sampled critiques; the reward is read at the critique's last token.
 
         Args:
-            critiques: Sampled continuations of :meth:`critique_prompt_ids`, ending in the end-of-turn token or not.
+            critiques: Sampled continuations of :meth:`critique_prompt_ids`, with or without the end-of-turn token.
         """
         start = self.critique_prompt_ids(prompt, response)
         plain = self.encode(prompt, [response]).lines[0][0]
@@ -139,12 +140,11 @@ class ChatFormat:
 
     @staticmethod
     def sampled_line(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Line:
-        """The line of a response exactly as it was sampled, not encoded anew; its reward is read at its last token.
+        """The line of a sampled response, without encoding it again; its reward is read at its last token.
 
         Args:
-            prompt_ids: What :meth:`prompt_ids` gave.
-            response_ids: What was sampled after it, one token or more; it ends in the end-of-turn token, unless
-                sampling ran out of tokens.
+            prompt_ids: From :meth:`prompt_ids`.
+            response_ids: One or more sampled tokens, ending in the end-of-turn token unless sampling was cut off.
         """
         ids = (*prompt_ids, *response_ids)
         return Line(ids, len(prompt_ids), len(ids) - 1)
@@ -152,15 +152,15 @@ class ChatFormat:
     def encode(
         self, prompt: Prompt, responses: Sequence[str], critiques: Sequence[Sequence[str]] | None = None
     ) -> Encoded:
-        """Lines for the responses to one prompt. All of them see the same prompt, also after cutting.
+        """Lines for the responses to one prompt. All of them have the same prompt, even if it is cut.
 
-        A conversation longer than ``max_length`` loses its oldest turns first (a system message and the last user
-        turn stay), then the first tokens of what is left; the response is kept.
+        A conversation longer than ``max_length`` loses its oldest turns first, except a system message and the last
+        user turn, then the first tokens of the rest. The response is kept.
 
         Args:
             prompt: The messages so far.
             responses: One or more responses to it.
-            critiques: For each response, the critiques to be learned; ``None`` for none.
+            critiques: For each response, the critiques to train on; ``None`` for none.
 
         Raises:
             DataError: A response has no tokens.
@@ -170,7 +170,7 @@ class ChatFormat:
             prompt, lambda kept: [self._response_ids(kept, response) for response in responses]
         )
         start = self._ids(prompt, generation=True)
-        starts = [_common_prefix(start, ids) for ids in sequences]
+        starts = [common_beginning([start, ids]) for ids in sequences]
         for ids, begin, response in zip(sequences, starts, responses, strict=True):
             if begin >= len(ids) or not response.strip():
                 raise DataError("A response has no tokens left", expected="text", remedy="drop or repair this row")
@@ -187,7 +187,7 @@ class ChatFormat:
         return Encoded(tuple(lines), dropped, cut, cut_responses)
 
     def is_as_rendered(self, prompt: Prompt, response: str) -> bool:
-        """Whether a line's tokens are those of the rendered text: nothing is cut, and nobody wrote a special token."""
+        """Whether a line's tokens are those of the rendered text: nothing is cut and no message has special tokens."""
         if any(self._special.search(text) for text in (response, *(message.content for message in prompt))):
             return False
         try:
@@ -197,14 +197,14 @@ class ChatFormat:
         return not (encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
 
     def show(self, line: Line) -> list[tuple[str, str]]:
-        """The line as pieces of text with what each piece is: prompt, response, frame or critique. For people."""
+        """The line as pieces of text, each labeled prompt, response, frame or critique."""
         bounds = [
             ("prompt", range(0, line.response_start)),
             ("response", range(line.response_start, line.reward_at + 1)),
             ("frame", range(line.reward_at + 1, line.critique.start if line.critique else len(line.ids))),
             ("critique", line.critique),
         ]
-        if line.critique and line.reward_at >= line.critique.start:  # the reward is read behind the critique
+        if line.critique and line.reward_at >= line.critique.start:  # the reward is read after the critique
             bounds = [
                 ("prompt", range(0, line.response_start)),
                 ("response", range(line.response_start, line.critique.start)),
@@ -213,7 +213,7 @@ class ChatFormat:
         return [(self.tokenizer.decode(list(line.ids[span.start : span.stop])), name) for name, span in bounds if span]
 
     def transcript(self, prompt: Prompt, response: str | None) -> str:
-        """A prompt, with a response or without, as the text that the model reads."""
+        """A prompt, with or without a response, as the text that the model reads."""
         literals: list[str] = []
         turns = prompt if response is None else (*prompt, Message("assistant", response))
         text = self._render(turns, literals, generation=response is None)
@@ -221,11 +221,11 @@ class ChatFormat:
 
     @cached_property
     def end_id(self) -> int:
-        """The token that ends a turn: the one the template puts behind the assistant's words, else the eos token.
+        """The token that the template adds after the assistant's text, else the eos token.
 
         In some families they differ (Gemma: <end_of_turn> and <eos>).
         """
-        end = self._behind_answer()[0]
+        end = self._after_answer()[0]
         if end in self._special_texts:
             return int(self.tokenizer.convert_tokens_to_ids(end))
         if self.tokenizer.eos_token_id is None:
@@ -235,7 +235,7 @@ class ChatFormat:
     # -- rendering ------------------------------------------------------------------------------------------------
 
     def _render(self, messages: Sequence[Message], literals: list[str], generation: bool = False) -> str:
-        """The template's text, special-token text of people replaced by stand-ins that ``literals`` collects."""
+        """The rendered text, with placeholders for special-token text in messages, which ``literals`` collects."""
 
         def hide(match: re.Match[str]) -> str:
             literals.append(match.group())
@@ -253,7 +253,7 @@ class ChatFormat:
         more = {"tools": tools} if tools else {}
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **more)
-        except Exception as error:  # templates raise whatever Jinja raises
+        except Exception as error:  # Jinja raises many kinds
             raise ModelError(
                 f"The chat template cannot render this conversation: {error}",
                 where=" > ".join(message.role for message in messages),
@@ -290,32 +290,31 @@ class ChatFormat:
         return self._encode(text.rstrip() if self.trim else text, literals)
 
     def _with_critique(self, plain: Line, critique: str) -> Line:
-        """Append the critique as the next user turn: only the text behind the response is encoded anew."""
+        """Append the critique as the next user turn; only the text after the response is encoded."""
         words = self.tokenizer(critique.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
         start = (*plain.ids, *self._critique_frame)
         ids = (*start, *self._ended(words))
         return replace(plain, ids=ids, critique=range(len(start), len(ids)))
 
     def _ended(self, words: Sequence[int]) -> list[int]:
-        """A critique's words cut to the longest length, and the token that ends it."""
+        """A critique cut to the maximum length, with the token that ends it."""
         return [*words[: self.max_critique_length - 1], self.end_id]
 
     @cached_property
     def _critique_frame(self) -> list[int]:
-        """Token ids between a response's end and a critique of it: what begins the next user turn.
+        """Token ids between a response and a critique of it: the start of the next user turn.
 
-        The words are encoded apart from it, so that what a critic samples after it and what it learned from are the
-        same tokens.
+        The critique is encoded separately, so that trained and sampled critiques have the same tokens.
         """
-        end, behind = self._behind_answer()
-        frame, mark, _ = behind.removeprefix(end).partition(_CRITIQUE)
-        # A template that shows no user turn there, or ends the answer otherwise then: a new line still separates them.
-        return self._encode(frame if mark and behind.startswith(end) else "\n", [])
+        end, after = self._after_answer()
+        frame, mark, _ = after.removeprefix(end).partition(_CRITIQUE)
+        # Separate them by a newline if the template omits the user turn or ends the answer in another way.
+        return self._encode(frame if mark and after.startswith(end) else "\n", [])
 
-    def _behind_answer(self) -> tuple[str, str]:
-        """What the template puts behind an assistant's last words, and behind them when a user turn follows.
+    def _after_answer(self) -> tuple[str, str]:
+        """The template's text after the assistant's last answer, and after an answer that a user turn follows.
 
-        Asked of a made-up conversation: some templates write earlier answers differently from the last one (Qwen 3).
+        Some templates render earlier answers differently from the last one (Qwen 3).
         """
         messages = (Message("user", "?"), Message("assistant", _ANSWER), Message("user", _CRITIQUE))
         last, earlier = (self._render(messages[:count], []).rpartition(_ANSWER)[2] for count in (2, 3))
@@ -324,10 +323,10 @@ class ChatFormat:
     def _drop_turns(
         self, prompt: Prompt, encode: Callable[[Prompt], list[list[int]]]
     ) -> tuple[Prompt, list[list[int]], int]:
-        """Leave out the oldest exchanges until everything that ``encode`` makes of the prompt fits.
+        """Drop the oldest exchanges until all sequences from ``encode`` fit.
 
         Returns:
-            The prompt, what was made of it, and how many messages were left out.
+            The prompt, its sequences, and how many messages were dropped.
         """
         heads = next((place for place, message in enumerate(prompt) if message.role not in ("system", TOOLS)), 0)
         head, rest = prompt[:heads], prompt[heads:]
@@ -347,12 +346,3 @@ def _function_names(message: Message) -> list[str]:
     found = json.loads(message.content) if message.role == TOOLS else message.to_dict().get("tool_calls", [])
     functions = [item.get("function", item) for item in found if isinstance(item, dict)]
     return [item["name"] for item in functions if isinstance(item, dict) and isinstance(item.get("name"), str)]
-
-
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

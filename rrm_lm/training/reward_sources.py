@@ -176,7 +176,7 @@ class AdapterReward:
     :class:`rrm_lm.training.ppo.trainer.PPOTrainer` calls an agent's own reward itself; this is for other trainers.
 
     Args:
-        model: As :func:`rrm_lm.models.agent_files.put_reward` makes it.
+        model: As :func:`rrm_lm.models.reward_files.put_reward` makes it.
         name: What to call it.
         micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
     """

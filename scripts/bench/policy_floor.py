@@ -6,7 +6,7 @@ from typing import Any
 
 from policy_sides import NEW_TOKENS, Case, WatchedPPO
 
-from rrm_lm.models.agent import adapter_parameters
+from rrm_lm.models.backbone import adapter_parameters
 from rrm_lm.models.saving.policies import POLICY
 from rrm_lm.text.batching import share
 

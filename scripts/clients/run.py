@@ -155,7 +155,7 @@ def compare(client: str, folder: Path, pythons: dict[str, Path]) -> dict[str, An
 def base_of(folder: Path) -> str:
     """The folder of the backbone: that of the embedded model is found by its name."""
     from rrm_lm.models.pretrained import resolve
-    from rrm_lm.models.reward import read_settings
+    from rrm_lm.models.reward_files import read_settings
 
     settings = read_settings(folder)
     assert settings is not None

@@ -21,7 +21,7 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.launch.signals import exit_process
 from rrm_lm.models.agent_files import load_agent
-from rrm_lm.models.reward import load_reward_model
+from rrm_lm.models.reward_files import load_reward_model
 from rrm_lm.training import arguments
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.reward.config import RewardConfig

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rrm_lm.launch.signals import exit_process
-from rrm_lm.models.agent import POLICY, adapter_parameters
-from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.agent import POLICY
+from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.saving.policies import Policy
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum

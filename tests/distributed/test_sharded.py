@@ -20,7 +20,8 @@ from rrm_lm.launch.signals import exit_process
 from rrm_lm.models.agent import POLICY, AgentModel
 from rrm_lm.models.agent_files import load_agent, trained
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.reward import RewardModel, load_reward_model
+from rrm_lm.models.reward import RewardModel
+from rrm_lm.models.reward_files import load_reward_model
 from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.sharding import gather, is_sharded, with_full_params
 from rrm_lm.training.ppo.trainer import PPOTrainer

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from rrm_lm.feedback.reading.datasets import Feedback
-from rrm_lm.models.agent import POLICY, adapter_parameters
-from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.fast.lora import speed_up
+from rrm_lm.models.agent import POLICY
+from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.saving.policies import Policy, PolicySettings
 from rrm_lm.models.sharding import gather, run_as_forward
@@ -35,7 +34,6 @@ def policy(layers: int, name: str) -> Policy:
     backbone = Backbone(model, pad_id=0)
     torch.manual_seed(1)
     backbone.add_adapter(POLICY, lora())
-    speed_up(backbone)
     return Policy(backbone, tiny_chat(), POLICY)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from rrm_lm.models.reward import load_reward_model
+from rrm_lm.models.reward_files import load_reward_model
 from tests.smoke.commands import Result, adapter, contents, pair_rows, read, run, train, write_rows
 from tests.smoke.conftest import TrainedReward
 from tests.tiny import CHATML, prompt_of, save_tiny_model, tiny_tokenizer
@@ -281,7 +281,7 @@ def cut(folder: Path) -> None:
     ("spoil", "what", "remedy"),
     [
         (pickled, "The weights are a pickle file (pytorch_model.bin)", "convert the weights to safetensors"),
-        (with_code, "The model needs Python code from its own repository, which is off", "trust_remote_code"),
+        (with_code, "The model needs Python code from its own repository, which is disabled", "trust_remote_code"),
         (cut, "The model or tokenizer could not be loaded", "copy"),
         (shutil.rmtree, "There is no such folder, and it is not a Hub id", "check the spelling"),
     ],

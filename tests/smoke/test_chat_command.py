@@ -141,7 +141,7 @@ def test_control_characters_do_not_reach_the_terminal(capsys: Any) -> None:
 def test_models_that_cannot_chat(
     piped: Callable[..., Result], trained: TrainedReward, tmp_path: Path, capsys: Any
 ) -> None:
-    assert "scores responses and writes none" in piped("who?\n", trained.folder).error["error"]
+    assert "scores responses but does not write them" in piped("who?\n", trained.folder).error["error"]
     result = piped("who?\n", tmp_path / "gone")
     assert result.code == 2 and str(tmp_path / "gone") in result.error["where"]
     result = run(capsys, "chat")

@@ -16,7 +16,7 @@ from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, JudgeScorer,
 from rrm_lm.evaluation.preferences.scoring import group_by_prompt, merge_shards, score_responses, score_shard
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.models.reward import load_reward_model
+from rrm_lm.models.reward_files import load_reward_model
 from tests.smoke.commands import contents, pair_rows, read, read_rows, rewards_of, run, write_rows
 from tests.smoke.conftest import TrainedReward
 from tests.tiny import lora, prompt_of, save_tiny_model, tiny_model, tiny_tokenizer
@@ -230,12 +230,12 @@ def test_models_that_are_refused(kind: str, trained: TrainedReward, tmp_path: Pa
         shutil.copytree(trained.folder, folder)
         settings = (folder / "reward_model.json").read_text()
         (folder / "reward_model.json").write_text(settings.replace(str(trained.model), str(tmp_path / "gone")))
-        message = "The backbone of the adapter cannot be had. There is no such folder, and it is not a Hub id"
+        message = "The backbone of the adapter is not available. There is no such folder, and it is not a Hub id"
     elif kind == "cut":
         shutil.copytree(trained.folder, folder)
         whole = (folder / "adapter_model.safetensors").read_bytes()
         (folder / "adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])
-        message = "The adapter's weights cannot be read"
+        message = "The weights cannot be read"
     else:
         save_tiny_model(folder)
         (folder / "config.json").write_text("{")

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from rrm_lm.feedback.records import Comparison
-from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import ExampleBuilder
 from rrm_lm.training.reward.trainer import RewardTrainer
@@ -44,7 +43,6 @@ def thankful(count: int, seed: int, *, labels: bool = True) -> list[Comparison]:
 
 def held_out_accuracy(folder: Path, *, labels: bool) -> float:
     model = tiny_reward_model("llama", random=False)
-    speed_up(model)
     chat = tiny_chat()
     train = ExampleBuilder(chat, model.backbone).comparisons(thankful(600, seed=1, labels=labels))
     held_out = ExampleBuilder(chat, model.backbone, with_critiques=False).comparisons(thankful(200, seed=2))

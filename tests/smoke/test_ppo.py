@@ -14,9 +14,11 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 
-from rrm_lm.models.agent import REFERENCE, AgentModel, adapter_parameters
-from rrm_lm.models.agent_files import load_values, put_reward
+from rrm_lm.models.agent import REFERENCE, AgentModel
+from rrm_lm.models.agent_files import load_values
+from rrm_lm.models.backbone import adapter_parameters
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.reward_files import put_reward
 from rrm_lm.models.saving.policies import PolicySettings, load_policy, save_policy
 from rrm_lm.training.checkpoints import newest_verified
 from rrm_lm.training.ppo.trainer import PPOTrainer

@@ -19,7 +19,6 @@ from rrm_lm.feedback.records import Comparison, Prompt
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.models.saving.policies import POLICY
 from rrm_lm.training.ppo.trainer import PPOTrainer
@@ -68,7 +67,6 @@ class Rounds:
         self.folder, self.seed, self.turns = folder, seed, 0
         self.agent = AgentModel.create(Backbone(_wordy(seed), pad_id=0), lora(random=False))
         self.reward: RewardModel = tiny_reward_model(seed=seed, random=False)
-        speed_up(self.reward)
         self.records: list[Comparison] = []
 
     def responses(self, prompts: Sequence[Prompt], samples: int) -> list[list[str]]:

@@ -221,7 +221,7 @@ def test_training_continues_from_a_policy(tiny: Path, tmp_path: Path, capsys: An
 def test_reward_model_is_not_a_policy(trained: TrainedReward, chosen: Path, tmp_path: Path, capsys: Any) -> None:
     for model in (trained.folder, trained.merged):
         result = train(capsys, model, chosen, tmp_path / "out", "--sft_on", "chosen")
-        assert result.code == 2 and "scores responses and writes none" in result.error["error"]
+        assert result.code == 2 and "scores responses but does not write them" in result.error["error"]
         assert contents(tmp_path / "out") == {}
 
 

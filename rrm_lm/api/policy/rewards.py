@@ -12,10 +12,10 @@ from rrm_lm.evaluation.policies.gold import RewardFunction, rewards_by
 from rrm_lm.evaluation.policies.results import GOLD
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.models.agent_files import put_reward
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import resolve
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
+from rrm_lm.models.reward_files import put_reward
 from rrm_lm.models.saving.adapters import fetch_adapter
 from rrm_lm.settings.training import MonitorArguments, RewardArguments
 from rrm_lm.text.chat import ChatFormat

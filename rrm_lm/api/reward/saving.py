@@ -19,7 +19,8 @@ from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.feedback.records import Comparison
 from rrm_lm.models.portable import EXAMPLES, Conversation, messages_of, misread
 from rrm_lm.models.pretrained import load_sequence_classifier, rounding
-from rrm_lm.models.reward import RewardModel, load_classifier, load_reward_model, merge_reward_model
+from rrm_lm.models.reward import RewardModel
+from rrm_lm.models.reward_files import load_classifier, load_reward_model, merge_reward_model
 from rrm_lm.models.sharding import full_copy_fits
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import ChatFormat
@@ -140,7 +141,7 @@ def write_merged(
         output: Where the merged checkpoint goes.
         chat: Its chat format; the tokenizer is saved.
         talks: The conversations that the rewards are of.
-        loading: See :func:`rrm_lm.models.reward.merge_reward_model`.
+        loading: See :func:`rrm_lm.models.reward_files.merge_reward_model`.
 
     Raises:
         CheckpointError: Rewards differ by more than rounding. A backbone that was trained on in another precision than

@@ -20,7 +20,8 @@ from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, load_tokenizer, process_state, resolve
-from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, load_reward_model, read_settings
+from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
+from rrm_lm.models.reward_files import load_reward_model, read_settings
 from rrm_lm.models.saving.adapters import is_classifier, model_file
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import is_sharded, max_over_processes, shard_for_use, with_full_params

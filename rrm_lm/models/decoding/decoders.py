@@ -1,8 +1,7 @@
-"""What computes the next tokens of a rollout: the model's own code on our cache, or leaner code for common layers.
+"""Decoders compute the next tokens of a rollout: the model's own code with our cache, or the leaner decoder.
 
-Both take token ids that stand at the same columns in all rows (see `key_values.py`) and give hidden
-states. Which of them a model takes is not guessed from its name: each is compared with the model's own uncached
-forward pass once.
+Both map token ids at the same columns of all rows (see `key_values.py`) to hidden states. Each is compared once with
+the model's uncached forward pass to find out whether it works for the model.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,61 +19,48 @@ from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.key_values import KeyValues, cache_name, positions, visible
 from rrm_lm.models.decoding.lean_decoder import LeanDecoder
-from rrm_lm.models.fast.products import Product, can_pack, computing_with, products_of
+from rrm_lm.models.decoding.products import Product, can_pack, computing_with, products_of
 from rrm_lm.models.pretrained import rounding
 from rrm_lm.models.sharding import is_shard, max_over_processes
+from rrm_lm.text.batching import by_layer_type, to_additive
 
 logger = logging.getLogger(__name__)
 
-# (rows, tokens) ids at the cache's place and (rows,) starts -> (rows, tokens, hidden)
+# (rows, tokens) ids at the cache's position and (rows,) starts -> (rows, tokens, hidden)
 Decoder = Callable[[Tensor, Tensor, KeyValues], Tensor]
 
 _ERRORS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError)
 
-_agreeing: WeakKeyDictionary[Backbone, dict[str, bool]] = WeakKeyDictionary()  # which decoders a model takes
+_agreeing: WeakKeyDictionary[Backbone, dict[str, bool]] = WeakKeyDictionary()  # which decoders work for a model
 
 
 class WholeDecoder:
-    """The model's own code, with our cache, and with masks that say for each pair of tokens who sees whom.
+    """The model's own code, with our cache and explicit masks.
 
     Raises:
-        TypeError: The model takes no cache from outside.
+        TypeError: The model does not take a cache.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         name = cache_name(backbone.decoder)
         if name is None:
-            raise TypeError("a model that takes no cache")
+            raise TypeError("the model does not take a cache")
         self.backbone, self.cache_name = backbone, name
 
     def __call__(self, ids: Tensor, starts: Tensor, cache: KeyValues) -> Tensor:
         output = self.backbone.decoder(
             input_ids=ids,
-            attention_mask=self._masks(cache, starts, ids.shape[1]),
+            attention_mask=by_layer_type(self.backbone.config, partial(self._mask, cache, starts, ids.shape[1])),
             position_ids=positions(cache, starts, ids.shape[1]),
             use_cache=True,
             **{self.cache_name: cache},
         )
         return output.last_hidden_state
 
-    def _masks(self, cache: KeyValues, starts: Tensor, length: int) -> Any:
-        """One mask, or one for each type of layer, in the form that the attention takes."""
-        config = self.backbone.config
-        window = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None)
-        if not kinds:
-            return self._mask(cache, starts, length, window)
-        return {
-            kind: self._mask(cache, starts, length, window if kind == "sliding_attention" else None)
-            for kind in set(kinds)
-        }
-
     def _mask(self, cache: KeyValues, starts: Tensor, length: int, window: int | None) -> Tensor:
         seen = visible(cache, starts, length, window)
-        if self.backbone.config._attn_implementation != "eager":
-            return seen
-        dtype = self.backbone.causal_lm.dtype  # eager attention adds its mask to the scores
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+        eager = self.backbone.config._attn_implementation == "eager"
+        return to_additive(seen, self.backbone.causal_lm.dtype) if eager else seen
 
 
 class LockstepDecoder:
@@ -102,22 +88,22 @@ class LockstepDecoder:
 
 @contextmanager
 def decoding(backbone: Backbone, adapter: str | None, worth_packing: bool) -> Iterator[Decoder | None]:
-    """The fastest decoder that computes what the model computes; its copies of weights are let go at the end.
+    """The fastest decoder that agrees with the model. Its copies of weights are freed at the end.
 
-    Inside, the model's linear layers may compute with copies of their weights. The model must be in evaluation mode,
-    with the adapter active and without gradients. A sharded model (whose weights are not gathered) is decoded by its
-    own code in all processes alike (:class:`LockstepDecoder`).
+    Inside, the model's linear layers may use copies of their weights. The model must be in evaluation mode, with the
+    adapter active and without gradients. A sharded model that is not gathered is decoded by its own code in all
+    processes together (:class:`LockstepDecoder`).
 
     Args:
         backbone: The model.
-        adapter: The adapter that is active.
-        worth_packing: Whether enough tokens follow to pay for laying out the weights anew.
+        adapter: The active adapter.
+        worth_packing: Whether enough tokens follow to pay for packing the weights.
 
     Yields:
-        The decoder, or ``None`` for a model that none serves; the log says so once.
+        The decoder, or ``None`` if none works for the model, which is logged once.
 
     Raises:
-        ModelError: None serves a model that is sharded.
+        ModelError: No decoder works, and the model is sharded.
     """
     known = _agreeing.setdefault(backbone, {})
     sharded = any(map(is_shard, backbone.model.parameters()))
@@ -141,19 +127,19 @@ def decoding(backbone: Backbone, adapter: str | None, worth_packing: bool) -> It
         del made, decoder, products
     if sharded:
         raise ModelError(
-            f"The layers of {backbone.config.model_type} cannot be decoded one after the other while they are sharded",
+            f"{backbone.config.model_type} cannot be decoded layer by layer while it is sharded",
             remedy="gather the model for rollouts: --ds3_gather_for_generation true",
         )
-    if not known.get("said", False):
-        logger.warning("Rollouts take .generate(): %s cannot be decoded here.", backbone.config.model_type)
-        known["said"] = True
+    if not known.get("logged", False):
+        logger.warning("Rollouts use .generate(): no decoder works for %s.", backbone.config.model_type)
+        known["logged"] = True
     yield None
 
 
 def _make(
     name: str, backbone: Backbone, adapter: str | None, packed: bool
 ) -> tuple[Decoder, dict[nn.Module, Product]] | None:
-    """A decoder, and what the model's other linear layers compute with meanwhile; ``None`` where it cannot be made."""
+    """A decoder, and products for the model's other linear layers; ``None`` if it cannot be built."""
     parameters = list(backbone.model.parameters())
     if len({parameter.device for parameter in parameters}) > 1 or parameters[0].is_meta:
         return None
@@ -172,7 +158,7 @@ def _make(
 
 
 def _agrees(backbone: Backbone, adapter: str | None, decoder: Decoder, products: dict[nn.Module, Product]) -> bool:
-    """Decode a few given tokens of two prompts, and compare with an uncached computation of each."""
+    """Decode a few tokens of two prompts, and compare with an uncached forward pass of each."""
     prompt, steps = 9, 3
     top = min(int(backbone.config.vocab_size), 64) - 1
     ids = torch.randint(1, top, (2, prompt + steps), generator=torch.Generator().manual_seed(0)).to(backbone.device)
@@ -191,7 +177,7 @@ def _agrees(backbone: Backbone, adapter: str | None, decoder: Decoder, products:
                 found.append(backbone.logits(hidden[:, -1], adapter))
                 column = end
     except _ERRORS as error:
-        logger.debug("%s does not serve %s: %s", type(decoder).__name__, backbone.config.model_type, error)
+        logger.debug("%s does not work for %s: %s", type(decoder).__name__, backbone.config.model_type, error)
         return False
     theirs = torch.stack(expected, 1)
     error = float((torch.stack(found) - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))

@@ -1,12 +1,12 @@
-"""Keys and values of rows that are being decoded: allocated once, written in place.
+"""A key-value cache that is allocated once and written in place.
 
-Every row ends at the same column, so that the next token of all rows goes to the same place::
+All rows end at the same column, so the next token of every row has the same column::
 
     columns   0 1 2 3 4 5 6 7 8 ...
     row 0     . . . p p p r r      start 3: prompt of three tokens, two tokens decoded
     row 1     p p p p p p r r      start 0
 
-A row is its first column (its *start*) and nothing else: positions count from there, and what is before it is not seen.
+A row is defined by its first column, its *start*: positions count from there, and columns before it are masked.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-# The argument that takes a cache, and the output's field that gives it back. transformers 5.24 renamed the other two
-# to `cache`, and some models drop a name that is not theirs without a word, so the model's signature is asked.
+# Names of the cache argument and of the output field. transformers 5.24 renamed the other two to `cache`, and some
+# models ignore unknown names silently, so the signature decides.
 _NAMES = ("cache", "past_key_values", "cache_params")
 
 
 def cache_name(model: Any) -> str | None:
-    """How this model's `forward` and its output call the cache; ``None`` for a model that takes none by these names."""
+    """The name of the cache in this model's `forward` and output; ``None`` if it takes no cache."""
     taken = inspect.signature(model.forward).parameters
     return next((name for name in _NAMES if name in taken), None)
 
@@ -34,10 +34,10 @@ class KeyValues(Cache):
     """A transformers cache for a fixed number of rows and columns.
 
     Attributes:
-        first: The row at which what is computed now begins.
-        column: The column at which what is computed now begins.
-        low: The first column that a row computed now may see; those before are left out.
-        high: The last column at which one of these rows starts.
+        first: The first row of the current computation.
+        column: Its first column.
+        low: The first column that any of its rows sees; earlier ones are left out.
+        high: The largest start of its rows.
 
     Args:
         layers: Layers of the model.
@@ -51,19 +51,19 @@ class KeyValues(Cache):
         super().__init__(layers=list(self._layers))
 
     def place(self, column: int, starts: Sequence[int], first: int = 0) -> None:
-        """Say where the next computation stands: its first column, and the starts of its rows from `first` on."""
+        """Set the next computation's first column, and the starts of its rows, the first of which is `first`."""
         self.first, self.column, self.low, self.high = first, column, min(starts), max(starts)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns that are behind the next computation's first query."""
+        """Visible columns before the next computation."""
         return self.column - self.low
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Keys of the next computation, and the column of the first."""
+        """Number of keys of the next computation, and their offset."""
         return self.column - self.low + query_length, 0
 
     def spread(self, length: int, starts: Tensor) -> None:
-        """Put the first `length` tokens of row 0, which starts at column 0 now, at the start of every row."""
+        """Copy the first `length` tokens of row 0, which starts at column 0, to the start of every row."""
         rows = torch.arange(len(starts), device=starts.device)[:, None]
         columns = starts[:, None] + torch.arange(length, device=starts.device)
         for layer in self._layers:
@@ -71,14 +71,14 @@ class KeyValues(Cache):
                 whole[rows, :, columns] = whole[0, :, :length].transpose(0, 1).clone()
 
     def copy(self, sources: Tensor, targets: Tensor, end: int) -> None:
-        """Copy some rows onto others, up to the column `end`. No target is a source."""
+        """Copy rows to other rows, up to the column `end`. No target may be a source."""
         for layer in self._layers:
             for whole in layer.both():
                 whole[targets, :, self.low : end] = whole[sources, :, self.low : end]
 
 
 class _Layer(CacheLayerMixin):
-    """One layer's keys and values, each (rows, heads, columns, size); their shapes are known when the first come."""
+    """One layer's keys and values, each (rows, heads, columns, size), allocated when the first ones arrive."""
 
     is_sliding = False
 
@@ -87,7 +87,7 @@ class _Layer(CacheLayerMixin):
         self.cache, self.rows, self.columns = cache, rows, columns
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        # Zeros: what is never written is masked, but what is masked must be finite.
+        # Zeros, because masked values must be finite.
         self.keys, self.values = (
             states.new_zeros(self.rows, states.shape[1], self.columns, states.shape[3])
             for states in (key_states, value_states)
@@ -95,7 +95,7 @@ class _Layer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write some columns of some rows; returns all that these rows may see."""
+        """Write some columns of some rows; returns all columns that these rows see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         cache, end = self.cache, self.cache.column + key_states.shape[2]
@@ -122,16 +122,16 @@ class _Layer(CacheLayerMixin):
 
 
 def visible(cache: KeyValues, starts: Tensor, length: int, window: int | None = None) -> Tensor:
-    """What each of `length` queries per row may see.
+    """The attention mask of `length` queries per row.
 
     Args:
-        cache: Says at which columns queries and keys stand.
+        cache: Gives the columns of queries and keys.
         starts: (rows,) first column of each row.
         length: Queries of each row.
         window: Sliding window in tokens: a query sees keys fewer than this many positions back.
 
     Returns:
-        (rows, 1, length, keys), True where the key is of the query's row, not behind it and within the window.
+        (rows, 1, length, keys), True where the query sees the key.
     """
     keys = torch.arange(cache.low, cache.column + length, device=starts.device)
     queries = torch.arange(cache.column, cache.column + length, device=starts.device)[:, None]
@@ -139,7 +139,7 @@ def visible(cache: KeyValues, starts: Tensor, length: int, window: int | None = 
     if window is not None:
         seen &= queries - keys < window
     seen = seen & (keys >= starts[:, None, None])
-    # A query before its row's start sees nothing, and would be a softmax over nothing: let it see itself.
+    # A softmax over nothing is NaN, so a query before its row's start sees itself.
     return (seen | (keys == queries))[:, None]
 
 

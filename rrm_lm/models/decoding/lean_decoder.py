@@ -1,8 +1,7 @@
-"""Leaner code than the model's own for layers as in Llama, which most families have.
+"""A decoder for Llama-like layers, which most families have, with less overhead than the model's own code.
 
-The numbers are the same to rounding. What is saved: products of the same input are one product, residuals are added
-inside the products, a group's queries share its keys without copies, and no module, hook or mask is visited that has
-nothing to do.
+Results are equal up to rounding. Products with the same input are one product, residuals are added inside products, the
+queries of a group share its keys without copies, and there are no module calls, hooks or unneeded masks.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.key_values import KeyValues, positions, visible
-from rrm_lm.models.fast.products import Product, whole_weight
+from rrm_lm.models.decoding.products import Product, merged_weight
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _PARTS = {
@@ -28,7 +27,7 @@ _PARTS = {
 
 @dataclass(slots=True)
 class _Block:
-    """What is needed of one layer. Products of the same input are one product."""
+    """The parts of one layer. Products with the same input are one product."""
 
     norm: Any
     qkv: Product
@@ -44,15 +43,15 @@ class _Block:
 
 
 class LeanDecoder:
-    """Layers as in Llama: norm, grouped attention with rotary positions, norm, gated MLP.
+    """Llama-like layers: norm, grouped-query attention with rotary positions, norm, gated MLP.
 
     Args:
-        backbone: Its weights are copied, those of one input side by side.
-        adapter: Added into the copies; ``None`` for none.
-        packed: Lay them out for oneDNN (see :mod:`rrm_lm.models.fast.products`).
+        backbone: Its weights are copied; those with the same input are concatenated.
+        adapter: Merged into the copies; ``None`` for none.
+        packed: Pack them for oneDNN (see :mod:`rrm_lm.models.decoding.products`).
 
     Raises:
-        TypeError: The model's layers are made of other parts, or the adapter cannot be added to their weights.
+        TypeError: The model has other layers, or the adapter cannot be merged into their weights.
     """
 
     def __init__(self, backbone: Backbone, adapter: str | None, packed: bool) -> None:
@@ -68,7 +67,7 @@ class LeanDecoder:
         ]
 
     def __call__(self, ids: Tensor, starts: Tensor, cache: KeyValues) -> Tensor:
-        """(rows, tokens) ids at the cache's place and (rows,) starts -> (rows, tokens, hidden)."""
+        """(rows, tokens) ids at the cache's position and (rows,) starts -> (rows, tokens, hidden)."""
         rows, length = ids.shape
         hidden = self.embed(ids)
         cos, sin = (
@@ -91,19 +90,19 @@ class LeanDecoder:
     def _attend(
         self, block: _Block, qkv: Tensor, cos: Tensor, sin: Tensor, cache: KeyValues, index: int, mask: Tensor | None
     ) -> Tensor:
-        """Queries, keys and values (rows, tokens, heads + 2 groups, size) -> what is read, head by head."""
+        """Queries, keys and values (rows, tokens, heads + 2 groups, size) -> attention output of each head."""
         rows, length, _, size = qkv.shape
         turned = qkv[:, :, : self.heads + self.groups]
         if block.q_norm is not None:
             turned = torch.cat((block.q_norm(turned[:, :, : self.heads]), block.k_norm(turned[:, :, self.heads :])), 2)
-        # cos x + sin rotate_half(x): the halves of x change places, and sin carries the sign
+        # cos x + sin rotate_half(x): the halves of x are swapped, and sin carries the sign
         turned = torch.addcmul(turned * cos, turned.roll(size // 2, -1), sin)
         keys, values = cache.update(
             turned[:, :, self.heads :].transpose(1, 2), qkv[:, :, self.heads + self.groups :].transpose(1, 2), index
         )
         shared = self.heads // self.groups
         attend = nn.functional.scaled_dot_product_attention
-        if length == 1:  # the queries of a group stand side by side as if they were tokens: all see the same keys
+        if length == 1:  # a group's queries are treated as tokens, since all see the same keys
             queries = turned[:, 0, : self.heads].view(rows, self.groups, shared, size)
             return attend(queries, keys, values, attn_mask=mask, scale=block.scaling)
         queries = turned[:, :, : self.heads].transpose(1, 2)
@@ -115,7 +114,7 @@ class LeanDecoder:
     def _mask(
         self, cache: KeyValues, starts: Tensor, length: int, window: int | None, dtype: torch.dtype
     ) -> Tensor | None:
-        """What is added to the scores; ``None`` where a token sees all keys (one token), or all before it (several)."""
+        """The additive mask; ``None`` if causal attention over all keys is correct."""
         keys = cache.column - cache.low + length
         within = window is None or keys <= window
         if cache.high == cache.low and within and (length == 1 or keys == length):
@@ -148,7 +147,7 @@ def _block(layer: Any, adapter: str | None, packed: bool, window: int | None) ->
 
 
 def _norm(module: Any) -> Any:
-    """A root-mean-square norm as one operation; modules that are none are left to themselves."""
+    """An RMS norm as one operation; other modules are returned unchanged."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if weight is None or eps is None:
         return module
@@ -156,12 +155,12 @@ def _norm(module: Any) -> Any:
 
 
 def _joined(modules: Sequence[nn.Module], adapter: str | None, packed: bool) -> Product:
-    """One product for several layers of the same input."""
-    found = [whole_weight(module, adapter) for module in modules]
+    """One product for several layers with the same input."""
+    found = [merged_weight(module, adapter) for module in modules]
     parts = [part for part in found if part is not None]
     biases = [bias for _, bias in parts if bias is not None]
     if len(parts) != len(modules) or len(biases) not in (0, len(parts)):
-        raise TypeError("a layer that is not linear, an adapter that cannot be added, or biases here and there")
+        raise TypeError("a layer that is not linear, an adapter that cannot be merged, or biases in some layers only")
     if len(parts) == 1:
         return Product(*parts[0], packed)
     return Product(torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None, packed)

@@ -1,36 +1,34 @@
-"""Rollouts: many responses to many prompts, with as little work as the model allows.
+"""Rollouts: many responses to many prompts.
 
-A prompt is computed once for all its responses, and so is what all prompts of a batch begin with. Rows that ended leave
-the batch. Keys and values are written in place, logits exist for one token of each row, and the adapter is added into
-copies of the weights, which on CPUs are laid out for products with few rows (:mod:`rrm_lm.models.fast.products`).
+A prompt is computed once for all its responses, and the common prefix of a batch's prompts once for all of them.
+Finished rows leave the batch. Keys and values are written in place, logits exist for one token of each row, and the
+adapter is merged into copies of the weights (:mod:`rrm_lm.models.decoding.products`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rrm_lm.errors import ConfigError, ModelError
-from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.backbone import Backbone, evaluating
 from rrm_lm.models.decoding.decoders import Decoder, decoding
-from rrm_lm.models.decoding.generation import Progress, sample
+from rrm_lm.models.decoding.generation import Progress, check_prompts, sample
 from rrm_lm.models.decoding.key_values import KeyValues
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.text.batching import common_beginning, length_groups
 
-_PREFILL_TOKENS = 2048  # prompt tokens that go through the model at once
-_PASS = 32  # what another pass over the weights costs, in tokens
-_WORTH_PACKING = 12  # decoded tokens of a row, over all batches, that pay for laying out the weights anew
+PREFILL_TOKENS = 2048  # prompt tokens that go through the model at once
+_PASS = 32  # cost of another pass over the weights, in tokens
+_WORTH_PACKING = 12  # decoded tokens of a row, over all batches, that pay for packing the weights
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One response to be: its prompt, the prompt's number in the call, and the response's number for its prompt."""
+    """A response to draw: its prompt, the prompt's index in the call, and the response's index for its prompt."""
 
     prompt: tuple[int, ...]
     number: int
@@ -50,41 +48,39 @@ def roll_out(
     batch_tokens: int = 16384,
     progress: Progress | None = None,
 ) -> list[list[list[int]]]:
-    """Responses of one adapter to prompts, drawn from exactly the distribution of `sampling`.
+    """Responses of one adapter to prompts, drawn exactly from the distribution of `sampling`.
 
-    A response draws its own random numbers, from `seed`, its prompt's place and its number: other batches, or several
-    calls that share the prompts among them, give the same responses, to rounding of the logits. Autocasting is off:
-    everything is computed in the model's own dtype. The model, its mode and the global random state are left as they
-    were.
+    The random numbers of a response depend on `seed`, its prompt's index and its own index: other batches, or several
+    calls that divide the prompts, give the same responses up to rounding of the logits. Autocast is off: everything is
+    computed in the model's own dtype. The model's mode and the global random state are not changed.
 
-    Families that no decoder serves (see :mod:`rrm_lm.models.decoding.decoders`) take `generation.sample`,
-    with the same distribution but other random numbers for each batch.
+    Families without a decoder (:mod:`rrm_lm.models.decoding.decoders`) use `generation.sample`, with the same
+    distribution and other random numbers.
 
-    Of a sharded model whose weights are not gathered (see :func:`rrm_lm.models.sharding.with_full_params`), all
-    processes call this, with any prompts.
+    If a sharded model is not gathered (see :func:`rrm_lm.models.sharding.with_full_params`), all processes call this,
+    with any prompts.
 
     Args:
         backbone: The model.
-        adapter: The adapter that responds; ``None`` for the bare backbone.
-        prompts: Token ids of each prompt, none empty, ending where the response begins.
-        sampling: How tokens are drawn, and how many at most.
+        adapter: The adapter that responds; ``None`` for the backbone without adapters.
+        prompts: Token ids of each prompt, ending where the response begins; none empty.
+        sampling: The distribution and the maximum length.
         end_ids: Tokens that end a response.
         num_return: Responses per prompt.
-        seed: Seed of the whole call.
-        first: Place of the first prompt, if these are some of more.
+        seed: Seed of the call.
+        first: Index of the first prompt, if the prompts are divided among calls.
         batch_tokens: Most tokens (prompts, responses and padding) held at once; a single row may exceed it.
         progress: Called after each batch with responses done, responses in all, and tokens decoded per second.
 
     Returns:
-        For each prompt, in the order given, `num_return` lists of token ids. A list ends with an end token if one was
-        drawn, and holds `max_new_tokens` ids without one if not.
+        For each prompt, in the given order, `num_return` lists of token ids. A list ends with an end token if one was
+        drawn, and has `max_new_tokens` ids otherwise.
 
     Raises:
-        ConfigError: Settings that make no sense together.
-        ModelError: A prompt that is empty or does not fit the model's context with `max_new_tokens`, or no such
-            adapter.
+        ConfigError: A number of responses that is not possible.
+        ModelError: A prompt is empty or does not fit the model's context, or there is no such adapter.
     """
-    _check(backbone, prompts, sampling, num_return)
+    check_prompts(prompts, sampling, num_return, backbone.config)
     rows = [_Row(tuple(prompt), n, k) for n, prompt in enumerate(prompts) for k in range(num_return)]
     results: list[list[list[int]]] = [[[] for _ in range(num_return)] for _ in prompts]
     generator = torch.Generator().manual_seed(seed % (1 << 63))
@@ -92,7 +88,8 @@ def roll_out(
     uniform = torch.rand(shape, dtype=torch.float64, generator=generator)[first:]
     batches = list(_batches(rows, sampling.max_new_tokens, batch_tokens))
     started, decoded, done = time.perf_counter(), 0, 0
-    with _undisturbed(backbone), backbone.using(adapter):
+    no_autocast = torch.autocast(backbone.device.type, enabled=False)
+    with evaluating(backbone), torch.no_grad(), no_autocast, backbone.using(adapter):
         worth_packing = len(batches) * sampling.max_new_tokens >= _WORTH_PACKING
         with decoding(backbone, adapter, worth_packing) as decoder:
             if decoder is None:
@@ -124,12 +121,7 @@ def _respond(
     ends: set[int],
     uniform: Tensor,
 ) -> list[list[int]]:
-    """The responses of one batch.
-
-    Args:
-        batch: Rows as :func:`_batches` orders them.
-        uniform: (rows, max_new_tokens) a random number for each token.
-    """
+    """The responses of one batch, which :func:`_batches` ordered; `uniform` is (rows, max_new_tokens) in [0, 1)."""
     number = {prompt: place for place, prompt in enumerate(dict.fromkeys(row.prompt for row in batch))}
     prompts = [row.prompt for row in batch[: len(number)]]
     width = len(prompts[-1])
@@ -141,7 +133,7 @@ def _respond(
     if len(batch) > len(prompts):
         cache.copy(sources[len(prompts) :], torch.arange(len(prompts), len(batch), device=backbone.device), width)
     responses: list[list[int]] = [[] for _ in batch]
-    going = list(range(len(batch)))  # the responses that have not ended, in the order of the cache's rows
+    going = list(range(len(batch)))  # unfinished responses, in the order of the cache's rows
     hidden, places = hidden[sources], torch.tensor(starts, device=backbone.device)
     for step in range(sampling.max_new_tokens):
         tokens = sampling.draw(backbone.logits(hidden, adapter), uniform[going, step] if uniform.shape[1] else uniform)
@@ -160,7 +152,7 @@ def _respond(
 
 
 def _close_ranks(cache: KeyValues, kept: Sequence[int], end: int, device: torch.device) -> list[int]:
-    """Move the last rows of a cache to the places of those that ended; returns which row stands where now."""
+    """Move the last rows of a cache into the places of finished ones; returns the new order of rows."""
     stay = [row for row in kept if row < len(kept)]
     move = kept[len(stay) :]
     free = sorted(set(range(len(kept))) - set(stay))
@@ -174,11 +166,10 @@ def _close_ranks(cache: KeyValues, kept: Sequence[int], end: int, device: torch.
 
 
 def _prefill(backbone: Backbone, decoder: Decoder, cache: KeyValues, prompts: Sequence[tuple[int, ...]]) -> Tensor:
-    """Compute prompts, and what they have in common once; they take the first rows of the cache.
+    """Compute prompts, their common prefix once, into the first rows of an empty cache.
 
     Args:
-        cache: An empty one.
-        prompts: Token ids, shortest first. They are laid to end at the column of the longest one's length.
+        prompts: Token ids, shortest first. All end at the same column.
 
     Returns:
         (prompts, hidden) at the last token of each.
@@ -194,9 +185,9 @@ def _prefill(backbone: Backbone, decoder: Decoder, cache: KeyValues, prompts: Se
         cache.spread(common, places)
     lengths = [len(prompt) - common for prompt in prompts]
     ends: list[Tensor] = []
-    for group in reversed(length_groups(lengths, _PREFILL_TOKENS, _PASS)):
+    for group in reversed(length_groups(lengths, PREFILL_TOKENS, _PASS)):
         rows, count = slice(group[0], group[-1] + 1), lengths[group[-1]]
-        # Shorter prompts repeat some tokens of the common beginning, which computes the same again.
+        # Shorter prompts recompute some tokens of the common prefix.
         ids = [[*[backbone.pad_id] * (count - len(prompt)), *prompt[-count:]] for prompt in prompts[rows]]
         cache.place(width - count, starts[rows], group[0])
         ends.append(decoder(torch.tensor(ids, device=device), places[rows], cache)[:, -1])
@@ -204,15 +195,15 @@ def _prefill(backbone: Backbone, decoder: Decoder, cache: KeyValues, prompts: Se
 
 
 def _common(prompts: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all prompts begin with, their last token apart; 0 where computing them once is no gain."""
+    """Length of the common prefix, without last tokens; 0 if sharing it does not pay."""
     common = min(common_beginning(prompts), min(map(len, prompts)) - 1)
     return common if common * (len(prompts) - 1) > _PASS else 0
 
 
 def _batches(rows: Sequence[_Row], max_new_tokens: int, batch_tokens: int) -> Iterator[list[_Row]]:
-    """Rows within the token budget, the batch with the longest prompts first, because memory peaks there.
+    """Rows within the token budget, longest prompts first because memory peaks there.
 
-    In each batch there stands first one row of each prompt, shortest prompt first, then the other rows.
+    A batch begins with one row of each prompt, shortest prompt first; the other rows follow.
     """
 
     def ordered(batch: list[_Row]) -> list[_Row]:
@@ -228,42 +219,3 @@ def _batches(rows: Sequence[_Row], max_new_tokens: int, batch_tokens: int) -> It
         batch.append(row)
     if batch:
         yield ordered(batch)
-
-
-# -- checks -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _undisturbed(backbone: Backbone) -> Iterator[None]:
-    """Evaluation mode, no gradients, no autocasting; every module goes back into its own mode."""
-    training = [module for module in backbone.modules() if module.training]
-    try:
-        backbone.eval()
-        with torch.no_grad(), torch.autocast(backbone.device.type, enabled=False):
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _check(backbone: Backbone, prompts: Sequence[Sequence[int]], sampling: Sampling, num_return: int) -> None:
-    if num_return < 1:
-        raise ConfigError(f"num_return is {num_return}", expected="at least 1")
-    if sampling.temperature == 0 and num_return > 1:
-        raise ConfigError(
-            f"temperature 0 gives one response per prompt, and {num_return} were asked for",
-            where="num_return",
-            remedy="set a temperature above 0, or num_return to 1",
-        )
-    limit = getattr(backbone.config, "max_position_embeddings", None)
-    for number, prompt in enumerate(prompts):
-        where = f"prompt {number + 1} of {len(prompts)}"
-        if not prompt:
-            raise ModelError("A prompt has no tokens", where=where)
-        if isinstance(limit, int) and len(prompt) + sampling.max_new_tokens > limit:
-            raise ModelError(
-                f"A prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new tokens do not fit the context of "
-                f"{limit}",
-                where=where,
-                remedy="cut the prompt's oldest turns, or generate fewer tokens",
-            )

@@ -1,8 +1,8 @@
-"""The distribution that responses are drawn from, for the drawing and for the log-probabilities that train on it.
+"""The distribution that responses are drawn from, both for drawing and for log-probabilities.
 
 Temperature first, then the most likely `top_k` tokens, then the smallest set of those with probability `top_p`
-(nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751): the order of transformers. Where several tokens are equally
-likely at the border, all of them are kept, so what is drawn never depends on how a sort breaks ties.
+(nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751), the order of transformers. All tokens tied at the border are
+kept, so draws do not depend on how a sort breaks ties.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from rrm_lm.errors import ConfigError
 
-_CANDIDATES = (64, 1024)  # most likely tokens in which a nucleus is looked for first; a sort of all of them is slow
-_BLOCK = 256  # tokens whose weights are added up together when one is drawn
+_CANDIDATES = (64, 1024)  # numbers of most likely tokens to search for a nucleus first, since a full sort is slow
+_BLOCK = 256  # tokens whose weights are summed together when one is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,8 @@ class Sampling:
     """How responses are drawn.
 
     Attributes:
-        max_new_tokens: Most tokens of a response.
-        temperature: What logits are divided by. 0 takes the most likely token at each step: the distribution is then
-            that of temperature 1 with nothing but this token left.
+        max_new_tokens: Maximum tokens of a response.
+        temperature: Divides the logits. 0 takes the most likely token: temperature 1 truncated to this token.
         top_p: Draw from the smallest set of tokens with at least this probability; 1 for all.
         top_k: Draw from this many most likely tokens; 0 for all.
 
@@ -54,45 +53,36 @@ class Sampling:
         return self.temperature == 0 or self.top_p < 1 or self.top_k > 0
 
     def log_probs(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Log-probability of each token in the distribution it is drawn from, differentiable in the logits.
+        """(n,) log-probability of each token, differentiable in the logits, in float32 or better.
 
-        A token that truncation would leave out (the policy has moved since it was drawn) counts as kept, so that the
-        result is finite.
+        A token that truncation would now exclude, because the policy has changed, counts as kept to stay finite.
 
         Args:
-            logits: (n, vocabulary) next-token logits as the model gives them.
+            logits: (n, vocabulary) the model's next-token logits.
             tokens: (n,) token ids.
-
-        Returns:
-            (n,) in float32 or better.
         """
         scaled, own = self._scale(logits), tokens[:, None]
-        least = torch.finfo(scaled.dtype).min  # minus infinity has no gradient where all other tokens are left out
+        least = torch.finfo(scaled.dtype).min  # minus infinity gives NaN gradients if all other tokens are excluded
         chosen = scaled.gather(-1, own)
         if self.truncates:
             scaled = scaled.masked_fill(scaled < self._threshold(scaled.detach()), least)
-        # From the odds: the gradient's 1 - p and a log p near 0 keep their digits, which chosen - logsumexp loses.
+        # Computed from the odds: chosen - logsumexp would lose the digits of 1 - p and of a log p near 0.
         others = scaled.scatter(-1, own, least).logsumexp(-1, keepdim=True)
         return nn.functional.logsigmoid(chosen - others).squeeze(-1)
 
     def shape(self, logits: Tensor) -> Tensor:
-        """Logits after temperature and truncation, (n, vocabulary); minus infinity for tokens that are left out."""
+        """(n, vocabulary) logits after temperature and truncation; minus infinity for excluded tokens."""
         scaled = self._scale(logits)
         if not self.truncates:
             return scaled
         return scaled.masked_fill(scaled < self._threshold(scaled.detach()), float("-inf"))
 
     def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """A token for each row. The same logits and number give the same token, whatever other rows there are.
+        """(n,) token ids. Rows do not depend on each other.
 
         Args:
-            logits: (n, vocabulary) next-token logits as the model gives them. They are overwritten: another tensor of
-                their size would cost more than the drawing.
-            uniform: (n,) numbers in [0, 1), one for each row; float64, since float32 has fewer steps than a large
-                vocabulary needs.
-
-        Returns:
-            (n,) token ids.
+            logits: (n, vocabulary) the model's next-token logits; overwritten, because a copy costs more than drawing.
+            uniform: (n,) numbers in [0, 1); float64, because float32 has too few steps for a large vocabulary.
         """
         if self.temperature == 0:
             return logits.argmax(-1)
@@ -108,7 +98,7 @@ class Sampling:
 
     @torch.no_grad()
     def _threshold(self, scaled: Tensor) -> Tensor:
-        """(n, 1): the smallest logit that is kept."""
+        """(n, 1) the smallest kept logit."""
         vocabulary = scaled.shape[-1]
         if self.temperature == 0:
             return scaled.amax(-1, keepdim=True)
@@ -122,9 +112,9 @@ class Sampling:
         return self._nucleus(scaled, total, [*(count for count in _CANDIDATES if count < kept), kept])
 
     def _nucleus(self, scaled: Tensor, total: Tensor, candidates: list[int]) -> Tensor:
-        """(n, 1): the smallest logit of the nucleus, looked for in ever more candidates where it is not yet found."""
+        """(n, 1) the smallest logit of the nucleus, searched in more and more candidates."""
         likely = scaled.topk(candidates[0], dim=-1).values
-        # The nucleus ends with the token that reaches top_p; `count` stand before it.
+        # The nucleus ends with the token that reaches top_p; `count` tokens precede it.
         count = ((likely - total).exp().cumsum(-1) < self.top_p).sum(-1, keepdim=True)
         threshold = likely.gather(-1, count.clamp_max(candidates[0] - 1))
         rows = (count[:, 0] == candidates[0]).nonzero()[:, 0] if len(candidates) > 1 else ()
@@ -134,10 +124,10 @@ class Sampling:
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which the running sum of each row's weights passes its uniform number times their sum.
+    """The token at which the running sum of each row's weights exceeds its uniform number times their sum.
 
-    The sum runs over blocks of tokens first and then inside one block, in float64: a running sum over a whole
-    vocabulary in float32 would never choose unlikely tokens behind likely ones, and costs more.
+    The sum runs over blocks of tokens and then inside one block, in float64. A float32 running sum over the vocabulary
+    costs more and would never choose unlikely tokens after likely ones.
     """
     rows, vocabulary = weights.shape
     if vocabulary % _BLOCK:
@@ -155,10 +145,10 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _first_above(until: Tensor, goal: Tensor) -> Tensor:
-    """(n, 1): the first place where a running sum is above its goal; rounding never leads behind the last increase."""
+    """(n, 1) the first index where a running sum exceeds its goal, at most that of its last increase."""
     total = until[:, -1:]
     place = (until <= goal).sum(-1, keepdim=True)
-    last = (until < total).sum(-1, keepdim=True)  # the first place with all of the sum: nothing is added behind it
+    last = (until < total).sum(-1, keepdim=True)  # the first index with the full sum
     return torch.minimum(place, last)
 
 

@@ -1,4 +1,4 @@
-"""One response, token by token as it is drawn, for a person who reads along."""
+"""Streams one response token by token."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ def stream(
     end_ids: Sequence[int],
     max_new_tokens: int,
 ) -> Iterator[int]:
-    """The tokens of a response to one prompt, each as soon as it is there; the one that ends it comes, too.
+    """Yield the tokens of a response to one prompt as they are drawn, including the token that ends it.
 
-    Works for every family that transformers has, with its own cache where it has one; else everything is computed
-    again for each token. Between two tokens no state is
-    held: the adapter's choice and the gradient mode are as the caller left them, and the caller may stop at any time.
+    Works for every family of transformers, with its own cache if it has one. The active adapter and the gradient mode
+    are only changed while a token is computed, and the caller may stop at any time.
 
     Args:
         backbone: The model, in evaluation mode.
-        adapter: The adapter to compute with; ``None`` for the bare backbone.
-        prompt: Token ids up to where the response begins; not empty.
+        adapter: The adapter to use; ``None`` for the backbone without adapters.
+        prompt: Token ids up to the start of the response; not empty.
         draw: Chooses a token from (vocabulary,) float32 logits.
         end_ids: Tokens that end a response.
-        max_new_tokens: Most tokens of a response.
+        max_new_tokens: Maximum tokens of a response.
     """
     model = backbone.causal_lm
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
@@ -56,10 +55,10 @@ def stream(
 
 
 class Words:
-    """The text of tokens that come one by one, in pieces that never end inside a character.
+    """Decodes a stream of tokens into pieces of text that never end inside a character.
 
     Attributes:
-        text: Everything that was given out.
+        text: All text returned so far.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -68,17 +67,17 @@ class Words:
         self.text = ""
 
     def add(self, token: int) -> str:
-        """What the token adds to the text; nothing where a character is still incomplete."""
+        """The text that the token completes; empty while a character is incomplete."""
         self._ids.append(token)
         text = self._decoded()
         return "" if text.endswith(_HALF) else self._give(text)
 
     def rest(self) -> str:
-        """What is left when no more tokens come."""
+        """The remaining text after the last token."""
         return self._give(self._decoded())
 
     def _decoded(self) -> str:
-        # Always from the first token on: what a token's text is can depend on the one before it.
+        # Always decode all tokens, because a token's text can depend on the previous one.
         return self._tokenizer.decode(self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _give(self, text: str) -> str:

@@ -1,9 +1,8 @@
-"""Log-probabilities of sampled tokens from hidden states, without ever holding many logits.
+"""Log-probabilities of sampled tokens from hidden states, a chunk of logits at a time.
 
-A vocabulary is wide: the logits of a few hundred tokens take more memory than the layers that made them. So they are
-computed a chunk of tokens at a time, and the chunk is dropped before the next. With a frozen language-model head, what
-the backward pass needs of a chunk is one vector per token, the gradient of its log-probability in its hidden state,
-which is worked out while the logits are there: nothing is computed twice.
+Logits of a few hundred tokens can take more memory than all layers. With a frozen language-model head, the backward
+pass only needs each log-probability's gradient with respect to its hidden state. This is computed in the forward pass,
+while the chunk's logits exist, so nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.sampling import Sampling
 
-_CHUNK = 256  # tokens whose logits are held at once
+CHUNK = 256  # tokens whose logits are held at once
 
 
 def token_log_probs(
@@ -27,14 +26,14 @@ def token_log_probs(
 
     Args:
         backbone: Its language-model head is used.
-        hidden: (n, hidden) final hidden states in front of the tokens.
-        tokens: (n,) the tokens that were drawn.
+        hidden: (n, hidden) final hidden states before the tokens.
+        tokens: (n,) the drawn tokens.
         sampling: How they were drawn.
-        adapter: Which adapter is active, for heads that have one.
+        adapter: The active adapter, for adapted heads.
 
     Returns:
-        (n,) log-probabilities, differentiable in the hidden states (and in the head, where it is trained), and (n,)
-        entropies in nats, without gradient.
+        (n,) log-probabilities, differentiable in the hidden states and in a trained head, and (n,) entropies in nats,
+        without gradient.
     """
     head = _Head(backbone, sampling, adapter)
     if not len(tokens):
@@ -59,7 +58,7 @@ class _Head:
         head = backbone.causal_lm.get_output_embeddings()
         self.is_trained = any(parameter.requires_grad for parameter in head.parameters())
         capped = getattr(backbone.config, "final_logit_softcapping", None) is not None
-        # Where logits are one product of a plain layer, the gradient can be written down.
+        # If logits are one product of a plain layer, the gradient has a closed form.
         self.is_plain = type(head) is nn.Linear and not capped and not sampling.truncates
         self.weight = head.weight
 
@@ -72,24 +71,24 @@ class _Head:
         return log_probs, entropy
 
     def with_slopes(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As above, and (n, hidden) the gradient of each log-probability in its hidden state."""
+        """As above, and (n, hidden) each log-probability's gradient with respect to its hidden state."""
         if self.is_plain:
             return self._plain(hidden, tokens)
         with torch.enable_grad():
             states = hidden.detach().requires_grad_()
             log_probs, entropy = self(states, tokens)
-            (slopes,) = torch.autograd.grad(log_probs.sum(), states)  # a token's log-probability has one hidden state
+            (slopes,) = torch.autograd.grad(log_probs.sum(), states)
         return log_probs.detach(), entropy, slopes
 
     def _plain(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of ``log softmax(W h / T)[k]`` is ``(W[k] - sum_v p[v] W[v]) / T``.
 
-        In bfloat16 1 - p[k] would be zero from p[k] = 0.998 on, and the gradient with it; in float32 it has no digits
-        left at 1 - 1e-6. It is the sum of all other p[v], which loses none, and only then rounded to the head's dtype.
+        1 - p[k] is computed as the sum of all other p[v], and only then rounded to the head's dtype. The difference
+        would be zero in bfloat16 for p[k] > 0.998, and has no digits left in float32 at 1 - 1e-6.
         """
         temperature = self.sampling.temperature
         log_p = self.backbone.logits(hidden, self.adapter)
-        with torch.autocast(hidden.device.type, enabled=False):  # of what is left, no digits can be spared
+        with torch.autocast(hidden.device.type, enabled=False):  # needs full precision
             if temperature != 1:
                 log_p.div_(temperature)
             log_p.sub_(log_p.logsumexp(-1, keepdim=True))
@@ -102,7 +101,7 @@ class _Head:
 
 
 class _WithFrozenHead(torch.autograd.Function):
-    """Keeps the slopes of log-probabilities in hidden states instead of logits."""
+    """Saves gradients with respect to hidden states instead of logits."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, tokens: Tensor, head: _Head) -> tuple[Tensor, Tensor]:
@@ -119,4 +118,4 @@ class _WithFrozenHead(torch.autograd.Function):
 
 
 def _pieces(hidden: Tensor, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(hidden.split(_CHUNK), tokens.split(_CHUNK), strict=True))
+    return list(zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True))

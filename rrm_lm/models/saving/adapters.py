@@ -1,10 +1,11 @@
-"""LoRA adapter folders as PEFT writes them: found here or on the Hub, read from safetensors, put where they fit."""
+"""LoRA adapter folders as PEFT writes them: found locally or on the Hub, loaded from safetensors, saved."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError
@@ -13,17 +14,19 @@ from torch import Tensor
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.embedded import backbone_name
+from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, resolve
 from rrm_lm.models.sharding import assign, gather, reshard
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of an adapter on the Hub; no pickles
-# Parts of PEFT's LoRA that change more than the layers' own low-rank terms: they would still act on the bare backbone.
-_NOT_HERE = ("modules_to_save", "trainable_token_indices", "layer_replication")
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # files to fetch from the Hub; no pickles
+# PEFT options that change more than low-rank terms; they would also change the backbone without adapters.
+_UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
 
 
 def model_file(path: str, name: str, revision: str | None = None) -> Path | None:
-    """A file of a model in a folder or on the Hub; ``None`` where it has none of that name."""
+    """A file of a model in a folder or on the Hub; ``None`` if it does not exist."""
     if Path(path).is_dir():
         return Path(path, name) if Path(path, name).is_file() else None
     from huggingface_hub import hf_hub_download
@@ -31,7 +34,7 @@ def model_file(path: str, name: str, revision: str | None = None) -> Path | None
 
     try:
         return Path(hf_hub_download(path, name, revision=revision))
-    except (EntryNotFoundError, LocalEntryNotFoundError):  # the second: not in the cache, and no network
+    except (EntryNotFoundError, LocalEntryNotFoundError):  # the second: not cached, and no network
         return None
 
 
@@ -39,7 +42,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ModelError: It is not valid JSON, or something else than an object.
+        ModelError: It is not valid JSON, or not an object.
     """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -60,7 +63,7 @@ def is_classifier(path: str, revision: str | None = None) -> bool:
 
 
 def fetch_adapter(path: str, revision: str | None = None) -> Path | None:
-    """The local folder of an adapter, fetched if it is on the Hub; ``None`` where `path` is a whole model."""
+    """The local folder of an adapter, fetched from the Hub if needed; ``None`` if `path` is not an adapter."""
     if model_file(path, ADAPTER_CONFIG, revision) is None:
         return None
     if Path(path).is_dir():
@@ -71,10 +74,10 @@ def fetch_adapter(path: str, revision: str | None = None) -> Path | None:
 
 
 def read_lora(folder: Path) -> LoraConfig:
-    """The configuration of a LoRA adapter, as one to be trained on.
+    """The configuration of a LoRA adapter, ready for training.
 
     Raises:
-        ModelError: Another kind of adapter, or one that also replaces whole layers.
+        ModelError: Another kind of adapter, or one that also replaces layers.
     """
     raw = read_json(folder / ADAPTER_CONFIG)
     if raw.get("peft_type") != "LORA":
@@ -82,15 +85,15 @@ def read_lora(folder: Path) -> LoraConfig:
             f"The adapter is of the type {raw.get('peft_type')}",
             where=str(folder),
             expected="a LoRA adapter",
-            remedy="merge it into its model where it was made, and name the merged model",
+            remedy="merge it into its model with PEFT, and name the merged model",
         )
-    extra = [name for name in _NOT_HERE if raw.get(name)]
+    extra = [name for name in _UNSUPPORTED if raw.get(name)]
     extra += [f"bias {raw['bias']}"] if raw.get("bias", "none") != "none" else []
     if extra:
         raise ModelError(
-            f"The adapter changes more than LoRA layers do ({', '.join(extra)})",
+            f"The adapter changes more than LoRA layers ({', '.join(extra)})",
             where=str(folder),
-            expected="LoRA weights alone, so that the bare backbone is still the model it was made from",
+            expected="LoRA weights only, so that the backbone without adapters is the original model",
             remedy="merge it with PEFT's merge_and_unload, and name the merged model",
         )
     config: Any = LoraConfig.from_pretrained(str(folder))
@@ -99,72 +102,138 @@ def read_lora(folder: Path) -> LoraConfig:
 
 
 def adapter_weights(backbone: Backbone, adapter: str) -> dict[str, Tensor]:
-    """An adapter's tensors under the names that PEFT saves them by. They share the model's memory."""
-    # What PEFT does with embeddings otherwise asks the Hub for the model's vocabulary; they are frozen here.
+    """An adapter's tensors under PEFT's names. They share the model's memory."""
+    # With save_embedding_layers, PEFT asks the Hub for the vocabulary. Embeddings are frozen here.
     return get_peft_model_state_dict(backbone.model, adapter_name=adapter, save_embedding_layers=False)
 
 
-def whole_weights(backbone: Backbone, adapter: str) -> dict[str, Tensor]:
-    """An adapter's tensors, as they are written down. Called by all processes, if the model is sharded."""
-    return gather(adapter_weights(backbone, adapter))
-
-
-def write_weights(backbone: Backbone, adapter: str, folder: Path, write: bool = True) -> None:
-    """Write an adapter's weights into a folder, as PEFT reads them.
+def save_adapter(
+    backbone: Backbone,
+    adapter: str,
+    folder: Path,
+    more: dict[str, Tensor] | None = None,
+    *,
+    task: str,
+    base_model: str,
+    revision: str | None,
+    write: bool = True,
+    **changes: Any,
+) -> None:
+    """Write an adapter as PEFT reads it. Called by all processes if the model is sharded.
 
     Args:
-        backbone: The model. If it is sharded, all processes call this.
-        adapter: Which of its adapters.
-        folder: The folder, which is there.
-        write: Off in processes that only give their shards.
+        backbone: The model.
+        adapter: The adapter's name.
+        folder: The output folder; other files in it are kept.
+        more: Further tensors, such as a head.
+        task: PEFT's task type.
+        base_model, revision: Recorded as the adapter's backbone.
+        write: False in processes that only contribute their shards.
+        changes: Other fields of the saved configuration.
     """
-    state = whole_weights(backbone, adapter)
-    if write:
-        save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    reshard(backbone)
+    state = gather({**adapter_weights(backbone, adapter), **(more or {})})
+    if not write:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = LoraConfig(**backbone.model.peft_config[adapter].to_dict())
+    base = backbone_name(backbone.causal_lm, base_model)
+    changes |= {"task_type": task, "inference_mode": True, "base_model_name_or_path": base, "revision": revision}
+    for name, value in changes.items():
+        setattr(config, name, value)
+    config.save_pretrained(str(folder))
+
+
+Settings = TypeVar("Settings", bound=Any)  # RewardSettings or PolicySettings
+
+
+def load_backbone(
+    folder: Path,
+    settings: Settings,
+    base_model: str | None,
+    loading: dict[str, Any],
+    *,
+    own_pad: bool,
+    sharing: bool | None = None,
+    **tokenizing: Any,
+) -> tuple[Settings, Backbone, Any]:
+    """The backbone and tokenizer that an adapter was trained with.
+
+    Args:
+        folder: The adapter.
+        settings: Its recorded settings.
+        base_model: A backbone to use instead of the recorded one.
+        loading: For :func:`load_causal_lm`. A missing revision is set to the recorded one.
+        own_pad: Keep the tokenizer's pad token.
+        sharing: See :class:`Backbone`.
+        tokenizing: `chat_template` and `pad_token` for :func:`load_tokenizer`.
+
+    Returns:
+        The settings with the backbone in use, the backbone, and the tokenizer.
+
+    Raises:
+        ModelError: The backbone is not available.
+    """
+    if base_model is not None:
+        settings = replace(settings, base_model=base_model, revision=None)
+    if loading.get("revision") is None:
+        loading["revision"] = settings.revision
+    try:
+        resolve(settings.base_model, loading["revision"])
+    except ModelError as error:
+        raise ModelError(
+            f"The backbone of the adapter is not available. {error.what}",
+            where=f"{settings.base_model}, which {folder} was trained on",
+            remedy="name it with --base_model",
+        ) from error
+    own = (folder / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(
+        str(folder) if own else settings.base_model,
+        own_pad=own_pad,
+        trust_remote_code=bool(loading.get("trust_remote_code")),
+        revision=None if own else loading["revision"],
+        **tokenizing,
+    )
+    model = load_causal_lm(settings.base_model, **loading)
+    return settings, Backbone(model, int(tokenizer.pad_token_id), sharing), tokenizer  # type: ignore[arg-type]
 
 
 def read_weights(backbone: Backbone, adapter: str, folder: Path) -> None:
-    """Put the weights that a folder holds into an adapter of the backbone.
+    """Load a folder's weights into an adapter of the backbone.
 
     Raises:
-        CheckpointError: They are missing, broken, or not those of this adapter on this model.
+        CheckpointError: They are missing or broken, or do not fit this adapter on this model.
     """
-    put_weights(backbone, adapter, load_weights(folder), folder)
+    put_weights(backbone, adapter, load_tensors(folder / ADAPTER_WEIGHTS), folder)
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors in an adapter's folder, on the CPU.
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, on the CPU.
 
     Raises:
-        CheckpointError: They are missing or broken.
+        CheckpointError: The file is missing or broken.
     """
-    file = folder / ADAPTER_WEIGHTS
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"The adapter's weights cannot be read ({error})",
+            f"The weights cannot be read ({error})",
             where=str(file),
-            expected="a whole safetensors file",
-            remedy="copy the folder again, or train again",
+            expected="a complete safetensors file",
+            remedy="copy the folder again, resume from another checkpoint, or train again",
         ) from error
 
 
 def put_weights(backbone: Backbone, adapter: str, state: dict[str, Tensor], folder: Path) -> None:
-    """Put tensors into an adapter of the backbone.
-
-    Args:
-        backbone: The model.
-        adapter: Which of its adapters.
-        state: The tensors by PEFT's names.
-        folder: Where they are from, for messages.
+    """Copy tensors, named as PEFT does, into an adapter of the backbone. `folder` is for error messages.
 
     Raises:
-        CheckpointError: They are not those of this adapter on this model.
+        CheckpointError: They do not fit this adapter on this model.
     """
     reshard(backbone)
     mine = adapter_weights(backbone, adapter)
-    # PEFT writes the frozen embeddings down, too, where they have an adapter.
+    # PEFT also saves the frozen embeddings if they have an adapter.
     state = {name: tensor for name, tensor in state.items() if ".base_layer." not in name}
     misfit = _misfit(state, mine)
     if misfit:
@@ -174,12 +243,12 @@ def put_weights(backbone: Backbone, adapter: str, state: dict[str, Tensor], fold
 
 
 def _misfit(theirs: dict[str, Tensor], mine: dict[str, Tensor]) -> str:
-    """What does not fit, or nothing. PEFT says nothing about missing weights, and those would stay as they began."""
+    """The first mismatch, or an empty string. PEFT would silently leave missing weights at their initial values."""
     foreign, missing = sorted(theirs.keys() - mine.keys()), sorted(mine.keys() - theirs.keys())
     if foreign:
-        return f"The adapter has weights that this model has no place for, such as {foreign[0]}"
+        return f"The adapter has weights for layers that this model lacks, such as {foreign[0]}"
     if missing:
-        return f"The adapter has no weights for {len(missing)} places in this model, such as {missing[0]}"
+        return f"The adapter lacks {len(missing)} weights of this model, such as {missing[0]}"
     for key in sorted(theirs):
         if theirs[key].shape != mine[key].shape:
             shapes = f"{tuple(theirs[key].shape)}, not {tuple(mine[key].shape)}"

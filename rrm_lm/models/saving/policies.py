@@ -1,12 +1,12 @@
-"""A policy on disk: the PEFT ``CAUSAL_LM`` adapter folder that it is saved as, loaded from and merged.
+"""Policies on disk: PEFT ``CAUSAL_LM`` adapter folders, saved, loaded and merged.
 
-`AutoPeftModelForCausalLM.from_pretrained(folder)` reads the same folder. :data:`SETTINGS_FILE` beside the adapter says
-how it is used, and under which name its backbone is found on other machines.
+`AutoPeftModelForCausalLM.from_pretrained(folder)` reads the same folder. :data:`SETTINGS_FILE` records how the policy
+is used and the name of its backbone.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,37 +16,35 @@ from transformers import AutoModelForCausalLM
 
 from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.embedded import backbone_name
-from rrm_lm.models.fast.layers import speed_up_layers
-from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.portable import add_old_names, save_tokenizer
 from rrm_lm.models.pretrained import align_pad, load_causal_lm, load_tokenizer, refuse_pickles, resolve
 from rrm_lm.models.saving.adapters import (
     ADAPTER_CONFIG,
     fetch_adapter,
     is_classifier,
+    load_backbone,
     model_file,
     read_json,
     read_lora,
     read_weights,
-    write_weights,
+    save_adapter,
 )
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.chat import ChatFormat
 
-POLICY = "policy"  # what a policy's adapter is called on a backbone
+POLICY = "policy"  # name of a policy's adapter on a backbone
 SETTINGS_FILE = "policy.json"
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
-    """What must be known to use a policy as it was trained.
+    """Settings that training and use of a policy share.
 
     Attributes:
-        base_model: Name of the backbone: an alias of this project, a Hub id or a folder.
-        max_length: Longest prompt plus response in tokens that it was trained on.
+        base_model: The backbone: an alias of this project, a Hub id or a folder.
+        max_length: Maximum prompt plus response it was trained on, in tokens.
         revision: Branch, tag or commit of the backbone on the Hub.
-        method: How it was trained: sft, ppo ...
+        method: Training method: sft, ppo ...
     """
 
     base_model: str
@@ -56,13 +54,13 @@ class PolicySettings:
 
 
 class Policy(NamedTuple):
-    """A policy that was loaded.
+    """A loaded policy.
 
     Attributes:
-        backbone: The frozen model, with the policy's adapter on it if it has one.
-        chat: How conversations are written for it.
-        adapter: Name of the adapter; ``None`` for a whole model (a base model, or a merged policy).
-        settings: What an adapter that is trained on this backbone is saved with.
+        backbone: The frozen model, with the policy's adapter if it has one.
+        chat: Its chat format.
+        adapter: Name of the adapter; ``None`` for a base model or a merged policy.
+        settings: Settings to save with adapters trained on this backbone.
     """
 
     backbone: Backbone
@@ -84,27 +82,21 @@ def save_policy(
 ) -> None:
     """Write a policy's adapter, its tokenizer and :data:`SETTINGS_FILE`.
 
+    Called by all processes if the model is sharded; `write` is False in those that only contribute their shards.
+
     Args:
-        backbone: The backbone that the adapter is on.
-        folder: Where they go; what else is there stays.
+        backbone: The backbone with the adapter.
+        folder: The output folder; other files in it are kept.
         tokenizer: Its pad token is the one that the policy is used with.
         settings: See :class:`PolicySettings`.
-        adapter: Which of the backbone's adapters it is.
-        write: Off in processes that only give their shards: if the model is sharded, all of them call this.
+        adapter: The adapter's name.
+        write: See above.
     """
+    base, revision = settings.base_model, settings.revision
+    save_adapter(backbone, adapter, folder, task="CAUSAL_LM", base_model=base, revision=revision, write=write)
     if write:
-        folder.mkdir(parents=True, exist_ok=True)
-    write_weights(backbone, adapter, folder, write)
-    if not write:
-        return
-    config = LoraConfig(**backbone.model.peft_config[adapter].to_dict())
-    config.task_type = TaskType.CAUSAL_LM
-    config.inference_mode = True
-    config.base_model_name_or_path = backbone_name(backbone.causal_lm, settings.base_model)
-    config.revision = settings.revision
-    config.save_pretrained(str(folder))
-    save_tokenizer(tokenizer, folder)
-    write_json(folder / SETTINGS_FILE, asdict(settings))
+        save_tokenizer(tokenizer, folder)
+        write_json(folder / SETTINGS_FILE, asdict(settings))
 
 
 # -- loading --------------------------------------------------------------------------------------------------------
@@ -127,15 +119,15 @@ def load_policy(
         base_model: Backbone of an adapter, instead of the recorded one.
         trainable: Leave the adapter trainable.
         sharing: Passed to :class:`Backbone`.
-        chat_template, pad_token: For tokenizers that have none.
+        chat_template, pad_token: For tokenizers without one.
         loading: Passed to :func:`rrm_lm.models.pretrained.load_causal_lm` (dtype, attn_implementation, revision,
-            trust_remote_code ...). Of an adapter in a folder, the revision is the backbone's.
+            trust_remote_code ...). For an adapter in a folder, the revision is the backbone's.
 
     Returns:
         The policy, in evaluation mode. Its ``chat.max_length`` is the recorded one, or ``None``.
 
     Raises:
-        ModelError: No such model, pickled weights, remote code that is not trusted, or no policy at all.
+        ModelError: No such model, not a policy, pickled weights, or remote code that is not trusted.
         CheckpointError: The adapter's weights are missing or broken, or do not fit the backbone.
     """
     path, revision = resolve(str(name), loading.get("revision")), loading.get("revision")
@@ -143,18 +135,17 @@ def load_policy(
     folder = fetch_adapter(path, revision)
     if folder is not None:
         if not Path(path).is_dir():
-            loading["revision"] = None  # it was the adapter's; the backbone's is recorded in it
+            loading["revision"] = None  # that was the adapter's; it records the backbone's
         return _load_adapter(folder, base_model, trainable, sharing, tokenizing, loading)
     if base_model is not None:
         raise ModelError(
-            "Only an adapter has a base model, and this is none", where=str(name), remedy="leave out --base_model"
+            "--base_model is for adapters, and this is not an adapter", where=str(name), remedy="leave out --base_model"
         )
     _refuse_classifier(path, revision)
     settings = read_policy_settings(path, revision)
     code = {key: loading[key] for key in ("revision", "trust_remote_code") if key in loading}
     tokenizer: Any = load_tokenizer(str(name), own_pad=settings is not None, **tokenizing, **code)
     backbone = Backbone(load_causal_lm(str(name), **loading), int(tokenizer.pad_token_id), sharing)
-    speed_up_layers(backbone)
     longest = settings.max_length if settings else None
     own = PolicySettings(str(name), longest, revision)
     return Policy(backbone.eval(), ChatFormat(tokenizer, longest), None, own)
@@ -169,50 +160,31 @@ def _load_adapter(
     loading: dict[str, Any],
 ) -> Policy:
     config = _policy_config(folder)
-    settings = read_policy_settings(str(folder)) or PolicySettings(
-        str(config.base_model_name_or_path), revision=config.revision
+    recorded = PolicySettings(str(config.base_model_name_or_path), revision=config.revision)
+    settings = read_policy_settings(str(folder)) or recorded
+    ours = (folder / SETTINGS_FILE).is_file()
+    settings, backbone, tokenizer = load_backbone(
+        folder, settings, base_model, loading, own_pad=ours, sharing=sharing, **tokenizing
     )
-    if base_model is not None:
-        settings = replace(settings, base_model=base_model, revision=None)
-    if loading.get("revision") is None:
-        loading["revision"] = settings.revision
-    try:
-        resolve(settings.base_model, loading["revision"])
-    except ModelError as error:
-        raise ModelError(
-            f"The backbone of the adapter cannot be had. {error.what}",
-            where=f"{settings.base_model}, which {folder} was trained on",
-            remedy="say where it is with --base_model",
-        ) from error
-    own = (folder / "tokenizer_config.json").is_file()
-    tokenizer: Any = load_tokenizer(
-        str(folder) if own else settings.base_model,
-        own_pad=(folder / SETTINGS_FILE).is_file(),
-        trust_remote_code=bool(loading.get("trust_remote_code")),
-        revision=None if own else loading["revision"],
-        **tokenizing,
-    )
-    backbone = Backbone(load_causal_lm(settings.base_model, **loading), int(tokenizer.pad_token_id), sharing)
     put_policy(backbone, folder, trainable=trainable)
     return Policy(backbone.eval(), ChatFormat(tokenizer, settings.max_length), POLICY, settings)
 
 
 def put_policy(backbone: Backbone, folder: Path, adapter: str = POLICY, *, trainable: bool = False) -> None:
-    """Put a saved policy's adapter on a backbone that is there already.
+    """Put a saved policy's adapter on a backbone that is already loaded.
 
     Args:
-        backbone: The backbone it was trained on. Adapters that it has stay as they are.
+        backbone: The backbone it was trained on. Its adapters are not changed.
         folder: The adapter, as :func:`save_policy` or PEFT wrote it.
-        adapter: What to call it there.
+        adapter: Name of the new adapter.
         trainable: Leave it trainable.
 
     Raises:
-        ModelError: No LoRA adapter of a language model, or pickled weights.
+        ModelError: Not a LoRA adapter of a language model, or pickled weights.
         CheckpointError: The weights are missing or broken, or do not fit the backbone.
     """
     config = _policy_config(folder)
-    config.base_model_name_or_path = None  # PEFT fills in this backbone's, and would warn of every other
-    before = set(backbone.parameters())
+    config.base_model_name_or_path = None  # PEFT fills in this backbone's, and would warn about another
     try:
         backbone.add_adapter(adapter, config)
     except ValueError as error:
@@ -223,15 +195,11 @@ def put_policy(backbone: Backbone, folder: Path, adapter: str = POLICY, *, train
         ) from error
     read_weights(backbone, adapter, folder)
     if not trainable:
-        for parameter in backbone.parameters():
-            if parameter not in before:
-                parameter.requires_grad_(False)
-    speed_up(backbone)
-    speed_up_layers(backbone)
+        backbone.set_trainable(adapter, False)
 
 
 def read_policy_settings(path: str, revision: str | None = None) -> PolicySettings | None:
-    """The settings beside a saved policy; ``None`` for a model made elsewhere.
+    """The settings of a saved policy; ``None`` for a model that another program wrote.
 
     Raises:
         ModelError: The file is broken.
@@ -243,7 +211,7 @@ def read_policy_settings(path: str, revision: str | None = None) -> PolicySettin
     values = {name: value for name, value in read_json(file).items() if name in known}
     if not isinstance(values.get("base_model"), str):
         raise ModelError(
-            "The settings do not say which model the policy was made from",
+            "The settings do not name the policy's base model",
             where=str(file),
             expected='"base_model": a name or a folder',
             remedy="copy the folder again, or train again",
@@ -252,19 +220,19 @@ def read_policy_settings(path: str, revision: str | None = None) -> PolicySettin
 
 
 def _policy_config(folder: Path) -> LoraConfig:
-    """The configuration of a policy's adapter, as one to be trained on.
+    """The configuration of a policy's adapter, ready for training.
 
     Raises:
-        ModelError: It is the adapter of something else, or its weights are a pickle.
+        ModelError: It is not the adapter of a policy, or its weights are a pickle.
     """
     refuse_pickles(folder)
     task = read_json(folder / ADAPTER_CONFIG).get("task_type")
     if task not in ("CAUSAL_LM", None):
         reward = task == "SEQ_CLS"
         raise ModelError(
-            "This is a reward model, which scores responses and writes none"
+            "This is a reward model, which scores responses but does not write them"
             if reward
-            else f"The adapter is for the task {task}, and writes no responses",
+            else f"The adapter is for the task {task} and does not write responses",
             where=str(folder),
             expected="the adapter of a language model (task CAUSAL_LM), as rrm-lm sft saves it",
             remedy="rrm-lm score and rrm-lm evaluate read it" if reward else "name another one",
@@ -275,10 +243,10 @@ def _policy_config(folder: Path) -> LoraConfig:
 
 
 def _refuse_classifier(path: str, revision: str | None) -> None:
-    """transformers would load such a checkpoint as a language model, and leave its head out without a word."""
+    """Refuse a classifier: transformers would silently load it as a language model without its head."""
     if is_classifier(path, revision):
         raise ModelError(
-            "This is a sequence-classification model, which scores responses and writes none",
+            "This is a sequence-classification model, which scores responses but does not write them",
             where=path,
             expected="a causal language model",
             remedy="name the model that answers; rrm-lm score and rrm-lm evaluate read this one",
@@ -291,17 +259,17 @@ def _refuse_classifier(path: str, revision: str | None) -> None:
 def merge_policy(
     folder: Path, output: Path, tokenizer: Any, *, dtype: torch.dtype = torch.float32, **loading: Any
 ) -> None:
-    """Write a plain checkpoint: the adapter merged into the backbone. transformers, TRL and vLLM read it.
+    """Write a checkpoint with the adapter merged into the backbone, for transformers, TRL and vLLM.
 
     Args:
         folder: The adapter, as :func:`save_policy` wrote it.
-        output: Where the checkpoint goes; one that is there is replaced.
+        output: The output folder; an existing one is replaced.
         tokenizer: Saved with it.
-        dtype: Of the weights that are written. The sum is computed in float32 in any case.
+        dtype: Of the saved weights. The sum is always computed in float32.
         loading: Passed to `from_pretrained` of the backbone (revision, trust_remote_code).
 
     Raises:
-        ModelError: No policy, pickled weights, or a backbone that cannot be had.
+        ModelError: Not a policy, pickled weights, or a backbone that is not available.
     """
     recorded: Any = _policy_config(folder)
     settings = read_policy_settings(str(folder))

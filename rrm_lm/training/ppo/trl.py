@@ -9,10 +9,8 @@ from torch import nn
 from trl.experimental.utils import create_reference_model
 
 from rrm_lm.errors import ConfigError, ModelError
-from rrm_lm.models.agent import AgentModel, set_trainable
+from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.fast.layers import speed_up_layers
-from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.training.ppo.config import PPOConfig
 
 _PAD = 0  # a token id that every model has; padding is masked, so any will do
@@ -59,7 +57,7 @@ def agent_from_trl(
     elif isinstance(model, PeftModel):
         adapter = args.model_adapter_name or str(model.active_adapter)
         backbone = Backbone(model, _PAD, sharing)
-        set_trainable(backbone, adapter, True)
+        backbone.set_trainable(adapter, True)
     else:
         backbone = _trained_backbone(model, sharing)
     agent = AgentModel(
@@ -70,8 +68,6 @@ def agent_from_trl(
         reference=None if ref_model is not None else args.ref_adapter_name,
         reference_model=None if ref_model is None else Backbone(ref_model.eval(), _PAD, sharing),
     )
-    speed_up(agent)
-    speed_up_layers(agent)
     return agent
 
 

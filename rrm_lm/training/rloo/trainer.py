@@ -37,12 +37,9 @@ from trl.trainer.rloo_trainer import RLOOTrainer as _TrlRLOOTrainer
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.models.agent import adapter_parameters, set_trainable
-from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.fast.layers import speed_up_layers
-from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.pretrained import align_pad
 from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, save_policy
@@ -134,9 +131,7 @@ def _with_adapter(policy: Policy, lora: LoraConfig | None) -> Policy:
             raise ConfigError("The policy has no adapter to train", where="lora", remedy=remedy)
         adapter = POLICY
         policy.backbone.add_adapter(adapter, lora)
-        speed_up(policy.backbone)
-        speed_up_layers(policy.backbone)
-    set_trainable(policy.backbone, adapter, True)
+    policy.backbone.set_trainable(adapter, True)
     return policy._replace(adapter=adapter)
 
 
@@ -196,7 +191,7 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
                 callbacks=[_StopOutOfBounds(self), *callbacks],
             )
         _set_reference(policy.backbone, self.adapter if ppo.reference == "start" else None)
-        set_trainable(policy.backbone, self.adapter, True)
+        policy.backbone.set_trainable(self.adapter, True)
         prompts = args.generation_batch_size // ppo.samples_per_prompt
         self.order = PromptOrder(len(items), prompts, args.seed if args.data_seed is None else args.data_seed)
 
@@ -349,4 +344,4 @@ def _set_reference(backbone: Backbone, start: str | None) -> None:
             for name, parameter in adapter_parameters(backbone, _REFERENCE).items():
                 if ".lora_B." in name or ".lora_embedding_B." in name:
                     parameter.zero_()
-    set_trainable(backbone, _REFERENCE, False)
+    backbone.set_trainable(_REFERENCE, False)

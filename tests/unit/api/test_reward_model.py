@@ -15,7 +15,7 @@ from rrm_lm.cli.main import main
 from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.feedback.records import Message
-from rrm_lm.models.reward import merge_reward_model
+from rrm_lm.models.reward_files import merge_reward_model
 from rrm_lm.storage import write_jsonl
 from tests.smoke.commands import pair_rows
 from tests.tiny import prompt_of, some_comparisons, tiny_tokenizer

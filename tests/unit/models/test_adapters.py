@@ -144,7 +144,7 @@ def test_scaled_logits_are_refused() -> None:
         return output
 
     model.forward = scaled
-    with pytest.raises(ModelError, match="scales its logits"):
+    with pytest.raises(ModelError, match="scales its logits in an unknown way"):
         check_logits(Backbone(model, pad_id=0))
 
 

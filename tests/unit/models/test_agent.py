@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import LlamaForSequenceClassification
 
 from rrm_lm.errors import ConfigError, ModelError
-from rrm_lm.models.agent import POLICY, REFERENCE, VALUE, AgentModel, PolicyOutput, adapter_parameters
-from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.agent import POLICY, REFERENCE, VALUE, AgentModel, PolicyOutput
+from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings
 from rrm_lm.text.batching import Batch, collate
@@ -190,13 +190,13 @@ def test_what_cannot_be() -> None:
         AgentModel.create(backbone, lora(), value="tree")
     with pytest.raises(ConfigError, match="'past'"):
         AgentModel.create(backbone, lora(), reference="past")
-    with pytest.raises(ConfigError, match="value model"):
+    with pytest.raises(ConfigError, match="value_model"):
         AgentModel(backbone, value="model")
     agent = tiny_agent()
-    with pytest.raises(ModelError, match="no reward of its own"):
+    with pytest.raises(ModelError, match="has no reward"):
         agent("reward", *laid(agent, lines_of()))
     other = RewardModel.create(Backbone(tiny_model(), 0), lora(), RewardSettings("tiny"))
-    with pytest.raises(ModelError, match="backbone of its own"):
+    with pytest.raises(ModelError, match="has its own backbone"):
         agent.add_reward(other)
 
 

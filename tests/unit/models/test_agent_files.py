@@ -11,11 +11,12 @@ from peft import AutoPeftModelForCausalLM
 from torch import Tensor
 
 from rrm_lm.errors import CheckpointError, ModelError
-from rrm_lm.models.agent import POLICY, AgentModel, adapter_parameters
-from rrm_lm.models.agent_files import VALUE_FILE, load_agent, load_values, put_reward, save_agent, trained
-from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.agent import POLICY, AgentModel
+from rrm_lm.models.agent_files import VALUE_FILE, load_agent, load_values, save_agent, trained
+from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings, load_reward_model
+from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings
+from rrm_lm.models.reward_files import load_reward_model, put_reward
 from rrm_lm.models.saving.policies import PolicySettings
 from rrm_lm.text.batching import collate
 from rrm_lm.training.ppo.trl import agent_from_trl
@@ -141,7 +142,7 @@ def test_a_reward_of_another_backbone_is_refused(tmp_path: Path) -> None:
 def test_a_backbone_of_another_size_is_refused_whatever_it_is_called(tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base")
     folder = saved_reward(tmp_path / "reward", base)
-    with pytest.raises(CheckpointError, match=r"no place|not fit"):
+    with pytest.raises(CheckpointError, match=r"lacks|not fit"):
         put_reward(Backbone(tiny_model(layers=1), 0), folder)
     with pytest.raises((CheckpointError, ModelError)):
         put_reward(Backbone(tiny_model("gpt2"), 0), folder)

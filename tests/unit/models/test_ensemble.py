@@ -18,17 +18,10 @@ from transformers import AutoModelForSequenceClassification
 
 from rrm_lm.errors import CheckpointError, ConfigError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer, load_scorer
-from rrm_lm.models.agent_files import put_reward
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.ensemble import Ensemble, EnsembleReward, disagreement
-from rrm_lm.models.reward import (
-    RewardModel,
-    RewardOutput,
-    RewardSettings,
-    load_reward_model,
-    merge_reward_model,
-    read_settings,
-)
+from rrm_lm.models.reward import RewardModel, RewardOutput, RewardSettings
+from rrm_lm.models.reward_files import load_reward_model, merge_reward_model, put_reward, read_settings
 from rrm_lm.storage import json_text
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import Line

@@ -31,7 +31,8 @@ from rrm_lm.models.portable import (
     save_tokenizer,
     unreadable,
 )
-from rrm_lm.models.reward import RewardModel, load_classifier, load_reward_model, merge_reward_model
+from rrm_lm.models.reward import RewardModel
+from rrm_lm.models.reward_files import load_classifier, load_reward_model, merge_reward_model
 from rrm_lm.text.chat import ChatFormat
 from tests.templates import TEMPLATES, family_tokenizer
 from tests.tiny import prompt_of, save_tiny_model, tiny_config, tiny_model, tiny_reward_model

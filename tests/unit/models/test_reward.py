@@ -15,17 +15,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bloo
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models import reward as reward_module
-from rrm_lm.models.agent_files import put_reward
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.reward import (
-    ADAPTER,
-    RewardModel,
-    RewardSettings,
-    is_reward_adapter,
-    load_reward_model,
-    merge_reward_model,
-    read_settings,
-)
+from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings
+from rrm_lm.models.reward_files import load_reward_model, merge_reward_model, put_reward, read_settings
+from rrm_lm.models.saving import adapters
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import Line
 from tests.tiny import (
@@ -217,13 +210,13 @@ def test_what_is_in_the_folder(tmp_path: Path) -> None:
     assert state["base_model.model.score.weight"].shape == (1, 32)
     assert all("lora_" in name or "score" in name for name in state) and len(state) == 2 * 14 + 1
     assert read_settings(folder) == RewardSettings(str(tmp_path / "base"))
-    assert is_reward_adapter(folder)
+    assert config["task_type"] == "SEQ_CLS"
 
 
 def test_saving_looks_nothing_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A checkpoint must not fail because the Hub is away."""
     model = tiny_reward_model(base_model="somebody/some-model")
-    monkeypatch.setattr(reward_module, "resolve", lambda *args: pytest.fail("looked up"))
+    monkeypatch.setattr(adapters, "resolve", lambda *args: pytest.fail("looked up"))
     model.save(tmp_path, tiny_tokenizer())
     assert (
         json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "somebody/some-model"
@@ -286,7 +279,7 @@ def test_a_backbone_of_another_width(tmp_path: Path) -> None:
 
 def test_a_backbone_of_another_family(tmp_path: Path) -> None:
     _, folder = saved("llama", tmp_path)
-    with pytest.raises(CheckpointError, match="no place for"):
+    with pytest.raises(CheckpointError, match="this model lacks"):
         tiny_reward_model("gpt_neox").load_adapter_state(folder)
 
 
@@ -301,7 +294,7 @@ def test_a_backbone_with_other_shapes(tmp_path: Path) -> None:
 def test_a_backbone_with_more_layers(tmp_path: Path) -> None:
     """Its last layers would keep whatever their adapters began with."""
     _, folder = saved("llama", tmp_path)
-    with pytest.raises(CheckpointError, match="no weights for"):
+    with pytest.raises(CheckpointError, match="lacks 14 weights"):
         tiny_reward_model(model=tiny_model(layers=3)).load_adapter_state(folder)
 
 
@@ -327,12 +320,10 @@ def test_a_family_without_a_sequence_classification_model(tmp_path: Path, monkey
     assert "--merge" in str(caught.value)
 
 
-def test_what_is_no_reward_adapter(tmp_path: Path) -> None:
-    assert not is_reward_adapter(tmp_path)
+def test_adapters_of_other_programs_have_no_settings(tmp_path: Path) -> None:
     assert read_settings(tmp_path) is None
-    peft = get_peft_model(tiny_model(), lora())
-    peft.save_pretrained(str(tmp_path))
-    assert not is_reward_adapter(tmp_path)
+    get_peft_model(tiny_model(), lora()).save_pretrained(str(tmp_path))
+    assert read_settings(tmp_path) is None
 
 
 def test_a_family_that_cannot_share_scores_alike(tmp_path: Path) -> None:
@@ -353,7 +344,8 @@ def test_several_reward_models_on_one_backbone(tmp_path: Path) -> None:
     mine, theirs = rewards_of(model, lines), rewards_of(other, lines)
     assert float((mine - theirs).abs().max()) > 0.01
     other.save(tmp_path, tiny_tokenizer())
-    assert load_file(tmp_path / "adapter_model.safetensors").keys() == model.adapter_state().keys()
+    expected = {*adapters.adapter_weights(model.backbone, model.adapter), "base_model.model.score.weight"}
+    assert load_file(tmp_path / "adapter_model.safetensors").keys() == expected
     again = put_reward(model.backbone, tmp_path, base_model="tiny", adapter="again")
     assert torch.equal(rewards_of(again, lines), theirs)
     assert torch.equal(rewards_of(model, lines), mine)

@@ -79,9 +79,10 @@ def test_equal_seeds_give_equal_samples(model: Any) -> None:
     assert drawn(model, PROMPTS, seed=2) != first
 
 
-def test_every_batch_draws_its_own_numbers(model: Any) -> None:
+def test_equal_prompts_draw_different_numbers_and_batches_do_not_matter(model: Any) -> None:
     results = drawn(model, [[5, 6, 7]] * 4, batch_tokens=9, eos_ids=[])
     assert len({tuple(ids) for [ids] in results}) == 4
+    assert drawn(model, [[5, 6, 7]] * 4, eos_ids=[]) == results
 
 
 def test_the_global_random_state_is_left_alone(model: Any) -> None:
@@ -152,8 +153,8 @@ def test_batches_stay_within_the_token_budget(model: Any, num_return: int, monke
 
     monkeypatch.setattr(model, "generate", spy)
     drawn(model, PROMPTS, num_return=num_return, batch_tokens=40)
-    assert sum(rows for rows, _ in shapes) == len(PROMPTS)
-    assert all(rows * num_return * (width + 6) <= 40 or rows == 1 for rows, width in shapes)
+    assert sum(rows for rows, _ in shapes) == len(PROMPTS) * num_return
+    assert all(rows * (width + 6) <= 40 or rows == num_return for rows, width in shapes)
     widths = [width for _, width in shapes]
     assert widths == sorted(widths, reverse=True) and len(widths) < len(PROMPTS)
 

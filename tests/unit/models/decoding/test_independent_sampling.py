@@ -1,4 +1,4 @@
-"""Sampling in which every response draws its own random numbers: nothing beside a prompt changes what it gets."""
+"""Sampling seeded by prompts: the other prompts of a call do not change a response."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def model() -> Any:
 
 
 def drawn(model: Any, prompts: list[list[int]], **options: Any) -> list[list[list[int]]]:
-    settings = {"pad_id": 0, "eos_ids": [2], "max_new_tokens": 6, "independent": True, **options}
+    settings = {"pad_id": 0, "eos_ids": [2], "max_new_tokens": 6, "seed_by_prompt": True, **options}
     return sample(model, prompts, **settings)
 
 
@@ -61,7 +61,7 @@ def test_shapes_of_the_distribution_hold(model: Any) -> None:
 
 
 def test_greedy_stays_greedy_and_the_global_random_state_as_it_was(model: Any) -> None:
-    assert drawn(model, PROMPTS, temperature=0) == drawn(model, PROMPTS, temperature=0, independent=False, seed=9)
+    assert drawn(model, PROMPTS, temperature=0) == drawn(model, PROMPTS, temperature=0, seed_by_prompt=False, seed=9)
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)

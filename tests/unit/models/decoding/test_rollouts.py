@@ -15,8 +15,6 @@ from rrm_lm.models.decoding import decoders
 from rrm_lm.models.decoding import rollouts as decoding
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.fast.layers import speed_up_layers
-from rrm_lm.models.fast.lora import speed_up
 from tests.tiny import FAMILIES, VOCABULARY, lora, tiny_config, tiny_model
 from tests.tiny_decoding import LONG, PROMPTS, SHORT, drawn, generated, greedy, make, tokens_seen
 
@@ -186,13 +184,9 @@ def test_adapters_that_would_lose_bits_are_not_added_to_the_weights() -> None:
     assert decoders._agreeing[backbone] == {"whole": True, "lean": True}
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_a_model_made_fast_for_training(fast: bool) -> None:
+def test_modules_get_their_own_forward_methods_back() -> None:
     backbone = make()
     expected = generated(backbone, PROMPTS)
-    if fast:
-        speed_up(backbone)
-        speed_up_layers(backbone)
     forwards = {module: module.__dict__.get("forward") for module in backbone.modules()}
     assert greedy(backbone, PROMPTS) == expected
     assert {module: module.__dict__.get("forward") for module in backbone.modules()} == forwards

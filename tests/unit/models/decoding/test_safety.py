@@ -118,8 +118,8 @@ def test_other_models_take_generate_and_the_log_says_so_once(
     with caplog.at_level(logging.WARNING, logger="rrm_lm"):
         assert greedy(backbone, PROMPTS) == expected
         assert greedy(backbone, PROMPTS, end_ids=[expected[0][2]])[0] == expected[0][:3]
-    assert [record.message for record in caplog.records] == ["Rollouts take .generate(): llama cannot be decoded here."]
-    assert decoders._agreeing[backbone] == {"lean": False, "whole": False, "said": True}
+    assert [record.message for record in caplog.records] == ["Rollouts use .generate(): no decoder works for llama."]
+    assert decoders._agreeing[backbone] == {"lean": False, "whole": False, "logged": True}
     first = drawn(backbone, PROMPTS, seed=1, num_return=2)
     assert drawn(backbone, PROMPTS, seed=1, num_return=2) == first
     assert [[len(ids) for ids in responses] for responses in first] == [[6, 6]] * len(PROMPTS)

@@ -25,7 +25,7 @@ WAYS = [
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_probs, "_CHUNK", 4)
+    monkeypatch.setattr(token_probs, "CHUNK", 4)
 
 
 def capped_model() -> Any:

@@ -16,8 +16,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.fast.layers import speed_up_layers
-from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.saving import adapters as adapter_files
 from rrm_lm.models.saving.adapters import adapter_weights, read_weights
 from rrm_lm.models.saving.policies import (
@@ -55,8 +53,6 @@ def tiny_policy(model: Any = None, family: str = "llama", seed: int = 0) -> Back
     torch.manual_seed(seed + 1)
     backbone = Backbone(model if model is not None else tiny_model(family, seed=0), pad_id=0)
     backbone.add_adapter(POLICY, lora(family))
-    speed_up(backbone)
-    speed_up_layers(backbone)
     return backbone.eval()
 
 
@@ -174,7 +170,7 @@ def test_another_place_for_the_backbone(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="--base_model"):
         load_policy(folder)
     assert same(logits_of(load_policy(folder, base_model=str(tmp_path / "moved")).backbone), logits_of(backbone))
-    with pytest.raises(ModelError, match="Only an adapter has a base model"):
+    with pytest.raises(ModelError, match="--base_model is for adapters"):
         load_policy(tmp_path / "moved", base_model=str(tmp_path / "moved"))
 
 
@@ -280,7 +276,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     narrow = tiny_config("llama")
     narrow.intermediate_size = 40
     for model, match in (
-        (tiny_model(layers=3), "no weights for 14 places"),
+        (tiny_model(layers=3), "lacks 14 weights of this model"),
         (tiny_model(config=narrow), "does not fit"),
     ):
         with pytest.raises(CheckpointError, match=match):
@@ -289,7 +285,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         put_policy(Backbone(tiny_model("gpt_neox"), pad_id=0), folder)
     state = load_file(folder / "adapter_model.safetensors")
     save_file({**state, "base_model.model.lm_head.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match=r"no place for, such as base_model\.model\.lm_head"):
+    with pytest.raises(CheckpointError, match=r"this model lacks, such as base_model\.model\.lm_head"):
         load_policy(folder)
 
 
@@ -299,7 +295,7 @@ def test_broken_files(tmp_path: Path) -> None:
         ("adapter_model.safetensors", "half of", "weights cannot be read"),
         ("adapter_config.json", "{", "not valid JSON"),
         ("policy.json", "[]", "holds a list"),
-        ("policy.json", "{}", "do not say which model"),
+        ("policy.json", "{}", "do not name the policy's base model"),
     ):
         broken = shutil.copytree(folder, tmp_path / "broken", dirs_exist_ok=True)
         (broken / name).write_text(text)

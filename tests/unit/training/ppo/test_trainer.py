@@ -12,8 +12,8 @@ import torch
 from transformers import TrainerCallback
 
 from rrm_lm.errors import ConfigError, DataError, TrainingError
-from rrm_lm.models.agent import POLICY, VALUE, AgentModel, adapter_parameters
-from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.agent import POLICY, VALUE, AgentModel
+from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward_sources import PythonReward
 from tests.tiny import lora, prompt_of, tiny_model

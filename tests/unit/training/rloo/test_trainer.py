@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.models.agent import POLICY, adapter_parameters
-from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.agent import POLICY
+from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings
 from rrm_lm.models.saving.policies import Policy, PolicySettings, load_policy
 from rrm_lm.training.ppo.config import PPOConfig

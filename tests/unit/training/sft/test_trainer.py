@@ -15,7 +15,6 @@ from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Correction, Demonstration
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.fast.lora import speed_up
 from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
 from rrm_lm.settings.parser import parse, write_resolved
@@ -62,7 +61,6 @@ def tiny_policy(dropout: float = 0.0, model: Any = None, name: str = "") -> Poli
     model.name_or_path = name
     backbone = Backbone(model, pad_id=0)
     backbone.add_adapter(POLICY, lora(dropout=dropout, random=False))
-    speed_up(backbone)
     return Policy(backbone, tiny_chat(), POLICY)
 
 

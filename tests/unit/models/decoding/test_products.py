@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rrm_lm.models.fast.products import Product, can_pack, computing_with, products_of, whole_weight
+from rrm_lm.models.decoding.products import Product, can_pack, computing_with, merged_weight, products_of
 
 
 def layer(kind: type = nn.Linear, **options: Any) -> Any:
@@ -42,13 +42,13 @@ def test_products_for_any_number_of_rows(rows: int, bias: bool, packed: bool) ->
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"bias": "none"}], ids=str)
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
-def test_the_whole_weight_is_that_of_the_layer(kind: type, options: dict[str, Any]) -> None:
+def test_the_merged_weight_is_that_of_the_layer(kind: type, options: dict[str, Any]) -> None:
     module = layer(kind, **options, **({"fan_in_fan_out": True} if kind is Conv1D else {}))
     x = torch.randn(4, 6)
-    found = whole_weight(module, "default")
+    found = merged_weight(module, "default")
     assert found is not None
     torch.testing.assert_close(nn.functional.linear(x, *found), module(x))
-    bare = whole_weight(module, None)
+    bare = merged_weight(module, None)
     assert bare is not None
     torch.testing.assert_close(nn.functional.linear(x, *bare), module.base_layer(x))
     assert bare[0].data_ptr() == module.base_layer.weight.data_ptr()
@@ -56,7 +56,7 @@ def test_the_whole_weight_is_that_of_the_layer(kind: type, options: dict[str, An
 
 
 def test_a_layer_without_this_adapter_is_bare() -> None:
-    found = whole_weight(layer(), "another")
+    found = merged_weight(layer(), "another")
     assert found is not None and torch.equal(found[0], layer().base_layer.weight)
 
 
@@ -84,13 +84,13 @@ def other(module: Any) -> None:
 def test_layers_that_cannot_be_one_weight(change: Any) -> None:
     module = layer()
     change(module)
-    assert whole_weight(module, "default") is None
+    assert merged_weight(module, "default") is None
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}], ids=str)
 def test_adapters_that_are_more_than_a_weight(options: dict[str, Any]) -> None:
-    assert whole_weight(layer(**options), "default") is None
-    assert whole_weight(nn.Embedding(3, 4), None) is None
+    assert merged_weight(layer(**options), "default") is None
+    assert merged_weight(nn.Embedding(3, 4), None) is None
 
 
 def test_modules_compute_with_products_and_get_their_own_way_back() -> None:

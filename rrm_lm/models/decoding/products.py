@@ -1,8 +1,8 @@
-"""The matrix products of a rollout: adapters added into copies of the weights, and these laid out for few rows.
+"""The matrix products of a rollout: copies of the weights with the adapter merged in, packed for few rows.
 
-A rollout multiplies the same weights with a few rows, hundreds of times. On CPUs much of the time of such a product is
-spent on laying out the weights anew (MKL, fp32, 16 rows: half of the processor's speed and less); laid out for oneDNN
-once, they are read as they are. The weights themselves are not touched.
+A rollout multiplies the same weights with a few rows hundreds of times. On CPUs, MKL repacks the weights in every
+product, which takes half of the time or more (fp32, 16 rows); here they are packed once, for oneDNN. The model's own
+weights are not changed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-_EXACT = (torch.float32, torch.float64)  # a sum of weight and adapter in fewer bits would lose most of the adapter
+_EXACT = (torch.float32, torch.float64)  # in fewer bits, the sum of weight and adapter would lose most of the adapter
 
 
 class Product:
-    """``x W^T + bias``, with a copy of W laid out for it where that is faster.
+    """``x W^T + bias``, optionally with a packed copy of W.
 
     Args:
         weight: (out, in).
         bias: (out,) or None.
-        packed: Lay the weight out for oneDNN (see :func:`can_pack`).
+        packed: Pack the weight for oneDNN (see :func:`can_pack`).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, packed: bool) -> None:
@@ -41,7 +41,7 @@ class Product:
         return nn.functional.linear(x, self.weight, self.bias)
 
     def add_to(self, total: Tensor, x: Tensor) -> Tensor:
-        """(n, out) and (n, in) -> (n, out): the product added to what was there, which may be changed."""
+        """(n, out) and (n, in) -> (n, out): the sum of `total`, which may be overwritten, and the product."""
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise(x, total, self.weight, self.bias, "add")
         if self.bias is not None:
@@ -50,7 +50,7 @@ class Product:
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether weights of this kind can be laid out for oneDNN; found out on a small product."""
+    """Whether weights of this kind can be packed for oneDNN; tested with a small product."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
@@ -60,18 +60,16 @@ def can_pack(weight: Tensor) -> bool:
     try:
         product = Product(some, bias, packed=True)
         pairs = ((product(x), expected), (product.add_to(total.clone(), x), total + expected))
-    except (RuntimeError, AttributeError, TypeError):  # these operators are torch's own, for its compiler
+    except (RuntimeError, AttributeError, TypeError):  # these operators are internal to torch
         return False
     return all(torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4) for mine, theirs in pairs)
 
 
-def whole_weight(module: nn.Module, adapter: str | None) -> tuple[Tensor, Tensor | None] | None:
-    """Weight (out, in) and bias of a linear layer with an adapter added in.
-
-    The tensors are the layer's own where there is nothing to add, so they are only to be read.
+def merged_weight(module: nn.Module, adapter: str | None) -> tuple[Tensor, Tensor | None] | None:
+    """Weight (out, in) and bias of a linear layer with an adapter merged in. Read-only: they may be the layer's own.
 
     Returns:
-        None for a layer that is not of a kind known here, or whose adapter cannot be added without loss.
+        None for an unknown kind of layer, or if the adapter cannot be merged without loss.
     """
     base: Any = module.base_layer if isinstance(module, BaseTunerLayer) else module
     if type(base) not in (nn.Linear, Conv1D):
@@ -91,30 +89,27 @@ def whole_weight(module: nn.Module, adapter: str | None) -> tuple[Tensor, Tensor
 
 
 def products_of(model: nn.Module, adapter: str | None, packed: bool) -> dict[nn.Module, Product]:
-    """A product for every linear layer of a model that is faster with one; for the others there is none.
+    """A product for every linear layer that is adapted or can be packed.
 
     Args:
         model: A model, or a part of one.
-        adapter: The adapter to add in.
-        packed: Lay the weights out for oneDNN.
+        adapter: The adapter to merge.
+        packed: Pack the weights for oneDNN.
     """
     made: dict[nn.Module, Product] = {}
-    inside: set[nn.Module] = set()
+    covered: set[nn.Module] = set()
     for module in model.modules():
-        if module in inside:
-            continue
-        adapted = isinstance(module, BaseTunerLayer)
-        found = whole_weight(module, adapter) if adapted or packed else None
-        if found is None:
-            continue
-        made[module] = Product(*found, packed)
-        inside.update(module.modules())
+        if module not in covered and (packed or isinstance(module, BaseTunerLayer)):
+            found = merged_weight(module, adapter)
+            if found is not None:
+                made[module] = Product(*found, packed)
+                covered.update(module.modules())
     return made
 
 
 @contextmanager
 def computing_with(products: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Let modules compute with other functions; each has its own way back afterwards."""
+    """Replace modules' forward functions inside a ``with`` block."""
     own = {module: module.__dict__.get("forward") for module in products}
     try:
         for module, product in products.items():

@@ -1,0 +1,239 @@
+"""Reward models on disk: loaded with their backbone or onto one that is loaded already, and merged.
+
+:meth:`rrm_lm.models.reward.RewardModel.save` writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from rrm_lm.errors import ModelError
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.portable import add_old_names, is_template_of, save_reward_tokenizer
+from rrm_lm.models.pretrained import refuse_pickles, resolve
+from rrm_lm.models.reward import ADAPTER, SETTINGS_FILE, RewardModel, RewardSettings
+from rrm_lm.models.saving.adapters import load_backbone
+from rrm_lm.storage import staged_folder, write_json
+from rrm_lm.text.chat import ChatFormat
+
+
+def load_reward_model(
+    folder: str | Path,
+    *,
+    base_model: str | None = None,
+    trainable: bool = False,
+    ensemble: str | None = None,
+    ensemble_k: float | None = None,
+    **loading: Any,
+) -> tuple[RewardModel, ChatFormat]:
+    """Load a reward model that :meth:`RewardModel.save` wrote, or any PEFT ``SEQ_CLS`` LoRA adapter with a scalar head.
+
+    Args:
+        folder: Adapter folder.
+        base_model: Backbone to use instead of the recorded one.
+        trainable: Leave the adapter trainable.
+        ensemble, ensemble_k: How ensemble members are combined, instead of the recorded way.
+        loading: Passed to :func:`rrm_lm.models.pretrained.load_causal_lm` (dtype, attn_implementation ...). A revision
+            is the backbone's; by default the recorded one.
+
+    Returns:
+        The model, in evaluation mode unless trainable, and the chat format it was trained with.
+
+    Raises:
+        ConfigError: Unknown combination of members.
+        ModelError: The adapter's weights are a pickle, or the backbone cannot be loaded.
+        CheckpointError: The adapter's weights are missing or broken, or do not fit the backbone.
+    """
+    folder = Path(folder)
+    config, settings = _recorded(folder, ensemble, ensemble_k)
+    ours = (folder / SETTINGS_FILE).is_file()
+    settings, backbone, tokenizer = load_backbone(folder, settings, base_model, loading, own_pad=ours)
+    model = RewardModel.create(backbone, config, settings)
+    model.load_adapter_state(folder)
+    if not trainable:
+        model.requires_grad_(False).eval()
+    # Other programs read the reward at the very end of the rendered template.
+    return model, ChatFormat(tokenizer, settings.max_length, settings.max_critique_length, trim=ours)
+
+
+def put_reward(
+    backbone: Backbone,
+    folder: str | Path,
+    *,
+    chat: ChatFormat | None = None,
+    base_model: str | None = None,
+    ensemble: str | None = None,
+    ensemble_k: float | None = None,
+    adapter: str = ADAPTER,
+) -> RewardModel:
+    """Put a saved reward model's adapter and head, frozen, on a backbone that is already loaded.
+
+    Args:
+        backbone: The backbone it was trained on. Its adapters are not changed.
+        folder: The reward model, as :meth:`RewardModel.save` wrote it, or any PEFT ``SEQ_CLS`` adapter with one output.
+        chat: The format in which responses are sampled; the reward model must have been trained with the same.
+        base_model: The backbone's name in the reward model's folder, if it has another name here.
+        ensemble, ensemble_k: How ensemble members are combined, instead of the recorded way.
+        adapter: Name of the new adapter.
+
+    Raises:
+        ConfigError: Unknown combination of members.
+        ModelError: It was trained on another backbone or with another chat template, or it writes critiques first.
+        CheckpointError: Its weights are missing or broken, or do not fit the backbone.
+    """
+    folder = Path(folder)
+    config, settings = _recorded(folder, ensemble, ensemble_k)
+    separately = "pass it as a separate reward, which is loaded with its own backbone"
+    if base_model is None and not _is_same(settings.base_model, backbone):
+        raise ModelError(
+            f"The reward model was trained on another backbone, {settings.base_model}",
+            where=str(folder),
+            expected=str(backbone.causal_lm.name_or_path),
+            remedy=separately,
+        )
+    if settings.critique_first:
+        raise ModelError(
+            "The reward model writes a critique before it scores, which is not possible on a shared backbone",
+            where=str(folder),
+            remedy=separately,
+        )
+    template = folder / "chat_template.jinja"
+    saved = template.read_text(encoding="utf-8") if template.is_file() else None
+    if chat is not None and saved is not None and not is_template_of(saved, chat.tokenizer):
+        raise ModelError(
+            "The reward model was trained with another chat template than responses are sampled in",
+            where=str(template),
+            remedy=separately,
+        )
+    try:
+        model = RewardModel.create(backbone, config, settings, adapter)
+    except ValueError as error:
+        raise ModelError(
+            f"The reward model cannot be put on this backbone: {error}", where=str(folder), remedy=separately
+        ) from error
+    model.load_adapter_state(folder)
+    backbone.set_trainable(adapter, False)
+    model.head.requires_grad_(False)
+    return model
+
+
+def _recorded(folder: Path, ensemble: str | None, ensemble_k: float | None) -> tuple[LoraConfig, RewardSettings]:
+    """The adapter's configuration as that of a causal language model, and its settings."""
+    refuse_pickles(folder)
+    config: Any = LoraConfig.from_pretrained(str(folder))
+    settings = read_settings(folder) or RewardSettings(str(config.base_model_name_or_path), revision=config.revision)
+    config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, False
+    return config, settings.combined(ensemble, ensemble_k)
+
+
+def _is_same(name: str, backbone: Backbone) -> bool:
+    """Whether a name is the backbone's. A model built in the process has no name, so only shapes can be compared."""
+    mine = str(backbone.causal_lm.name_or_path or "")
+    if not mine or name == mine:
+        return True
+    try:
+        theirs = resolve(name)
+    except ModelError:
+        return False
+    return theirs == mine or (Path(theirs).is_dir() and Path(theirs).resolve() == Path(mine).resolve())
+
+
+def read_settings(folder: Path) -> RewardSettings | None:
+    """The settings of a saved reward model; ``None`` for an adapter that another program wrote."""
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        return None
+    return RewardSettings(**json.loads(path.read_text()))
+
+
+def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftModel:
+    """A saved reward model loaded with transformers and PEFT only, as other programs load it.
+
+    Args:
+        folder: The adapter, as :meth:`RewardModel.save` wrote it.
+        pad_token_id: The tokenizer's pad token, by which such models find the last token of a sequence.
+        loading: Passed to `from_pretrained` of the backbone (dtype, revision, trust_remote_code ...).
+
+    Raises:
+        ModelError: The family has no sequence-classification model in transformers.
+    """
+    settings = read_settings(folder)
+    recorded: Any = LoraConfig.from_pretrained(str(folder))
+    base = resolve(settings.base_model if settings else recorded.base_model_name_or_path)
+    options = {"revision": settings.revision if settings else recorded.revision, "dtype": torch.float32, **loading}
+    try:
+        with _quiet():  # warnings that `score` is new and `lm_head` unused, as intended
+            plain = AutoModelForSequenceClassification.from_pretrained(
+                base,
+                num_labels=settings.ensemble_heads if settings else 1,
+                pad_token_id=pad_token_id,
+                use_safetensors=True,
+                **{name: value for name, value in options.items() if value is not None},
+            )
+    except ValueError as error:
+        raise ModelError(
+            f"This family has no sequence-classification model: {error}",
+            where=str(base),
+            remedy="leave out --merge; rrm-lm score and rrm-lm evaluate read the adapter",
+        ) from error
+    loaded: Any = PeftModel.from_pretrained(plain, str(folder))
+    return loaded.eval()
+
+
+def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: Any) -> None:
+    """Write a plain sequence-classification checkpoint: the adapter merged into the backbone, the head as ``score``.
+
+    RewardBench, TRL, vLLM and the pipelines of transformers read it (see :mod:`rrm_lm.models.portable`).
+    :data:`SETTINGS_FILE` records how the adapter was trained. For an ensemble, the head is the mean of the
+    members' heads regardless of `ensemble`, because such checkpoints have one linear head.
+
+    Args:
+        folder: The adapter, as :meth:`RewardModel.save` wrote it.
+        output: The output folder; an existing one is replaced.
+        tokenizer: Saved with it.
+        loading: Passed to `from_pretrained` of the backbone (revision, trust_remote_code).
+
+    Raises:
+        ModelError: The family has no sequence-classification model in transformers.
+    """
+    settings = read_settings(folder)
+    merged: Any = load_classifier(folder, tokenizer.pad_token_id, **loading).merge_and_unload()
+    _average_heads(merged.score)
+    merged.config.num_labels = merged.num_labels = 1
+    merged.config.problem_type = "regression"  # the logit is the reward: pipelines and vLLM apply no sigmoid then
+    with staged_folder(output, replace=True) as staged:
+        merged.save_pretrained(str(staged))
+        add_old_names(staged)
+        save_reward_tokenizer(tokenizer, staged)
+        if settings is not None:
+            write_json(staged / SETTINGS_FILE, replace(settings, ensemble_heads=1).to_dict())
+
+
+def _average_heads(score: nn.Linear) -> None:
+    """Replace a head of several outputs by their mean."""
+    if score.out_features > 1:
+        score.weight = nn.Parameter(score.weight.detach().mean(0, keepdim=True), requires_grad=False)
+        score.out_features = 1
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' warnings."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
