@@ -12,7 +12,7 @@ from rrm_lm.api.output_run import lora_settings
 from rrm_lm.api.policy.config import PolicyConfig
 from rrm_lm.api.policy_start import check_family
 from rrm_lm.errors import ConfigError, ModelError
-from rrm_lm.models.agent import AgentModel, set_trainable
+from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_sequence_classifier, resolve
 from rrm_lm.models.saving.policies import Policy, PolicySettings, load_policy
@@ -60,7 +60,7 @@ def load_start(args: ModelArguments, stop: int | None, loaded: Policy | None = N
     """
     policy = loaded or load_policy(str(args.model_name_or_path), trainable=True, **args.tokenizing(), **args.loading())
     if loaded is not None and policy.adapter is not None:
-        set_trainable(policy.backbone, policy.adapter, True)
+        policy.backbone.set_trainable(policy.adapter, True)
     check_family(policy.backbone)
     if stop is not None and not 0 <= stop < len(policy.chat.tokenizer):
         raise ConfigError(
