@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from rrm_lm.api import policy_saving as policy_save
 from rrm_lm.locks import lock
 from rrm_lm.models import agent_files
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.pretrained import load_sequence_classifier
-from rrm_lm.runs import policy_saving as policy_save
 from rrm_lm.storage import verify
 from tests.smoke.commands import contents, read, run, write_rows
 from tests.smoke.conftest import TrainedReward

@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
+from rrm_lm.api import policy_saving as policy_save
 from rrm_lm.locks import lock
-from rrm_lm.runs import policy_saving as policy_save
 from rrm_lm.storage import verify
 from rrm_lm.training.sft.trainer import SFTTrainer
 from tests.smoke.commands import (
