@@ -124,7 +124,7 @@ class BestPolicy:
         """Restore the policy of `step`; false if the folder does not hold it, whole."""
         problems = verify(self.folder)
         if not problems and json.loads((self.folder / _STEP_FILE).read_text(encoding="utf-8"))["step"] != step:
-            problems = ["it is from another step"]
+            problems = ["it is of another step"]
         if problems:
             logger.warning("the policy of step %s cannot be restored: %s: %s", step, self.folder, "; ".join(problems))
             return False
