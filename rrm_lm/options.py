@@ -39,7 +39,7 @@ def check(settings: object, *rules: tuple[str, bool, str]) -> None:
     """
     for name, is_valid, expected in rules:
         if not is_valid:
-            raise ConfigError(f"{name} is {getattr(settings, name)}", where=name, expected=expected)
+            raise ConfigError(f"{name} is {getattr(settings, name)!r}", where=name, expected=expected)
 
 
 def refuse_repeats(where: str, names: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.options import check_minimum, option, refuse_repeats
+from rrm_lm.options import check, check_minimum, option, refuse_repeats
 from rrm_lm.settings.models import EnsembleArguments
 
 ALGORITHMS = ("ppo", "rloo")
@@ -43,8 +43,7 @@ class PolicyRunArguments(FolderArguments):
     merge: bool = option(False, "Also write a plain causal language model to OUTPUT_DIR/merged.")
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ConfigError(f"algorithm is {self.algorithm!r}", where="algorithm", expected=" or ".join(ALGORITHMS))
+        check(self, ("algorithm", self.algorithm in ALGORITHMS, " or ".join(ALGORITHMS)))
 
 
 @dataclass

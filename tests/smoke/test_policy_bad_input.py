@@ -290,5 +290,5 @@ def test_help_lists_only_settings_with_an_effect(capsys: Any) -> None:
         run(capsys, "policy", "--help_all")
     assert not left.value.code
     page = capsys.readouterr().out
-    assert page.startswith("usage: rrm-lm policy") and "--reward_function" in page and "--num_ppo_epochs" in page
+    assert page.startswith("Examples:\n  rrm-lm policy ") and "--reward_function" in page and "--num_ppo_epochs" in page
     assert "--sft_model_path" not in page and "--world_size" not in page and "pythia" not in page
