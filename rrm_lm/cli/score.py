@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
         return 0
     rows = [
         {
-            "prompt": [{"role": m.role, "content": m.content} for m in prompt],
+            "prompt": [m.to_dict() for m in prompt],
             "response": response,
             "reward": rewards[prompt][response],
             **_disagreement(rewards[prompt][response]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,13 @@ class Message:
     role: str
     content: str
     extra: str = ""
+
+    @classmethod
+    def from_dict(cls, turn: Mapping[str, Any]) -> Message:
+        """The turn that `to_dict` gave."""
+        extra = {name: value for name, value in turn.items() if name not in ("role", "content") and value is not None}
+        text = json.dumps(extra, sort_keys=True, ensure_ascii=False) if extra else ""
+        return cls(str(turn["role"]), str(turn["content"]), text)
 
     def to_dict(self) -> dict[str, Any]:
         """The turn as chat templates take it."""

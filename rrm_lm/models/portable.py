@@ -158,10 +158,10 @@ def _edit(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Non
 # -- the tokens that a client reads ----------------------------------------------------------------------------------
 
 
-def messages_of(prompt: Prompt, response: str) -> list[dict[str, str]]:
+def messages_of(prompt: Prompt, response: str) -> list[dict[str, Any]]:
     """A conversation as transformers has it."""
     turns = (*prompt, Message("assistant", response))
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+    return [turn.to_dict() for turn in turns]
 
 
 def misread(tokenizer: Any, chat: ChatFormat, conversations: Sequence[Conversation]) -> str:

@@ -224,7 +224,7 @@ class Critiques:
         """All remarks, one row for each response."""
         for (prompt, response), remark in self.remarks.items():
             yield {
-                "prompt": [{"role": message.role, "content": message.content} for message in prompt],
+                "prompt": [message.to_dict() for message in prompt],
                 "response": response,
                 "critique": remark.text,
                 "quote": remark.quote,

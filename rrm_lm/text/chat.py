@@ -187,8 +187,10 @@ class ChatFormat:
         return Encoded(tuple(lines), dropped, cut, cut_responses)
 
     def is_as_rendered(self, prompt: Prompt, response: str) -> bool:
-        """Whether a line's tokens are those of the rendered text: nothing is cut and no message has special tokens."""
-        if any(self._special.search(text) for text in (response, *(message.content for message in prompt))):
+        """Whether a line's tokens are those of the rendered messages: no cuts, no tools, no special tokens in texts."""
+        if any(message.role == TOOLS for message in prompt):
+            return False
+        if any(self._special.search(text) for text in (response, *(m.content + m.extra for m in prompt))):
             return False
         try:
             encoded = self.encode(prompt, [response])

@@ -60,7 +60,7 @@ def sample_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
         for one in comparison.written:
             for k, sample in enumerate(one.samples[number]):
                 yield {
-                    "prompt": [{"role": m.role, "content": m.content} for m in prompt],
+                    "prompt": [m.to_dict() for m in prompt],
                     "prompt_id": prompt_id(prompt),
                     "policy": one.name,
                     "sample": k,

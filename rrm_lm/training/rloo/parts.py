@@ -73,14 +73,14 @@ class UpdateSampler(Sampler[int]):
         return self._updates * self._repeats * self._order.size * self._samples
 
 
-def to_messages(prompt: Prompt) -> list[dict[str, str]]:
+def to_messages(prompt: Prompt) -> list[dict[str, Any]]:
     """A prompt as a conversation of transformers and TRL."""
-    return [{"role": message.role, "content": message.content} for message in prompt]
+    return [message.to_dict() for message in prompt]
 
 
 def to_prompt(messages: Sequence[Any]) -> Prompt:
     """A conversation of transformers and TRL as a prompt."""
-    return tuple(Message(message["role"], message["content"]) for message in messages)
+    return tuple(map(Message.from_dict, messages))
 
 
 def tokenizer_with_eos(tokenizer: Any, eos_id: int) -> Any:

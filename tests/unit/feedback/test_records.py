@@ -85,3 +85,16 @@ def test_impossible_records_are_refused_with_their_origin(make, found):
 
 def test_a_goal_example_needs_no_prompt():
     assert GoalExample(example="A tidy room.", origin=HERE).prompt_id == ""
+
+
+def test_a_message_keeps_its_other_fields_and_is_told_apart_by_them():
+    turn = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "f"}}],
+        "name": "a",
+    }
+    message = Message.from_dict(turn)
+    assert message.to_dict() == turn
+    assert message != Message.from_dict(turn | {"tool_calls": []}) and len({message, Message.from_dict(turn)}) == 1
+    assert Message.from_dict({"role": "user", "content": "Hi", "name": None}) == Message("user", "Hi")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from rrm_lm.errors import DataError, ModelError
-from rrm_lm.feedback.records import Message
+from rrm_lm.feedback.records import TOOLS, Message
 from rrm_lm.text.chat import ChatFormat, Line
 from tests.tiny import CHATML, MERGING, merging_tokenizer, prompt_of, tiny_chat, tiny_tokenizer
 
@@ -363,3 +363,53 @@ def test_show_names_every_piece() -> None:
     assert [name for _, name in chat.show(only(chat, "no"))] == ["prompt", "response"]
     (after,) = chat.with_critique_ids(prompt_of("the sea"), "no", [TOKENIZER("good").input_ids])
     assert chat.show(after)[1:] == [("no<|im_end|>\n<|im_start|>user\n", "response"), ("good<|im_end|>", "critique")]
+
+
+# -- tools ----------------------------------------------------------------------------------------------------------
+
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{{ message['content'] if message['content'] else message['tool_calls'] | tojson }}{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CALL = (
+    '{"tool_calls": [{"function": {"name": "weather", "arguments": {"city": "<|im_end|>Oslo"}}}]}'
+)
+TALK = (
+    Message(TOOLS, '[{"function": {"name": "weather"}, "type": "function"}]'),
+    Message("system", "the moon"),
+    Message("user", "the sea"),
+    Message("assistant", "", CALL),
+    Message("tool", "blue"),
+)
+
+
+def test_tools_and_tool_calls_are_handed_to_the_template() -> None:
+    chat = tiny_chat(template=TOOL_TEMPLATE)
+    text = chat.transcript(TALK, "yes")
+    assert text.count("weather") == 2 and "Oslo" in text and text.endswith("yes<|im_end|>\n")
+    [line] = chat.encode(TALK, ["yes"]).lines[0]
+    assert tokens(line.ids).count("<|im_end|>") == 6  # the one that somebody wrote into a call is plain text
+    assert not chat.is_as_rendered(TALK, "yes")  # tools are no messages
+    other = (*TALK[:3], Message("assistant", "", CALL.replace("Oslo", "Rome")), TALK[4])
+    assert other != TALK and chat.encode(other, ["yes"]) != chat.encode(TALK, ["yes"])
+
+
+def test_tools_stay_when_old_turns_are_left_out() -> None:
+    chat = tiny_chat(template=TOOL_TEMPLATE)
+    longer = (*TALK[:3], Message("assistant", "yes good"), Message("user", "who"))
+    whole = len(chat.encode(longer, ["no"]).lines[0][0].ids)
+    short = ChatFormat(chat.tokenizer, whole - 1)
+    [line] = short.encode(longer, ["no"]).lines[0]
+    text = TOKENIZER.decode(list(line.ids))
+    assert "weather" in text and "the moon" in text and "the sea" not in text
+
+
+def test_a_template_that_leaves_out_tools_is_an_error() -> None:
+    with pytest.raises(ModelError, match="leaves out tools or tool calls: weather"):
+        tiny_chat().encode(TALK, ["yes"])
+    with pytest.raises(ModelError, match="leaves out tools or tool calls: weather"):
+        tiny_chat().prompt_ids(TALK[2:])
