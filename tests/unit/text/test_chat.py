@@ -375,9 +375,7 @@ TOOL_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-CALL = (
-    '{"tool_calls": [{"function": {"name": "weather", "arguments": {"city": "<|im_end|>Oslo"}}}]}'
-)
+CALL = '{"tool_calls": [{"function": {"name": "weather", "arguments": {"city": "<|im_end|>Oslo"}}}]}'
 TALK = (
     Message(TOOLS, '[{"function": {"name": "weather"}, "type": "function"}]'),
     Message("system", "the moon"),
