@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rrm_lm.api.heldout import read_sources
 from rrm_lm.api.output_run import OutputRun
-from rrm_lm.api.reward.trainer import HOLD_OUT, RewardTrainer, Settings
+from rrm_lm.api.reward.inputs import Settings
+from rrm_lm.api.reward.trainer import HOLD_OUT, RewardTrainer
 from rrm_lm.errors import ConfigError
 from rrm_lm.settings.data import DataArguments
 from rrm_lm.settings.models import ModelArguments

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import fields, replace
+from typing import Any
 
 from peft import PeftModel
 from tqdm.auto import tqdm
@@ -17,6 +16,14 @@ from rrm_lm.api.heldout import check_leaks, files, hold_out, sizes
 from rrm_lm.api.judging import judge, write_judgement
 from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
 from rrm_lm.api.reward.config import RewardConfig
+from rrm_lm.api.reward.inputs import (
+    Settings,
+    changed_settings,
+    check_arguments,
+    fingerprint,
+    refuse_useless,
+    settings_of,
+)
 from rrm_lm.api.reward.model import is_readable, load_start, make_model, narrows_critiques
 from rrm_lm.api.reward.pretokenized import encode_ids, is_pretokenized
 from rrm_lm.api.reward.saving import (
@@ -38,10 +45,7 @@ from rrm_lm.models.decoding.generation import Progress
 from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import with_full_params
-from rrm_lm.settings.data import DataArguments, FeedbackSplit
-from rrm_lm.settings.models import ModelArguments
-from rrm_lm.settings.training import RewardRunArguments
-from rrm_lm.training.reward.config import RewardConfig as _TrainingConfig
+from rrm_lm.settings.data import DataArguments
 from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample
 from rrm_lm.training.reward.trainer import RewardDataset
 from rrm_lm.training.reward.trainer import RewardTrainer as _RewardTrainer
@@ -50,20 +54,6 @@ logger = logging.getLogger(__name__)
 
 HOLD_OUT: Any = "hold out"  # a share of the training prompts, as `eval_fraction` says
 _CHECKED = 4  # examples whose rewards must be the same after a reload
-
-
-class Settings(NamedTuple):
-    """The settings in addition to the trainer's, and the run that is under way; for commands.
-
-    Attributes:
-        split, model, run_arguments: What `rrm_lm.RewardConfig` holds together with the trainer's settings.
-        run: Holds the lock of the output folder, and has the settings that are written down.
-    """
-
-    split: FeedbackSplit
-    model: ModelArguments
-    run_arguments: RewardRunArguments
-    run: OutputRun | None = None
 
 
 class RewardTrainer(_RewardTrainer):
@@ -125,7 +115,7 @@ class RewardTrainer(_RewardTrainer):
         if args is None:
             args = RewardConfig(output_dir=f"{name.rstrip('/').split('/')[-1]}-Reward")
         if settings is None:
-            settings = _settings_of(args, name, peft_config)
+            settings = settings_of(args, name, peft_config)
         self._settings = settings
         if peft_config is not None and isinstance(model, PeftModel):
             raise ConfigError(
@@ -134,7 +124,7 @@ class RewardTrainer(_RewardTrainer):
                 expected="one of them",
                 remedy="leave out peft_config, or merge the adapter first (merge_and_unload)",
             )
-        _check(args, settings.run_arguments, train_dataset, data_collator)
+        check_arguments(args, settings.run_arguments, train_dataset, data_collator)
         self._read(args, train_dataset, eval_dataset)
         start = load_start(model, settings.model, processing_class, quantization_config)
         self._start = start
@@ -173,7 +163,7 @@ class RewardTrainer(_RewardTrainer):
             return
         most = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * process_state().num_processes
         train = read_rows(train_dataset, most=None if hasattr(train_dataset, "__len__") or most <= 0 else most)
-        _refuse_useless(train, args)
+        refuse_useless(train, args)
         sets: dict[str, Feedback] | None = None
         if eval_dataset is None:
             sets = {}
@@ -183,7 +173,7 @@ class RewardTrainer(_RewardTrainer):
             sets = {"held out": read_rows(eval_dataset, split="test", name="eval_dataset")}
         split, given = self._settings.split, None if sets is None else merge_feedback(*sets.values())
         train, heldout = hold_out(split, train, given)
-        _refuse_useless(train, args)
+        refuse_useless(train, args)
         logger.info("to learn from: %s; held out: %s", sizes(train), sizes(heldout))
         self.leakage = check_leaks(split, train, heldout, files(heldout, train))
         self.train_feedback = train
@@ -198,7 +188,7 @@ class RewardTrainer(_RewardTrainer):
         return False
 
     def _encode(self, args: Any, train_dataset: Any, eval_dataset: Any) -> tuple[list[RewardExample], Any]:
-        """RewardDataset to learn from, and held-out ones: a list, or lists by name; None if nothing is held out."""
+        """Examples to learn from, and held-out ones: a list, or lists by name; None if nothing is held out."""
         builder = self._builder
         if is_pretokenized(train_dataset):
             examples = encode_ids(train_dataset, builder, "train_dataset")
@@ -229,7 +219,7 @@ class RewardTrainer(_RewardTrainer):
         return plain.comparisons(feedback.comparisons)
 
     def _held_out_examples(self, rows: Any) -> Any:
-        """RewardDataset of rows that are not encoded yet; by name, if there are several sets."""
+        """Examples of rows that are not encoded yet; by name, if there are several sets."""
         if isinstance(rows, Mapping):
             return {name: self._held_out_examples(part) for name, part in rows.items()}
         if is_pretokenized(rows):
@@ -266,7 +256,7 @@ class RewardTrainer(_RewardTrainer):
             self._settings.run_arguments,
             [self.args],
             resume_from_checkpoint,
-            {"train_dataset": _fingerprint(self.train_feedback, self.train_dataset)},
+            {"train_dataset": fingerprint(self.train_feedback, self.train_dataset)},
         )
         with run:
             run.begin(leakage=None if self.leakage is None else self.leakage.to_dict())
@@ -387,7 +377,7 @@ class RewardTrainer(_RewardTrainer):
             train=self.train_feedback,
             leak=self.leakage,
             log_history=self.state.log_history,
-            configuration={**source, **_changed(model), **_changed(self.args)},
+            configuration={**source, **changed_settings(model), **changed_settings(self.args)},
             base_model=self._start.name,
         )
 
@@ -409,75 +399,12 @@ class RewardTrainer(_RewardTrainer):
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
 
-def _settings_of(args: Any, name: str, peft_config: Any) -> Settings:
-    """What the settings of a Python call hold; of the trainer's settings alone, the rest is as the command has it."""
-    if not isinstance(args, RewardConfig):
-        return Settings(DataArguments(), ModelArguments(), RewardRunArguments())
-    args.model_name_or_path = name
-    for item in ("r", "lora_alpha", "lora_dropout", "target_modules") if peft_config is not None else ():
-        value = getattr(peft_config, item)
-        setattr(args, {"r": "lora_r", "target_modules": "lora_target_modules"}.get(item, item), _plain(value))
-    return Settings(args, args, args)
-
-
-def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set | frozenset) else value
-
-
-def _check(args: _TrainingConfig, run_arguments: RewardRunArguments, train_dataset: Any, collator: Any) -> None:
-    if train_dataset is None:
-        raise ConfigError(
-            "`train_dataset` is required", where="RewardTrainer", expected="rows, records, a file or a Hub name"
-        )
-    if collator is not None:
-        raise ConfigError("`data_collator` cannot be set: batches are laid out in the step", where="RewardTrainer")
-    if run_arguments.merge and args.critique_first:
-        raise ConfigError(
-            "A merged checkpoint cannot write the critiques that its rewards are read after",
-            where="merge and critique_first",
-            remedy="leave out --merge; rrm-lm score and rrm-lm evaluate read the adapter as it is",
-        )
-
-
-def _refuse_useless(train: Feedback, config: Any) -> None:
-    """Raise a DataError if no reward can be learned from the feedback with these settings."""
-    where = files(train)
-    words = bool(train.critiques) or any(c.chosen_critiques or c.rejected_critiques for c in train.comparisons)
-    if config.critique_first and not (words and train.comparisons):
-        raise DataError(
-            f"critique_first needs comparisons and critiques, and there are {sizes(train)}"
-            + ("" if words else ", none with a critique"),
-            where=where,
-            expected="critiques to learn to write, and comparisons to learn the reward from",
-            remedy="add what is missing, or leave out --critique_first",
-        )
-    ratings = train.ratings and config.rating_weight > 0
-    if not (train.comparisons or ratings or (train.critiques and config.learns_critiques)):
-        raise DataError(
-            f"There is nothing that a reward model learns from, only {sizes(train)}",
-            where=where,
-            expected="comparisons, ratings or critiques, with a weight above 0",
-            remedy="add comparisons, ratings or critiques; demonstrations and corrections are read, but not trained on",
-        )
-    if config.critique_first and train.ratings:
-        logger.warning("%d ratings are not used: critique_first learns from comparisons alone", len(train.ratings))
-
-
 def _is_encoded(data: Any) -> bool:
     if isinstance(data, Mapping):
         return all(map(_is_encoded, data.values()))
     return isinstance(data, RewardDataset) or (
         isinstance(data, Sequence) and all(isinstance(e, RewardExample) for e in data)
     )
-
-
-def _fingerprint(feedback: Feedback, examples: RewardDataset) -> str:
-    """What tells the training data from others: 16 hexadecimal digits."""
-    data: Any = feedback.records() if len(feedback) else (example.lines for example in examples)
-    digest = hashlib.sha256()
-    for record in data:
-        digest.update(repr(record).encode())
-    return digest.hexdigest()[:16]
 
 
 def critic_config(config: Any) -> Any:
@@ -505,15 +432,3 @@ def _bar(shown: bool) -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield tell
-
-
-def _changed(config: Any) -> dict[str, object]:
-    """The settings of a dataclass that differ from its defaults, and those that everybody asks for."""
-    asked = {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "seed", "lora_r", "critique_weight"}
-    found = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        default = item.default if item.default is not MISSING else None
-        if item.name in asked or (value != default and isinstance(value, str | int | float | list) and value != []):
-            found[item.name] = value
-    return {name: value for name, value in found.items() if "token" not in name or name.endswith("tokens")}

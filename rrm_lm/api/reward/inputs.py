@@ -1,0 +1,112 @@
+"""The settings and feedback that reward training begins with: put together, checked, and told apart from others."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import MISSING, fields
+from typing import Any, NamedTuple
+
+from rrm_lm.api.heldout import files, sizes
+from rrm_lm.api.output_run import OutputRun
+from rrm_lm.api.reward.config import RewardConfig
+from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.feedback.reading.datasets import Feedback
+from rrm_lm.settings.data import DataArguments, FeedbackSplit
+from rrm_lm.settings.models import ModelArguments
+from rrm_lm.settings.training import RewardRunArguments
+from rrm_lm.training.reward.config import RewardConfig as _TrainingConfig
+from rrm_lm.training.reward.trainer import RewardDataset
+
+logger = logging.getLogger(__name__)
+
+
+class Settings(NamedTuple):
+    """The settings in addition to the trainer's, and the run that is under way; for commands.
+
+    Attributes:
+        split, model, run_arguments: What `rrm_lm.RewardConfig` holds together with the trainer's settings.
+        run: Holds the lock of the output folder, and has the settings that are written down.
+    """
+
+    split: FeedbackSplit
+    model: ModelArguments
+    run_arguments: RewardRunArguments
+    run: OutputRun | None = None
+
+
+def settings_of(args: Any, name: str, peft_config: Any) -> Settings:
+    """What the settings of a Python call hold; of the trainer's settings alone, the rest is as the command has it."""
+    if not isinstance(args, RewardConfig):
+        return Settings(DataArguments(), ModelArguments(), RewardRunArguments())
+    args.model_name_or_path = name
+    for item in ("r", "lora_alpha", "lora_dropout", "target_modules") if peft_config is not None else ():
+        value = getattr(peft_config, item)
+        setattr(args, {"r": "lora_r", "target_modules": "lora_target_modules"}.get(item, item), _plain(value))
+    return Settings(args, args, args)
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else value
+
+
+def check_arguments(
+    args: _TrainingConfig, run_arguments: RewardRunArguments, train_dataset: Any, collator: Any
+) -> None:
+    if train_dataset is None:
+        raise ConfigError(
+            "`train_dataset` is required", where="RewardTrainer", expected="rows, records, a file or a Hub name"
+        )
+    if collator is not None:
+        raise ConfigError("`data_collator` cannot be set: batches are laid out in the step", where="RewardTrainer")
+    if run_arguments.merge and args.critique_first:
+        raise ConfigError(
+            "A merged checkpoint cannot write the critiques that its rewards are read after",
+            where="merge and critique_first",
+            remedy="leave out --merge; rrm-lm score and rrm-lm evaluate read the adapter as it is",
+        )
+
+
+def refuse_useless(train: Feedback, config: Any) -> None:
+    """Raise a DataError if no reward can be learned from the feedback with these settings."""
+    where = files(train)
+    words = bool(train.critiques) or any(c.chosen_critiques or c.rejected_critiques for c in train.comparisons)
+    if config.critique_first and not (words and train.comparisons):
+        raise DataError(
+            f"critique_first needs comparisons and critiques, and there are {sizes(train)}"
+            + ("" if words else ", none with a critique"),
+            where=where,
+            expected="critiques to learn to write, and comparisons to learn the reward from",
+            remedy="add what is missing, or leave out --critique_first",
+        )
+    ratings = train.ratings and config.rating_weight > 0
+    if not (train.comparisons or ratings or (train.critiques and config.learns_critiques)):
+        raise DataError(
+            f"There is nothing that a reward model learns from, only {sizes(train)}",
+            where=where,
+            expected="comparisons, ratings or critiques, with a weight above 0",
+            remedy="add comparisons, ratings or critiques; demonstrations and corrections are read, but not trained on",
+        )
+    if config.critique_first and train.ratings:
+        logger.warning("%d ratings are not used: critique_first learns from comparisons alone", len(train.ratings))
+
+
+def fingerprint(feedback: Feedback, examples: RewardDataset) -> str:
+    """What tells the training data from others: 16 hexadecimal digits."""
+    data: Any = feedback.records() if len(feedback) else (example.lines for example in examples)
+    digest = hashlib.sha256()
+    for record in data:
+        digest.update(repr(record).encode())
+    return digest.hexdigest()[:16]
+
+
+def changed_settings(config: Any) -> dict[str, object]:
+    """The settings of a dataclass that differ from its defaults, and those that everybody asks for."""
+    asked = {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "seed", "lora_r", "critique_weight"}
+    found = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        default = item.default if item.default is not MISSING else None
+        if item.name in asked or (value != default and isinstance(value, str | int | float | list) and value != []):
+            found[item.name] = value
+    return {name: value for name, value in found.items() if "token" not in name or name.endswith("tokens")}
