@@ -107,8 +107,8 @@ def test_one_prompt_has_no_interval():
 @pytest.mark.parametrize(
     ("proxy", "gold", "message"),
     [
-        ([[1.0, 2.0]], [[1.0]], "alike"),
-        ([], [], "alike"),
+        ([[1.0, 2.0]], [[1.0]], "two arrays of one shape"),
+        ([], [], "two arrays of one shape"),
         ([[1.0, math.nan]], [[1.0, 2.0]], "not finite"),
         ([[1.0, 2.0]], [[1.0, math.inf]], "not finite"),
     ],
