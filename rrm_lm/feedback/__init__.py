@@ -3,7 +3,7 @@
 | module | what it holds |
 |---|---|
 | `records` | Comparison, Critique, Rating, Demonstration, Correction, GoalExample; the direction of a preference |
-| `reading` | files, folders and Hub sets to rows (`files`, `tables`), rows to records (`formats`), `load_feedback`, prompts |
+| `reading` | files, folders and Hub sets to rows (`files`, `tables`), rows to records (`formats`, `datasets`) |
 | `counts` | what became of every row and column |
 | `splits` | splits by prompt, samples in proportion, the leakage check |
 | `asking` | overseers, LLM judges, and collections of their answers |
