@@ -1,4 +1,4 @@
-"""The public classes: read, split, check, train, score, respond, save. `rrm_lm` exports them, commands call them.
+"""The public classes, which `rrm_lm` exports and the commands use: reward models, policies and their trainers.
 
 May import settings and below.
 """

@@ -1,4 +1,4 @@
-"""What is held out of training, and whether it overlaps the training set."""
+"""Held-out feedback, and its overlap with the training set."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 def load(data: DataArguments, names: Sequence[str], split: str) -> Feedback:
-    """Everything in the named sets, merged."""
+    """Load the named sets and merge them."""
     options = data.reading(split)
     return merge_feedback(*(load_feedback(name, **options) for name in names))
 
 
 def read_sources(data: DataArguments) -> tuple[Feedback, Feedback | None]:
-    """The feedback to train on, and the evaluation set if the settings name one."""
+    """Read the training feedback, and the evaluation set if the settings name one."""
     train = load(data, data.dataset_name, data.dataset_train_split)
     logger.info("read %s", train.counts.summary())
     if not data.eval_dataset_name:
@@ -33,10 +33,10 @@ def read_sources(data: DataArguments) -> tuple[Feedback, Feedback | None]:
 
 
 def hold_out(split: HeldOut, train: Feedback, heldout: Feedback | None) -> tuple[Feedback, Feedback]:
-    """(training, held-out): the evaluation set if there is one, else a share of the prompts."""
+    """Return (training, held-out). Without an evaluation set, hold out the share `eval_fraction` of the prompts."""
     if heldout is None and split.eval_fraction > 0:
         train, heldout = split_by_prompt(train, split.eval_fraction, split.split_seed)
-        heldout = replace(heldout, counts=ReadCounts())  # what the file left out is reported with the training set
+        heldout = replace(heldout, counts=ReadCounts())  # skipped rows are counted with the training set
     if isinstance(split, FeedbackSplit) and split.max_comparisons is not None:
         train = limit_comparisons(train, split.max_comparisons, split.split_seed)
     logger.info("composition: %s", composition_text(train) or "nothing")
@@ -47,7 +47,7 @@ def check_leaks(split: FeedbackSplit, train: Feedback, heldout: Feedback, where:
     """Report how far the held-out feedback overlaps the training set; None if nothing is held out.
 
     Raises:
-        DataError: It does, and `fail_on_leak` is set.
+        DataError: They overlap and `fail_on_leak` is set.
     """
     if not len(heldout):
         return None
@@ -69,6 +69,6 @@ def sizes(feedback: Feedback) -> str:
 
 
 def files(*parts: Feedback) -> str:
-    """The files of the first of some feedback that has any, for messages."""
+    """The files of the first part that has any, for messages."""
     named = (", ".join(file.file for file in part.counts.files) for part in parts)
     return next(filter(None, named), "train_dataset")

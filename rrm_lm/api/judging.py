@@ -1,4 +1,4 @@
-"""Judging a reward model, and what that writes: files, a page, and a table."""
+"""Evaluate a reward model and write the results: files, a report and a table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
 
-_WIDTH = 120  # of the table where no terminal has one of its own
+_WIDTH = 120  # table width if stdout is not a terminal
 
 
 def judge(
@@ -37,9 +37,9 @@ def judge(
     """Score each set. In a distributed run every process calls it, and each gets the whole result.
 
     Args:
-        scorer: What is judged.
+        scorer: The model to evaluate.
         sets: Held-out feedback by name.
-        details: Whatever else belongs beside the numbers.
+        details: More fields for the results.
     """
     results = [
         evaluate_preferences(scorer, feedback.comparisons, name=name, dropped=reader_drops(feedback.counts))
@@ -49,10 +49,10 @@ def judge(
 
 
 def with_comparisons(sets: dict[str, Feedback]) -> dict[str, Feedback]:
-    """The same sets.
+    """Return the sets unchanged.
 
     Raises:
-        DataError: One of them has no comparisons.
+        DataError: A set has no comparisons.
     """
     empty = [name for name, feedback in sets.items() if not feedback.comparisons]
     if empty:
@@ -81,16 +81,16 @@ def write_judgement(
     """Write results.json, scores.jsonl, RewardBench's files, a model card and report.html, and print the numbers.
 
     Args:
-        evaluation: What `judge` found.
-        sets: The sets it found it on.
-        folder: Where the files go.
-        chat: The format that the model reads, for RewardBench's texts.
-        location: Where the model is loaded from.
-        train: What it was trained on, if that is known.
-        leak: The leakage check of the sets against it.
-        log_history: Of the training.
-        configuration: Settings for the page.
-        base_model: Name of the backbone, for an adapter trained here.
+        evaluation: The result of `judge`.
+        sets: The evaluated sets by name.
+        folder: The output folder.
+        chat: The model's chat format, for RewardBench's texts.
+        location: The path or name that the model is loaded from.
+        train: The training feedback, if known.
+        leak: The leakage check of the sets against the training feedback.
+        log_history: The training log.
+        configuration: Settings to show in the report.
+        base_model: The backbone's name, for an adapter that was trained here.
     """
     settings = dict(configuration or {})
     render = plain_text if chat is None else chat.transcript
@@ -124,7 +124,7 @@ def write_judgement(
 
 
 def show(evaluation: Evaluation) -> None:
-    """Print the numbers as a table, and what they say in a sentence for each set."""
+    """Print the numbers as a table, then one sentence per set."""
     table = Table(title=f"{evaluation.model} on held-out preferences", title_justify="left")
     for column in ("set", "accuracy (95% interval)", "longer response", "ECE", "Brier", "scored", "ties"):
         table.add_column(column, justify="left" if column == "set" else "right")
@@ -147,7 +147,7 @@ def show(evaluation: Evaluation) -> None:
 
 
 def environment() -> dict[str, object]:
-    """Versions and hardware, for the page."""
+    """Versions and hardware, for the report."""
     import torch
 
     names = ("rrm_lm", "torch", "transformers", "trl", "peft", "datasets", "accelerate")

@@ -1,4 +1,4 @@
-"""What the runs of all trainers share: a locked output folder, resuming, the settings file, and signals."""
+"""The output folder of a training run: its lock, its settings file, resuming, and signals."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 
 
 class OutputRun:
-    """One run in its output folder. Entering locks the folder; nothing in it changes until :meth:`begin`.
+    """A run in its output folder. Entering it locks the folder; nothing in the folder changes until :meth:`begin`.
 
-    Entering it again inside does nothing, so a command may hold the lock while a trainer is made.
+    It is reentrant: a command may hold the lock while it builds a trainer.
 
     Args:
-        command: Recorded in `run.json`; the folder of another command is refused.
+        command: Recorded in `run.json`. The output folder of another command is an error.
         config: The trainer's settings, with ``output_dir``, ``seed`` and ``should_save``.
         folder_settings: Has ``overwrite_output_dir`` and ``allow_config_change``.
-        settings: The dataclasses that `config.yaml` holds, and that a resumed run must repeat.
-        resume: ``resume_from_checkpoint``, as Hugging Face has it.
-        more_identity: What else a resumed run must repeat.
+        settings: The dataclasses written to `config.yaml`; a resumed run must have the same values.
+        resume: ``resume_from_checkpoint``, as in `transformers.Trainer.train`.
+        more_identity: Other values that must be the same in a resumed run.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class OutputRun:
             with ExitStack() as stack:
                 stack.enter_context(self._output)
                 process_state().wait_for_everyone()
-                checkpoint_to_resume(self.folder, self.resume)  # a broken checkpoint is reported before any work
+                checkpoint_to_resume(self.folder, self.resume)  # report a broken checkpoint before any work
                 set_seed(self.config.seed)
                 self._held = stack.pop_all()
         self._depth += 1
@@ -76,7 +76,7 @@ class OutputRun:
             self._held.__exit__(*exception)
 
     def begin(self, **files: Any) -> None:
-        """Change the folder: remove what is overwritten, write `config.yaml`, and each of ``files`` as NAME.json."""
+        """Remove overwritten files, write `config.yaml`, and write each of ``files`` as NAME.json."""
         self._output.begin()
         if self.main:
             write_resolved(self.folder / "config.yaml", *self.settings)
@@ -86,12 +86,12 @@ class OutputRun:
         process_state().wait_for_everyone()
 
     def train(self, trainer: Any, train: Callable[..., Any], steps_per_update: int = 1) -> Any:
-        """Call a trainer's `train`; SIGTERM and Ctrl-C finish the update and save a checkpoint.
+        """Call a trainer's `train`. On SIGTERM or Ctrl-C, finish the update and save a checkpoint.
 
         Args:
             trainer: The trainer.
-            train: Its method that trains.
-            steps_per_update: How many of its steps make an update.
+            train: The trainer's training method.
+            steps_per_update: Trainer steps per update.
         """
         with steps_are_finished(trainer, every=steps_per_update):
             return train(resume_from_checkpoint=self.resume)
@@ -99,10 +99,10 @@ class OutputRun:
 
 @contextmanager
 def trainer_settings(whose: str) -> Iterator[None]:
-    """Report what libraries say of settings that do not fit this machine as a ConfigError.
+    """Turn library errors about settings that do not fit this machine into a ConfigError.
 
     Args:
-        whose: Whose settings they are, for the message.
+        whose: Owner of the settings, for the message.
     """
     try:
         yield
@@ -116,7 +116,7 @@ def trainer_settings(whose: str) -> Iterator[None]:
 
 @contextmanager
 def lora_settings() -> Iterator[None]:
-    """Report what PEFT says of LoRA settings that do not fit a model as a ConfigError."""
+    """Turn PEFT errors about LoRA settings that do not fit the model into a ConfigError."""
     try:
         yield
     except ValueError as error:
@@ -128,10 +128,10 @@ def lora_settings() -> Iterator[None]:
 
 
 def check_evaluation(config: Any, held_out: Any, what: str) -> None:
-    """Refuse evaluation during training where nothing is held out.
+    """Refuse evaluation during training if nothing is held out.
 
     Raises:
-        ConfigError: ``eval_strategy`` asks for it.
+        ConfigError: ``eval_strategy`` is set without a held-out set.
     """
     if not held_out and str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no":
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A policy that is ready to respond: `Policy`."""
+"""`Policy`: a language model that responds to prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Policy:
     """Responds to prompts.
 
     Args:
-        loaded: The model with its adapter and chat format; :meth:`from_pretrained` makes it.
+        loaded: The model with its adapter and chat format, as :meth:`from_pretrained` loads it.
         name: Where it was loaded from.
 
     Example:
@@ -37,16 +37,16 @@ class Policy:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Policy:
-        """Load a policy onto this process's device (the GPU, where there is one).
+        """Load a policy onto this process's device (the GPU, if there is one).
 
         Args:
-            name: An adapter folder that `rrm-lm sft`, `rrm-lm policy` or `PPOTrainer` wrote, a merged one, or any
+            name: An adapter folder or merged checkpoint from `rrm-lm sft`, `rrm-lm policy` or `PPOTrainer`, or any
                 causal language model: a folder, a Hub id, or ``smollm2-135m``.
             options: ``dtype``, ``attn_implementation``, ``revision``, ``trust_remote_code``, ``base_model``,
                 ``chat_template`` (Jinja) and ``pad_token``.
 
         Raises:
-            ModelError: No such model, or one that writes nothing.
+            ModelError: No such model, or one that does not generate text.
             CheckpointError: The adapter's weights are broken or do not fit its backbone.
         """
         loaded = load_policy(str(name), **options)
@@ -64,21 +64,21 @@ class Policy:
         n: int = 1,
         seed: int | None = None,
     ) -> Any:
-        """Responses to prompts. Batches by length, and computes each prompt once for all of its responses.
+        """Sample responses to prompts, in batches by length. Each prompt is computed once for all of its responses.
 
         Args:
             prompts: One prompt (text, or messages with ``role`` and ``content``), or a list of prompts. A prompt that
-                leaves no room for a response loses its oldest turns, then its beginning.
-            max_new_tokens: Longest response in tokens.
+                leaves no tokens for a response loses its oldest turns, then its beginning.
+            max_new_tokens: Maximum length of a response, in tokens.
             temperature: 0 takes the most likely token each time.
-            top_p: Sample from the smallest set of tokens with this probability.
+            top_p: Sample from the smallest set of tokens with at least this total probability.
             top_k: Sample from this many most likely tokens; 0 for all.
             n: Responses per prompt.
-            seed: For the same responses again; None for others each time.
+            seed: Seed for sampling; None for different responses each time.
 
         Returns:
-            A text for one prompt, a list of texts for a list of prompts; with ``n`` above 1, a list of ``n`` texts in
-            the place of each text.
+            One text for one prompt, a list of texts for a list of prompts. If ``n`` is above 1, each text is replaced
+            by a list of ``n`` texts.
 
         Raises:
             ConfigError: A setting outside its range, or several responses at temperature 0.
@@ -110,10 +110,10 @@ class Policy:
         return found[0] if one else found
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the policy's adapter folder, which `AutoPeftModelForCausalLM` reads, too.
+        """Write the policy's adapter folder, which `AutoPeftModelForCausalLM` can load.
 
         Raises:
-            ModelError: It is a whole model without an adapter.
+            ModelError: The policy has no adapter.
         """
         backbone, chat, adapter, settings = self.loaded
         if adapter is None:
@@ -122,10 +122,10 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the weights."""
         return self.loaded.backbone.device
 
     def to(self, device: str | torch.device) -> Policy:
-        """Move the weights, and return this policy."""
+        """Move the weights to a device; returns this policy."""
         self.loaded.backbone.to(device)
         return self

@@ -21,24 +21,26 @@ from rrm_lm.text.chat import Line
 
 logger = logging.getLogger(__name__)
 
-_MERGED_GAP = 1e-3  # nats by which log-probabilities may differ after merging in float32
+_MERGED_GAP = 1e-3  # maximum difference of log-probabilities (nats) after merging in float32
 
 
 def save_and_compare(
     trainer: Any, policy: Policy, folder: Path, sample: Sequence[Line], model: ModelArguments, *, merge: bool
 ) -> None:
-    """Save a trained policy, reload it and compare its logits; also write the merged checkpoint. By all processes.
+    """Save a trained policy, reload it and compare its logits; also write the merged checkpoint.
+
+    All processes must call it.
 
     Args:
-        trainer: Its trainer.
+        trainer: The policy's trainer.
         policy: The policy.
         folder: The output folder.
-        sample: Lines at whose responses the logits are compared.
-        model: How its backbone was loaded.
+        sample: Lines whose response logits are compared.
+        model: Loading options of the backbone.
         merge: Whether to write the merged checkpoint into ``folder/merged``.
 
     Raises:
-        CheckpointError: The saved policy gives other logits.
+        CheckpointError: The saved policy gives different logits.
     """
     trainer.save_whole(folder)
     trainer.accelerator.wait_for_everyone()
@@ -73,7 +75,7 @@ def check_saved_policy(
         policy: The policy.
         folder: Where it was saved.
         lines: The lines that the logits are for.
-        loading: Options with which its backbone was loaded.
+        loading: Loading options of the backbone.
 
     Raises:
         CheckpointError: A logit differs in any bit.
@@ -110,8 +112,8 @@ def write_merged_policy(
         loading: See :func:`rrm_lm.models.saving.policies.merge_policy`.
 
     Raises:
-        CheckpointError: Log-probabilities differ by more than rounding. If the backbone was not in float32, the
-            difference is only logged: the merged checkpoint is float32, which is more exact.
+        CheckpointError: Log-probabilities differ by more than rounding error. If the backbone was not in float32, the
+            difference is only logged, because the float32 merged checkpoint is more exact.
     """
     merge_policy(folder, output, policy.chat.tokenizer, **loading)
     merged: Any = load_causal_lm(str(output), dtype="float32").to(policy.backbone.device)  # type: ignore[arg-type]
@@ -132,7 +134,7 @@ def write_merged_policy(
 
 
 def _logits(backbone: Backbone, adapter: str | None, line: Line) -> Tensor:
-    """(response tokens, vocabulary) logits for each token of the response."""
+    """(response tokens, vocabulary) logits."""
     backbone.eval()
     with torch.no_grad():
         batch = collate([share([line.ids])], backbone.pad_id).to(backbone.device)

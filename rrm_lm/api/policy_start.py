@@ -1,4 +1,4 @@
-"""What the training of every policy starts with: a fresh adapter, and what the model can hold."""
+"""Setup shared by SFT and policy training: a fresh adapter, and checks of the backbone."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ logger = logging.getLogger(__name__)
 
 
 def put_fresh_adapter(backbone: Backbone, args: ModelArguments, lora: LoraConfig | None = None) -> None:
-    """Put a new policy adapter with the LoRA settings on a backbone.
+    """Add a new policy adapter to a backbone.
 
     Raises:
-        ConfigError: They do not fit the model.
+        ConfigError: The LoRA settings do not fit the model.
     """
     with lora_settings():
         backbone.add_adapter(POLICY, args.lora() if lora is None else lora)
 
 
 def check_family(backbone: Backbone) -> None:
-    """Refuse a family whose probabilities this project would get wrong.
+    """Refuse a model family whose probabilities would be computed wrong.
 
     Raises:
         ModelError: Its logits are not its head applied to its hidden states.
@@ -38,7 +38,7 @@ def check_family(backbone: Backbone) -> None:
 
 
 def fitted(asked: int | None, backbone: Backbone) -> int | None:
-    """`max_length`, or less where the model has not as many positions."""
+    """`max_length`, reduced to the number of positions of the model if that is smaller."""
     context = getattr(backbone.config, "max_position_embeddings", None)
     if context is None or (asked is not None and asked <= int(context)):
         return asked

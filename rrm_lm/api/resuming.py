@@ -1,7 +1,7 @@
-"""Resuming a run: the command that resumes it, and the settings and files that must not have changed.
+"""Resuming a run: the command for it, and the settings and files that must be unchanged.
 
 Every setting except `MAY_CHANGE` is compared, and the contents of every file that a setting names. The global batch
-size replaces its factors, so a run may resume with its batch distributed differently.
+size is compared instead of its factors, so a run may resume with its batch distributed differently.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from rrm_lm.launch.launcher import COMMAND
 from rrm_lm.storage import json_text, sha256
 
-# Settings that may differ when a run is resumed: they change what is logged, saved and measured along the way, and how
+# Settings that may differ when a run is resumed: they change what is logged, saved and measured, and how
 # the same computation is executed, but not what is learned.
 _MAY_CHANGE = {
     "output locations and extra outputs": """
@@ -52,19 +52,19 @@ _MAY_CHANGE = {
     """,
 }
 MAY_CHANGE = frozenset(name for names in _MAY_CHANGE.values() for name in names.split())
-_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # of one process
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # per process
 _NAMES_FILES = (
     "model_name_or_path", "chat_template_path", "dataset_name", "eval_dataset_name", "prompts", "eval_prompts",
     "reward_model", "reward_function", "value_model", "gold", "monitor_reward_model",
 )  # fmt: skip
 _HASHED = (".safetensors", ".bin", ".gguf", ".json", ".jsonl", ".csv", ".parquet", ".gz", ".zst", ".py", ".jinja")
 _RUN_RECORDS = re.compile(r"\..*|(run|manifest|results|trainer_state|leakage|examples|\w+_results)\.json|scores\.jsonl")
-_HASHED_IN_FULL = 64 << 20  # bytes; of larger files only the ends are hashed
+_HASHED_IN_FULL = 64 << 20  # bytes; only the ends of larger files are hashed
 _ENDS = 1 << 20  # bytes hashed at each end of a larger file
 
 
 def identity(*settings: Any, processes: int) -> dict[str, Any]:
-    """Everything that must be unchanged for a run to be resumed.
+    """Everything that must be unchanged when a run is resumed.
 
     Args:
         settings: The dataclasses of the run's settings.
@@ -85,7 +85,7 @@ def identity(*settings: Any, processes: int) -> dict[str, Any]:
 
 
 def is_asked(resume_from_checkpoint: str | bool | None) -> bool:
-    """Whether the setting asks to resume an earlier run."""
+    """Whether an earlier run is to be resumed."""
     return str(resume_from_checkpoint or "false").lower() not in ("false", "no", "none")
 
 
@@ -98,9 +98,8 @@ def origin(resume_from_checkpoint: str | bool | None) -> Path | None:
 def fingerprint(path: Path) -> str:
     """A hash of the contents of a file or folder: 16 hexadecimal digits.
 
-    Of a folder, the weights, records, settings and code are hashed, but not the logs of the run that made them. Of a
-    file above 64 MiB, only the size and the first and last MiB are hashed (which includes the header of weights), so
-    that comparing a large model takes no time.
+    For a folder, the weights, records, settings and code are hashed, but not logs. For a file above 64 MiB, only the
+    size and the first and last MiB are hashed (which include the header of weights), so a large model is fast.
     """
     if path.is_file():
         return _of_file(path)
@@ -115,7 +114,7 @@ def resume_command(words: Sequence[str]) -> str:
     """The shell command that resumes the current run.
 
     Args:
-        words: The name and the flags of the current command.
+        words: Name and flags of the current command.
     """
     typed = os.environ.get(COMMAND)
     whole = shlex.split(typed) if typed else ["rrm-lm", *words]
@@ -146,7 +145,7 @@ def _of_file(path: Path) -> str:
 
 
 def _named_file(text: str) -> Path | None:
-    """The file or folder that a setting names, without the function after a colon."""
+    """The file or folder in a setting, without the function after a colon."""
     name = text.rpartition(":")[0] if ".py:" in text else text
     if not name or len(name) > 1000 or "\n" in name:
         return None

@@ -1,4 +1,4 @@
-"""A reward model that is ready to score, and how good it is: `RewardModel`, `evaluate`."""
+"""`RewardModel`, which scores responses, and `evaluate`, which measures how good it is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RewardModel:
     """Scores responses; higher is better. The difference of two rewards of one prompt is a margin in nats.
 
     Args:
-        scorer: What computes the rewards; :meth:`from_pretrained` makes it.
+        scorer: Computes the rewards, as :meth:`from_pretrained` loads it.
 
     Example:
         >>> reward = RewardModel.from_pretrained("outputs/mine")
@@ -37,12 +37,12 @@ class RewardModel:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> RewardModel:
-        """Load a reward model onto this process's device (the GPU, where there is one).
+        """Load a reward model onto this process's device (the GPU, if there is one).
 
         Args:
-            name: A folder that `rrm-lm reward` or `RewardTrainer` wrote, its merged checkpoint, any PEFT ``SEQ_CLS``
-                adapter, any sequence classifier with one output, or a language model, which becomes a judge; a folder,
-                a Hub id, or ``smollm2-135m``.
+            name: A folder, a Hub id, or ``smollm2-135m``: the output of `rrm-lm reward` or `RewardTrainer`, its merged
+                checkpoint, any PEFT ``SEQ_CLS`` adapter, any sequence classifier with one output, or a language model,
+                which is used as a judge.
             options: ``dtype``, ``attn_implementation``, ``revision``, ``trust_remote_code``, ``base_model``,
                 ``micro_batch_tokens``, ``max_length``, ``ensemble`` and others of
                 :func:`rrm_lm.evaluation.preferences.scorers.load_scorer`.
@@ -56,17 +56,17 @@ class RewardModel:
     def score(
         self, prompts: Text | Sequence[Text], responses: Sequence[str] | Sequence[Sequence[str]]
     ) -> Rewards | list[Rewards]:
-        """Rewards of responses. Batches by length, and computes each prompt once for all of its responses.
+        """Score responses, in batches by length. Each prompt is computed once for all of its responses.
 
         Args:
             prompts: One prompt (text, or messages with ``role`` and ``content``), or a list of prompts.
-            responses: The responses to the one prompt; with a list of prompts, a list of responses for each.
+            responses: The responses to one prompt; for a list of prompts, a list of responses per prompt.
 
         Returns:
-            (responses,) float64 for one prompt, else such an array for each prompt. NaN for a response without text.
+            (responses,) float64 for one prompt; for a list, one array per prompt. NaN for a response without text.
 
         Raises:
-            DataError: A prompt without a user turn, or not one list of responses for each prompt.
+            DataError: A prompt without a user turn, or not one list of responses per prompt.
         """
         one = is_prompt(prompts)
         asked = [to_prompt(p, f"prompt {n}") for n, p in enumerate([prompts] if one else prompts, 1)]  # type: ignore[arg-type]
@@ -94,10 +94,10 @@ class RewardModel:
         return evaluate(self, data, split=split, columns=columns)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model as it was loaded: an adapter folder, or a sequence-classification checkpoint.
+        """Write the model in the form it was loaded from: an adapter folder or a sequence-classification checkpoint.
 
         Raises:
-            ModelError: It is a judge, which is a language model and has no weights of its own.
+            ModelError: The model is a judge, which has no weights of its own.
         """
         folder = Path(folder)
         if isinstance(self.scorer, RewardScorer):
@@ -110,17 +110,17 @@ class RewardModel:
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """The name in results."""
         return self.scorer.name
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the weights."""
         scorer: Any = self.scorer
         return (scorer.model if hasattr(scorer, "model") else scorer.backbone).device
 
     def to(self, device: str | torch.device) -> RewardModel:
-        """Move the weights, and return this model."""
+        """Move the weights to a device; returns this model."""
         scorer: Any = self.scorer
         (scorer.model if hasattr(scorer, "model") else scorer.backbone).to(device)
         return self
@@ -134,22 +134,22 @@ def evaluate(
     columns: Mapping[str, str] | None = None,
     output_dir: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Judge a reward model on held-out comparisons: accuracy, calibration and length bias, each with its interval.
+    """Evaluate a reward model on held-out comparisons: accuracy, calibration and length bias, with intervals.
 
     Args:
-        reward: The model, or what :meth:`rrm_lm.RewardModel.from_pretrained` loads.
+        reward: The model, or a name for :meth:`rrm_lm.RewardModel.from_pretrained`.
         data: A file, a folder or a Hub set, or a list of them; rows or records from memory; or a mapping of names to
             any of these.
         split: Which split of a Hub set, a folder or a `DatasetDict`.
-        columns: Their column name to ours, for shapes that are not recognized.
+        columns: Maps their column names to ours, for shapes that are not recognized.
         output_dir: Also write what `rrm-lm evaluate` writes: `results.json`, `scores.jsonl`, `report.html` ...
 
     Returns:
-        What `results.json` holds: ``{"model": name, "sets": {name: {"accuracy": {"value", "low", "high"}, ...}}}``.
-        Shares are in [0, 1], intervals are of 95%.
+        As in `results.json`: ``{"model": name, "sets": {name: {"accuracy": {"value", "low", "high"}, ...}}}``.
+        Proportions are in [0, 1]; intervals are 95% intervals.
 
     Raises:
-        DataError: A set without comparisons, or one of which none could be scored.
+        DataError: A set without comparisons, or without one that could be scored.
         ModelError: No such model.
 
     Example:

@@ -1,4 +1,4 @@
-"""What the public classes take as data: feedback and prompts, from memory, from files or from the Hub."""
+"""Data for the public classes: feedback and prompts from memory, files or the Hub."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def read_rows(
     most: int | None = None,
     name: str = "the rows",
 ) -> Feedback:
-    """Feedback from anything that :data:`Rows` names.
+    """Read feedback from any of the sources in :data:`Rows`.
 
     Args:
         rows: A file, a folder or a Hub set, or a list of them; a `datasets` set, streamed or not; a list of mappings in
-            any shape that files may have; or records.
+            any supported shape; or records.
         split: Which split of a Hub set, a folder or a `DatasetDict`.
-        columns: Their column name to ours, for shapes that are not recognized.
-        most: Read no more than this many rows from memory; streams may have no end.
-        name: What to call rows from memory in messages.
+        columns: Maps their column names to ours, for shapes that are not recognized.
+        most: Maximum number of rows to read from memory; a stream may be infinite.
+        name: Name of rows from memory, for messages.
 
     Raises:
         DataError: Nothing of that name, an unknown shape, or a faulty row.
@@ -66,7 +66,7 @@ def read_rows(
 
 
 def read_sets(data: Any, *, split: str = "test", columns: Mapping[str, str] | None = None) -> dict[str, Feedback]:
-    """Feedback by the name of its set: a mapping of names to rows, or rows; files go by their short names."""
+    """Feedback by set name, from a mapping of names to rows, or from rows. Files get their short names."""
     if isinstance(data, Mapping):
         return {str(name): read_rows(rows, split=split, columns=columns, name=str(name)) for name, rows in data.items()}
     names = [data] if isinstance(data, str | os.PathLike) else data
@@ -77,7 +77,7 @@ def read_sets(data: Any, *, split: str = "test", columns: Mapping[str, str] | No
 
 
 def set_labels(names: Sequence[str]) -> dict[str, str]:
-    """For each set, the shortest name that tells it from the others: of a file, its name without an ending."""
+    """The shortest unique name of each set; a file loses its extension."""
     short = {name: Path(name).name.split(".")[0] if Path(name).exists() else name for name in names}
     repeated = {label for label, count in Counter(short.values()).items() if count > 1}
     return {name: name if label in repeated or not label else label for name, label in short.items()}
@@ -90,7 +90,7 @@ def to_prompt(value: Text, where: str = "the prompt") -> Prompt:
     """A prompt from text (one user turn) or from messages with ``role`` and ``content``.
 
     Raises:
-        DataError: It is neither, has no user turn, or ends with the assistant's.
+        DataError: The value is neither, has no user turn, or ends with the assistant's turn.
     """
     messages = (Message("user", value),) if isinstance(value, str) else tuple(_message(one, where) for one in value)
     check_prompt(messages, Origin(where, 1))
@@ -106,7 +106,7 @@ def _message(value: Any, where: str) -> Message:
 
 
 def is_prompt(value: Any) -> bool:
-    """Whether a value is one prompt (text or messages) and not a list of prompts."""
+    """Whether a value is one prompt (text or messages), not a list of prompts."""
     if isinstance(value, str):
         return True
     first = value[0] if isinstance(value, list | tuple) and value else None
@@ -114,7 +114,7 @@ def is_prompt(value: Any) -> bool:
 
 
 def read_prompts(prompts: Any, *, split: str = "train") -> list[Prompt]:
-    """The different prompts in a list of texts or messages, or in whatever feedback is read from.
+    """The distinct prompts in a list of texts or messages, or in any source of feedback.
 
     Raises:
         DataError: A prompt without a user turn, or no prompt at all.

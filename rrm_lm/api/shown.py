@@ -1,4 +1,4 @@
-"""One training example as the model will see it, with what is trained on marked, for a person to check."""
+"""Print a training example as the model sees it, with the trained parts marked."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.reward.examples import RewardExample
 
 READ = "▲"  # the reward is read here
-OPEN, CLOSE = "⟦", "⟧"  # around what is learned word for word
+OPEN, CLOSE = "⟦", "⟧"  # around tokens that are learned
 _STYLE = {"prompt": "dim", "response": "bold", "frame": "dim", "critique": "bold green"}
 
 
 def show_example(chat: ChatFormat, example: RewardExample, *, rewarded: bool = True) -> None:
     """Print the lines of an example to stderr.
 
-    Marks are characters as well as colours: a log file has no colours.
+    Marks are characters in addition to colors, because a log file has no colors.
 
     Args:
-        chat: The format it was made with.
+        chat: The chat format of the example.
         example: The example.
-        rewarded: Whether a reward is read from it, or only words are learned.
+        rewarded: Whether a reward is read from it; otherwise only tokens are learned.
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     reward = f"The reward is read at {READ}; the" if rewarded else "The"
@@ -33,7 +33,7 @@ def show_example(chat: ChatFormat, example: RewardExample, *, rewarded: bool = T
 
 
 def _labels(example: RewardExample) -> dict[int, str]:
-    """The lines to show, and what each is: of several critiques of one response only the first."""
+    """The lines to show and the label of each. Only the first critique of each response is shown."""
     if example.pairs:
         return {example.pairs[0].chosen: "preferred", example.pairs[0].rejected: "rejected"}
     if example.ratings:
@@ -53,7 +53,7 @@ def _append(text: Text, chat: ChatFormat, line: Line, mark: str) -> None:
 
 
 def show_learned(chat: ChatFormat, line: Line, origin: str) -> None:
-    """Print a prompt, and the response that is learned from its first token to the one that ends it, to stderr."""
+    """Print a prompt and its learned response, including the token that ends it, to stderr."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     console.print(f"One example as the model sees it ({origin}). The words in {OPEN} {CLOSE} are learned.")
     words = {

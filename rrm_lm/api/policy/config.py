@@ -1,4 +1,4 @@
-"""The trainer's settings as `rrm-lm policy` offers them: without those that mean nothing in a command."""
+"""The trainer settings that `rrm-lm policy` offers: those that have an effect in a command."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PolicyConfig(PPOConfig):
         metadata={"help": "Weights of the rewards: of each reward_model, then each reward_function; unset: 1 each."},
     )
 
-    # Worked out from other settings, the business of another setting of this command, or without effect here.
+    # Derived from other settings, controlled by another setting of this command, or without effect here.
     model_adapter_name: str | None = field(default=None, init=False)
     ref_adapter_name: str | None = field(default=None, init=False)
     sft_model_path: str = field(default="", init=False)

@@ -1,4 +1,4 @@
-"""What `rrm-lm policy` says in the terminal: one prompt as the model sees it, and a line for each update."""
+"""Terminal output of `rrm-lm policy`: one prompt as the model sees it, and a line per update."""
 
 from __future__ import annotations
 
@@ -18,16 +18,11 @@ from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
 
-WRITES = "▶"  # the policy writes on from here
+WRITES = "▶"  # the response starts here
 
 
 def show_prompt(chat: ChatFormat, prompt: Prompt) -> None:
-    """Print a prompt as the model sees it to stderr.
-
-    Args:
-        chat: How prompts are written.
-        prompt: The prompt.
-    """
+    """Print a prompt as the model sees it to stderr."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     ids = chat.prompt_ids(prompt)
     console.print(f"One prompt as the model sees it ({len(ids)} tokens). The policy writes on from {WRITES}.")
@@ -35,10 +30,10 @@ def show_prompt(chat: ChatFormat, prompt: Prompt) -> None:
 
 
 class UpdateLines(TrainerCallback):
-    """A line in the log for each update, in the place of progress bars and of tables of everything that is measured.
+    """Logs one line per update, in place of progress bars and tables of all metrics.
 
     Args:
-        steps_per_update: How many of the trainer's steps make an update.
+        steps_per_update: Trainer steps per update.
     """
 
     def __init__(self, steps_per_update: int = 1) -> None:
@@ -47,7 +42,7 @@ class UpdateLines(TrainerCallback):
         self._begun, self._first = 0.0, 0
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start the clock of an update; with the first one, that of the run."""
+        """Start the timer of the update, and that of the run at the first update."""
         if state.global_step % self._steps:
             return
         self._begun = time.perf_counter()
@@ -62,7 +57,7 @@ class UpdateLines(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the line, if this is an update that was made."""
+        """Log the line if an update was made."""
         update = update_of(logs or {}, state.global_step // self._steps)
         if update is None or not update.made or self._started is None or not state.is_world_process_zero:
             return
@@ -72,13 +67,13 @@ class UpdateLines(TrainerCallback):
 
 
 def line_of(update: Update, of: int, seconds: float, left: float) -> str:
-    """One update in a line: `update  3 of 40: reward +0.541, KL 1.32, 94% ended, 31.5 tokens, 21.8 s, 13 min left`.
+    """Format one update: `update  3 of 40: reward +0.541, KL 1.32, 94% ended, 31.5 tokens, 21.8 s, 13 min left`.
 
     Args:
         update: The update.
-        of: How many there will be.
-        seconds: What it took, with all that belongs to it.
-        left: Seconds until the last one.
+        of: Total number of updates.
+        seconds: Duration of the update.
+        left: Estimated seconds until the last update ends.
     """
     reward = f"reward {update.get('reward'):+.3f}"
     if len(update.rewards) > 1:

@@ -1,4 +1,4 @@
-"""What watches a policy while it learns: its answers to held-out prompts, their rewards, and how far it has moved."""
+"""The over-optimization monitor: held-out responses during training, their rewards, and the KL divergence."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Optimised:
-    """The reward as training has it: the weighted sum, less the penalty for answers that do not end.
+    """The optimized reward: the weighted sum, less the penalty for responses that do not end.
 
     Attributes:
-        rewards: The sum.
-        tokenizer: Of the policy.
-        end_ids: Tokens that end a response in training.
-        penalty: For a response without one; None for none.
+        rewards: The weighted sum.
+        tokenizer: The policy's tokenizer.
+        end_ids: Tokens that end a response.
+        penalty: Penalty for a response without an end token; None for no penalty.
     """
 
     rewards: RewardSum
@@ -45,7 +45,7 @@ class Optimised:
     penalty: float | None
 
     def of_drawn(self, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Drawn]]) -> list[list[float]]:
-        """For each prompt, the reward of each of its responses."""
+        """The reward of each response, by prompt."""
         pairs = [(prompt, one.line) for prompt, group in zip(prompts, drawn, strict=True) for one in group]
         items = [PromptItem(line.ids[: line.response_start], prompt) for prompt, line in pairs]
         responses = [line.ids[line.response_start :] for _, line in pairs]
@@ -58,19 +58,19 @@ class Optimised:
 
 
 class Monitor:
-    """The over-optimisation monitor of one run, which its trainer carries from here on.
+    """The over-optimization monitor of one run. Creating it adds its callback to the trainer.
 
     Args:
-        args: How often, and whether it stops the training.
-        config: How the policy samples.
-        training: What it watches.
-        prompts: The held-out prompts that are measured.
-        gold: Name and function of the reward that is not optimised.
-        folder: Where the measurements are written.
+        args: How often to measure, and whether to stop training.
+        config: Sampling settings of the policy.
+        training: The training to monitor.
+        prompts: Held-out prompts to respond to.
+        gold: Name and function of the reward that is not optimized.
+        folder: Folder for the measurements.
 
     Attributes:
-        measure: What the policy answers now.
-        callback: Has the measurements.
+        measure: Samples the current policy and scores the responses.
+        callback: Holds the measurements.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Monitor:
         self.prompts = list(prompts)
         trainer, backbone, chat = training.trainer, training.policy.backbone, training.policy.chat
         rewards: RewardSum = trainer.rewards
-        # Of the whole distribution, which alone a KL divergence is of.
+        # KL is defined for the whole distribution, so top_p and top_k are not used.
         sampling = Sampling(config.response_length, config.temperature)
         if config.top_p < 1 or config.top_k > 0:
             logger.info("held-out answers are drawn without top_p and top_k: KL is that of whole distributions")
@@ -111,7 +111,7 @@ class Monitor:
             stop=args.stop_when_over_optimised,
             best=BestPolicy(
                 folder,
-                partial(trainer.save_model, _internal_call=True),  # which uploads nothing
+                partial(trainer.save_model, _internal_call=True),  # without an upload
                 trainer._load_from_checkpoint,
                 writes=trainer.args.should_save,
                 wait=trainer.accelerator.wait_for_everyone,

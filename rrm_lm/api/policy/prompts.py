@@ -1,4 +1,4 @@
-"""The prompts of policy training: read, split as feedback is, and fitted to what the model can hold."""
+"""Prompts for policy training: read, split like feedback, and truncated to the model's context."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_prompts(args: PromptArguments) -> tuple[list[Prompt], list[Prompt]]:
-    """The different prompts to learn on, and those that are held out.
+    """Distinct prompts: (training, held-out).
 
     Raises:
         ConfigError: No prompts are named.
@@ -45,12 +45,12 @@ def read_prompts(args: PromptArguments) -> tuple[list[Prompt], list[Prompt]]:
 def split_prompts(
     split: PromptSplit, prompts: Sequence[Prompt], heldout: Sequence[Prompt] | None
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """As :func:`read_prompts`, of prompts from memory.
+    """As :func:`read_prompts`, for prompts in memory.
 
     Args:
-        split: How they are held out and limited.
-        prompts: To train on.
-        heldout: Held out; None for a share of the prompts.
+        split: How prompts are held out and limited.
+        prompts: Training prompts.
+        heldout: Held-out prompts; None holds out a share of ``prompts``.
     """
     train: dict[Prompt, Stratum] = dict.fromkeys(prompts, ("", ""))
     held = {} if heldout is None else dict.fromkeys(heldout, ("", ""))
@@ -72,7 +72,7 @@ def _limited(
 def _hold_out(
     prompts: Mapping[Prompt, Stratum], fraction: float, seed: int
 ) -> tuple[dict[Prompt, Stratum], dict[Prompt, Stratum]]:
-    """Split as feedback is, so that a reward model trained on the same file has not seen the held-out ones either."""
+    """Split like feedback: a reward model trained on the same file has not seen the held-out prompts either."""
     records = [
         Demonstration(prompt=prompt, response="-", source=source, subset=subset, origin=Origin("the prompts", row))
         for row, (prompt, (source, subset)) in enumerate(prompts.items(), start=1)
@@ -93,7 +93,7 @@ def _tell_overlap(train: Collection[Prompt], heldout: Collection[Prompt]) -> Non
 def fit_chat(
     chat: ChatFormat, backbone: Backbone, max_length: int | None, response_length: int, prompts: Sequence[Prompt]
 ) -> tuple[ChatFormat, int | None]:
-    """How prompts are written so that a response fits behind them, and the longest prompt plus response in tokens.
+    """The chat format that truncates prompts so that a response fits, and the longest prompt plus response in tokens.
 
     Raises:
         ConfigError: A response alone is as long as `max_length`.
@@ -106,7 +106,7 @@ def fit_chat(
             remedy="set a smaller response_length" + ("" if max_length is None else ", or a larger max_length"),
         )
     if max_length is None or longest is None:
-        return ChatFormat(chat.tokenizer), longest  # what does not fit is an error, which the trainer gives
+        return ChatFormat(chat.tokenizer), longest  # the trainer raises an error for a prompt that does not fit
     room, whole = longest - response_length, ChatFormat(chat.tokenizer)
     shortened = sum(len(whole.prompt_ids(prompt)) > room for prompt in prompts)
     if shortened:

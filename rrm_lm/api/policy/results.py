@@ -1,4 +1,4 @@
-"""What `rrm-lm policy` leaves behind beside the policy: results, a page, and a table."""
+"""Results of `rrm-lm policy`: a JSON file, a report and a table."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ logger = logging.getLogger(__name__)
 def write_results(
     folder: Path, training: Training, result: Any, monitor: Monitor | None, settings: Sequence[Any], episodes: int
 ) -> None:
-    """Write train_results.json and report.html, and print how the policy answers now and before.
+    """Write train_results.json and report.html, and print a comparison of the policy before and after training.
 
     Every process calls it; the main one writes.
 
     Args:
         folder: The output folder.
-        training: After it.
-        result: What the trainer returned.
-        monitor: What watched it.
+        training: The finished training.
+        result: The trainer's `TrainOutput`.
+        monitor: The monitor of the run, if any.
         settings: The dataclasses of the run's settings.
-        episodes: How many an update had.
+        episodes: Episodes per update.
     """
     trainer, steps = training.trainer, training.steps_per_update
     ended = _ended_because(trainer, monitor)
@@ -62,12 +62,12 @@ def write_results(
 
 
 def _title(folder: Path) -> str:
-    """A policy is called by its folder; in a run of several stages, by the run's and the stage's."""
+    """The last two parts of the output path: the run and the stage in a pipeline."""
     return "/".join(part for part in folder.absolute().parts[-2:] if part not in ("", "/", "outputs"))
 
 
 def _ended_because(trainer: Any, monitor: Monitor | None) -> str:
-    """Why training ended before its last update, or with an earlier policy; "" if it did neither."""
+    """Why training ended early or kept an earlier policy; "" if neither."""
     watched = None if monitor is None else monitor.callback
     if watched is not None and watched.put_back is not None:
         return f"{watched.stopped_because}; the policy is that of step {watched.put_back}, the best one"
@@ -79,7 +79,7 @@ def _ended_because(trainer: Any, monitor: Monitor | None) -> str:
 
 
 def _before_and_after(monitor: Monitor, trainer: Any) -> PolicyComparison:
-    """By the first measurement and that of the policy that was kept; by a new one, if it was never measured."""
+    """Compare the first measurement with that of the kept policy, which is measured now if it was not before."""
     taken, best = monitor.callback.measurements, monitor.callback.put_back
     kept = next((one for one in taken if one.step == best), taken[-1])
     unknown = trainer.stop_reason and best is None
@@ -88,7 +88,7 @@ def _before_and_after(monitor: Monitor, trainer: Any) -> PolicyComparison:
 
 
 def _results(trainer: Any, result: Any, updates: Sequence[Update], ended: str) -> dict[str, Any]:
-    """Of the run, and of its last update."""
+    """Metrics of the run and of its last update."""
     last = next((entry for entry in reversed(trainer.state.log_history) if "objective/scores" in entry), {})
     found = {**last, **result.metrics, "train_loss": result.training_loss, "ended": ended}
     found["updates"] = sum(update.made for update in updates)
@@ -99,7 +99,7 @@ def _results(trainer: Any, result: Any, updates: Sequence[Update], ended: str) -
 
 
 def _configuration(settings: Sequence[Any]) -> Mapping[str, object]:
-    """The settings that are not the default ones."""
+    """The settings that differ from their defaults."""
     found: dict[str, object] = {}
     for one in settings:
         for item in dataclasses.fields(one):

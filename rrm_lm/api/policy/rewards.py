@@ -1,4 +1,4 @@
-"""The rewards of `rrm-lm policy`: models on the policy's backbone or on their own, functions, and the gold reward."""
+"""Rewards of `rrm-lm policy`: reward models, Python functions, and the gold reward."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from rrm_lm.training.reward_sources import PythonReward, RewardSource, RewardSum
 
 logger = logging.getLogger(__name__)
 
-Load = Callable[..., Any]  # a scorer of a name, and options of `load_scorer`
+Load = Callable[..., Any]  # loads a scorer by name, with the options of `load_scorer`
 
 
 class Rewards:
-    """Every reward in the order of the settings.
+    """All rewards, in the order of the settings.
 
     Args:
-        args: Which.
-        backbone: The policy's; the first reward model that was trained on the same one is put on it.
-        chat: The format that responses are sampled in.
-        load: Loads a reward model with a backbone of its own.
-        more: Sources that are made already; they come after those of the settings.
+        args: The settings.
+        backbone: The policy's backbone. The first reward model that was trained on the same backbone shares it.
+        chat: The chat format that responses are sampled in.
+        load: Loads a reward model on its own backbone.
+        more: Sources that are already loaded; they follow those of the settings.
 
     Attributes:
-        names: What each is called.
-        sources: All of them but the one that is on the policy's backbone, by name.
-        own: That one; None without it.
+        names: The name of each reward.
+        sources: The rewards by name, without ``own``.
+        own: The reward model on the policy's backbone, or None.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Rewards:
                 found[name] = ScorerReward(load(name, ensemble=args.ensemble, ensemble_k=args.ensemble_k))
             else:
                 self.own, shared = own, name
-        if shared:  # its source is called by this name until it gets its own
+        if shared:  # its source has the name OwnReward.name until `sum` renames it
             taken = [name for name, label in labels.items() if label == OwnReward.name and name != shared]
             labels |= {name: name for name in taken}
         self.names = [labels[name] for name in given]
@@ -77,10 +77,10 @@ class Rewards:
             self.sources[source.name] = source
 
     def sum(self, own: Any, weights: Sequence[float] | None) -> RewardSum:
-        """All of them with their weights, in the order of the settings.
+        """The weighted sum of all rewards, in the order of the settings.
 
         Args:
-            own: The source of the reward on the policy's backbone, which gets its name here.
+            own: The source of the reward on the policy's backbone; it is renamed here.
             weights: See :class:`RewardSum`.
         """
         sources: list[Any] = []
@@ -92,7 +92,7 @@ class Rewards:
 
 
 def _on_backbone(args: RewardArguments, backbone: Backbone, chat: ChatFormat, name: str) -> RewardModel | None:
-    """A reward model put on the policy's backbone; None if it is not this project's, or was trained on another one.
+    """Load a reward model onto the policy's backbone; None if another program saved it or its backbone differs.
 
     Raises:
         CheckpointError: Its weights are missing or broken.
@@ -110,7 +110,7 @@ def _on_backbone(args: RewardArguments, backbone: Backbone, chat: ChatFormat, na
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The shortest endings that tell the names apart: of a path its last part, of a function its own name."""
+    """The shortest unique ending of each name: the last part of a path, or the name of a function."""
     parts = {name: [part for part in name.replace(".py:", "/").replace(":", "/").split("/") if part] for name in names}
     found = {}
     for name, own in parts.items():
@@ -120,11 +120,11 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-# -- the reward that is not optimised -------------------------------------------------------------------------------
+# -- the reward that is not optimized -------------------------------------------------------------------------------
 
 
 def gold_reward(args: MonitorArguments, load: Load, gold: RewardFunction | None) -> tuple[str, RewardFunction]:
-    """The reward that the policy is judged by while it learns, and its name; NaN for everything without one.
+    """Name and function of the reward that monitors training; without one, the function returns NaN.
 
     Args:
         args: The settings.
@@ -132,7 +132,7 @@ def gold_reward(args: MonitorArguments, load: Load, gold: RewardFunction | None)
         gold: The gold reward, if there is one.
 
     Raises:
-        ConfigError, DataError, ModelError: It cannot be loaded.
+        ConfigError, DataError, ModelError: The reward cannot be loaded.
     """
     if gold is not None:
         return GOLD, _never_silent(gold, f"gold: {args.gold}" if args.gold else "gold")
@@ -143,7 +143,7 @@ def gold_reward(args: MonitorArguments, load: Load, gold: RewardFunction | None)
 
 
 def _never_silent(function: RewardFunction, where: str) -> RewardFunction:
-    """The same function, which may not have nothing to say of all responses."""
+    """The same function; it raises an error if it scores none of the responses."""
 
     def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
         values = function(prompts, responses)
@@ -160,13 +160,13 @@ def _never_silent(function: RewardFunction, where: str) -> RewardFunction:
 
 
 def scorer_loader(loading: dict[str, Any], *, micro_batch_tokens: int, seed: int, chat_template: str | None) -> Load:
-    """What loads reward models that have a backbone of their own.
+    """A function that loads reward models on their own backbones.
 
     Args:
-        loading: How the policy's backbone is loaded.
-        micro_batch_tokens: Most padded tokens at once.
-        seed: Of critiques that some models write first.
-        chat_template: For tokenizers that have none.
+        loading: The loading options of the policy's backbone.
+        micro_batch_tokens: Maximum padded tokens per forward pass.
+        seed: Seed for critiques that some models write before they score.
+        chat_template: Chat template for tokenizers without one.
     """
     options = {key: loading[key] for key in ("dtype", "attn_implementation", "trust_remote_code")}
     options |= {"micro_batch_tokens": micro_batch_tokens, "seed": seed, "chat_template": chat_template}

@@ -1,4 +1,4 @@
-"""What policy training starts from: a model or a policy, and the agent that is made of it."""
+"""The starting model or policy, and the agent that PPO trains."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_start(folder: Path, model: ModelArguments, rewards: RewardArguments, config: PolicyConfig) -> None:
-    """Refuse names that mean nothing, or that this run would write over: a resumed run needs them again.
+    """Refuse unknown models, and models in the output folder: the run would overwrite them, and resuming needs them.
 
     Raises:
-        ConfigError: A model in the output folder, or a value model that is not asked for.
+        ConfigError: A model is in the output folder, or there is a value model but `value_function` is not "model".
         ModelError: There is no such model.
     """
     names = [str(model.model_name_or_path), *rewards.reward_model, *filter(None, [rewards.value_model])]
@@ -47,16 +47,16 @@ def check_start(folder: Path, model: ModelArguments, rewards: RewardArguments, c
 
 
 def load_start(args: ModelArguments, stop: int | None, loaded: Policy | None = None) -> Policy:
-    """The model or policy that is named.
+    """Load the model or policy that training starts from.
 
     Args:
-        args: Which, and how it is loaded.
-        stop: A token that ends responses.
-        loaded: A policy that is loaded already.
+        args: Its name and loading options.
+        stop: The id of a token that ends responses.
+        loaded: A policy that is already loaded.
 
     Raises:
         ConfigError: The model has no such token.
-        ModelError: No such model, or none that writes.
+        ModelError: No such model, or one that does not generate text.
     """
     policy = loaded or load_policy(str(args.model_name_or_path), trainable=True, **args.tokenizing(), **args.loading())
     if loaded is not None and policy.adapter is not None:
@@ -76,7 +76,7 @@ def make_agent(
     rewards: RewardArguments,
     lora: LoraConfig | None = None,
 ) -> AgentModel:
-    """Policy, value function and reference on the backbone of the start.
+    """Policy, value function and reference on one backbone.
 
     Raises:
         ConfigError: LoRA settings that do not fit the model.
@@ -101,7 +101,7 @@ def make_agent(
 
 
 def _value_model(policy: Policy, args: ModelArguments, name: str | None) -> Backbone:
-    """A sequence-classification model, all of whose weights are trained."""
+    """A sequence-classification model; all of its weights are trained."""
     start = policy.settings or PolicySettings(str(args.model_name_or_path))
     given = name or start.base_model
     model: Any = load_sequence_classifier(

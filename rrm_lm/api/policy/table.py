@@ -11,11 +11,11 @@ from rrm_lm.evaluation.policies.results import PolicyComparison
 from rrm_lm.evaluation.reports.formats import decimal_cell, level_cell, percent_cell
 from rrm_lm.evaluation.reports.page import sentence
 
-_WIDTH = 120  # of the table if stdout is not a terminal
+_WIDTH = 120  # table width if stdout is not a terminal
 
 
 def print_comparison(comparison: PolicyComparison) -> None:
-    """Print the numbers as a table, and a one-sentence verdict for each policy."""
+    """Print the numbers as a table, then a one-sentence verdict per policy."""
     measure = comparison.measure
     table = Table(title=f"{len(comparison.prompts)} held-out prompts", title_justify="left")
     rewards = [] if measure is None else [f"mean {measure}", "difference", "wins"]

@@ -1,4 +1,4 @@
-"""`rrm_lm.PPOTrainer`: start, prompts, rewards, training, saving, comparing. `rrm-lm policy` calls its parts."""
+"""`rrm_lm.PPOTrainer`, and `PolicyTraining`, which it shares with `rrm-lm policy`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from rrm_lm.storage import report_full_disk
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.reward_sources import PythonReward, RewardSource, ScorerReward
 
-_CHECKED = 4  # prompts at which the logits must be the same after a reload
+_CHECKED = 4  # prompts whose logits must be identical after a reload
 
 
 class PolicySettingsGroup(NamedTuple):
@@ -50,15 +50,15 @@ class PolicySettingsGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Given:
-    """What settings do not name, because it is loaded already.
+    """Inputs that are already loaded.
 
     Attributes:
-        prompts: To train on, and held out.
-        policy: What training starts from, instead of ``model_name_or_path``.
-        rewards: In addition to those of the settings.
+        prompts: (training, held-out) prompts.
+        policy: The policy to start from, in place of ``model_name_or_path``.
+        rewards: Rewards in addition to those of the settings.
         gold: The gold reward.
-        lora: The adapter's configuration, instead of that of the settings.
-        callbacks: Of the trainer.
+        lora: The LoRA configuration, in place of that of the settings.
+        callbacks: Callbacks of the trainer.
     """
 
     prompts: tuple[list[Prompt], list[Prompt]]
@@ -70,11 +70,11 @@ class Given:
 
 
 class PolicyTraining:
-    """The training of one policy: makes the trainer, trains, saves, reloads, compares and reports.
+    """Trains one policy, saves it, checks that it reloads, and writes the report.
 
     Args:
         settings: The settings.
-        given: Prompts, and what is loaded already.
+        given: Prompts, and inputs that are already loaded.
     """
 
     def __init__(self, settings: PolicySettingsGroup, given: Given) -> None:
@@ -100,7 +100,7 @@ class PolicyTraining:
         length = config.response_length
         chat, longest = fit_chat(start.chat, start.backbone, split.max_length, length, [*train, *watched])
         recorded = start.settings or PolicySettings(str(model.model_name_or_path))
-        set_seed(config.seed)  # fresh weights do not depend on what was loaded before
+        set_seed(config.seed)  # fresh weights must not depend on what was loaded before
         parts = Parts(
             policy=start._replace(chat=chat),
             prompts=train,
@@ -125,20 +125,20 @@ class PolicyTraining:
             show_prompt(self.training.policy.chat, self.given.prompts[0][0])
 
     def train(self, run: OutputRun) -> Any:
-        """Train and leave everything in the output folder; returns Hugging Face's `TrainOutput`."""
+        """Train and write all results to the output folder; returns Hugging Face's `TrainOutput`."""
         training = self.training
         with run:
             run.begin()
             with report_full_disk(self.folder):
                 result = run.train(training.trainer, training.trainer.train, training.steps_per_update)
                 self._save()
-            episodes = int(self.settings.config.batch_size or 0)  # which the trainer has worked out
+            episodes = int(self.settings.config.batch_size or 0)  # computed by the trainer
             write_results(self.folder, training, result, self.watcher, run.settings, episodes)
         return result
 
     def _save(self) -> None:
         trainer, chat = self.training.trainer, self.training.policy.chat
-        # Any tokens after a prompt will do: every logit has to be the same.
+        # Any tokens after a prompt serve for the check: every logit must be identical.
         prompts = [chat.prompt_ids(prompt) for prompt in self.given.prompts[0][:_CHECKED]]
         sample = [ChatFormat.sampled_line(ids, (*ids[-8:], chat.end_id)) for ids in prompts]
         trainer.save_state()
@@ -166,17 +166,17 @@ Reward = str | Path | RewardModel | Callable[..., Any]
 
 
 class PPOTrainer:
-    """Trains a policy with PPO against one reward or several, watched on held-out prompts. `rrm-lm policy` in Python.
+    """Trains a policy with PPO on one or more rewards and monitors it on held-out prompts; `rrm-lm policy` in Python.
 
     Args:
-        policy: A folder, a Hub id or ``smollm2-135m``; or a :class:`rrm_lm.Policy`, which is trained in place.
+        policy: A folder, a Hub id, ``smollm2-135m``, or a :class:`rrm_lm.Policy`, which is trained in place.
         rewards: One reward or a list: a reward model's folder or Hub id, a :class:`rrm_lm.RewardModel`, a function
             ``f(prompts, responses) -> numbers``, or ``"file.py:function"``. They are summed with
             ``args.reward_weights``.
-        prompts: To train on: a list of texts or messages, rows, or a file.
+        prompts: Training prompts: a list of texts or messages, rows, or a file.
         args: Settings; by default those of `rrm-lm policy`.
         eval_prompts: Held-out prompts; by default ``args.eval_fraction`` of the prompts.
-        gold: An independent reward to watch the policy by, of the same kinds; training never sees it.
+        gold: An independent reward, of the same kinds, that monitors the policy. It is never optimized.
         peft_config: The LoRA configuration of a fresh adapter.
         callbacks: As in `transformers.Trainer`.
 
@@ -224,7 +224,7 @@ class PPOTrainer:
             peft_config,
             tuple(callbacks),
         )
-        self._settings = [copy.copy(self.args), named]  # as given: the trainer writes what it works out from others
+        self._settings = [copy.copy(self.args), named]  # a copy: the trainer writes derived values into its settings
         self._training = PolicyTraining(
             PolicySettingsGroup(self.args, named, self.args, self.args, self.args, self.args), given
         )
@@ -235,7 +235,7 @@ class PPOTrainer:
         """Train, save into ``args.output_dir``, reload and compare; returns Hugging Face's `TrainOutput`.
 
         Args:
-            resume_from_checkpoint: True for the newest whole checkpoint in the output folder, or a checkpoint.
+            resume_from_checkpoint: True for the newest complete checkpoint in the output folder, or a path.
 
         Raises:
             CheckpointError: The output folder is in use or holds another run, or a checkpoint is broken.
@@ -257,12 +257,12 @@ class PPOTrainer:
         return Policy(self._training.training.policy, str(self.args.output_dir))
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the policy's adapter folder; by default into ``args.output_dir``, where :meth:`train` wrote it."""
+        """Write the policy's adapter folder, by default to ``args.output_dir``."""
         self.trainer.save_model(None if output_dir is None else str(output_dir))
 
 
 def _sort_rewards(rewards: Sequence[Reward], named: RewardArguments, args: PPOConfig) -> list[RewardSource]:
-    """Put names into the settings and return sources of the rest; weights follow, since names come first."""
+    """Put named rewards into the settings and return sources for the others; reorder the weights, names first."""
     kinds: tuple[list[int], list[int], list[int]] = ([], [], [])
     sources: list[RewardSource] = []
     for place, reward in enumerate(rewards):

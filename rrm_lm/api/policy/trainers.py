@@ -1,4 +1,4 @@
-"""A trainer for each algorithm, made of the same parts: PPO, and TRL's RLOO."""
+"""Builds the trainer of an algorithm: PPO, or TRL's RLOO."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from rrm_lm.training.ppo.trainer import PPOTrainer
 
 
 class Training(NamedTuple):
-    """A trainer, and where to find what it trains.
+    """A trainer and the policy that it trains.
 
     Attributes:
         trainer: Has ``train``, ``save_whole``, ``rewards``, ``end_ids`` and ``stop_reason``.
-        policy: What it trains.
-        reference: The adapter that the KL divergence is from; None for the bare backbone.
-        steps_per_update: How many of the steps that it counts make an update.
+        policy: The policy.
+        reference: The reference adapter of the KL divergence; None for the bare backbone.
+        steps_per_update: Trainer steps per update.
     """
 
     trainer: Any
@@ -41,16 +41,16 @@ class Training(NamedTuple):
 
 @dataclass(frozen=True)
 class Parts:
-    """What a trainer is made of.
+    """The inputs of a trainer.
 
     Attributes:
-        policy: What training starts from, with the chat format that prompts are written in.
-        prompts: To learn on.
-        heldout: To show answers to during training.
+        policy: The policy to start from, with the chat format of the prompts.
+        prompts: Training prompts.
+        heldout: Prompts for sample responses during training.
         config, model, rewards: Settings.
-        put_rewards: Loads the rewards, and puts one on a backbone if it can be there.
-        settings: Saved with the policy.
-        lora: The adapter's configuration, instead of that of the settings.
+        put_rewards: Loads the rewards; one of them may share the given backbone.
+        settings: Settings saved with the policy.
+        lora: The LoRA configuration, in place of that of the settings.
     """
 
     policy: Policy
@@ -65,10 +65,10 @@ class Parts:
 
 
 def make_training(algorithm: str, parts: Parts) -> Training:
-    """A trainer whose progress is told in a line for each update.
+    """Build the trainer of an algorithm; it logs a line per update.
 
     Raises:
-        ConfigError: Settings that it cannot keep.
+        ConfigError: Settings that the algorithm does not support.
         RRMError: Rewards or prompts that cannot be used.
     """
     make = {"ppo": _ppo, "rloo": _rloo}[algorithm]
@@ -82,7 +82,7 @@ def make_training(algorithm: str, parts: Parts) -> Training:
 
 class _Trainer(PPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: TRL's draft names no model, and would be written anew beside every checkpoint."""
+        """Do nothing: TRL would write a draft that names no model into every checkpoint."""
 
 
 def _ppo(parts: Parts) -> Training:
@@ -101,7 +101,7 @@ def _ppo(parts: Parts) -> Training:
         chat=chat,
         settings=parts.settings,
     )
-    # Again, in the order of the settings: the trainer puts the reward on the policy's own backbone first.
+    # Restore the order of the settings: the trainer puts the reward on the policy's backbone first.
     trainer.rewards = rewards.sum(trainer.rewards.sources[0], config.reward_weights)
     policy = parts.policy._replace(adapter=agent.policy_adapter)
     return Training(trainer, policy, agent.reference_adapter, 1)

@@ -1,4 +1,4 @@
-"""Training a reward model: settings, the model and its examples, the trainer, and what is checked after saving.
+"""Training a reward model: settings, the starting model, the trainer, and the checks after saving.
 
 May import the other modules of `api`, and settings and below.
 """

@@ -12,7 +12,7 @@ from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import RewardRunArguments
 from rrm_lm.training.reward.config import RewardConfig as _TrainingConfig
 
-# TRL's names in `model_init_kwargs`, and what the setting is called here.
+# TRL's names in `model_init_kwargs` to the names of our settings.
 _INIT_KWARGS = {
     "dtype": "dtype",
     "torch_dtype": "dtype",

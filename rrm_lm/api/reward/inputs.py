@@ -1,4 +1,4 @@
-"""The settings and feedback that reward training begins with: put together, checked, and told apart from others."""
+"""The inputs of reward training: settings and feedback, their checks and their fingerprint."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 class Settings(NamedTuple):
-    """The settings in addition to the trainer's, and the run that is under way; for commands.
+    """Settings of a command in addition to the trainer's, and the current run.
 
     Attributes:
-        split, model, run_arguments: What `rrm_lm.RewardConfig` holds together with the trainer's settings.
-        run: Holds the lock of the output folder, and has the settings that are written down.
+        split, model, run_arguments: Settings that `rrm_lm.RewardConfig` combines with the trainer's.
+        run: Holds the lock of the output folder and the settings to record.
     """
 
     split: FeedbackSplit
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
 
 
 def settings_of(args: Any, name: str, peft_config: Any) -> Settings:
-    """What the settings of a Python call hold; of the trainer's settings alone, the rest is as the command has it."""
+    """Settings of a Python call. If `args` has only the trainer's settings, the others keep their defaults."""
     if not isinstance(args, RewardConfig):
         return Settings(DataArguments(), ModelArguments(), RewardRunArguments())
     args.model_name_or_path = name
@@ -92,7 +92,7 @@ def refuse_useless(train: Feedback, config: Any) -> None:
 
 
 def fingerprint(feedback: Feedback, examples: RewardDataset) -> str:
-    """What tells the training data from others: 16 hexadecimal digits."""
+    """A hash of the training data: 16 hexadecimal digits."""
     data: Any = feedback.records() if len(feedback) else (example.lines for example in examples)
     digest = hashlib.sha256()
     for record in data:
@@ -101,7 +101,7 @@ def fingerprint(feedback: Feedback, examples: RewardDataset) -> str:
 
 
 def changed_settings(config: Any) -> dict[str, object]:
-    """The settings of a dataclass that differ from its defaults, and those that everybody asks for."""
+    """The settings of a dataclass that differ from their defaults, and the most important ones in any case."""
     asked = {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "seed", "lora_r", "critique_weight"}
     found = {}
     for item in fields(config):

@@ -1,4 +1,4 @@
-"""The model that reward training starts from: a name, or a model that is loaded already."""
+"""The model that reward training starts from: a name, or a loaded model."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from rrm_lm.training.reward.config import RewardConfig
 
 logger = logging.getLogger(__name__)
 
-_FRAME = 16  # tokens kept for what the chat template puts around a critique
+_FRAME = 16  # tokens reserved for the chat template around a critique
 _SCORE = "score.weight"
 
 
 class Start(NamedTuple):
-    """What training starts from.
+    """The starting point of training.
 
     Attributes:
         lm: The causal language model that becomes the backbone.
         tokenizer: With a chat template and a usable pad token.
-        name: The folder, Hub id or alias that the saved adapter names as its base model.
-        loading: Arguments that load the same backbone again; None if there is nothing to load it from.
-        head: (heads, hidden) weights of a score head to start from.
-        adapter: LoRA configuration and weights to start from.
-        writes: Whether its language-model head is known, so that critiques can be learned.
+        name: The folder, Hub id or alias that the saved adapter records as its base model.
+        loading: Arguments that load the same backbone again; None if it is not saved anywhere.
+        head: (heads, hidden) initial weights of the score head.
+        adapter: Configuration and initial weights of the LoRA adapter.
+        writes: Whether the language-model head is known, which learning critiques requires.
     """
 
     lm: Any
@@ -58,13 +58,15 @@ class Start(NamedTuple):
 
 
 def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantization: Any = None) -> Start:
-    """Load a named model, or take apart one that is loaded: a causal language model, a sequence classifier, or a
-    classifier with a LoRA adapter. A loaded model is frozen and used as it is, not copied.
+    """Load a named model, or split a loaded one into backbone, head and adapter.
+
+    A loaded model may be a causal language model, a sequence classifier, or a classifier with a LoRA adapter. It is
+    frozen and not copied.
 
     Args:
         model: A name or a model.
-        args: How it is loaded.
-        tokenizer: Instead of the model's own.
+        args: Loading options.
+        tokenizer: Replaces the model's own tokenizer.
         quantization: For example a `BitsAndBytesConfig`.
 
     Raises:
@@ -102,7 +104,7 @@ def _loading_again(model: Any, name: str) -> dict[str, Any] | None:
 
 
 def _taken_off(model: PeftModel) -> tuple[tuple[LoraConfig, dict[str, Tensor]], Any]:
-    """A model's LoRA adapter, and the model without it."""
+    """A model's LoRA adapter as (configuration, weights), and the model without it."""
     name = str(model.active_adapter)
     config: Any = model.peft_config[name]
     if not isinstance(config, LoraConfig):
@@ -113,7 +115,7 @@ def _taken_off(model: PeftModel) -> tuple[tuple[LoraConfig, dict[str, Tensor]], 
 
 
 def _language_model(model: Any) -> tuple[Any, Tensor | None, bool]:
-    """A model as a language model, the weights of its score head, and whether its language-model head is known."""
+    """The language model, the weights of its score head, and whether its language-model head is known."""
     score = getattr(model, "score", None)
     if score is None:
         return model, None, True
@@ -137,10 +139,10 @@ def _language_model(model: Any) -> tuple[Any, Tensor | None, bool]:
 def make_model(
     start: Start, lora: LoraConfig, args: ModelArguments, config: RewardConfig
 ) -> tuple[RewardModel, ChatFormat]:
-    """A reward model with a fresh adapter, or the one that it starts from, and the format of its conversations.
+    """A reward model with a fresh adapter or that of the starting point, and its chat format.
 
     Raises:
-        ConfigError: LoRA settings that do not fit the model, or critiques longer than it has positions.
+        ConfigError: LoRA settings that do not fit the model, or critiques longer than its context.
         ModelError: Critiques are to be learned by a model whose language-model head is not known.
     """
     backbone = Backbone(start.lm, int(start.tokenizer.pad_token_id), None if config.share_prefixes else False)
@@ -157,7 +159,7 @@ def make_model(
         config.ensemble,
         config.ensemble_k,
     )
-    set_seed(config.seed)  # the adapter's and the head's first weights do not depend on what was loaded before
+    set_seed(config.seed)  # initial weights must not depend on what was loaded before
     if start.adapter is not None:
         lora = start.adapter[0]
     lora = LoraConfig(**{**lora.to_dict(), "modules_to_save": None, "inference_mode": False})
@@ -187,7 +189,7 @@ def _put_start(model: RewardModel, start: Start) -> None:
 
 
 def _fitted_length(config: RewardConfig, backbone: Backbone) -> int | None:
-    """`max_length`, or less where the model has too few positions for it and a critique."""
+    """`max_length`, reduced if the model has too few positions for it plus a critique."""
     asked, context = config.max_length, getattr(backbone.config, "max_position_embeddings", None)
     if context is None:
         return asked
@@ -206,7 +208,7 @@ def _fitted_length(config: RewardConfig, backbone: Backbone) -> int | None:
 
 
 def narrows_critiques(config: RewardConfig, backbone: Backbone) -> bool:
-    """Whether critiques are learned through the reward's token alone. A model that is to write them sees everything."""
+    """Whether critiques see the response only through the reward's token. A model that writes them sees everything."""
     if not config.learns_critiques or config.critique_view == "all" or config.critique_first:
         return False
     if not backbone.can_mask:
@@ -215,10 +217,10 @@ def narrows_critiques(config: RewardConfig, backbone: Backbone) -> bool:
 
 
 def is_readable(chat: ChatFormat, name: str, merge: bool) -> bool:
-    """Whether other programs read the reward at the token where it is trained, with the template that is saved.
+    """Whether other programs that use the saved template read the reward at the token where it is trained.
 
     Raises:
-        ModelError: They do not, and a merged checkpoint is for them.
+        ModelError: They do not, and `merge` asks for a checkpoint for other programs.
     """
     reason = unreadable(chat)
     if reason and merge:

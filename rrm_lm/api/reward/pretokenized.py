@@ -1,4 +1,4 @@
-"""Pairs that are token ids already, as TRL prepares them."""
+"""Pairs of token ids, as TRL prepares them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def is_pretokenized(rows: Any) -> bool:
 
 
 def encode_ids(rows: Any, builder: ExampleBuilder, name: str) -> list[RewardExample]:
-    """One example for each pair; what both sequences begin with is their prompt.
+    """One example per pair; the shared beginning of both sequences is the prompt.
 
     Raises:
-        DataError: Ids that are no whole numbers, or an empty sequence.
+        DataError: Ids that are not whole numbers, or an empty sequence.
     """
     examples = []
     for number, row in enumerate(rows, 1):
@@ -41,7 +41,7 @@ def encode_ids(rows: Any, builder: ExampleBuilder, name: str) -> list[RewardExam
 
 
 def _shared(chosen: list[int], rejected: list[int]) -> int:
-    """How many ids both begin with; at least one is left as a response."""
+    """The length of the shared beginning; at least one id remains as the response."""
     most = min(len(chosen), len(rejected)) - 1
     return next((i for i in range(most) if chosen[i] != rejected[i]), most)
 

@@ -1,7 +1,7 @@
-"""After training: what was saved must give the rewards of what was trained, or the run fails.
+"""Checks after training: the saved model must give the rewards of the trained one, or the run fails.
 
-It is read in two ways: by this package, bit for bit, and as other programs read it, with plain transformers and what
-the saved chat template renders.
+The model is reloaded twice: by this package, where rewards must be equal bit for bit, and with plain transformers and
+the saved chat template, as other programs load it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from rrm_lm.training.reward.trainer import RewardTrainer
 
 logger = logging.getLogger(__name__)
 
-_COMPARED = 6  # conversations that are scored as other programs score them
-_TRIED = 20  # comparisons among which they are looked for
+_COMPARED = 6  # conversations scored with plain transformers
+_TRIED = 20  # comparisons that these conversations are chosen from
 
 
 def plain_model(trainer: RewardTrainer) -> RewardModel:
-    """The trained model without what was put around it for training, mixed precision included."""
+    """The trained model without its training wrappers, including the one for mixed precision."""
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
@@ -51,17 +51,17 @@ def members_of(model: RewardModel, examples: list[RewardExample]) -> Tensor:
 def check_saved(
     trained: Tensor, model: RewardModel, folder: Path, examples: list[RewardExample], **loading: Any
 ) -> None:
-    """Reload a saved reward model in a fresh object and compare.
+    """Reload a saved reward model into a new object and compare its rewards.
 
     Args:
-        trained: Its rewards as it was trained (:func:`members_of`).
+        trained: Rewards of the trained model (:func:`members_of`).
         model: The model.
         folder: Where it was saved.
-        examples: What the rewards are compared on.
-        loading: How its backbone was loaded.
+        examples: The examples that the rewards are for.
+        loading: Loading options of the backbone.
 
     Raises:
-        CheckpointError: Any reward is not the same, bit for bit.
+        CheckpointError: A reward differs in any bit.
     """
     if not full_copy_fits(model):
         logger.warning("saved to %s; not reloaded, since the whole model does not fit on one device", folder)
@@ -80,9 +80,9 @@ def check_saved(
 
 
 def conversations(chat: ChatFormat, comparisons: Sequence[Comparison]) -> list[Conversation]:
-    """Conversations on which other programs are compared with this one: made-up ones, and the first of the feedback.
+    """Conversations for the comparison with plain transformers: fixed ones, then the first of the feedback.
 
-    Those that are cut to fit, or hold special tokens, are left out: a client treats them otherwise.
+    Conversations that are truncated or hold special tokens are left out: other programs treat them differently.
     """
     made = [(one.prompt, response) for one in comparisons[:_TRIED] for response in (one.chosen, one.rejected)]
     return [one for one in (*EXAMPLES, *made) if one[1].strip() and chat.is_as_rendered(*one)][:_COMPARED]
@@ -98,18 +98,18 @@ def members_by_template(model: RewardModel, chat: ChatFormat, talks: Sequence[Co
 def check_plain(
     trained: Tensor, model: RewardModel, folder: Path, chat: ChatFormat, talks: Sequence[Conversation], **loading: Any
 ) -> None:
-    """Load a saved adapter in plain transformers and PEFT, render with the saved template alone, and compare.
+    """Load a saved adapter with plain transformers and PEFT, render with the saved template, and compare rewards.
 
     Args:
-        trained: Its rewards as it was trained (:func:`members_by_template`).
+        trained: Rewards of the trained model (:func:`members_by_template`).
         model: The model.
         folder: Where it was saved.
         chat: Its chat format.
-        talks: The conversations that the rewards are of.
-        loading: How its backbone was loaded.
+        talks: The conversations that the rewards are for.
+        loading: Loading options of the backbone.
 
     Raises:
-        CheckpointError: Rewards differ by more than rounding.
+        CheckpointError: Rewards differ by more than rounding error.
     """
     if not full_copy_fits(model):
         return
@@ -132,24 +132,24 @@ def write_merged(
     talks: Sequence[Conversation],
     **loading: Any,
 ) -> None:
-    """Write the merged checkpoint, read it as a client does, and compare.
+    """Write the merged checkpoint, load it with plain transformers, and compare rewards.
 
     Args:
-        trained: Its rewards as it was trained (:func:`members_by_template`).
+        trained: Rewards of the trained model (:func:`members_by_template`).
         model: The model.
         folder: Where its adapter was saved.
-        output: Where the merged checkpoint goes.
+        output: The folder of the merged checkpoint.
         chat: Its chat format; the tokenizer is saved.
-        talks: The conversations that the rewards are of.
+        talks: The conversations that the rewards are for.
         loading: See :func:`rrm_lm.models.reward_files.merge_reward_model`.
 
     Raises:
-        CheckpointError: Rewards differ by more than rounding. A backbone that was trained on in another precision than
-            float32 is allowed its rounding: the merged checkpoint is float32 and computes more exactly.
+        CheckpointError: Rewards differ by more than the rounding error of the backbone's precision; the merged
+            checkpoint is float32.
     """
     merge_reward_model(folder, output, chat.tokenizer, **loading)
     plain: Any = load_sequence_classifier(str(output), dtype="float32")
-    mean = trained.mean(-1, keepdim=True)  # one number is their mean, however they are combined here
+    mean = trained.mean(-1, keepdim=True)  # the merged checkpoint returns the mean of the heads
     gap = _gap(mean, plain, output, chat, talks, model, rounding(model.backbone.causal_lm.dtype, model.device))
     logger.info("merged checkpoint in %s; plain transformers gives the same rewards, within %.1g", output, gap)
 
@@ -163,10 +163,10 @@ def _gap(
     model: RewardModel,
     allowed: float,
 ) -> float:
-    """How far apart the rewards are, relative to 1 + the largest.
+    """The largest difference of the rewards, relative to 1 + the largest reward.
 
     Raises:
-        CheckpointError: Farther than is allowed.
+        CheckpointError: It is larger than `allowed`.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
     texts = [tokenizer.apply_chat_template(messages_of(*talk), tokenize=False) for talk in talks]

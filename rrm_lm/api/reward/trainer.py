@@ -1,4 +1,4 @@
-"""`rrm_lm.RewardTrainer`: read, split, check, encode, train, save, reload, judge. `rrm-lm reward` calls it."""
+"""`rrm_lm.RewardTrainer`, which `rrm-lm reward` calls."""
 
 from __future__ import annotations
 
@@ -52,24 +52,24 @@ from rrm_lm.training.reward.trainer import RewardTrainer as _RewardTrainer
 
 logger = logging.getLogger(__name__)
 
-HOLD_OUT: Any = "hold out"  # a share of the training prompts, as `eval_fraction` says
-_CHECKED = 4  # examples whose rewards must be the same after a reload
+HOLD_OUT: Any = "hold out"  # hold out the share `eval_fraction` of the training prompts
+_CHECKED = 4  # examples whose rewards must be identical after a reload
 
 
 class RewardTrainer(_RewardTrainer):
     """Trains a reward model on comparisons, critiques and ratings. A `transformers.Trainer`, with TRL's arguments.
 
-    LoRA weights and a score head are trained on the frozen backbone. A share of the prompts is held out, overlap with
-    the training set is reported, and :meth:`train` leaves in ``args.output_dir`` what `rrm-lm reward` does: the
-    adapter, `results.json`, `report.html` ...
+    LoRA weights and a score head are trained on the frozen backbone. A share of the prompts is held out, and overlap
+    with the training set is reported. :meth:`train` writes the same files to ``args.output_dir`` as `rrm-lm reward`:
+    the adapter, `results.json`, `report.html` ...
 
     Args:
         model: A folder, a Hub id or ``smollm2-135m``; or a loaded causal language model, sequence classifier with one
-            output (its head is trained on) or `PeftModel` of one. A loaded model is frozen, and must have the weights
-            that its name stands for, since the saved adapter refers to it.
+            output (its head is trained on) or `PeftModel` of one. A loaded model is frozen. Its weights must
+            be those of its name, because the saved adapter refers to that name.
         args: Settings; by default those of `rrm-lm reward`.
-        data_collator: Must be None: batches are laid out by tokens inside the step.
-        train_dataset: Feedback: a `datasets` set in any format that files may have, a list of dicts, records of
+        data_collator: Must be None: each step packs its own batches by tokens.
+        train_dataset: Feedback: a `datasets` set in any supported format, a list of dicts, records of
             `rrm_lm.feedback.records`, a file, or a Hub name; or token ids in ``chosen_ids`` and ``rejected_ids``.
         eval_dataset: Held-out feedback of the same kinds, or several sets by name; None holds out nothing. By default
             ``args.eval_fraction`` of the prompts are held out.
@@ -77,16 +77,16 @@ class RewardTrainer(_RewardTrainer):
         compute_metrics: Called in :meth:`evaluate` with predictions (pairs, 2), the rewards of the chosen and the
             rejected responses; labels are all 0.
         callbacks, optimizers, optimizer_cls_and_kwargs: As in `transformers.Trainer`.
-        quantization_config: For a model given by name, such as a `BitsAndBytesConfig`.
-        peft_config: The LoRA configuration; by default LoRA on all linear layers, as ``args`` say.
-        settings: For commands: settings that ``args`` does not hold.
+        quantization_config: For a named model, such as a `BitsAndBytesConfig`.
+        peft_config: The LoRA configuration; by default LoRA on all linear layers, with the settings in ``args``.
+        settings: Settings of a command that ``args`` does not hold.
 
     Raises:
         ConfigError: Settings that do not fit together, or no feedback.
         DataError: Feedback that cannot be read or learned from, or that overlaps the held-out set (`fail_on_leak`).
         ModelError: No such model, or one that cannot be a reward model's backbone.
 
-    RewardExample:
+    Example:
         >>> trainer = RewardTrainer("smollm2-135m", RewardConfig(output_dir="outputs/rm"), train_dataset=rows)
         >>> trainer.train()
         >>> trainer.reward_model.score("How long does rice keep?", ["Four days."])
@@ -157,7 +157,7 @@ class RewardTrainer(_RewardTrainer):
     # -- feedback -------------------------------------------------------------------------------------------------
 
     def _read(self, args: Any, train_dataset: Any, eval_dataset: Any) -> None:
-        """Read and split the feedback, and look for overlap."""
+        """Read and split the feedback, and check for overlap."""
         self.train_feedback, self.heldout_feedback, self.leakage = Feedback(), {}, None
         if is_pretokenized(train_dataset):
             return
@@ -188,7 +188,7 @@ class RewardTrainer(_RewardTrainer):
         return False
 
     def _encode(self, args: Any, train_dataset: Any, eval_dataset: Any) -> tuple[list[RewardExample], Any]:
-        """Examples to learn from, and held-out ones: a list, or lists by name; None if nothing is held out."""
+        """(training, held-out) examples. The held-out ones are a list, lists by set name, or None if there are none."""
         builder = self._builder
         if is_pretokenized(train_dataset):
             examples = encode_ids(train_dataset, builder, "train_dataset")
@@ -219,7 +219,7 @@ class RewardTrainer(_RewardTrainer):
         return plain.comparisons(feedback.comparisons)
 
     def _held_out_examples(self, rows: Any) -> Any:
-        """Examples of rows that are not encoded yet; by name, if there are several sets."""
+        """Encode rows that are not encoded yet; by name if there are several sets."""
         if isinstance(rows, Mapping):
             return {name: self._held_out_examples(part) for name, part in rows.items()}
         if is_pretokenized(rows):
@@ -227,7 +227,7 @@ class RewardTrainer(_RewardTrainer):
         return self._pairs(read_rows(rows, split="test", name="eval_dataset"))
 
     def show_example(self) -> None:
-        """Print the first example to stderr as the model sees it, with what is learned marked."""
+        """Print the first example to stderr as the model sees it, with the trained parts marked."""
         if self.args.should_save:
             critic = self._critic is not None
             examples = self._critic.train_dataset if self._critic is not None else self.train_dataset
@@ -236,10 +236,10 @@ class RewardTrainer(_RewardTrainer):
     # -- training -------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, save into ``args.output_dir``, reload and compare, and judge on the held-out comparisons.
+        """Train, save to ``args.output_dir``, check that the model reloads, and evaluate on the held-out comparisons.
 
         Args:
-            resume_from_checkpoint: True for the newest whole checkpoint in the output folder, or a checkpoint.
+            resume_from_checkpoint: True for the newest complete checkpoint in the output folder, or a path.
             args, kwargs: As in `transformers.Trainer.train`.
 
         Returns:
@@ -247,7 +247,7 @@ class RewardTrainer(_RewardTrainer):
 
         Raises:
             CheckpointError: The output folder is in use or holds another run, the checkpoint is broken, or the saved
-                model gives other rewards than the trained one.
+                model gives different rewards than the trained one.
             TrainingError: A loss is not a number.
         """
         run = self._settings.run or OutputRun(
@@ -274,13 +274,13 @@ class RewardTrainer(_RewardTrainer):
     _critic: _RewardTrainer | None = None
 
     def _make_critic(self) -> None:
-        """The trainer for learning to write critiques, before the reward is read after them."""
+        """Make the trainer of the first phase, in which the model learns to write critiques."""
         written = [RewardExample(e.rows, e.lines, origin=e.origin) for e in self.train_dataset if e.critique_tokens]
         config = critic_config(self.args)
         self._critic = _RewardTrainer(self.model, config, written, processing_class=self.processing_class)
 
     def _learn_own_critiques(self, critic: _RewardTrainer) -> None:
-        """Learn to write people's critiques, then replace them by the model's own, read before the reward."""
+        """Learn to write people's critiques, then replace them by the model's own, which precede the reward."""
         logger.info("learning to write critiques from %d examples", len(critic.train_dataset))
         critic.train()
         self.train_dataset = RewardDataset(self._with_own_critiques(plain_model(critic), self.train_feedback))
@@ -314,7 +314,7 @@ class RewardTrainer(_RewardTrainer):
         return self._builder.own_critiques(comparisons, lines)
 
     def _save_and_compare(self, run: OutputRun) -> None:
-        """Save, reload and compare the rewards; write the merged checkpoint, if it is asked for."""
+        """Save, reload and compare the rewards; write the merged checkpoint if `merge` is set."""
         self.save_whole(run.folder)
         held_out: Any = self.eval_dataset
         if isinstance(held_out, Mapping):
@@ -342,7 +342,7 @@ class RewardTrainer(_RewardTrainer):
 
     @property
     def reward_model(self) -> RewardModel:
-        """The model as it is now, ready to score."""
+        """The current model, ready to score."""
         args, name = self.args, str(self.args.output_dir).rstrip("/").split("/")[-1]
         return RewardModel(
             RewardScorer(
@@ -388,8 +388,8 @@ class RewardTrainer(_RewardTrainer):
 
         Args:
             eval_dataset: Feedback as in the constructor, or several sets by name; by default the held-out set.
-            ignore_keys: Not used.
-            metric_key_prefix: Before each name; with several sets, followed by the set's name.
+            ignore_keys: Unused.
+            metric_key_prefix: Prefix of each name; with several sets, followed by the set's name.
 
         Returns:
             ``{"eval_loss": ..., "eval_accuracy": ..., "eval_margin": ...}``; empty without pairs.
@@ -408,7 +408,7 @@ def _is_encoded(data: Any) -> bool:
 
 
 def critic_config(config: Any) -> Any:
-    """Settings for learning to write critiques, before the reward is read after them. Nothing is saved then."""
+    """Settings of the first phase, in which the model learns to write critiques. Nothing is saved."""
     return replace(
         config,
         num_train_epochs=config.critic_epochs,
