@@ -1,4 +1,4 @@
-"""Language models and what is put on them: the frozen backbone, adapters by role, reward heads.
+"""Language models: the frozen backbone, one adapter per role, and reward heads.
 
-`decoding/` draws responses, `saving/` reads and writes model folders. May import text, feedback and below.
+`decoding/` samples responses; `saving/` reads and writes model folders. May import text, feedback and below.
 """

@@ -1,7 +1,7 @@
 """An agent: policy, value function, reference and reward on one backbone, in one root module with one `forward`.
 
-The ``role`` selects which of them computes. All are LoRA adapters, or no adapter, on the same frozen model, so one
-model is sharded, wrapped and kept in memory. TRL users may bring separate models for some roles.
+The ``role`` argument selects one of them. Each is a LoRA adapter, or the bare backbone, on the same frozen model, so
+only one model is held in memory, wrapped and sharded. TRL users may pass separate models for some roles.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ REFERENCES = ("start", "base")
 
 
 class PolicyOutput(NamedTuple):
-    """The policy's and the value function's output for some lines, the response tokens of all lines concatenated.
+    """Output of the policy and the value function for some lines. Response tokens of all lines are concatenated.
 
-    A tuple, in which wrappers (DDP, FSDP2, DeepSpeed) find the tensors.
+    A tuple, because wrappers (DDP, FSDP2, DeepSpeed) look for tensors inside tuples.
 
     Attributes:
-        log_probs: (response tokens,) of each token in the distribution it was drawn from.
-        values: (response tokens,) of the state before each token.
-        entropy: (response tokens,) of each token's distribution, in nats; without gradient.
-        end_values: (lines,) of the state after the last token.
+        log_probs: (response tokens,) log-probability of each token in the distribution it was sampled from.
+        values: (response tokens,) value of the state before each token.
+        entropy: (response tokens,) entropy of each token's distribution in nats, without gradient.
+        end_values: (lines,) value of the state after the last token.
     """
 
     log_probs: Tensor
@@ -53,11 +53,11 @@ class AgentModel(Root):
     """The root module. :meth:`create` builds the usual one.
 
     Args:
-        backbone: The model that the policy is on.
+        backbone: The policy's model.
         policy: The policy's adapter; ``None`` if the model's own weights are trained.
         value: ``head``: a linear head on the policy's hidden states. ``adapter``: a separate adapter with a head.
             ``model``: a sequence-classification model.
-        value_model: That model, for ``model``.
+        value_model: The sequence-classification model, if ``value`` is ``model``.
         reference: The frozen adapter of the reference policy; ``None`` for the backbone without adapters.
         reference_model: A separate model as the reference policy.
     """
@@ -98,18 +98,18 @@ class AgentModel(Root):
         value_model: Backbone | None = None,
         reference: str = "start",
     ) -> AgentModel:
-        """An agent on a backbone. If the policy adapter exists already, the policy starts from it.
+        """Create an agent on a backbone. If the policy adapter already exists, the policy starts from it.
 
         Args:
             backbone: The frozen model.
             lora: Configuration of new adapters.
             policy: Name of the policy's adapter.
             value, value_model: See above.
-            reference: ``start``: a frozen copy of the policy as it is now. ``base``: the backbone without adapters.
-                Both are the same for a new policy.
+            reference: ``start``: a frozen copy of the current policy. ``base``: the backbone without adapters. For a
+                new policy they are the same.
 
         Raises:
-            ConfigError: An unknown kind of value function or of reference.
+            ConfigError: Unknown kind of value function or reference.
         """
         if reference not in REFERENCES:
             raise ConfigError(f"The reference is {reference!r}", expected="one of " + ", ".join(REFERENCES))
@@ -129,7 +129,7 @@ class AgentModel(Root):
         """Use a reward model on the same backbone, frozen, as this agent's reward.
 
         Raises:
-            ModelError: It is on another backbone.
+            ModelError: The reward model is on another backbone.
         """
         if reward.backbone is not self.backbone:
             raise ModelError(
@@ -149,7 +149,7 @@ class AgentModel(Root):
 
     @property
     def value_model(self) -> Any:
-        """The separate value model, or else the value head."""
+        """The separate value model if there is one, else the value head."""
         return self.value_head if self.value_backbone is None else self.value_backbone.model
 
     @property
@@ -171,7 +171,7 @@ class AgentModel(Root):
         """The reward model on the agent's own backbone.
 
         Raises:
-            ModelError: There is none.
+            ModelError: The agent has no reward model.
         """
         if not self._reward:
             raise ModelError("The agent has no reward", remedy="add one with add_reward")
@@ -183,7 +183,7 @@ class AgentModel(Root):
         return all(backbone.can_share for backbone in self._trunks())
 
     def rows(self, lines: Sequence[Line]) -> list[Row]:
-        """Lay lines into rows: one tree of shared prefixes if sharing is exact; else a row each."""
+        """Arrange lines in rows: one tree of shared prefixes if sharing is exact, else one row per line."""
         ids = [line.ids for line in lines]
         if self.can_share:
             return self.backbone.rows(ids)
@@ -195,13 +195,13 @@ class AgentModel(Root):
         """One role's output for some lines.
 
         Args:
-            role: ``policy`` gives a :class:`PolicyOutput`; ``reference`` (response tokens,) log-probabilities with
+            role: ``policy`` returns a :class:`PolicyOutput`; ``reference`` (response tokens,) log-probabilities with
                 temperature only (with truncation, the KL to a policy that draws other tokens would be infinite);
                 ``reward`` (lines,) rewards, each read at its line's ``reward_at``; ``members`` (lines, heads) the
                 rewards of each ensemble member.
-            batch: The lines laid into rows.
+            batch: The lines, arranged in rows.
             lines: The lines, in the batch's order.
-            sampling: How responses were drawn; for policy and reference.
+            sampling: How responses were sampled; required for policy and reference.
         """
         if role in ("reward", "members"):
             output = self.reward(batch, lines, with_critiques=False)
@@ -232,7 +232,7 @@ class AgentModel(Root):
         return PolicyOutput(log_probs, values[before], entropy, values[ends])
 
     def roll_out(self, prompts: Sequence[Sequence[int]], sampling: Sampling, **options: Any) -> list[list[list[int]]]:
-        """Responses of the policy; see :func:`rrm_lm.models.decoding.rollouts.roll_out`. Called by all processes."""
+        """Sample from the policy; see :func:`rrm_lm.models.decoding.rollouts.roll_out`. Called by all processes."""
         return with_full_params(self, roll_out, self.backbone, self.policy_adapter, prompts, sampling, **options)
 
     def _trunks(self) -> list[Backbone]:
@@ -254,11 +254,11 @@ def _flat(hidden: Tensor) -> Tensor:
 
 
 def _places(batch: Batch, lines: Sequence[Line]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Indices of the hidden states of the responses.
+    """Find the hidden states of the responses.
 
     Returns:
-        Indices in the flattened batch of the state before each response token and after the last one of each line;
-        which of these precede a token; which follow the last token; and the response tokens.
+        Indices in the flattened batch of the states before each response token and after each line's last token; which
+        of these states precede a token; which follow the last token; the response tokens.
     """
     width = batch.input_ids.shape[1]
     places: list[int] = []

@@ -1,4 +1,4 @@
-"""Agents on disk: the policy as PEFT or transformers reads it, and next to it everything else that was trained."""
+"""Agents on disk: the policy in PEFT or transformers format, and the other trained weights next to it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ALL_FILE = "trained.safetensors"
 def save_agent(
     agent: AgentModel, folder: Path, tokenizer: Any, settings: PolicySettings, *, whole: bool, write: bool = True
 ) -> None:
-    """Write the policy as PEFT (or transformers) reads it, and :data:`VALUE_FILE` with the value function.
+    """Write the policy in PEFT (or transformers) format, and the value function as :data:`VALUE_FILE`.
 
     Args:
         agent: The agent. If it is sharded, all processes call this.
         folder: The output folder; other files in it are kept.
         tokenizer: Saved with the policy.
         settings: How the policy is used.
-        whole: For a policy without adapter, also write what :func:`load_agent` needs.
+        whole: For a policy without an adapter, also write the weights that :func:`load_agent` needs.
         write: False in processes that only contribute their shards.
     """
     values = gather(trained_values(agent))
@@ -55,7 +55,7 @@ def load_agent(agent: AgentModel, folder: Path) -> None:
     """Load what :func:`save_agent` wrote into an agent that was created with the same settings.
 
     Raises:
-        CheckpointError: Weights are missing or broken, or do not fit: another backbone, rank or value function.
+        CheckpointError: Weights are missing or broken, or belong to another backbone, rank or value function.
     """
     reshard(agent)
     if agent.policy_adapter is not None:
@@ -69,7 +69,7 @@ def load_values(agent: AgentModel, folder: Path) -> None:
     """Load the value function in a folder into the agent.
 
     Raises:
-        CheckpointError: It is missing or broken, or of another kind or size.
+        CheckpointError: The value function is missing or broken, or has another kind or size.
     """
     restore(trained_values(agent), load_tensors(folder / VALUE_FILE), folder / VALUE_FILE)
 
@@ -81,7 +81,7 @@ def trained(agent: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trained_values(agent: AgentModel) -> dict[str, nn.Parameter]:
-    """The trained parameters that only the value function has, by name."""
+    """The trained parameters of the value function alone, by name."""
     policy, everything = agent.policy_adapter, trained(agent)
     mine = trained(agent.backbone) if policy is None else adapter_parameters(agent.backbone, policy)
     taken = {id(parameter) for parameter in mine.values()}

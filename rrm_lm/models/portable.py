@@ -1,9 +1,9 @@
-"""Tokenizer and configuration files that other programs, back to transformers 4.51, read in the same way.
+"""Tokenizer and configuration files that other programs, back to transformers 4.51, read the same way.
 
 A client of a reward model renders a conversation with ``tokenizer.apply_chat_template``, tokenizes the text with or
-without special tokens, and reads the last token that is not padding. With most unchanged tokenizers this is not the
-trained token: templates add whitespace after the last turn, or the tokenizer adds a second beginning-of-sequence token.
-Older releases also need names in the files that transformers 5 no longer writes.
+without special tokens, and reads the last token that is not padding. With most unchanged tokenizers, this is not the
+trained token: the template adds whitespace after the last turn, or the tokenizer adds a second beginning-of-sequence
+token. Older transformers releases also need keys that transformers 5 no longer writes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LOCAL = ("is_local", "local_files_only", "backend")
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save a tokenizer so that transformers 4.51 and later load it.
+    """Save a tokenizer that transformers 4.51 and later can load.
 
     Args:
         tokenizer: A fast tokenizer; it is not changed.
@@ -59,7 +59,7 @@ def save_reward_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save a reward model's tokenizer so that clients read the reward at the trained token.
 
     The saved template ends a scored conversation at the end of its last turn. The saved tokenizer adds no special
-    tokens, because the template contains all that were used in training.
+    tokens, because the template contains all those used in training.
 
     Args:
         tokenizer: A fast tokenizer with a chat template; it is not changed.
@@ -122,7 +122,7 @@ def _adding_nothing(tokenizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_old_names(folder: Path) -> None:
-    """Add the names that transformers 4 looks for to a saved config.json. Without them it takes defaults, silently.
+    """Add the keys that transformers 4 expects to a saved config.json. Without them it silently uses defaults.
 
     Args:
         folder: A saved model.
@@ -131,7 +131,7 @@ def add_old_names(folder: Path) -> None:
 
 
 def _with_old_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """The rotary settings that transformers 5 has in `rope_parameters`, also under the names of transformers 4."""
+    """Copy the rotary settings from `rope_parameters` (transformers 5) to the keys of transformers 4."""
     config = {name: _with_old_rope(value) if name == "text_config" else value for name, value in config.items()}
     rope = config.get("rope_parameters") or {}
     old: dict[str, Any] = {}
@@ -159,13 +159,13 @@ def _edit(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Non
 
 
 def messages_of(prompt: Prompt, response: str) -> list[dict[str, Any]]:
-    """A conversation as transformers has it."""
+    """A conversation in the format of transformers."""
     turns = (*prompt, Message("assistant", response))
     return [turn.to_dict() for turn in turns]
 
 
 def misread(tokenizer: Any, chat: ChatFormat, conversations: Sequence[Conversation]) -> str:
-    """The first difference between the tokens that a client reads and those of training; empty if there is none.
+    """Describe the first difference between a client's tokens and those of training; empty if they are equal.
 
     Args:
         tokenizer: As `AutoTokenizer` loads it from a saved reward model.
@@ -186,7 +186,7 @@ def misread(tokenizer: Any, chat: ChatFormat, conversations: Sequence[Conversati
 
 
 def unreadable(chat: ChatFormat) -> str:
-    """Why clients would misread rewards of a model with this chat format, tested on examples; empty if they do not."""
+    """Why clients would misread rewards under this chat format, tested on examples; empty if they would not."""
     with tempfile.TemporaryDirectory() as folder:
         save_reward_tokenizer(chat.tokenizer, Path(folder))
         saved = AutoTokenizer.from_pretrained(folder)

@@ -1,7 +1,7 @@
 """Load a backbone and its tokenizer: a Hub id, a folder, or the alias of the embedded default model.
 
-The only home of device, dtype and seed. Remote code is off, pickled weights are refused, and the pad token never ends a
-turn.
+Also the only place that chooses device, dtype and seed. Remote code is off by default, pickled weights are refused, and
+the pad token never ends a turn.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _WEIGHTS = {"model.safetensors": "pytorch_model.bin", "adapter_model.safetensors
 
 
 def resolve(name_or_path: str, revision: str | None = None) -> str:
-    """The name for `from_pretrained`: an alias becomes its cached folder, fetched if needed; other names are checked.
+    """Resolve a name for `from_pretrained`: an alias to its cached folder, fetched if needed; other names are checked.
 
     Raises:
         ModelError: A path that does not exist, a Hub model that is neither cached nor reachable, or an alias with a
@@ -78,7 +78,7 @@ def load_tokenizer(
     pad_token: str | None = None,
     own_pad: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that has a chat template and a pad token that does not end a turn.
+    """Load a tokenizer with a chat template and a pad token that does not end a turn.
 
     Args:
         name: Alias, folder or Hub id.
@@ -89,7 +89,7 @@ def load_tokenizer(
         own_pad: Keep the tokenizer's pad token, because the model was trained with it.
 
     Raises:
-        ModelError: No such tokenizer, no chat template, or no token to pad with.
+        ModelError: No such tokenizer, no chat template, or no usable pad token.
     """
     tokenizer: Any = _from_pretrained(
         AutoTokenizer, resolve(name, revision), revision=revision, trust_remote_code=trust_remote_code
@@ -100,7 +100,7 @@ def load_tokenizer(
 def prepare_tokenizer(
     tokenizer: Any, name: str, *, chat_template: str | None = None, pad_token: str | None = None, own_pad: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Give a loaded tokenizer a chat template and a pad token that ends no turn; see :func:`load_tokenizer`."""
+    """Set a loaded tokenizer's chat template and pad token; see :func:`load_tokenizer`."""
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
@@ -140,7 +140,7 @@ def load_causal_lm(
         device_map: Passed on; None loads on the CPU.
 
     Raises:
-        ModelError: No such model, pickled weights only, code that is not trusted, or an unknown architecture.
+        ModelError: No such model, pickled weights only, untrusted remote code, or unknown architecture.
     """
     return _load_model(
         AutoModelForCausalLM,
@@ -160,8 +160,8 @@ def load_sequence_classifier(
     """Load a sequence-classification model under the same rules as :func:`load_causal_lm`.
 
     Args:
-        name, dtype, revision: See there.
-        options: Passed to `from_pretrained`. `num_labels` makes a head of that size.
+        name, dtype, revision: See :func:`load_causal_lm`.
+        options: Passed to `from_pretrained`. `num_labels` sets the size of the head.
     """
     return _load_model(AutoModelForSequenceClassification, name, revision, dtype=to_dtype(dtype), **options)
 
@@ -206,7 +206,7 @@ def default_device() -> torch.device:
 
 
 def process_state() -> PartialState:
-    """This process's rank, world size and device. Joins the group of an `accelerate launch` or `torchrun`.
+    """This process's rank, world size and device. Joins the process group of `accelerate launch` or `torchrun`.
 
     Without `cpu=True`, accelerate ignores the group on a machine without accelerators.
     """
@@ -224,7 +224,7 @@ def default_dtype(device: torch.device | None = None) -> torch.dtype:
 
 
 def rounding(dtype: torch.dtype, device: torch.device) -> float:
-    """Tolerance between two ways to compute the same result, relative to the largest value.
+    """Tolerance between two computations of the same result, relative to the largest value.
 
     On CUDA, float32 products may round like TensorFloat-32, to 10 bits (``--tf32 true``).
     """
@@ -273,7 +273,7 @@ def _from_pretrained(auto_class: Any, path: str, **options: Any) -> Any:
 
 
 def _check_hub(name: str, revision: str | None) -> None:
-    """Raise a short error at once if a Hub model is not available; transformers would retry for a minute first."""
+    """Raise a short error right away if a Hub model is unavailable; transformers would retry for a minute first."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 

@@ -1,6 +1,6 @@
-"""The reward model: a LoRA adapter and a scalar head on the frozen backbone. The only place that reads a reward.
+"""The reward model: a LoRA adapter and a scalar head on the frozen backbone. The only place that reads rewards.
 
-An ensemble has several heads on the one adapter (see :mod:`rrm_lm.models.ensemble`), combined into one reward.
+An ensemble has several heads on one adapter, combined into one reward (see :mod:`rrm_lm.models.ensemble`).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _LOGIT_CHUNK = 1024  # critique tokens whose logits are held at once
 
 
 class RewardOutput(NamedTuple):
-    """The output for one batch: a tuple, in which wrappers (DDP, FSDP2, DeepSpeed) find the tensors.
+    """Output for one batch: a tuple, because wrappers (DDP, FSDP2, DeepSpeed) look for tensors inside tuples.
 
     Attributes:
         rewards: (lines,) the members' combined reward.
-        critique_nll: (critique tokens,) negative log-likelihood of each critique token of all lines, in order.
+        critique_nll: (critique tokens,) negative log-likelihood of each critique token, over all lines in order.
         members: (lines, heads) the reward of each ensemble member.
     """
 
@@ -49,13 +49,13 @@ class RewardOutput(NamedTuple):
 
     @classmethod
     def of_one(cls, rewards: Tensor, critique_nll: Tensor) -> RewardOutput:
-        """The output of a model with one head."""
+        """Output of a model with one head."""
         return cls(rewards, critique_nll, rewards.unsqueeze(-1))
 
 
 @dataclass(frozen=True, slots=True)
 class RewardSettings:
-    """Settings that training and use of a reward model must share.
+    """Reward-model settings that training and inference must share.
 
     Attributes:
         base_model: The backbone: an alias of this project, a Hub id or a folder.
@@ -65,7 +65,7 @@ class RewardSettings:
         revision: Branch, tag or commit of the backbone on the Hub.
         ensemble_heads: Number of ensemble members; 1 is no ensemble.
         ensemble: How they are combined (:data:`rrm_lm.models.ensemble.COMBINATIONS`).
-        ensemble_k: With mean_minus_std: how many standard deviations are subtracted.
+        ensemble_k: Standard deviations to subtract, with mean_minus_std.
     """
 
     base_model: str
@@ -86,7 +86,7 @@ class RewardSettings:
         return Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)
 
     def combined(self, ensemble: str | None, ensemble_k: float | None) -> RewardSettings:
-        """A copy with another combination of members; ``None`` keeps the recorded value.
+        """A copy that combines members differently; ``None`` keeps the recorded value.
 
         Raises:
             ConfigError: Unknown combination.
@@ -98,18 +98,18 @@ class RewardSettings:
         return replace(self, **changed)
 
     def to_dict(self) -> dict[str, Any]:
-        """The saved fields. Those of ensembles are saved for ensembles only."""
+        """The fields to save. Ensemble fields are saved only for ensembles."""
         single = self.ensemble_heads == 1
         return {name: value for name, value in asdict(self).items() if not (single and name.startswith("ensemble"))}
 
 
 class RewardModel(Root):
-    """Scores responses and writes critiques of them, with one adapter. See :meth:`create`.
+    """Scores responses and writes critiques with one adapter. See :meth:`create`.
 
     Args:
         backbone: The frozen model with the reward adapter on it.
-        settings: How it is used.
-        adapter: The adapter's name. Several reward models on one backbone have different names.
+        settings: Its settings.
+        adapter: The adapter's name. Reward models on the same backbone need different names.
     """
 
     def __init__(self, backbone: Backbone, settings: RewardSettings, adapter: str = ADAPTER) -> None:
@@ -133,10 +133,10 @@ class RewardModel(Root):
         return self.backbone.device
 
     def forward(self, batch: Batch, lines: Sequence[Line], with_critiques: bool = True) -> RewardOutput:
-        """Rewards of the lines, and negative log-likelihoods of their critiques.
+        """Return rewards of the lines and negative log-likelihoods of their critiques.
 
         Args:
-            batch: The lines laid into rows.
+            batch: The lines, arranged in rows.
             lines: The lines, in the batch's order.
             with_critiques: False skips the language-model head.
         """
@@ -170,11 +170,11 @@ class RewardModel(Root):
     def save(self, folder: Path, tokenizer: Any, write: bool = True) -> None:
         """Write a PEFT ``SEQ_CLS`` adapter folder with its head, the tokenizer and :data:`SETTINGS_FILE`.
 
-        `AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=...)` loads it, with
-        the tokenizer's pad token. For an ensemble, `num_labels` is the number of members, whose rewards are the logits.
-        :func:`rrm_lm.models.reward_files.load_classifier` does the same and also finds the embedded model.
+        `AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=...)` loads it, given
+        the tokenizer's pad token. For an ensemble, `num_labels` is the number of members and the logits are their
+        rewards. :func:`rrm_lm.models.reward_files.load_classifier` does the same and also finds the embedded model.
 
-        Called by all processes if the model is sharded; `write` is False in those that only contribute their shards.
+        Called by all processes if the model is sharded; `write` is False in processes that only contribute shards.
         """
         reshard(self)
         save_adapter(

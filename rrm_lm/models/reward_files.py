@@ -1,4 +1,4 @@
-"""Reward models on disk: loaded with their backbone or onto one that is loaded already, and merged.
+"""Load reward models, with their backbone or onto a loaded one, and merge them.
 
 :meth:`rrm_lm.models.reward.RewardModel.save` writes them.
 """
@@ -43,7 +43,7 @@ def load_reward_model(
         base_model: Backbone to use instead of the recorded one.
         trainable: Leave the adapter trainable.
         ensemble, ensemble_k: How ensemble members are combined, instead of the recorded way.
-        loading: Passed to :func:`rrm_lm.models.pretrained.load_causal_lm` (dtype, attn_implementation ...). A revision
+        loading: Passed to :func:`rrm_lm.models.pretrained.load_causal_lm` (dtype, attn_implementation ...). `revision`
             is the backbone's; by default the recorded one.
 
     Returns:
@@ -76,19 +76,19 @@ def put_reward(
     ensemble_k: float | None = None,
     adapter: str = ADAPTER,
 ) -> RewardModel:
-    """Put a saved reward model's adapter and head, frozen, on a backbone that is already loaded.
+    """Add a saved reward model's adapter and head, frozen, to a loaded backbone.
 
     Args:
         backbone: The backbone it was trained on. Its adapters are not changed.
         folder: The reward model, as :meth:`RewardModel.save` wrote it, or any PEFT ``SEQ_CLS`` adapter with one output.
-        chat: The format in which responses are sampled; the reward model must have been trained with the same.
+        chat: The chat format of sampling; the reward model must have been trained with the same one.
         base_model: The backbone's name in the reward model's folder, if it has another name here.
         ensemble, ensemble_k: How ensemble members are combined, instead of the recorded way.
         adapter: Name of the new adapter.
 
     Raises:
         ConfigError: Unknown combination of members.
-        ModelError: It was trained on another backbone or with another chat template, or it writes critiques first.
+        ModelError: The model was trained on another backbone or with another chat template, or writes critiques first.
         CheckpointError: Its weights are missing or broken, or do not fit the backbone.
     """
     folder = Path(folder)
@@ -137,7 +137,7 @@ def _recorded(folder: Path, ensemble: str | None, ensemble_k: float | None) -> t
 
 
 def _is_same(name: str, backbone: Backbone) -> bool:
-    """Whether a name is the backbone's. A model built in the process has no name, so only shapes can be compared."""
+    """Whether a name refers to this backbone. A model built in memory has no name, so only shapes are compared."""
     mine = str(backbone.causal_lm.name_or_path or "")
     if not mine or name == mine:
         return True
@@ -157,11 +157,11 @@ def read_settings(folder: Path) -> RewardSettings | None:
 
 
 def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftModel:
-    """A saved reward model loaded with transformers and PEFT only, as other programs load it.
+    """Load a saved reward model as other programs do, with transformers and PEFT only.
 
     Args:
         folder: The adapter, as :meth:`RewardModel.save` wrote it.
-        pad_token_id: The tokenizer's pad token, by which such models find the last token of a sequence.
+        pad_token_id: The tokenizer's pad token, which marks the end of a sequence for these models.
         loading: Passed to `from_pretrained` of the backbone (dtype, revision, trust_remote_code ...).
 
     Raises:
@@ -191,15 +191,15 @@ def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftMode
 
 
 def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: Any) -> None:
-    """Write a plain sequence-classification checkpoint: the adapter merged into the backbone, the head as ``score``.
+    """Write a plain sequence-classification checkpoint, with the adapter merged in and the head as ``score``.
 
     RewardBench, TRL, vLLM and the pipelines of transformers read it (see :mod:`rrm_lm.models.portable`).
-    :data:`SETTINGS_FILE` records how the adapter was trained. For an ensemble, the head is the mean of the
-    members' heads regardless of `ensemble`, because such checkpoints have one linear head.
+    :data:`SETTINGS_FILE` records how the adapter was trained. For an ensemble, the head is the mean of the members'
+    heads regardless of `ensemble`, because this format has only one linear head.
 
     Args:
         folder: The adapter, as :meth:`RewardModel.save` wrote it.
-        output: The output folder; an existing one is replaced.
+        output: The output folder; replaced if it exists.
         tokenizer: Saved with it.
         loading: Passed to `from_pretrained` of the backbone (revision, trust_remote_code).
 
@@ -220,7 +220,7 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
 
 
 def _average_heads(score: nn.Linear) -> None:
-    """Replace a head of several outputs by their mean."""
+    """Replace a head with several outputs by the mean of these."""
     if score.out_features > 1:
         score.weight = nn.Parameter(score.weight.detach().mean(0, keepdim=True), requires_grad=False)
         score.out_features = 1

@@ -1,4 +1,4 @@
-"""Critique, then score: the model writes critiques of a response, and its reward is read after them.
+"""Critique, then score: the model writes critiques of a response, and the reward is read after each critique.
 
 Rewards are averaged over sampled critiques, which share the computation of prompt and response, as in critique-out-loud
 reward models (Ankner et al. 2024, arXiv 2408.11791).
@@ -26,16 +26,16 @@ def with_own_critiques(
     batch_tokens: int = 16384,
     progress: Progress | None = None,
 ) -> list[list[list[Line]]]:
-    """For each prompt and response, ``samples`` lines that end in a critique by the model.
+    """For each prompt and response, sample ``samples`` lines that end in a critique by the model.
 
     Args:
         model: Writes the critiques with its reward adapter.
         chat: Its chat format.
         prompts: The prompts.
-        responses: For each prompt, its responses. Empty ones get no lines.
-        samples: Critiques for each response; 1 with temperature 0 is greedy.
+        responses: The responses to each prompt. Empty ones get no lines.
+        samples: Critiques per response; 1 with temperature 0 is greedy.
         temperature: Sampling temperature.
-        seed: Equal seeds give equal critiques of a response, independent of the other responses.
+        seed: A response's critiques depend on the seed, not on the other responses.
         batch_tokens: Maximum tokens held while sampling.
         progress: See :func:`rrm_lm.models.decoding.generation.sample`.
     """

@@ -1,9 +1,9 @@
-"""Models sharded with FSDP2: shards and full tensors, computing outside ``forward``, configuring Accelerate.
+"""FSDP2 sharding: shards and full tensors, computing outside ``forward``, configuring Accelerate.
 
-Each process holds a shard of every parameter. A layer's parameters are full while it computes; those of the root
-(embeddings, heads) from its first forward pass until the next backward pass or :func:`reshard`. Functions documented as
-"called by all processes" are collective: if one process skips the call, the others hang. On an unsharded model all of
-them are no-ops or plain calls, so callers need not check.
+Each process holds a shard of every parameter. A layer's parameters are full while it computes. Those of the root
+(embeddings, heads) are full from its first forward pass until the next backward pass or :func:`reshard`. Functions
+documented as "called by all processes" are collective: if one process skips the call, the others hang. On an unsharded
+model they are no-ops or plain calls, so callers need not check.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def is_shard(tensor: Tensor) -> bool:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The full tensor, detached. Called by all processes."""
+    """Gather the full tensor, detached. Called by all processes."""
     detached: Any = tensor.detach()
     return detached.full_tensor() if is_shard(tensor) else detached
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Full copies on the CPU, ready to be saved. Called by all processes if the tensors are shards."""
+    """Gather full copies on the CPU, ready to save. Called by all processes if the tensors are shards."""
     return {name: full_tensor(tensor).cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -93,16 +93,16 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def reshard(module: nn.Module) -> None:
-    """Free full parameters. Do this before writing: the optimizer updates the shards, not the full copies."""
+    """Free full parameters. Call it before writing parameters, because the optimizer only updates the shards."""
     for unit in fsdp_units(module):
         unit.reshard()
 
 
 @contextmanager
 def full_params(root: nn.Module) -> Iterator[None]:
-    """Keep every parameter full on every process, so that each process may run a different number of passes.
+    """Keep every parameter full on every process; processes may then run different numbers of passes.
 
-    Entered and left by all processes, after :func:`register_forward`. Do not change parameters inside.
+    Entered and exited by all processes, after :func:`register_forward`. Do not change parameters inside.
     """
     module: Any = root
     units = [] if getattr(module, "is_gathered", False) else fsdp_units(root)
@@ -130,7 +130,7 @@ def _frees_after_forward(unit: Any) -> bool:
 
 
 def with_full_params(root: nn.Module, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call a function that uses parts of a model outside its `forward`, such as a decoder or a head.
+    """Call a function that uses parts of a model (a decoder, a head) outside its `forward`.
 
     Called by all processes. If `root.gathers` is False, the function must run the layers equally often in each process.
     """
@@ -141,13 +141,13 @@ def with_full_params(root: nn.Module, function: Callable[..., T], *args: Any, **
 
 
 def run_as_forward(root: nn.Module, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """As :func:`with_full_params`, but gathers layer by layer. For functions that compute the same in every process."""
+    """Like :func:`with_full_params`, but gathers layer by layer. The function must do the same in all processes."""
     module: Any = root
     return module.run_as_forward(function, *args, **kwargs) if is_sharded(root) else function(*args, **kwargs)
 
 
 class Root(nn.Module):
-    """A module that is sharded as one, with the attributes that Accelerate looks for.
+    """A module that is sharded as a whole, with the attributes that Accelerate looks for.
 
     Attributes:
         gathers: Whether :func:`with_full_params` gathers the whole model at once. This is faster if the model fits;
@@ -196,11 +196,11 @@ class Root(nn.Module):
 
 
 def refuse_zero3(plugin: Any) -> None:
-    """Refuse DeepSpeed's ZeRO stage 3, which shards weights that this package also reads outside forward passes.
+    """Reject DeepSpeed's ZeRO stage 3, which shards weights that this package also reads outside forward passes.
 
     Args:
         plugin: Accelerate's DeepSpeed settings, or None. Trainer settings call this before transformers loads a model,
-            because it loads models in parts once stage 3 is configured.
+            because transformers loads only shards once stage 3 is configured.
 
     Raises:
         ConfigError: The stage is not 1 or 2.
@@ -218,8 +218,8 @@ def shards_models(accelerator: Any) -> bool:
     """Whether this launch shards models.
 
     Raises:
-        ConfigError: It shards with FSDP 1 or ZeRO-3, uses DeepSpeed on the CPU, or shards on the CPU of a machine with
-            a GPU.
+        ConfigError: The launch shards with FSDP 1 or ZeRO-3, uses DeepSpeed on the CPU, or shards on the CPU of a
+            machine with a GPU.
     """
     deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
     refuse_zero3(deepspeed)
@@ -250,11 +250,11 @@ def shards_models(accelerator: Any) -> bool:
 
 
 def configure_fsdp(accelerator: Any, root: nn.Module) -> None:
-    """Configure how a model is sharded, if this launch shards models. Call it before `Accelerator.prepare`.
+    """Configure sharding of a model, if this launch shards models. Call it before `Accelerator.prepare`.
 
-    Each layer becomes a unit. Parameters keep their own precision, so a frozen bfloat16 model stays bfloat16 and
-    adapters and heads stay float32. Activations are recomputed by this project's checkpointing, which restores the
-    adapter that was active.
+    Each layer becomes an FSDP unit. Parameters keep their precision: a frozen bfloat16 model stays bfloat16, adapters
+    and heads stay float32. Activations are recomputed by this package's checkpointing, which restores the adapter that
+    was active.
 
     Raises:
         ConfigError: See :func:`shards_models`.
@@ -281,7 +281,7 @@ def configure_fsdp(accelerator: Any, root: nn.Module) -> None:
 
 
 def _autocast(accelerator: Any, root: Any) -> None:
-    """Accelerate's mixed precision for unsharded models; the one for sharded models rounds the heads' weights."""
+    """Use Accelerate's mixed precision for unsharded models; the one for sharded models rounds the heads' weights."""
     own = type(root).forward
 
     @functools.wraps(own)
@@ -325,7 +325,7 @@ def _log_strategy(root: nn.Module) -> None:
 
 
 def shard_for_use(root: Root) -> bool:
-    """Shard a model for inference, if this launch shards models. Returns whether it did."""
+    """Shard a model for inference, if this launch shards models; return whether it did."""
     from accelerate import Accelerator
     from accelerate.utils import fsdp2_prepare_model, parse_flag_from_env
 
@@ -341,7 +341,7 @@ def shard_for_use(root: Root) -> bool:
 
 
 def full_copy_fits(module: nn.Module) -> bool:
-    """Whether the device of this process has memory for a full copy of a sharded model in addition to its shards."""
+    """Whether this process's device has memory for a full copy of a sharded model in addition to its shards."""
     parameters = list(module.parameters())
     device = device_of(parameters[0])
     if device.type == "cpu" or not is_sharded(module):

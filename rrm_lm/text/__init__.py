@@ -1,4 +1,4 @@
-"""Text to tokens: the only chat template (`chat.py`), and rows, masks and positions (`batching.py`).
+"""From text to tokens: the chat template (`chat.py`), and rows, masks and positions (`batching.py`).
 
 May import feedback and below.
 """

@@ -1,12 +1,12 @@
 """Padding, masks, positions, prefix sharing and token budgets.
 
-**Prefix sharing.** Lines that begin with the same tokens (a prompt's two responses; a response and its critiques) are
-laid into one row as a tree that contains every shared run of tokens once. A token attends only to the tokens on its
-path to the root, and its position counts along that path, so each line is computed exactly as in a row of its own. The
-end of a line may be blind to its beginning: see :func:`share`. The tree is built from token ids, so a tokenizer that
-merges across the border of prompt and response only shares a little less.
+**Prefix sharing.** Lines that begin with the same tokens (a prompt's two responses; a response and its critiques) form
+one row: a tree that contains every shared run of tokens once. A token attends only to the tokens on its path to the
+root, and its position counts along that path, so each line is computed exactly as in a row of its own. The end of a
+line may be blind to its beginning: see :func:`share`. The tree is built from token ids, so a tokenizer that merges
+tokens across the border of prompt and response only shares slightly less.
 
-A mask is named for what is True in it. Lengths are part of the batch; no mask is computed from pad ids.
+A mask is named for what is True in it. No mask is computed from pad ids; lengths are part of the batch.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Row:
     """One row of the model's input: a tree of token runs. A single line is a tree of one run.
 
     Attributes:
-        ids: Token ids, every run after its parent.
-        positions: For each token, its position along its path.
-        runs: For each token, the run it belongs to.
-        parents: For each run, its parent run; -1 for a root.
-        where: For each line, the indices of its tokens in this row, in order.
-        sees_from: For each token, the first position on its path that it sees; empty if all see everything.
+        ids: Token ids; every run follows its parent.
+        positions: Each token's position along its path.
+        runs: The run that each token belongs to.
+        parents: Each run's parent run; -1 for a root.
+        where: The indices of each line's tokens in this row, in order.
+        sees_from: The first position on its path that each token attends to; empty if all attend to everything.
     """
 
     ids: tuple[int, ...]
@@ -44,14 +44,14 @@ class Row:
 
 
 def share(lines: Sequence[Sequence[int]], blind: Sequence[tuple[int, int]] | None = None) -> Row:
-    """Lay lines into one row that contains every common prefix once.
+    """Arrange lines in one row that contains every common prefix once.
 
     Args:
         lines: Token ids of each line; none empty.
-        blind: For each line ``(start, first)``: its tokens from position ``start`` on see nothing before ``first``
-            except the line's first token. ``(0, 0)`` for lines that see everything.
+        blind: ``(start, first)`` for each line: its tokens from position ``start`` on attend to nothing before
+            ``first`` except the line's first token. ``(0, 0)`` for no restriction.
     """
-    # Tokens are shared if both their ids and what they see are equal.
+    # Tokens are shared if their ids and what they attend to are both equal.
     symbols = [
         [
             (token, 0 if blind is None or depth < blind[number][0] else blind[number][1])
@@ -105,7 +105,7 @@ class Batch:
         is_real: (batch, time) True at tokens, False at padding.
         sees: (batch, time, time) True if a query attends to a key; ``None`` if every row is a single line, for which
             causal attention is enough.
-        where: For each line of all rows in order: its row, and the (padded) indices of its tokens in that row.
+        where: For each line of all rows, in order: its row, and the (padded) indices of its tokens in that row.
     """
 
     input_ids: Tensor
@@ -173,17 +173,17 @@ def _paths(row: Row) -> Tensor:
 
 
 def attention_mask(batch: Batch, dtype: torch.dtype, window: int | None = None, additive: bool = False) -> Tensor:
-    """The attention mask for a model.
+    """Make the attention mask for a model.
 
     Args:
         batch: The batch.
         dtype: Floating type of an additive mask.
-        window: Sliding window in tokens: a query sees keys fewer than this many positions back.
+        window: Sliding window in tokens: a query attends to keys fewer than this many positions back.
         additive: Return 0 and the smallest number instead of True and False. Eager attention adds the mask to the
-            scores and silently ignores a boolean one.
+            scores; a boolean mask silently has no effect there.
 
     Returns:
-        ``is_real`` as (batch, time) integers when no row branches (the model makes its own causal mask from it), else
+        ``is_real`` as (batch, time) integers if no row branches (the model then builds its own causal mask), else
         (batch, 1, time, time).
     """
     if batch.sees is None:
@@ -196,7 +196,7 @@ def attention_mask(batch: Batch, dtype: torch.dtype, window: int | None = None, 
 
 
 def to_additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as numbers to add to attention scores: 0 where True, else the smallest number."""
+    """Convert a boolean mask to numbers to add to attention scores: 0 where True, else the smallest number."""
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)
 
 
@@ -218,17 +218,17 @@ def length_groups(
 ) -> list[list[int]]:
     """Group items of similar length into micro-batches of at most ``max_tokens`` padded tokens.
 
-    Dynamic programming over the sorted lengths finds the split with the least padding, with ``overhead`` tokens for the
-    fixed cost of each micro-batch. An item longer than ``max_tokens`` gets its own micro-batch.
+    Dynamic programming over the sorted lengths finds the split with the least padding, counting ``overhead`` tokens per
+    micro-batch for its fixed cost. An item longer than ``max_tokens`` gets its own micro-batch.
 
     Args:
-        lengths: For each item, the length of its longest row.
-        max_tokens: Most padded tokens of a micro-batch.
+        lengths: The length of each item's longest row.
+        max_tokens: Maximum padded tokens of a micro-batch.
         overhead: Fixed cost of a micro-batch, in tokens.
-        sizes: For each item, its number of rows; default one.
+        sizes: Each item's number of rows; by default one.
 
     Returns:
-        Indices of the items of each micro-batch, longest first, so that memory peaks in the first one.
+        Item indices of each micro-batch, longest first so that memory peaks in the first one.
     """
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     best: list[tuple[float, int]] = [(0.0, 0)]
@@ -251,7 +251,7 @@ def length_groups(
 
 
 def row_groups(rows: Sequence[Sequence[Row]], max_tokens: int) -> list[list[int]]:
-    """As :func:`length_groups`, for items with several rows each; items without rows are left out."""
+    """Like :func:`length_groups`, for items with several rows each; items without rows are left out."""
     present = [i for i, group in enumerate(rows) if group]
     groups = length_groups([max(map(len, rows[i])) for i in present], max_tokens, sizes=[len(rows[i]) for i in present])
     return [[present[i] for i in group] for group in groups]

@@ -23,7 +23,7 @@ from rrm_lm.errors import DataError, ModelError
 from rrm_lm.feedback.records import TOOLS, Message, Prompt
 from rrm_lm.text.batching import common_beginning
 
-_HIDE = "\ue000"  # private-use characters: placeholders for special-token text while the template is rendered,
+_HIDE = "\ue000"  # private-use characters: placeholders for special-token text during rendering,
 _SHOW = "\ue001"
 _ANSWER, _CRITIQUE = "\ue002", "\ue003"  # and for text whose surroundings in the template are needed
 
@@ -36,9 +36,9 @@ class Line:
         ids: All token ids.
         response_start: Position of the first token of the response.
         reward_at: Position of the token at which the reward is read.
-        critique: Positions of the critique's trained tokens, with its end-of-turn token.
-        critique_view: First position that tokens after ``reward_at`` see. 0 is the whole line; ``reward_at`` limits the
-            critique's view of the response to the hidden state that the reward is read from.
+        critique: Positions of the critique's trained tokens, including its end-of-turn token.
+        critique_view: First position that tokens after ``reward_at`` attend to. 0 is the whole line; ``reward_at``
+            limits the critique's view of the response to the hidden state that the reward is read from.
     """
 
     ids: tuple[int, ...]
@@ -49,19 +49,19 @@ class Line:
 
     @property
     def blind(self) -> tuple[int, int]:
-        """``(start, first)`` for :func:`rrm_lm.text.batching.share`."""
+        """The argument ``(start, first)`` of :func:`rrm_lm.text.batching.share`."""
         return (self.reward_at + 1, self.critique_view) if self.critique_view else (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The lines of one prompt's responses, and what was cut to fit the context.
+    """The lines of one prompt's responses, and counts of what was cut to fit the context.
 
     Attributes:
-        lines: For each response, its lines: one without a critique, or one for each critique.
-        dropped_turns: Number of the prompt's oldest messages that were left out.
+        lines: The lines of each response: one without a critique, or one per critique.
+        dropped_turns: Number of the prompt's oldest messages that were dropped.
         cut_tokens: Tokens cut from the start of the remaining prompt.
-        cut_responses: Responses that were longer than the context and lost their beginning.
+        cut_responses: Number of responses longer than the context, which lost their beginning.
     """
 
     lines: tuple[tuple[Line, ...], ...]
@@ -79,8 +79,8 @@ class ChatFormat:
         tokenizer: A fast tokenizer with a chat template.
         max_length: Maximum prompt plus response, in tokens; ``None`` for no limit.
         max_critique_length: Maximum critique, in tokens; longer ones are cut.
-        trim: End lines at the end-of-turn token. False keeps the whitespace that templates add after it, with which
-            other programs train reward models.
+        trim: End lines at the end-of-turn token. False keeps the whitespace that templates add after it, as other
+            programs do when they train reward models.
 
     Raises:
         ModelError: The tokenizer has no chat template.
@@ -140,7 +140,7 @@ class ChatFormat:
 
     @staticmethod
     def sampled_line(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Line:
-        """The line of a sampled response, without encoding it again; its reward is read at its last token.
+        """The line of a sampled response, without re-encoding; the reward is read at its last token.
 
         Args:
             prompt_ids: From :meth:`prompt_ids`.
@@ -152,15 +152,15 @@ class ChatFormat:
     def encode(
         self, prompt: Prompt, responses: Sequence[str], critiques: Sequence[Sequence[str]] | None = None
     ) -> Encoded:
-        """Lines for the responses to one prompt. All of them have the same prompt, even if it is cut.
+        """Encode the responses to one prompt. All lines have the same prompt, even if it is cut.
 
-        A conversation longer than ``max_length`` loses its oldest turns first, except a system message and the last
+        A conversation longer than ``max_length`` first loses its oldest turns, except a system message and the last
         user turn, then the first tokens of the rest. The response is kept.
 
         Args:
             prompt: The messages so far.
             responses: One or more responses to it.
-            critiques: For each response, the critiques to train on; ``None`` for none.
+            critiques: The critiques of each response to train on; ``None`` for none.
 
         Raises:
             DataError: A response has no tokens.
@@ -187,7 +187,7 @@ class ChatFormat:
         return Encoded(tuple(lines), dropped, cut, cut_responses)
 
     def is_as_rendered(self, prompt: Prompt, response: str) -> bool:
-        """Whether a line's tokens are those of the rendered messages: no cuts, no tools, no special tokens in texts."""
+        """Whether a line's tokens are those of the rendered messages: no cuts, tools or special tokens in the text."""
         if any(message.role == TOOLS for message in prompt):
             return False
         if any(self._special.search(text) for text in (response, *(m.content + m.extra for m in prompt))):
@@ -199,7 +199,7 @@ class ChatFormat:
         return not (encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
 
     def show(self, line: Line) -> list[tuple[str, str]]:
-        """The line as pieces of text, each labeled prompt, response, frame or critique."""
+        """Split the line into pieces of text, labeled prompt, response, frame or critique."""
         bounds = [
             ("prompt", range(0, line.response_start)),
             ("response", range(line.response_start, line.reward_at + 1)),
@@ -215,7 +215,7 @@ class ChatFormat:
         return [(self.tokenizer.decode(list(line.ids[span.start : span.stop])), name) for name, span in bounds if span]
 
     def transcript(self, prompt: Prompt, response: str | None) -> str:
-        """A prompt, with or without a response, as the text that the model reads."""
+        """The text that the model reads for a prompt, with or without a response."""
         literals: list[str] = []
         turns = prompt if response is None else (*prompt, Message("assistant", response))
         text = self._render(turns, literals, generation=response is None)
@@ -237,7 +237,7 @@ class ChatFormat:
     # -- rendering ------------------------------------------------------------------------------------------------
 
     def _render(self, messages: Sequence[Message], literals: list[str], generation: bool = False) -> str:
-        """The rendered text, with placeholders for special-token text in messages, which ``literals`` collects."""
+        """Render messages. Special-token text in them becomes placeholders, and is collected in ``literals``."""
 
         def hide(match: re.Match[str]) -> str:
             literals.append(match.group())
@@ -306,7 +306,7 @@ class ChatFormat:
     def _critique_frame(self) -> list[int]:
         """Token ids between a response and a critique of it: the start of the next user turn.
 
-        The critique is encoded separately, so that trained and sampled critiques have the same tokens.
+        The critique is encoded separately, so trained and sampled critiques have the same tokens.
         """
         end, after = self._after_answer()
         frame, mark, _ = after.removeprefix(end).partition(_CRITIQUE)
@@ -314,7 +314,7 @@ class ChatFormat:
         return self._encode(frame if mark and after.startswith(end) else "\n", [])
 
     def _after_answer(self) -> tuple[str, str]:
-        """The template's text after the assistant's last answer, and after an answer that a user turn follows.
+        """The template's text after the assistant's last answer, and after an answer followed by a user turn.
 
         Some templates render earlier answers differently from the last one (Qwen 3).
         """

@@ -1,7 +1,7 @@
-"""Decoders compute the next tokens of a rollout: the model's own code with our cache, or the leaner decoder.
+"""Decoders compute the next tokens of a rollout: the model's own code with our cache, or `LeanDecoder`.
 
 Both map token ids at the same columns of all rows (see `key_values.py`) to hidden states. Each is compared once with
-the model's uncached forward pass to find out whether it works for the model.
+the model's uncached forward pass, and used only if the results agree.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class WholeDecoder:
 
 
 class LockstepDecoder:
-    """Decodes a sharded model: each process holds a part of every layer, so all of them must run each pass together.
+    """Decodes a sharded model. Each process holds a part of every layer, so all must run each pass together.
 
-    A process that has finished runs dummy tokens until all have finished.
+    A process that finishes early runs dummy tokens until all have finished.
     """
 
     def __init__(self, decoder: Decoder, backbone: Backbone) -> None:
@@ -88,11 +88,11 @@ class LockstepDecoder:
 
 @contextmanager
 def decoding(backbone: Backbone, adapter: str | None, worth_packing: bool) -> Iterator[Decoder | None]:
-    """The fastest decoder that agrees with the model. Its copies of weights are freed at the end.
+    """Yield the fastest decoder that agrees with the model; free its copies of the weights at the end.
 
-    Inside, the model's linear layers may use copies of their weights. The model must be in evaluation mode, with the
-    adapter active and without gradients. A sharded model that is not gathered is decoded by its own code in all
-    processes together (:class:`LockstepDecoder`).
+    Inside the block, the model's linear layers may use copies of their weights. The model must be in evaluation mode,
+    with the adapter active and without gradients. A sharded model that is not gathered is decoded by its own code in
+    all processes together (:class:`LockstepDecoder`).
 
     Args:
         backbone: The model.
@@ -103,7 +103,7 @@ def decoding(backbone: Backbone, adapter: str | None, worth_packing: bool) -> It
         The decoder, or ``None`` if none works for the model, which is logged once.
 
     Raises:
-        ModelError: No decoder works, and the model is sharded.
+        ModelError: No decoder works and the model is sharded.
     """
     known = _agreeing.setdefault(backbone, {})
     sharded = any(map(is_shard, backbone.model.parameters()))

@@ -1,4 +1,4 @@
-"""Sampling with `.generate()`, and the only caller of it.
+"""Sampling with `.generate()`; nothing else in the package calls it.
 
 Prompts are padded on the left with an explicit attention mask, and responses are cut at the first token that ends a
 turn. No mask or length is computed from pad ids.
@@ -51,11 +51,11 @@ def sample(
         eos_ids: Tokens that end a response.
         max_new_tokens, temperature, top_p, top_k: See :class:`Sampling`.
         seed: Seed of the call.
-        num_return: Responses per prompt.
-        batch_tokens: Most tokens (prompt, response and padding) held at once; a single prompt may exceed it.
+        num_return: Number of responses per prompt.
+        batch_tokens: Maximum tokens (prompt, response and padding) held at once; a single prompt may exceed it.
         seed_by_prompt: Seed each response from the prompt's tokens instead of its index, so that equal prompts get
             equal responses in any order.
-        progress: Called after each batch with responses done, responses in all, and tokens generated per second.
+        progress: Called after each batch with the responses done, the total, and tokens generated per second.
 
     Returns:
         For each prompt, in the given order, `num_return` lists of generated ids. A list ends with the first eos token
@@ -92,10 +92,10 @@ def sample(
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, num_return: int, config: Any) -> None:
-    """Check that responses can be drawn from prompts.
+    """Check that responses to these prompts can be sampled.
 
     Raises:
-        ConfigError: A number of responses that is not possible.
+        ConfigError: Invalid number of responses.
         ModelError: A prompt is empty or does not fit the model's context.
     """
     if num_return < 1:
@@ -127,7 +127,7 @@ def _generate(
     processors: LogitsProcessorList,
     device: torch.device,
 ) -> list[list[int]]:
-    """Generated ids: a row for each prompt, all of equal length."""
+    """Generated ids: one row per prompt, all of equal length."""
     width = max(map(len, prompts))
     pad: Any = config.pad_token_id
     input_ids = torch.tensor([[*[pad] * (width - len(prompt)), *prompt] for prompt in prompts], device=device)
@@ -139,9 +139,9 @@ def _generate(
 
 
 class _OwnNoise(LogitsProcessor):
-    """Adds Gumbel noise from a random stream for each row: the argmax is then a sample of the softmax.
+    """Adds Gumbel noise, with one random stream per row, so that the argmax is a sample from the softmax.
 
-    Sampling becomes greedy decoding, so other rows of the batch cannot influence it (Gumbel-max; Gumbel 1954).
+    Greedy decoding then samples, and other rows of the batch cannot affect a row (Gumbel-max; Gumbel 1954).
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device, sampling: Sampling) -> None:
@@ -168,7 +168,7 @@ def _cut(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
 
 
 def _batches(lengths: Sequence[int], max_new_tokens: int, num_return: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of prompts, longest first because memory peaks in the first batch, within the token budget."""
+    """Batches of prompt indices within the token budget, longest first so that memory peaks in the first batch."""
     batch: list[int] = []
     width = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -36,13 +36,13 @@ class KeyValues(Cache):
     Attributes:
         first: The first row of the current computation.
         column: Its first column.
-        low: The first column that any of its rows sees; earlier ones are left out.
+        low: The first column that any of its rows attends to; earlier ones are left out.
         high: The largest start of its rows.
 
     Args:
-        layers: Layers of the model.
-        rows: Most rows.
-        columns: Most tokens of a row, padding included.
+        layers: Number of layers of the model.
+        rows: Maximum number of rows.
+        columns: Maximum tokens of a row, including padding.
     """
 
     def __init__(self, layers: int, rows: int, columns: int) -> None:
@@ -51,7 +51,7 @@ class KeyValues(Cache):
         super().__init__(layers=list(self._layers))
 
     def place(self, column: int, starts: Sequence[int], first: int = 0) -> None:
-        """Set the next computation's first column, and the starts of its rows, the first of which is `first`."""
+        """Set the first column of the next computation, its first row, and the starts of its rows."""
         self.first, self.column, self.low, self.high = first, column, min(starts), max(starts)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -95,7 +95,7 @@ class _Layer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write some columns of some rows; returns all columns that these rows see."""
+        """Write some columns of some rows; return all columns that these rows attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         cache, end = self.cache, self.cache.column + key_states.shape[2]

@@ -1,7 +1,7 @@
-"""A decoder for Llama-like layers, which most families have, with less overhead than the model's own code.
+"""A decoder for Llama-like layers with less overhead than the model's own code. Most families have such layers.
 
-Results are equal up to rounding. Products with the same input are one product, residuals are added inside products, the
-queries of a group share its keys without copies, and there are no module calls, hooks or unneeded masks.
+Results are equal up to rounding. Products with the same input are fused, residuals are added inside products, the
+queries of a group share its keys without copies, and module calls, hooks and unneeded masks are skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PARTS = {
 
 @dataclass(slots=True)
 class _Block:
-    """The parts of one layer. Products with the same input are one product."""
+    """The parts of one layer. Products with the same input are fused."""
 
     norm: Any
     qkv: Product
@@ -155,7 +155,7 @@ def _norm(module: Any) -> Any:
 
 
 def _joined(modules: Sequence[nn.Module], adapter: str | None, packed: bool) -> Product:
-    """One product for several layers with the same input."""
+    """Fuse several linear layers that have the same input."""
     found = [merged_weight(module, adapter) for module in modules]
     parts = [part for part in found if part is not None]
     biases = [bias for _, bias in parts if bias is not None]

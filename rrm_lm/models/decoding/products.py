@@ -1,8 +1,8 @@
 """The matrix products of a rollout: copies of the weights with the adapter merged in, packed for few rows.
 
-A rollout multiplies the same weights with a few rows hundreds of times. On CPUs, MKL repacks the weights in every
-product, which takes half of the time or more (fp32, 16 rows); here they are packed once, for oneDNN. The model's own
-weights are not changed.
+A rollout multiplies the same weights by a few rows hundreds of times. On CPUs, MKL repacks the weights in every
+product, which takes half of the time or more (fp32, 16 rows). Here they are packed once, for oneDNN. The model's own
+weights do not change.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def merged_weight(module: nn.Module, adapter: str | None) -> tuple[Tensor, Tensor | None] | None:
-    """Weight (out, in) and bias of a linear layer with an adapter merged in. Read-only: they may be the layer's own.
+    """Weight (out, in) and bias of a linear layer with an adapter merged in. Read-only: they may alias the layer's.
 
     Returns:
         None for an unknown kind of layer, or if the adapter cannot be merged without loss.
@@ -89,7 +89,7 @@ def merged_weight(module: nn.Module, adapter: str | None) -> tuple[Tensor, Tenso
 
 
 def products_of(model: nn.Module, adapter: str | None, packed: bool) -> dict[nn.Module, Product]:
-    """A product for every linear layer that is adapted or can be packed.
+    """Products for all linear layers that have the adapter or can be packed.
 
     Args:
         model: A model, or a part of one.

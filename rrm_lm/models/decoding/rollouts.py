@@ -1,8 +1,8 @@
 """Rollouts: many responses to many prompts.
 
-A prompt is computed once for all its responses, and the common prefix of a batch's prompts once for all of them.
-Finished rows leave the batch. Keys and values are written in place, logits exist for one token of each row, and the
-adapter is merged into copies of the weights (:mod:`rrm_lm.models.decoding.products`).
+Each prompt is computed once for all its responses, and the common prefix of a batch's prompts once per batch. Finished
+rows leave the batch. Keys and values are written in place, logits exist for one token of each row, and the adapter is
+merged into copies of the weights (:mod:`rrm_lm.models.decoding.products`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rrm_lm.models.decoding.key_values import KeyValues
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.text.batching import common_beginning, length_groups
 
-PREFILL_TOKENS = 2048  # prompt tokens that go through the model at once
+PREFILL_TOKENS = 2048  # prompt tokens per forward pass
 _PASS = 32  # cost of another pass over the weights, in tokens
 _WORTH_PACKING = 12  # decoded tokens of a row, over all batches, that pay for packing the weights
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A response to draw: its prompt, the prompt's index in the call, and the response's index for its prompt."""
+    """A response to sample: its prompt, the prompt's index in the call, and the response's index for its prompt."""
 
     prompt: tuple[int, ...]
     number: int
@@ -48,14 +48,14 @@ def roll_out(
     batch_tokens: int = 16384,
     progress: Progress | None = None,
 ) -> list[list[list[int]]]:
-    """Responses of one adapter to prompts, drawn exactly from the distribution of `sampling`.
+    """Sample responses to prompts with one adapter, exactly from the distribution of `sampling`.
 
-    The random numbers of a response depend on `seed`, its prompt's index and its own index: other batches, or several
-    calls that divide the prompts, give the same responses up to rounding of the logits. Autocast is off: everything is
-    computed in the model's own dtype. The model's mode and the global random state are not changed.
+    The random numbers of a response depend only on `seed`, its prompt's index and its own index. Other batches, or
+    several calls that split the prompts, give the same responses up to rounding of the logits. Autocast is off, so
+    everything is computed in the model's own dtype. The model's mode and the global random state are not changed.
 
-    Families without a decoder (:mod:`rrm_lm.models.decoding.decoders`) use `generation.sample`, with the same
-    distribution and other random numbers.
+    Families without a decoder (:mod:`rrm_lm.models.decoding.decoders`) use `generation.sample`, which has the same
+    distribution but other random numbers.
 
     If a sharded model is not gathered (see :func:`rrm_lm.models.sharding.with_full_params`), all processes call this,
     with any prompts.
@@ -66,19 +66,19 @@ def roll_out(
         prompts: Token ids of each prompt, ending where the response begins; none empty.
         sampling: The distribution and the maximum length.
         end_ids: Tokens that end a response.
-        num_return: Responses per prompt.
+        num_return: Number of responses per prompt.
         seed: Seed of the call.
-        first: Index of the first prompt, if the prompts are divided among calls.
-        batch_tokens: Most tokens (prompts, responses and padding) held at once; a single row may exceed it.
-        progress: Called after each batch with responses done, responses in all, and tokens decoded per second.
+        first: Index of the first prompt, if the prompts are split among calls.
+        batch_tokens: Maximum tokens (prompts, responses and padding) held at once; a single row may exceed it.
+        progress: Called after each batch with the responses done, the total, and tokens decoded per second.
 
     Returns:
         For each prompt, in the given order, `num_return` lists of token ids. A list ends with an end token if one was
-        drawn, and has `max_new_tokens` ids otherwise.
+        sampled, else it has `max_new_tokens` ids.
 
     Raises:
-        ConfigError: A number of responses that is not possible.
-        ModelError: A prompt is empty or does not fit the model's context, or there is no such adapter.
+        ConfigError: Invalid number of responses.
+        ModelError: A prompt is empty or does not fit the model's context, or the adapter does not exist.
     """
     check_prompts(prompts, sampling, num_return, backbone.config)
     rows = [_Row(tuple(prompt), n, k) for n, prompt in enumerate(prompts) for k in range(num_return)]
@@ -121,7 +121,7 @@ def _respond(
     ends: set[int],
     uniform: Tensor,
 ) -> list[list[int]]:
-    """The responses of one batch, which :func:`_batches` ordered; `uniform` is (rows, max_new_tokens) in [0, 1)."""
+    """Sample one batch in the order of :func:`_batches`; `uniform` is (rows, max_new_tokens) in [0, 1)."""
     number = {prompt: place for place, prompt in enumerate(dict.fromkeys(row.prompt for row in batch))}
     prompts = [row.prompt for row in batch[: len(number)]]
     width = len(prompts[-1])
@@ -152,7 +152,7 @@ def _respond(
 
 
 def _close_ranks(cache: KeyValues, kept: Sequence[int], end: int, device: torch.device) -> list[int]:
-    """Move the last rows of a cache into the places of finished ones; returns the new order of rows."""
+    """Move the last rows of a cache into the slots of finished ones; return the new order of rows."""
     stay = [row for row in kept if row < len(kept)]
     move = kept[len(stay) :]
     free = sorted(set(range(len(kept))) - set(stay))
@@ -166,7 +166,7 @@ def _close_ranks(cache: KeyValues, kept: Sequence[int], end: int, device: torch.
 
 
 def _prefill(backbone: Backbone, decoder: Decoder, cache: KeyValues, prompts: Sequence[tuple[int, ...]]) -> Tensor:
-    """Compute prompts, their common prefix once, into the first rows of an empty cache.
+    """Compute prompts into the first rows of an empty cache. Their common prefix is computed once.
 
     Args:
         prompts: Token ids, shortest first. All end at the same column.
@@ -195,13 +195,13 @@ def _prefill(backbone: Backbone, decoder: Decoder, cache: KeyValues, prompts: Se
 
 
 def _common(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Length of the common prefix, without last tokens; 0 if sharing it does not pay."""
+    """Length of the common prefix, excluding last tokens; 0 if sharing it does not pay off."""
     common = min(common_beginning(prompts), min(map(len, prompts)) - 1)
     return common if common * (len(prompts) - 1) > _PASS else 0
 
 
 def _batches(rows: Sequence[_Row], max_new_tokens: int, batch_tokens: int) -> Iterator[list[_Row]]:
-    """Rows within the token budget, longest prompts first because memory peaks there.
+    """Batches of rows within the token budget, longest prompts first so that memory peaks in the first batch.
 
     A batch begins with one row of each prompt, shortest prompt first; the other rows follow.
     """

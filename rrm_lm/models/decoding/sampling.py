@@ -1,8 +1,8 @@
-"""The distribution that responses are drawn from, both for drawing and for log-probabilities.
+"""The distribution that responses are sampled from, used for sampling and for log-probabilities.
 
-Temperature first, then the most likely `top_k` tokens, then the smallest set of those with probability `top_p`
-(nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751), the order of transformers. All tokens tied at the border are
-kept, so draws do not depend on how a sort breaks ties.
+The order is that of transformers: temperature, then the most likely `top_k` tokens, then the smallest set of those with
+probability `top_p` (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751). All tokens tied at a cutoff are kept, so
+samples do not depend on how a sort breaks ties.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from rrm_lm.errors import ConfigError
 
 _CANDIDATES = (64, 1024)  # numbers of most likely tokens to search for a nucleus first, since a full sort is slow
-_BLOCK = 256  # tokens whose weights are summed together when one is drawn
+_BLOCK = 256  # tokens whose weights are summed together in sampling
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How responses are drawn.
+    """How responses are sampled.
 
     Attributes:
         max_new_tokens: Maximum tokens of a response.
-        temperature: Divides the logits. 0 takes the most likely token: temperature 1 truncated to this token.
-        top_p: Draw from the smallest set of tokens with at least this probability; 1 for all.
-        top_k: Draw from this many most likely tokens; 0 for all.
+        temperature: Divides the logits. 0 takes the most likely token (temperature 1, truncated to that token).
+        top_p: Sample from the smallest set of tokens with at least this probability; 1 for all.
+        top_k: Sample from this many most likely tokens; 0 for all.
 
     Raises:
         ConfigError: A setting outside its range.
@@ -49,13 +49,13 @@ class Sampling:
 
     @property
     def truncates(self) -> bool:
-        """Whether some tokens may be left out."""
+        """Whether some tokens may be excluded."""
         return self.temperature == 0 or self.top_p < 1 or self.top_k > 0
 
     def log_probs(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """(n,) log-probability of each token, differentiable in the logits, in float32 or better.
 
-        A token that truncation would now exclude, because the policy has changed, counts as kept to stay finite.
+        A token that truncation now excludes, because the policy has changed, counts as kept: the result stays finite.
 
         Args:
             logits: (n, vocabulary) the model's next-token logits.
@@ -78,10 +78,10 @@ class Sampling:
         return scaled.masked_fill(scaled < self._threshold(scaled.detach()), float("-inf"))
 
     def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """(n,) token ids. Rows do not depend on each other.
+        """Sample (n,) token ids. Rows do not depend on each other.
 
         Args:
-            logits: (n, vocabulary) the model's next-token logits; overwritten, because a copy costs more than drawing.
+            logits: (n, vocabulary) the model's next-token logits; overwritten, because a copy costs more than sampling.
             uniform: (n,) numbers in [0, 1); float64, because float32 has too few steps for a large vocabulary.
         """
         if self.temperature == 0:
@@ -112,7 +112,7 @@ class Sampling:
         return self._nucleus(scaled, total, [*(count for count in _CANDIDATES if count < kept), kept])
 
     def _nucleus(self, scaled: Tensor, total: Tensor, candidates: list[int]) -> Tensor:
-        """(n, 1) the smallest logit of the nucleus, searched in more and more candidates."""
+        """(n, 1) the smallest logit of the nucleus, searched in growing sets of candidates."""
         likely = scaled.topk(candidates[0], dim=-1).values
         # The nucleus ends with the token that reaches top_p; `count` tokens precede it.
         count = ((likely - total).exp().cumsum(-1) < self.top_p).sum(-1, keepdim=True)

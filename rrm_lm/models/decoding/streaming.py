@@ -1,4 +1,4 @@
-"""Streams one response token by token."""
+"""Stream one response token by token."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def stream(
 ) -> Iterator[int]:
     """Yield the tokens of a response to one prompt as they are drawn, including the token that ends it.
 
-    Works for every family of transformers, with its own cache if it has one. The active adapter and the gradient mode
-    are only changed while a token is computed, and the caller may stop at any time.
+    Works for every model family in transformers, with its own cache if it has one. The active adapter and the gradient
+    mode change only while a token is computed. The caller may stop at any time.
 
     Args:
         backbone: The model, in evaluation mode.

@@ -1,8 +1,8 @@
 """Log-probabilities of sampled tokens from hidden states, a chunk of logits at a time.
 
 Logits of a few hundred tokens can take more memory than all layers. With a frozen language-model head, the backward
-pass only needs each log-probability's gradient with respect to its hidden state. This is computed in the forward pass,
-while the chunk's logits exist, so nothing is computed twice.
+pass only needs each log-probability's gradient with respect to its hidden state. The forward pass computes it while the
+chunk's logits exist, so nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ CHUNK = 256  # tokens whose logits are held at once
 def token_log_probs(
     backbone: Backbone, hidden: Tensor, tokens: Tensor, sampling: Sampling, adapter: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token in the distribution it was drawn from, and the entropy of that distribution.
+    """Log-probability of each token in the distribution it was sampled from, and the entropy of that distribution.
 
     Args:
         backbone: Its language-model head is used.
         hidden: (n, hidden) final hidden states before the tokens.
-        tokens: (n,) the drawn tokens.
+        tokens: (n,) the sampled tokens.
         sampling: How they were drawn.
         adapter: The active adapter, for adapted heads.
 
@@ -71,7 +71,7 @@ class _Head:
         return log_probs, entropy
 
     def with_slopes(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As above, and (n, hidden) each log-probability's gradient with respect to its hidden state."""
+        """Also return (n, hidden) each log-probability's gradient with respect to its hidden state."""
         if self.is_plain:
             return self._plain(hidden, tokens)
         with torch.enable_grad():

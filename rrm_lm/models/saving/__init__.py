@@ -1,4 +1,4 @@
-"""Adapter folders as PEFT writes them, and policies as this package does.
+"""Read and write adapter folders in PEFT's format, and policies.
 
 May import models.backbone and below.
 """

@@ -1,4 +1,4 @@
-"""LoRA adapter folders as PEFT writes them: found locally or on the Hub, loaded from safetensors, saved."""
+"""LoRA adapter folders in PEFT's format: find them locally or on the Hub, load them from safetensors, save them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication
 
 
 def model_file(path: str, name: str, revision: str | None = None) -> Path | None:
-    """A file of a model in a folder or on the Hub; ``None`` if it does not exist."""
+    """The local path of a model's file, in a folder or from the Hub; ``None`` if it does not exist."""
     if Path(path).is_dir():
         return Path(path, name) if Path(path, name).is_file() else None
     from huggingface_hub import hf_hub_download
@@ -42,7 +42,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ModelError: It is not valid JSON, or not an object.
+        ModelError: The file is not valid JSON, or not an object.
     """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -102,7 +102,7 @@ def read_lora(folder: Path) -> LoraConfig:
 
 
 def adapter_weights(backbone: Backbone, adapter: str) -> dict[str, Tensor]:
-    """An adapter's tensors under PEFT's names. They share the model's memory."""
+    """An adapter's tensors under PEFT's names, sharing the model's memory."""
     # With save_embedding_layers, PEFT asks the Hub for the vocabulary. Embeddings are frozen here.
     return get_peft_model_state_dict(backbone.model, adapter_name=adapter, save_embedding_layers=False)
 
@@ -119,13 +119,13 @@ def save_adapter(
     write: bool = True,
     **changes: Any,
 ) -> None:
-    """Write an adapter as PEFT reads it. Called by all processes if the model is sharded.
+    """Write an adapter in PEFT's format. Called by all processes if the model is sharded.
 
     Args:
         backbone: The model.
         adapter: The adapter's name.
         folder: The output folder; other files in it are kept.
-        more: Further tensors, such as a head.
+        more: Additional tensors, such as a head.
         task: PEFT's task type.
         base_model, revision: Recorded as the adapter's backbone.
         write: False in processes that only contribute their shards.
@@ -158,7 +158,7 @@ def load_backbone(
     sharing: bool | None = None,
     **tokenizing: Any,
 ) -> tuple[Settings, Backbone, Any]:
-    """The backbone and tokenizer that an adapter was trained with.
+    """Load the backbone and tokenizer that an adapter was trained with.
 
     Args:
         folder: The adapter.
@@ -170,7 +170,7 @@ def load_backbone(
         tokenizing: `chat_template` and `pad_token` for :func:`load_tokenizer`.
 
     Returns:
-        The settings with the backbone in use, the backbone, and the tokenizer.
+        The settings, updated with the backbone in use; the backbone; the tokenizer.
 
     Raises:
         ModelError: The backbone is not available.
@@ -203,7 +203,7 @@ def read_weights(backbone: Backbone, adapter: str, folder: Path) -> None:
     """Load a folder's weights into an adapter of the backbone.
 
     Raises:
-        CheckpointError: They are missing or broken, or do not fit this adapter on this model.
+        CheckpointError: The weights are missing or broken, or do not fit this adapter on this model.
     """
     put_weights(backbone, adapter, load_tensors(folder / ADAPTER_WEIGHTS), folder)
 
@@ -226,10 +226,10 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def put_weights(backbone: Backbone, adapter: str, state: dict[str, Tensor], folder: Path) -> None:
-    """Copy tensors, named as PEFT does, into an adapter of the backbone. `folder` is for error messages.
+    """Copy tensors, under PEFT's names, into an adapter of the backbone. `folder` is for error messages.
 
     Raises:
-        CheckpointError: They do not fit this adapter on this model.
+        CheckpointError: The tensors do not fit this adapter on this model.
     """
     reshard(backbone)
     mine = adapter_weights(backbone, adapter)
@@ -243,7 +243,7 @@ def put_weights(backbone: Backbone, adapter: str, state: dict[str, Tensor], fold
 
 
 def _misfit(theirs: dict[str, Tensor], mine: dict[str, Tensor]) -> str:
-    """The first mismatch, or an empty string. PEFT would silently leave missing weights at their initial values."""
+    """Describe the first mismatch; empty if none. PEFT would silently leave missing weights at their initial values."""
     foreign, missing = sorted(theirs.keys() - mine.keys()), sorted(mine.keys() - theirs.keys())
     if foreign:
         return f"The adapter has weights for layers that this model lacks, such as {foreign[0]}"

@@ -1,7 +1,7 @@
-"""Policies on disk: PEFT ``CAUSAL_LM`` adapter folders, saved, loaded and merged.
+"""Save, load and merge policies: PEFT ``CAUSAL_LM`` adapter folders.
 
-`AutoPeftModelForCausalLM.from_pretrained(folder)` reads the same folder. :data:`SETTINGS_FILE` records how the policy
-is used and the name of its backbone.
+`AutoPeftModelForCausalLM.from_pretrained(folder)` also loads them. :data:`SETTINGS_FILE` records the policy's settings
+and the name of its backbone.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ SETTINGS_FILE = "policy.json"
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
-    """Settings that training and use of a policy share.
+    """Policy settings that training and inference share.
 
     Attributes:
         base_model: The backbone: an alias of this project, a Hub id or a folder.
-        max_length: Maximum prompt plus response it was trained on, in tokens.
+        max_length: Maximum prompt plus response in training, in tokens.
         revision: Branch, tag or commit of the backbone on the Hub.
         method: Training method: sft, ppo ...
     """
@@ -60,7 +60,7 @@ class Policy(NamedTuple):
         backbone: The frozen model, with the policy's adapter if it has one.
         chat: Its chat format.
         adapter: Name of the adapter; ``None`` for a base model or a merged policy.
-        settings: Settings to save with adapters trained on this backbone.
+        settings: Saved with adapters that are trained on this backbone.
     """
 
     backbone: Backbone
@@ -82,12 +82,12 @@ def save_policy(
 ) -> None:
     """Write a policy's adapter, its tokenizer and :data:`SETTINGS_FILE`.
 
-    Called by all processes if the model is sharded; `write` is False in those that only contribute their shards.
+    Called by all processes if the model is sharded; `write` is False in processes that only contribute shards.
 
     Args:
         backbone: The backbone with the adapter.
         folder: The output folder; other files in it are kept.
-        tokenizer: Its pad token is the one that the policy is used with.
+        tokenizer: The tokenizer, with the policy's pad token.
         settings: See :class:`PolicySettings`.
         adapter: The adapter's name.
         write: See above.
@@ -171,7 +171,7 @@ def _load_adapter(
 
 
 def put_policy(backbone: Backbone, folder: Path, adapter: str = POLICY, *, trainable: bool = False) -> None:
-    """Put a saved policy's adapter on a backbone that is already loaded.
+    """Add a saved policy's adapter to a loaded backbone.
 
     Args:
         backbone: The backbone it was trained on. Its adapters are not changed.
@@ -180,7 +180,7 @@ def put_policy(backbone: Backbone, folder: Path, adapter: str = POLICY, *, train
         trainable: Leave it trainable.
 
     Raises:
-        ModelError: Not a LoRA adapter of a language model, or pickled weights.
+        ModelError: Not a LoRA adapter of a causal language model, or pickled weights.
         CheckpointError: The weights are missing or broken, or do not fit the backbone.
     """
     config = _policy_config(folder)
@@ -223,7 +223,7 @@ def _policy_config(folder: Path) -> LoraConfig:
     """The configuration of a policy's adapter, ready for training.
 
     Raises:
-        ModelError: It is not the adapter of a policy, or its weights are a pickle.
+        ModelError: Not a policy's adapter, or pickled weights.
     """
     refuse_pickles(folder)
     task = read_json(folder / ADAPTER_CONFIG).get("task_type")
@@ -243,7 +243,7 @@ def _policy_config(folder: Path) -> LoraConfig:
 
 
 def _refuse_classifier(path: str, revision: str | None) -> None:
-    """Refuse a classifier: transformers would silently load it as a language model without its head."""
+    """Reject a classifier: transformers would silently load it as a language model without its head."""
     if is_classifier(path, revision):
         raise ModelError(
             "This is a sequence-classification model, which scores responses but does not write them",
@@ -259,13 +259,13 @@ def _refuse_classifier(path: str, revision: str | None) -> None:
 def merge_policy(
     folder: Path, output: Path, tokenizer: Any, *, dtype: torch.dtype = torch.float32, **loading: Any
 ) -> None:
-    """Write a checkpoint with the adapter merged into the backbone, for transformers, TRL and vLLM.
+    """Write a checkpoint for transformers, TRL and vLLM, with the adapter merged into the backbone.
 
     Args:
         folder: The adapter, as :func:`save_policy` wrote it.
-        output: The output folder; an existing one is replaced.
+        output: The output folder; replaced if it exists.
         tokenizer: Saved with it.
-        dtype: Of the saved weights. The sum is always computed in float32.
+        dtype: Dtype of the saved weights. The merge is always computed in float32.
         loading: Passed to `from_pretrained` of the backbone (revision, trust_remote_code).
 
     Raises:
