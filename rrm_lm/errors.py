@@ -34,11 +34,11 @@ class ConfigError(RRMError):
 
 
 class ModelError(RRMError):
-    """A model or tokenizer that cannot be loaded, or not used in this way."""
+    """A model or tokenizer that cannot be loaded or cannot be used in this way."""
 
 
 class CheckpointError(RRMError):
-    """An output folder or checkpoint that is in use, broken, or not this run's."""
+    """An output folder or checkpoint that is in use, broken, or from another run."""
 
 
 class TrainingError(RRMError):

@@ -39,10 +39,10 @@ class Owner:
 
 @contextlib.contextmanager
 def lock(path: str | os.PathLike[str], *, what: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path` for the length of the block; the system releases it if this process dies.
+    """Hold the lock file `path` during the block; the system releases it if this process dies.
 
     Args:
-        path: The lock file. `<path>.owner.json` describes its holder; that of a dead process is replaced.
+        path: The lock file. `<path>.owner.json` describes its holder; the file of a dead process is replaced.
         what: What is locked, for messages: "The output folder", "The model cache".
         wait: Seconds to wait for another holder.
 

@@ -1,4 +1,4 @@
-"""Settings as dataclass fields, a line each, and checks of their values."""
+"""Settings as dataclass fields, and checks of their values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check(settings: object, *rules: tuple[str, bool, str]) -> None:
 
     Args:
         settings: The dataclass.
-        rules: For each setting its name, whether its value is valid, and which values are.
+        rules: (name of the setting, whether its value is valid, description of valid values).
     """
     for name, is_valid, expected in rules:
         if not is_valid:

@@ -1,4 +1,4 @@
-"""The only code that writes to disk. Readers see the old version or the complete new one, never a part.
+"""Atomic writes to disk: readers see the old version or the complete new one, never a part.
 
 Files and folders are written next to their destination, synced to disk and renamed. A folder also gets a
 `manifest.json` with the size and SHA-256 of each file, written last, so that `verify` detects an incomplete folder.
@@ -43,7 +43,7 @@ def json_text(value: Any, *, indent: int | None = 2) -> str:
 
 
 def plain(value: Any, *, only_finite: bool = True) -> Any:
-    """A value in the types of JSON: from dataclasses, enums, paths, sets and anything with `.tolist()` (NumPy, torch).
+    """Convert dataclasses, enums, paths, sets and anything with `.tolist()` (NumPy, torch) to JSON types.
 
     Args:
         value: The value.
@@ -181,7 +181,7 @@ def replace_files(staged: Path, folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder. An interruption leaves no part of it under its name. A missing folder is fine."""
+    """Delete a folder, if it exists. An interruption leaves no part of it under its name."""
     staged = _beside(path, _STAGING)
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, staged)
@@ -289,17 +289,13 @@ def _sync(path: Path) -> None:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-# Torch and safetensors have their own messages; the last is torch's for a file that it could not finish.
+# Torch and safetensors have their own messages; the last one is torch's for an unfinished file.
 _FULL_TEXT = re.compile(r"No space left|Disk quota exceeded|PytorchStreamWriter failed writing|unexpected pos \d+ vs")
 
 
 @contextlib.contextmanager
 def report_full_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn any library's error about a full disk into a CheckpointError.
-
-    Raises:
-        CheckpointError: In place of that error.
-    """
+    """Turn any library's error about a full disk into a CheckpointError."""
     try:
         yield
     except Exception as error:
@@ -319,7 +315,7 @@ _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError that only the user can fix, such as a full disk or a forbidden folder, into a CheckpointError."""
+    """Turn an OSError that the user can fix, such as a full disk or a read-only folder, into a CheckpointError."""
     try:
         yield
     except OSError as error:
@@ -334,6 +330,6 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def _related(one: Path, other: Path) -> bool:
-    """Whether two paths are the same, or one lies above the other."""
+    """Whether two paths are equal or one contains the other."""
     one, other = one.absolute(), other.absolute()
     return one == other or one in other.parents or other in one.parents

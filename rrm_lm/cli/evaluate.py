@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
         identity={"model": args.model, "dataset": args.dataset, "critic": args.critic},
         overwrite=args.overwrite_output_dir,
         active=state.is_main_process,
-        deferred=True,  # earlier results stay until there are new ones
+        deferred=True,  # keep earlier results until there are new ones
     )
     with folder:
         state.wait_for_everyone()
@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int:
 
 
 def _assisted(args: EvaluateArguments, critic: CriticSource, sets: dict[str, Feedback]) -> ResponseScorer:
-    """The scorer, which is shown the critic's notes on every response."""
+    """The scorer, which sees the critic's notes on every response."""
     from rrm_lm.evaluation.preferences.judge import NOTES_QUESTION
     from rrm_lm.evaluation.preferences.scoring import group_by_prompt
     from rrm_lm.recursion.critics import AssistedScorer

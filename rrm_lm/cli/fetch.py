@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
 
     Raises:
         ConfigError: An unknown flag or a missing model.
-        ModelError: There is no such model, or it cannot be downloaded.
+        ModelError: No such model, or it cannot be downloaded.
     """
     from rrm_lm.models.embedded import EMBEDDED, fetch
 

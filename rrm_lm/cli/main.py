@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0 for success, 2 for an error that the user can fix, and 130 or 143 if Ctrl-C or SIGTERM stopped it.
 
     Args:
-        argv: The words after the program's name; by default those of this process.
+        argv: The arguments; by default those of this process.
 
     Raises:
         Exception: Anything but an `RRMError` is a bug, and keeps its traceback.
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USER_ERROR
         except KeyboardInterrupt as error:
             cause = processes.cause()
-            if cause is not None:  # because of it, the launcher stops the other processes
+            if cause is not None:  # the launcher stopped this process because of it
                 print(f"{failures.process_prefix()}stopped, because process {cause.rank} failed", file=sys.stderr)
                 return failures.FAULT
             return _interrupted(error, words)
@@ -87,7 +87,7 @@ def _print_fault(error: Exception) -> None:
 
 
 def _interrupted(error: KeyboardInterrupt, words: Sequence[str]) -> int:
-    """Print how to resume; returns the exit code of a program that a signal ended."""
+    """Print how to resume; returns the exit code for the signal."""
     signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
     if os.environ.get("RANK", "0") == "0":
         print("interrupted", file=sys.stderr)
@@ -157,11 +157,11 @@ def show_log() -> None:
     """Print this package's log to stderr: everything from the main process, warnings from the others."""
     log = logging.getLogger("rrm_lm")
     for earlier in [handler for handler in log.handlers if isinstance(handler.formatter, _Plain)]:
-        log.removeHandler(earlier)  # of an earlier call in this process, when stderr may have been another stream
+        log.removeHandler(earlier)  # from an earlier call in this process, when stderr may have been another stream
     handler = logging.StreamHandler()
     handler.setFormatter(_Plain())
     log.addHandler(handler)
-    # These warnings are between the libraries; a user cannot act on them.
+    # Warnings between libraries, which a user cannot act on.
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     for old in ("is_gradient_checkpointing", "broadcast_buffers"):
         warnings.filterwarnings("ignore", f"`{old}` is deprecated", FutureWarning)
@@ -169,7 +169,7 @@ def show_log() -> None:
 
 
 class _Plain(logging.Formatter):
-    """The message, after its level from WARNING up."""
+    """The message, preceded by its level from WARNING up."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "

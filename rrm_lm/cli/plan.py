@@ -20,7 +20,7 @@ COMMON = (
 
 
 def run(argv: list[str]) -> int:
-    """Print what fits, then how memory and communication divide.
+    """Print what fits, then memory and communication by component.
 
     Raises:
         ConfigError: A setting is invalid, or nothing fits; the message says what would.
@@ -40,7 +40,7 @@ def run(argv: list[str]) -> int:
     config, is_adapter = read_config(name, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
     dtype: Any = to_dtype(model.dtype if model.dtype not in (None, "auto") else "bfloat16")
     job = args.job(is_adapter)
-    # Other implementations take no mask per pair of tokens; they keep the same activations as SDPA.
+    # Other implementations support no mask per token pair; they keep the same activations as SDPA.
     masked = model.attn_implementation in (None, "sdpa", "eager")
     measured = measure(
         config, model.lora(), dtype, job, attention=model.attn_implementation if masked else "sdpa", share=masked
@@ -55,13 +55,13 @@ def run(argv: list[str]) -> int:
 
 
 def _refuse(args: PlanArguments, measured: Any, job: Any, tasks: list[str]) -> None:
-    """Raise a ConfigError for tasks that do not fit, which says what would."""
+    """Raise a ConfigError for tasks that do not fit; it says what would fit."""
     if not tasks:
         return
     from rrm_lm.planning.planning import TASKS, remedy
     from rrm_lm.planning.strategies import STRATEGIES
 
-    task = tasks[0]  # the smaller of two
+    task = tasks[0]  # the smaller one
     found = remedy(task, args.num_processes, args.room, measured, job)
     bigger = (
         f"GPUs of {found.memory / (1 - args.memory_margin) / 1e9:.1f} GB with {STRATEGIES[found.strategy]} "

@@ -40,7 +40,7 @@ def config_file(argv: list[str]) -> Path:
 
 
 def take_stage_flags(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Split flags such as `--policy.lora_r 8` from the other words; returns those, and the flags of each stage."""
+    """Split off flags such as `--policy.lora_r 8`; returns the other words, and the flags of each stage."""
     words: list[str] = []
     flags: dict[str, list[str]] = {}
     target = words

@@ -80,7 +80,7 @@ def _origins(sets: dict[str, Feedback]) -> dict[Prompt, dict[str, str]]:
     """Every distinct response of every prompt, and its first origin.
 
     Raises:
-        DataError: There is no response in any of the sets.
+        DataError: No set has a response.
     """
     from rrm_lm.errors import DataError
 

@@ -1,4 +1,4 @@
-"""In a run on several processes, the first failure is reported first, and it ends all of them.
+"""In a run on several processes, the first failure is reported first and ends all of them.
 
 A failure in another process is usually a consequence, such as a closed connection, and hides the cause. So a failing
 process writes its error to the launcher's store before it prints anything. Each process also checks that the others on
@@ -26,9 +26,9 @@ FAULT = 1  # exit code of a bug
 # Seconds:
 _POLL = 1.0  # between two checks
 _GRACE = 10.0  # for a process to exit on its own after the run has failed
-_CLOSED = 3.0  # from the end of a process's connections until it is known to be gone
+_CLOSED = 3.0  # between a closed connection and the detection of a dead process
 _REPORT = 5.0  # to wait for the first failure to be printed
-_SHOWN = 200  # characters of an error that is the consequence of another
+_SHOWN = 200  # characters printed of an error that is a consequence of another
 _BROKEN = ("closed by peer", "reset by peer", "ncclremoteerror", "remote process exited")
 
 
@@ -43,11 +43,11 @@ class SingleProcess:
     """The only process of a command: no other can fail."""
 
     def report(self, error: BaseException, print_error: Callable[[], object]) -> None:
-        """Print an error of this process; if another process failed first, only that this one stopped."""
+        """Print an error of this process. If another process failed first, only print that this one stopped."""
         print_error()
 
     def cause(self, seconds: float = 0.0) -> Failure | None:
-        """The failure of another process that came before one in this process; waits up to `seconds` for it."""
+        """The failure of another process that preceded one in this process; waits up to `seconds` for it."""
         return None
 
 
@@ -58,7 +58,7 @@ class OneOfSeveral(SingleProcess):
         store: A `torch.distributed.Store`.
         rank: The rank of this process.
         neighbours: The ranks of the others on this machine.
-        leave: Exits at once; for tests.
+        leave: Function that exits at once; a parameter for tests.
     """
 
     def __init__(self, store: Any, rank: int, neighbours: list[int], leave: Callable[[int], object] = os._exit) -> None:
@@ -72,14 +72,14 @@ class OneOfSeveral(SingleProcess):
     def end(self) -> None:
         """Announce that this process has finished its work, and stop watching the others."""
         self._over.set()
-        with suppress(RuntimeError):  # the store ends with the launcher
+        with suppress(RuntimeError):  # the store closes with the launcher
             self._store.set(f"done/{self._rank}", "")
 
     def report(self, error: BaseException, print_error: Callable[[], object]) -> None:
         signals.ignore_sigterm()  # the launcher sends it as soon as any process has exited
         text = " ".join(f"{type(error).__name__}: {error}".split())
         try:
-            # If a connection broke, the cause may be a dead process, which shows only a moment later.
+            # If a connection broke, the cause may be a dead process, which is detected only a moment later.
             first = self.cause(_CLOSED if isinstance(error, RuntimeError) else 0.0)
             first = first or self._claim(Failure(self._rank, text))
             if first.rank == self._rank:
@@ -116,7 +116,7 @@ class OneOfSeveral(SingleProcess):
         return None
 
     def _claim(self, failure: Failure, print_it: Callable[[Failure], object] | None = None) -> Failure:
-        """Record a failure as the first one, and print it, unless there is one already; returns the first one."""
+        """Record and print a failure unless there was an earlier one; returns the first failure."""
         mine = json.dumps([*failure, self._rank])
         first = json.loads(self._store.compare_set("first", "", mine))
         if print_it is not None and first == json.loads(mine):
@@ -146,7 +146,7 @@ class OneOfSeveral(SingleProcess):
 
 @contextmanager
 def shared() -> Iterator[SingleProcess]:
-    """What knows about the other processes of this command, for the length of the block."""
+    """Watch the other processes of this command during the block."""
     here = _join()
     try:
         yield here
@@ -162,7 +162,7 @@ def _join() -> SingleProcess:
         return SingleProcess()
     import torch.distributed
 
-    dist: Any = torch.distributed  # its stores are documented but not declared
+    dist: Any = torch.distributed  # the stores have no type declarations
     rank = int(env["RANK"])
     first = rank - int(env["LOCAL_RANK"])
     neighbours = [other for other in range(first, first + int(env["LOCAL_WORLD_SIZE"])) if other != rank]
@@ -205,7 +205,7 @@ def _print_line(text: str) -> None:
 
 
 def print_error(error: RRMError) -> None:
-    """Print an error to stderr, a line for each of its parts, in color on a terminal."""
+    """Print an error to stderr, one line per part, in color on a terminal."""
     from rich.console import Console
     from rich.text import Text
 
@@ -214,5 +214,5 @@ def print_error(error: RRMError) -> None:
     for label, part in parts:
         if part:
             text.append(f"\n  {label}: ", "dim").append(part)
-    # Not wrapped: a path or setting that is cut in two can be neither searched for nor copied.
+    # Not wrapped: a path or setting that is split across lines cannot be searched or copied.
     Console(stderr=True, soft_wrap=True, highlight=False).print(text)

@@ -87,7 +87,7 @@ def _check(name: str, value: str) -> None:
 def config_file(name: str) -> Path:
     """The Accelerate configuration that a name stands for; anything with a suffix or a folder is a path.
 
-    A name is searched in `configs/accelerate` of the working folder, then in this repository, then in the installation.
+    A name is looked up in `configs/accelerate` of the working folder, this repository, and the installation.
 
     Raises:
         ConfigError: There is no such file or name.
@@ -112,7 +112,7 @@ def _shipped() -> Iterator[Path]:
         files = distribution("rrm_lm").files or []
     except PackageNotFoundError:
         files = []
-    for file in files:  # an installed wheel has them below share/
+    for file in files:  # an installed wheel has them under share/
         if file.suffix == ".yaml" and file.parts[-2:-1] == (FOLDER.name,):
             yield Path(str(file.locate()))
 
@@ -121,9 +121,9 @@ def launch(command: str, options: Mapping[str, str], words: Sequence[str]) -> in
     """Run a command on several processes; returns 0, or the exit code of the process that failed first.
 
     Args:
-        command: Its name.
+        command: The command's name.
         options: The launcher's flags.
-        words: The command's own.
+        words: The command's own flags.
 
     Raises:
         ConfigError: These processes cannot be started here.
@@ -196,7 +196,7 @@ def _report_killed(error: Any) -> int:
     if killed:
         return 128 + next(iter(killed.values()))
     found = [code if code > 0 else 128 - code for code in codes.values()]
-    consequences = (1, 128 + signal.SIGTERM)  # exit codes of processes that another's failure stopped
+    consequences = (1, 128 + signal.SIGTERM)  # exit codes of processes stopped by another's failure
     first = [code for code in found if code not in consequences]
     return first[0] if first else min(found)
 

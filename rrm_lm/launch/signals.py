@@ -23,7 +23,7 @@ from rrm_lm.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME = 1.0  # seconds in which signals count as one
-_CLEANUP = 5.0  # seconds that a process has to clean up after a second signal
+_CLEANUP = 5.0  # seconds to clean up after a second signal
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -34,7 +34,7 @@ def exit_process(code: int) -> NoReturn:
     Gloo's threads release the tensors of the last collective operation at some later time. A thread that does so after
     finalization aborts the process, and with it a run that had succeeded (github.com/pytorch/pytorch/pull/179291; with
     torch 2.13 and busy cores, a third of the runs of a script that only does collective operations). Destroying the
-    process group makes this rarer only, since anything that holds the group, such as a DDP model, keeps its threads.
+    process group only makes this rarer, because anything that holds the group, such as a DDP model, keeps its threads.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         sys.exit(code)
@@ -60,7 +60,7 @@ def _handlers(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Make SIGTERM raise, as Ctrl-C does, so that locks are released and unfinished files removed."""
+    """Make SIGTERM raise like Ctrl-C, so that locks are released and unfinished files removed."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
@@ -70,7 +70,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def ignore_sigterm() -> None:
-    """Ignore SIGTERM until the end of the process, which is exiting and has something left to print."""
+    """Ignore SIGTERM while the process exits, because it still has something to print."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -96,11 +96,11 @@ class _StopRequest:
 
 @contextmanager
 def steps_are_finished(trainer: Any, *, every: int = 1) -> Iterator[None]:
-    """Make SIGTERM and Ctrl-C end the training in the block after its step, with a checkpoint.
+    """Make SIGTERM and Ctrl-C end training in the block after the current step, with a checkpoint.
 
     Args:
         trainer: The `transformers.Trainer` that trains in the block.
-        every: Number of steps that belong together; training can only be resumed after the last of them.
+        every: Steps per update; training can only be resumed after the last step of an update.
 
     Raises:
         Interrupted: A signal ended it.

@@ -1,4 +1,4 @@
-"""What a command does once its settings are read.
+"""The work of each command after its settings are read; one module or folder per command.
 
-One module for each command; `policy/` for the largest. May import everything but `cli`.
+May import everything but `cli`.
 """

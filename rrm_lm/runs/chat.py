@@ -33,7 +33,7 @@ HELP = """\
 /help           show this list
 /quit           quit; so do Ctrl-D, and Ctrl-C at the prompt
 Ctrl-C stops a response. A line that ends in \\ continues on the next line; // starts a message with a slash."""
-# Control characters, which a model may write and a terminal would obey. New lines and tabs are harmless.
+# Control characters that a terminal would execute. New lines and tabs are harmless.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -41,7 +41,7 @@ def chat(args: ChatArguments) -> int:
     """Load the model and respond until the input ends; returns the exit code.
 
     Raises:
-        ModelError, CheckpointError: There is no such model, or it is not a policy.
+        ModelError, CheckpointError: No such model, or it is not a policy.
         ConfigError: Invalid settings, or no tokens left for a response.
     """
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.top_k)
@@ -55,7 +55,7 @@ def chat(args: ChatArguments) -> int:
     session = ChatSession(policy, args, token_sampler(sampling, args.seed), interactive=sys.stdin.isatty())
     try:
         return session.run()
-    except BrokenPipeError:  # the reader of stdout has exited; discard what is still to be flushed
+    except BrokenPipeError:  # the reader of stdout has exited; discard the buffered output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -67,8 +67,8 @@ class ChatSession:
         policy: The policy that responds.
         args: The settings.
         draw: Chooses a token from (vocabulary,) logits.
-        interactive: Whether a person types: then there is a prompt, errors do not end the session, and Ctrl-C stops
-            a response. Otherwise each line of stdin is a message, and only responses go to stdout.
+        interactive: Whether a person types. If so, there is a prompt, errors do not end the session, and Ctrl-C
+            stops a response. Otherwise each line of stdin is a message, and only responses go to stdout.
     """
 
     def __init__(self, policy: Policy, args: ChatArguments, draw: Draw, *, interactive: bool) -> None:
@@ -211,7 +211,7 @@ class ChatSession:
         if stopped_by:
             _notify(f"[stopped by {stopped_by}]")
         if stopped_by == "Ctrl-C" and not words.text.strip():
-            self.turns.pop()  # nothing was said yet, so the message counts as not sent
+            self.turns.pop()  # there is no response yet, so drop the message
         else:
             self.turns.append(Message("assistant", words.text))
 
@@ -239,7 +239,7 @@ def token_sampler(sampling: Sampling, seed: int | None) -> Draw:
 
 
 def _token_budget(policy: Policy, args: ChatArguments) -> tuple[int, int | None]:
-    """Most tokens of a response, and most tokens of the conversation before it.
+    """Maximum tokens of a response, and of the conversation before it.
 
     Raises:
         ConfigError: No tokens are left for a response.
@@ -247,7 +247,7 @@ def _token_budget(policy: Policy, args: ChatArguments) -> tuple[int, int | None]
     longest = max_conversation_tokens(policy, args.max_length)
     if longest is None:
         return args.max_new_tokens, None
-    new = min(args.max_new_tokens, longest // 2)  # at least half is for the conversation before the response
+    new = min(args.max_new_tokens, longest // 2)  # at least half is for the conversation
     if new < args.max_new_tokens:
         logger.info("responses have at most %d tokens, because a conversation has at most %d", new, longest)
     if new < 1:
@@ -256,12 +256,12 @@ def _token_budget(policy: Policy, args: ChatArguments) -> tuple[int, int | None]
 
 
 def _notify(text: str) -> None:
-    """Tell the user something that is not part of the conversation."""
+    """Print a message that is not part of the conversation."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _write(text: str) -> None:
-    """Print text of the model to stdout at once."""
+    """Print the model's text to stdout and flush."""
     text = _CONTROL.sub("", text)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)

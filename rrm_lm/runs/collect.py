@@ -1,4 +1,4 @@
-"""`rrm-lm collect`: draw responses, ask an overseer about them, and write feedback that training reads."""
+"""`rrm-lm collect`: sample responses, ask an overseer about them, and write feedback for training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHOWN_CRITIQUES = f"{FEEDBACK}.critiques"
 
 
 def collect_feedback(args: CollectArguments) -> Collected:
-    """Draw responses, collect feedback on them and write it; returns what was collected.
+    """Sample responses, collect feedback on them and write it; returns the feedback.
 
     Raises:
         RRMError: An unusable policy, file, overseer, critic or setting. Answers collected so far are kept.

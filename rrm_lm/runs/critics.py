@@ -1,4 +1,4 @@
-"""`--critic` of several commands: find the critic that it names, and write critiques of all responses to be judged."""
+"""`--critic` of several commands: find the critic, and write critiques of the responses to be judged."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class CriticSource:
 
     @property
     def name(self) -> str:
-        """Its name in results: that of its folder, or the Hub's."""
+        """Its name in results: the name of its folder, or its Hub id."""
         return Path(self.path).resolve().name if Path(self.path).is_dir() else self.given
 
     def load(self, **loading: Any) -> Critic:
-        """The critic on its own backbone.
+        """Load the critic on its own backbone.
 
         Args:
-            loading: dtype, attn_implementation, trust_remote_code of a reward model's backbone. A helper's backbone is
-                loaded as it was when the helper was solved.
+            loading: dtype, attn_implementation and trust_remote_code of a reward model's backbone. A helper's backbone
+                is loaded with the options it was trained with.
 
         Raises:
             ModelError: The backbone is not available.
@@ -65,7 +65,7 @@ class CriticSource:
         return AdapterCritic(model.to(process_state().device or "cpu"), chat, self.name)
 
     def write(self, subjects: Sequence[Subject], **loading: Any) -> Critiques:
-        """Critiques of responses. The critic is loaded for this and then freed: judges need the memory.
+        """Write critiques of responses. The critic is loaded and then freed, because judges need the memory.
 
         Args:
             subjects: Pairs of a prompt and a response, the same in all processes.
@@ -118,7 +118,7 @@ def _check_trained_on_critiques(name: str, file: Path | None) -> None:
     except (OSError, ValueError, yaml.YAMLError):
         settings = None
     if not isinstance(settings, dict) or "critique_weight" not in settings or settings.get("critique_first"):
-        return  # trained by another program, or only a checkpoint; or a model that writes critiques before it scores
+        return  # from another program, or a bare checkpoint, or a model that writes critiques before it scores
     if not (settings["critique_weight"] or settings.get("critique_weight_end")):
         raise ModelError(
             "The reward model was never trained to write critiques: its critique_weight was 0",

@@ -1,4 +1,4 @@
-"""The gold reward that a setting names: a function, or a simulated user, whose truth only a command may read."""
+"""Load the gold reward that a setting names: a function or a simulated user. Training must not import this."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Judged = Judgement | NoteJudgement
 
 
 def load_gold(name: str, limits: ReadLimits | None = None) -> Gold:
-    """Load the gold reward of that name.
+    """Load a gold reward by name.
 
     Args:
-        name: A file of requests, whose simulated user judges (`rrm_lm/simulated/users.py`; NaN for a prompt that the
-            user did not ask), `module:function` or `path/to/file.py:function`. A function may have an attribute
+        name: A file of requests, scored by its simulated user (`rrm_lm/simulated/users.py`; NaN for a prompt that is
+            not the user's), `module:function` or `path/to/file.py:function`. A function may have an attribute
             `parts`: functions of the same form, by name.
         limits: How much a file of requests may hold; None for the defaults.
 
     Raises:
-        ConfigError: Neither a file nor a function, or a function that cannot be loaded.
+        ConfigError: The name is neither a file nor a function, or the function cannot be loaded.
         DataError: A file without requests.
     """
     if (user := load_user(name, limits)) is not None:
@@ -51,7 +51,7 @@ def _by_user(user: SimulatedUser) -> Gold:
         def one(prompt: Prompt, response: str) -> float:
             try:
                 return read(user.judge(prompt, response))
-            except DataError:  # not a request of this user
+            except DataError:  # not one of this user's requests
                 return math.nan
 
         return rewards

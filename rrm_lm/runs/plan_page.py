@@ -1,4 +1,4 @@
-"""What `rrm-lm plan` prints: first what fits, then memory by component and traffic; or the same as JSON."""
+"""Output of `rrm-lm plan`, as text or JSON: what fits, memory by component, and communication."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COMMANDS = {"reward": "rrm-lm reward", "ppo": "rrm-lm policy"}
 
 
 def gigabytes(count: float) -> str:
-    """Bytes as a number of GB (10^9 bytes), with as many digits as matter."""
+    """Bytes in GB (10^9 bytes), with more digits for small numbers."""
     value = count / 1e9
     if count == 0:
         return "-"
@@ -34,12 +34,12 @@ class PlanPage:
 
     Attributes:
         name: The model's name.
-        dtype: Of the model's weights.
+        dtype: Data type of the weights.
         rank: LoRA rank.
         args: The settings.
         measured: Sizes of the model.
-        job: What is to be trained.
-        choices: One plan for each task and strategy.
+        job: The training job.
+        choices: One plan per task and strategy.
     """
 
     name: str
@@ -51,7 +51,7 @@ class PlanPage:
     choices: Sequence[Choice]
 
     def print(self) -> None:
-        """Print it to stdout."""
+        """Print the plan to stdout."""
         console = Console(highlight=False)
         console.print(self._heading())
         console.print(self._fit_table())
@@ -206,7 +206,7 @@ def _memory_cells(choice: Choice) -> list[Text]:
 
 
 def _short_name(name: str) -> str:
-    """A Hub id or alias unchanged; for a path, the name of the model's folder."""
+    """A Hub id or alias unchanged; for a path, the folder's name."""
     path = Path(name).expanduser()
     if not path.exists():
         return name

@@ -1,4 +1,4 @@
-"""The steps of `rrm-lm policy`: read what the settings name, and hand it to the training of policies."""
+"""`rrm-lm policy`: read prompts and gold reward, and pass them to `PolicyTraining`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, Rewar
 
 
 class PolicyRun:
-    """One run. The output folder is locked while it lasts, and changed only once all inputs are good."""
+    """One run. It locks the output folder, and changes it only after all inputs are valid."""
 
     def __init__(
         self,
@@ -29,11 +29,11 @@ class PolicyRun:
         more: PolicyRunArguments,
     ) -> None:
         self.data, self.group = data, PolicySettingsGroup(data, rewards, model, config, monitor, more)
-        # As given: the trainer writes into its settings what it works out from others.
+        # A copy: the trainer writes derived values into its settings.
         self.settings = (data, rewards, model, copy.copy(config), monitor, more)
 
     def run(self) -> None:
-        """Train, watch, save, reload, compare and report."""
+        """Train, monitor, save, check that the policy reloads, and write the report."""
         _, rewards, model, config, monitor, more = self.group
         rewards.require()
         check_start(Path(str(config.output_dir)), model, rewards, config)

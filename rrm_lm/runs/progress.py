@@ -17,5 +17,5 @@ def advance(bar: Any) -> Callable[[int, int, float], None]:
 
 
 def minutes(seconds: float) -> str:
-    """A duration as text, such as `75 s` or `12.5 min`."""
+    """Seconds as text, such as `75 s` or `12.5 min`."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -1,4 +1,4 @@
-"""The steps of `rrm-lm reward`: read the named sets, and hand them to `rrm_lm.RewardTrainer`."""
+"""`rrm-lm reward`: read the feedback and pass it to `rrm_lm.RewardTrainer`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rrm_lm.training.reward.config import RewardConfig
 
 
 class RewardRun:
-    """One run. The output folder is locked while it lasts, and changed only once all inputs are good."""
+    """One run. It locks the output folder, and changes it only after all inputs are valid."""
 
     def __init__(
         self, data: DataArguments, model: ModelArguments, config: RewardConfig, more: RewardRunArguments
@@ -29,7 +29,7 @@ class RewardRun:
         self.data, self.model_args, self.config, self.more = data, model, config, more
 
     def run(self) -> None:
-        """Train, save, reload and judge."""
+        """Train, save, check that the model reloads, and evaluate."""
         settings = (self.data, self.model_args, self.config, self.more)
         with OutputRun("rrm-lm reward", self.config, self.more, settings, self.config.resume_from_checkpoint) as run:
             train, heldout = read_sources(self.data)

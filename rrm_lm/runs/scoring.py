@@ -10,12 +10,12 @@ from rrm_lm.settings.scoring import ScoringArguments
 
 
 def load_sets(args: ScoringArguments) -> dict[str, Feedback]:
-    """Each named set, under the shortest name that is unique."""
+    """Load each named set; the keys are the shortest unique names."""
     return {label: load_feedback(name, **args.reading(args.split)) for name, label in set_labels(args.dataset).items()}
 
 
 def make_scorer(args: ScoringArguments, judge_question: str = "") -> ResponseScorer:
-    """Load the scorer that the settings name; a language model as a judge is asked `judge_question`."""
+    """Load the scorer. `judge_question` is the question to a language model that is used as a judge."""
     return load_scorer(
         str(args.model),
         title=args.model_name,

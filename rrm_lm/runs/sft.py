@@ -1,4 +1,4 @@
-"""The steps of `rrm-lm sft`, in the order in which responses flow."""
+"""`rrm-lm sft`: supervised fine-tuning on responses, saving, and the held-out loss."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from rrm_lm.training.sft.trainer import Imitation, SFTTrainer, imitations, respo
 
 logger = logging.getLogger(__name__)
 
-_CHECKED = 4  # responses whose logits must be the same after a reload
+_CHECKED = 4  # responses whose logits must be identical after a reload
 
 
 class SFTRun:
-    """One run: load, hold out, encode, train, save, reload, measure."""
+    """One run. It locks the output folder, and changes it only after all inputs are valid."""
 
     def __init__(self, data: DataArguments, model: ModelArguments, config: SFTConfig, more: SFTRunArguments) -> None:
         if not data.dataset_name:
@@ -47,7 +47,7 @@ class SFTRun:
         self.data, self.model_args, self.config, self.more = data, model, config, more
 
     def run(self) -> None:
-        """Everything; the output folder is locked while it lasts, and changed only once all inputs are good."""
+        """Train, save, check that the policy reloads, and measure the held-out loss."""
         settings = (self.data, self.model_args, self.config, self.more)
         with OutputRun("rrm-lm sft", self.config, self.more, settings, self.config.resume_from_checkpoint) as run:
             train, heldout, leak = self._feedback()
@@ -67,10 +67,10 @@ class SFTRun:
             save_and_compare(trainer, policy, run.folder, sample, self.model_args, merge=self.more.merge)
             self._measure(trainer, policy, checked)
 
-    # -- what is learned ------------------------------------------------------------------------------------------
+    # -- data -----------------------------------------------------------------------------------------------------
 
     def _feedback(self) -> tuple[list[Demonstration], list[Demonstration], LeakageReport | None]:
-        """Responses to imitate, held-out ones, and the leakage check of the one against the other."""
+        """Training responses, held-out responses, and the leakage check between them."""
         read, evaluation = read_sources(self.data)
         self._refuse_useless(read)
         train, heldout = (to_imitate(part, self.config.sft_on) for part in hold_out(self.data, read, evaluation))
@@ -107,11 +107,11 @@ class SFTRun:
     # -- the policy -----------------------------------------------------------------------------------------------
 
     def _policy(self) -> Policy:
-        """A fresh adapter on the model that is named, or the adapter that is named, to be trained on."""
+        """The named adapter, or a fresh adapter on the named model."""
         args, name = self.model_args, str(self.model_args.model_name_or_path)
         policy = load_policy(name, trainable=True, **args.tokenizing(), **args.loading())
         if policy.adapter is None:
-            set_seed(self.config.seed)  # the adapter's first weights do not depend on what was loaded before
+            set_seed(self.config.seed)  # initial weights must not depend on what was loaded before
             put_fresh_adapter(policy.backbone, args)
             policy = policy._replace(adapter=POLICY)
         else:
@@ -129,10 +129,10 @@ class SFTRun:
         with trainer_settings("Hugging Face's Trainer and TRL's SFTTrainer"):
             return SFTTrainer(policy, self.config, examples, checked, settings=settings)
 
-    # -- afterwards -----------------------------------------------------------------------------------------------
+    # -- evaluation -----------------------------------------------------------------------------------------------
 
     def _measure(self, trainer: SFTTrainer, policy: Policy, checked: list[Imitation]) -> None:
-        """The held-out loss of the policy and of the bare backbone on the same responses, and their difference."""
+        """Measure the held-out loss of the policy and of the bare backbone, and their difference."""
         if not checked:
             logger.info("no responses are held out, so nothing is measured")
             return
@@ -170,7 +170,7 @@ class SFTRun:
 
 
 def _counted(examples: list[Imitation], checked: list[Imitation], counts: FitCounts) -> dict[str, Any]:
-    """How much is learned from and held out, and what had to be cut or left out."""
+    """Counts of training and held-out responses, and of those that were truncated or left out."""
     sides = {"learned": examples, "held_out": checked}
     sizes = {f"{name}_responses": len(side) for name, side in sides.items()}
     tokens = {f"{name}_tokens": sum(example.learned for example in side) for name, side in sides.items()}

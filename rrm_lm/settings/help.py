@@ -37,12 +37,11 @@ def command_help(
         dataclass_types: The dataclasses, in the order to print them.
         command: As typed, for example `rrm-lm reward`.
         examples: Printed first.
-        common: Names of the settings that the short page describes, with spaces between them; by default all that are
-            not inherited.
+        common: Names of the settings on the short page, separated by spaces; by default all that are not inherited.
         everything: Whether to describe all settings.
     """
     width = min(shutil.get_terminal_size().columns, 100)
-    actions = {action.dest: action for action in reversed(parser._actions)}  # the first of a name is not its `--no_`
+    actions = {action.dest: action for action in reversed(parser._actions)}  # so that `--NAME` replaces `--no_NAME`
     own, inherited = _by_origin(dataclass_types)
     sections = own | inherited if everything else {"Common settings": common.split()} if common else own
     launched = command.split()[1] in LAUNCHED
@@ -101,7 +100,7 @@ def _section(title: str, actions: Iterable[argparse.Action], width: int) -> str:
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """One spelling per flag (`--lora_r`; hyphens work as well), and a placeholder that says what the value is."""
+    """One spelling per flag (`--lora_r`; hyphens work, too), and a placeholder that describes the value."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if action.choices is not None:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from trl.scripts.utils import TrlParser  # not from `trl`, which may import more one day
+from trl.scripts.utils import TrlParser  # not from `trl`, which may import more in later versions
 
 from rrm_lm import __version__
 from rrm_lm.errors import ConfigError
@@ -36,7 +36,7 @@ _EXPECTED = {
     "dict": "a mapping",
 }
 _UNKNOWN_REMEDY = "correct it, or remove it; --help_all lists every setting"
-# Not written with the settings of a run: output folders are shared, and a run that is repeated is a new one.
+# Not saved with the settings of a run: output folders are shared, and a repeated run is a new one.
 _NOT_WRITTEN = {"hub_token", "resume_from_checkpoint", *FLAGS_ONLY}
 
 
@@ -57,8 +57,8 @@ def parse(
         argv: The words after the command.
         command: As typed, for `--help`: `rrm-lm reward`.
         examples: Printed first by `--help`.
-        common: Names of the settings that `--help` describes, with spaces between them.
-        first: The setting that words before the first flag belong to.
+        common: Names of the settings that `--help` describes, separated by spaces.
+        first: The setting that takes the words before the first flag.
 
     Returns:
         The instances, in the order of `dataclass_types`.
@@ -89,7 +89,7 @@ def parse(
     _refuse_unknown_flags(parser, flags)
     parser.where = _FLAGS
     try:
-        # Hugging Face's parser would also read an `.args` file next to the program, which nobody expects.
+        # Hugging Face's parser would also read an `.args` file next to the program.
         *settings, stray = parser.parse_args_into_dataclasses(
             flags, return_remaining_strings=True, look_for_args_file=False
         )
@@ -112,8 +112,10 @@ def parse(
 def write_resolved(path: str | os.PathLike[str], *configs: Any) -> None:
     """Write every setting of `configs` as YAML that `--config` reads again, with a heading for each dataclass.
 
-    Tokens, what is only allowed on the command line, and whether the run was resumed, are left out. Raises
-    CheckpointError if the file cannot be written.
+    Tokens, flags that only the command line may set, and whether the run was resumed are left out.
+
+    Raises:
+        CheckpointError: The file cannot be written.
     """
     import yaml
 
@@ -162,7 +164,7 @@ class _Parser(TrlParser):
             raise self.misfit(action, value) from error
 
     def misfit(self, action: argparse.Action, value: Any) -> ConfigError:
-        """The error that `value` is invalid for `action`."""
+        """An error for a value that is invalid for `action`."""
         if action.choices is not None:
             choices = [str(choice.value if isinstance(choice, enum.Enum) else choice) for choice in action.choices]
             expected = "one of " + ", ".join(choices) + _suggestion(str(value), choices)
@@ -173,7 +175,7 @@ class _Parser(TrlParser):
 
 
 def _config_file(found: Sequence[str | None]) -> Path | None:
-    """The file of `--config`, if it is given."""
+    """The file after `--config`, if any."""
     if len(found) > 1:
         raise ConfigError("More than one --config is given", where=_FLAGS, remedy="merge the files into one")
     if found and not found[0]:
@@ -182,7 +184,7 @@ def _config_file(found: Sequence[str | None]) -> Path | None:
 
 
 def _apply_file(parser: _Parser, dataclass_types: Sequence[type], path: Path, flags: Sequence[str]) -> None:
-    """Make the values of a settings file the parser's defaults, if the flags permit those that need it."""
+    """Make the values of a settings file the parser's defaults; check those that need permission."""
     hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
     actions = {action.dest: action for action in reversed(parser._actions)}
     settings = read_settings(path)
@@ -205,7 +207,7 @@ def _apply_file(parser: _Parser, dataclass_types: Sequence[type], path: Path, fl
 
 
 def _set_environment(setting: Setting, where: str, *, allow_code: bool) -> None:
-    """Set the variables of the `env:` mapping that TRL's configuration files may have."""
+    """Set the environment variables of the `env:` mapping, which TRL's configuration files may have."""
     if not isinstance(setting.value, dict) or any(isinstance(v, dict | list) for v in setting.value.values()):
         raise ConfigError("`env` is not a mapping", where=where, expected="environment variables, each with its value")
     check_environment(setting.value, where, allow_code=allow_code)
@@ -213,7 +215,7 @@ def _set_environment(setting: Setting, where: str, *, allow_code: bool) -> None:
 
 
 def _value(parser: _Parser, action: argparse.Action, hint: Any, setting: Setting) -> Any:
-    """A setting of the file as a value of its field; the same as the flag's wherever a flag can express it."""
+    """The value of a setting in the file; it equals the flag's value wherever a flag can express it."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     origins = {get_origin(kind) or kind for kind in kinds}
     if setting.text is not None:
@@ -233,7 +235,7 @@ def _value(parser: _Parser, action: argparse.Action, hint: Any, setting: Setting
 
 
 def _names(flags: Sequence[str]) -> list[str]:
-    """The words among `flags` that name one, without their values."""
+    """The names of the flags in `flags`, without their values."""
     return [word.partition("=")[0] for word in flags if re.match(r"--?[A-Za-z_][^\s=]*(=|$)", word)]
 
 
@@ -249,6 +251,6 @@ def _refuse_unknown_flags(parser: _Parser, flags: Sequence[str]) -> None:
 def _suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
     """` (did you mean `learning_rate`?)` for the known name nearest to `name`, or nothing if none is near."""
     names = sorted(known)
-    # People try `--learn`, because other programs accept abbreviations; it is no close match by its letters.
+    # Other programs accept abbreviations such as `--learn`, which are not close matches by their letters.
     nearest = difflib.get_close_matches(name, names, n=1) or [other for other in names if other.startswith(name)]
     return f" (did you mean `{prefix}{nearest[0]}`?)" if nearest else ""

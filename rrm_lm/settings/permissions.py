@@ -64,7 +64,7 @@ def check_setting(key: str, value: Any, where: str, *, given: Collection[str], a
         allow_code: Whether the command line allows code.
 
     Raises:
-        ConfigError: There is no permission.
+        ConfigError: The setting is not permitted.
     """
     if key in given:
         return

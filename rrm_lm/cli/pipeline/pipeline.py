@@ -68,7 +68,7 @@ class Pipeline:
         return self.folder / "report.html"
 
     def _compare(self, stage: Stage) -> int:
-        """Compare in this process, because the report of the whole run shows the results too."""
+        """Compare in this process, because the pipeline's report shows the results, too."""
         from rrm_lm.cli.compare import read
         from rrm_lm.evaluation.reports.policies import render_policy_report
         from rrm_lm.runs.compare.run import CompareRun
@@ -104,7 +104,7 @@ class Pipeline:
 
         def line(found: re.Match[str]) -> str:
             key = written[int(found[1]) - 1].partition(":")[0]
-            return f"line {lines.get(key, node.start_mark.line)}"  # the section's, if the pipeline sets the key
+            return f"line {lines.get(key, node.start_mark.line)}"  # the section's if the pipeline sets the key
 
         return re.sub(r"\bline (\d+)", line, text)
 
@@ -114,7 +114,7 @@ def _print(text: str) -> None:
 
 
 def _own_words(stage: Stage, file: Path) -> list[str]:
-    """The words of a stage's command without the launcher's flags."""
+    """The arguments of a stage's command, without the launcher's flags."""
     words = stage.words(file)
     return launcher.take_options(words)[1] if stage.command in launcher.LAUNCHED else words
 
@@ -123,7 +123,7 @@ def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]
     """The stages in order, each with its inputs from earlier stages.
 
     Raises:
-        ConfigError: Flags for an unknown stage, or a value that names a stage that does not come before.
+        ConfigError: Flags for an unknown stage, or a value refers to a stage that does not come earlier.
     """
     nodes = _sections(file)
     root = Path(args.output_dir)

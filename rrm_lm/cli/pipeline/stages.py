@@ -23,7 +23,7 @@ from rrm_lm.launch import signals
 from rrm_lm.storage import sha256, write_json, write_text
 
 _CHECKPOINTS = "checkpoint-*"
-_RESUMABLE = {"collect": "*.asked"}  # files from which a stopped stage can resume
+_RESUMABLE = {"collect": "*.asked"}  # files that a stopped stage resumes from
 _LIST = "tag:yaml.org,2002:seq"
 _OUTPUTS = (".safetensors", ".jsonl")  # files that later stages read; the others are for people
 _REPORTS = ("scores.jsonl", "samples.jsonl", "verdicts.jsonl", "over_optimisation.jsonl")
@@ -110,7 +110,7 @@ class Stage:
         return started and any(self.folder.glob(_RESUMABLE.get(self.command, _CHECKPOINTS)))
 
     def run(self) -> int:
-        """Run it in its own process, so that each stage starts with all the memory; returns its exit code.
+        """Run it in its own process, which frees all memory at its end; returns the exit code.
 
         Raises:
             CheckpointError: It succeeded but wrote nothing.
@@ -157,13 +157,13 @@ def section(
     Args:
         node: The section.
         folders: For each earlier stage, the folder that `$stage` stands for.
-        where: The section in words, for errors.
+        where: Description of the section, for errors.
         defaults: Values of settings that the section does not have.
         overrides: Values that replace the section's.
         additions: Items to put in front of settings that are lists.
 
     Raises:
-        ConfigError: A value names a stage that does not come before.
+        ConfigError: A value refers to a stage that does not come earlier.
     """
     node = copy.deepcopy(node)
     for scalar in _scalars(node):

@@ -1,4 +1,4 @@
-"""`rrm-lm compare`: draws responses of policies, scores and judges them, and writes a report.
+"""`rrm-lm compare`: samples responses of policies, scores and judges them, and writes a report.
 
 May import everything but `cli`.
 """

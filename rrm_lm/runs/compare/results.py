@@ -26,7 +26,7 @@ def write_comparison(
 
     Args:
         comparison: The comparison.
-        folder: Where the files go.
+        folder: The output folder.
         configuration: Settings to show in the report.
     """
     tracks = training_tracks(comparison)
@@ -45,7 +45,7 @@ def write_comparison(
 
 
 def training_tracks(comparison: PolicyComparison) -> dict[str, OverOptimisation]:
-    """Over-optimization during training, of the policies whose folders have measurements of it."""
+    """Over-optimization during training, for the policies whose folders have measurements of it."""
     files = {result.name: Path(result.name).expanduser() / FILE_NAME for result in comparison.policies}
     return {
         name: over_optimisation(track_of(measurements))
@@ -55,7 +55,7 @@ def training_tracks(comparison: PolicyComparison) -> dict[str, OverOptimisation]
 
 
 def sample_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
-    """One row per sample, ordered by prompt, the reference first."""
+    """One row per sample, ordered by prompt; the reference comes first."""
     for number, prompt in enumerate(comparison.prompts):
         for one in comparison.written:
             for k, sample in enumerate(one.samples[number]):
@@ -73,7 +73,7 @@ def sample_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
 
 
 def verdict_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
-    """One row per judged pair: the probability that the policy's response is better, in either order."""
+    """One row per judged pair: the probability that the policy's response is better, for each order."""
     for judge, by_policy in comparison.verdicts.items():
         for policy, verdicts in by_policy.items():
             for verdict in verdicts:

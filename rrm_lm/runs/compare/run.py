@@ -1,4 +1,4 @@
-"""`rrm-lm compare`: every policy answers the same prompts; rewards and judges assess the answers."""
+"""`rrm-lm compare`: every policy answers the same prompts; reward models and judges evaluate the answers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Rewards = dict[str, list[list[float]]]  # one policy's rewards, by measure, prom
 
 
 class CompareRun:
-    """One comparison of policies, from their names to the files written."""
+    """One comparison of policies."""
 
     def __init__(self, args: CompareArguments, drawing: DrawingArguments) -> None:
         self.args, self.drawing = args, drawing
@@ -58,10 +58,10 @@ class CompareRun:
         self.asked_without: dict[str, int] = {}  # by judge, the questions that were too long to include critiques
 
     def run(self) -> PolicyReportData:
-        """Compare, write the results into the output folder, and print them; returns the data of the report.
+        """Compare, write the results to the output folder, and print them; returns the report's data.
 
         Raises:
-            RRMError: An unusable model, file or setting. Earlier results are kept then.
+            RRMError: An unusable model, file or setting. Earlier results are kept.
         """
         if process_state().num_processes > 1:
             raise ConfigError(
@@ -86,7 +86,7 @@ class CompareRun:
         with folder:
             prompts = self._load_prompts()
             gold = None if args.gold is None else load_gold(args.gold, args)
-            # Unknown names and unreachable servers must fail now, not after an hour of drawing answers.
+            # Unknown names and unreachable servers must fail now, not after an hour of sampling.
             for name in [reference, *args.policies, *args.scorers, *args.judge]:
                 if not (name in args.judge and name.startswith(SERVED)):
                     resolve(name)
@@ -306,7 +306,7 @@ def _first_answers(answers: Sequence[Answers]) -> list[list[str]]:
 
 
 def _trivial_name(text: str) -> str:
-    """A trivial policy is called by the quoted text that it answers."""
+    """The name of a trivial policy: its answer in quotes."""
     shown = text.replace(_FIRST_SENTENCE, "[first sentence]")
     return f"\N{LEFT DOUBLE QUOTATION MARK}{shown}\N{RIGHT DOUBLE QUOTATION MARK}"
 

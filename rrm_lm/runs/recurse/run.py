@@ -1,4 +1,4 @@
-"""`rrm-lm recurse`: read the tree, load the backbone, solve, report."""
+"""`rrm-lm recurse`: read the tree, load the backbone, solve the nodes, write the report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from rrm_lm.training.output_folder import OutputFolder
 logger = logging.getLogger(__name__)
 
 NODES = "nodes"
-_NOTE_TOKENS = 64  # about the length of one note after a response
+_NOTE_TOKENS = 64  # approximate length of one note after a response
 _STEPS = {
     "start": "learning the format of a response",
     "notes": "asking the helpers",
@@ -66,13 +66,13 @@ class RecurseRun:
             raise ConfigError(f"There is no node {args.node!r}", where="node", expected=expected)
 
     def run(self) -> None:
-        """Solve the tree; with `--node` one node, without the lock on the folder, which the calling run holds."""
+        """Solve the tree, or one node with `--node`. The calling run of a single node holds the folder's lock."""
         whole = OutputFolder(self.folder, command="rrm-lm recurse", identity=self._identity(), resume=True)
         with contextlib.nullcontext() if self.args.node else whole:
             shared = self.shared()
             self._check_length(shared)
             settings = self.folder / "config.yaml"
-            if not self.args.node or not settings.is_file():  # a node solved alone is a critic, too, and needs the tree
+            if not self.args.node or not settings.is_file():  # a single node needs the tree, too
                 write_resolved(settings, replace(self.args, node=""), self.model_args)
             workspace = Workspace(
                 self.folder / NODES,
@@ -91,11 +91,11 @@ class RecurseRun:
             print(f"\nreport: {page}", file=sys.stderr, flush=True)
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same to resume in the folder. Other changed settings only make nodes be solved again."""
+        """Settings that must be the same to resume in the folder; other changes only cause nodes to be solved again."""
         return {"domain": self.args.domain, "model": self.model_args.model_name_or_path}
 
     def shared(self) -> Shared:
-        """The loaded backbone and its chat format."""
+        """Load the backbone and its chat format."""
         name = str(self.model_args.model_name_or_path)
         tokenizer: Any = load_tokenizer(
             name,
@@ -109,19 +109,19 @@ class RecurseRun:
         return Shared(backbone, ChatFormat(tokenizer, self.args.max_length), name, self.model_args.lora())
 
     def _backbone(self, shared: Shared) -> dict[str, Any]:
-        """What a node depends on of the backbone, its chat format and its adapters' configuration."""
+        """The parts of the backbone, chat format and adapter configuration that a node depends on."""
         name, revision = str(self.model_args.model_name_or_path), self.model_args.model_revision
         weights = sorted(Path(resolve(name, revision)).glob("*.safetensors"))
         return {
             "weights": [sha256(file) for file in weights],
-            "commit": getattr(shared.backbone.config, "_commit_hash", None),  # of a model from the Hub
+            "commit": getattr(shared.backbone.config, "_commit_hash", None),  # None unless the model is from the Hub
             "model": asdict(self.model_args),
             "max_length": self.args.max_length,
             "chat_template": shared.chat.tokenizer.chat_template,
         }
 
     def _check_length(self, shared: Shared) -> None:
-        """Refuse a `max_length` that would cut what a helper has to judge."""
+        """Refuse a `max_length` that would truncate the input of a helper."""
 
         def need(node: Node) -> int:
             notes = _NOTE_TOKENS * len(node.helpers) * node.settings.notes_as_input
@@ -137,15 +137,15 @@ class RecurseRun:
             )
 
     def _solve_in_processes(self, nodes: Sequence[Node]) -> None:
-        """Solve each node in a process of its own, `--processes` at a time.
+        """Solve each node in its own process, `--processes` at a time.
 
         Raises:
-            TrainingError: Some failed. The others are solved and saved.
+            TrainingError: A node failed. The others are solved and saved.
         """
         threads = max(1, (os.cpu_count() or 1) // self.args.processes)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "rrm_lm", "recurse", "--config", str(self.folder / "config.yaml")]
-        command.append("--allow_code")  # this process already had permission for the code that the file names
+        command.append("--allow_code")  # this process already has permission for the code in the file
         command += ["--processes", "1", "--show_progress", "false"]
         waiting, running, failed = [node.name for node in nodes], dict[str, subprocess.Popen[bytes]](), list[str]()
         try:
@@ -178,14 +178,14 @@ class TreeProgress:
         self.nodes = list(tree.walk())
 
     def report(self, workspace: Workspace, node: Node, step: str) -> None:
-        """Print one line."""
+        """Print a line about a step of a node."""
         place = [one.name for one in self.nodes].index(node.name) + 1
         left = self._left(workspace)
         rest = f"; about {minutes(left)} left" if left else ""
         print(f"[{place}/{len(self.nodes)}] {node.name}: {_STEPS.get(step, step)}{rest}", file=sys.stderr, flush=True)
 
     def _left(self, workspace: Workspace) -> float:
-        """Seconds left, from the time that solved nodes took for their size; 0 if none is solved."""
+        """Estimated seconds left, from the solved nodes' time per unit of size; 0 if none is solved."""
         solved = [node for node in self.nodes if workspace.is_solved(node)]
         took = sum(sum(workspace.costs(node).seconds.values()) for node in solved)
         size = sum(map(_size, solved))
@@ -197,7 +197,7 @@ class TreeProgress:
 
 
 def _size(node: Node) -> float:
-    """The rough amount of work of a node, in pairs trained on."""
+    """The approximate work of a node, in training pairs."""
     settings = node.settings
     pairs = settings.questions * settings.num_train_epochs
     written = 1.5 * settings.max_steps * settings.episodes if settings.policy == "ppo" else 0.0

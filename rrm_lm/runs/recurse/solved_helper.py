@@ -1,4 +1,4 @@
-"""A solved helper of `rrm-lm recurse`, loaded from its folder alone."""
+"""Load a solved helper of `rrm-lm recurse` from its folder."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rrm_lm.settings.workflows import RecurseArguments
 
 
 def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun, Node]:
-    """The run that solved a helper, and the helper's node, if all its files are intact.
+    """Check a helper's files; returns the run that solved it and its node.
 
     Raises:
-        CheckpointError: It is not solved, or its files or those of its own helpers are damaged or of another tree.
+        CheckpointError: It is not solved, or its files or those of its own helpers are damaged or from another tree.
         ConfigError: The tree's config.yaml cannot be read, or runs code that is not allowed.
-        ModelError: The node answers requests, so it is no critic.
+        ModelError: The node answers requests, so it is not a critic.
     """
     folder = folder.resolve()
     settings = folder.parents[1] / "config.yaml"
@@ -55,10 +55,10 @@ def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun,
 
 
 def load_helper(folder: Path, *, allow_code: bool = False) -> Agent:
-    """The agent of a solved helper, on the backbone that it was solved on.
+    """Load the agent of a solved helper on the backbone that it was trained on.
 
     Raises:
-        RRMError: See `check_helper`; or the backbone cannot be loaded.
+        RRMError: As `check_helper`, or the backbone cannot be loaded.
     """
     run, node = check_helper(folder, allow_code=allow_code)
     workspace = Workspace(folder.resolve().parent, run.shared(), TrainingOptions(run.args.seed))
