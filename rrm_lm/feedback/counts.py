@@ -1,4 +1,4 @@
-"""Counts of what was read and what became of it: every dropped row is counted and named."""
+"""Counts of rows that were read, used and dropped; the first dropped rows are named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMED_ORIGINS = 5  # rows named per reason; the rest are only counted
 
 @dataclass
 class Tally:
-    """How often something happened, and in which rows first."""
+    """How often something happened, and the first rows where it did."""
 
     count: int = 0
     origins: list[Origin] = field(default_factory=list)
@@ -34,16 +34,16 @@ class Tally:
 
 @dataclass
 class FileCounts:
-    """What became of the rows of one file, or of one split of a Hub set.
+    """Counts of the rows of one file, or of one split of a Hub set.
 
     Attributes:
-        file, format: What was read, and the recognized shape.
+        file, format: Name of the file or split, and the recognized format.
         rows, rows_used, rows_dropped: Rows read; rows that gave a record; rows that gave none.
         made: Records by kind ("comparisons", "critiques", ...).
         dropped: Comparisons or whole rows that were left out, by reason. A used row can also be here: a tie between
             two critiqued responses gives no comparison, but its critiques are kept.
-        notes: What was read differently from how it was written, by reason, with nothing left out.
-        remarks: What a person should know about the columns: assumed scales, unread columns.
+        notes: Values that were converted when read, by reason; nothing is left out.
+        remarks: Assumptions about columns, such as scales and unread columns.
     """
 
     file: str
@@ -89,11 +89,11 @@ class FileCounts:
 
 @dataclass(frozen=True)
 class ReadCounts:
-    """The counts of everything that was read.
+    """The counts of all files.
 
     Attributes:
         derived_comparisons: Comparisons made from ratings (or verdicts) of two responses to one prompt.
-        derived_ties: Such pairs with equal ratings, which give no comparison.
+        derived_ties: Pairs with equal ratings, which give no comparison.
     """
 
     files: tuple[FileCounts, ...] = ()

@@ -1,7 +1,7 @@
-"""The ways a person can say what is wanted, as frozen records, and the one place where preference direction is defined.
+"""Frozen records for each kind of feedback. Preference direction is defined only here.
 
 `margin = reward(chosen) - reward(rejected)`: positive means the chosen response wins, everywhere in the project.
-A record checks itself when it is made, so code that holds one never has to ask whether its response is empty.
+Records are validated when they are created, so a response is never empty.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Message:
 
     @classmethod
     def from_dict(cls, turn: Mapping[str, Any]) -> Message:
-        """The turn that `to_dict` gave."""
+        """The inverse of `to_dict`."""
         extra = {name: value for name, value in turn.items() if name not in ("role", "content") and value is not None}
         text = json.dumps(extra, sort_keys=True, ensure_ascii=False) if extra else ""
         return cls(str(turn["role"]), str(turn["content"]), text)
 
     def to_dict(self) -> dict[str, Any]:
-        """The turn as chat templates take it."""
+        """The turn as a dict for chat templates."""
         return {"role": self.role, "content": self.content, **(json.loads(self.extra) if self.extra else {})}
 
 
@@ -60,7 +60,7 @@ class Origin:
 
 
 def prompt_id(prompt: Prompt) -> str:
-    """Identify a prompt by its opening, so that every row that grew out of one request falls on one side of a split.
+    """Identify a prompt by its first user turn, so that all rows about one request are on the same side of a split.
 
     The first 16 hexadecimal digits of the SHA-256 of the first user turn, stripped and lower-cased. Later turns do not
     count: two branches of one conversation share the identifier. An empty prompt (a goal example) gives "".
@@ -72,7 +72,7 @@ def prompt_id(prompt: Prompt) -> str:
 
 
 def find_surrogate(text: str) -> str:
-    """Describe the first unpaired surrogate in a text, which no file or tokenizer can encode; "" if there is none."""
+    """Describe the first unpaired surrogate in a text, which files and tokenizers cannot encode; "" if none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -81,7 +81,7 @@ def find_surrogate(text: str) -> str:
 
 
 def check_prompt(prompt: Prompt, origin: Origin) -> None:
-    """Raise `DataError` unless the prompt has known roles, a user turn with text, and an end to respond to."""
+    """Raise a DataError unless a prompt has known roles, a user turn with text, and a user or tool turn at the end."""
     for place, message in enumerate(prompt):
         if message.role not in ROLES and (message.role != TOOLS or place > 0):
             raise DataError(
@@ -128,7 +128,7 @@ def _check_unit(value: float | None, name: str, origin: Origin) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Feedback:
-    """What every record has: the prompt it is about and where it came from."""
+    """Fields of every record: the prompt and the origin."""
 
     prompt: Prompt
     source: str = ""
@@ -137,21 +137,21 @@ class _Feedback:
 
     @property
     def prompt_id(self) -> str:
-        """The identifier that splits are made by; see `prompt_id`."""
+        """The identifier that splits use; see `prompt_id`."""
         return prompt_id(self.prompt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison(_Feedback):
-    """Of two responses to a prompt, the overseer preferred `chosen` to `rejected`.
+    """Two responses to a prompt, of which the overseer preferred `chosen` to `rejected`.
 
     Attributes:
-        margin: How much better the overseer said that chosen is, at least 0, in the units of the source; None if not
+        margin: How much better chosen is according to the overseer, at least 0, in the source's units; None if not
             graded.
-        chosen_critiques, rejected_critiques: What was written about each response.
+        chosen_critiques, rejected_critiques: Critiques of each response.
         chosen_rating, rejected_rating: Ratings scaled to [0, 1].
         source, subset: For example "rewardbench" and "alpacaeval-easy".
-        group: Comparisons of one best-of-n, ties or 3 x 3 item share it; "" for a plain pair.
+        group: Shared by the comparisons of one best-of-n, ties or 3 x 3 item; "" for a plain pair.
         styles: RM-Bench only: (style of chosen, style of rejected); 0 concise, 1 detailed plain text, 2 markdown.
     """
 
@@ -231,7 +231,7 @@ class Demonstration(_Feedback):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction(_Feedback):
-    """A response, what was wrong with it (if said), and the same response put right."""
+    """A response, an optional critique of it, and its corrected version."""
 
     response: str
     corrected: str
@@ -247,7 +247,7 @@ class Correction(_Feedback):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalExample(_Feedback):
-    """An example of the wanted outcome. `prompt` may be empty when the goal belongs to no one request."""
+    """An example of the wanted outcome. `prompt` may be empty if the goal is not about one request."""
 
     prompt: Prompt = ()
     example: str

@@ -1,4 +1,4 @@
-"""Split by prompt, sample in proportion to the sources, and find held-out texts that the training set repeats."""
+"""Split by prompt, sample in proportion to the sources, and find held-out texts in the training set."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rrm_lm.feedback.records import Comparison, Correction, Critique, Demonstrat
 
 Unit = TypeVar("Unit", bound=Hashable)
 Stratum = tuple[str, str]  # source and subset
-SHOWN_PARTS = 8  # sources and subsets that a line of a log names
+SHOWN_PARTS = 8  # sources and subsets named in a log line
 
 SHINGLE_WORDS = 3
 MIN_WORDS = 10  # shorter texts are not checked for near-duplicates: see `leakage`
 PERMUTATIONS = 128
-EXAMPLES, EXCERPT = 5, 160  # how many matches a report shows, and characters of each
+EXAMPLES, EXCERPT = 5, 160  # matches shown in a report, and characters of each
 # Words are letters and digits, with apostrophes inside. Chinese, Japanese and Thai are written without spaces, so each
 # character counts as a word.
 UNSPACED = "\\u0e00-\\u0e7f\\u3040-\\u30ff\\u3400-\\u9fff"
@@ -73,15 +73,15 @@ def _draw(strata: Mapping[Unit, Stratum], count: int, seed: int) -> set[Unit]:
 
 
 def limit_prompts(prompts: Mapping[Prompt, Stratum], most: int | None, seed: int = 0) -> list[Prompt]:
-    """At most `most` prompts (None: all), drawn at random in proportion to sources and subsets, in the given order."""
+    """Draw up to `most` prompts (None: all) in proportion to sources and subsets; keeps their order."""
     drawn = prompts if most is None else _draw(prompts, most, seed)
     return [prompt for prompt in prompts if prompt in drawn]
 
 
 def limit_comparisons(feedback: Feedback, most: int, seed: int = 0) -> Feedback:
-    """Keep at most `most` comparisons: random prompts, in proportion to sources and subsets, in the given order.
+    """Keep at most `most` comparisons of random prompts, in proportion to sources and subsets; keeps their order.
 
-    All comparisons of a drawn prompt are kept, except of the last one of each stratum.
+    All comparisons of a drawn prompt are kept, except for the last prompt of each stratum.
     """
     strata = [(record.source, record.subset) for record in feedback.comparisons]
     quotas = _apportion(Counter(strata), most, seed)
@@ -95,7 +95,7 @@ def limit_comparisons(feedback: Feedback, most: int, seed: int = 0) -> Feedback:
 
 
 def composition(feedback: Feedback) -> dict[str, Counter[str]]:
-    """How many records of each kind come from each "source / subset", ratings also by label ("good" is above 0.5)."""
+    """Counts of records by kind and "source / subset"; ratings also by label ("good" is above 0.5)."""
     found: dict[str, Counter[str]] = {}
     for record in feedback.records():
         label = ("good" if record.rating > 0.5 else "bad") if isinstance(record, Rating) else ""
@@ -116,7 +116,7 @@ def composition_text(feedback: Feedback) -> str:
 
 
 def _apportion(sizes: Mapping[Stratum, int], count: int, seed: int) -> dict[Stratum, int]:
-    """Divide `count` in proportion to `sizes`, by largest remainder; equal remainders are served in random order."""
+    """Divide `count` in proportion to `sizes` by largest remainder; equal remainders are ordered at random."""
     total = max(1, sum(sizes.values()))
     shares = {stratum: divmod(min(count, total) * size, total) for stratum, size in sizes.items()}
     rest = min(count, total) - sum(whole for whole, _ in shares.values())
@@ -148,7 +148,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many of the held-out set's distinct texts are in the training set, with the first few."""
+    """The number of distinct held-out texts that are in the training set, and the first few of them."""
 
     count: int = 0
     of: int = 0
@@ -162,11 +162,11 @@ class Overlap:
 
 @dataclass(frozen=True)
 class LeakageReport:
-    """What the held-out set shares with the training set. Counts are of distinct held-out texts.
+    """Overlap of the held-out set with the training set. Counts are of distinct held-out texts.
 
     Attributes:
         threshold: Jaccard index of word shingles from which two texts are near-duplicates.
-        openings: First user turns (`prompt_id`) on both sides: the split was not by prompt.
+        openings: First user turns (`prompt_id`) that are on both sides; any means that the split was not by prompt.
         prompts_exact, prompts_near: Whole prompts that are equal (ignoring case and whitespace), or nearly equal.
         responses_exact, responses_near: The same for responses.
         heldout_records, heldout_touched: Held-out records, and how many of them have an overlapping prompt or response.
@@ -280,14 +280,14 @@ def _near(heldout: Texts, train: Texts, threshold: float) -> Matches:
     """For each held-out text with a near-duplicate in the training texts, the nearest one; equal texts aside."""
     from datasketch import MinHash, MinHashLSH
 
-    empty = MinHash(PERMUTATIONS, hashfunc=zlib.crc32)  # copied: drawing its permutations takes half the time
+    empty = MinHash(PERMUTATIONS, hashfunc=zlib.crc32)  # copied for each text, because creating one takes half the time
 
     def sketch(shingles: set[bytes]) -> MinHash:
         minhash = empty.copy()
         minhash.update_batch(shingles)
         return minhash
 
-    # A false candidate costs only an exact check, so the index is tuned to miss few.
+    # False candidates only cost an exact check, so the index is tuned for recall.
     index = MinHashLSH(threshold=min(threshold, 0.9), num_perm=PERMUTATIONS, weights=(0.1, 0.9))
     shingles_of = {words: _shingles(words) for words in heldout if words not in train and _is_long(words)}
     for words, shingles in shingles_of.items():

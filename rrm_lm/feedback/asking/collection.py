@@ -1,7 +1,7 @@
-"""Ask an overseer about a policy's samples: which pairs to ask about, the asking, and the feedback file.
+"""Ask an overseer about a policy's responses: choose pairs, ask, and write the feedback file.
 
-Takes responses as texts; no model is needed. Each answer is written to a journal next to the feedback file when it
-arrives, so that no question is paid for twice. The feedback file is written whole, and `load_feedback` reads it back.
+Responses are texts; no model is needed. Each answer is written to a journal next to the feedback file when it
+arrives, so that no question is paid for twice. The feedback file is written at the end, and `load_feedback` reads it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from rrm_lm.feedback.records import Comparison, Origin, Prompt, check_prompt, fi
 
 logger = logging.getLogger(__name__)
 
-ASKED = ".asked"  # suffix of the journal: the feedback file's name plus this
+ASKED = ".asked"  # suffix of the journal, after the feedback file's name
 Subject = tuple[Prompt, str]  # what a critique is about: a response to a prompt
 Progress = Callable[[str, int, int], None]  # "comparisons" or "critiques", how many are done, how many in all
 
 
 @dataclass(frozen=True)
 class CollectionCounts:
-    """What became of every response and every question.
+    """Counts of responses and questions.
 
     Attributes:
-        prompts: Different prompts.
+        prompts: Distinct prompts.
         responses: All responses to them.
         equal_responses: Responses that repeat another one to the same prompt (leading and trailing whitespace aside).
         empty_responses: Responses without text.
@@ -83,7 +83,7 @@ class CollectionCounts:
 
 @dataclass(frozen=True)
 class Collected:
-    """Comparisons with their critiques, in the order of the prompts, and what became of everything else."""
+    """Comparisons with their critiques, in the order of the prompts, and the counts."""
 
     records: tuple[Comparison, ...]
     counts: CollectionCounts
@@ -116,20 +116,20 @@ def collect(
     each response of the pairs with a preference. Equal calls give equal feedback if the overseer is consistent.
 
     Args:
-        overseer: Whom to ask. If it has a number `at_once`, it may be asked from that many threads.
-        prompts: What the policy was asked. Repeated prompts are merged, with all their responses.
+        overseer: The overseer. If it has a number `at_once`, it may be called from that many threads.
+        prompts: The prompts. Repeated prompts are merged, with all their responses.
         responses_per_prompt: The policy's responses to each prompt.
         comparisons_per_prompt: Maximum number of pairs per prompt.
         round_number: The round of feedback; records carry it as their `subset` "round 2".
         path: The feedback file to write, as JSON Lines, with the journal of answers next to it (`ASKED` is added to the
-            name). If the journal exists, only what is missing is asked. None keeps everything in memory.
+            name). If the journal exists, only missing answers are asked for. None keeps everything in memory.
         seed: Seed for the choice of pairs.
         at_once: Maximum number of questions in flight; None takes the overseer's `at_once`, or 1.
         progress: Called after each answer.
 
     Raises:
         ConfigError: The numbers of prompts and lists of responses differ, or no pair is asked for.
-        DataError: A prompt that cannot be responded to.
+        DataError: An invalid prompt.
         CheckpointError: The file is not a collection of this overseer and round, is in use, or cannot be written.
         Exception: Any error of the overseer. The answers so far are kept.
     """
@@ -220,7 +220,7 @@ def responses_asked_about(
 def _pairs(
     prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], budget: int, seed: int, label: str
 ) -> tuple[list[Pair], CollectionCounts]:
-    """The pairs to ask about, and the counts of prompts and responses. A prompt's pairs do not depend on the others."""
+    """The pairs to ask about, and the counts of prompts and responses. A prompt's pairs do not depend on others."""
     if len(prompts) != len(responses):
         raise ConfigError(
             f"{len(responses)} lists of responses to {len(prompts)} prompts", expected="one list for each prompt"
@@ -260,7 +260,7 @@ def _pairs(
 
 
 class _Answers:
-    """Answers from the journal or, if they are not there, from the overseer."""
+    """Answers from the journal or else from the overseer."""
 
     def __init__(self, journal: Journal, at_once: int, progress: Progress | None) -> None:
         self.journal, self.at_once, self.progress = journal, at_once, progress

@@ -1,4 +1,4 @@
-"""The questions that language models are asked about responses, and the parsers of their answers.
+"""Questions to language models about responses, and parsers of their answers.
 
 The policy may have learned to address its judge. Texts to be judged are therefore placed between marks that they do not
 contain and that their author could not know, and their control tokens are broken up.
@@ -29,9 +29,9 @@ Reply B:
 """
 _ASKED = "\nWhich reply is better, one that the user would be more satisfied with?"
 
-# For a judge whose first-token probabilities are read, and for a judge too small to write more.
+# For judges whose first-token probabilities are read, and for judges too small to write more.
 LETTER_QUESTION = _COMPARISON + _ASKED + " Answer with one letter: A or B."
-# For a judge that writes; `read_verdict` parses the answer.
+# For judges that write an answer, which `read_verdict` parses.
 VERDICT_QUESTION = (
     _COMPARISON
     + _ASKED
@@ -81,7 +81,7 @@ _REFUSAL = re.compile(
 )
 _WHOLE_SENTENCES = re.compile(r".*[.!?](?=\s|$)")
 _LONGEST_LINE = 80  # maximum characters of a line with only a verdict
-_REASON_LENGTH = 1000  # maximum characters of an answer that are kept as its reason
+_REASON_LENGTH = 1000  # maximum characters of an answer that are kept as the reason
 
 
 def fill(question: str, prompt: Prompt, first: str, second: str = "") -> str:
@@ -100,7 +100,7 @@ def fill(question: str, prompt: Prompt, first: str, second: str = "") -> str:
 
 
 def noted(question: str) -> str:
-    """A question about two replies that also explains the notes that follow them."""
+    """A question about two replies with an explanation of the notes after them."""
     return question.replace(_ASKED, _NOTED + _ASKED)
 
 
@@ -138,12 +138,12 @@ def without_thoughts(answer: str) -> str:
     """An answer without the reasoning before it and without characters that cannot be encoded."""
     _, end, said = answer.rpartition("</think>")
     if not end and said.lstrip().startswith("<think>"):
-        said = ""  # the reasoning did not end
+        said = ""  # unfinished reasoning
     return said.encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text begins with a refusal, in the usual words."""
+    """Whether a text begins with one of the usual refusals."""
     return _REFUSAL.search(text[:100]) is not None
 
 

@@ -24,7 +24,7 @@ from rrm_lm.feedback.records import Prompt
 
 logger = logging.getLogger(__name__)
 
-SERVED = "llm:"  # prefix of a model's name, for settings that also take other kinds of judges
+SERVED = "llm:"  # prefix of a model's name in settings that also accept other judges
 INCONSISTENT = "another verdict in the other order"
 TOO_LONG = "too long for the model"
 TURNED_DOWN = "turned down by the server"
@@ -169,7 +169,7 @@ class ServedJudge:
             return Verdict(None)
         first = self._verdict(prompt, one, other)
         if first.abstained:
-            return first  # the pair cannot count, so the other order is not asked
+            return first  # the pair does not count, so skip the other order
         second = self._verdict(prompt, other, one)
         if second.abstained:
             return second
@@ -178,12 +178,12 @@ class ServedJudge:
 
     def _verdict(self, prompt: Prompt, first: str, second: str) -> Verdict:
         answer, cause, cut_off = self._ask(fill(self.question, prompt, first, second))
-        if cause or cut_off:  # the verdict is on the last line, which a cut answer has lost
+        if cause or cut_off:  # the verdict is on the last line, which is cut off
             return Verdict(None, reason=answer, abstained=cause or CUT_OFF)
         return judge_questions.read_verdict(answer)
 
     def _ask(self, question: str) -> tuple[str, str, bool]:
-        """The answer, the cause if there is none (or ""), and whether it ran out of tokens."""
+        """(answer, cause if there is no answer or "", whether it ran out of tokens)."""
         request = {key: value for key, value in self.request.items() if value is not None}
         messages: list[Any] = [{"role": "user", "content": question}]
         try:
@@ -194,7 +194,7 @@ class ServedJudge:
             raise self._unusable("The server cannot be reached", error, "start it, or check the address") from None
         except self._openai.APIStatusError as error:
             return "", self._lost(self._cause(error), error), False
-        except (self._openai.OpenAIError, ValueError) as error:  # a reply that does not fit the API
+        except (self._openai.OpenAIError, ValueError) as error:  # an invalid API response
             return "", self._lost(NO_ANSWER, error), False
         return self._read(reply)
 
@@ -313,7 +313,7 @@ def _is_trusted(url: Any) -> bool:
 
 
 def _strip_credentials(request: Any) -> None:
-    """Remove headers that a request does not need: the client adds some that identify the user's OpenAI account."""
+    """Remove unneeded headers: the client adds some that identify the user's OpenAI account."""
     for name in {name.lower() for name in request.headers} - _NEEDED_HEADERS:
         del request.headers[name]
 

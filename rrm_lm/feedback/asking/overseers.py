@@ -170,11 +170,7 @@ def uniform(*parts: str) -> float:
 
 @dataclass(frozen=True)
 class BothOrders:
-    """Asks an overseer about two responses in both orders, and abstains if the answers contradict each other.
-
-    Attributes:
-        overseer: Whom to ask, twice per question.
-    """
+    """Asks an overseer about two responses in both orders, and abstains if the answers contradict each other."""
 
     overseer: Overseer
 

@@ -1,4 +1,4 @@
-"""Files and Hub sets, read into records: encodings, formats, limits.
+"""Read files and Hub sets into records: encodings, formats, limits.
 
 May import feedback.records and below.
 """

@@ -1,4 +1,4 @@
-"""Feedback from a local file, a folder or a Hub set, as records. Every row that gives none is counted and named."""
+"""Load feedback from a local file, a folder or a Hub set as records. Every row without a record is counted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KINDS: dict[type, str] = {
 
 @dataclass(frozen=True)
 class Feedback:
-    """What was loaded: records by kind, in the order of the file, and what became of every row."""
+    """Records by kind, in the order of the file, and the counts of rows."""
 
     comparisons: tuple[Comparison, ...] = ()
     critiques: tuple[Critique, ...] = ()
@@ -65,7 +65,7 @@ class Feedback:
         return sum(len(getattr(self, kind)) for kind in KINDS.values())
 
     def sizes(self) -> dict[str, int]:
-        """How many records there are of each kind, without the kinds that have none."""
+        """The number of records of each kind that has any."""
         return {kind: size for kind in KINDS.values() if (size := len(getattr(self, kind)))}
 
 
@@ -79,25 +79,24 @@ def load_feedback(
     skip_bad_rows: bool | None = None,
     limits: ReadLimits | None = None,
 ) -> Feedback:
-    """Load feedback and make every record that its rows hold.
+    """Load feedback and make all records that its rows hold.
 
-    Ratings (and stated verdicts, which make ratings) of different responses to one prompt also make comparisons, the
-    better rated one chosen and the difference as margin; equal ratings make none. Several ratings of one response are
-    averaged first. Such comparisons carry neither critiques nor ratings: those stay in their own records, so that each
-    word and each number is trained on once.
+    Different ratings (or verdicts, which make ratings) of responses to one prompt also make comparisons: the higher
+    rated response is chosen, and the difference is the margin. Equal ratings make none. Several ratings of one response
+    are averaged first. These comparisons carry no critiques or ratings, so nothing is trained on twice.
 
     Args:
         name: A file, a folder, or a Hub set ("org/name"); see `tables.read_tables` for folders and splits.
-        columns: Their column name to ours, for shapes that are not recognized.
-        split, revision, config: Which part and version.
-        skip_bad_rows: Whether a faulty row is counted, named and skipped (True) or an error (False). None: skipped in a
-            Hub set, whose rows cannot be fixed here, an error in a local file. Ties are counted in both cases, and a
-            broken file is always an error.
-        limits: How much a file or a Hub set may hold; None for the defaults.
+        columns: Maps their column names to ours, for shapes that are not recognized.
+        split, revision, config: Part and version of the set.
+        skip_bad_rows: True counts and skips invalid rows; False makes them errors. None skips them in a Hub set, whose
+            rows cannot be fixed here, but not in a local file. Ties are always counted, and a broken file is always an
+            error.
+        limits: Maximum size of a file or Hub set; None for the defaults.
 
     Raises:
-        DataError: Nothing of that name, an unknown shape, a broken file, a faulty row, no usable row at all, or more
-            than the limits allow.
+        DataError: No such set, an unknown shape, a broken file, an invalid row, no usable row, or more data than the
+            limits allow.
     """
     skip = not is_local_file(name) if skip_bad_rows is None else skip_bad_rows
     counts: list[FileCounts] = []
@@ -114,15 +113,15 @@ def feedback_of_rows(
     columns: Mapping[str, str] | None = None,
     skip_bad_rows: bool = False,
 ) -> Feedback:
-    """As :func:`load_feedback`, from rows that are in memory.
+    """As :func:`load_feedback`, for rows in memory.
 
     Args:
         rows: One mapping of columns to values per row, in any shape that a file may have.
-        name: Named in messages and as the records' source.
+        name: Name of the rows in messages, and the records' source.
         columns, skip_bad_rows: See :func:`load_feedback`.
 
     Raises:
-        DataError: An unknown shape, a faulty row, or no usable row.
+        DataError: An unknown shape, an invalid row, or no usable row.
     """
     counts: list[FileCounts] = []
     table = SourceTable([(number, dict(row)) for number, row in enumerate(rows, 1)], name, "")
@@ -130,13 +129,13 @@ def feedback_of_rows(
 
 
 def _with_derived(records: Sequence[Record], counts: Sequence[FileCounts]) -> Feedback:
-    """Records, and the comparisons that their ratings make."""
+    """The records and the comparisons derived from their ratings."""
     derived, ties = derive_comparisons([record for record in records if isinstance(record, Rating)])
     return Feedback.of([*records, *derived], ReadCounts(tuple(counts), len(derived), ties))
 
 
 def merge_feedback(*parts: Feedback) -> Feedback:
-    """Several loads as one, in the order given."""
+    """Merge several parts, in the given order."""
     counts = ReadCounts(
         tuple(file for part in parts for file in part.counts.files),
         sum(part.counts.derived_comparisons for part in parts),
@@ -146,9 +145,9 @@ def merge_feedback(*parts: Feedback) -> Feedback:
 
 
 def derive_comparisons(ratings: Sequence[Rating]) -> tuple[list[Comparison], int]:
-    """Comparisons between the differently rated responses to each prompt of each source, and the number of ties.
+    """Compare differently rated responses to the same prompt and source; returns the comparisons and number of ties.
 
-    The margin is the difference of the (mean) ratings, in (0, 1]. The origin is that of the better response's first
+    The margin is the difference of the (mean) ratings, in (0, 1]. The origin is that of the chosen response's first
     rating.
     """
     by_prompt: dict[tuple[str, str, Prompt], dict[str, list[Rating]]] = defaultdict(lambda: defaultdict(list))
@@ -179,7 +178,7 @@ def derive_comparisons(ratings: Sequence[Rating]) -> tuple[list[Comparison], int
 def read_records(
     table: SourceTable, columns: Mapping[str, str] | None, skip_bad_rows: bool, all_counts: list[FileCounts]
 ) -> list[Record]:
-    """The records of one table, whose counts are appended to `all_counts`."""
+    """Read the records of one table and append its counts to `all_counts`."""
     file = table.where
     if not table.rows:
         raise DataError("there are no rows", where=file, expected="at least one row of feedback")

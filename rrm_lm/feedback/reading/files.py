@@ -1,7 +1,7 @@
-"""Local files to rows: JSON Lines, JSON, CSV, TSV and Parquet, gzipped or not. Every error names the file and the row.
+"""Read rows of local JSON Lines, JSON, CSV, TSV and Parquet files, gzipped or not. Errors name the file and row.
 
 Rows count from 1: the line of a JSON Lines file, the element of a JSON list, the row below the header of a CSV table
-(a cell may span lines), the row of a Parquet table. Text is UTF-8, or what its byte order mark says.
+(a cell may span lines), the row of a Parquet table. Text is UTF-8 unless a byte order mark says otherwise.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NumberedRows = Iterator[tuple[int, RowValues]]
 
 GZIP_MAGIC = b"\x1f\x8b"
 DELIMITERS = ",;\t|"
-# Of UTF-32 before UTF-16, whose little-endian mark it begins with.
+# UTF-32 comes first: its little-endian mark begins with that of UTF-16.
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -39,10 +39,10 @@ _BATCH = 512  # rows of a Parquet file that are decoded at once
 
 
 def read_rows(path: Path, limits: ReadLimits | None = None) -> NumberedRows:
-    """Yield (row number, columns) of a local file. Its first bytes tell compression and encoding, its name the format.
+    """Yield (row number, columns) of a local file. The first bytes give compression and encoding, the name the format.
 
     Raises:
-        DataError: No such file, an unknown extension, a broken, truncated or wrongly encoded file, or one above the
+        DataError: No such file, an unknown extension, a broken, truncated or wrongly encoded file, or a file above the
             limits (None: the defaults).
     """
     limits = limits or ReadLimits()
@@ -71,7 +71,7 @@ def read_rows(path: Path, limits: ReadLimits | None = None) -> NumberedRows:
 
 
 def data_suffix(path: Path) -> str:
-    """The extension that tells the format, without .gz: ".jsonl" for train.jsonl.gz."""
+    """The extension without .gz: ".jsonl" for train.jsonl.gz."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
@@ -85,10 +85,10 @@ class _Source:
         self.stream, self.file, self.limits, self.most = stream, file, limits, limits.file_bytes()
 
     def as_utf8(self) -> _Source:
-        """This source, or one of the same text in UTF-8 if the file begins with another byte order mark.
+        """This source, or its text as UTF-8 if the file has another byte order mark.
 
         Raises:
-            DataError: The text does not fit its mark, or the file is damaged or too large.
+            DataError: The text does not match its mark, or the file is damaged or too large.
         """
         try:
             first = self.stream.peek(4)[:4]  # pyright: ignore[reportAttributeAccessIssue] (both kinds of stream have it)
@@ -128,7 +128,7 @@ class _Source:
             raise _broken_gzip(error, f"{self.file}, row {number}") from None
 
     def whole(self) -> bytearray:
-        """All of it.
+        """All bytes.
 
         Raises:
             DataError: The file is damaged or too large.
@@ -169,7 +169,7 @@ def _read_json(source: _Source) -> NumberedRows:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and "\n" in text.strip():  # JSON Lines under the name .json is common on the Hub
+        if error.msg == "Extra data" and "\n" in text.strip():  # JSON Lines in a .json file is common on the Hub
             yield from _read_jsonl(_Source(io.BytesIO(data), file, source.limits))
             return
         where = f"{file}, row {error.lineno} (counted in lines)"
@@ -177,7 +177,7 @@ def _read_json(source: _Source) -> NumberedRows:
         raise DataError(f"the file is not valid JSON ({_why(error)})", where=where, remedy=remedy) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"the file is not valid JSON ({_why(error)})", where=file, remedy="fix the file") from None
-    if isinstance(value, dict):  # {"data": [...]} and the like; a single object is a file of one row
+    if isinstance(value, dict):  # {"data": [...]} or similar; any other object is the only row
         lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
         value = lists[0] if len(value) == 1 and lists else [value]
     if not isinstance(value, list):
@@ -189,14 +189,14 @@ def _read_json(source: _Source) -> NumberedRows:
 
 
 def _read_csv(source: _Source, delimiter: str = "") -> NumberedRows:
-    csv.field_size_limit(source.limits.max_cell_chars)  # the default is 128 KiB; long documents are legitimate
+    csv.field_size_limit(source.limits.max_cell_chars)  # the default of 128 KiB is too small for long documents
     lines = _text_lines(source)
     file, number, first = source.file, 0, next(lines, "")
     delimiter = delimiter or _delimiter(first)
     reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
-        if header[:1] == [""]:  # the index that pandas writes
+        if header[:1] == [""]:  # index column from pandas
             header[0] = "index"
         if len(set(header)) != len(header) or "" in header:
             raise DataError(
@@ -236,7 +236,7 @@ def _delimiter(header: str) -> str:
 
 
 def _text_lines(source: _Source) -> Iterator[str]:
-    """The lines for the csv module, with their ends; an old Mac's file has only carriage returns."""
+    """Lines with line ends, for the csv module. Old Mac files have only carriage returns."""
     for number, line in source.lines():
         text = _decode(line, number, f"{source.file}, row {number} (counted in lines)")
         yield from io.StringIO(text, newline="")
@@ -270,7 +270,7 @@ def _read_parquet(source: _Source) -> NumberedRows:
 def _batches(table: Any, most: int) -> Iterator[Any]:
     """The rows of a Parquet file in batches of at most `most` bytes.
 
-    A row can expand to all that its row group holds, through a dictionary, but not to more.
+    With dictionary encoding, a single row may be as large as its row group, but not larger.
     """
     for group in range(table.num_row_groups):
         held = max(1, table.metadata.row_group(group).total_byte_size)
@@ -338,7 +338,7 @@ def _object(value: Any, file: str, number: int) -> RowValues:
 
 
 def _cell(name: str, cell: str) -> Any:
-    """A cell of a table, which has only text: a list of messages or of critiques is read as a list."""
+    """A text cell. A list of messages or critiques that is written as text becomes a list."""
     if "critique" in name or "feedback" in name:
         return parse_texts(cell) or cell or None
     return parse_cell(cell) or None

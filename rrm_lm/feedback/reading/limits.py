@@ -1,4 +1,4 @@
-"""How much a data file may hold: a small download can decompress to more than the memory."""
+"""Size limits of data files: a small download can decompress to more than the memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from rrm_lm.errors import ConfigError, DataError
 
 _MOST_GB = 20
-_SHARE = 4  # of the free memory one in so many bytes: rows and records take several times what the file does
+_SHARE = 4  # a file may take 1/4 of the free memory, because its rows and records take several times its size
 
 
 @dataclass
 class ReadLimits:
-    """How much a data file may hold."""
+    """Size limits of a data file."""
 
     max_file_gb: float | None = field(
         default=None,
@@ -32,7 +32,7 @@ class ReadLimits:
             raise ConfigError(f"max_cell_chars is {self.max_cell_chars}", where="max_cell_chars", expected="at least 1")
 
     def file_bytes(self) -> int:
-        """The most bytes of a file, as memory is now."""
+        """Maximum bytes of a file, given the free memory."""
         if self.max_file_gb is not None:
             return int(self.max_file_gb * 1e9)
         import psutil
@@ -40,21 +40,21 @@ class ReadLimits:
         return min(psutil.virtual_memory().available // _SHARE, _MOST_GB * 10**9)
 
     def row_bytes(self) -> int:
-        """The most bytes of a line, which is in memory before its cells are known: 16 of the longest cells."""
+        """Maximum bytes of a line, which is read before its cells are known: 16 times the longest cell."""
         return 16 * max(self.max_cell_chars, 1 << 20)
 
     def check_row(self, row: Mapping[str, Any], where: str) -> None:
-        """Refuse a row with a cell that is too long. All texts in a list or mapping count.
+        """Check the length of each cell. All texts in a list or mapping count.
 
         Raises:
-            DataError: There is one.
+            DataError: A cell is too long.
         """
         for name, value in row.items():
             if (length := _characters(value)) > self.max_cell_chars:
                 raise self.too_long(f"the cell {name!r} has {length:,} characters", where)
 
     def too_long(self, what: str, where: str) -> DataError:
-        """The error that a cell, or a row, is too long."""
+        """The error for a cell or row that is too long."""
         return DataError(
             what,
             where=where,
@@ -64,7 +64,7 @@ class ReadLimits:
 
 
 def too_large(limit: int, where: str) -> DataError:
-    """The error that a file, or a set, has more than `limit` bytes."""
+    """The error for a file or set of more than `limit` bytes."""
     return DataError(
         f"there are more than {limit / 1e9:.3g} GB in it when decompressed",
         where=where,
@@ -74,7 +74,7 @@ def too_large(limit: int, where: str) -> DataError:
 
 
 def _characters(value: Any) -> int:
-    """The length of all texts in a value. A loop, because a value may be nested deeper than Python calls can be."""
+    """The length of all texts in a value. Not recursive, because a value may be nested deeper than the call stack."""
     total, left = 0, [value]
     while left:
         one = left.pop()

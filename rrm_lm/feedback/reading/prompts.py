@@ -1,4 +1,4 @@
-"""Prompts to answer, from any set that feedback is read from, or from one with nothing but prompts."""
+"""Load prompts from any feedback set, or from a set of prompts only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_prompts(name: str, **options: Any) -> list[Prompt]:
-    """The different prompts of one set, in the order of their first appearance: see `prompt_sources`."""
+    """The distinct prompts of one set, in order of first appearance; see `prompt_sources`."""
     return list(prompt_sources([name], **options))
 
 
@@ -32,14 +32,14 @@ def prompt_sources(
     skip_bad_rows: bool | None = None,
     limits: ReadLimits | None = None,
 ) -> dict[Prompt, tuple[str, str]]:
-    """The different prompts of several sets in the order of their first appearance, each with its source and subset.
+    """The distinct prompts of several sets in order of first appearance, each with its source and subset.
 
     Args:
-        names: Files, folders, or Hub sets ("org/name"), of feedback or of rows with nothing but a prompt.
+        names: Files, folders, or Hub sets ("org/name") of feedback or of prompts only.
         columns, split, config, skip_bad_rows, limits: As for `load_feedback`.
 
     Raises:
-        DataError: Nothing of that name, an unknown shape, a faulty row, or no prompt at all.
+        DataError: No such set, an unknown shape, an invalid row, or no prompt.
     """
     found: dict[Prompt, tuple[str, str]] = {}
     for name in names:
@@ -61,7 +61,7 @@ def prompt_sources(
 def _bare_prompts(
     table: SourceTable, columns: Mapping[str, str] | None, skip_bad_rows: bool
 ) -> list[tuple[Prompt, tuple[str, str]]] | None:
-    """The prompts of rows without responses; None if the rows are feedback of a known shape, or have no prompts."""
+    """The prompts of rows without responses; None for feedback of a known shape or rows without prompts."""
     found = prompt_rows([values for _, values in table.rows], table.where, columns)
     if found is None:
         return None

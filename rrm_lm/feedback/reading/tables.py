@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder in one of the usual layouts, a set that `datasets` saved, or a Hub set.
+"""Find the rows of a file, a folder in one of the usual layouts, a set saved by `datasets`, or a Hub set.
 
 Nothing is fetched unless the name is one of a Hub set; `datasets` is imported only then.
 """
@@ -20,7 +20,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "eval", "heldout"), "test"),
 }
-# Not data: what this program and the Hub write next to it.
+# Files that this program and the Hub write next to the data.
 BESIDE = ("counts.json", "manifest.json", "run.json", "dataset_info.json", "dataset_infos.json", "state.json")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SHARD = re.compile(r"(?:^|[-_.])(?:part[-_]?)?\d+(?:-of-\d+)?(?:-[0-9a-f]{8,})?$")
@@ -28,7 +28,7 @@ SHARD = re.compile(r"(?:^|[-_.])(?:part[-_]?)?\d+(?:-of-\d+)?(?:-[0-9a-f]{8,})?$
 
 @dataclass(frozen=True)
 class SourceTable:
-    """The numbered rows of one file or one split, and what to call them in messages and in records."""
+    """The numbered rows of one file or split, and their names in messages and records."""
 
     rows: Sequence[tuple[int, dict[str, Any]]]
     where: str
@@ -47,14 +47,14 @@ def read_tables(
 
     Args:
         name: A file, a folder or a Hub set.
-        split: The split of a Hub set or of a folder with files or subfolders named by split: the one of exactly that
-            name, else the one of another usual name of it (dev and val for validation), else the only one that begins
-            with it. A folder without such names gives all its files.
+        split: The split of a Hub set or of a folder with files or subfolders named by split. An exact match is
+            preferred, then another common name (dev and val for validation), then the only name that begins with it.
+            A folder without split names gives all its files.
         revision: The version of a Hub set.
         config: The configuration of a Hub set, or the subfolder of a folder.
 
     Raises:
-        DataError: Nothing of that name, several splits or subfolders that fit, a broken file, or too much data.
+        DataError: No such set, several matching splits or subfolders, a broken file, or too much data.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -72,13 +72,13 @@ def read_tables(
 
 
 def is_local_file(name: str) -> bool:
-    """Whether the rows of a set are in files that the user can fix: not a Hub set, nor one that `datasets` saved."""
+    """Whether the rows are in files that the user can fix, so neither a Hub set nor a set saved by `datasets`."""
     path = Path(name).expanduser()
     return path.exists() and not _is_saved(path)
 
 
 def file_source(file: Path) -> str:
-    """What to call a file's records: its name; its folder's if the name only says a split; or the one above data/."""
+    """A file's name for its records; if it only names a split, the name of its folder or of the one above data/."""
     if not _split_of(file) and _part(file):
         return file.name.partition(".")[0]
     folder = file.absolute().parent
@@ -88,7 +88,7 @@ def file_source(file: Path) -> str:
 
 
 def _data_folder(path: Path, split: str, config: str | None) -> Path:
-    """The folder with the files: itself, data/ below it, its only subfolder with data, or the one of a split."""
+    """The folder with the files: `path`, its data/, its only subfolder with data, or the subfolder of a split."""
     if config and (path / config).is_dir():
         path = path / config
     if _is_saved(path) or _data_files(path):
@@ -115,7 +115,7 @@ def _data_folder(path: Path, split: str, config: str | None) -> Path:
 
 
 def _files_of(path: Path, split: str) -> list[Path]:
-    """The data files of the split, or all of them if their names say no split."""
+    """The data files of the split, or all of them if their names do not contain a split."""
     found = _data_files(path)
     if not any(map(_split_of, found)) and split.lower() not in map(_part, found):
         return found
@@ -125,7 +125,7 @@ def _files_of(path: Path, split: str) -> list[Path]:
 
 
 def _choose(names: Sequence[str], split: str, where: str) -> list[str]:
-    """The names of a split among several.
+    """The names that belong to a split.
 
     Raises:
         DataError: None of them belongs to the split, or several do.
@@ -160,7 +160,7 @@ def _data_files(path: Path) -> list[Path]:
 
 
 def _part(file: Path) -> str:
-    """A file's name without its extension and the number of its shard: "train" for train-00000-of-00002.parquet."""
+    """A file's name without extension and shard number: "train" for train-00000-of-00002.parquet."""
     suffixes = len(data_suffix(file)) + (3 if file.suffix.lower() == ".gz" else 0)
     return SHARD.sub("", file.name[: len(file.name) - suffixes]).lower()
 
@@ -170,7 +170,7 @@ def _split_of(file: Path) -> str:
 
 
 def _canonical(name: str) -> str:
-    """The split that a name says: "train" for train_prefs, "" for answers."""
+    """The split in a name: "train" for train_prefs, "" for answers."""
     return SPLIT_NAMES.get(re.split(r"[-_.]", name.lower())[0], "")
 
 
@@ -208,7 +208,7 @@ def _dataset_rows(
             table = datasets.load_dataset(name, config, split=split, revision=revision)
     except DataError:
         raise
-    except Exception as error:  # the library raises many kinds; all need the set's name and what to do
+    except Exception as error:  # the library raises many types; each message needs the set's name and a remedy
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"the set cannot be loaded ({why})", where=where, remedy=_hub_remedy(error)) from error
     limits = limits or ReadLimits()
@@ -223,7 +223,7 @@ def _dataset_rows(
 
 def _hub_remedy(error: Exception) -> str:
     text = str(error)
-    if "script" in text.lower():  # datasets 4 and later run no code of a set
+    if "script" in text.lower():  # datasets 4 and later run no dataset scripts
         return "code of a set is never run: give revision refs/convert/parquet, or download its files and name them"
     if "split" in text.lower() or isinstance(error, KeyError):
         return "name one of the set's splits with --dataset_train_split (of a set to judge by: --split)"

@@ -1,7 +1,7 @@
-"""A file's rows to a format of `shapes.FORMATS` and to our column names.
+"""Recognize the format of a file (see `shapes.FORMATS`) and map its columns to our names.
 
-A file has one format: the first one that its columns fit, so a set with more columns is never read as a poorer one.
-Every column is read, or named as unread, or the file is refused (`columns.name_unread`).
+A file has one format: the first one that its columns fit. Richer formats come first. A column that is not read is
+reported, or the file is refused (`columns.name_unread`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from rrm_lm.feedback.reading.formats.columns import IGNORE
 from rrm_lm.feedback.reading.formats.row import SUBSETS, Table
 from rrm_lm.feedback.reading.formats.shapes import ALWAYS, FORMATS, PARTICULAR, PROMPTS, FileColumns, Format
 
-# The names that --columns may map to.
+# Names that --columns may map to.
 MORE = "id chosen_model rejected_model response_a response_b preference"
 COLUMNS = frozenset((*" ".join(known.reads for known in FORMATS).split(), *ALWAYS, *MORE.split(), IGNORE))
 
 
 @dataclass
 class Recognized:
-    """A file's rows under our names, its format, and what is true of all its rows.
+    """A file's rows under our names, its format, and properties of the file.
 
     Attributes:
-        remarks: What a person should know about how the columns were read.
+        remarks: Assumptions about the columns.
     """
 
     rows: list[dict[str, Any]]
@@ -49,7 +49,7 @@ def recognize_rows(
     Args:
         rows: All rows of the file.
         file: Its name, for errors.
-        mapping: Their column name to ours, for shapes that are not recognized.
+        mapping: Maps their column names to ours, for shapes that are not recognized.
 
     Raises:
         DataError: No format fits, a column is ambiguous, or an unread one changes what is learned.
@@ -71,7 +71,7 @@ def recognize_rows(
         info.reader = table.ranked
         read.add(table.ranked)
     if table.have("rating", "label"):
-        read.discard("label")  # the rating is what is read
+        read.discard("label")  # the rating is used instead
     unused = {ours: theirs for theirs, ours in aliases.items() if ours not in read}
     if unused:
         found = [{unused.get(name, name): value for name, value in row.items()} for row in found]
@@ -89,7 +89,7 @@ def recognize_rows(
 def prompt_rows(
     rows: Sequence[Mapping[str, Any]], file: str, mapping: Mapping[str, str] | None = None
 ) -> Recognized | None:
-    """The rows of a file that is not feedback of a known format but has prompts; None if it is, or has none."""
+    """The rows of a file of prompts only; None for feedback of a known format or a file without prompts."""
     found, table, aliases = _named(rows, file, mapping)
     if any(table.fit(known.needs) for known in FORMATS) or table.kinds.get("prompt") is None:
         return None
@@ -100,7 +100,7 @@ def prompt_rows(
 def _named(
     rows: Sequence[Mapping[str, Any]], file: str, mapping: Mapping[str, str] | None
 ) -> tuple[list[dict[str, Any]], FileColumns, dict[str, str]]:
-    """The rows under our column names, their columns, and which of theirs were renamed to which of ours."""
+    """The rows under our column names, their columns, and the mapping from their names to ours."""
     found = columns.prepare_cells(rename(rows, mapping, file) if mapping else rows)
     table = FileColumns(found, file)
     particular = next((known for known in PARTICULAR if table.fit(known.needs)), None)
@@ -128,14 +128,14 @@ def _name_aliases(aliases: Mapping[str, str]) -> list[str]:
 
 
 def _find_scales(table: FileColumns, info: Table, read: set[str]) -> list[str]:
-    """Set the scales of ratings that are not in [0, 1], and say which were assumed."""
+    """Set the scales of ratings that are not in [0, 1]; returns remarks about assumed scales."""
     remarks = []
     for names in (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"), ("rating",), ("label",)):
         present = [name for name in names if name in read and name in table.kinds]
         if present and not (names == ("rating",) and table.have_any("rating_min", "rating_max")):
             scale = columns.scale_of(table, present)
             if names == ("score_chosen", "score_rejected") and _fits(table, present, (0, 10)):
-                scale = (0, 10)  # UltraFeedback's, also where a file has only low scores
+                scale = (0, 10)  # UltraFeedback's, even if a file has only low scores
             if scale is not None:
                 info.scales.update(dict.fromkeys(present, (float(scale[0]), float(scale[1]))))
                 remarks.append(f"{' and '.join(present)}: assumed to be on a scale from {scale[0]:g} to {scale[1]:g}")
@@ -192,12 +192,12 @@ def _unknown(table: FileColumns, file: str) -> DataError:
 
 
 def rename(rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str], file: str) -> list[dict[str, Any]]:
-    """Rows with their columns under our names; `mapping` is theirs to ours, or to `IGNORE`.
+    """Rows with renamed columns; `mapping` maps their names to ours, or to `IGNORE`.
 
-    A column that is not mapped keeps its name, unless a mapped one takes that name: then it is left aside.
+    Other columns keep their names. A column whose name is the target of another one is dropped.
 
     Raises:
-        DataError: A column that no row has, a name of ours that does not exist, or two columns mapped to one.
+        DataError: A column that no row has, an unknown target, or two columns with the same target.
     """
     present = list(dict.fromkeys(name for row in rows for name in row))
     for theirs, ours in mapping.items():

@@ -1,4 +1,4 @@
-"""Rows with several chosen and several rejected responses, as benchmarks have them, or with ranked responses."""
+"""Benchmark rows with several chosen and rejected responses, and rows with ranked responses."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from rrm_lm.feedback.reading.formats.pairs import TIE_GRADE, TIE_TEXTS
 from rrm_lm.feedback.reading.formats.row import Row, as_number
 from rrm_lm.feedback.records import Comparison, Record
 
-RM_BENCH_STYLES = ("concise", "detailed plain text", "detailed markdown")  # the order of its lists
+RM_BENCH_STYLES = ("concise", "detailed plain text", "detailed markdown")  # in the order of the lists
 
 
 def read_best_of(row: Row) -> Iterator[Record]:
-    """RewardBench 2: every chosen response against every rejected one, as the group "source/subset/id".
+    """RewardBench 2: every chosen response against every rejected one, in the group "source/subset/id".
 
-    Best of four has one chosen and three rejected responses. The Ties subset has several right answers, which are not
-    compared with each other; its ids ("ref:3", "tied:3") end the group's name.
+    Best-of-four items have one chosen and three rejected responses. Ties items have several correct responses, which
+    are not compared with each other; its ids ("ref:3", "tied:3") end the group's name.
     """
     yield from _every_pair(row)
 
 
 def read_rm_bench(row: Row) -> Iterator[Record]:
-    """RM-Bench: three chosen and three rejected responses in the same three styles, so nine comparisons, one group."""
+    """RM-Bench: three chosen and three rejected responses in the same styles, so nine comparisons in one group."""
     for name in ("chosen", "rejected"):
         count = len(row.texts(name))
         if count != len(RM_BENCH_STYLES):
@@ -46,11 +46,11 @@ def _every_pair(row: Row, *, styled: bool = False) -> Iterator[Record]:
 
 
 RANKED_TEXTS = ("answer", "response", "text", "completion", "output", "content")
-RANKED_BY = ("rank", "overall_score", "score", "rating")  # of a rank, lower is better
+RANKED_BY = ("rank", "overall_score", "score", "rating")  # a lower rank is better, a higher score is better
 
 
 def ranked_keys(item: object) -> tuple[str, str] | None:
-    """The names of the text and of the rank or score of a response in a list, if it has both."""
+    """The keys of the text and of the rank or score of a listed response, if it has both."""
     if not isinstance(item, dict):
         return None
     text = next((name for name in RANKED_TEXTS if isinstance(item.get(name), str)), None)
@@ -59,7 +59,7 @@ def ranked_keys(item: object) -> tuple[str, str] | None:
 
 
 def read_ranked(row: Row) -> Iterator[Record]:
-    """Nectar and the like: a list of responses, each with a rank (1 is best) or a score; every two that differ."""
+    """Sets like Nectar: responses with ranks (1 is best) or scores. Each pair with different ranks is a comparison."""
     prompt, name = row.prompt(), row.table.reader
     ranked: list[tuple[float, str]] = []
     for item in row.rows(name):

@@ -1,4 +1,4 @@
-"""What the columns of a file hold, which of our names they stand for, and what the unread ones would mean."""
+"""The columns of a file: their contents, their aliases of our names, and columns that are not read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rrm_lm.feedback.reading.formats.responses import verdict_rating
 from rrm_lm.feedback.reading.formats.row import as_number, is_nothing
 from rrm_lm.feedback.reading.formats.structure import ROLE_NAMES, is_message, is_transcript, parse_cell
 
-IGNORE = "ignore"  # as the target of --columns: the column is left aside on purpose
-SAMPLE = 200  # rows that are compared to find columns that only repeat others
+IGNORE = "ignore"  # target of --columns for a column that is dropped on purpose
+SAMPLE = 200  # rows compared to find columns that repeat others
 SCALES = ((0, 1), (-1, 1), (1, 5), (0, 5), (1, 7), (1, 10), (0, 10), (0, 100))
 
-# Other names of our columns, read under ours if ours is not there and only one of them is.
+# Other names of our columns. One is used if our name is missing and no other alias is present.
 ALIASES: dict[str, tuple[str, ...]] = {
     ours: tuple(theirs.split())
     for ours, theirs in {
@@ -37,7 +37,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an unread column of such a name would mean. `refused`: by its name alone, it changes what is learned."""
+    """The meaning of an unread column with this name. `refused`: names that make it an error."""
 
     words: frozenset[str]
     what: str
@@ -76,10 +76,10 @@ MEANINGS = (
 
 
 class Columns:
-    """The columns of a file and what they hold.
+    """The columns of a file and their contents.
 
-    `kinds` is by column "messages", "texts", "objects", "transcript", "text", "flag", "number" or "other": the kind of
-    its first value that is something, or "nothing".
+    `kinds` maps each column to the kind of its first non-empty value: "messages", "texts", "objects", "transcript",
+    "text", "flag", "number" or "other"; "nothing" if all are empty.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -105,7 +105,7 @@ class Columns:
         return all(self.kinds.get(name) == kind for name in names)
 
     def share(self, name: str) -> float:
-        """The share of rows in which a column holds something."""
+        """The share of rows in which a column is not empty."""
         return self.filled.get(name, 0) / max(1, len(self.rows))
 
     def values(self, name: str) -> Iterable[Any]:
@@ -119,7 +119,7 @@ class Columns:
         return self.kinds.get(name) == "text" and sum(words) >= 3 * max(1, len(words))
 
     def varies(self, name: str) -> bool:
-        """Whether a column has two different values, or a value in some rows only."""
+        """Whether a column has two different values, or is empty in some rows."""
         different = {str(value) for value in islice(self.values(name), 10_000)}
         return len(different) > 1 or 0 < self.share(name) < 1
 
@@ -185,9 +185,9 @@ COUNTS = frozenset(
 
 
 def scale_of(columns: Columns, names: Sequence[str]) -> tuple[float, float] | None:
-    """The scale of ratings that are not all in [0, 1]: the smallest usual one that has them all, else their own range.
+    """The scale of ratings outside [0, 1]: the smallest common scale that contains them all, else their own range.
 
-    None if they are in [0, 1] up to a few, which are errors then, or if there are not two different values.
+    None if more than 90% are in [0, 1] (the others are then errors), or if there are fewer than two different values.
     """
     values = [number for name in names for value in columns.values(name) if (number := as_number(value)) is not None]
     values = [value for value in values if abs(value) < float("inf")]
@@ -199,27 +199,27 @@ def scale_of(columns: Columns, names: Sequence[str]) -> tuple[float, float] | No
 
 
 def is_prompt(messages: Any) -> bool:
-    """Whether a list of messages ends with a turn that is not the assistant's."""
+    """Whether a list of messages does not end with an assistant turn."""
     last: Any = messages[-1] if isinstance(messages, list) and messages else None
     return is_message(last) and ROLE_NAMES.get(last.get("role", last.get("from"))) != "assistant"
 
 
 def is_document(columns: Columns, name: str) -> bool:
-    """Whether a column that should name something holds long texts that differ from row to row."""
+    """Whether a column that should hold short names holds long texts that differ between rows."""
     values = [value for value in islice(columns.values(name), SAMPLE) if isinstance(value, str)]
     return bool(values) and sum(len(value.split()) for value in values) > 5 * len(values) < 10 * len(set(values))
 
 
 def prepare_cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows whose message lists are lists, also where they were written as text."""
+    """Rows in which message lists that were written as text are parsed."""
     return [{name: parse_cell(value) for name, value in row.items()} for row in rows]
 
 
 def find_aliases(columns: Columns, used: Collection[str], file: str) -> dict[str, str]:
-    """Their columns that stand for ours, by their name.
+    """Maps their column names to ours.
 
     Raises:
-        DataError: Two columns could be the same one of ours, and both hold something.
+        DataError: Two non-empty columns could be the same one of ours.
     """
     found: dict[str, str] = {}
     for ours, names in ALIASES.items():
@@ -230,7 +230,7 @@ def find_aliases(columns: Columns, used: Collection[str], file: str) -> dict[str
         if ours == "prompt" and {"instruction", "input"} <= set(theirs):
             theirs.remove("input")  # Alpaca's: it follows the instruction
         if ours == "prompt" and len(theirs) > 1:
-            theirs = [name for name in theirs if name not in ("history", "context")]  # parts of a prompt beside another
+            theirs = [name for name in theirs if name not in ("history", "context")]  # parts of the prompt
         if len(theirs) > 1 and ours in ("prompt", "system"):
             raise DataError(
                 f"several columns could be the {ours}: {', '.join(map(repr, theirs))}",
@@ -252,10 +252,10 @@ def find_aliases(columns: Columns, used: Collection[str], file: str) -> dict[str
 
 
 def name_unread(columns: Columns, read: Collection[str], *, demonstrations: bool, file: str) -> list[str]:
-    """A line that names each column that is not read and what it would mean; none if all are read.
+    """Report each unread column and its likely meaning, one line each.
 
     Raises:
-        DataError: One of them changes what is learned.
+        DataError: An unread column would change what is learned.
     """
     told: list[str] = []
     for name in columns.kinds:
@@ -295,7 +295,7 @@ def name_unread(columns: Columns, read: Collection[str], *, demonstrations: bool
 
 
 def refuse_other_text(columns: Columns, read: Collection[str], file: str) -> None:
-    """Raise a DataError if a file without a prompt has another column of text, which is the prompt or a part of it."""
+    """Raise a DataError if a file without a prompt has another text column, which is probably part of the prompt."""
     others = [
         name
         for name in columns.kinds
@@ -314,7 +314,7 @@ def refuse_other_text(columns: Columns, read: Collection[str], file: str) -> Non
 
 
 def _repeats(columns: Columns, name: str, read: Collection[str]) -> bool:
-    """Whether all texts of a column are in the columns that are read."""
+    """Whether the columns that are read contain all texts of a column."""
     checked = 0
     for row in islice((row for row in columns.rows if not is_nothing(row.get(name))), SAMPLE):
         known = "\n".join(text for other in read for text in texts_in(row.get(other)))
@@ -326,7 +326,7 @@ def _repeats(columns: Columns, name: str, read: Collection[str]) -> bool:
 
 
 def texts_in(value: Any) -> list[str]:
-    """All texts of a cell: of messages, what was said."""
+    """All texts of a cell; for messages, their contents."""
     if isinstance(value, str):
         return [value]
     if is_message(value):

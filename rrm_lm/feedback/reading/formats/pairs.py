@@ -18,7 +18,7 @@ STATED_LEVEL = re.compile(r"\W*The response is (not|slightly|partially|mostly|pe
 
 @dataclass(frozen=True)
 class Side:
-    """One response of a pair and what was said about it. Ratings are in [0, 1]."""
+    """One response of a pair with its critiques and rating. Ratings are in [0, 1]."""
 
     response: str
     critiques: tuple[str, ...] = ()
@@ -44,13 +44,13 @@ def read_preference(row: Row) -> Iterator[Record]:
 
 
 def read_graded(row: Row) -> Iterator[Record]:
-    """HelpSteer2-Preference and HelpSteer3: a grade from -3 (the first is much better) to 3 (the second is)."""
+    """HelpSteer2-Preference and HelpSteer3: a grade from -3 (first much better) to 3 (second much better)."""
     prompt = row.prompt("context", "prompt")
     first, second = _side(row, 1), _side(row, 2)
     grade = row.number("overall_preference" if "overall_preference" in row.values else "preference_strength")
     if grade == 0:
         row.drop(TIE_GRADE)
-        # No ratings: they would derive a comparison that the overseer declined to make.
+        # No ratings: a comparison would be derived from them although the overseer made none.
         yield from words(row, prompt, first, second, with_ratings=False)
         return
     best, other = (first, second) if grade < 0 else (second, first)
@@ -73,7 +73,7 @@ def read_feedback_pair(row: Row) -> Iterator[Record]:
 
 
 def read_slf5k(row: Row) -> Iterator[Record]:
-    """SLF5K: two summaries compared, and a third with feedback and a human's ideal summary."""
+    """SLF5K: a comparison of two summaries, and a third summary with feedback and a person's ideal summary."""
     community = f" from r/{row.label('subreddit')}" if row.has("subreddit") else ""
     request = f"Summarize this post{community} in a few sentences.\n\nTitle: {row.text('title')}\n\n{row.text('post')}"
     prompt = row.in_context((Message("user", request),))
@@ -95,7 +95,7 @@ def read_slf5k(row: Row) -> Iterator[Record]:
 
 
 def pair(row: Row, prompt: Prompt, best: Side, other: Side, *, margin: float | None = None) -> Iterator[Record]:
-    """A comparison; or, if the responses are equal up to whitespace, a counted tie whose critiques are kept."""
+    """A comparison. Responses equal up to whitespace are counted as a tie, and their critiques are kept."""
     if best.response.strip() == other.response.strip():
         row.drop(TIE_TEXTS)
         yield from words(row, prompt, best, other)
@@ -113,7 +113,7 @@ def pair(row: Row, prompt: Prompt, best: Side, other: Side, *, margin: float | N
 
 
 def words(row: Row, prompt: Prompt, *sides: Side, with_ratings: bool = True) -> Iterator[Record]:
-    """The critiques of responses that make no comparison, and the ratings by their authors."""
+    """Critiques of responses without a comparison, and the ratings by the same authors."""
     for side in sides:
         for critique in side.critiques:
             level = stated_level(critique)
@@ -130,9 +130,9 @@ def stated_level(critique: str) -> float | None:
 
 
 def _side(row: Row, number: int) -> Side:
-    """Response 1 or 2 with what each annotator wrote about it, and the mean of the levels they state.
+    """Response 1 or 2 with the annotators' critiques of it, and the mean of the levels they state.
 
-    Critiques of the pair are used only if there are none of this response alone. They are then written from its side:
+    Critiques of the pair are used only if there are none of this response alone. They are rewritten for this response:
     "@Response 2 is better than @Response 1" becomes "This response is better than the other response" for the second.
     """
     response = row.text(f"response{number}", f"response_{number}")
@@ -157,7 +157,7 @@ def _from_side(text: str, number: int) -> str:
 
 
 def _prompt_and_responses(row: Row) -> tuple[Prompt, str, str]:
-    """The prompt, given or implied by what chosen and rejected share, and the two responses."""
+    """The prompt, given or the shared beginning of chosen and rejected, and the two responses."""
     values = row.require("chosen"), row.require("rejected")
     if all(isinstance(value, list) for value in values):
         talks = row.messages("chosen"), row.messages("rejected")
@@ -167,7 +167,7 @@ def _prompt_and_responses(row: Row) -> tuple[Prompt, str, str]:
         values = row.text("chosen"), row.text("rejected")
         if "prompt" not in row.table.columns:
             return _split_shared_text(row, *values)
-        prompt = row.prompt()  # an error in a row without one: its shared opening is not a prompt
+        prompt = row.prompt()  # raises an error without a prompt: the shared beginning is not a prompt
         return prompt, row.response("chosen", prompt), row.response("rejected", prompt)
     if not row.has("prompt"):
         prompt, chosen, rejected = split_shared(row, *talks)
@@ -178,7 +178,7 @@ def _prompt_and_responses(row: Row) -> tuple[Prompt, str, str]:
     if all(rest and rest[0].role == "assistant" for rest in rests):
         sides = [row.one_response(name, rest) for name, rest in zip(("chosen", "rejected"), rests, strict=True)]
         return prompt, row.without_prompt(sides[0], prompt), row.without_prompt(sides[1], prompt)
-    shared, chosen, rejected = split_shared(row, *talks)  # conversations that begin before the prompt's last turn
+    shared, chosen, rejected = split_shared(row, *talks)  # conversations that begin before the prompt
     asked = [message.content.strip() for message in prompt if message.role == "user"]
     if not asked or asked[-1] not in [message.content.strip() for message in shared if message.role == "user"]:
         row.fail("prompt", "is not in the conversations of chosen and rejected", "one prompt")
@@ -188,7 +188,7 @@ def _prompt_and_responses(row: Row) -> tuple[Prompt, str, str]:
 def split_shared(
     row: Row, first: Prompt, second: Prompt, names: tuple[str, str] = ("chosen", "rejected")
 ) -> tuple[Prompt, str, str]:
-    """Two whole conversations: the turns they share are the prompt, the one turn after them the response."""
+    """Split two whole conversations: the shared turns are the prompt, the next turn is the response."""
     shared = 0
     while shared < min(len(first), len(second)) - 1 and first[shared] == second[shared]:
         shared += 1
@@ -197,7 +197,7 @@ def split_shared(
 
 
 def _split_shared_text(row: Row, chosen: str, rejected: str) -> tuple[Prompt, str, str]:
-    """TRL's implicit prompt in plain text: the shared opening, up to its last whole word, becomes the user turn."""
+    """TRL's implicit prompt in plain text: the shared beginning, up to its last whole word, is the user turn."""
     if chosen == rejected:
         return (), chosen, rejected
     shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)

@@ -1,4 +1,4 @@
-"""Rows about one response: critiques, ratings, corrections, demonstrations, and examples of the goal."""
+"""Rows about one response: critiques, ratings, corrections, demonstrations, and goal examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rrm_lm.feedback.reading.formats.pairs import stated_level
 from rrm_lm.feedback.reading.formats.row import Row, as_number, mean
 from rrm_lm.feedback.records import Correction, Critique, Demonstration, GoalExample, Prompt, Rating, Record
 
-HELPSTEER_BEST = 4.0  # attributes are from 0 to 4
+HELPSTEER_BEST = 4.0  # attributes range from 0 to 4
 CORRECTED = ("corrected", "corrected_response", "refinement", "edited_response")
 CRITIQUES = ("critique", "critiques", "feedback")
 RESPONSES = ("response", "original_response", "completion")
@@ -26,8 +26,8 @@ VERDICT_RATINGS = {word: rating for rating, words in VERDICTS.items() for word i
 def read_response(row: Row) -> Iterator[Record]:
     """Any of critique, rating, label, verdict and corrected response about one response to a prompt.
 
-    The rating is the column `rating`, else `label`, else a verdict in known words. With `rating_min` and `rating_max`
-    columns it is scaled from that range; else it must lie in [0, 1], or on the scale that the file's ratings show.
+    The rating is the column `rating`, else `label`, else a verdict in known words. With the columns `rating_min` and
+    `rating_max` it is scaled from that range. Otherwise it must be in [0, 1] or on the scale inferred from the file.
     """
     prompt, response = exchange(row)
     critiques, corrected = row.texts(*CRITIQUES), row.optional_text(*CORRECTED)
@@ -54,7 +54,7 @@ def read_response(row: Row) -> Iterator[Record]:
 
 
 def read_helpsteer2(row: Row) -> Iterator[Record]:
-    """HelpSteer2 ratings: helpfulness, 0 to 4 (a list of them in its disagreements, of which the mean is taken)."""
+    """HelpSteer2 ratings: helpfulness, 0 to 4; a list of annotators' ratings is averaged."""
     value = row.require("helpfulness")
     if isinstance(value, list):
         row.values = row.values | {"helpfulness": mean([float(item) for item in value])}
@@ -63,7 +63,7 @@ def read_helpsteer2(row: Row) -> Iterator[Record]:
 
 
 def read_demonstration(row: Row) -> Iterator[Record]:
-    """A prompt with a response to imitate, or messages whose last turn is the one to imitate."""
+    """A prompt with a response to imitate, or messages whose last turn is to be imitated."""
     prompt, response = exchange(row)
     yield Demonstration(response=response, **row.about(prompt))
 

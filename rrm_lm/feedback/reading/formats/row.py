@@ -1,4 +1,4 @@
-"""One row, read by column. Every value is checked, and every error names file, row and column."""
+"""One row with checked access to its columns. Errors name the file, row and column."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rrm_lm.feedback.reading.formats.structure import (
 )
 from rrm_lm.feedback.records import TOOLS, Message, Origin, Prompt, find_surrogate
 
-SUBSETS = ("subset", "domain", "topic", "category")  # the first of these that a row has is its subset
+SUBSETS = ("subset", "domain", "topic", "category")  # the first non-empty one is the subset
 EXTRA = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")  # kept with a message
 TRUE = frozenset(["true", "yes", "y", "t", "on", "1", "1.0"])
 FALSE = frozenset(["false", "no", "n", "f", "off", "0", "0.0"])
@@ -30,14 +30,14 @@ FALSE = frozenset(["false", "no", "n", "f", "off", "0", "0.0"])
 
 @dataclass
 class Table:
-    """What is true of a file as a whole.
+    """Properties of a whole file.
 
     Attributes:
-        columns: All columns, which a row may lack.
-        scales: The range of each column of ratings that is not from 0 to 1.
+        columns: All columns; a row may lack some.
+        scales: The range of each column of ratings that are not in [0, 1].
         repeats_prompt: Whether responses usually begin with the prompt's text.
-        is_rendered: Whether texts usually have a chat template's turn marks inside.
-        reader: What a format found out about the file for its rows.
+        is_rendered: Whether texts usually contain a chat template's turn marks.
+        reader: Data that a format found in the file for reading its rows.
     """
 
     columns: Collection[str] = ()
@@ -48,12 +48,12 @@ class Table:
 
 
 class Row:
-    """A row as a format reads it.
+    """A row with checked access to its columns.
 
     Args:
         values: Column to value; None for nothing.
-        source: The source's name if the row does not give one.
-        counts: Where drops and notes are counted.
+        source: The source's name if the row has none.
+        counts: Receives the counts of drops and notes.
     """
 
     def __init__(
@@ -64,24 +64,24 @@ class Row:
         self.subset = next(filter(None, map(self.label, SUBSETS)), "")
 
     def about(self, prompt: Prompt) -> dict[str, Any]:
-        """The fields that all records of this row share."""
+        """The fields shared by all records of this row."""
         return {"prompt": prompt, "source": self.source, "subset": self.subset, "origin": self.origin}
 
     def has(self, *names: str) -> bool:
-        """Whether any of the columns holds something (a blank text is nothing)."""
+        """Whether any of the columns is not empty; blank text counts as empty."""
         return any(not is_nothing(self.values.get(name)) for name in names)
 
     def first(self, *names: str) -> str:
-        """The first of these columns that holds something, or else the first."""
+        """The first non-empty column of these, or else the first one."""
         return next((name for name in names if self.has(name)), names[0])
 
     def label(self, name: str) -> str:
-        """A short text or number that names something, or ""."""
+        """A short text or number as a name, or ""."""
         value = self.values.get(name)
         return "" if is_nothing(value) or isinstance(value, list | dict) else str(value).strip()
 
     def text(self, *names: str) -> str:
-        """The text of the first of these columns that has any, unchanged.
+        """The text of the first non-empty column of these, unchanged.
 
         Raises:
             DataError: The column is missing, null, empty or not text, or holds a message list that cannot be parsed.
@@ -111,7 +111,7 @@ class Row:
         return tuple(found)
 
     def require(self, name: str) -> Any:
-        """The value of a column that must hold something."""
+        """The value of a column that must not be empty."""
         if name not in self.values:
             self.fail(name, "is missing", f"a column {name} in every row")
         value = self.values[name]
@@ -134,7 +134,7 @@ class Row:
         return self.number(name) if self.has(name) else None
 
     def optional_rating(self, name: str) -> float | None:
-        """A rating beside a response, scaled to [0, 1]; left out and noted if its scale is unknown."""
+        """A response's rating, scaled to [0, 1]; omitted and noted if its scale is unknown."""
         value = self.optional_number(name)
         if value is None:
             return None
@@ -153,7 +153,7 @@ class Row:
         return tuple(self._message(name, item) for item in value)
 
     def rows(self, name: str) -> tuple[Row, ...]:
-        """A list of objects in a column as rows; none if there is nothing."""
+        """A list of objects in a column as rows; () if the column is empty."""
         if not self.has(name):
             return ()
         value = self.values[name]
@@ -205,7 +205,7 @@ class Row:
         return stripped
 
     def after(self, prompt: Prompt, messages: Prompt) -> Prompt:
-        """Messages without the prompt that they repeat, with its system message and tools or without."""
+        """Messages without a repeated prompt, whether or not it includes the system message and tools."""
         spoken = tuple(message for message in prompt if message.role not in ("system", TOOLS))
         for start in (prompt, spoken):
             if start and messages[: len(start)] == start:
@@ -213,7 +213,7 @@ class Row:
         return messages
 
     def without_prompt(self, text: str, prompt: Prompt) -> str:
-        """A response without the prompt that it begins with, in a file whose responses usually do."""
+        """A response without a repeated prompt, if the file's responses usually begin with the prompt."""
         asked = prompt[-1].content.strip() if prompt else ""
         rest = text.lstrip().removeprefix(asked).strip()
         if not self.table.repeats_prompt or not text.lstrip().startswith(asked) or not rest:
@@ -239,11 +239,11 @@ class Row:
         return messages[0].content
 
     def drop(self, reason: str) -> None:
-        """Count something of this row that no record carries."""
+        """Count a part of this row that gives no record."""
         self.counts.drop(reason, self.origin)
 
     def note(self, reason: str) -> None:
-        """Count something that was read differently from how it was written."""
+        """Count a value of this row that was converted when read."""
         self.counts.note(reason, self.origin)
 
     def fail(self, name: str, what: str, expected: str, remedy: str = "fix the value or remove the row") -> NoReturn:
@@ -277,7 +277,7 @@ class Row:
         if not isinstance(item, dict) or not isinstance(item.get("role"), str) or "content" not in item | _calls(item):
             self.fail(name, f"holds {_a(item)} that is not a message", 'messages {"role": ..., "content": ...}')
         content = item.get("content")
-        if isinstance(content, list):  # content in parts, as for models that also take images
+        if isinstance(content, list):  # content in parts, as for multimodal models
             if any(not isinstance(part, dict) or not isinstance(part.get("text"), str) for part in content):
                 self.fail(name, "has a message with something that is not text", "messages of text alone")
             content = "".join(part["text"] for part in content)
@@ -299,7 +299,7 @@ class Row:
 
 
 def as_number(value: Any) -> float | None:
-    """A number, a boolean in any spelling, or a text that spells a number; None for anything else."""
+    """The value of a number, boolean (in any spelling) or numeric text; None for anything else."""
     if isinstance(value, str):
         word = value.strip().lower()
         if word in TRUE or word in FALSE:
@@ -312,7 +312,7 @@ def as_number(value: Any) -> float | None:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, or None of nothing."""
+    """The mean; None for an empty sequence."""
     return sum(values) / len(values) if values else None
 
 

@@ -1,4 +1,4 @@
-"""The table of formats: what columns a file needs to be one, how its rows are read, and which columns that reads."""
+"""The table of formats: the columns that each needs, the function that reads its rows, and the columns it reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rrm_lm.feedback.records import Record
 
 
 class FileColumns(Columns):
-    """The columns of a file, with the responses that some formats find in them."""
+    """The columns of a file, and the responses that some formats look for in them."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], file: str = "") -> None:
         super().__init__(rows)
@@ -23,12 +23,12 @@ class FileColumns(Columns):
 
     @cached_property
     def verdicts(self) -> Verdicts | None:
-        """Two responses and the verdict on them, in a file without chosen and rejected."""
+        """The columns of two responses and a verdict, in a file without chosen and rejected."""
         return None if self.have("chosen", "rejected") else find_verdicts(self.kinds, self.rows, self.file)
 
     @cached_property
     def ranked(self) -> str:
-        """The column with a list of responses that have a rank or a score; "" if there is none."""
+        """The column with a list of ranked or scored responses, or ""."""
         for name, kind in self.kinds.items():
             first = next(iter(self.values(name)), None) if kind in ("objects", "messages") else None
             if first is not None and benchmarks.ranked_keys(first[0]) is not None:
@@ -36,7 +36,7 @@ class FileColumns(Columns):
         return ""
 
     def fit(self, needs: str) -> bool:
-        """Whether a file has what a format needs: see `Format.needs`."""
+        """Whether the file meets `Format.needs`."""
         return any(all(map(self._has, way.split())) for way in needs.split(" or "))
 
     def _has(self, need: str) -> bool:
@@ -53,12 +53,13 @@ class Format:
     """One shape of rows.
 
     Attributes:
-        name, shape: Its name, and its columns as a person would write them.
-        needs: Columns that a file must have, separated by spaces: `a|b` is either, `!a` is none, `a:texts` is one of
-            that kind, `@verdicts` is what `FileColumns` finds, and `or` stands between alternatives.
-        read: The records of a row.
+        name, shape: Its name, and its columns as text for messages.
+        needs: Columns that a file must have, separated by spaces: `a|b` means either, `!a` means no such column,
+            `a:texts` means a column of that kind, `@verdicts` is a property of `FileColumns`, and `or` separates
+            alternatives.
+        read: Reads the records of a row.
         reads: The columns it reads in addition to `ALWAYS`.
-        source: The source of its records if the rows do not name it; "" for the name of the file or set.
+        source: The source of the records if rows do not name it; "" for the name of the file or set.
     """
 
     name: str
@@ -80,7 +81,7 @@ ABOUT_ONE = (*responses.CRITIQUES, *responses.CORRECTED, "rating", "verdict")
 LISTS = "prompt chosen:texts rejected:texts"
 SLF5K = "generated_summary_for_comparison_A generated_summary_for_comparison_B generated_summary_for_feedback"
 
-# From the most particular to the most general: the first that fits is the one.
+# From the most specific to the most general; the first that fits is used.
 # fmt: off
 FORMATS: tuple[Format, ...] = (
     Format("RM-Bench", "prompt, chosen [3 texts], rejected [3 texts], domain",

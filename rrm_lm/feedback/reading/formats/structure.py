@@ -1,4 +1,4 @@
-"""Structure inside text: message lists as JSON or Python, and conversations with a chat template's turn marks."""
+"""Parse structure in text: message lists as JSON or Python, and conversations with turn marks of chat templates."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _CONTENT_KEY = re.compile(r"""['"](?:content|value)['"]\s*:""")
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one chat template writes turns: a mark with the role as its group, and what may end a turn."""
+    """How a chat template writes turns: a mark with the role as its group, and the ends of a turn."""
 
     name: str
     mark: re.Pattern[str]
     end: re.Pattern[str]
-    last: re.Pattern[str]  # ends of turns at the end of a text
+    last: re.Pattern[str]  # the end of a turn at the end of a text
 
 
 def _dialect(name: str, mark: str, end: str = "(?!)") -> Dialect:
@@ -50,7 +50,7 @@ TEMPLATES = (
     _dialect("Mistral", r"\[(/?INST)\]", r"</s>"),
     _dialect("DeepSeek", r"<\uff5c(User|Assistant)\uff5c>", r"<\uff5cend\u2581of\u2581sentence\uff5c>"),
 )
-# Marks that a text may also mention, so they count only at its beginning.
+# Marks that ordinary text may contain, so they count only at the beginning.
 WRITTEN = (
     _dialect("Human and Assistant", r"(?m)^(Human|Assistant):"),
     _dialect("Vicuna", r"\b(USER|ASSISTANT):", r"</s>"),
@@ -84,7 +84,7 @@ def dialect_of(text: str) -> Dialect | None:
 
 
 def split_turns(text: str, dialect: Dialect) -> Prompt:
-    """The turns of a text in a dialect, without their marks and the whitespace around them."""
+    """The turns of a text in a dialect, without marks and surrounding whitespace."""
     if dialect is HH:
         text = "\n\n" + text.lstrip()
     marks = list(dialect.mark.finditer(text))
@@ -100,7 +100,7 @@ def split_turns(text: str, dialect: Dialect) -> Prompt:
 
 
 def strip_turn_end(text: str) -> str:
-    """A response without the tokens that end its turn; unchanged if there are none or there is nothing else."""
+    """A response without the tokens that end its turn; unchanged if it has no others."""
     for known in TEMPLATES:
         stripped = known.last.sub("", text)
         if stripped != text and stripped.strip():
@@ -109,7 +109,7 @@ def strip_turn_end(text: str) -> str:
 
 
 def has_turns_inside(text: str) -> bool:
-    """Whether a text holds several turn marks of a template, and not just the mention of one."""
+    """Whether a text contains several turn marks of a template. A single mark may be a mere mention."""
     return ("<" in text or "[" in text) and any(
         len(marks := known.mark.findall(text)) > 1 or (marks and known.end.search(text)) for known in TEMPLATES
     )
@@ -120,7 +120,7 @@ def is_transcript(value: Any) -> bool:
 
 
 def parse_cell(value: Any) -> Any:
-    """A cell with its structure: a message list written as text, or a single message, becomes a list of messages."""
+    """Parse a cell: a message list written as text, or a single message, becomes a list of messages."""
     if isinstance(value, dict):
         return [value] if is_message(value) else value
     if isinstance(value, str) and looks_like_messages(value):
@@ -139,7 +139,7 @@ def is_message(value: Any) -> bool:
 
 
 def looks_like_messages(text: str) -> bool:
-    """Whether a text seems to be a message list, parseable or not."""
+    """Whether a text looks like a message list, even if it cannot be parsed."""
     return bool(_MESSAGE_KEY.match(text) and _CONTENT_KEY.search(text))
 
 

@@ -31,14 +31,14 @@ BOTH_BAD = frozenset(["tiebothbad", "bothbad", "neither", "bothworse", "allbad"]
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Where the two responses of a row and the verdict on them are.
+    """The columns of two responses and of the verdict on them.
 
     Attributes:
         responses: The columns of the first and the second response.
         verdict: The column that names the better one; "" if `marks` do.
-        marks: Columns of the first and the second response that are 1 for the better one, or scores.
+        marks: Columns of the first and the second response that hold 1 for the better one, or scores.
         ties: Columns that are 1 for a tie.
-        words: The verdict column's values (normalized) for the first and the second response.
+        words: The normalized values of the verdict column that mean the first and the second response.
     """
 
     responses: tuple[str, str]
@@ -54,13 +54,13 @@ class Verdicts:
 
 
 def find_verdicts(kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]], file: str) -> Verdicts | None:
-    """How a file's rows name two responses and the better one; None if they do not.
+    """Find the columns of two responses and a verdict in a file; None if there are none.
 
     Args:
-        kinds: What each column holds, as `columns.Columns.kinds`.
+        kinds: The kind of each column, as `columns.Columns.kinds`.
 
     Raises:
-        DataError: There are two responses and a verdict whose direction is not clear.
+        DataError: There is a verdict whose direction is unclear.
     """
     found = _pair_of_columns(kinds, RESPONSE_WORDS, ("text", "messages", "transcript", "texts"))
     if found is None:
@@ -84,7 +84,7 @@ def find_verdicts(kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]], f
 
 
 def read_verdict(row: Row) -> Iterator[Record]:
-    """Two responses and which one is better; ties are counted, those that are both bad apart."""
+    """Two responses and the better one. Ties are counted; "both bad" is counted separately."""
     verdicts: Verdicts = row.table.reader
     prompt, first, second = _responses(row, verdicts.responses)
     better, margin = _better(row, verdicts)
@@ -97,7 +97,7 @@ def read_verdict(row: Row) -> Iterator[Record]:
 def _responses(row: Row, names: tuple[str, str]) -> tuple[Prompt, str, str]:
     values = [row.require(name) for name in names]
     turns = [parse_texts(value) or [] for value in values]
-    if all(turns):  # the arena's lists: all turns of the user, all of each model
+    if all(turns):  # lists as in the arena: all user turns, and all turns of each model
         asked = parse_texts(row.values.get("prompt")) or [row.text("prompt")]
         if not all(len(answers) == len(asked) for answers in turns):
             row.fail(names[0], f"has {len(turns[0])} turns and the prompt {len(asked)}", "as many responses as prompts")
@@ -121,7 +121,7 @@ def _exchange(asked: str, answer: str) -> tuple[Message, Message]:
 
 
 def _better(row: Row, verdicts: Verdicts) -> tuple[int | None, float | None]:
-    """0 or 1 for the better response and the margin; None for a tie, which is counted."""
+    """(index of the better response, margin). The index is None for a tie, which is counted."""
     if verdicts.marks:
         values = [row.number(name) for name in verdicts.marks]
         if values[0] == values[1]:
@@ -154,7 +154,7 @@ def _words(
     if values and values <= {"0", "1", "2", "3", "-1", "true", "false"}:
         shp = name == "labels" and "ref" in _words_of(responses[0])
         if shp and values <= {"0", "1"}:
-            return frozenset({"1"}), frozenset({"0"})  # SHP: 1 says that A is preferred
+            return frozenset({"1"}), frozenset({"0"})  # SHP: 1 means that A is preferred
         unclear = name in ("label", "labels", "verdict", "result", "outcome") and values & {"0", "true", "false"}
         named = values <= set(suffixes)
         if not named and (unclear or not (values <= {"0", "1"} or values <= {"1", "2"})):
@@ -178,7 +178,7 @@ def normalize(value: Any) -> str:
 
 
 def pair_name(column: str, word: str) -> str:
-    """`model_a` for `response_a`: the column about the same response that another word begins."""
+    """`model_a` for `response_a`: the column about the same response whose name begins with `word`."""
     parts = re.split(r"[_\-\s]", column)
     return "_".join([word, parts[-1]])
 
@@ -186,7 +186,7 @@ def pair_name(column: str, word: str) -> str:
 def _pair_of_columns(
     kinds: Mapping[str, str], stems: Sequence[str], allowed: Sequence[str]
 ) -> tuple[tuple[str, str], tuple[str, str]] | None:
-    """Two columns whose names differ only in a suffix such as a and b, by the first of the stems that has them."""
+    """Two columns whose names differ only in a suffix such as a and b, for the first stem that has such a pair."""
     by_words = {tuple(_words_of(name)): name for name, kind in kinds.items() if kind in allowed}
     for stem in stems:
         for words, name in by_words.items():
@@ -200,7 +200,7 @@ def _pair_of_columns(
 
 
 def _words_of(name: str) -> list[str]:
-    """The words of a column name: human_ref_A, responseA and response1 end in a word of their own."""
+    """The words of a column name. In human_ref_A, responseA and response1 the suffix is a separate word."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", name)
     return [word for word in re.split(r"[\W_]+", spaced.lower()) if word]
 
