@@ -181,7 +181,7 @@ def replace_files(staged: Path, folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder, if it exists. An interruption leaves no part of it under its name."""
+    """Delete a folder, if it exists. If interrupted, no part of it keeps its name."""
     staged = _beside(path, _STAGING)
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, staged)

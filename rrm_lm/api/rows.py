@@ -39,7 +39,7 @@ def read_rows(
         name: Name of rows from memory, for messages.
 
     Raises:
-        DataError: Nothing of that name, an unknown shape, or a faulty row.
+        DataError: No such set, an unknown shape, or an invalid row.
     """
     if isinstance(rows, Feedback):
         return rows

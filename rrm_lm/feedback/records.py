@@ -143,7 +143,7 @@ class _Feedback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison(_Feedback):
-    """Two responses to a prompt, of which the overseer preferred `chosen` to `rejected`.
+    """Two responses to a prompt. The overseer preferred `chosen` to `rejected`.
 
     Attributes:
         margin: How much better chosen is according to the overseer, at least 0, in the source's units; None if not

@@ -253,7 +253,7 @@ class PPOTrainer:
 
     @property
     def policy(self) -> Policy:
-        """The policy as it is now, ready to respond."""
+        """The current policy, ready to respond."""
         return Policy(self._training.training.policy, str(self.args.output_dir))
 
     def save_model(self, output_dir: str | Path | None = None) -> None:

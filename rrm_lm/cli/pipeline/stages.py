@@ -88,7 +88,7 @@ class Stage:
         return sorted(found)
 
     def record(self) -> dict[str, Any]:
-        """Its record; empty if there is none."""
+        """Its record, or {}."""
         try:
             return json.loads(self.record_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
