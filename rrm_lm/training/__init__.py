@@ -1,4 +1,4 @@
-"""Trainers, a folder for each: reward models, PPO, RLOO, supervised fine-tuning; and what they share.
+"""Trainers for reward models, PPO, RLOO and supervised fine-tuning, one folder each, and their shared code.
 
-`trainer.py` is the skeleton of all of them: it writes and resumes checkpoints. May import models and below.
+`trainer.py` is the base of all trainers: it writes and resumes checkpoints. May import models and below.
 """

@@ -1,4 +1,4 @@
-"""What the settings of all trainers share: defaults, one device per process, activation checkpointing, and checks."""
+"""Shared settings of all trainers: defaults, one device per process, activation checkpointing, and checks."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ NO_LIGER = {"use_liger_kernel": "layers as transformers has them; this project f
 class TrainerArguments(_Base):
     """A mixin to put before `TrainingArguments`, or a subclass of it, such as TRL's.
 
-    - **One device per process.** If one process sees several GPUs, Trainer would copy the model to all of them
-      (`torch.nn.DataParallel`) and split the tensors among its arguments. Our batches are not plain tensors, so each
-      copy would compute the whole batch. To use several devices, launch several processes (``--num_processes``).
+    - **One device per process.** If one process sees several GPUs, Trainer copies the model to all of them
+      (`torch.nn.DataParallel`) and splits tensor arguments. Our batches are not plain tensors, so each copy would
+      compute the whole batch. To use several devices, launch several processes (``--num_processes``).
     - **Activation checkpointing.** transformers 5.23 renamed ``gradient_checkpointing`` and warns about the old name,
-      which TRL sets by default; earlier versions know only the old name. Here both names work in every version.
+      which TRL sets by default. Earlier versions only have the old name. Here both names work in every version.
     """
 
     logging_nan_inf_filter: bool = option(False, "Hide losses that are not numbers.")
@@ -61,8 +61,8 @@ class TrainerArguments(_Base):
 
     def __post_init__(self) -> None:
         if default_device().type == "cpu":
-            # Otherwise each process of a launch on a CPU machine believes it is the only one. Not `use_cpu`: it would
-            # be saved with the settings, and bind everyone who repeats the run to the CPU.
+            # Without it, each process of a launch on a CPU machine assumes that it is the only one. `use_cpu` would be
+            # saved with the settings and force every repeat of the run onto the CPU.
             os.environ["ACCELERATE_USE_CPU"] = "true"
         for old, new in _NEWER_NAMES.items():
             chosen = getattr(self, old) if getattr(self, new) is None else getattr(self, new)
@@ -70,14 +70,14 @@ class TrainerArguments(_Base):
             setattr(self, old, chosen)
         self.activation_checkpointing = self.gradient_checkpointing = bool(self.activation_checkpointing)
         super().__post_init__()
-        # Before 5.23, transformers parses JSON only for the old name.
+        # Before 5.23, transformers parses JSON for the old name only.
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         refuse_zero3(getattr(self, "deepspeed_plugin", None))
-        process_state()  # TrainingArguments has reset the state
+        process_state()  # TrainingArguments resets the state
 
     @property
     def n_gpu(self) -> int:
-        """Devices that this process computes on, as Trainer counts them: 0 on the CPU, else 1."""
+        """Number of devices of this process, as Trainer counts them: 0 on the CPU, else 1."""
         return min(1, super().n_gpu)
 
 
@@ -95,7 +95,7 @@ def check_above_zero(args: Any, *names: str) -> None:
 
 
 def check_seed_and_smoothing(args: Any) -> None:
-    """Raise a ConfigError unless the seed fits every generator, and smoothed labels are more right than wrong."""
+    """Raise a ConfigError unless every random generator accepts the seed and `label_smoothing_factor` is below 0.5."""
     smoothing = "at least 0 and below 0.5: the share of labels believed to be flipped"
     check(
         args,
@@ -105,7 +105,7 @@ def check_seed_and_smoothing(args: Any) -> None:
 
 
 def refuse_settings(args: Any, reasons: Mapping[str, str]) -> None:
-    """Raise a ConfigError if one of these settings is set, with what is done instead."""
+    """Raise a ConfigError if one of these settings is set. `reasons` says what to do instead."""
     for name, reason in reasons.items():
         if getattr(args, name):
             raise ConfigError(f"{name} cannot be used here", where=name, expected=reason, remedy="leave it out")

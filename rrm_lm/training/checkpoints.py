@@ -1,10 +1,10 @@
-"""The checkpoints in a run's folder: which are whole, which one to resume from, and which ones to delete.
+"""Checkpoints in a run's folder: find intact ones, choose one to resume from, delete old ones.
 
-A checkpoint is staged next to its place, gets a manifest with hashes last and is renamed, so `checkpoint-40` is either
-whole or absent, and resuming uses the newest one that verifies. (transformers writes checkpoints in place and resumes
-from the largest number unchecked, so an empty `checkpoint-99` hides good ones.)
+A checkpoint is written to a staging folder, gets a manifest with hashes last, and is renamed. So `checkpoint-40` is
+either complete or absent, and a run resumes from the newest checkpoint that verifies. (transformers writes checkpoints
+in place and resumes from the largest number unchecked, so an empty `checkpoint-99` hides good ones.)
 
-`trainer.py` writes them with the primitives of `rrm_lm/storage.py`. Output folders are in `output_folder.py`.
+`trainer.py` writes them, using `rrm_lm/storage.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 def newest_verified(output_dir: str | os.PathLike[str]) -> Path | None:
     """The checkpoint with the largest step in `output_dir` that matches its manifest, or None.
 
-    Those it skips (empty, unfinished, broken) are logged as warnings, with the reason.
+    Skipped checkpoints (empty, incomplete, broken) are logged as warnings with the reason.
     """
     for checkpoint in reversed(_checkpoints(Path(output_dir))):
         problems = verify(checkpoint)
@@ -39,15 +39,15 @@ def newest_verified(output_dir: str | os.PathLike[str]) -> Path | None:
 
 
 def checkpoint_to_resume(output_dir: str | os.PathLike[str], resume_from_checkpoint: str | bool | None) -> Path | None:
-    """The verified checkpoint that `--resume_from_checkpoint` asks for, or None if it asks for none.
+    """The verified checkpoint that `--resume_from_checkpoint` selects, or None.
 
     Args:
-        output_dir: Where the run's checkpoints are.
+        output_dir: The folder of the run's checkpoints.
         resume_from_checkpoint: As in Hugging Face: true for the newest, a path, or false or None. Pass the result to
-            `Trainer.train`, never True: transformers would take the largest number unchecked.
+            `Trainer.train`, never True, for which transformers takes the largest number unchecked.
 
     Raises:
-        CheckpointError: There is no whole checkpoint, or the named one is broken.
+        CheckpointError: No checkpoint is intact, or the named one is broken.
     """
     asked = str(resume_from_checkpoint or "false")
     if asked.lower() in ("false", "no", "none"):
@@ -72,20 +72,20 @@ def checkpoint_to_resume(output_dir: str | os.PathLike[str], resume_from_checkpo
 
 
 def check_processes(checkpoint: Path, shape: Mapping[str, int], allowed: bool) -> None:
-    """Refuse to resume with another number of processes, unless that is allowed and a step takes as many items.
+    """Refuse to resume with another number of processes, unless it is allowed and the items per step are unchanged.
 
     Args:
-        checkpoint: What to resume from.
-        shape: This run's ``processes``, and the ``items_per_step`` of all of them.
+        checkpoint: The checkpoint to resume from.
+        shape: This run's ``processes`` and ``items_per_step`` (over all processes).
         allowed: Whether the number of processes may change.
 
     Raises:
-        CheckpointError: It may not, or a step would take another number of items: the position in the data is counted
-            in steps, and would be wrong.
+        CheckpointError: A change is not allowed, or a step would take another number of items. The position in the data
+            is counted in steps, so it would be wrong.
     """
     file = checkpoint / PROCESSES_FILE
     if not file.is_file():
-        return  # an earlier version did not write it
+        return  # earlier versions did not write it
     then = json.loads(file.read_text(encoding="utf-8"))
     processes, items = int(then["processes"]), int(then["items_per_step"])
     if (processes, items) == (shape["processes"], shape["items_per_step"]):
@@ -119,10 +119,10 @@ def prune(output_dir: str | os.PathLike[str], save_total_limit: int | None, *, k
     """Delete the oldest checkpoints until `save_total_limit` are left; those in `keep` always stay.
 
     Args:
-        output_dir: Where the checkpoints are.
+        output_dir: The folder of the checkpoints.
         save_total_limit: How many to keep; None, 0 or less keeps all.
-        keep: The one just saved, which must come first, and others such as the best one. Checkpoints with a later step
-            than the first are deleted before all others: the run was resumed from before them, and left them behind.
+        keep: The checkpoint just saved, which must come first, and others such as the best one. Checkpoints with a
+            later step than the first are deleted before all others: the run was resumed from an earlier step.
     """
     kept = [Path(path).absolute() for path in keep]
     if save_total_limit is None or save_total_limit <= 0:
@@ -139,7 +139,7 @@ def prune(output_dir: str | os.PathLike[str], save_total_limit: int | None, *, k
 
 
 def has_checkpoint(output_dir: Path) -> bool:
-    """Whether there is a folder with the name of a checkpoint, whole or not."""
+    """Whether there is a folder with the name of a checkpoint, complete or not."""
     return bool(_checkpoints(output_dir))
 
 

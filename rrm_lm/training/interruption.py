@@ -1,4 +1,4 @@
-"""Ending a training run early so that it can be resumed as if it had never ended."""
+"""Stop a training run early, so that it can be resumed without any difference in the result."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rrm_lm.models.sharding import max_over_processes
 
 
 class StopCallback(TrainerCallback):
-    """Ends training after the step in which any process was asked to stop, once that step's checkpoint is whole.
+    """Ends training after the step in which any process received a signal, once that step's checkpoint is complete.
 
-    All processes end after the same step.
+    All processes stop after the same step.
 
     Args:
-        asked: Returns the signal that asked this process to stop, or 0.
-        every: Steps that belong together: training can be resumed only after the last of them.
+        asked: Returns the signal that this process received, or 0.
+        every: Steps per update: training can only be resumed at a multiple of it.
     """
 
     def __init__(self, asked: Callable[[], int], every: int = 1) -> None:
@@ -33,10 +33,10 @@ class StopCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the training loop.
+        """Exit the training loop after a requested stop.
 
         Raises:
-            Interrupted: A process was asked to stop.
+            Interrupted: A process received a signal.
         """
         if self._signum:
             raise Interrupted(self._signum, f"{args.output_dir}/checkpoint-{state.global_step}")

@@ -1,8 +1,8 @@
-"""Optimizer states of sharded runs, gathered into the state that a single process would have, and sharded again.
+"""Gather the optimizer state of a sharded run into that of a single process, and shard it again.
 
-DeepSpeed's ZeRO-1 and 2 keep, in each process, one flat tensor per parameter group with a part of the float32 weights,
-and the moments of that part. Such parts fit only the same number of processes, and the checkpoint that DeepSpeed writes
-also holds the frozen model.
+With DeepSpeed's ZeRO-1 and 2, each process holds one flat tensor per parameter group, with a part of the float32
+weights, and the moments of that part. These parts only fit the same number of processes, and DeepSpeed's checkpoints
+also contain the frozen model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rrm_lm.models.sharding import full_tensor, shard_like
 
 
 def gather_state(state: Any) -> Any:
-    """An optimizer's ``state_dict()`` with full tensors instead of shards, on the CPU. Called by all processes."""
+    """Gather an optimizer's ``state_dict()`` as full tensors on the CPU. Called by all processes."""
     if isinstance(state, Tensor):
         return full_tensor(state).cpu()
     if isinstance(state, dict):
@@ -26,7 +26,7 @@ def gather_state(state: Any) -> Any:
 
 
 def shard_state(state: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """A full ``state_dict()`` with each tensor sharded like the parameter that it belongs to.
+    """Shard each tensor of a full ``state_dict()`` like its parameter.
 
     Args:
         state: As `torch.optim.Optimizer.state_dict` returns it.
@@ -46,15 +46,15 @@ class ZeroStates:
     """Gathers and loads the state of DeepSpeed's ZeRO-1 or 2 optimizer.
 
     Args:
-        optimizer: The optimizer before DeepSpeed wraps it, which replaces each group by a flat parameter. No group is
-            empty.
+        optimizer: The optimizer before DeepSpeed wraps it and replaces each group with a flat parameter. No group may
+            be empty.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._groups: list[list[nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
 
     def gather(self, zero: Any) -> dict[str, Any]:
-        """The ``state_dict()`` of a single process's optimizer, on the CPU. Called by all processes.
+        """Gather the ``state_dict()`` of a single-process optimizer on the CPU. Called by all processes.
 
         Args:
             zero: DeepSpeed's optimizer.
@@ -74,14 +74,14 @@ class ZeroStates:
         return {"state": state, "param_groups": groups}
 
     def load(self, zero: Any, state: dict[str, Any]) -> None:
-        """Load this process's part of a full state, and of the weights that the parameters have now.
+        """Load this process's part of a full state and of the current weights.
 
         Args:
             zero: DeepSpeed's optimizer.
             state: As :meth:`gather` returns it.
 
         Raises:
-            ValueError: The state has other groups.
+            ValueError: The state has different groups.
         """
         groups = zip(self._groups, zero.optimizer.param_groups, state["param_groups"], strict=True)
         for parameters, settings, saved in groups:
@@ -99,10 +99,10 @@ class ZeroStates:
 
 
 def _slices(parameter: nn.Parameter) -> tuple[slice, slice] | None:
-    """The part of a parameter that this process's flat tensor holds, and its place there; None if it holds none.
+    """The slice of a parameter in this process's flat tensor, and its position there; None if there is none.
 
-    DeepSpeed notes this on the parameter for its own functions, such as `safe_get_full_optimizer_state`, which only
-    know the state of the first group.
+    DeepSpeed records it on the parameter for its own functions, such as `safe_get_full_optimizer_state`, which only
+    handle the first group.
     """
     mapping: Any = getattr(parameter, "_hp_mapping", None)
     if mapping is None:
@@ -112,11 +112,11 @@ def _slices(parameter: nn.Parameter) -> tuple[slice, slice] | None:
 
 
 def _unflatten(flat: Tensor, parameter: nn.Parameter) -> Tensor:
-    """One parameter's values, collected from the flat tensors of all processes."""
+    """Collect one parameter's values from the flat tensors of all processes."""
     found = torch.zeros(parameter.numel(), dtype=flat.dtype, device=parameter.device)
     if (slices := _slices(parameter)) is not None:
         found[slices[0]] = flat[slices[1]].to(found.device)
-    torch.distributed.all_reduce(found)  # each value is in one process, and zero in the others
+    torch.distributed.all_reduce(found)  # each value is nonzero in one process only
     return found.view(parameter.shape).cpu()
 
 

@@ -1,4 +1,4 @@
-"""The output folder of a run: one run at a time, no files of anything else, and resumed only by the same run."""
+"""The output folder of a run: one run at a time, no foreign files, and resumed only by the same run."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ _LOCK = ".lock"
 
 
 class OutputFolder:
-    """The folder of one run, locked while the run lasts, and never mixed with the files of anything else.
+    """The folder of one run, locked during the run and never mixed with foreign files.
 
-    Use it as a context manager; it yields the folder's path. `run.json` in it records the command and how the run
-    ended. Hidden files are left alone. In a distributed run, all processes must wait until the active one has entered
-    before they read the folder: it repairs or removes what an interrupted run left.
+    Use it as a context manager; it yields the folder's path. `run.json` records the command and how the run ended.
+    Hidden files are ignored. In a distributed run, all processes must wait until the active one has entered before they
+    read the folder: it repairs or removes what an interrupted run left.
 
     Args:
         path: The folder; created if it does not exist.
         command: The command that writes it, for example `rrm-lm reward`. A folder of another command is refused.
-        identity: What identifies the run, for example the model, the data and the settings. Resuming with others is
-            refused, and each difference named. What the earlier run did not record is not compared.
-        allow_change: Whether to resume with another identity after all, with a warning; None if that is not an option.
-        resume: Whether to continue in a folder that this command made.
-        origin: The output folder of the run that is resumed, if it is another one.
-        overwrite: Whether to delete what an earlier run of this command left. Files of anything else are never deleted.
-        active: Off in all processes of a distributed run except the one that writes: it turns off checks and the lock.
-        deferred: Begin the run when `begin` is called, not on entering. Until then, and if it never is (because the
-            input was faulty), the files of an earlier run stay.
+        identity: What identifies the run, for example the model, the data and the settings. Resuming with another
+            identity is an error that names each difference. Entries that the earlier run did not record are not
+            compared.
+        allow_change: Whether another identity is only a warning; None if there is no such option.
+        resume: Whether to continue in a folder that this command wrote.
+        origin: The output folder of the run to resume, if it is a different one.
+        overwrite: Whether to delete the files of an earlier run of this command. Foreign files are never deleted.
+        active: False in all processes of a distributed run except the one that writes; it disables checks and the lock.
+        deferred: Start the run when `begin` is called, not on entering. Until then, the files of an earlier run stay,
+            for example if the input turns out to be invalid.
 
     Raises:
-        CheckpointError: On entering: the folder is in use, or holds files that this run may not touch.
+        CheckpointError: On entering: the folder is in use, or contains files that this run must not touch.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class OutputFolder:
             return self.path
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError("The output folder is a file", where=str(self.path), remedy="name another folder")
-        self._refuse_foreign()  # before locking, so that a folder of something else does not even get a lock file
+        self._refuse_foreign()  # before locking, so that a foreign folder gets no lock file
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock(self.path / _LOCK, what="The output folder"))
             self._refuse_occupied()
@@ -85,7 +86,7 @@ class OutputFolder:
         return self.path
 
     def begin(self) -> None:
-        """Delete what an earlier run left, if it is to be overwritten, and record that this run has started."""
+        """Delete the files of an earlier run if `overwrite` is set, and record that this run has started."""
         if not self.active or self._begun:
             return
         if self.overwrite and not self.resume:
@@ -108,7 +109,7 @@ class OutputFolder:
             except CheckpointError as fault:
                 if kind is None:
                     raise
-                logger.warning("could not record how the run ended: %s", fault)  # must not hide the run's own error
+                logger.warning("could not record how the run ended: %s", fault)  # must not mask the run's own error
 
     def _contents(self) -> list[Path]:
         if not self.path.is_dir():
@@ -134,7 +135,7 @@ class OutputFolder:
         )
 
     def _refuse_occupied(self) -> None:
-        self._refuse_foreign()  # again: another run may have come and gone since the check before the lock
+        self._refuse_foreign()  # again: another run may have written files since the check before the lock
         clear_leftovers(self.path)
         contents, earlier = self._contents(), _record_in(self.path)
         if not contents or earlier is None:
@@ -185,7 +186,7 @@ class OutputFolder:
 
 
 def _record_in(folder: Path) -> dict[str, Any] | None:
-    """The record of the run that made a folder, or None if no run of this program did."""
+    """The record of the run that wrote a folder, or None if no run of this program did."""
     try:
         record = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
         return record if record["program"] == "rrm_lm" and isinstance(record["identity"], dict) else None

@@ -1,7 +1,7 @@
-"""Watching for over-optimisation while a policy is trained: measure, record, report, and stop if asked to.
+"""Monitor over-optimization while a policy is trained: measure, record, report, and optionally stop.
 
-The callback knows nothing about models: it gets a function that takes a measurement, and one that reads all of them
-(`evaluation/policies/monitors.py` has it). It works with any Hugging Face or TRL trainer that calls its callbacks.
+The callback does not depend on models. It gets a function that takes a measurement, and one that interprets all of them
+(see `evaluation/policies/monitors.py`). It works with any Hugging Face or TRL trainer that calls its callbacks.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "over_optimisation.jsonl"
 BEST = "best"
-_STAGED = ".best.staging-policy"  # hidden, and named so that it is deleted after a crash
+_STAGED = ".best.staging-policy"  # hidden; the name marks it for deletion after a crash
 _STEP_FILE = "held_out.json"
 NAMES = ("gold", "proxy")
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One response that the policy sampled to a held-out prompt.
+    """One response that the policy sampled for a held-out prompt.
 
     Attributes:
-        prompt: Number of the prompt in the held-out set, from 0.
-        prompt_id: The request that the prompt grew out of; intervals are clustered by it.
+        prompt: Index of the prompt in the held-out set, from 0.
+        prompt_id: The original request of the prompt; intervals are clustered by it.
         response: The text.
-        proxy: The reward that is optimized; NaN if it has none.
-        gold: The reward it is judged by: gold, or that of an independent model; NaN if it has none.
+        proxy: The optimized reward; NaN if there is none.
+        gold: The reward that the policy is judged by (gold, or from an independent model); NaN if there is none.
         kl: log p(response) under the policy minus that under the reference, in nats.
-        tokens: How many tokens were generated.
-        finished: Whether it ended before the limit.
+        tokens: Number of generated tokens.
+        finished: Whether the response ended before the limit.
     """
 
     prompt: int
@@ -55,7 +55,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The responses at one step, always to the same prompts; `names` are those of the gold and the proxy reward."""
+    """The responses at one step, always to the same prompts; `names` of the gold and the proxy reward."""
 
     step: int
     samples: tuple[Probe, ...]
@@ -64,13 +64,13 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the measurements so far mean.
+    """The interpretation of all measurements so far.
 
     Attributes:
-        sentence: In words, for the log.
-        stop: Why training should stop; "" if it should not.
-        numbers: What to log, by name.
-        best_step: The step with the best gold reward; None if no measurement has one.
+        sentence: A summary for the log.
+        stop: Why training should stop; "" to continue.
+        numbers: Values to log, by name.
+        best_step: The step with the best gold reward; None without gold rewards.
     """
 
     sentence: str
@@ -84,13 +84,13 @@ Read = Callable[[Sequence[Measurement]], Reading]
 
 
 class BestPolicy:
-    """The policy that did best on the held-out prompts so far, in a folder that loads like any other policy.
+    """The best policy on the held-out prompts so far, in a folder that loads like any other policy.
 
     Args:
-        folder: The run's output folder; the policy is in its :data:`BEST`.
-        save: Writes the policy as it is now into a folder. Called by all processes.
-        load: Restores the policy in a folder. Called by all processes.
-        writes: Whether this process makes folders.
+        folder: The run's output folder; the policy is in its subfolder :data:`BEST`.
+        save: Writes the current policy into a folder. Called by all processes.
+        load: Restores the policy from a folder. Called by all processes.
+        writes: Whether this process creates folders.
         wait: Returns when all processes have called it.
     """
 
@@ -108,7 +108,7 @@ class BestPolicy:
         self._save, self._load, self._writes, self._wait = save, load, writes, wait
 
     def keep(self, step: int) -> None:
-        """Save the policy as it is now, after `step`, as the best one."""
+        """Save the current policy, after `step`, as the best one."""
         if self._writes:
             shutil.rmtree(self._staged, ignore_errors=True)
             self._staged.mkdir(parents=True)
@@ -121,7 +121,7 @@ class BestPolicy:
         self._wait()
 
     def put_back(self, step: int | None) -> bool:
-        """Restore the policy of `step`; false if the folder does not hold it, whole."""
+        """Restore the policy of `step`; return False if the folder does not hold an intact copy of it."""
         problems = verify(self.folder)
         if not problems and json.loads((self.folder / _STEP_FILE).read_text(encoding="utf-8"))["step"] != step:
             problems = ["it is of another step"]
@@ -136,20 +136,20 @@ class BestPolicy:
 class OverOptimisationCallback(TrainerCallback):
     """Measures a policy on held-out prompts before the first step, every few steps, and after the last one.
 
-    The file has one line per measurement and is replaced atomically, so it can be watched while training runs. A
-    resumed run keeps the measurements up to the step that it resumes from.
+    The file has one line per measurement and is replaced atomically, so it can be read during training. A resumed run
+    keeps the measurements up to the step that it resumes from.
 
     Args:
-        measure: Takes the number of the step, and returns what the policy writes now, always to the same prompts. It
-            must restore the global random state, or a resumed run would differ. In a distributed run every process
-            calls it, and it must return the same samples to each.
-        read: Says what the measurements so far mean.
-        folder: Where :data:`FILE_NAME` goes: the run's output folder.
-        names: What the gold and the proxy reward are called in reports.
-        every: Steps between two measurements.
-        stop: Whether to end training when `read` gives a reason to; else the reason is only logged, once.
-        best: With `stop`: keeps the best policy, which is restored when training has ended for that reason.
-        log: The trainer's `log`, which gets the numbers of every measurement.
+        measure: Maps a step to samples of the current policy, always for the same prompts. It must restore the global
+            random state, or a resumed run would differ. In a distributed run, every process calls it and must get the
+            same samples.
+        read: Interprets the measurements so far.
+        folder: The run's output folder, for :data:`FILE_NAME`.
+        names: Names of the gold and the proxy reward in reports.
+        every: Steps between measurements.
+        stop: Whether to end training when `read` returns a reason; otherwise the reason is only logged, once.
+        best: With `stop`: keeps the best policy, which is restored if training stops for this reason.
+        log: The trainer's `log`, called with the numbers of every measurement.
 
     Raises:
         ConfigError: `every` is less than 1.
@@ -174,10 +174,10 @@ class OverOptimisationCallback(TrainerCallback):
         self.best = best if stop else None
         self.measurements: list[Measurement] = []
         self.stopped_because = ""
-        self.put_back: int | None = None  # the step of the policy that training ended with, if it is not the last
+        self.put_back: int | None = None  # the step of the restored policy, if it is not the last
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure at the start of the run, or read the measurements of the run that is resumed."""
+        """Measure at the start of the run, or read the measurements of the resumed run."""
         earlier = read_measurements(self.file) if state.global_step > 0 and self.file.is_file() else []
         self.measurements = [one for one in earlier if one.step <= state.global_step]
         self.stopped_because, self.put_back = "", None
@@ -228,7 +228,7 @@ def _prompts(one: Measurement) -> set[tuple[int, str]]:
 
 
 def read_measurements(file: str | Path) -> list[Measurement]:
-    """The measurements in a file that the callback wrote, by step.
+    """Read the measurements in a file that the callback wrote, by step.
 
     Raises:
         CheckpointError: The file cannot be read, or the callback did not write it.

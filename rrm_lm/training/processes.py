@@ -1,4 +1,4 @@
-"""What several processes do together: sums over processes, batches of all of them, and accumulated gradients."""
+"""Coordination of several processes: reductions, global batches, and gradient accumulation."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Processes:
         self.count: int = accelerator.num_processes
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over processes."""
+        """Sum a tensor over processes."""
         if self.count == 1:
             return tensor
         return self._accelerator.reduce(tensor.to(self._accelerator.device), reduction="sum")
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The rows of all processes, concatenated."""
+        """Concatenate the rows of all processes."""
         return tensor if self.count == 1 else self._accelerator.gather(tensor)
 
     def mean(self, values: Tensor) -> float:
@@ -41,23 +41,23 @@ class Processes:
         return added / count
 
     def max(self, number: int) -> int:
-        """The largest of the processes' numbers."""
+        """The maximum of a number over processes."""
         return number if self.count == 1 else max_over_processes(number, self._accelerator.device)
 
 
 class GlobalBatches(Sampler[list[int]]):
     """This process's share of every batch of an epoch.
 
-    The batch of all processes together does not depend on how many there are: it is the next ``size * processes``
-    examples, fewer at the end of an epoch. Shares are as even as possible, and may be empty. (Accelerate fills up the
-    last batch with examples from the start of the epoch, which are then trained on twice.)
+    A global batch is the next ``size * processes`` examples, fewer at the end of an epoch. It is split as evenly as
+    possible; shares may be empty. (Accelerate fills up the last batch with examples from the start of the epoch, which
+    are then trained on twice.)
 
     Args:
-        count: Examples in an epoch.
-        size: Examples in a batch, per process.
-        seed: Of the random order, which differs between epochs; ``None`` keeps the order.
-        process, processes: The index of this process, and how many there are.
-        drop_last: Leave out a last batch that is not full.
+        count: Number of examples in an epoch.
+        size: Number of examples in a batch, per process.
+        seed: Seed of the random order, which differs between epochs; ``None`` keeps the order.
+        process, processes: Index of this process, and number of processes.
+        drop_last: Skip an incomplete last batch.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class GlobalBatches(Sampler[list[int]]):
 
     @property
     def batch_sampler(self) -> GlobalBatches:
-        """This object: Trainer looks here for `set_epoch`."""
+        """This object, because Trainer looks for `set_epoch` here."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -105,16 +105,16 @@ class GlobalBatches(Sampler[list[int]]):
 
 
 def accumulate(accelerator: Any, model: Any, loss: Callable[[], Tensor], last: bool) -> Tensor:
-    """Compute a part of a step's loss and its gradients; processes sum theirs only in the last part of a step.
+    """Compute one part of a step's loss and its gradients, which are summed over processes in the last part only.
 
-    The parts simply add up. (DeepSpeed would divide each by the number of accumulation steps, and take an optimizer
-    step after each.)
+    The parts add up. (DeepSpeed would divide each by the number of accumulation steps, and take an optimizer step after
+    each.)
 
     Args:
         accelerator: Computes the gradients.
         model: The wrapped model.
         loss: Runs the forward pass and returns the loss.
-        last: Whether this is the last part of the step. Where Trainer accumulates, it delays the sum itself.
+        last: Whether this is the last part of the step. Trainer delays the sum on its own when it accumulates.
 
     Returns:
         The loss, without gradient.
@@ -132,7 +132,7 @@ def accumulate(accelerator: Any, model: Any, loss: Callable[[], Tensor], last: b
 
 
 def check_finite(loss: Tensor, where: str, suspects: str = "the data") -> None:
-    """Stop before a step that would train on a loss that is not a number.
+    """Raise before a step would train on a loss that is not finite.
 
     Args:
         loss: The loss.

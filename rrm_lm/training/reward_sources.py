@@ -1,8 +1,8 @@
-"""Where a policy's rewards come from: which sources there are, how they are called, and how their answers are checked.
+"""Sources of a policy's rewards: what they are, how they are called, and how their results are checked.
 
-A source reads the text of a response, or its tokens exactly as they were sampled. Several are summed with weights, and
-each is logged separately. A source that fails stops the training and the error quotes the text: training on rewards
-that mean something else is worse than not training.
+A source reads the text of a response, or its tokens exactly as sampled. Several sources are summed with weights, and
+each is logged separately. If a source fails, training stops and the error quotes the text, because training on wrong
+rewards is worse than not training.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ from rrm_lm.text.chat import Line
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 200  # characters of a text that an error quotes
+_SHOWN = 200  # maximum characters of text in an error message
 _RESUME = "fix the reward for this response, and resume with --resume_from_checkpoint true"
 
 
 class RewardSource(Protocol):
-    """Rewards responses by their text.
+    """Computes rewards from the text of responses.
 
     Attributes:
-        name: What it is called in logs.
+        name: Its name in logs.
     """
 
     name: str
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
-        """(responses) one number each; there is a prompt for each response."""
+        """(responses) rewards; there is one prompt per response."""
         ...
 
 
 @runtime_checkable
 class TokenRewardSource(Protocol):
-    """Rewards responses by their tokens as they were sampled."""
+    """Computes rewards from tokens as sampled."""
 
     name: str
 
     def score_lines(self, lines: Sequence[Line]) -> Sequence[float]:
-        """(lines) one number each, read at the line's ``reward_at``."""
+        """(lines) rewards, each read at the line's ``reward_at``."""
         ...
 
 
 class TextScorer(Protocol):
-    """Scores responses by their text: `rrm_lm.evaluation.preferences.scorers` has reward models and judges."""
+    """Scores the text of responses; see `rrm_lm.evaluation.preferences.scorers` for reward models and judges."""
 
     @property
     def name(self) -> str: ...
@@ -74,11 +74,11 @@ class PythonReward:
     """A Python function ``f(prompts, responses) -> numbers``.
 
     Args:
-        function: The function; or where it is: ``module:function``, or ``path/to/file.py:function``.
-        name: What to call it; by default the function's name.
+        function: The function, or its location: ``module:function`` or ``path/to/file.py:function``.
+        name: The source's name; by default the function's name.
 
     Raises:
-        ConfigError: There is no such function.
+        ConfigError: The function does not exist.
     """
 
     def __init__(self, function: str | Callable[..., Any], name: str | None = None) -> None:
@@ -92,11 +92,11 @@ class PythonReward:
 class ScorerReward:
     """A scorer with its own chat format: a reward model on its own backbone, a sequence classifier, or a judge.
 
-    A response without text has no tokens to score; it gets the lowest reward of its batch (0 if none has any).
+    A response without text has no tokens to score. It gets the lowest reward of its batch (0 if there is none).
 
     Args:
         scorer: The scorer.
-        name: What to call it; by default the scorer's name.
+        name: The source's name; by default the scorer's name.
     """
 
     def __init__(self, scorer: TextScorer, name: str | None = None) -> None:
@@ -105,7 +105,7 @@ class ScorerReward:
         self._has_warned = False
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        groups: dict[Prompt, list[int]] = {}  # the responses to a prompt together, so that it is computed once
+        groups: dict[Prompt, list[int]] = {}  # grouped, so that each prompt is computed once
         empty = []
         for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             if response.strip():
@@ -128,15 +128,15 @@ class ScorerReward:
 
 
 class ClassifierOnTokens:
-    """A sequence-classification model that reads the policy's own tokens, as TRL's PPO calls its reward model.
+    """A sequence-classification model that reads the policy's tokens, like the reward model of TRL's PPO.
 
     Args:
-        model: With a ``score`` head of one output.
+        model: A model with a ``score`` head of one output.
         name: What to call it.
         micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
 
     Raises:
-        ModelError: There is no such head.
+        ModelError: The model has no such head.
     """
 
     def __init__(self, model: Any, name: str = "reward_model", micro_batch_tokens: int = 4096) -> None:
@@ -171,12 +171,12 @@ class ClassifierOnTokens:
 
 
 class AdapterReward:
-    """A reward adapter on the policy's backbone, which reads the policy's own tokens.
+    """A reward adapter on the policy's backbone that reads the policy's tokens.
 
-    :class:`rrm_lm.training.ppo.trainer.PPOTrainer` calls an agent's own reward itself; this is for other trainers.
+    For trainers other than :class:`rrm_lm.training.ppo.trainer.PPOTrainer`, which calls an agent's own reward.
 
     Args:
-        model: As :func:`rrm_lm.models.reward_files.put_reward` makes it.
+        model: A model from :func:`rrm_lm.models.reward_files.put_reward`.
         name: What to call it.
         micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
     """
@@ -207,11 +207,11 @@ class RewardSum:
     """A weighted sum of sources.
 
     Args:
-        sources: The sources, with different names.
-        weights: Their weights; by default 1 each.
+        sources: The sources, with distinct names.
+        weights: One per source; by default 1.
 
     Raises:
-        ConfigError: No source, two of one name, or another number of weights.
+        ConfigError: No source, duplicate names, or another number of weights.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class RewardSum:
     def __call__(
         self, prompts: Sequence[Prompt], responses: Sequence[str], lines: Sequence[Line]
     ) -> dict[str, list[float]]:
-        """The rewards of some responses, by the name of the source.
+        """Compute the rewards of responses, by name of the source.
 
         Raises:
             TrainingError: A source raised, or did not return one finite number per response. The message quotes the
@@ -274,10 +274,10 @@ class RewardSum:
 
 
 def load_function(spec: str) -> Callable[..., Any]:
-    """The function that ``module:function`` or ``path/to/file.py:function`` names.
+    """Load the function ``module:function`` or ``path/to/file.py:function``.
 
     Raises:
-        ConfigError: It cannot be found or loaded, or is not a function.
+        ConfigError: The function cannot be found or loaded, or is not a function.
     """
     place, _, name = spec.rpartition(":")
     if not place or not name:
@@ -292,7 +292,7 @@ def load_function(spec: str) -> Callable[..., Any]:
             described.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
-    except Exception as error:  # whatever the module's own code raises
+    except Exception as error:  # the module's code may raise anything
         raise ConfigError(
             f"The reward function cannot be loaded ({type(error).__name__}: {error})",
             where=spec,
@@ -308,7 +308,7 @@ def _call(source: RewardSource, prompts: Sequence[Prompt], responses: Sequence[s
     try:
         return source(prompts, responses)
     except Exception as error:
-        # Each response alone shows which one it was; if none fails alone, the first one is reported.
+        # Try each response alone to find the failing one; if none fails, report the first.
         guilty = next((i for i in range(len(responses)) if _raises(source, prompts[i], responses[i])), 0)
         raise TrainingError(
             f"The reward {source.name} raised {type(error).__name__}: {error}",

@@ -1,8 +1,8 @@
-"""The skeleton of all trainers: checkpoints that are whole or absent, and that any number of processes can resume.
+"""The base of all trainers: atomic checkpoints that any number of processes can resume.
 
-Trainer saves a sharded run as shards that only fit the same launch, with the frozen model in them; DeepSpeed does the
-same. Here every checkpoint has the files that a single process would write: adapters and heads, and the gathered
-optimizer state. Both are small, since they hold only what is trained.
+Trainer and DeepSpeed save a sharded run as shards that only fit the same launch and include the frozen model. Here
+every checkpoint has the files that a single process would write: adapters and heads, and the gathered optimizer state.
+Both are small, because they only hold trained parameters.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
-# Hidden, and named so that `clear_leftovers` deletes them after a crash.
+# Hidden; the name lets `clear_leftovers` delete it after a crash.
 _CHECKPOINT_STAGING = ".checkpoint.staging-trainer"
 _MODEL_STAGING = ".model.staging-trainer"
 _TRAINER_STATE = "trainer_state.json"
@@ -40,10 +40,10 @@ _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # Trainer's names
 class ResumableTrainer(_Trainer):
     """A mixin to put before a `transformers.Trainer`: ``class RewardTrainer(ResumableTrainer, Trainer)``.
 
-    A subclass implements :meth:`save_weights` and :meth:`load_weights`. While a checkpoint is saved, the trainer's
-    output folder is a staging folder, so everything goes there (model, optimizer, scheduler, scaler, random states of
-    every process, trainer state); then the checkpoint is synced to disk, gets its manifest, and is renamed, and older
-    ones are pruned. All processes write into one staging folder, so they share a file system, or have one each with
+    A subclass implements :meth:`save_weights` and :meth:`load_weights`. During a save, the trainer's output folder is a
+    staging folder, which receives everything (model, optimizer, scheduler, scaler, random states of every process,
+    trainer state). Then the checkpoint is synced to disk, gets its manifest and is renamed, and older ones are pruned.
+    All processes write into one staging folder, so they must share a file system, or have one each with
     `save_on_each_node`.
     """
 
@@ -56,7 +56,7 @@ class ResumableTrainer(_Trainer):
     # -- what a subclass implements -----------------------------------------------------------------------------------
 
     def save_weights(self, folder: Path, write: bool) -> None:
-        """Write the trained weights. Called by all processes if the model is sharded; `write` is on in one of them."""
+        """Write the trained weights. Called by all processes if the model is sharded; `write` is True in one."""
         raise NotImplementedError
 
     def load_weights(self, folder: Path) -> None:
@@ -71,12 +71,13 @@ class ResumableTrainer(_Trainer):
         return Processes(self.accelerator)
 
     def global_dataloader(self) -> DataLoader[Any]:
-        """Every training example once per epoch, whatever the number of processes."""
+        """Every training example once per epoch, for any number of processes."""
         return DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_sampler=GlobalBatches.of(self),
             collate_fn=self.data_collator,
-            # Its own generator: creating an iterator must not advance the random state that a resumed run starts from.
+            # A separate generator, so that creating an iterator does not advance the random state that a resumed run
+            # starts from.
             generator=torch.Generator(),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -84,13 +85,13 @@ class ResumableTrainer(_Trainer):
 
     @property
     def is_saving_checkpoint(self) -> bool:
-        """Whether :meth:`save_weights` writes a checkpoint, and not a model for use."""
+        """Whether :meth:`save_weights` writes a checkpoint rather than a final model."""
         return self._staging is not None
 
     # -- resuming -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`, which only resumes from a checkpoint that verifies.
+        """`Trainer.train`, resuming only from a verified checkpoint.
 
         Raises:
             CheckpointError: See :meth:`checkpoint_to_resume`.
@@ -99,10 +100,10 @@ class ResumableTrainer(_Trainer):
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def checkpoint_to_resume(self, resume_from_checkpoint: str | bool | None) -> Path | None:
-        """The checkpoint to resume from, if one is asked for.
+        """The checkpoint to resume from, if requested.
 
         Raises:
-            CheckpointError: No checkpoint is whole, the named one is broken, or another number of processes wrote it.
+            CheckpointError: No checkpoint is intact, the named one is broken, or another number of processes wrote it.
         """
         checkpoint = checkpoint_to_resume(str(self.args.output_dir), resume_from_checkpoint)
         if checkpoint is not None:
@@ -110,7 +111,7 @@ class ResumableTrainer(_Trainer):
         return checkpoint
 
     def _shape(self) -> dict[str, int]:
-        """How many processes there are, and how many items (pieces of feedback, episodes) a step of all takes."""
+        """Number of processes, and number of items (pieces of feedback, episodes) per global step."""
         processes = self.accelerator.num_processes
         local = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return {"processes": processes, "items_per_step": local * processes}
@@ -120,7 +121,7 @@ class ResumableTrainer(_Trainer):
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's optimizer without empty parameter groups (adapters have no biases), which DeepSpeed drops too."""
+        """Create the optimizer without empty parameter groups (adapters have no biases); DeepSpeed drops them too."""
         made = super().create_optimizer(*args, **kwargs)
         made.param_groups[:] = [group for group in made.param_groups if group["params"]]
         if self.is_deepspeed_enabled:
@@ -130,7 +131,7 @@ class ResumableTrainer(_Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         model = self.accelerator.unwrap_model(self.model)
         configure_fsdp(self.accelerator, model)
-        # With DeepSpeed, Trainer would look for DeepSpeed's own files.
+        # With DeepSpeed, Trainer would look for DeepSpeed's files.
         trainers = None if self.is_deepspeed_enabled else resume_from_checkpoint
         prepared = super()._prepare_for_training(max_steps, train_dataloader, trainers)
         register_forward(model)
@@ -183,7 +184,7 @@ class ResumableTrainer(_Trainer):
 
     @contextmanager
     def _shared_staging(self, staging: Path) -> Iterator[Path]:
-        """An empty folder that all processes write into, deleted at the end.
+        """Yield an empty folder for all processes to write into; delete it at the end.
 
         Raises:
             CheckpointError: The disk is full.
@@ -201,7 +202,7 @@ class ResumableTrainer(_Trainer):
         self.accelerator.wait_for_everyone()
 
     def _name_best_checkpoint(self, run_dir: Path, staged: Path) -> None:
-        """Record the best checkpoint under its final name; transformers saw the name in the staging folder."""
+        """Record the best checkpoint under its final name; transformers recorded its name in the staging folder."""
         step = self.state.best_global_step
         best = run_dir / f"checkpoint-{step}"
         if step and (best.name == staged.name or best.is_dir()):
@@ -250,12 +251,12 @@ class ResumableTrainer(_Trainer):
             self.save_weights(folder, write)
 
     def save_whole(self, folder: Path) -> None:
-        """`save_model`, with every file in `folder` replaced at the end, so that none is ever half written.
+        """Like `save_model`, but replaces files in `folder` only at the end, so that none is ever half written.
 
         Called by all processes. Raises CheckpointError if the disk is full.
         """
         with self._shared_staging(folder / _MODEL_STAGING) as staging:
-            self.save_model(str(staging), _internal_call=True)  # no upload: it is not in its place yet
+            self.save_model(str(staging), _internal_call=True)  # no upload from the staging folder
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 replace_files(staging, folder)
@@ -263,7 +264,7 @@ class ResumableTrainer(_Trainer):
             self.push_to_hub(commit_message="Model save")
 
     def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
-        """Hugging Face's `<split>_results.json` and `all_results.json`, each replaced atomically."""
+        """Write Hugging Face's `<split>_results.json` and `all_results.json`, each atomically."""
         if not self.is_world_process_zero():
             return
         folder = Path(str(self.args.output_dir))
@@ -274,7 +275,7 @@ class ResumableTrainer(_Trainer):
             write_json(every, dict(sorted({**earlier, **metrics}.items())))
 
     def save_state(self) -> None:
-        """Hugging Face's `trainer_state.json`, replaced atomically."""
+        """Write Hugging Face's `trainer_state.json` atomically."""
         if self.is_world_process_zero():
             with staged_file(Path(str(self.args.output_dir)) / _TRAINER_STATE) as staged:
                 self.state.save_to_json(str(staged))

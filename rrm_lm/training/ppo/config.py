@@ -1,4 +1,4 @@
-"""Settings of policy training: TRL's PPOConfig, and what is ours."""
+"""Settings of policy training: TRL's PPOConfig and our additions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ KL_CONTROLS = ("fixed", "adaptive")
 
 @dataclass
 class PPOConfig(TrainerArguments, _TrlPPOConfig):
-    """How a policy is trained. Names are TRL's and Hugging Face's wherever they have one.
+    """PPO settings. Names are those of TRL and Hugging Face where they have one.
 
-    An *update* rolls out ``batch_size`` episodes and trains on them ``num_ppo_epochs`` times. Each process has
-    ``per_device_train_batch_size * gradient_accumulation_steps`` of them. How many go through the model at once is set
-    by ``micro_batch_tokens``, and does not change the gradient.
+    An *update* samples ``batch_size`` episodes and trains on them ``num_ppo_epochs`` times. Each process has
+    ``per_device_train_batch_size * gradient_accumulation_steps`` of them. ``micro_batch_tokens`` bounds one forward
+    pass and does not change the gradient.
     """
 
     # Defaults that differ from TRL's.
@@ -78,10 +78,9 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
 
     @classmethod
     def from_trl(cls, args: _TrlPPOConfig) -> PPOConfig:
-        """TRL's own settings, with TRL's conventions.
+        """Convert TRL's own settings; TRL's conventions apply.
 
-        Its ``bf16`` and ``gradient_checkpointing`` have no effect in TRL's PPO, so they are off; nor are gradients
-        clipped there.
+        ``bf16``, ``gradient_checkpointing`` and gradient clipping have no effect in TRL's PPO, so they are off.
         """
         settings = {item.name: getattr(args, item.name) for item in fields(args) if item.init}
         settings |= dict.fromkeys(("bf16", "fp16", "gradient_checkpointing", "activation_checkpointing"), False)
@@ -89,7 +88,7 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
         return cls(**settings, trl_compatible=True)
 
     def _check(self) -> None:
-        """Raise a ConfigError for settings that make no sense."""
+        """Raise a ConfigError for invalid settings."""
         check_choice(self, "kl_estimator", ("k1", "k3"))
         check_choice(self, "kl_control", KL_CONTROLS)
         check_choice(self, "value_function", VALUE_KINDS)
@@ -104,14 +103,14 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
         check(self, *((name, 0 <= getattr(self, name) <= 1, "from 0 to 1") for name in ("gamma", "lam")))
 
     def count_batches(self, processes: int, prompts: int) -> None:
-        """Set the sizes that follow from others, under TRL's names.
+        """Set the derived sizes, under TRL's names.
 
         Args:
-            processes: How many there are.
-            prompts: How many prompts there are to train on.
+            processes: Number of processes.
+            prompts: Number of training prompts.
 
         Raises:
-            ConfigError: Sizes that do not divide.
+            ConfigError: Sizes that do not divide evenly.
         """
         self.world_size = processes
         self.local_batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps
@@ -135,7 +134,7 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
 
     @property
     def steps_per_pass(self) -> int:
-        """Optimizer steps in one pass over an update's episodes."""
+        """Optimizer steps in one epoch over an update's episodes."""
         if not self.trl_compatible:
             return self.num_mini_batches
         assert self.local_mini_batch_size is not None

@@ -1,4 +1,4 @@
-"""What adapts from update to update: the KL coefficient, the reward scale, and the last policy to fall back on."""
+"""State that adapts between updates: the KL coefficient, the reward scale, and the last good policy."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class KLControl:
     """The coefficient of the KL penalty, fixed or adaptive (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
 
     Attributes:
-        coefficient: The penalty for a nat of KL divergence.
-        target: KL divergence to aim for, in nats a response; ``None`` keeps the coefficient.
-        gain: How fast the coefficient moves.
+        coefficient: The penalty per nat of KL divergence.
+        target: Target KL divergence in nats per response; ``None`` keeps the coefficient fixed.
+        gain: How fast the coefficient adapts.
     """
 
     coefficient: float
@@ -37,7 +37,7 @@ class KLControl:
     gain: float = 0.1
 
     def update(self, kl: float) -> None:
-        """Raise the coefficient if `kl`, the mean of the last episodes, is above the target; lower it if below."""
+        """Raise the coefficient if `kl`, the mean over the last episodes, is above the target; lower it if below."""
         if self.target is not None:
             error = min(0.2, max(-0.2, kl / self.target - 1.0))
             self.coefficient *= 1.0 + self.gain * error
@@ -48,7 +48,7 @@ class RewardScale:
     """Running mean and standard deviation of rewards, merged from batches (Chan, Golub and LeVeque 1979).
 
     Attributes:
-        count, mean, squares: How many rewards, their mean, and their summed squared distance from it.
+        count, mean, squares: Number of rewards, their mean, and the sum of squared deviations.
     """
 
     count: float = 0.0
@@ -72,7 +72,7 @@ class RewardScale:
         return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 1.0
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Rewards shifted and scaled; a constant becomes zero."""
+        """Standardize rewards; constant rewards become zero."""
         return (rewards - self.mean) / max(self.deviation, 1e-8)
 
 
@@ -87,7 +87,7 @@ class Steering:
         return {"kl": asdict(self.kl), "scale": asdict(self.scale)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load a saved state. Target, gain and a fixed coefficient stay as the settings are now."""
+        """Load a saved state. Target, gain and a fixed coefficient come from the current settings."""
         if self.kl.target is not None:
             self.kl.coefficient = float(state["kl"]["coefficient"])
         self.scale = RewardScale(**state["scale"])
@@ -100,7 +100,7 @@ class Steering:
 
 
 class LastGood:
-    """A copy of the trained weights from when the policy's KL divergence was last within bounds.
+    """A copy of the trained weights from the last time that the policy's KL divergence was within bounds.
 
     Args:
         trained: Returns the trained parameters by name.
@@ -114,18 +114,18 @@ class LastGood:
         self.weights: dict[str, Tensor] | None = None
 
     def keep(self) -> None:
-        """Copy the weights as they are now."""
+        """Copy the current weights."""
         self.weights = snapshot(self._trained())
 
     def put_back(self) -> str:
-        """Restore the copy; returns what was done, for the log."""
+        """Restore the copy; return a message for the log."""
         if self.weights is None:
             return "the policy stays as it is: there is no earlier one"
         restore(self._trained(), self.weights)
         return "the policy is the last one whose KL divergence was within bounds"
 
     def save(self, folder: Path, write: bool) -> None:
-        """Called by all processes; `write` is on in one of them."""
+        """Save the copy. Called by all processes; `write` is True in one of them."""
         weights = gather(self.weights or {})
         if weights and write:
             save_file(weights, folder / _LAST_GOOD, metadata={"format": "pt"})
@@ -136,7 +136,7 @@ class LastGood:
 
 
 def out_of_bounds(name: str, value: float, most: float | None, setting: str) -> str | None:
-    """Why training has to stop, or ``None``: the value is above the most, or not a number."""
+    """Why training must stop, or ``None``: the value is above the maximum or NaN."""
     if not math.isfinite(value):
         return f"{name} is {value}"
     if most is not None and value > most:

@@ -1,22 +1,22 @@
-"""From scores to advantages: rewards per token, generalized advantages, whitening; and how TRL does it differently.
+"""From scores to advantages: rewards per token, generalized advantages, whitening, and differences from TRL.
 
-Where we differ from TRL 1.12, and why (``trl_compatible`` selects TRL's way, for comparisons):
+Differences from TRL 1.12 (``trl_compatible`` selects TRL's variant, for comparisons):
 
-- **Where the reward goes.** Ours: to the last token of the response, the action that earned it. TRL's: one place later,
-  to the first pad, unless the response fills its length. That place has its own value, of the state after the last
-  token, which TRL trains too (its second mask), so the last token's advantage is what this value predicts, not what the
-  response earned.
-- **What is averaged.** Ours: the tokens of the whole mini-batch on all processes. TRL's: the tokens of a micro-batch,
-  then the micro-batches, so a token weighs more among short responses.
-- **Whitening.** Ours: one mean and variance over all processes. TRL's: one per process.
+- **Position of the reward.** Ours: the last token of the response, the action that earned it. TRL's: one position
+  later, at the first pad, unless the response has the maximum length. That position has its own value, of the state
+  after the last token, which TRL trains too (its second mask). So the last token's advantage comes from this
+  prediction, not from the reward.
+- **Averages.** Ours: over the tokens of the whole mini-batch on all processes. TRL's: over the tokens of a micro-batch,
+  then over micro-batches, so a token weighs more among short responses.
+- **Whitening.** Ours: mean and variance over all processes. TRL's: per process.
 - **Optimizer steps.** Ours: one per mini-batch. TRL's: one per ``gradient_accumulation_steps`` micro-batches, so
   ``num_mini_batches`` has no effect there unless ``gradient_accumulation_steps`` is 1.
 - **Gradient clipping.** Ours: at ``max_grad_norm``. TRL's PPO ignores it.
-- **Logged means.** Ours: over tokens. TRL's: approximate KL and ratio also over padding, and over places of its table
-  that were never filled.
+- **Logged means.** Ours: over tokens. TRL's: approximate KL and ratio also over padding and over unfilled entries of
+  its statistics table.
 
-Not reproduced: TRL's entropy over padded places (it is noise), its masks from pad ids (a sampled pad token ends a
-response there), and that the last batch of each epoch takes one optimizer step per micro-batch.
+Not reproduced: TRL's entropy over padding (it is noise), its masks from pad ids (a sampled pad token ends a response
+there), and its single-micro-batch optimizer steps in the last batch of each epoch.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from rrm_lm.training.processes import Total
 
 @dataclass(slots=True)
 class Estimates:
-    """What an update learns from; all (episodes, width), zero after the end.
+    """Training targets of an update; all (episodes, width), zero after the end.
 
     Attributes:
-        log_probs: Of the sampled tokens, under the policy that sampled them.
-        values: Of the state before each token.
-        advantages: How much better than expected each token was, whitened.
-        returns: The targets of the values.
+        log_probs: Log-probabilities of the sampled tokens, under the policy that sampled them.
+        values: Value of the state before each token.
+        advantages: Whitened advantage of each token.
+        returns: Targets of the value function.
         is_response: True at the tokens of each response.
-        is_valued: True where values are trained: the same, or in TRL's way one place more.
-        kl: Estimated KL divergence to the reference at each token.
+        is_valued: True where values are trained: the same, or with TRL's conventions one position more.
+        kl: Estimated KL divergence from the reference at each token.
         penalties: Minus the KL coefficient times `kl`.
     """
 
@@ -67,14 +67,14 @@ def estimate(
     lengths: Tensor,
     total: Total,
 ) -> Estimates:
-    """Advantages and returns of some episodes.
+    """Estimate advantages and returns.
 
     Args:
-        args: Estimator, discounts, whitening, and conventions.
-        kl_coef: The penalty for a nat of KL divergence.
-        log_probs, reference: (episodes, width) of the sampled tokens, zero after the end.
-        values: (episodes, width) of the state before each token, zero after the end.
-        end_values: (episodes,) of the state after the last token.
+        args: Selects the estimator, discounts, whitening and conventions.
+        kl_coef: The penalty per nat of KL divergence.
+        log_probs, reference: (episodes, width) log-probabilities of the sampled tokens, zero after the end.
+        values: (episodes, width) value of the state before each token, zero after the end.
+        end_values: (episodes,) value of the state after the last token.
         scores: (episodes,) rewards of the responses.
         lengths: (episodes,) tokens of each response.
         total: Sums over processes.
@@ -98,6 +98,6 @@ def estimate(
 
 
 def with_ends(values: Tensor, end_values: Tensor, lengths: Tensor) -> Tensor:
-    """(episodes, width) values, with the value of the state at the end after each shorter response."""
+    """Insert the value of the end state after each shorter response: (episodes, width)."""
     is_end = torch.arange(values.shape[1], device=values.device)[None, :] == lengths[:, None]
     return torch.where(is_end, end_values[:, None], values)

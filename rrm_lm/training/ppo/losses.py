@@ -1,7 +1,7 @@
 """PPO's tensors as pure functions: masks from lengths, rewards per token, advantages, losses.
 
-Tensors are (episodes, time), where time counts response tokens up to the longest response. What comes after the end of
-a response is masked; masks are made from lengths, never from token ids.
+Tensors are (episodes, time), where time counts response tokens up to the longest response. Positions after the end of a
+response are masked. Masks are made from lengths, never from token ids.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _EPSILON = 1e-8  # added to a variance before its root, as in TRL
 
 
 def this_process(tensor: Tensor) -> Tensor:
-    """A `Total` over this process alone."""
+    """A `Total` over this process only."""
     return tensor
 
 
 def is_before(lengths: Tensor, width: int) -> Tensor:
-    """(episodes, width), True at the first ``lengths[i]`` places of row i."""
+    """(episodes, width), True at the first ``lengths[i]`` positions of row i."""
     return torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]
 
 
@@ -36,12 +36,12 @@ def kl_k3(log_probs: Tensor, reference: Tensor) -> Tensor:
 
 
 def place_scores(penalties: Tensor, scores: Tensor, places: Tensor) -> Tensor:
-    """Rewards per token: the penalties, plus each episode's score at one place.
+    """Rewards per token: the penalties, plus each episode's score at one position.
 
     Args:
-        penalties: (episodes, time) of each token, for example minus the KL coefficient times its KL divergence.
+        penalties: (episodes, time) for example minus the KL coefficient times each token's KL divergence.
         scores: (episodes,) rewards of whole responses.
-        places: (episodes,) the token that gets the score.
+        places: (episodes,) index of the token that gets the score.
     """
     rewards = penalties.clone()
     rewards[torch.arange(len(scores), device=scores.device), places] += scores
@@ -55,10 +55,10 @@ def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tens
         rewards: (episodes, time), zero after the end.
         values: (episodes, time) value of the state before each token, zero after the end.
         gamma: Discount factor.
-        lam: Weight of longer estimates.
+        lam: GAE's lambda.
 
     Returns:
-        Advantages and returns (the targets of the values), both (episodes, time).
+        Advantages and returns (targets of the value function), both (episodes, time).
     """
     last = torch.zeros_like(values[:, 0])
     next_values = torch.zeros_like(last)
@@ -72,13 +72,13 @@ def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tens
 
 
 def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, total: Total = this_process) -> Tensor:
-    """Scale the values under the mask to variance 1, and shift them to mean 0; zero elsewhere.
+    """Scale the masked values to variance 1 and shift them to mean 0; zero elsewhere.
 
     Args:
         values: Any shape.
         mask: Same shape, True where a value counts.
-        shift_mean: Off keeps the mean.
-        total: Sums over processes, which then have one mean and one variance.
+        shift_mean: False keeps the mean.
+        total: Sums over processes, for a global mean and variance.
     """
     mask = mask.to(values.dtype)
     count, added = total(torch.stack([mask.sum(), (values * mask).sum()])).unbind()
@@ -93,13 +93,13 @@ def policy_losses(log_probs: Tensor, old: Tensor, advantages: Tensor, cliprange:
     """The clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7), per token.
 
     Args:
-        log_probs: Under the policy as it is now.
+        log_probs: Under the current policy.
         old: Under the policy that sampled the tokens.
-        advantages: How much better than expected each token was.
-        cliprange: How far the ratio of probabilities may move from 1 to the policy's gain.
+        advantages: Advantage of each token.
+        cliprange: Maximum gain-increasing deviation of the probability ratio from 1.
 
     Returns:
-        Losses, and where the clipped one was larger. Shapes as given.
+        Losses, and a mask of where the clipped loss was larger. Shapes as given.
     """
     ratio = torch.exp(log_probs - old)
     plain = -advantages * ratio
@@ -111,7 +111,7 @@ def value_losses(values: Tensor, old: Tensor, returns: Tensor, cliprange: float)
     """Half the squared error, or that of the values clipped to ``cliprange`` around the old ones, if it is larger.
 
     Returns:
-        Losses, and where the clipped one was larger. Shapes as given.
+        Losses, and a mask of where the clipped loss was larger. Shapes as given.
     """
     plain = (values - returns) ** 2
     clipped = (torch.clamp(values, old - cliprange, old + cliprange) - returns) ** 2

@@ -1,4 +1,4 @@
-"""Forward passes of episodes through an agent, group by group, with results of shape (episodes, width)."""
+"""Run episodes through an agent, group by group. Results have shape (episodes, width)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rrm_lm.training.ppo.rollouts import Group, Grouping, spread
 
 @dataclass(slots=True)
 class PolicyPass:
-    """What the policy and the value function computed for all episodes, without gradient.
+    """Output of the policy and the value function for all episodes, without gradient.
 
     Attributes:
         log_probs, values, entropy: (episodes, width), zero after the end of a response.
         end_values: (episodes,) of the state after the last token.
-        kept: By the number of the group, outputs that still have their graph.
+        kept: By group index, outputs that still have their graph.
     """
 
     log_probs: Tensor
@@ -35,7 +35,7 @@ class PolicyPass:
 
     @classmethod
     def zeros(cls, is_response: Tensor) -> PolicyPass:
-        """Zeros, to be filled by :meth:`fill`."""
+        """Zeros, to fill with :meth:`fill`."""
         zeros = [torch.zeros(is_response.shape, device=is_response.device) for _ in range(3)]
         return cls(zeros[0], zeros[1], zeros[2], torch.zeros(len(is_response), device=is_response.device))
 
@@ -50,28 +50,28 @@ class PolicyPass:
 
 
 class AgentPasses:
-    """Runs groups of episodes through the root module. Only its `forward` is called, as sharded models require.
+    """Runs groups of episodes through the root module. It only calls `forward`, as sharded models require.
 
     Args:
         model: The root module, wrapped or not.
-        sampling: How responses are drawn.
+        sampling: How responses are sampled.
     """
 
     def __init__(self, model: Any, sampling: Sampling) -> None:
         self.model, self.sampling = model, sampling
 
     def policy(self, group: Group) -> PolicyOutput:
-        """One group's pass, with gradients unless they are off."""
+        """Run one group, with gradients unless they are disabled."""
         return self.model("policy", group.batch, group.lines, self.sampling)
 
     def first(self, groups: Sequence[Group], is_response: Tensor, keep_tokens: int) -> PolicyPass:
-        """The policy that sampled the responses, and its values.
+        """Run the policy that sampled the responses, and its value function.
 
         Args:
             groups: All episodes.
             is_response: (episodes, width).
-            keep_tokens: Padded tokens whose graphs are kept, in whole groups from the first on, so that the first step
-                can train on this same pass; 0 keeps none.
+            keep_tokens: Padded tokens whose graph is kept, in whole groups from the first, so that the first step can
+                train on this pass; 0 keeps none.
         """
         result = PolicyPass.zeros(is_response)
         for number, group in enumerate(groups):
@@ -96,7 +96,7 @@ class AgentPasses:
 
     @torch.no_grad()
     def rewards(self, groups: Sequence[Group], count: int) -> list[list[float]]:
-        """For each of `count` episodes, the agent's own reward by each member (one, if it is not an ensemble)."""
+        """For each of `count` episodes, the reward by each member of the agent's ensemble (one without an ensemble)."""
         result: list[list[float]] = [[] for _ in range(count)]
         for group in groups:
             found = self.model("members", group.batch, group.lines).float().tolist()
@@ -106,10 +106,10 @@ class AgentPasses:
 
 
 class OwnReward:
-    """The reward adapter on the agent's own backbone, as a source of rewards.
+    """The reward adapter on the agent's backbone, as a reward source.
 
     Args:
-        passes: The agent.
+        passes: Runs the agent.
         grouping: Groups lines for it.
         ensemble: How members are combined.
     """

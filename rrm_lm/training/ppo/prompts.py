@@ -1,4 +1,4 @@
-"""The prompts of policy training: encoded once, checked before training starts, drawn in a resumable order."""
+"""Prompts of policy training: encoded once, checked before training, visited in a resumable order."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rrm_lm.text.chat import ChatFormat
 
 @dataclass(frozen=True, slots=True)
 class PromptItem:
-    """One prompt.
+    """One encoded prompt.
 
     Attributes:
-        ids: Token ids up to where the response begins.
-        prompt: The messages, for rewards that read text.
+        ids: Token ids up to the start of the response.
+        prompt: The messages, for reward sources that read text.
     """
 
     ids: tuple[int, ...]
@@ -33,16 +33,16 @@ def encode_prompts(
     tokenizer: Any,
     collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
 ) -> list[PromptItem]:
-    """Encode every prompt of a data set.
+    """Encode every prompt of a dataset.
 
     Args:
-        dataset: Prompts as messages; or rows with ``input_ids``, as TRL has them.
-        chat: How prompts are written; for messages.
-        tokenizer: Decodes rows, for rewards that read text.
-        collator: Makes ``input_ids`` and ``attention_mask`` of rows that do not have them.
+        dataset: Prompts as messages, or rows with ``input_ids`` as in TRL.
+        chat: The chat format, for messages.
+        tokenizer: Decodes rows, for reward sources that read text.
+        collator: Makes ``input_ids`` and ``attention_mask`` for rows that lack them.
 
     Raises:
-        DataError: There are no prompts, or one is not a prompt or has no user turn or no tokens.
+        DataError: There are no prompts, or one is invalid or has no user turn or no tokens.
     """
     if not len(dataset):
         raise DataError("There is no prompt to respond to", expected="at least one prompt")
@@ -56,7 +56,7 @@ def encode_prompts(
             check_prompt(row, origin)
             item = PromptItem(tuple(chat.prompt_ids(row)), row)
         else:
-            check_prompt(row if isinstance(row, tuple) else (), origin)  # has its own message for an empty prompt
+            check_prompt(row if isinstance(row, tuple) else (), origin)  # raises its own error for an empty prompt
             raise DataError("This is not a prompt", where=str(origin), expected="messages, or a row with input_ids")
         if not item.ids:
             raise DataError("The prompt has no tokens", where=str(origin), remedy="drop this row")
@@ -93,23 +93,23 @@ def check_lengths(items: Sequence[PromptItem], new_tokens: int, positions: int |
 
 
 class PromptOrder(Sampler[list[int]]):
-    """Which prompts each update takes: all of them in random order, again and again, without end.
+    """The prompts of each update: endless passes over all prompts, in random order.
 
     The order is a function of the seed and the update's number, so a resumed run continues where it stopped. Each
-    process takes its share of every update. (TRL drops the rest of each epoch, and a data set that is smaller than a
-    batch then gives no batches at all.)
+    process takes its share of every update. (TRL drops the last incomplete batch of each epoch, so a dataset smaller
+    than a batch gives no batches.)
 
     Args:
-        count: How many prompts there are.
+        count: Number of prompts.
         size: Prompts per update and process.
-        seed: Of the order.
-        process, processes: The index of this process, and how many there are.
+        seed: Seed of the order.
+        process, processes: Index of this process, and number of processes.
     """
 
     def __init__(self, count: int, size: int, seed: int, process: int = 0, processes: int = 1) -> None:
         self.count, self.size, self.seed = count, size, seed
         self.process, self.processes = process, processes
-        self.start = 0  # the update to start from
+        self.start = 0  # first update
         self._epochs: dict[int, list[int]] = {}
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -119,7 +119,7 @@ class PromptOrder(Sampler[list[int]]):
             update += 1
 
     def update(self, number: int) -> list[int]:
-        """The prompts that this process takes in one update, counted from 0."""
+        """Indices of the prompts of this process in one update, counted from 0."""
         first = (number * self.processes + self.process) * self.size
         return [self._at(place) for place in range(first, first + self.size)]
 

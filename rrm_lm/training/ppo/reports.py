@@ -1,4 +1,4 @@
-"""What a run reports: metrics under TRL's names, where the time goes, and samples to read."""
+"""Reports of a run: metrics under TRL's names, time by phase, and samples to read."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class EpisodeScores:
     """The rewards of the episodes.
 
     Attributes:
-        by_source: (episodes) rewards of each source, by its name.
-        raw: (episodes,) their weighted sum, minus the penalty for responses that did not end.
-        used: (episodes,) the rewards to learn from: raw, normalized and clipped as configured.
+        by_source: (episodes) rewards by name of the source.
+        raw: (episodes,) their weighted sum, minus the penalty for unfinished responses.
+        used: (episodes,) the training rewards: raw, normalized and clipped as configured.
         reference: (episodes, width) log-probabilities of the tokens under the reference.
     """
 
@@ -41,7 +41,7 @@ class Stopwatch:
     """Seconds by phase.
 
     Args:
-        device: Where the phases compute. Calls to other devices than the CPU return early, so these are waited for.
+        device: The device of the computation. Unless it is the CPU, it is synchronized, because its calls return early.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,7 +62,7 @@ class Stopwatch:
 def episode_metrics(
     rollouts: Rollouts, scores: EpisodeScores, estimates: Estimates, eos_id: int, kl_coef: float, processes: Processes
 ) -> dict[str, float]:
-    """Metrics of the episodes of all processes, before anything is learned from them."""
+    """Metrics of the episodes of all processes, before training on them."""
     penalties, raw = estimates.penalties.sum(1), scores.raw
     ended = torch.tensor([float(done) for done in rollouts.finished], device=raw.device)
     eos_tokens = torch.tensor([float(ids.count(eos_id)) for ids in rollouts.responses], device=raw.device)
@@ -86,7 +86,7 @@ def episode_metrics(
 
 
 class Progress:
-    """How fast a run is, from the episode that it is started or resumed at."""
+    """Measures the speed of a run from the episode at which it starts or resumes."""
 
     def __init__(self, first_episode: int) -> None:
         self._first_episode, self._started = first_episode, time.perf_counter()
@@ -104,9 +104,9 @@ class Progress:
         """Metrics of one update.
 
         Args:
-            watch: The times of its phases, one of which is `roll_out`.
-            tokens: Sampled in it, by all processes.
-            episodes: Of the whole run after it.
+            watch: Seconds by phase, including `roll_out`.
+            tokens: Tokens sampled in it by all processes.
+            episodes: Episodes of the whole run after it.
         """
         found = {
             "eps": round((episodes - self._first_episode) / self.seconds, 4),
@@ -116,7 +116,7 @@ class Progress:
 
 
 def show_samples(rollouts: Rollouts, scores: Sequence[float], report_to: Sequence[str]) -> None:
-    """Print the first samples as a table, and send all of them to the trackers that accept tables, as TRL does."""
+    """Print the first samples as a table, and send all of them to trackers that accept tables, as TRL does."""
     from pandas import DataFrame
     from trl.experimental.ppo.ppo_trainer import print_rich_table
 

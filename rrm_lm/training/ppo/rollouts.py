@@ -1,4 +1,4 @@
-"""The responses that a policy wrote, and the groups in which they go through the model."""
+"""Sampled responses, and the groups in which they pass through the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rrm_lm.training.ppo.prompts import PromptItem
 
 
 def end_id(args: PPOConfig, tokenizer: Any, chat: ChatFormat | None) -> int | None:
-    """The token that ends a response: the configured one, else the end of a turn; None if there is no chat format."""
+    """The token that ends a response: the configured one, else the end of a turn; None without a chat format."""
     if args.stop_token == "eos":
         return int(tokenizer.eos_token_id)
     return chat.end_id if args.stop_token_id is None and chat is not None else args.stop_token_id
@@ -30,8 +30,8 @@ class Rollouts:
 
     Attributes:
         items: (episodes) the prompts.
-        responses: (episodes) token ids as sampled.
-        texts: (episodes) the responses as text, without the token that ends a turn.
+        responses: (episodes) sampled token ids.
+        texts: (episodes) the responses as text, without the end-of-turn token.
         finished: (episodes) whether the response ended before the limit.
         lines: (episodes) prompt and response.
         lengths: (episodes,) tokens of each response.
@@ -53,7 +53,7 @@ class Rollouts:
         end_ids: Sequence[int],
         device: torch.device,
     ) -> Rollouts:
-        """Rollouts of prompts and the token ids of their responses."""
+        """Make rollouts from prompts and the token ids of their responses."""
         ends = set(end_ids)
         finished = [ids[-1] in ends for ids in responses]
         texts = [
@@ -69,7 +69,7 @@ class Rollouts:
 
     @property
     def width(self) -> int:
-        """Tokens of the longest response."""
+        """Number of tokens of the longest response."""
         return max(map(len, self.responses))
 
     @property
@@ -80,12 +80,12 @@ class Rollouts:
 
 @dataclass(slots=True)
 class Group:
-    """Episodes that go through the model together.
+    """Episodes that pass through the model together.
 
     Attributes:
-        episodes: Their numbers, in the order of the batch's lines; empty in a dummy group, whose results are ignored.
-        batch: Their rows.
-        lines: Their lines.
+        episodes: Their indices, in the order of the batch's lines; empty in a dummy group, whose results are ignored.
+        batch: The rows.
+        lines: The lines.
         tokens: Padded tokens of the batch.
     """
 
@@ -96,18 +96,18 @@ class Group:
 
 
 class Grouping:
-    """Lays lines into rows, and rows into groups under a token budget. The grouping does not change any result.
+    """Arranges lines in rows, and rows in groups under a token budget. The grouping does not change any result.
 
-    The samples of one prompt share its computation, and prompts that all begin alike (the system message, the
-    template's own words) share that beginning, a few families in a row.
+    The samples of one prompt share its computation. If all prompts have a common prefix (system message, template
+    text), a row has a few families that share it.
 
     Args:
-        agent: Lays lines into rows.
+        agent: Arranges lines in rows.
         lines: The episodes.
-        max_tokens: Most padded tokens of a group.
-        max_over_processes: The largest of a number over all processes: sharded models communicate in every pass, so
-            all processes must make equally many.
-        share: Let lines share what they have in common.
+        max_tokens: Maximum padded tokens of a group.
+        max_over_processes: The maximum of a number over all processes. Sharded models communicate in every pass, so all
+            processes must run the same number of passes.
+        share: Let lines share common prefixes.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Grouping:
         self._made: dict[tuple[int, ...], list[Group]] = {}
 
     def __call__(self, episodes: Sequence[int] | None = None) -> list[Group]:
-        """Groups of these episodes (by default of all), longest first, so that memory peaks in the first one."""
+        """Group these episodes (by default all), longest first so that memory peaks in the first group."""
         members = tuple(sorted(range(len(self.lines)) if episodes is None else episodes))
         if members not in self._made:
             self._made[members] = self._groups(members)
@@ -143,7 +143,7 @@ class Grouping:
         return groups
 
     def _episodes_of_rows(self, members: tuple[int, ...]) -> list[list[int]]:
-        """The episodes of each row: one family, or several where all prompts begin alike."""
+        """The episodes of each row: one family, or several if all prompts have a common prefix."""
         if not self._share:
             return [[number] for number in members]
         by_prompt: dict[tuple[int, ...], list[int]] = {}
@@ -156,7 +156,7 @@ class Grouping:
         count = _rows_for(common, [size - common for size in sizes], self._agent.backbone.hidden_size)
         found: list[list[int]] = [[] for _ in range(count)]
         filled = [0] * count
-        for family in sorted(range(len(families)), key=lambda i: (-sizes[i], i)):  # longest first, into the least full
+        for family in sorted(range(len(families)), key=lambda i: (-sizes[i], i)):  # longest first, into the emptiest
             row = filled.index(min(filled))
             found[row] += families[family]
             filled[row] += sizes[family] - common
@@ -174,22 +174,22 @@ class Grouping:
 
 
 def _rows_for(common: int, own: Sequence[int], hidden_size: int) -> int:
-    """How many rows to lay families into that share a beginning.
+    """The number of rows for families with a common prefix.
 
-    A token costs 1 in the layers' matrix products, and ``1 / (2 hidden)`` in attention for each token that it may look
-    at (a layer has about 12 hidden^2 weights; attention runs at about a third of the products' speed). With g families
-    of s own tokens in a row, ``(c + g s + (c + g s)^2 / (2 hidden)) / g`` is least where
-    ``(g s)^2 = 2 hidden c + c^2``.
+    A token costs 1 in the layers' matrix products, and ``1 / (2 hidden)`` in attention for each token that it attends
+    to (a layer has about 12 hidden^2 weights; attention runs at about a third of the products' speed). With g families
+    of s own tokens in a row, ``(c + g s + (c + g s)^2 / (2 hidden)) / g`` is least where ``(g s)^2 = 2 hidden c +
+    c^2``.
 
     Args:
-        common: Tokens that all families begin with.
-        own: Tokens of each family after them.
-        hidden_size: Of the model.
+        common: Tokens of the common prefix.
+        own: Tokens of each family after it.
+        hidden_size: The model's hidden size.
     """
     best = (2 * hidden_size * common + common**2) ** 0.5
     return min(len(own), max(1, round(sum(own) / best))) if best else len(own)
 
 
 def spread(flat: Tensor, mask: Tensor) -> Tensor:
-    """(tokens,) values, episode by episode -> (episodes, width), at the True places of the mask; zero elsewhere."""
+    """Place (tokens,) values, in episode order, at the True positions of an (episodes, width) mask; zero elsewhere."""
     return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)

@@ -1,9 +1,9 @@
 """PPO on one shared backbone: roll out, score, estimate advantages, update.
 
-A subclass of TRL's PPOTrainer. Settings, arguments, callbacks, logged metrics and losses are TRL's: on fixed rollouts
-they are tested to be equal (``tests/unit/training/ppo/test_equivalence.py``; :mod:`rrm_lm.training.ppo.estimates` lists
-where the defaults differ). The training loop is ours: one root module instead of four models, shared prefixes computed
-once, checkpoints that a run can resume from.
+A subclass of TRL's PPOTrainer. Settings, arguments, callbacks, logged metrics and losses are TRL's; tests check that
+they are equal on fixed rollouts (``tests/unit/training/ppo/test_equivalence.py``). :mod:`rrm_lm.training.ppo.estimates`
+lists where the defaults differ. The training loop is ours: one root module instead of four models, shared prefixes
+computed once, resumable checkpoints.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
     """Trains an agent's policy with PPO.
 
     Args:
-        args: Settings. TRL's own PPOConfig also selects TRL's conventions.
+        args: Settings. TRL's own PPOConfig selects TRL's conventions.
         processing_class: The tokenizer.
-        model: An :class:`AgentModel`; or, as in TRL, the policy's language model, with the next arguments.
-        ref_model, reward_model, value_model, peft_config: As in TRL. An agent has its own.
+        model: An :class:`AgentModel`; or, as in TRL, the policy's language model, with the following arguments.
+        ref_model, reward_model, value_model, peft_config: As in TRL; not used with an agent.
         train_dataset: Prompts as messages, or rows with ``input_ids`` as in TRL.
-        data_collator: Makes ``input_ids`` and ``attention_mask`` of rows that do not have them.
-        eval_dataset: Prompts to show responses to during training (``num_sample_generations``).
+        data_collator: Makes ``input_ids`` and ``attention_mask`` for rows that lack them.
+        eval_dataset: Prompts whose responses are shown during training (``num_sample_generations``).
         optimizers, callbacks: As in TRL.
-        rewards: Sources of rewards in addition to ``reward_model``; an agent with its own reward needs none.
-        chat: How conversations are written; for prompts as messages.
-        settings: What is saved with the policy.
+        rewards: Reward sources in addition to ``reward_model``; optional for an agent with its own reward.
+        chat: The chat format, for prompts as messages.
+        settings: Saved with the policy.
     """
 
     args: PPOConfig
@@ -97,9 +97,9 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
             raise ConfigError(f"An agent has its own {', '.join(given)}", remedy="make the agent with it")
         self.agent: AgentModel = model
         disable_dropout(model)
-        # TRL has a field where Trainer has a property, which is read when DeepSpeed is set up.
+        # Trainer has a property here and TRL a field, which is read during DeepSpeed's setup.
         args.world_size = process_state().num_processes
-        # Trainer's __init__, not TRL's: it handles accelerators, wrapping and sharding, and does not change the model.
+        # Trainer's __init__, not TRL's: it sets up accelerators, wrapping and sharding, and does not change the model.
         Trainer.__init__(
             self,
             model=model,
@@ -131,7 +131,7 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
     # -- setting up ---------------------------------------------------------------------------------------------------
 
     def _keep_names_of_trl(self, ref_model: Any, reward_model: Any) -> None:
-        """Attributes that callbacks and users of TRL look for."""
+        """Set the attributes that TRL's callbacks and users expect."""
         self.policy_model, self.value_model = self.agent.policy, self.agent.value_model
         self.ref_model, self.reward_model = ref_model, reward_model
         self.is_peft_model = self.agent.policy_adapter is not None
@@ -166,7 +166,8 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
             self.prompts,  # type: ignore[arg-type]
             batch_sampler=self.order,
             collate_fn=list,
-            # Its own generator: creating an iterator must not advance the random state that a resumed run starts from.
+            # A separate generator, so that creating an iterator does not advance the random state that a resumed run
+            # starts from.
             generator=torch.Generator(),
         )
 
@@ -175,7 +176,7 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         if args.activation_checkpointing:
             self.agent.activation_checkpointing_enable(args.activation_checkpointing_kwargs)  # type: ignore[arg-type]
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches or 1)
-        _ = self.agent.can_share  # tested while the model is not sharded
+        _ = self.agent.can_share  # test it before the model is sharded
         configure_fsdp(self.accelerator, self.agent)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         register_forward(self.agent)
@@ -196,14 +197,14 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:  # type: ignore[override]
-        """Roll out, score, estimate advantages, update, until all episodes are done or training is stopped.
+        """Sample, score, estimate advantages and update, until all episodes are done or training is stopped.
 
         Args:
-            resume_from_checkpoint: As in Hugging Face: true for the newest whole one, or a folder.
+            resume_from_checkpoint: As in Hugging Face: true for the newest intact one, or a folder.
 
         Raises:
-            TrainingError: A reward failed, or a loss is not a number. The policy is the one from before that update.
-            CheckpointError: The checkpoint is broken or does not fit.
+            TrainingError: A reward failed, or a loss is not finite. The policy is that of before the update.
+            CheckpointError: The checkpoint is broken or does not fit the agent.
         """
         self._begin(self.checkpoint_to_resume(resume_from_checkpoint))
         prompts = iter(self.dataloader)
@@ -229,9 +230,9 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         return self._end()
 
     def roll_out(self, items: Sequence[PromptItem]) -> Rollouts:
-        """Let the policy respond to prompts, `samples_per_prompt` times each."""
+        """Sample `samples_per_prompt` responses to each prompt."""
         args, count = self.args, self.args.samples_per_prompt
-        # The seed and a prompt's place in the update decide what is drawn, whichever process draws it.
+        # Samples depend on the seed and the prompt's index in the update, not on the process.
         responses = self.agent.roll_out(
             [item.ids for item in items],
             self.sampling,
@@ -254,12 +255,12 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         return rollouts
 
     def score(self, rollouts: Rollouts) -> EpisodeScores:
-        """The rewards, and the log-probabilities under the reference."""
+        """Compute rewards, and log-probabilities under the reference."""
         device = self.accelerator.device
         by_source = self.rewards([item.prompt for item in rollouts.items], rollouts.texts, rollouts.lines)
         raw = torch.tensor(self.rewards.total(by_source), device=device)
         if self.args.missing_eos_penalty is not None:
-            # In TRL's way, an eos token anywhere ends a response.
+            # With TRL's conventions, an eos token anywhere ends a response.
             eos = [self.processing_class.eos_token_id]  # type: ignore[union-attr]
             ends = set(eos if self.args.trl_compatible else self.end_ids or eos)
             unfinished = [not ends.intersection(ids) for ids in rollouts.responses]
@@ -274,10 +275,10 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         return EpisodeScores(by_source, raw, used, reference)
 
     def estimate(self, rollouts: Rollouts, scores: EpisodeScores) -> tuple[Estimates, PolicyPass]:
-        """Advantages and returns, from the policy's log-probabilities and values.
+        """Compute advantages and returns from the policy's log-probabilities and values.
 
-        With one step an epoch, the first step trains on the same pass that these come from: its graph is kept as far as
-        `micro_batch_tokens` allows, and the ratio of probabilities is exactly 1.
+        With one step per epoch, the first step trains on the pass that produced these. Its graph is kept as far as
+        `micro_batch_tokens` allows, and the probability ratio is exactly 1.
         """
         groups = self.grouping(rollouts.lines)()
         first = self.passes.first(groups, rollouts.is_response, self._graph_tokens(groups))
@@ -306,13 +307,13 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
     # -- around the steps ---------------------------------------------------------------------------------------------
 
     def _graph_tokens(self, groups: Sequence[Group]) -> int:
-        """Padded tokens of which the first pass keeps the graph; all processes must keep those of the same groups."""
+        """Padded tokens whose graph the first pass keeps; all processes must keep the same groups."""
         budget = self.args.micro_batch_tokens
         if self.args.steps_per_pass > 1 or is_sharded(self.model):
             return 0
         if self.processes.count == 1:
             return budget
-        # DDP sums gradients in the backward of its latest forward pass, so the pass that is kept must be the only one.
+        # DDP sums gradients in the backward pass of its latest forward pass, so the kept pass must be the only one.
         return budget if len(groups) == 1 and self.processes.max(groups[0].tokens) <= budget else 0
 
     def _begin(self, checkpoint: Path | None) -> None:
@@ -328,7 +329,7 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         self.control.should_training_stop = False
         self.order.start = state.global_step
         self.stop_reason = None
-        # Dropout is off either way; activation checkpointing works in training mode only.
+        # Dropout is off in both modes; activation checkpointing only works in training mode.
         self.model.train(bool(args.activation_checkpointing))
         self._progress = Progress(state.episode)
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
@@ -364,7 +365,7 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         return TrainOutput(self.state.global_step, self._progress.mean_loss, metrics)
 
     def _kl_is_out_of_bounds(self, metrics: dict[str, float]) -> bool:
-        """Stop if the policy that wrote these episodes has moved too far; else remember it as the last good one."""
+        """Stop if the policy that sampled these episodes has moved too far; else keep it as the last good one."""
         reason = out_of_bounds(
             "the KL divergence to the reference", metrics["objective/kl"], self.args.max_kl, "max_kl"
         )
@@ -384,7 +385,7 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
     # -- helpers ------------------------------------------------------------------------------------------------------
 
     def grouping(self, lines: Sequence[Line]) -> Grouping:
-        """The groups of these lines; kept until other lines come, since every phase of an update asks for them."""
+        """The groups of these lines, cached because every phase of an update needs them."""
         if self._grouping is None or self._grouping.lines is not lines:
             tokens, share = self.args.micro_batch_tokens, self.args.share_prefixes
             self._grouping = Grouping(self.agent, lines, tokens, self.processes.max, share)
@@ -394,7 +395,7 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         return Rollouts.of(items, responses, self.processing_class, self.end_ids, self.accelerator.device)
 
     def generate_completions(self, sampling: bool = False) -> None:
-        """Show greedy responses to the prompts of the evaluation set; with `sampling`, to a few of them."""
+        """Show greedy responses to the evaluation prompts; with `sampling`, to a few of them."""
         items = self.eval_prompts[: self.args.per_device_eval_batch_size] if sampling else self.eval_prompts
         if not items:
             return
@@ -416,7 +417,7 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def save_weights(self, folder: Path, write: bool) -> None:
-        """Write the policy and the value function; into a checkpoint, also the KL coefficient and what else adapts."""
+        """Write the policy and the value function; in a checkpoint also the adaptive state (KL coefficient ...)."""
         save_agent(
             self.agent, folder, self.processing_class, self.settings, whole=self.is_saving_checkpoint, write=write
         )
@@ -429,7 +430,7 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         load_agent(self.agent, folder)
 
     def load_checkpoint(self, checkpoint: Path) -> None:
-        """Restore everything except the random states. (Trainer's own loop, which would do it, is not used.)
+        """Restore everything except the random states. (Trainer's loop, which would do it, is not used.)
 
         Raises:
             CheckpointError: The weights do not fit this agent.
@@ -445,7 +446,7 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         self._load_callback_state()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's card, for the model without its wrapper: the card needs its configuration."""
+        """Write TRL's card for the unwrapped model, whose configuration the card needs."""
         wrapped, self.model = self.model, self.agent  # type: ignore[assignment]
         try:
             super().create_model_card(*args, **kwargs)

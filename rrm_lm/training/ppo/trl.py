@@ -1,4 +1,4 @@
-"""The arguments of TRL's PPOTrainer as an agent, whose roles are then separate models instead of adapters."""
+"""Convert the arguments of TRL's PPOTrainer to an agent whose roles are separate models instead of adapters."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.training.ppo.config import PPOConfig
 
-_PAD = 0  # a token id that every model has; padding is masked, so any will do
+_PAD = 0  # a token id that every model has; padding is masked, so any id works
 
 
 def agent_from_trl(
     args: PPOConfig, model: Any, ref_model: Any, value_model: Any, peft_config: Any, share: bool = True
 ) -> AgentModel:
-    """An agent made of the models that TRL's trainer takes.
+    """Make an agent from the models that TRL's trainer takes.
 
     Args:
-        args: ``model_adapter_name`` and ``ref_adapter_name`` choose among a PEFT model's adapters.
-        model: The policy: a causal language model, which is fully trained unless it has or gets an adapter.
-        ref_model: The reference; ``None`` for the policy without its adapter, or, without adapters, a copy of it.
+        args: ``model_adapter_name`` and ``ref_adapter_name`` select adapters of a PEFT model.
+        model: The policy, a causal language model. It is fully trained unless it has or gets an adapter.
+        ref_model: The reference; ``None`` for the policy without its adapter, or a copy of a policy without adapters.
         value_model: A sequence-classification model with one output; ``None`` for a head on the policy.
-        peft_config: The adapter that the policy gets.
-        share: Let lines with a common prompt share its computation where that is exact.
+        peft_config: Configuration of an adapter to add to the policy.
+        share: Let lines share the computation of a common prompt where this is exact.
 
     Raises:
-        ConfigError: Arguments that contradict each other.
+        ConfigError: Contradictory arguments.
         ModelError: A value model without a head of one output.
     """
     if ref_model is model:
@@ -84,7 +84,7 @@ def _value_backbone(model: Any, sharing: bool | None) -> Backbone:
 
 
 def _trained_backbone(model: Any, sharing: bool | None) -> Backbone:
-    """A backbone, whose parameters Backbone has frozen, with the parameters trainable that were so before."""
+    """Make a backbone, and make the parameters trainable again that were trainable before `Backbone` froze them."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     backbone = Backbone(model, _PAD, sharing)
     for parameter, trains in before.items():

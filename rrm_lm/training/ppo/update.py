@@ -1,7 +1,7 @@
-"""The update: which episodes make a step, what each token weighs in it, the losses, and their statistics.
+"""The update: the episodes of each step, the weight of each token, the losses, and their statistics.
 
-Weights are per token and sum to what TRL's nesting of mini-batches, micro-batches and accumulation gives, so the
-grouping of the computation does not change the gradient.
+Weights are per token and equal those of TRL's nested mini-batches, micro-batches and accumulation, so the grouping of
+the computation does not change the gradient.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rrm_lm.training.ppo.passes import AgentPasses, PolicyPass
 from rrm_lm.training.ppo.rollouts import Group, Grouping, spread
 from rrm_lm.training.processes import Processes, Total, accumulate, check_finite
 
-# What is logged of an update, under TRL's names; the last one also by its variance.
+# Logged statistics of an update, under TRL's names; for the last one also the variance.
 STATS: tuple[str, ...] = (
     "policy/approxkl_avg",
     "policy/clipfrac_avg",
@@ -41,10 +41,10 @@ class Step:
     """One optimizer step.
 
     Attributes:
-        episodes: The numbers of its episodes.
-        micro_batches: The same episodes, in the parts whose means are logged: TRL's micro-batches, or all in one.
-        policy_weights: (episodes of the update,) what each token of an episode weighs in the policy loss.
-        value_weights: (episodes of the update,) what it weighs in the value loss.
+        episodes: Indices of its episodes.
+        micro_batches: The same episodes, split into the parts whose means are logged: TRL's micro-batches, or one part.
+        policy_weights: (episodes of the update,) weight of each token of an episode in the policy loss.
+        value_weights: (episodes of the update,) its weight in the value loss.
     """
 
     episodes: list[int]
@@ -54,12 +54,12 @@ class Step:
 
 
 def make_minibatches(args: PPOConfig, seed: int, process: int = 0, processes: int = 1) -> list[list[int]]:
-    """This process's episodes of each random mini-batch of one epoch; together, the processes' form one partition.
+    """This process's episodes in each random mini-batch of one epoch. All processes together form one partition.
 
     Args:
-        args: Sizes and conventions: in TRL's way each process has its own partition.
+        args: Sizes and conventions. With TRL's conventions, each process has its own partition.
         seed: The same on all processes.
-        process, processes: The index of this process, and how many there are.
+        process, processes: Index of this process, and number of processes.
     """
     count, size = args.local_batch_size, args.local_mini_batch_size
     assert count is not None and size is not None
@@ -74,18 +74,18 @@ def make_minibatches(args: PPOConfig, seed: int, process: int = 0, processes: in
 def plan_steps(
     args: PPOConfig, minibatches: Sequence[list[int]], tokens: Tensor, valued: Tensor, total: Total, processes: int
 ) -> list[Step]:
-    """The optimizer steps of one epoch.
+    """Plan the optimizer steps of one epoch.
 
     Args:
         args: Sizes and conventions.
-        minibatches: This process's episodes of each.
+        minibatches: This process's episodes in each mini-batch.
         tokens: (episodes,) tokens of each response.
-        valued: (episodes,) places of each response at which values are trained.
+        valued: (episodes,) number of positions of each response at which values are trained.
         total: Sums over processes.
-        processes: How many there are; their gradients are averaged.
+        processes: Number of processes, whose gradients are averaged.
 
     Raises:
-        ConfigError: Sizes for which one of TRL's steps would span two epochs.
+        ConfigError: With these sizes, one of TRL's steps would span two epochs.
     """
     if args.trl_compatible:
         return _trl_steps(args, minibatches, tokens, valued)
@@ -99,7 +99,7 @@ def plan_steps(
 
 
 def _trl_steps(args: PPOConfig, minibatches: Sequence[list[int]], tokens: Tensor, valued: Tensor) -> list[Step]:
-    """A step after every so many micro-batches, even across mini-batches; each averages over its own tokens."""
+    """TRL's steps: one per fixed number of micro-batches, even across mini-batches; each averages its own tokens."""
     size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     parts = [members[start : start + size] for members in minibatches for start in range(0, len(members), size)]
     if len(parts) % accumulated:
@@ -123,7 +123,7 @@ def _trl_steps(args: PPOConfig, minibatches: Sequence[list[int]], tokens: Tensor
 def _token_losses(
     args: PPOConfig, est: Estimates, members: list[int], log_probs: Tensor, values: Tensor, end_values: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(members, width) policy losses, where they are clipped, value losses, where they are clipped."""
+    """(members, width) policy losses and where they are clipped; value losses and where they are clipped."""
     if args.trl_compatible:
         values = with_ends(values, end_values, est.is_response[members].sum(1))
     policy, policy_clipped = policy_losses(log_probs, est.log_probs[members], est.advantages[members], args.cliprange)
@@ -132,7 +132,7 @@ def _token_losses(
 
 
 class UpdateStatistics:
-    """Sums over the tokens of each micro-batch, for the means that are logged."""
+    """Sums over the tokens of each micro-batch, for the logged means."""
 
     def __init__(self, args: PPOConfig, estimates: Estimates) -> None:
         self.args, self.estimates = args, estimates
@@ -140,7 +140,7 @@ class UpdateStatistics:
         self.counts: list[Tensor] = []
 
     def add(self, members: list[int], now: PolicyPass) -> None:
-        """Add one micro-batch, after the pass that it was trained on."""
+        """Add one micro-batch after its training pass."""
         est = self.estimates
         mask, valued = est.is_response[members], est.is_valued[members]
         change = (now.log_probs - est.log_probs)[members]
@@ -168,7 +168,7 @@ class UpdateStatistics:
         if self.args.trl_compatible:
             table = processes.gather(sums / counts)
             places = self.args.num_mini_batches * self.args.gradient_accumulation_steps * self.args.num_ppo_epochs
-            unfilled = max(0, places * processes.count - len(table))  # places of TRL's table that stay zero
+            unfilled = max(0, places * processes.count - len(table))  # entries of TRL's table that stay zero
             table = torch.cat([table, table.new_zeros(unfilled, table.shape[1])])
         else:
             table = processes.total(sums) / processes.total(counts).clamp_min(1.0)
@@ -182,9 +182,9 @@ class PolicyUpdate:
 
     Args:
         args: Settings.
-        passes: The model.
+        passes: Runs the model.
         accelerator: Computes gradients.
-        optimizer: Of everything that is trained.
+        optimizer: Optimizer of all trained parameters.
         processes: Sums over them.
     """
 
@@ -196,16 +196,16 @@ class PolicyUpdate:
         self.gradient_norms: list[float] = []
 
     def run(self, estimates: Estimates, grouping: Grouping, first: PolicyPass, number: int = 0) -> UpdateStatistics:
-        """`num_ppo_epochs` epochs over the episodes.
+        """Train for `num_ppo_epochs` epochs on the episodes.
 
         Args:
-            estimates: What is learned.
+            estimates: The training targets.
             grouping: The episodes.
-            first: The pass that the estimates were computed from; graphs it kept are used and freed.
-            number: Of the update; the mini-batches depend on it.
+            first: The pass that the estimates come from; its kept graphs are used and freed.
+            number: Index of the update; the mini-batches depend on it.
 
         Raises:
-            TrainingError: The loss is not a number. The step was not taken.
+            TrainingError: The loss is not finite. The step was not taken.
         """
         self.gradient_norms = []
         statistics = UpdateStatistics(self.args, estimates)
@@ -227,7 +227,7 @@ class PolicyUpdate:
     def _accumulate(
         self, step: Step, groups: Sequence[Group], kept: dict[int, PolicyOutput], estimates: Estimates
     ) -> PolicyPass:
-        """Forward and backward of one step; the sum of all groups' losses is the step's loss."""
+        """Forward and backward pass of one step, whose loss is the sum of the losses of all groups."""
         now = PolicyPass.zeros(estimates.is_response)
         loss_sum = torch.zeros((), device=estimates.values.device)
         for number, group in enumerate(groups):
@@ -238,7 +238,7 @@ class PolicyUpdate:
                 now.fill(group, output, estimates.is_response)
                 found = self._loss(step, group, output, estimates)
                 loss_sum.add_(found.detach())
-                if last:  # before its backward pass, which takes the step under DeepSpeed
+                if last:  # before the backward pass, which takes the step under DeepSpeed
                     check_finite(self.processes.total(loss_sum), "the PPO update", "the rewards")
                 return found
 

@@ -1,4 +1,4 @@
-"""Settings of reward-model training: Hugging Face's TrainingArguments, and what is ours."""
+"""Settings of reward-model training: Hugging Face's TrainingArguments and our additions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 GRADE_USES = ("none", "margin", "target", "weight")
 CRITIQUE_VIEWS = ("reward", "all")
-# Settings of Hugging Face's that would fail or do nothing, and what is done instead.
+# Hugging Face settings that would fail or have no effect, and what to use instead.
 _NOT_HERE = {
     "neftune_noise_alpha": "embeddings without noise, as rewards are read from them",
     **NO_LIGER,
@@ -31,7 +31,7 @@ _NOT_HERE = {
 
 @dataclass
 class RewardConfig(TrainerArguments, TrainingArguments):
-    """How a reward model is trained. Names are TRL's and Hugging Face's wherever they have one."""
+    """Reward-model training settings. Names are those of TRL and Hugging Face where they have one."""
 
     # Defaults that differ from TrainingArguments.
     output_dir: str | None = option("outputs/reward", "Where the model and results go.")
@@ -92,11 +92,11 @@ class RewardConfig(TrainerArguments, TrainingArguments):
         check_minimum(self, micro_batch_tokens=1, critique_samples=1, max_critique_length=1, max_length=1)
         check_above_zero(self, "grade_scale")
         check_seed_and_smoothing(self)
-        Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)  # checks these settings
+        Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)  # validates these settings
         if self.ensemble_heads > 1 and not self.center_rewards_coefficient:
             logger.warning("without center_rewards_coefficient the members' rewards may differ by constants")
 
     @property
     def learns_critiques(self) -> bool:
-        """Whether writing critiques is trained at any point."""
+        """Whether critiques are trained at any point."""
         return self.critique_weight > 0 or bool(self.critique_weight_end) or self.critique_first

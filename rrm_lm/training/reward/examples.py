@@ -1,4 +1,4 @@
-"""Feedback records -> training examples: lines laid into rows, and what is learned from each."""
+"""From feedback records to training examples: lines arranged in rows, with their labels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.text.batching import Row
 from rrm_lm.text.chat import ChatFormat, Encoded, Line
 
-COLUMNS = ("chosen_ids", "rejected_ids")  # TRL's names for what a pair of token sequences is in
+COLUMNS = ("chosen_ids", "rejected_ids")  # TRL's names of the columns of a pair of token sequences
 
 
 @dataclass(frozen=True, slots=True)
 class LinePair:
-    """A preference between two lines of an example, by number, and its strength (``None``: not graded)."""
+    """A preference between two lines of an example, by index, and its strength (``None``: not graded)."""
 
     chosen: int
     rejected: int
@@ -27,15 +27,15 @@ class LinePair:
 
 @dataclass(frozen=True, slots=True)
 class RewardExample:
-    """One or more pieces of feedback on one prompt: the lines, and what is learned from them.
+    """One or more pieces of feedback on one prompt: the lines and their labels.
 
     Attributes:
-        rows: One row where prefixes are shared, else a row for each line.
+        rows: One row if prefixes are shared, else one per line.
         lines: The lines, in the rows' order.
         pairs: Preferences between lines.
         ratings: (line, rating in [0, 1]).
-        origin: File and row, for messages.
-        prompt_id: Which prompts count as the same (see :func:`rrm_lm.feedback.records.prompt_id`).
+        origin: File and row, for error messages.
+        prompt_id: Identifies prompts that count as the same (see :func:`rrm_lm.feedback.records.prompt_id`).
     """
 
     rows: tuple[Row, ...]
@@ -62,7 +62,7 @@ class RewardExample:
 
 @dataclass(slots=True)
 class FitCounts:
-    """What was cut to fit conversations into the context, and which records could not be used."""
+    """Counts of conversations cut to fit the context, and of unusable records."""
 
     shortened: int = 0
     dropped_turns: int = 0
@@ -80,7 +80,7 @@ class FitCounts:
         self.unusable.setdefault(reason, Tally()).add(origin)
 
     def summary(self) -> str:
-        """What was cut and left out, for the log."""
+        """What was cut or left out, for the log."""
         parts = [
             f"{self.shortened} conversations shortened ({self.dropped_turns} turns and {self.cut_tokens} tokens of "
             f"prompts left out, {self.cut_responses} responses cut)"
@@ -88,7 +88,7 @@ class FitCounts:
         return "; ".join([*(parts if self.shortened else ()), *self.left_out()])
 
     def left_out(self) -> list[str]:
-        """For each reason, how often it occurred, and the first rows."""
+        """Each reason with its count and the first rows."""
         return [f"left out, {reason}: {tally}" for reason, tally in self.unusable.items()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,11 +101,11 @@ class ExampleBuilder:
 
     Args:
         chat: The chat format.
-        backbone: Lays lines into rows.
-        with_critiques: Learn to write the critiques.
-        pair_ratings: Also regress on the ratings of compared responses.
-        narrow: Let critiques see the response only through the token at which the reward is read. Needs a model that
-            accepts such a mask.
+        backbone: Arranges lines in rows.
+        with_critiques: Train on the critiques.
+        pair_ratings: Also train on the ratings of compared responses.
+        narrow: Let critiques attend to the response only through the token at which the reward is read. The model must
+            accept such a mask.
         counts: Counts cuts and unusable records.
     """
 
@@ -117,13 +117,13 @@ class ExampleBuilder:
     counts: FitCounts = field(default_factory=FitCounts)
 
     def comparisons(self, records: Sequence[Comparison]) -> list[RewardExample]:
-        """One example for each comparison, with its critiques."""
+        """One example per comparison, with its critiques."""
         return [example for record in records for example in self._compared([record])]
 
     def together(self, records: Sequence[Comparison], most: int) -> list[RewardExample]:
-        """Examples of up to `most` comparisons of one prompt: the prompt and repeated responses are computed once.
+        """Examples with up to `most` comparisons of one prompt. The prompt and repeated responses are computed once.
 
-        The loss, a mean over pairs, is the same as with :meth:`comparisons`.
+        The loss is a mean over pairs, so it is the same as with :meth:`comparisons`.
         """
         groups: dict[Prompt, list[Comparison]] = {}
         for record in records:
@@ -132,7 +132,7 @@ class ExampleBuilder:
         return [example for piece in pieces for example in self._compared(piece)]
 
     def responses(self, critiques: Sequence[Critique], ratings: Sequence[Rating]) -> list[RewardExample]:
-        """One example for each response that has critiques or a rating but no comparison."""
+        """One example per response that has critiques or a rating but no comparison."""
         found: dict[tuple[Prompt, str], tuple[list[str], list[float], Origin]] = {}
         for record in (*critiques, *ratings):
             texts, numbers, _ = found.setdefault((record.prompt, record.response), ([], [], record.origin))
@@ -157,12 +157,12 @@ class ExampleBuilder:
     def own_critiques(
         self, records: Sequence[Comparison], lines: Sequence[Sequence[Sequence[Line]]]
     ) -> list[RewardExample]:
-        """Examples whose rewards are read after critiques that the model wrote.
+        """Examples whose rewards are read after the model's own critiques.
 
         Args:
             records: The comparisons.
-            lines: For each, the lines of the chosen and of the rejected response, one for each critique
-                (see `rrm_lm.models.self_critique`). The n-th of one side is compared with the n-th of the other.
+            lines: For each comparison, the lines of the chosen and of the rejected response, one per critique (see
+                `rrm_lm.models.self_critique`). The n-th of one side is compared with the n-th of the other.
         """
         examples = []
         for record, (chosen, rejected) in zip(records, lines, strict=True):
@@ -172,11 +172,11 @@ class ExampleBuilder:
         return examples
 
     def lay(self, encoded: Encoded, pairs: tuple[LinePair, ...], *, origin: str, prompt_id: str) -> RewardExample:
-        """An example of lines that are encoded already."""
+        """Make an example from encoded lines."""
         return self._lay(encoded, pairs, (), origin, prompt_id)
 
     def _compared(self, records: Sequence[Comparison]) -> list[RewardExample]:
-        """One example of comparisons of one prompt; none if there is nothing to learn from them."""
+        """One example from comparisons of one prompt; none if they are not usable."""
         critiques: dict[str, tuple[str, ...]] = {}  # of each response
         for record in records:
             critiques |= {record.chosen: record.chosen_critiques, record.rejected: record.rejected_critiques}
@@ -185,13 +185,13 @@ class ExampleBuilder:
                 records[0].prompt, list(critiques), list(critiques.values()) if self.with_critiques else None
             )
         except DataError as error:
-            if len(records) > 1:  # try each alone, to find out which one is unusable
+            if len(records) > 1:  # try each alone to find the unusable one
                 return [example for one in records for example in self._compared([one])]
             self.counts.drop(error.what, records[0].origin)
             return []
         self.counts.add(encoded)
         lines = [line for group in encoded.lines for line in group]
-        first: dict[str, int] = {}  # line of a response; one with several critiques has several
+        first: dict[str, int] = {}  # first line of each response, which has one line per critique
         for response in critiques:
             first[response] = sum(map(len, encoded.lines[: len(first)]))
         pairs: list[LinePair] = []

@@ -1,7 +1,7 @@
-"""The losses of reward models, as pure functions of tensors and of what examples say about their lines.
+"""Losses of reward models, as pure functions of tensors and examples.
 
-Each returns one value per item, unreduced: the trainer divides by the number of items in the whole global batch, so
-one batch of eight and eight accumulated batches of one give the same gradient.
+Each returns one unreduced value per item. The trainer divides by the number of items in the global batch, so one batch
+of eight and eight accumulated batches of one give the same gradient.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def bradley_terry(
     Args:
         chosen: (pairs,) rewards of the preferred responses.
         rejected: (pairs,) rewards of the others.
-        shift: (pairs,) or scalar: how far apart the rewards should be (Touvron et al. 2023, arXiv 2307.09288, eq. 2).
+        shift: (pairs,) or scalar: the target margin (Touvron et al. 2023, arXiv 2307.09288, eq. 2).
         target: (pairs,) or scalar in [0.5, 1]: a graded label, the probability that the chosen response is better.
-        label_smoothing: Share of labels believed to be flipped (the conservative loss of Mitchell 2023).
+        label_smoothing: Assumed share of flipped labels (the conservative loss of Mitchell 2023).
 
     Returns:
         (pairs,) losses in nats.
@@ -90,7 +90,7 @@ def pair_margins(rewards: Tensor, examples: Sequence[RewardExample]) -> Tensor:
 def pair_losses(output: RewardOutput, examples: Sequence[RewardExample], args: RewardConfig) -> Tensor:
     """(pairs,) Bradley-Terry losses with the configured grades, smoothing and centering.
 
-    For an ensemble, the mean over members, each with its own weight for the pair.
+    For an ensemble, the mean over members, each with its own weight of the pair.
     """
     chosen, rejected, grades = _pair_lines(examples)
     if not chosen:
@@ -126,7 +126,7 @@ def rating_losses(output: RewardOutput, examples: Sequence[RewardExample], seed:
 
 
 def _pair_lines(examples: Sequence[RewardExample]) -> tuple[list[int], list[int], list[float | None]]:
-    """Line numbers (over all examples) of chosen and rejected, and grades."""
+    """Line indices (over all examples) of chosen and rejected responses, and grades."""
     chosen, rejected, grades, offset = [], [], [], 0
     for example in examples:
         for pair in example.pairs:
@@ -141,7 +141,7 @@ def _pair_lines(examples: Sequence[RewardExample]) -> tuple[list[int], list[int]
 
 
 def _mean_over_members(losses: Tensor, examples: Sequence[RewardExample], seed: int) -> Tensor:
-    """(items, heads) losses -> (items,), each member's weighted by how often it sees the item's prompt."""
+    """(items, heads) losses -> (items,), weighted by how often each member sees the item's prompt."""
     heads = losses.shape[-1]
     if heads == 1:
         return losses.squeeze(-1)
@@ -150,19 +150,19 @@ def _mean_over_members(losses: Tensor, examples: Sequence[RewardExample], seed: 
 
 
 def member_weights(seed: int, heads: int, prompt_id: str) -> tuple[float, ...]:
-    """How often each member of an ensemble sees the feedback on a prompt: a bootstrap of the prompts for each member.
+    """How often each ensemble member sees the feedback on a prompt: each member has its own bootstrap of the prompts.
 
-    In a bootstrap of many prompts, a prompt is drawn 0, 1, 2 ... times with the probabilities of a Poisson distribution
-    of mean 1 (Oza and Russell 2001). The numbers depend on seed, member and prompt alone: all feedback on a prompt goes
-    to the same members, and batches, processes and resumed runs do not change them.
+    In a bootstrap of many prompts, the count of a prompt follows a Poisson distribution with mean 1 (Oza and Russell
+    2001). The counts depend only on seed, member and prompt: all feedback on a prompt goes to the same members, and
+    batches, processes and resumed runs do not change them.
 
     Args:
-        seed: Of the run.
-        heads: How many members there are; a single one sees every prompt once.
+        seed: Seed of the run.
+        heads: Number of members; a single one sees every prompt once.
         prompt_id: See :func:`rrm_lm.feedback.records.prompt_id`.
 
     Returns:
-        (heads,) whole numbers, of mean 1 over prompts.
+        (heads,) counts, with mean 1 over prompts.
     """
     if heads == 1:
         return (1.0,)

@@ -1,9 +1,8 @@
 """Reward-model training on `transformers.Trainer`: comparisons, ratings and critiques in one step.
 
-A step's batch is a number of pieces of feedback, as in every Hugging Face trainer. How many go through the model at
-once is independent of it: they are grouped by length into micro-batches under a token budget. Losses are summed and
-divided by the number of items in the whole global batch, so neither the budget, nor gradient accumulation, nor the
-number of processes changes the gradient.
+A step's batch is a number of pieces of feedback, as in every Hugging Face trainer. They are grouped by length into
+micro-batches under a token budget. Losses are summed and divided by the number of items in the global batch, so neither
+the budget, nor gradient accumulation, nor the number of processes changes the gradient.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _SUMS = (*_ITEMS, *(f"loss_{item}" for item in _ITEMS), "accuracy", "margin", "d
 
 
 class RewardDataset(Dataset[RewardExample]):
-    """A list of examples as the data set that Trainer expects."""
+    """A list of examples as a Dataset, as Trainer expects."""
 
     column_names = COLUMNS
 
@@ -62,8 +61,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
         model: The reward model.
         args: Settings.
         train_dataset: Examples to learn from.
-        eval_dataset: Examples with pairs, for the held-out loss and accuracy during training; or several such sets by
-            name.
+        eval_dataset: Examples with pairs, for the held-out loss and accuracy during training; or several sets by name.
         processing_class: The tokenizer; saved with the model.
     """
 
@@ -81,7 +79,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
-        # Trainer's own label smoothing is for class labels, and needs a configuration that this model does not have.
+        # Trainer's own label smoothing is for class labels, and needs a configuration that this model lacks.
         smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
         super().__init__(
             model=model,
@@ -93,7 +91,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
             **kwargs,
         )
         self.args.label_smoothing_factor = smoothing
-        self.model_accepts_loss_kwargs = True  # item counts of the whole global batch arrive as num_items_in_batch
+        self.model_accepts_loss_kwargs = True  # Trainer passes global item counts as num_items_in_batch
         self._sums: dict[str, float] = defaultdict(float)
 
     @property
@@ -105,13 +103,13 @@ class RewardTrainer(ResumableTrainer, Trainer):
         return self.global_dataloader()
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        _ = self.unwrapped_model.backbone.can_mask  # tested while the model is not sharded
+        _ = self.unwrapped_model.backbone.can_mask  # test it before the model is sharded
         return super()._prepare_for_training(*args, **kwargs)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | None = None) -> Tensor:
-        """Forward and backward of one batch, micro-batch by micro-batch; returns its share of the step's loss."""
+        """Forward and backward pass of one batch, in micro-batches; return its share of the step's loss."""
         model.train()
         counts = self._count([inputs]) if num_items_in_batch is None else num_items_in_batch
         micro_batches = self._micro_batches(inputs)
@@ -123,29 +121,30 @@ class RewardTrainer(ResumableTrainer, Trainer):
                 origins = ", ".join(example.origin for example in members)
                 where = f"step {self.state.global_step + 1}, feedback from {origins}"
                 check_finite(found, where, "that feedback")
-                # Processes average their gradients, and each holds only its part of the global sum.
+                # Gradients are averaged over processes, and each process has only its part of the global sum.
                 return found * self.processes.count
 
             total += accumulate(self.accelerator, model, loss, number == len(micro_batches) - 1)
         return total
 
     def _groups(self, examples: Sequence[RewardExample]) -> list[list[RewardExample]]:
-        """Examples of similar length, under the token budget."""
+        """Group examples of similar length under the token budget."""
         lengths, sizes = [max(map(len, one.rows)) for one in examples], [len(one.rows) for one in examples]
         groups = length_groups(lengths, self.args.micro_batch_tokens, sizes=sizes)
         return [[examples[index] for index in group] for group in groups]
 
     def _micro_batches(self, examples: Sequence[RewardExample]) -> list[list[RewardExample]]:
-        """The same number in all processes: sharded models communicate in every forward pass."""
+        """Micro-batches, equally many in all processes, because sharded models communicate in every forward pass."""
         groups = self._groups(examples)
         return groups + [[] for _ in range(self.processes.max(len(groups)) - len(groups))]
 
     def _loss(self, model: nn.Module, examples: Sequence[RewardExample], counts: Tensor) -> Tensor:
-        """The sum of this micro-batch's losses over the number of items in the whole step.
+        """The sum of this micro-batch's losses, divided by the number of items in the step.
 
         Args:
             model: The wrapped model.
-            examples: The micro-batch. If it is empty, a dummy pass runs for the other processes, with a loss of zero.
+            examples: The micro-batch. If it is empty, a dummy pass with zero loss runs for the sake of the other
+                processes.
             counts: (3,) as :meth:`_count` returns them.
         """
         is_dummy = not examples
@@ -158,7 +157,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
             "critiques": output.critique_nll.sum(),
         }
         weights = {"pairs": 1.0, "ratings": self.args.rating_weight, "critiques": self.critique_weight}
-        # DDP waits for the gradient of every parameter, so all of them take part in every pass.
+        # DDP waits for the gradient of every parameter, so every pass must use all of them.
         loss = output.members.sum() * 0.0
         for number, name in enumerate(_ITEMS):
             loss = loss + weights[name] * parts[name] / counts[number]
@@ -174,7 +173,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
 
     @property
     def critique_weight(self) -> float:
-        """The weight of the critique loss at this point of training."""
+        """The current weight of the critique loss."""
         start, end = self.args.critique_weight, self.args.critique_weight_end
         if end is None or not self.state.max_steps:
             return start
@@ -203,7 +202,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
             "margin": margins.sum(),
             "disagreement": output.members.std(-1, correction=0).sum(),
         }
-        # One transfer for all: each one makes a GPU wait.
+        # One transfer for all, because each one synchronizes the GPU.
         for name, value in zip(measured, torch.stack(list(measured.values())).tolist(), strict=True):
             self._sums[name] += value
         self._sums["pairs"] += len(margins)
@@ -213,7 +212,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
         self._sums["tokens"] += sum(len(row) for example in examples for row in example.rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the parts of the loss, over all processes, to Trainer's logs."""
+        """Add the components of the loss, over all processes, to Trainer's logs."""
         if "loss" in logs:
             values = self.processes.total(torch.tensor([self._sums[name] for name in _SUMS], dtype=torch.float64))
             sums = dict(zip(_SUMS, values.tolist(), strict=True))
@@ -237,10 +236,10 @@ class RewardTrainer(ResumableTrainer, Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Held-out loss and accuracy of the pairs. `rrm-lm evaluate` measures much more.
+        """Held-out loss and accuracy of the pairs. `rrm-lm evaluate` measures more.
 
-        ``compute_metrics`` gets predictions of shape (pairs, 2), the rewards of the chosen and the rejected responses,
-        and labels that are all 0.
+        ``compute_metrics`` gets predictions (pairs, 2), the rewards of the chosen and the rejected response, and labels
+        that are all 0.
         """
         chosen_set: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen_set, Mapping):
@@ -256,7 +255,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
             for members in self._groups([example for example in examples if example.pairs]):
                 batch, lines = self._collate(members)
                 output = model(batch, lines, with_critiques=False)
-                # Members combined, as the model is used, and every pair counted once.
+                # Members are combined as in inference, and every pair counts once.
                 combined = RewardOutput.of_one(output.rewards, output.critique_nll)
                 losses.append(pair_losses(combined, members, self.args))
                 rewards.append(pair_rewards(output.rewards, members))
@@ -280,7 +279,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def save_weights(self, folder: Path, write: bool) -> None:
-        """Write the adapter and the head as PEFT reads them."""
+        """Write the adapter and the head in PEFT's format."""
         self.unwrapped_model.save(folder, self.processing_class, write)
 
     def load_weights(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""TRL's RLOO settings from PPO's: which are translated, which have no effect, which are refused."""
+"""Convert PPO settings to TRL's RLOO settings: some are translated, some have no effect, some are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TAKEN = frozenset(
     | {"num_ppo_epochs", "kl_coef", "cliprange", "samples_per_prompt", "micro_batch_tokens", "rollout_batch_tokens"}
     | {"reward_clip", "reward_weights", "max_kl", "reference"}
 )
-# Settings that would change the objective: the only value that RLOO has, and what to do.
+# Settings that would change the objective: the only value that RLOO supports, and what to do.
 REFUSED: dict[str, tuple[Any, str]] = {
     "kl_control": ("fixed", "leave out kl_control and set kl_coef, which is constant"),
     "kl_estimator": ("k1", "leave it out; with --algorithm ppo there is a choice"),
@@ -34,7 +34,7 @@ IDLE = frozenset(
     | {"kl_gain", "share_prefixes", "trl_compatible", "num_sample_generations", "eval_strategy", "eval_on_start"}
     | {"load_best_model_at_end"}
 )
-# Derived from others, or only for TRL's example scripts.
+# Derived from other settings, or only for TRL's example scripts.
 NOT_SETTINGS = frozenset(
     {"world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "mini_batch_size"}
     | {"local_mini_batch_size", "local_rollout_forward_batch_size", "dataset_num_proc", "sft_model_path"}
@@ -44,29 +44,29 @@ NOT_SETTINGS = frozenset(
 
 @dataclass
 class RLOOConfig(TrainerArguments, TRLConfig):
-    """TRL's settings, with the defaults of all trainers here."""
+    """TRL's settings, with the defaults of this package's trainers."""
 
 
 def rloo_config(
     ppo: PPOConfig, *, processes: int, prompts: int, longest: int, weights: Sequence[float], **more: Any
 ) -> RLOOConfig:
-    """TRL's settings for the same run with RLOO.
+    """Make TRL's settings for the same run with RLOO.
 
-    An update has the same episodes as with PPO, and trains on them as often (``num_ppo_epochs``) in as many steps
-    (``num_mini_batches``). Numbers of updates (``max_steps``, ``save_steps``, ``warmup_steps``) become numbers of
-    optimizer steps, which TRL counts here. Every update is logged. How many episodes go through the model at once
-    follows from ``micro_batch_tokens``, and does not change the gradient.
+    An update has the same episodes, epochs (``num_ppo_epochs``) and steps (``num_mini_batches``) as with PPO. Numbers
+    of updates (``max_steps``, ``save_steps``, ``warmup_steps``) become numbers of optimizer steps, because TRL counts
+    those. Every update is logged. The number of episodes per forward pass follows from ``micro_batch_tokens`` and does
+    not change the gradient.
 
     Args:
-        ppo: The settings. :meth:`PPOConfig.count_batches` is called on them.
-        processes: How many there are.
-        prompts: How many prompts there are to train on.
-        longest: Tokens of the longest one.
-        weights: Of the rewards.
+        ppo: The PPO settings. :meth:`PPOConfig.count_batches` is called on them.
+        processes: Number of processes.
+        prompts: Number of training prompts.
+        longest: Tokens of the longest prompt.
+        weights: Weights of the rewards.
         more: Settings that only RLOOConfig has, such as ``normalize_advantages``.
 
     Raises:
-        ConfigError: Fewer than two samples per prompt, sizes that do not divide, or a setting that RLOO cannot keep.
+        ConfigError: Fewer than two samples per prompt, sizes that do not divide evenly, or a setting that RLOO lacks.
     """
     _refuse(ppo)
     _warn_of_idle(ppo)
@@ -93,7 +93,7 @@ def rloo_config(
         "logging_strategy": "steps",
         "reward_weights": list(weights),
         "reward_clip_range": None if ppo.reward_clip is None else (-ppo.reward_clip, ppo.reward_clip),
-        "disable_dropout": True,  # as in PPO: a policy must be trained as the distribution that was sampled from
+        "disable_dropout": True,  # as in PPO: train the policy on the distribution it was sampled from
         "eval_strategy": "no",
         "eval_on_start": False,
         "load_best_model_at_end": False,
@@ -126,12 +126,12 @@ def _refuse(ppo: PPOConfig) -> None:
 
 
 def _warn_of_idle(ppo: PPOConfig) -> None:
-    """Name all settings that have no effect here and differ from their defaults, in one warning."""
+    """Warn once about all settings that differ from their defaults but have no effect here."""
     idle = []
     for item in fields(ppo):
         default = item.default_factory() if item.default_factory is not MISSING else item.default
         value = getattr(ppo, item.name)
-        value = getattr(value, "value", value)  # of Hugging Face's enums
+        value = getattr(value, "value", value)  # Hugging Face's enums
         is_off = item.name == "num_sample_generations" and not value
         if item.name in IDLE and value != getattr(default, "value", default) and not is_off:
             idle.append(f"{item.name} {value}")
@@ -145,7 +145,7 @@ def _divisor(number: int, most: int) -> int:
 
 
 def _in_steps(value: float, steps: int, updates: int | None) -> float:
-    """A number of updates as optimizer steps; a share of the run stays one, at whole updates if there are `updates`."""
+    """Convert updates to optimizer steps. A share of the run is kept, or, given the number of `updates`, converted too."""
     if value >= 1:
         return int(value) * steps
     return value if updates is None or value == 0 else max(1, math.ceil(updates * value)) * steps

@@ -1,4 +1,4 @@
-"""What TRL's RLOOTrainer is given: rewards as functions, rows in the order of updates, and prompts as messages."""
+"""Inputs for TRL's RLOOTrainer: rewards as functions, rows in the order of updates, and prompts as messages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rrm_lm.training.reward_sources import RewardSource, RewardSum, TokenRewardS
 
 
 class RewardFunction:
-    """A source of rewards as TRL calls one.
+    """A reward source in TRL's calling convention.
 
     Args:
-        source: The source.
+        source: The reward source.
         rollouts: Makes rollouts of conversations and the token ids of their responses.
     """
 
@@ -39,7 +39,7 @@ class RewardFunction:
 
 
 class MissingEndPenalty:
-    """The penalty for responses that reach the length limit, as TRL calls a reward."""
+    """The penalty for responses that reach the length limit, in TRL's calling convention."""
 
     __name__ = "missing_eos_penalty"
 
@@ -51,13 +51,13 @@ class MissingEndPenalty:
 
 
 class UpdateSampler(Sampler[int]):
-    """The rows of all updates in sequence, each update's as often as TRL's trainer reads them.
+    """The rows of all updates in sequence. Each update's rows are repeated as often as TRL's trainer reads them.
 
     Args:
-        order: Which prompts an update takes.
-        updates: How many there are.
-        repeats: How often an update's rows are read: TRL reads them for every micro-batch, and uses the first reading.
-        samples: Responses to each prompt.
+        order: The prompts of each update.
+        updates: Number of updates.
+        repeats: How often an update's rows are read. TRL reads them for every micro-batch and uses the first reading.
+        samples: Responses per prompt.
     """
 
     def __init__(self, order: PromptOrder, updates: int, repeats: int, samples: int) -> None:
@@ -74,17 +74,17 @@ class UpdateSampler(Sampler[int]):
 
 
 def to_messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """A prompt as a conversation of transformers and TRL."""
+    """Convert a prompt to a conversation of transformers and TRL."""
     return [message.to_dict() for message in prompt]
 
 
 def to_prompt(messages: Sequence[Any]) -> Prompt:
-    """A conversation of transformers and TRL as a prompt."""
+    """Convert a conversation of transformers and TRL to a prompt."""
     return tuple(map(Message.from_dict, messages))
 
 
 def tokenizer_with_eos(tokenizer: Any, eos_id: int) -> Any:
-    """The tokenizer with this eos token, by which TRL detects that a response has ended."""
+    """A copy of the tokenizer with this eos token, which marks the end of a response for TRL."""
     if tokenizer.eos_token_id == eos_id:
         return tokenizer
     other = copy.deepcopy(tokenizer)

@@ -1,16 +1,17 @@
-"""Policy training with TRL's RLOOTrainer: no value function; a sample's baseline is the mean of the prompt's others.
+"""Policy training with TRL's RLOOTrainer, without a value function.
 
 REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv 2402.14740): with k samples of a prompt and rewards r minus the KL
 penalty, the advantage of sample i is ``r_i - mean of r_j, j != i``, one number for the whole response. Use it where PPO
-does not fit: rewards for whole responses, runs too short to train a value function, or to check PPO's result by other
-means. The losses, the baseline and the KL penalty are TRL's own code. What is replaced:
+is unsuitable (rewards of whole responses, runs too short to train a value function), or to check PPO's result with
+another method. The losses, the baseline and the KL penalty are TRL's own code. These parts are replaced:
 
-- `text/chat.py` tokenizes prompts, as everywhere here: special tokens in what people wrote stay text.
+- `text/chat.py` tokenizes prompts, as everywhere in this package: special tokens in messages stay text.
 - Samples come from `models.decoding.rollouts.roll_out`, which computes a prompt once for all of its samples.
-- Rewards are called through :class:`RewardSum`, which stops training with the text that a reward failed on.
-- The reference is a frozen adapter: to disable an adapter, as TRL does, makes PEFT's frozen adapters trainable.
-- The policy is saved as `models.saving.policies` loads it; checkpoints are verified, and resume with the next prompts.
-- Training stops when the KL divergence exceeds ``max_kl``, and keeps the policy from before.
+- Rewards are called through :class:`RewardSum`, which stops training if a reward fails and quotes the text.
+- The reference is a frozen adapter. TRL disables the adapter, which makes PEFT's frozen adapters trainable.
+- The policy is saved in the format of `models.saving.policies`. Checkpoints are verified; a resumed run continues with
+  the next prompts.
+- Training stops when the KL divergence exceeds ``max_kl``, and keeps the previous policy.
 
 TRL computes log-probabilities with the temperature alone, even if top-p or top-k excluded tokens from sampling.
 """
@@ -72,32 +73,33 @@ def rloo_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     **more: Any,
 ) -> RLOOTrainer:
-    """A trainer that does with RLOO what :class:`rrm_lm.training.ppo.trainer.PPOTrainer` does with PPO.
+    """Make an RLOO trainer with the interface of :class:`rrm_lm.training.ppo.trainer.PPOTrainer`.
 
-    ``train(resume_from_checkpoint)`` and ``save_model(folder)`` work as there. Logs have TRL's names for RLOO, and also
-    PPO's names for what means the same (``objective/kl``, ``objective/scores``, ``reward/<name>`` ...).
-    ``state.global_step`` counts optimizer steps, ``trainer.steps_per_update`` an update: callbacks that count updates
-    (``OverOptimisationCallback(every=...)``) must multiply by it. ``trainer.end_ids`` are the tokens that end a
-    response, ``trainer.reference_adapter`` is the reference, ``trainer.stop_reason`` says why training stopped early.
+    ``train(resume_from_checkpoint)`` and ``save_model(folder)`` work as there. Logs have TRL's names for RLOO, and
+    PPO's names where the meaning is the same (``objective/kl``, ``objective/scores``, ``reward/<name>`` ...).
+    ``state.global_step`` counts optimizer steps, of which an update has ``trainer.steps_per_update``; callbacks that
+    count updates (``OverOptimisationCallback(every=...)``) must multiply by it. ``trainer.end_ids`` are the tokens that
+    end a response, ``trainer.reference_adapter`` is the reference, ``trainer.stop_reason`` says why training stopped
+    early.
 
     Args:
-        policy: What is trained. Its adapter keeps its name, and the backbone gets a frozen adapter ``ref``, the
-            reference: the policy as it is now, or, with ``reference`` base, an adapter that changes nothing. A policy
-            without an adapter gets a new one, called ``policy``.
-        ppo: The settings; :func:`rrm_lm.training.rloo.config.rloo_config` says what each becomes.
-        rewards: Where rewards come from. A reward adapter on the policy's own backbone is the source
-            :class:`rrm_lm.training.reward_sources.AdapterReward`.
+        policy: The policy to train. Its adapter keeps its name. The backbone gets a frozen adapter ``ref`` as the
+            reference: a copy of the current policy, or an adapter without effect if ``reference`` is base. A policy
+            without an adapter gets a new one, named ``policy``.
+        ppo: The settings; :func:`rrm_lm.training.rloo.config.rloo_config` converts them.
+        rewards: The reward sources. Use :class:`rrm_lm.training.reward_sources.AdapterReward` for a reward adapter on
+            the policy's backbone.
         prompts: The prompts to respond to.
-        chat: How prompts are written; by default in the policy's format.
+        chat: The chat format of the prompts; by default the policy's.
         lora: The new adapter, for a policy without one.
-        settings: What is saved with the policy; by default what it was loaded with. The method is always rloo.
-        callbacks: Hugging Face's.
-        more: Settings of TRL's RLOOConfig that PPO does not have, such as ``normalize_advantages``.
+        settings: Saved with the policy; by default those it was loaded with. The method is always rloo.
+        callbacks: Hugging Face callbacks.
+        more: Settings of TRL's RLOOConfig that PPO lacks, such as ``normalize_advantages``.
 
     Raises:
-        ConfigError: Settings that RLOO cannot keep, no `lora` for a policy without an adapter, or prompts too long for
-            a response.
-        DataError: No prompts, or one that is not a prompt.
+        ConfigError: Settings that RLOO lacks, no `lora` for a policy without an adapter, or prompts that leave no
+            tokens for a response.
+        DataError: No prompts, or an invalid one.
     """
     chat = policy.chat if chat is None else chat
     items = encode_prompts(prompts, chat, chat.tokenizer)
@@ -123,7 +125,7 @@ def rloo_trainer(
 
 
 def _with_adapter(policy: Policy, lora: LoraConfig | None) -> Policy:
-    """The policy with a trainable adapter."""
+    """Return the policy with a trainable adapter."""
     adapter = policy.adapter
     if adapter is None:
         if lora is None:
@@ -139,14 +141,14 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
     """TRL's trainer on an adapter of a shared backbone; made by :func:`rloo_trainer`.
 
     Args:
-        policy: With the adapter that is trained.
+        policy: The policy, with the adapter to train.
         args: TRL's settings.
-        ppo: The settings that they were made from.
-        rewards: Where rewards come from.
+        ppo: The settings from which `args` were made.
+        rewards: The reward sources.
         items: The prompts.
-        chat: How they are written.
-        settings: What is saved with the policy.
-        callbacks: Hugging Face's.
+        chat: Their chat format.
+        settings: Saved with the policy.
+        callbacks: Hugging Face callbacks.
     """
 
     args: RLOOConfig
@@ -177,7 +179,7 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
         self.last_good = LastGood(self._trained)
         self.stop_reason: str | None = None
         align_pad(policy.backbone.causal_lm, chat.tokenizer)
-        policy.backbone.model.set_adapter(self.adapter)  # TRL trains the active one, which may be another
+        policy.backbone.model.set_adapter(self.adapter)  # TRL trains the active adapter, which may be a different one
         functions: list[Any] = [parts.RewardFunction(source, self._rollouts) for source in rewards.sources]
         if ppo.missing_eos_penalty is not None:
             functions.append(parts.MissingEndPenalty(ppo.missing_eos_penalty, self._rollouts))
@@ -216,7 +218,7 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
         started = time.perf_counter()
-        # The seed and a sample's place in the update decide what is drawn, whichever process draws it.
+        # Samples depend on the seed and their index in the update, not on the process.
         responses = with_full_params(
             self.model,
             roll_out,
@@ -236,7 +238,7 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
         return found
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """TRL's, on float32 logits: it computes in the logits' dtype, and a bfloat16 sum may be off by half a nat."""
+        """TRL's method on float32 logits. TRL uses the logits' dtype, and a bfloat16 sum may be off by half a nat."""
 
         def in_float32(**inputs: Any) -> Any:
             output = model(**inputs)
@@ -261,7 +263,7 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
         for source in self.rewards.sources:
             self._record(f"reward/{source.name}", latest[f"rewards/{source.name}/mean"])
         if self.beta:
-            kl = latest["kl"] * length  # TRL's is per token; this one is per response, as in PPO
+            kl = latest["kl"] * length  # TRL's is per token; this is per response, as in PPO
             self._record("objective/kl", kl)
             self._record("objective/kl_coef", self.beta)
             self._record("objective/non_score_reward", -self.beta * kl)
@@ -280,9 +282,9 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
         self._metrics["train"][name].append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's metrics with those of a step; what callbacks log in between is logged on its own."""
+        """Log TRL's metrics with those of a step; entries of callbacks in between are logged separately."""
         if "loss" not in logs:
-            due = self.control.should_log  # any log resets this, but the step that is due must still be logged
+            due = self.control.should_log  # any log call resets it, but a due step must still be logged
             Trainer.log(self, logs, start_time)
             self.control.should_log = due
             return
@@ -293,7 +295,7 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: TRL would write its card into the run's folder at every checkpoint."""
+        """Do nothing: TRL would write its card into the run's folder at every checkpoint."""
 
     def save_weights(self, folder: Path, write: bool) -> None:
         save_policy(self.backbone, folder, self._saved_tokenizer, self.policy_settings, self.adapter, write)
@@ -303,7 +305,7 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
 
 
 class _StopOutOfBounds(TrainerCallback):
-    """Ends training when the KL divergence is out of bounds; comes before the callbacks that measure the policy."""
+    """Ends training when the KL divergence is out of bounds. Runs before the callbacks that measure the policy."""
 
     def __init__(self, trainer: RLOOTrainer) -> None:
         self._trainer = trainer
@@ -321,7 +323,7 @@ class _StopOutOfBounds(TrainerCallback):
 
 @contextmanager
 def _known_as_default(model: Any, adapter: str) -> Iterator[None]:
-    """Make an adapter also known as `default`, the only name that TRL's trainer looks for while it is made."""
+    """Alias an adapter as `default`, the only name that TRL's trainer looks for in its `__init__`."""
     known = model.peft_config
     if adapter == "default":
         yield
@@ -334,7 +336,7 @@ def _known_as_default(model: Any, adapter: str) -> Iterator[None]:
 
 
 def _set_reference(backbone: Backbone, start: str | None) -> None:
-    """Make the frozen adapter that TRL added a copy of `start`, or, for None, one that changes nothing."""
+    """Make the frozen adapter that TRL added a copy of `start`, or, for None, one without effect."""
     with torch.no_grad():
         if start is not None:
             state = get_peft_model_state_dict(backbone.model, adapter_name=start, save_embedding_layers=False)

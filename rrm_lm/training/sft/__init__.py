@@ -1,4 +1,4 @@
-"""Imitation of responses that people showed, corrected or preferred.
+"""Supervised fine-tuning on demonstrations, corrections and preferred responses.
 
 May import training.reward, training's own modules, models and below.
 """

@@ -1,4 +1,4 @@
-"""Settings of supervised fine-tuning: TRL's SFTConfig with defaults for LoRA and for the device, and what is ours."""
+"""Settings of supervised fine-tuning: TRL's SFTConfig with defaults for LoRA and the device, and our additions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rrm_lm.training.arguments import (
 )
 
 SOURCES = ("demonstrations", "corrections", "chosen")
-# Settings of TRL's and Hugging Face's that would fail or do nothing, and what is done instead.
+# TRL and Hugging Face settings that would fail or have no effect, and what to use instead.
 _NOT_HERE = {
     "packing": "a row for each example: packed ones see each other under every attention but flash attention",
     "padding_free": "padded rows; --train_sampling_strategy group_by_length leaves little padding",
@@ -29,7 +29,7 @@ _NOT_HERE = {
 
 @dataclass
 class SFTConfig(TrainerArguments, TRLConfig):
-    """How a policy is trained to imitate responses. Names are TRL's and Hugging Face's wherever they have one."""
+    """Supervised fine-tuning settings. Names are those of TRL and Hugging Face where they have one."""
 
     # Defaults that differ from TRL's.
     output_dir: str | None = option("outputs/sft", "Where the policy and results go.")
@@ -55,7 +55,7 @@ class SFTConfig(TrainerArguments, TRLConfig):
         True, "Always true: the loss is on the response and its end-of-turn token."
     )
 
-    # TRL would make tokens from text with these. Here text/chat.py does; the model's settings are ModelArguments'.
+    # TRL uses these to load and tokenize. Here text/chat.py tokenizes, and ModelArguments has the model's settings.
     model_init_kwargs: dict[str, Any] | str | None = field(default=None, init=False)
     trust_remote_code: bool = field(default=False, init=False)
     chat_template_path: str | None = field(default=None, init=False)
@@ -84,13 +84,13 @@ class SFTConfig(TrainerArguments, TRLConfig):
             self.bf16 = not (on_cpu or self.fp16) and default_dtype() == torch.bfloat16
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
             self.activation_checkpointing = not on_cpu
-        self.dataset_kwargs = {"skip_prepare_dataset": True}  # examples are tokens and labels already
+        self.dataset_kwargs = {"skip_prepare_dataset": True}  # examples already are tokens and labels
         super().__post_init__()
         if self.label_smoothing_factor > 0 and self.loss_type == "chunked_nll":
-            self.loss_type = "nll"  # Hugging Face smooths what it computes from logits, and chunks have none
+            self.loss_type = "nll"  # label smoothing needs logits, which the chunked loss does not return
 
     def _check(self) -> None:
-        """Raise a ConfigError for settings that make no sense."""
+        """Raise a ConfigError for invalid settings."""
         refuse_settings(self, _NOT_HERE)
         only = self.completion_only_loss is not False
         check(self, ("completion_only_loss", only, "true: the prompt is not the policy's to write"))

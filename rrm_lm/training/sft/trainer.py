@@ -1,8 +1,7 @@
-"""Supervised fine-tuning of a policy with TRL's SFTTrainer: it imitates demonstrations, corrections, chosen responses.
+"""Supervised fine-tuning of a policy with TRL's SFTTrainer, on demonstrations, corrections or chosen responses.
 
-TRL gets tokens and labels from `text/chat.py`, so the policy learns exactly the tokens that it will have to write:
-special tokens in what people wrote stay text, over-long prompts lose their oldest turns, and the loss is on the
-response and the token that ends its turn.
+TRL gets tokens and labels from `text/chat.py`, so training uses the same tokens as sampling: special tokens in messages
+stay text, over-long prompts lose their oldest turns, and the loss covers the response and its end-of-turn token.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.sft.config import SFTConfig
 from rrm_lm.training.trainer import ResumableTrainer
 
-_IGNORED = -100  # the label of a token that is not learned, as transformers has it
+_IGNORED = -100  # transformers' label of tokens without loss
 _LOGIT_CHUNK = 1024  # tokens whose logits are held at once
 
 
 @dataclass(frozen=True, slots=True)
 class Imitation:
-    """One response to be imitated, as tokens.
+    """One training response, as tokens.
 
     Attributes:
-        line: Prompt and response. Everything from ``line.response_start`` on is learned.
-        origin: File and row, for messages.
-        prompt_id: Which prompts count as the same (see :func:`rrm_lm.feedback.records.prompt_id`).
+        line: Prompt and response. The loss starts at ``line.response_start``.
+        origin: File and row, for error messages.
+        prompt_id: Identifies prompts that count as the same (see :func:`rrm_lm.feedback.records.prompt_id`).
     """
 
     line: Line
@@ -53,11 +52,11 @@ class Imitation:
 
     @property
     def learned(self) -> int:
-        """How many tokens are learned."""
+        """Number of tokens with loss."""
         return len(self.line.ids) - self.line.response_start
 
     def labels(self) -> list[int]:
-        """(time,) the token ids where they are learned, -100 elsewhere."""
+        """(time,) token ids where there is a loss, -100 elsewhere."""
         start = self.line.response_start
         return [_IGNORED] * start + list(self.line.ids[start:])
 
@@ -66,10 +65,10 @@ class Imitation:
 
 
 def to_imitate(feedback: Feedback, sources: Sequence[str]) -> list[Demonstration]:
-    """The responses that feedback shows to be good, without repeats, in the order of the sources.
+    """Select the responses to train on from feedback, without duplicates, in the order of the sources.
 
     Args:
-        feedback: What was read.
+        feedback: The feedback.
         sources: Some of :data:`rrm_lm.training.sft.config.SOURCES`: demonstrations, corrections (the corrected text),
             chosen (the chosen response of each comparison).
     """
@@ -94,13 +93,13 @@ def _demonstration(record: Correction | Comparison, response: str) -> Demonstrat
 
 
 def imitations(chat: ChatFormat, records: Sequence[Demonstration], counts: FitCounts) -> list[Imitation]:
-    """Records as tokens.
+    """Encode records.
 
     Args:
         chat: The chat format; its ``max_length`` bounds prompt plus response.
         records: The responses to imitate.
-        counts: Counts prompts that were shortened, and records that are left out: an empty response, or one so long
-            that nothing of its prompt would be left.
+        counts: Counts shortened prompts and skipped records (an empty response, or one that leaves no tokens for its
+            prompt).
     """
     made = []
     for record in records:
@@ -119,9 +118,9 @@ def imitations(chat: ChatFormat, records: Sequence[Demonstration], counts: FitCo
 
 
 def _with_end(line: Line, chat: ChatFormat) -> Line:
-    """The line with the token that ends the turn, which some templates omit after the last answer.
+    """Append the end-of-turn token, which some templates omit after the last answer.
 
-    A policy that never learned it would not stop. If the line is full, it loses the prompt's first token.
+    A policy trained without it would not stop. A line of maximum length loses the prompt's first token.
     """
     if line.ids[-1] == chat.end_id:
         return line
@@ -138,10 +137,10 @@ class SFTTrainer(ResumableTrainer, TRLTrainer):
     """TRL's trainer on tokenized examples, with verified checkpoints and adapter folders.
 
     Args:
-        policy: The backbone with the adapter to be trained, and its chat format.
+        policy: The backbone with the adapter to train, and its chat format.
         args: Settings.
-        train: Examples to learn from.
-        heldout: Examples for the loss during training (``eval_strategy``).
+        train: Training examples.
+        heldout: Examples for the held-out loss during training (``eval_strategy``).
         settings: Saved with every checkpoint.
         kwargs: Passed to TRL's trainer.
     """
@@ -183,7 +182,7 @@ class SFTTrainer(ResumableTrainer, TRLTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's loss. Training stops if it is not a number."""
+        """TRL's loss. Raises if it is not finite."""
         origins = inputs.pop("origins", ())
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
@@ -192,10 +191,10 @@ class SFTTrainer(ResumableTrainer, TRLTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: TRL would write its card into the run's folder at every checkpoint."""
+        """Do nothing: TRL would write its card into the run's folder at every checkpoint."""
 
     def save_weights(self, folder: Path, write: bool) -> None:
-        """Write the adapter as PEFT reads it. PEFT puts one that is not named `default` into a subfolder."""
+        """Write the adapter in PEFT's format. PEFT itself would use a subfolder for a name other than `default`."""
         save_policy(self.backbone, folder, self.processing_class, self.policy_settings, self.adapter, write)
 
     def load_weights(self, folder: Path) -> None:
@@ -204,10 +203,10 @@ class SFTTrainer(ResumableTrainer, TRLTrainer):
 
 @dataclass
 class _Collator(DataCollatorForLanguageModeling):
-    """TRL's collator, which also adds the origins of a batch, and makes a dummy batch where a process has no examples.
+    """TRL's collator. It also adds the origins, and makes a dummy batch if a process has no examples.
 
     Attributes:
-        dummy: The example in a dummy batch, none of whose tokens are learned.
+        dummy: The example of a dummy batch, without loss on any token.
     """
 
     dummy: dict[str, Any] | None = None
@@ -220,7 +219,7 @@ class _Collator(DataCollatorForLanguageModeling):
 
 
 def to_dataset(examples: Sequence[Imitation]) -> Dataset:
-    """Examples as the table that TRL's trainer takes: token ids, labels, length and origin."""
+    """Convert examples to the dataset that TRL's trainer takes: token ids, labels, length and origin."""
     return Dataset.from_dict(
         {
             "input_ids": [list(example.line.ids) for example in examples],
@@ -242,7 +241,7 @@ def response_nll(
 
     Args:
         backbone: The model, in evaluation mode.
-        adapter: The adapter to compute with; ``None`` for the bare backbone.
+        adapter: The adapter to use; ``None`` for the bare backbone.
         lines: Prompts with responses.
         micro_batch_tokens: Most padded tokens at once; the result does not depend on it.
 
