@@ -145,7 +145,7 @@ def _divisor(number: int, most: int) -> int:
 
 
 def _in_steps(value: float, steps: int, updates: int | None) -> float:
-    """Convert updates to optimizer steps. A share of the run is kept, or, given the number of `updates`, converted too."""
+    """Convert updates to optimizer steps. A share of the run stays one unless the number of `updates` is given."""
     if value >= 1:
         return int(value) * steps
     return value if updates is None or value == 0 else max(1, math.ceil(updates * value)) * steps
