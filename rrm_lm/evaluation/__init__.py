@@ -1,4 +1,5 @@
-"""How good a reward model is on held-out preferences, with error bars, for programs and for people.
+"""Evaluation of reward models on held-out preferences and of policies on held-out prompts, with error bars.
 
-`preferences` scores, `results` measures (with `metrics` and `benchmarks`), `outputs`, `model_card` and `report` write.
+`preferences/` judges reward models, `policies/` compares policies, `statistics/` has the estimators, and `reports/`
+renders pages and model cards.
 """

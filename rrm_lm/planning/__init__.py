@@ -1,4 +1,4 @@
-"""Memory and traffic of training, estimated from a configuration alone.
+"""Estimate the memory and communication of training from a configuration alone.
 
 May import training, models and below.
 """

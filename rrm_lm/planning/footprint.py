@@ -1,6 +1,6 @@
-"""Bytes of a model, an adapter and a cache, from a configuration alone.
+"""Sizes of a model, an adapter and a cache, from a configuration alone.
 
-The model is built on the meta device, and PEFT puts the adapter on it, so no weights are loaded.
+The model and its PEFT adapter are built on the meta device, so no weights are loaded.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Footprint:
     """Sizes of a model with one LoRA adapter, in bytes unless noted.
 
     Attributes:
-        parameters: Number of parameters; tied ones count once.
+        parameters: Number of parameters; tied parameters count once.
         weights: The model's weights.
         layers: Number of layers (blocks).
         block: Weights of the largest block. A sharded model is gathered block by block.
-        rest: Weights outside the blocks: embedding, last norm, language-model head.
+        rest: Weights outside the blocks: embedding, final norm, language-model head.
         head: Weights of the language-model head.
         adapter_parameters: Number of parameters of one adapter.
-        adapter: One adapter. PEFT keeps adapters in float32 even if the model is in half precision.
-        cache_token: Keys and values of one token in all layers.
+        adapter: Weights of one adapter. PEFT keeps adapters in float32 even if the model is in half precision.
+        cache_token: Keys and values of one token, over all layers.
         hidden_size, vocabulary: From the configuration.
     """
 
@@ -53,16 +53,16 @@ def read_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     """The configuration of a model, without its weights.
 
     Args:
-        name: A Hub id, the folder of a model or of an adapter (which stands for its base model), a ``config.json``, or
-            an embedded model's alias.
+        name: A Hub id, the folder of a model or of an adapter (for its base model), a ``config.json``, or an embedded
+            model's alias.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Allow Python code from the model's repository to run.
 
     Returns:
-        The configuration, and whether the name was that of an adapter.
+        The configuration, and whether the name refers to an adapter.
 
     Raises:
-        ModelError: There is no configuration, or transformers does not know the family.
+        ModelError: There is no configuration, or transformers does not support the family.
     """
     path = Path(name).expanduser()
     place, adapter = (str(path), None) if path.is_file() else (resolve(name, revision), _base_of(path))
@@ -84,7 +84,7 @@ def read_config(name: str, *, revision: str | None = None, trust_remote_code: bo
 
 
 def _base_of(folder: Path) -> str | None:
-    """The base model of the adapter in a folder; ``None`` if it holds no adapter."""
+    """The base model of the adapter in a folder; ``None`` if there is no adapter."""
     file = folder / "adapter_config.json"
     if (folder / "config.json").is_file() or not file.is_file():
         return None
@@ -125,7 +125,7 @@ def footprint(config: Any, lora: LoraConfig, dtype: torch.dtype) -> Footprint:
     Args:
         config: The model's configuration.
         lora: The adapter's configuration.
-        dtype: Of the model's weights.
+        dtype: Dtype of the model's weights.
 
     Raises:
         ModelError: The family has no causal language model.

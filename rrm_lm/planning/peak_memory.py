@@ -1,8 +1,9 @@
-"""Peak memory of training and sampling in addition to the weights, from tensors without data.
+"""Peak memory of training and sampling in addition to the weights, traced with tensors without data.
 
-What autograd keeps depends on the family, the dtypes of weights and adapters, and checkpointing. So there is no formula
-for it: models of two and of three layers run the real pass under torch's FakeTensorMode, for several numbers of rows,
-while every allocation is counted. Layers are alike, so each further layer needs as much as the third one.
+The memory that autograd keeps depends on the family, the dtypes of weights and adapters, and checkpointing, so there is
+no formula for it. Instead, models with two and with three layers run the real pass under torch's FakeTensorMode, for
+several numbers of rows, and every allocation is counted. Layers are alike, so each additional layer needs as much as
+the third.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class RowShape:
         return self.prompt + self.responses * (self.response + self.critique)
 
     def lines(self) -> list[Line]:
-        """Lines of this shape, which differ from the first response token on."""
+        """Lines of this shape, which differ from the first response token."""
         made = []
         for number in range(self.responses):
             ids = (1,) * self.prompt + (2 + number,) * (self.response + self.critique)
@@ -88,10 +89,10 @@ class Peak:
 
     Attributes:
         rows: Traced numbers of rows, increasing.
-        base: For each of them, bytes that do not depend on the number of layers.
-        layer: For each of them, bytes of a layer.
-        layers: Layers of the model.
-        width: Tokens of a row.
+        base: Bytes that do not depend on the number of layers, for each number of rows.
+        layer: Bytes per layer, for each number of rows.
+        layers: Number of layers of the model.
+        width: Number of tokens in a row.
     """
 
     rows: tuple[int, ...]
@@ -101,14 +102,14 @@ class Peak:
     width: int
 
     def bytes(self, rows: int) -> int:
-        """Peak bytes with so many rows: linear between the traced numbers, and beyond the last one."""
+        """Peak bytes for a number of rows: interpolated between traced numbers, extrapolated beyond them."""
         found = np.array(self.base) + self.layers * np.array(self.layer)
         last = int(np.searchsorted(self.rows, rows).clip(1, len(self.rows) - 1))
         slope = (found[last] - found[last - 1]) / (self.rows[last] - self.rows[last - 1])
         return max(0, round(float(found[last] + (rows - self.rows[last]) * slope)))
 
     def rows_within(self, budget: float) -> int:
-        """How many rows fit into so many bytes."""
+        """Number of rows that fit into `budget` bytes."""
         return bisect_right(range(1, _MOST_ROWS), budget, key=self.bytes)
 
 
@@ -118,7 +119,7 @@ class Tracer:
     Args:
         config: The model's configuration.
         lora: Configuration of the adapters.
-        dtype: Of the weights.
+        dtype: Dtype of the weights.
         attention: Attention implementation; ``None`` for transformers' default.
         value: The policy's value function, ``head`` or ``adapter``.
         share: Whether lines share prefixes.
@@ -139,7 +140,7 @@ class Tracer:
         self._mode = FakeTensorMode()
 
     def reward(self, shape: RowShape, checkpointing: bool) -> Peak:
-        """Forward and backward pass of a reward model; each row is a prompt and the two responses of a pair."""
+        """Forward and backward pass of a reward model. Each row is a prompt and the two responses of a pair."""
 
         def start(backbone: Backbone) -> tuple[nn.Module, _Run]:
             self._adapt(backbone, [ADAPTER])
@@ -156,10 +157,10 @@ class Tracer:
         return self._peak(start, shape)
 
     def policy(self, shape: RowShape, checkpointing: bool) -> Peak:
-        """Forward and backward pass of PPO's policy with its value function; each row is a prompt and its samples.
+        """Forward and backward pass of PPO's policy with its value function. Each row is a prompt and its samples.
 
-        PPO keeps the graph of the pass that gives the old log-probabilities, and meanwhile computes the next rows
-        without one.
+        PPO keeps the graph of the pass that gives the old log-probabilities while it computes the next rows without
+        one.
         """
         sampling = Sampling(shape.response, 0.7)
 
@@ -181,7 +182,7 @@ class Tracer:
         return self._peak(start, shape)
 
     def rollout(self, shape: RowShape) -> Peak:
-        """Sampling: copies of weights (float32 only), keys and values, prompts, and logits; each row is an episode."""
+        """Sampling: weight copies (float32 only), keys and values, prompts, and logits. Each row is an episode."""
         sampling = Sampling(shape.response, 0.7)
 
         def start(backbone: Backbone) -> tuple[nn.Module, _Run]:
@@ -197,7 +198,7 @@ class Tracer:
                     hidden = torch.empty(0)
                     for first in range(0, rows, several):
                         count = min(several, rows - first)
-                        starts = torch.arange(count) % 2  # uneven lengths need a mask
+                        starts = torch.arange(count) % 2  # uneven lengths require a mask
                         cache.place(0, [0, 1], first)
                         ids = torch.ones(count, shape.prompt, dtype=torch.long)
                         hidden = decoder(ids, starts, cache)[:, -1]
@@ -271,7 +272,7 @@ class Tracer:
 
 
 def _without_data(batch: Batch) -> Batch:
-    """A batch of the same shapes, created under the current mode."""
+    """A batch with the same shapes, created under the current mode."""
     parts = (batch.input_ids, batch.position_ids, batch.is_real, batch.sees)
     ids, positions, real, sees = (None if part is None else torch.empty(part.shape, dtype=part.dtype) for part in parts)
     assert ids is not None and positions is not None and real is not None
@@ -279,7 +280,7 @@ def _without_data(batch: Batch) -> Batch:
 
 
 def _as_if_on_cpu(module: nn.Module) -> None:
-    """Replace tensors on the meta device, which would use other kernels, by fake CPU tensors."""
+    """Replace tensors on the meta device, which would use other kernels, with fake CPU tensors."""
     made: dict[Tensor, Tensor] = {}
     for part in module.modules():
         tables: list[Any] = [part._parameters, part._buffers]
@@ -306,11 +307,11 @@ def _measured(module: nn.Module, run: Callable[[], None]) -> int:
 
 
 class AllocationPeak(TorchDispatchMode):
-    """Counts the bytes of all tensors that are allocated and not yet freed.
+    """Counts the bytes of all live tensors.
 
     Attributes:
-        now: Bytes at the moment.
-        most: Bytes at the peak.
+        now: Current bytes.
+        most: Peak bytes.
 
     Args:
         held: Existing tensors, which are not counted.

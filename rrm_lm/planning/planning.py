@@ -1,4 +1,4 @@
-"""Plan reward-model training and PPO: the memory and traffic of each process, what fits, and which batch to use."""
+"""Plan reward-model training and PPO: memory and communication per process, what fits, and which batch to use."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from rrm_lm.planning.strategies import (
 )
 
 TASKS = {"reward": "reward model", "ppo": "PPO"}
-_BUSY = 2048  # micro-batch tokens that keep a device busy; recomputing activations for larger ones does not pay
+_BUSY = 2048  # micro-batch tokens that keep a device busy; recomputing activations for larger ones does not pay off
 _LARGEST = 65536  # larger micro-batches gain nothing
 _MOST_PROCESSES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The training to plan. Lengths are the longest ones, in tokens, because memory must hold those.
+    """The training to plan. Lengths are maximum lengths in tokens, because these determine peak memory.
 
     Attributes:
-        prompt_length, response_length, critique_length: Of each example; a critique of 0 means none.
-        batch: Pairs or episodes of a step on each process.
+        prompt_length, response_length, critique_length: Of each example; a critique length of 0 means none.
+        batch: Pairs or episodes per step on each process.
         samples_per_prompt, num_ppo_epochs, num_mini_batches: As in PPO's settings.
         value_function: ``head`` or ``adapter``.
         reference_adapter: Whether PPO starts from an adapter, whose frozen copy is then the reference.
-        activation_checkpointing: Whether layers recompute their activations; ``None``: only where needed.
+        activation_checkpointing: Whether layers recompute their activations; ``None`` for only where needed.
     """
 
     prompt_length: int = 512
@@ -93,16 +93,16 @@ class Job:
         return RowShape(self.prompt_length, self.response_length)
 
     def rows(self, task: str) -> int:
-        """Rows of a step on a process."""
+        """Rows per step on one process."""
         return self.batch if task == "reward" else self.batch // self.samples_per_prompt
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's sizes and the peak memory of its passes. Peaks are traced when first asked for.
+    """A model's sizes and the peak memory of its passes. Peaks are traced on first use.
 
     Attributes:
-        sizes: Of the model and one adapter.
+        sizes: Sizes of the model and one adapter.
         checkpointing_options: Whether to try without activation checkpointing, with it, or both in this order.
     """
 
@@ -129,7 +129,7 @@ def measure(
         dtype: Of the weights.
         job: The training to plan.
         attention: Attention implementation.
-        share: Whether lines share prefixes; False for implementations that cannot.
+        share: Whether lines share prefixes; False for implementations that do not support it.
 
     Raises:
         ModelError: The configuration is not that of a dense causal language model.
@@ -164,11 +164,11 @@ class Choice:
         task, strategy: Their names.
         fits: Whether the task fits.
         activation_checkpointing, micro_batch_tokens, rollout_batch_tokens: The settings to use; if the task does not
-            fit, those that need the least memory. ``rollout_batch_tokens`` is 0 without rollouts.
-        gather_for_generation: Whether the full model is gathered for rollouts, which is done if it fits.
-        memory: At the peak, with these settings.
-        traffic: Of a step, with these settings.
-        passes: Of a step.
+            fit, those with the least memory. ``rollout_batch_tokens`` is 0 without rollouts.
+        gather_for_generation: Whether the full model is gathered for rollouts, i.e. whether it fits.
+        memory: Peak memory with these settings.
+        traffic: Communication per step with these settings.
+        passes: Passes per step.
     """
 
     task: str
@@ -187,13 +187,13 @@ class Choice:
 
 
 def choose(task: str, strategy: str, processes: int, budget: float, measured: Measured, job: Job) -> Choice:
-    """The largest batch of a task that fits.
+    """Choose the largest batch of a task that fits.
 
     Args:
         task: ``reward`` or ``ppo``.
         strategy: One of :data:`rrm_lm.planning.strategies.STRATEGIES`.
         processes: Number of processes.
-        budget: Bytes on each device.
+        budget: Bytes per device.
         measured: The model.
         job: The training to plan.
     """
@@ -239,7 +239,7 @@ def choose(task: str, strategy: str, processes: int, budget: float, measured: Me
 
 
 def trained_bytes(task: str, sizes: Footprint, job: Job) -> Trained:
-    """Adapters and heads of a task. PPO's reward is a frozen adapter on the same backbone."""
+    """Bytes of a task's adapters and heads. PPO's reward is a frozen adapter on the same backbone."""
     head = 4 * sizes.hidden_size
     if task == "reward":
         return Trained(sizes.adapter + head)
@@ -248,22 +248,22 @@ def trained_bytes(task: str, sizes: Footprint, job: Job) -> Trained:
 
 
 def count_passes(task: str, rows: int, samples: int, job: Job) -> Passes:
-    """How often the model is run in a step, with `rows` rows per micro-batch and `samples` responses per rollout."""
+    """Number of passes in a step, with `rows` rows per micro-batch and `samples` responses per rollout."""
     groups = math.ceil(job.rows(task) / rows)
     if task == "reward":
         return Passes(training=groups)
     per_group = 2 if job.value_function == "adapter" else 1  # a value adapter needs its own pass through the layers
     updates = job.num_ppo_epochs * job.num_mini_batches
     return Passes(
-        forward=(2 + per_group) * groups,  # the reward, the reference, and the policy as it sampled
+        forward=(2 + per_group) * groups,  # the reward, the reference, and the sampling policy
         training=per_group * updates * math.ceil(job.rows(task) / job.num_mini_batches / rows),
-        decoding=math.ceil(job.batch / samples) * job.response_length,  # the prompt's pass gives the first token
+        decoding=math.ceil(job.batch / samples) * job.response_length,  # the prompt's pass yields the first token
         steps=updates,
     )
 
 
 def _training_rows(measured: Measured, task: str, budget: float, wanted: int) -> tuple[bool, int]:
-    """Whether to recompute activations, and how many rows then fit, up to `wanted`."""
+    """Whether to recompute activations, and the number of rows that then fit, up to `wanted`."""
     rows = 0
     for checkpointing in measured.checkpointing_options:
         peak = measured.peak(task, checkpointing)
@@ -278,7 +278,7 @@ def _most_rows(peak: Peak) -> int:
 
 
 def plan(processes: int, budget: float, measured: Measured, job: Job) -> list[Choice]:
-    """Every task under every strategy that works with this number of processes."""
+    """Plan every task under every strategy that works with this number of processes."""
     names = [name for name in STRATEGIES if processes > 1 or name in ("single", "fsdp2_offload")]
     return [choose(task, name, processes, budget, measured, job) for task in TASKS for name in names]
 
@@ -295,7 +295,7 @@ class Remedy:
     """The smallest change that makes a task fit.
 
     Attributes:
-        processes: Either this many of the same devices, with FSDP2; ``None`` if no number is enough.
+        processes: Either this many of the same devices with FSDP2; ``None`` if no number suffices.
         memory: Or this many bytes on each device, with `strategy`.
         strategy: The strategy that needs the least memory.
     """
@@ -306,7 +306,7 @@ class Remedy:
 
 
 def remedy(task: str, processes: int, budget: float, measured: Measured, job: Job) -> Remedy:
-    """What would make a task fit that does not."""
+    """The smallest change that makes a task fit."""
     counts = (2**power for power in range(1, int(math.log2(_MOST_PROCESSES)) + 1))
     enough = next((count for count in counts if choose(task, "fsdp2", count, budget, measured, job).fits), None)
     needs = [choice for choice in plan(processes, 0.0, measured, job) if choice.task == task]
@@ -316,13 +316,15 @@ def remedy(task: str, processes: int, budget: float, measured: Measured, job: Jo
 
 @dataclass(frozen=True, slots=True)
 class TRLMemory:
-    """A lower bound for TRL's PPO: four models of which two are trained fully, or three with LoRA on the policy.
+    """A lower bound for TRL's PPO: four models, two of them fully trained, or three with LoRA on the policy.
 
     Attributes:
-        lora: Whether the policy has an adapter. Then there is no reference model; the value model is trained fully.
+        lora: Whether the policy has an adapter. If so, there is no reference model, and the value model is fully
+            trained.
         models: Bytes of the models' weights.
-        states: Gradients and AdamW's state, in the weights' dtype as torch keeps them.
-        logits: Logits of a step's rollouts: episodes x tokens x vocabulary in float32, twice while they are stacked.
+        states: Bytes of gradients and AdamW's state, in the weights' dtype as in torch.
+        logits: Bytes of a step's rollout logits: episodes x tokens x vocabulary in float32, twice while they are
+            stacked.
     """
 
     lora: bool
@@ -331,7 +333,7 @@ class TRLMemory:
     logits: int
 
     def peak(self, processes: int = 1) -> int:
-        """Bytes of each process without activations; ZeRO-3 divides models and states among several processes."""
+        """Bytes per process without activations. ZeRO-3 splits models and states among processes."""
         return -(-(self.models + self.states) // processes) + self.logits
 
     def to_dict(self, processes: int) -> dict[str, Any]:
@@ -339,7 +341,7 @@ class TRLMemory:
 
 
 def trl_memory(sizes: Footprint, job: Job, lora: bool) -> TRLMemory:
-    """What TRL 1.12's PPOTrainer would need for the same job."""
+    """Memory that TRL 1.12's PPOTrainer would need for the same job."""
     logits = 2 * 4 * job.batch * job.response_length * sizes.vocabulary
     if lora:
         return TRLMemory(True, 3 * sizes.weights + sizes.adapter, 3 * (sizes.weights + sizes.adapter), logits)

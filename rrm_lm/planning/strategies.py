@@ -1,7 +1,7 @@
-"""Memory and traffic of each way to distribute training: plain arithmetic, per process.
+"""Memory and communication per process of each distribution strategy, in closed form.
 
-The backbone is frozen, so gradients, optimizer state and gradient reduction are small. What matters is where the
-weights are kept and how often they are sent.
+The backbone is frozen, so gradients, optimizer state and gradient reduction are small. The placement of the weights and
+how often they are sent dominate.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from rrm_lm.planning.footprint import Footprint
 
-# From the fastest to the one that needs the least memory.
+# From the fastest to the one with the least memory.
 STRATEGIES = {
     "single": "one process",
     "ddp": "DDP",
@@ -20,7 +20,7 @@ STRATEGIES = {
     "fsdp2_offload": "FSDP2, offloaded",
 }
 SHARDED = ("fsdp2", "zero3", "fsdp2_offload")
-# Blocks that FSDP2 has gathered at once: the one that computes, its receive buffer, and the next one.
+# Number of blocks that FSDP2 gathers at once: the one in use, its receive buffer, and the next one.
 # tests/distributed/test_gathered_blocks.py measures it.
 _GATHERED_BLOCKS = 3
 # DeepSpeed's defaults, in parameters: stage3_max_live_parameters, stage3_prefetch_bucket_size, reduce_bucket_size.
@@ -32,9 +32,9 @@ class Trained:
     """Bytes of the adapters and heads on a backbone.
 
     Attributes:
-        trained: Those that are trained.
-        frozen: Those that are not: the reference, the reward.
-        copied: PPO's backup of what is trained, restored if the policy's KL runs away.
+        trained: Trained adapters and heads.
+        frozen: Frozen ones: the reference and the reward.
+        copied: PPO's backup of the trained ones, restored if the policy's KL gets too large.
     """
 
     trained: int
@@ -50,11 +50,11 @@ class Memory:
         weights: The process's part of the backbone.
         gathered: Weights gathered from other processes, and communication buffers.
         adapters: Adapters and heads.
-        gradients: Gradients of what is trained.
+        gradients: Gradients of the trained parameters.
         optimizer: AdamW's state.
         activations: Forward and backward pass of a micro-batch.
         rollout: Sampling; never at the same time as activations.
-        host: Bytes in host memory for this process. Not on the device.
+        host: Bytes in host memory for this process, not on the device.
     """
 
     weights: int = 0
@@ -80,7 +80,7 @@ class Memory:
 
 
 def static_memory(strategy: str, processes: int, sizes: Footprint, trained: Trained) -> Memory:
-    """Memory of a process that does not depend on the batch size, under one of :data:`STRATEGIES`."""
+    """Memory of a process that does not depend on the batch size, for one of :data:`STRATEGIES`."""
 
     def part(count: int) -> int:
         return -(-count // processes)
@@ -91,13 +91,13 @@ def static_memory(strategy: str, processes: int, sizes: Footprint, trained: Trai
     if strategy in ("single", "ddp"):  # DDP's gradient buckets are copies of the gradients
         gradients *= 2 if strategy == "ddp" else 1
         return Memory(weights=sizes.weights, adapters=adapters, gradients=gradients, optimizer=moments)
-    state = part(moments + trained.trained)  # ZeRO adds a float32 copy of what is trained
+    state = part(moments + trained.trained)  # ZeRO adds a float32 copy of the trained parameters
     if strategy == "zero2":
         return Memory(sizes.weights, _BUCKET * itemsize, adapters, gradients, state)
     if strategy == "zero3":
         gathered = (min(_LIVE + _PREFETCHED, sizes.parameters) + _BUCKET) * itemsize
         return Memory(part(sizes.weights), gathered, part(adapters), part(gradients), state)
-    # FSDP2 keeps unsharded gradients until the last micro-batch of a step, so that they are reduced once.
+    # FSDP2 keeps unsharded gradients until the last micro-batch of a step, and reduces them once.
     gathered = sizes.rest + _GATHERED_BLOCKS * sizes.block
     if strategy == "fsdp2":
         return Memory(part(sizes.weights), gathered, part(adapters), gradients, part(moments))
@@ -106,7 +106,7 @@ def static_memory(strategy: str, processes: int, sizes: Footprint, trained: Trai
 
 
 def gathered_model(strategy: str, sizes: Footprint) -> int:
-    """Bytes on top of :func:`static_memory` while the full model is gathered for rollouts."""
+    """Additional bytes over :func:`static_memory` while the full model is gathered for rollouts."""
     if strategy == "zero3":
         return sizes.weights
     return max(0, sizes.weights - sizes.rest - (_GATHERED_BLOCKS - 1) * sizes.block)
@@ -114,12 +114,12 @@ def gathered_model(strategy: str, sizes: Footprint) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """How often each process runs the model in one step.
+    """Number of passes per process in one step.
 
     Attributes:
         forward: Forward passes only.
         training: Forward and backward passes.
-        decoding: Passes of rollouts: prompts, and one for each token of a batch of responses.
+        decoding: Passes of rollouts: prompts, and one per token of a batch of responses.
         steps: Optimizer steps.
     """
 
@@ -134,10 +134,10 @@ class Traffic:
     """Bytes that one process receives in one step.
 
     Attributes:
-        trained: Gradients, and what is sent back after the optimizer step.
-        learning: Weights, for everything but rollouts.
-        rollout: Weights, for rollouts.
-        host: From host memory to the device.
+        trained: Gradients, and parameters sent back after the optimizer step.
+        learning: Weights for everything except rollouts.
+        rollout: Weights for rollouts.
+        host: Bytes from host memory to the device.
     """
 
     trained: int = 0
@@ -159,14 +159,14 @@ def traffic(
     checkpointing: bool = False,
     gathering: bool = False,
 ) -> Traffic:
-    """What one process receives in one step.
+    """Compute the traffic of one process in one step.
 
     Args:
         strategy: One of :data:`STRATEGIES`.
         processes: Number of processes.
-        sizes: Of the model.
-        trained: Bytes that are trained.
-        passes: Of one process in one step.
+        sizes: Sizes of the model.
+        trained: Bytes of the trained parameters.
+        passes: Passes of one process in one step.
         checkpointing: Whether layers recompute their activations.
         gathering: Whether the full model is gathered once for all rollouts of a step. Otherwise its layers are gathered
             for every token.
@@ -175,7 +175,7 @@ def traffic(
         return Traffic()
     others = (processes - 1) / processes
     exchanged = others * trained
-    if strategy == "ddp":  # a ring all-reduce sends each part twice: to sum it and to share the sum
+    if strategy == "ddp":  # a ring all-reduce sends each part twice: for the sum and to share it
         return Traffic(trained=round(2 * exchanged * passes.steps))
     if strategy == "zero2":  # partitions gradients in every micro-batch
         return Traffic(trained=round(exchanged * (passes.training + passes.steps)))

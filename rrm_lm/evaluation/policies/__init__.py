@@ -1,4 +1,4 @@
-"""Policies compared: answers, rewards that are not optimised, judges, best of n, over-optimisation.
+"""Comparison of policies: samples, rewards that are not optimized, judges, best-of-n, over-optimization.
 
 May import evaluation.preferences and evaluation.statistics.
 """

@@ -1,8 +1,8 @@
 """Best-of-n sampling: the gold reward of the best of n responses by a proxy reward. Pure functions.
 
-Optimization has to beat best-of-n, which needs no training and has an exact KL divergence. All `n` up to the number of
-samples are estimated from the same samples, without bias (Nakano et al. 2021, arXiv 2112.09332, appendix I; Gao et al.
-2022, arXiv 2210.10760, section 2).
+Best-of-n is the baseline for optimization: it needs no training and has an exact KL divergence. All `n` up to the
+number of samples are estimated from the same samples, without bias (Nakano et al. 2021, arXiv 2112.09332, appendix I;
+Gao et al. 2022, arXiv 2210.10760, section 2).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class BestOfNCurve:
         gold: Expected gold reward of the best of n by proxy.
         proxy: Expected proxy reward of the same response.
         gain: Gold reward of the best of n minus that of one sample, on the same prompts.
-        gold_by_prompt, proxy_by_prompt: `(prompts, N)` the same for each prompt.
+        gold_by_prompt, proxy_by_prompt: `(prompts, N)` the values per prompt.
         clusters: `(prompts,)` prompt labels.
     """
 
@@ -43,7 +43,7 @@ class BestOfNCurve:
         return list(range(1, len(self.kl) + 1))
 
     def to_dict(self) -> dict[str, object]:
-        """As in results.json: one entry for each n."""
+        """The entries of results.json, one per n."""
         return {
             "n": self.n,
             "kl": self.kl.tolist(),
@@ -52,9 +52,9 @@ class BestOfNCurve:
 
 
 def best_of_n_kl(n: ArrayLike) -> Floats:
-    """KL divergence of best-of-n from the policy that is sampled, in nats: log n - (n - 1)/n.
+    """KL divergence of best-of-n from the sampled policy, in nats: log n - (n - 1)/n.
 
-    Exact if no two responses share a reward, else an upper bound (Beirami et al. 2024, arXiv 2401.01879).
+    Exact if all rewards differ, else an upper bound (Beirami et al. 2024, arXiv 2401.01879).
     """
     count = np.asarray(n, dtype=float)
     return np.log(count) - (count - 1) / count
@@ -63,11 +63,11 @@ def best_of_n_kl(n: ArrayLike) -> Floats:
 def selection_weights(samples: int) -> Floats:
     """The probability `(N, N)` that the i-th lowest of N samples is the best of n of them: row n - 1, column i - 1.
 
-    That is C(i - 1, n - 1) / C(N, n), the share of the subsets of n in which the i-th lowest is the highest, computed
-    by the recurrence from i to i - 1 because the binomials overflow.
+    This is C(i - 1, n - 1) / C(N, n), the share of subsets of size n whose highest element is the i-th lowest. It is
+    computed by recurrence from i to i - 1, because the binomials overflow.
     """
     n, i = np.arange(1, samples + 1)[:, None], np.arange(1, samples + 1)[None, :]
-    # factor[n, i] takes the weight of i + 1 to that of i; it is 0 from i = n - 1 down.
+    # factor[n, i] is the weight of i divided by that of i + 1; it is 0 for i < n.
     factor = np.clip((i - n + 1) / i, 0.0, None)
     factor[:, -1] = (n / samples)[:, 0]
     return np.asarray(np.cumprod(factor[:, ::-1], axis=1)[:, ::-1], dtype=np.float64)
@@ -76,11 +76,11 @@ def selection_weights(samples: int) -> Floats:
 def expected_best(proxy: ArrayLike, gold: ArrayLike) -> Floats:
     """Expected gold reward of the best of n by proxy for each prompt and each n: `(prompts, N)`, column n - 1.
 
-    The mean over all subsets of n of the N samples, which is unbiased for a fresh draw of n. Responses that share the
-    best proxy reward count equally.
+    This is the mean over all subsets of size n, which is unbiased for n fresh samples. Responses that tie for the best
+    proxy reward count equally.
 
     Args:
-        proxy, gold: `(prompts, N)` rewards of N samples for each prompt, all finite.
+        proxy, gold: `(prompts, N)` finite rewards of N samples per prompt.
 
     Raises:
         ValueError: The shapes differ, there are no samples, or a reward is not finite.
@@ -107,12 +107,12 @@ def best_of_n(
     """The best-of-n curve with 95% intervals over prompts.
 
     Args:
-        proxy, gold: `(prompts, N)` rewards that the best response is chosen by, and that it is measured by.
-        clusters: `(prompts,)` prompt labels; prompts with one label are resampled together.
-        draws, seed: Of the bootstrap.
+        proxy, gold: `(prompts, N)` rewards that select and that measure the best response.
+        clusters: `(prompts,)` prompt labels; prompts with the same label are resampled together.
+        draws, seed: Number of bootstrap draws, and their seed.
 
     Raises:
-        ValueError: As `expected_best`, or the labels are not one for each prompt.
+        ValueError: As in `expected_best`, or there is not one label per prompt.
     """
     worth, chosen = expected_best(proxy, gold), expected_best(proxy, proxy)
     if len(clusters) != len(worth):

@@ -1,8 +1,8 @@
-"""Policies compared with a reference on the same prompts, from their samples and the rewards of these.
+"""Compare policies with a reference on the same prompts, from samples and their rewards.
 
-Nothing here generates or scores. Every number has a 95% interval over prompts, clustered by the request that a prompt
-grew out of. Differences are paired: both sides are averaged over their samples of a prompt first, which removes the
-variance of how hard the prompts are.
+This module neither samples nor scores. Every number has a 95% interval over prompts, clustered by the prompt's original
+request. Differences are paired: each side is first averaged over its samples of a prompt, which removes the variance in
+prompt difficulty.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def compare(
     verdicts: Mapping[str, Mapping[str, Sequence[PairVerdict]]] | None = None,
     details: Mapping[str, object] | None = None,
 ) -> PolicyComparison:
-    """Take all measures of some policies.
+    """Compute all measures of some policies.
 
     Args:
-        prompts: What they responded to.
-        written: The samples of each, in the order of the prompts; the first is the reference.
-        proxy: The measure that the policies were optimized for.
-        verdicts: By judge and by policy, verdicts on pairs of a response of the policy and one of the reference.
+        prompts: The prompts.
+        written: The samples of each policy, in the order of the prompts; the first policy is the reference.
+        proxy: The reward that the policies were optimized for.
+        verdicts: By judge and policy, verdicts on pairs of a response of the policy and one of the reference.
         details: Settings and versions for results.json.
 
     Raises:
-        ValueError: There is no prompt or policy, a prompt without a sample, or two policies with one name.
+        ValueError: No prompt or policy, a prompt without samples, or two policies with the same name.
     """
     if not prompts or not written:
         raise ValueError("a comparison needs at least one prompt and one policy")
@@ -101,7 +101,7 @@ def compare(
 def _measure(
     one: PolicySamples, reference: PolicySamples | None, measures: Sequence[str], clusters: Sequence[str]
 ) -> PolicyResult:
-    """The measures of one policy that need no other policy than the reference (None for the reference)."""
+    """The measures of one policy that only need the reference (None for the reference itself)."""
     rewards = {name: rewards_of(one, name) for name in measures}
     unscored = {name: sum(int(np.isnan(row).sum()) for row in rows) for name, rows in rewards.items()}
     means = {name: mean_over_prompts(rows, clusters) for name, rows in rewards.items()}
@@ -127,14 +127,14 @@ def _measure(
 def _minus(
     one: PolicySamples, others: Sequence[PolicySamples], measure: str, clusters: Sequence[str]
 ) -> dict[str, Estimate]:
-    """A measure of a policy minus that of each of the others."""
+    """A measure of a policy minus that of each other policy."""
     mine = rewards_of(one, measure)
     differences = {other.name: paired_means(mine, rewards_of(other, measure), clusters) for other in others}
     return {name: difference for name, difference in differences.items() if difference is not None}
 
 
 def _parts(one: PolicySamples, reference: PolicySamples | None, clusters: Sequence[str]) -> dict[str, Drift]:
-    """Each part of gold that a policy's samples have, in their order, and its change from the reference's."""
+    """Each part of the gold reward in a policy's samples, in their order, and its change from the reference."""
     names = dict.fromkeys(m for group in one.samples for s in group for m in s.rewards if m.startswith(PART))
     found = {}
     for name in names:
@@ -150,18 +150,18 @@ def _parts(one: PolicySamples, reference: PolicySamples | None, clusters: Sequen
 
 
 def rewards_of(written: PolicySamples, measure: str) -> list[Floats]:
-    """For each prompt, the rewards of its samples by one measure; NaN if a sample has none."""
+    """For each prompt, the rewards of its samples by one measure; NaN where missing."""
     values = [np.array([sample.reward(measure) for sample in group], dtype=float) for group in written.samples]
     return [np.where(np.isfinite(row), row, math.nan) for row in values]
 
 
 def prompt_means(rows: Sequence[Floats]) -> Floats:
-    """The mean of each prompt's values, `(prompts,)`, without NaN values; a prompt without any value has NaN."""
+    """The mean of each prompt's values, `(prompts,)`, ignoring NaN; NaN for a prompt without values."""
     return np.array([row[~np.isnan(row)].mean() if (~np.isnan(row)).any() else math.nan for row in rows])
 
 
 def mean_over_prompts(rows: Sequence[Floats], clusters: Sequence[str]) -> Estimate | None:
-    """The mean over prompts of their samples' means, with its interval; None without any value."""
+    """The mean over prompts of the means over samples, with its interval; None without values."""
     means = prompt_means(rows)
     known = ~np.isnan(means)
     if not known.any():
@@ -174,7 +174,7 @@ def mean_over_prompts(rows: Sequence[Floats], clusters: Sequence[str]) -> Estima
 
 
 def share_over_prompts(rows: Sequence[Floats], clusters: Sequence[str]) -> Estimate | None:
-    """As `mean_over_prompts`, for values between 0 and 1: the interval stays between them (see `metrics.share`)."""
+    """Like `mean_over_prompts`, for values in [0, 1]; the interval stays in this range (see `metrics.share`)."""
     values, weights, labels = [], [], []
     for row, label in zip(rows, clusters, strict=True):
         known = row[~np.isnan(row)]
@@ -185,15 +185,15 @@ def share_over_prompts(rows: Sequence[Floats], clusters: Sequence[str]) -> Estim
 
 
 def paired_means(mine: Sequence[Floats], theirs: Sequence[Floats], clusters: Sequence[str]) -> Estimate | None:
-    """Mean of one policy minus that of another on the prompts where both have values, paired by prompt."""
+    """Mean of one policy minus that of another, paired by prompt, on the prompts where both have values."""
     difference = prompt_means(mine) - prompt_means(theirs)
     return mean_over_prompts([np.array([value]) for value in difference], clusters)
 
 
 def versus(mine: Sequence[Floats], theirs: Sequence[Floats], clusters: Sequence[str]) -> Against | None:
-    """A policy against the reference by the rewards of each prompt's samples; None if no prompt has both.
+    """Compare a policy with the reference by the rewards of each prompt's samples; None if no prompt has both.
 
-    The win rate of a prompt is the mean over all pairs of a sample of one and a sample of the other.
+    The win rate of a prompt is the mean over all pairs of samples.
     """
     difference = paired_means(mine, theirs, clusters)
     if difference is None:
@@ -205,7 +205,7 @@ def versus(mine: Sequence[Floats], theirs: Sequence[Floats], clusters: Sequence[
 
 
 def judge_pairs(verdicts: Sequence[PairVerdict], clusters: Sequence[str]) -> JudgeResult:
-    """Sums up a judge's verdicts on pairs."""
+    """Summarize a judge's verdicts on pairs."""
     labels = [clusters[verdict.prompt] for verdict in verdicts if verdict.decisions]
     decided = np.array([verdict.decisions for verdict in verdicts if verdict.decisions]).reshape(-1, 2)
     first, second = decided.T
@@ -221,7 +221,7 @@ def judge_pairs(verdicts: Sequence[PairVerdict], clusters: Sequence[str]) -> Jud
 def best_of_n_of(
     written: PolicySamples, proxy: str | None, main: str | None, clusters: Sequence[str]
 ) -> BestOfNCurve | None:
-    """The best-of-n curve on the prompts whose samples all have both rewards; None without two samples or a measure."""
+    """The best-of-n curve on prompts whose samples all have both rewards; None without two samples or a measure."""
     size = min(map(len, written.samples))
     if proxy is None or main is None or size < 2:
         return None
@@ -246,17 +246,17 @@ DRIFTS = {
     "distinct": "different word pairs in a response (distinct-2)",
     "stock": f"{drift.RUN}-word runs that also occur in other answers",
 }
-SHARES = frozenset(DRIFTS) - {"tokens"}  # those between 0 and 1
+SHARES = frozenset(DRIFTS) - {"tokens"}  # those in [0, 1]
 
 
 def drifts(one: PolicySamples, reference: PolicySamples | None, clusters: Sequence[str]) -> dict[str, Drift]:
-    """Length, endings and repetition of a policy's texts, and the change from the reference's, paired by prompt."""
+    """Length, endings and repetition of a policy's texts, and the change from the reference, paired by prompt."""
     mine = _text_rows(one)
     theirs = None if reference is None else _text_rows(reference)
     found = {}
     for name, rows in mine.items():
         level = (share_over_prompts if name in SHARES else mean_over_prompts)(rows, clusters)
-        if level is not None:  # else every response is too short
+        if level is not None:  # None if every response is too short
             found[name] = Drift(level, None if theirs is None else paired_means(rows, theirs[name], clusters))
     return found
 

@@ -1,7 +1,7 @@
 """Repetition and stock phrases in a policy's texts. Pure functions of the texts.
 
-An over-optimized policy shows it here first: it writes longer, repeats itself, or ends every answer alike. Words are
-lower-cased runs of characters between whitespace; a text shorter than the counted run has no share.
+Over-optimization shows here first: the policy writes longer texts, repeats itself, or ends every answer alike. Words
+are lower-cased runs of characters between whitespace.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ def word_runs(text: str, length: int) -> list[tuple[str, ...]]:
 def distinct(text: str, length: int = 2) -> float:
     """Share of a text's word runs that are distinct: distinct-n of Li et al. 2016 (arXiv 1510.03055).
 
-    1 without repetition; NaN for a text without a run.
+    1 without repetition; NaN for a text shorter than a run.
     """
     runs = word_runs(text, length)
     return len(set(runs)) / len(runs) if runs else math.nan
 
 
 def repeated(text: str, length: int = RUN) -> float:
-    """Share of a text's word runs that occurred in it before: 0 without repetition, NaN without a run."""
+    """Share of a text's word runs that occurred earlier in it: 0 without repetition, NaN for too short a text."""
     return 1 - distinct(text, length)
 
 
 def stock_phrases(texts: Sequence[Sequence[str]], length: int = RUN) -> list[list[float]]:
     """For each prompt and text, the share of its word runs that also occur in a response to another prompt.
 
-    It rises when a policy writes the same text for every prompt. It also rises with the number of texts, so compare
-    only equal numbers of texts to the same prompts. NaN for a text without a run.
+    It rises if a policy writes the same text for every prompt. It also rises with the number of texts, so only compare
+    equal numbers of texts on the same prompts. NaN for a text shorter than a run.
     """
     runs = [[word_runs(text, length) for text in group] for group in texts]
     prompts_with = Counter(run for group in runs for run in {run for text in group for run in text})

@@ -1,7 +1,7 @@
-"""Rewards as functions of prompts and responses: the gold reward of a comparison, and the rewards of models.
+"""Rewards as functions of prompts and responses: the gold reward of a comparison, and rewards of models.
 
-A function takes a prompt and a response for every sample and returns as many numbers, like a reward function that a
-policy is trained on.
+A function takes one prompt and one response per sample and returns one number each, like a reward function for
+training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FORM = "def gold(prompts: list[Prompt], responses: list[str]) -> list[float]"
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A gold reward, called like any `RewardFunction`, and by name the parts that it is the sum of, if it has any."""
+    """A gold reward, called like any `RewardFunction`, and by name the parts that it sums, if any."""
 
     reward: RewardFunction
     parts: Mapping[str, RewardFunction]
@@ -31,16 +31,17 @@ class Gold:
 
 
 def checked(function: Any, name: str) -> RewardFunction:
-    """The same function, with errors that quote what it was given.
+    """Wrap a function so that its errors quote the prompt and response.
 
     Raises (when called):
-        DataError: It raised an error, returned the wrong number of rewards, or something that is not a number.
+        DataError: The function raised an error, or returned the wrong number of rewards or a value that is not a
+            number.
     """
 
     def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         try:
             values = [float(value) for value in function(list(prompts), list(responses))]
-        except Exception as error:  # from users' code: the text it failed at belongs in the message
+        except Exception as error:  # user code may raise anything, and the message must quote the text
             raise DataError(
                 f"The reward function failed ({type(error).__name__}: {error})",
                 where=f"{name}, at one of {len(responses)} responses, the first: {_quoted(responses)}",
@@ -58,7 +59,7 @@ def checked(function: Any, name: str) -> RewardFunction:
 
 
 def rewards_by(scorer: ResponseScorer) -> RewardFunction:
-    """A reward model as a function; NaN for a response without tokens. Equal responses to a prompt are scored once."""
+    """A reward model as a function. NaN for a response without tokens. Equal responses to a prompt are scored once."""
 
     def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         groups: dict[Prompt, dict[str, None]] = {}

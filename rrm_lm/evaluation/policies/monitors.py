@@ -1,4 +1,4 @@
-"""Over-optimization: gold and proxy reward against the distance from the reference, the fitted curve and its peak.
+"""Over-optimization: gold and proxy reward against the distance from the reference, with a fitted curve and its peak.
 
 The distance d is the square root of the KL divergence from the reference. Gold reward rises with it, and falls when the
 proxy is optimized too far. Gao et al. 2022 (arXiv 2210.10760, equations 1 and 2) found
@@ -6,9 +6,9 @@ proxy is optimized too far. Gao et al. 2022 (arXiv 2210.10760, equations 1 and 2
     best-of-n:               R(d) = R0 + d (alpha - beta d)
     reinforcement learning:  R(d) = R0 + d (alpha - beta ln d)
 
-Both are linear in their parameters, so least squares has a closed form. R0, the reward at d = 0, is a parameter too: it
-is measured with the same noise as the other points. Intervals come from resampling prompts, at all points together,
-since all points are of the same prompts.
+Both are linear in their parameters, so least squares has a closed form. R0, the reward at d = 0, is a parameter too,
+because it is measured with the same noise as the other points. Intervals come from resampling prompts jointly at all
+points, because all points use the same prompts.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Track:
     """One policy at several distances from its reference, on the same prompts.
 
     Attributes:
-        kind: Reinforcement learning or best of n.
-        steps: `(points,)` step of training, or n.
+        kind: Reinforcement learning or best-of-n.
+        steps: `(points,)` training step, or n.
         kl: `(prompts, points)` log-probability ratios to the reference in nats, averaged over a prompt's samples.
         proxy, gold: `(prompts, points)` rewards, averaged over a prompt's samples; NaN without a reward.
         clusters: `(prompts,)` prompt labels.
@@ -58,7 +58,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point of a track: its distance and its rewards, with 95% intervals over prompts; None without a value."""
+    """One point of a track: its distance and rewards, with 95% intervals over prompts; None if missing."""
 
     step: int
     distance: float
@@ -77,10 +77,10 @@ class CurveFit:
 
     Attributes:
         start, alpha, beta: R0, alpha and beta.
-        peak: d at which the curve is highest; infinite if it only rises.
+        peak: d at the maximum of the curve; infinite if it only rises.
         peak_reward: The curve's value there.
         slope: Slope of the curve at the last point.
-        r_squared: Share of the variance of the points that the curve explains; NaN if they do not vary.
+        r_squared: Share of the points' variance that the curve explains; NaN if they do not vary.
     """
 
     kind: Kind
@@ -93,7 +93,7 @@ class CurveFit:
     r_squared: float
 
     def at(self, distance: ArrayLike) -> Floats:
-        """The curve's value at one or more distances, in their shape."""
+        """The curve's values at distances of any shape."""
         d = np.asarray(distance, dtype=float)
         return _design(self.kind, d) @ np.array([self.start.value, self.alpha.value, self.beta.value])
 
@@ -105,7 +105,8 @@ class Fall:
     Attributes:
         best_step: Where gold reward was highest before the last point.
         difference: Gold reward of the last point minus that of the best, paired by prompt. The interval has a
-            Bonferroni correction for picking the best of `n` points, or noise alone would make a fall in the end.
+            Bonferroni correction for picking the best of `n` points; otherwise noise alone would eventually look like a
+            fall.
         fallen: Whether the whole interval is below 0.
     """
 
@@ -116,12 +117,13 @@ class Fall:
 
 @dataclass(frozen=True, slots=True)
 class OverOptimisation:
-    """What a track shows.
+    """The analysis of a track.
 
     Attributes:
-        state: Whether gold reward still rises at the last point, by the slope of the fitted curve and its interval.
-        fit: None with fewer than `LEAST_POINTS` points at different distances.
-        fall: None without a point before the last one.
+        state: Whether gold reward still rises at the last point, according to the slope of the fitted curve and its
+            interval.
+        fit: The fitted curve; None with fewer than `LEAST_POINTS` points at different distances.
+        fall: The drop from the best point; None without a point before the last one.
         prompts: Number of prompts.
         names: Names of the gold and the proxy reward.
     """
@@ -151,10 +153,10 @@ class OverOptimisation:
 
 
 def track_of(measurements: Sequence[Measurement]) -> Track:
-    """The track of a policy in training.
+    """Make the track of a policy in training.
 
     Raises:
-        ValueError: There is no measurement, or two are of different prompts.
+        ValueError: There is no measurement, or they have different prompts.
     """
     if not measurements:
         raise ValueError("there is no measurement")
@@ -179,14 +181,14 @@ def track_of(measurements: Sequence[Measurement]) -> Track:
 
 
 def best_of_n_track(curve: BestOfNCurve, names: tuple[str, str] = NAMES) -> Track:
-    """The best-of-n curve as a track; its distances are exact."""
+    """Make a track from a best-of-n curve. Its distances are exact."""
     kl = np.broadcast_to(curve.kl, curve.gold_by_prompt.shape)
     labels = tuple(map(str, curve.clusters))
     return Track("best_of_n", tuple(curve.n), kl, curve.proxy_by_prompt, curve.gold_by_prompt, labels, names)
 
 
 def points_of(track: Track) -> tuple[Point, ...]:
-    """The points of a track, each with its intervals over prompts."""
+    """The points of a track, with intervals over prompts."""
     points = []
     for column, step in enumerate(track.steps):
         kl, proxy, gold = (
@@ -208,7 +210,7 @@ def _design(kind: Kind, distance: Floats) -> Floats:
 
 
 def _peak(kind: Kind, alpha: Floats, beta: Floats) -> Floats:
-    """Where the curve is highest: infinite if it only rises, 0 if it only falls."""
+    """The distance at the curve's maximum: infinite if it only rises, 0 if it only falls."""
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         top = alpha / (2 * beta) if kind == "best_of_n" else np.exp(alpha / beta - 1)
     return np.where(beta > 0, np.maximum(top, 0.0), math.inf)
@@ -221,7 +223,7 @@ def _slope(kind: Kind, alpha: Floats, beta: Floats, distance: Floats) -> Floats:
 
 
 def fit_curve(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> CurveFit | None:
-    """Fit gold reward against distance at the points that have a gold reward; None with too few different distances."""
+    """Fit gold reward against distance at the points with a gold reward; None with too few different distances."""
     there = np.isfinite(track.gold).any(axis=0) & np.isfinite(track.kl).any(axis=0)
     kl, gold = track.kl[:, there], track.gold[:, there]
     whole = np.ones((1, len(kl)))
@@ -248,7 +250,7 @@ def fit_curve(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> C
 def _means(weights: Floats, kl: Floats, gold: Floats) -> tuple[Floats, Floats]:
     """Distance and gold reward `(draws, points)` of resampled prompts."""
     divergence = bootstrap.weighted_means(weights, kl)
-    # By chance, a few samples may be likelier under the reference; a divergence is never negative.
+    # The estimate may be negative by chance, but a divergence is never negative.
     return np.sqrt(np.maximum(divergence, 0.0)), bootstrap.weighted_means(weights, gold)
 
 
@@ -288,7 +290,7 @@ def fall_of(track: Track) -> Fall | None:
 
 
 def over_optimisation(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> OverOptimisation:
-    """Fit the curve of a track, and say whether gold reward still rises at its last point."""
+    """Fit the curve of a track, and determine whether gold reward still rises at its last point."""
     fit = fit_curve(track, draws=draws, seed=seed)
     state: State = "not enough points"
     if fit is not None:
@@ -298,9 +300,9 @@ def over_optimisation(track: Track, *, draws: int = bootstrap.DRAWS, seed: int =
 
 
 def watch(measurements: Sequence[Measurement]) -> Reading:
-    """Read the measurements of a policy in training: the `read` of `OverOptimisationCallback`.
+    """Interpret the measurements of a policy in training: the `read` of `OverOptimisationCallback`.
 
-    Training should stop when gold reward has fallen below the best so far by more than its interval (see `Fall`).
+    Training should stop when gold reward has fallen significantly below the best so far (see `Fall`).
     """
     found = over_optimisation(track_of(measurements))
     last, fall = found.points[-1], found.fall

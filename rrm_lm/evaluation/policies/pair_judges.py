@@ -1,7 +1,7 @@
-"""Judges that see two responses side by side: a language model, or any overseer. Always asked in both orders.
+"""Judges that compare two responses side by side: a language model, or any overseer.
 
-Judges have a position bias (Wang et al. 2023, arXiv 2305.17926), so each pair is shown in both orders and counts only
-with a verdict in both.
+Judges have a position bias (Wang et al. 2023, arXiv 2305.17926), so each pair is shown in both orders, and counts only
+if both give a verdict.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class PairJudge(Protocol):
 
 
 class LanguageModelJudge:
-    """A causal language model: the probability of the letter A against B as the first token of its answer.
+    """A causal language model: its probability of A against B as the first token of the answer.
 
-    It abstains if a question does not fit its context, or if its most likely answer is neither letter.
+    It abstains if a question does not fit the context, or if the most likely answer is neither letter.
 
     Args:
         backbone, adapter: The model.
-        chat: Its chat format; `max_length` is the longest question in tokens.
+        chat: Its chat format; `max_length` is the maximum question length in tokens.
         name: Its name in results.
-        micro_batch_tokens: Most padded tokens at once; verdicts do not depend on it.
+        micro_batch_tokens: Maximum padded tokens at once; verdicts do not depend on it.
         question: A template for `rrm_lm.feedback.asking.judge_questions.fill`.
     """
 
@@ -58,7 +58,7 @@ class LanguageModelJudge:
     ) -> None:
         check_logits(backbone)
         self.backbone, self.adapter, self.name = backbone, adapter, name
-        self.chat = ChatFormat(chat.tokenizer)  # never cuts a question
+        self.chat = ChatFormat(chat.tokenizer)  # never truncates a question
         self.longest = chat.max_length or getattr(backbone.config, "max_position_embeddings", None)
         self.micro_batch_tokens, self.question = micro_batch_tokens, question
         self.letters = [_letter_ids(chat.tokenizer, letter) for letter in ("A", "B")]
@@ -96,7 +96,7 @@ class LanguageModelJudge:
 
 
 class OverseerJudge:
-    """An overseer as a judge of pairs; a pair without a preference counts half, an abstention does not count."""
+    """An overseer as a judge of pairs. No preference counts half; an abstention does not count."""
 
     def __init__(self, overseer: Overseer) -> None:
         self.overseer = overseer
@@ -118,9 +118,9 @@ class OverseerJudge:
 def both_orders(
     judge: PairJudge, prompts: Sequence[Prompt], mine: Sequence[str], theirs: Sequence[str]
 ) -> list[PairVerdict]:
-    """For each prompt, the verdicts in both orders on one response of a policy and one of the reference.
+    """For each prompt, judge a response of a policy and one of the reference in both orders.
 
-    Equal texts are a tie without asking.
+    Equal texts tie without asking.
     """
     asked = [i for i, (own, other) in enumerate(zip(mine, theirs, strict=True)) if own != other]
     forwards = [(prompts[i], mine[i], theirs[i]) for i in asked]
@@ -134,5 +134,5 @@ def both_orders(
 
 
 def _letter_ids(tokenizer: Any, letter: str) -> list[int]:
-    """The tokens that an answer with this letter may begin with: with and without a space before it."""
+    """The possible first tokens of an answer with this letter: with and without a leading space."""
     return sorted({tokenizer(text, add_special_tokens=False).input_ids[-1] for text in (letter, " " + letter)})

@@ -1,6 +1,6 @@
-"""The results of a comparison of policies: their samples, the measures taken of them, and the verdicts of judges.
+"""Results of a comparison of policies: samples, measures and verdicts of judges.
 
-`comparison.py` takes the measures, the reports show them.
+`comparison.py` computes the measures, and the reports show them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from rrm_lm.evaluation.policies.best_of_n import BestOfNCurve
 from rrm_lm.evaluation.statistics.metrics import Estimate
 from rrm_lm.feedback.records import Prompt
 
-GOLD = "gold"  # the measure of the programmatic truth
-PART = f"{GOLD}: "  # prefix of the measures that are parts of it
+GOLD = "gold"  # the measure of a programmatic gold reward
+PART = f"{GOLD}: "  # prefix of the measures for its parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class Sample:
 
     Attributes:
         response: Its text.
-        tokens: How many tokens were generated, the end-of-turn token included.
-        finished: Whether it ended with an end token, and not because it ran out of tokens.
-        rewards: By measure (`GOLD`, its parts, names of reward models); NaN or missing if it has none.
+        tokens: Number of generated tokens, including the end-of-turn token.
+        finished: Whether it ended with an end token, not at the length limit.
+        rewards: By measure (`GOLD`, its parts, names of reward models); NaN or missing if unknown.
         log_ratio: log p(response) under the policy minus that under the reference, in nats; its mean over the policy's
             own samples is the KL divergence. None if unknown.
     """
@@ -40,7 +40,7 @@ class Sample:
     log_ratio: float | None = None
 
     def reward(self, measure: str) -> float:
-        """Its reward by one measure; NaN if it has none."""
+        """Its reward by one measure; NaN if unknown."""
         return float(self.rewards.get(measure, math.nan))
 
 
@@ -48,7 +48,7 @@ class Sample:
 class PolicySamples:
     """For each prompt, one or more samples of one policy.
 
-    A trivial policy is not a model: it shows what a measure gives to answers that cannot be good.
+    A trivial policy is not a model. It shows how a measure rates answers that cannot be good.
     """
 
     name: str
@@ -65,9 +65,9 @@ class PairVerdict:
     """A judge's verdicts on a response of the policy and one of the reference, shown in both orders.
 
     Attributes:
-        prompt: Number of the prompt, from 0.
-        shown_first, shown_second: The judge's probability (0 to 1) that the policy's response is better when it is
-            shown first and when it is shown second; None if the judge abstained.
+        prompt: Index of the prompt, from 0.
+        shown_first, shown_second: The judge's probability (0 to 1) that the policy's response is better when shown
+            first and when shown second; None if the judge abstained.
     """
 
     prompt: int
@@ -85,12 +85,13 @@ class PairVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """A policy against the reference by one measure.
+    """A policy compared with the reference by one measure.
 
     Attributes:
         difference: Mean reward of the policy minus that of the reference, paired by prompt.
-        win_rate: Chance that a sample of the policy has the higher reward of the two, a tie counted half.
-        ties: Pairs of samples with equal rewards, of `pairs`.
+        win_rate: Probability that a sample of the policy has a higher reward than one of the reference; a tie counts
+            half.
+        ties: Number of the `pairs` of samples with equal rewards.
     """
 
     difference: Estimate
@@ -101,14 +102,14 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class JudgeResult:
-    """A policy against the reference by a judge that sees both responses, in both orders.
+    """A policy compared with the reference by a judge that sees both responses, in both orders.
 
     Attributes:
         win_rate: Share of the orders in which the policy's response is preferred; None if the judge always abstained.
-        first_shown: Share of the verdicts for the response that was shown first: 1/2 without position bias.
-        pairs: Pairs that were asked about.
-        abstained: Pairs without a verdict in both orders, which are left out.
-        inconsistent: Pairs whose two verdicts differ; the win rate counts them half.
+        first_shown: Share of the verdicts for the response shown first: 1/2 without position bias.
+        pairs: Number of judged pairs.
+        abstained: Pairs without a verdict in both orders, which are excluded.
+        inconsistent: Pairs whose two verdicts differ; they count half in the win rate.
     """
 
     win_rate: Estimate | None
@@ -120,7 +121,7 @@ class JudgeResult:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One property of a policy's answers, and how it differs from the reference's (None for the reference)."""
+    """One property of a policy's answers, and its change from the reference (None for the reference)."""
 
     level: Estimate
     change: Estimate | None
@@ -128,22 +129,23 @@ class Drift:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyResult:
-    """Everything measured of one policy.
+    """All measures of one policy.
 
     Attributes:
-        samples: How many it wrote.
+        samples: Number of samples.
         rewards: Mean reward by measure.
-        unscored: Number of samples without a reward, by measure, where there are any.
-        against: Against the reference, by measure; empty for the reference.
-        judged: Against the reference, by judge; empty for the reference.
-        kl: KL divergence to the reference in nats, from the policy's own samples; None for the reference, or unknown.
-        drift: By property: see `comparison.DRIFTS`.
-        best_of_n: The main measure of the best samples by the proxy; None if either is missing.
+        unscored: Number of samples without a reward, by measure, if above 0.
+        against: Comparison with the reference, by measure; empty for the reference.
+        judged: Comparison with the reference, by judge; empty for the reference.
+        kl: KL divergence from the reference in nats, over the policy's own samples; None for the reference, or if
+            unknown.
+        drift: By property; see `comparison.DRIFTS`.
+        best_of_n: The main measure of the best samples by the proxy; None if either measure is missing.
         trivial: Whether it is a trivial policy (see `PolicySamples`).
-        minus: Its main measure minus that of each policy named before it and of each trivial one, paired by prompt;
-            empty for the reference and for trivial policies.
-        parts: By name, the mean of each part of gold and its difference from the reference's.
-        parts_minus: For each policy named before it, each part of gold minus that policy's, paired by prompt.
+        minus: Its main measure minus that of each earlier policy and each trivial one, paired by prompt; empty for the
+            reference and for trivial policies.
+        parts: By name, the mean of each part of the gold reward and its change from the reference.
+        parts_minus: For each earlier policy, each part of the gold reward minus that policy's, paired by prompt.
     """
 
     name: str
@@ -161,7 +163,7 @@ class PolicyResult:
     parts_minus: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        found = asdict(replace(self, best_of_n=None))  # it has arrays
+        found = asdict(replace(self, best_of_n=None))  # it contains arrays
         del found["name"]
         curve = None if self.best_of_n is None else self.best_of_n.to_dict()
         return {"against_reference": found.pop("against"), **found, "best_of_n": curve}
@@ -172,7 +174,8 @@ class Doubt:
     """A reason why a higher reward may not mean better answers.
 
     Attributes:
-        kind: A part of the gold reward fell, the reward is below a trivial policy's, or it is not shown to be above.
+        kind: A part of the gold reward fell, or the reward is below that of a trivial policy or not shown to be above
+            it.
         cases: The part ("" for the whole reward), the other policy, and the difference from it.
     """
 
@@ -185,9 +188,9 @@ class PolicyComparison:
     """Policies on the same prompts; the first of `written` and of `results` is the reference.
 
     Attributes:
-        proxy: The measure that policies were optimized for, if it is known.
-        main: The measure that a policy is judged by: gold, else the first that is not the proxy; None without one.
-        verdicts: By judge and by policy, the verdicts that `judged` sums up.
+        proxy: The measure that policies were optimized for, if known.
+        main: The measure that policies are judged by: gold, else the first one that is not the proxy; None without one.
+        verdicts: By judge and policy, the verdicts that `judged` summarizes.
         details: Settings and versions for results.json.
     """
 
@@ -206,7 +209,7 @@ class PolicyComparison:
 
     @property
     def policies(self) -> tuple[PolicyResult, ...]:
-        """All but the reference and trivial ones."""
+        """All results except the reference and trivial policies."""
         return tuple(result for result in self.results[1:] if not result.trivial)
 
     @property
@@ -215,11 +218,11 @@ class PolicyComparison:
 
     @property
     def measure(self) -> str | None:
-        """What a report compares the policies by: the main measure, else the proxy, else nothing (only judges)."""
+        """The measure that reports compare policies by: the main one, else the proxy, else None (only judges)."""
         return self.main or self.proxy
 
     def doubts(self, result: PolicyResult) -> list[Doubt]:
-        """Why a higher reward of a policy may not mean better answers; empty if its reward is not higher."""
+        """Why a policy's higher reward may not mean better answers; empty if its reward is not higher."""
         against = result.against.get(self.measure or "")
         if against is None or against.difference.low <= 0:
             return []

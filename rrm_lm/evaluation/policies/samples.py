@@ -1,4 +1,4 @@
-"""Responses sampled from a policy, and their log-probabilities under it and other policies."""
+"""Sample responses from a policy, and compute their log-probabilities under it and other policies."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Drawn:
 
     Attributes:
         line: Its token ids after those of its prompt.
-        text: The response without the token that ends it.
-        finished: Whether it ends with such a token.
+        text: The response without its end token.
+        finished: Whether it ends with an end token.
     """
 
     line: Line
@@ -45,21 +45,21 @@ class Drawn:
 
     @property
     def tokens(self) -> int:
-        """Sampled tokens, including the one that ends it."""
+        """Number of sampled tokens, including the end token."""
         return len(self.line.ids) - self.line.response_start
 
 
 @runtime_checkable
 class DrawnReward(Protocol):
-    """A reward that reads the tokens of responses; a `RewardFunction` reads their text."""
+    """A reward that reads the tokens of responses. A `RewardFunction` reads their text."""
 
     def of_drawn(self, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Drawn]]) -> list[list[float]]:
-        """For each prompt, a number for each of its responses; NaN if it has none."""
+        """For each prompt, the reward of each response; NaN if it has none."""
         ...
 
 
 def end_ids(chat: ChatFormat) -> list[int]:
-    """The tokens that end a response: the end of a turn, and the tokenizer's eos."""
+    """The tokens that end a response: the end-of-turn token and the tokenizer's eos."""
     eos = chat.tokenizer.eos_token_id
     return sorted({chat.end_id, *([] if eos is None else [int(eos)])})
 
@@ -76,13 +76,13 @@ def draw(
     batch_tokens: int = 16384,
     progress: Progress | None = None,
 ) -> list[list[Drawn]]:
-    """For each prompt, `samples` responses sampled from a policy; equal calls give equal responses.
+    """Sample `samples` responses to each prompt from a policy. Equal calls give equal responses.
 
     Args:
-        backbone, adapter: The policy; the backbone alone if `adapter` is None.
+        backbone, adapter: The policy; the bare backbone if `adapter` is None.
         chat: Its chat format. A prompt longer than its `max_length` loses its beginning.
-        batch_tokens: Most tokens held at once.
-        progress: Called after each batch with responses done, responses in total, and tokens a second.
+        batch_tokens: Maximum tokens held at once.
+        progress: Called after each batch with the responses done, the total, and tokens per second.
 
     Raises:
         ModelError: A prompt and its response do not fit the model's context.
@@ -102,7 +102,7 @@ def draw(
 
 
 def drawn_text(chat: ChatFormat, prompt: Prompt, text: str) -> Drawn:
-    """A text that no model wrote, as if a policy had sampled it with an end token."""
+    """Treat a text that no model wrote as if a policy had sampled it with an end token."""
     ids = chat.tokenizer.encode(text, add_special_tokens=False)
     return Drawn(chat.sampled_line(chat.prompt_ids(prompt), [*ids, chat.end_id]), text, finished=True)
 
@@ -118,10 +118,10 @@ def log_probs(
     """Log-probability of each response under a policy, summed over its tokens, in nats.
 
     Args:
-        backbone, adapter: Any policy, not only the one that wrote them.
-        groups: For each prompt, its responses; they share its computation if the model can.
-        temperature: What logits are divided by; above 0.
-        micro_batch_tokens: Most padded tokens at once.
+        backbone, adapter: Any policy, not only the one that sampled the responses.
+        groups: The responses to each prompt; they share its computation if the model can.
+        temperature: Divides the logits; above 0.
+        micro_batch_tokens: Maximum padded tokens at once.
     """
     whole = Sampling(max_new_tokens=1, temperature=temperature)
     lines = [[one.line for one in group] for group in groups]
@@ -173,22 +173,22 @@ def held_out_probe(
     micro_batch_tokens: int = 4096,
     within: Within = lambda function: function(),
 ) -> Measure:
-    """The `measure` of `OverOptimisationCallback`: the policy's samples now, their rewards, and the KL divergence.
+    """Make the `measure` of `OverOptimisationCallback`: samples of the current policy, their rewards and KL divergence.
 
-    The seed is the same at every step, so that steps differ less by chance.
+    The seed is the same at every step, to reduce the noise between steps.
 
     Args:
-        policy: Returns the policy's backbone and adapter (a trainer may wrap them only when it starts).
+        policy: Returns the policy's backbone and adapter (a trainer may wrap them when it starts).
         reference: The backbone and adapter that the KL divergence is measured from.
-        chat, prompts, sampling, samples, seed, batch_tokens: See `draw`. The KL divergence needs the whole
-            distribution, so `sampling` may have a temperature, but no top-k or top-p.
-        proxy, gold: The reward that is optimized, and the one that the policy is judged by.
+        chat, prompts, sampling, samples, seed, batch_tokens: See `draw`. `sampling` must not have top-k or top-p,
+            because the KL divergence needs the whole distribution.
+        proxy, gold: The optimized reward, and the reward that the policy is judged by.
         micro_batch_tokens: See `log_probs`.
-        within: Calls what computes with the policy; for a sharded model
+        within: Calls functions that run the policy; for a sharded model
             :func:`rrm_lm.models.sharding.with_full_params`.
 
     Raises:
-        ValueError: `sampling` leaves tokens out.
+        ValueError: `sampling` excludes tokens.
     """
     if sampling.truncates:
         raise ValueError("top-p, top-k or temperature 0 leave tokens out, and the KL divergence needs all of them")

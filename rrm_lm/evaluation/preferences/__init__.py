@@ -1,4 +1,4 @@
-"""Reward models judged on held-out comparisons: scorers, measures, benchmark sections, result files.
+"""Evaluation of reward models on held-out comparisons: scorers, measures, benchmark sections, result files.
 
 May import evaluation.statistics.
 """

@@ -1,8 +1,8 @@
-"""Scores that published reward-model benchmarks define, with clustered intervals. Pure functions.
+"""Scores of published reward-model benchmarks, with clustered intervals. Pure functions.
 
 RewardBench (Lambert et al. 2024, arXiv 2403.13787), RewardBench 2 (Malik et al. 2025, arXiv 2506.01937) and RM-Bench
-(Liu et al. 2024, arXiv 2410.16184). Ties between rewards count half; RewardBench 1 and RM-Bench count them as wrong,
-and so does `outputs.py` in RewardBench's own files.
+(Liu et al. 2024, arXiv 2410.16184). Ties between rewards count half. RewardBench 1 and RM-Bench count them as wrong, as
+does `outputs.py` in RewardBench's files.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 
 from rrm_lm.evaluation.statistics.metrics import Clusters, Estimate, clustered_se, correctness, share, t_quantile
 
-# RewardBench 0.1.4: which subsets make a section, and how many examples each counts for. math-prm has 447 examples
-# and counts as 984, so that mathematics weighs as much as the six programming languages together.
+# RewardBench 0.1.4: the subsets of each section and their example counts. math-prm has 447 examples and counts as 984,
+# to weigh as much as the six programming languages together.
 SECTIONS: Mapping[str, Mapping[str, int]] = {
     "Chat": {
         **{"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95},
@@ -41,8 +41,8 @@ SECTIONS: Mapping[str, Mapping[str, int]] = {
 def section_scores(correct: ArrayLike, subsets: Sequence[str], clusters: Clusters) -> dict[str, Estimate]:
     """RewardBench's section scores: the accuracies of a section's subsets, weighted by RewardBench's example counts.
 
-    A missing subset is left out of its section, as in RewardBench; a section without subsets is left out of the result,
-    where RewardBench says 0. "Score" is the mean of the four sections, if all four are there.
+    A missing subset is omitted from its section, as in RewardBench. A section without subsets is omitted from the
+    result; RewardBench reports 0. "Score" is the mean of the four sections, if all are present.
 
     Args:
         correct: `(n,)` correctness in [0, 1].
@@ -50,7 +50,7 @@ def section_scores(correct: ArrayLike, subsets: Sequence[str], clusters: Cluster
         clusters: `(n,)` prompt labels.
     """
     y, names, labels = np.asarray(correct, dtype=float), np.asarray(subsets, dtype=str), list(clusters)
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by section: its rows, and their weights
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by section: its rows and their weights
     for section, counts in SECTIONS.items():
         rows = np.flatnonzero(np.isin(names, list(counts)))
         if rows.size:
@@ -70,7 +70,7 @@ def section_scores(correct: ArrayLike, subsets: Sequence[str], clusters: Cluster
 
 @dataclass(frozen=True, slots=True)
 class BestOfItem:
-    """One best-of-n item: the rewards of the best response and of the `n - 1` others, and the prompt's label."""
+    """One best-of-n item: rewards of the best response and of the `n - 1` others, and the prompt's label."""
 
     best: float
     others: tuple[float, ...]
@@ -78,7 +78,7 @@ class BestOfItem:
 
 
 def best_of_n(choices: Sequence[BestOfItem]) -> Estimate:
-    """How often the best response has the highest reward; m responses that share it count 1/m. Chance is 1/n.
+    """How often the best response has the highest reward. An m-way tie counts 1/m. Chance is 1/n.
 
     Raises:
         ValueError: if there are no items.
@@ -94,7 +94,7 @@ class TieItem:
     """One item of RewardBench 2's Ties subset.
 
     Attributes:
-        number: Pairs a question that has many right answers (`tied`) with its sibling that has one (not `tied`).
+        number: Shared by a question with many right answers (`tied`) and its sibling with one (not `tied`).
         tied: Whether several answers are right.
         right, wrong: Rewards of the right and of the wrong answers.
     """
@@ -106,23 +106,23 @@ class TieItem:
 
     @property
     def gap(self) -> float:
-        """How far the worst right answer is above the best wrong one; 0 if one of the kinds is missing."""
+        """Lowest reward of a right answer minus the highest of a wrong one; 0 if either kind is missing."""
         return min(self.right) - max(self.wrong) if self.right and self.wrong else 0.0
 
     @property
     def spread(self) -> float | None:
-        """How far apart the right answers are; None unless there are several (and something wrong to beat)."""
+        """Range of the rewards of right answers; None unless there are several and a wrong one."""
         return max(self.right) - min(self.right) if len(self.right) > 1 and self.wrong else None
 
 
 def ties_score(items: Sequence[TieItem]) -> Estimate | None:
     """RewardBench 2's score of its Ties subset, or None if there are no items.
 
-    A good model puts every right answer above every wrong one, and the right ones close together. So the score is a
-    weighted sum of means: 0.3 times how often every right answer beats every wrong one on tied questions, 0.3 the same
-    on their one-answer siblings, 0.2 how often the gap between right and wrong is larger than the spread of the right
-    ones, 0.2 the same with the smaller of the two siblings' gaps, and 0.01 times the mean of
-    tanh(that gap / spread - 1). The interval linearizes the sum by question and is cut at [0, 1.01], the score's range.
+    A good model rates every right answer above every wrong one, and the right ones alike. The score is a weighted sum
+    of means: 0.3 times how often every right answer beats every wrong one on tied questions, 0.3 the same on their
+    one-answer siblings, 0.2 how often the gap between right and wrong exceeds the spread of the right ones, 0.2 the
+    same with the smaller of the two siblings' gaps, and 0.01 times the mean of tanh(that gap / spread - 1). The
+    interval linearizes the sum by question and is clipped to [0, 1.01], the score's range.
     """
     tied = {item.number: item for item in items if item.tied}
     single = {item.number: item for item in items if not item.tied}
@@ -182,7 +182,7 @@ def style_matrix(margins: ArrayLike, styles: Sequence[tuple[int, int]], clusters
         found = np.flatnonzero(rows)
         if found.size == 0:
             return None
-        # Each cell of the matrix weighs the same, however many comparisons it holds.
+        # Each cell of the matrix has the same weight, regardless of its number of comparisons.
         cells = chosen[found] * 3 + rejected[found]
         weights = 1 / np.bincount(cells)[cells]
         return share(right[found], [labels[i] for i in found], weights=weights, strata=cells)

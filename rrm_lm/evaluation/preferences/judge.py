@@ -34,7 +34,7 @@ NOTES_QUESTION = _SHOWN.format(
 class JudgeScorer:
     """A causal language model as a judge: the log-odds of Yes against No to "is this a good reply?".
 
-    Each response is judged alone, so there is no position bias.
+    Each response is judged separately, so there is no position bias.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class JudgeScorer:
         return [rewards.get(i, []) for i in range(len(prompts))]
 
     def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether the question about a response can be read whole."""
+        """Whether the question about a response fits without truncation."""
         longest = self.chat.max_length
         return longest is None or len(self.chat.uncut.prompt_ids(self._ask(prompt, response))) <= longest
 
@@ -76,6 +76,6 @@ class JudgeScorer:
 
 
 def _first_tokens(tokenizer: Any, word: str) -> list[int]:
-    """The first tokens of a word that may begin an answer: with and without a space, in both cases."""
+    """The possible first tokens of an answer: the word with and without a leading space, capitalized or not."""
     spellings = [word, " " + word, word.lower(), " " + word.lower(), word.upper()]
     return sorted({tokenizer(spelling, add_special_tokens=False).input_ids[0] for spelling in spellings})

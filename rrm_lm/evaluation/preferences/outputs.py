@@ -1,8 +1,8 @@
-"""The files that an evaluation writes for programs. The card and the page are written by `evaluation/reports`.
+"""Machine-readable files of an evaluation. `evaluation/reports` makes the card and the page.
 
-`results.json`  the numbers, per set; `accuracy` has `value`, `low` and `high`.
-`scores.jsonl`  one line per comparison: its origin, its rewards and its margin.
-`<model>.json`, `<model>_outputs.jsonl`  the files of `rewardbench` 0.1.4, for the scripts of its users.
+`results.json`  the numbers, per set; `accuracy` has `value`, `low` and `high`. `scores.jsonl`  one line per comparison:
+its origin, its rewards and its margin. `<model>.json`, `<model>_outputs.jsonl`  the files of `rewardbench` 0.1.4, for
+its users' scripts.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.ensemble import EnsembleReward
 from rrm_lm.storage import write_json, write_jsonl
 
-# The text that the model reads for a prompt alone (response None), or for a prompt and a response.
+# The text that the model reads for a prompt, with a response or without one (None).
 Render = Callable[[Prompt, "str | None"], str]
 
-# Names of other files in the folder of `<model>.json`, which a model of that name must not overwrite.
+# Names of other files in the folder, which `<model>.json` must not overwrite.
 _TAKEN = frozenset({"results", "config", "generation_config", "adapter_config", "tokenizer", "tokenizer_config"})
 _TAKEN |= {"special_tokens_map", "manifest", "leakage", "trainer_state", "train_results", "eval_results", "all_results"}
 
 
 def plain_text(prompt: Prompt, response: str | None) -> str:
-    """A transcript with the names of the roles, for scorers without a chat template."""
+    """A transcript with role names, for scorers without a chat template."""
     turns = [f"{message.role}: {message.content}" for message in prompt]
     return "\n\n".join(turns if response is None else [*turns, f"assistant: {response}"])
 
@@ -40,15 +40,15 @@ def write_evaluation(
     tokenizer: str | None = None,
     chat_template: str | None = None,
 ) -> list[Path]:
-    """Write results.json, scores.jsonl and RewardBench's files into `folder`; returns the paths.
+    """Write results.json, scores.jsonl and RewardBench's files into `folder`; return the paths.
 
-    RewardBench's files are about one set each: with one set they are in `folder`, with several in a folder per set.
+    RewardBench's files cover one set each. With several sets, each set has its own folder inside `folder`.
 
     Args:
         evaluation: The results of one model.
         folder: Created if it does not exist.
         render: The text that the model reads, for RewardBench's `text_chosen`.
-        tokenizer: Its name, for RewardBench's file; the model's name if not given.
+        tokenizer: The tokenizer's name, for RewardBench's file; by default the model's name.
         chat_template: RewardBench's name of a chat template, None for the tokenizer's own.
     """
     paths = [folder / "results.json", folder / "scores.jsonl"]
@@ -67,7 +67,7 @@ def write_evaluation(
 
 
 def file_name(name: str) -> str:
-    """A model's name as part of a path. A Hub name keeps its organisation as a folder, as in RewardBench."""
+    """A model's name as part of a path. A Hub name keeps its organization as a folder, as in RewardBench."""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         return name
     short = re.sub(r"[^\w.-]+", "-", PurePath(name).name).strip("-.") or "model"
@@ -105,7 +105,7 @@ def _row(example: ScoredComparison) -> dict[str, Any]:
 
 
 def _disagreement(example: ScoredComparison) -> dict[str, float]:
-    """The standard deviations of rewards over the members of an ensemble; empty for other models."""
+    """Standard deviations of rewards over ensemble members; empty for other models."""
     rewards = {"std_chosen": example.reward_chosen, "std_rejected": example.reward_rejected}
     return {name: reward.std for name, reward in rewards.items() if isinstance(reward, EnsembleReward)}
 
@@ -113,9 +113,9 @@ def _disagreement(example: ScoredComparison) -> dict[str, float]:
 def rewardbench_summary(
     result: SetResult, model: str, *, tokenizer: str | None = None, chat_template: str | None = None
 ) -> dict[str, Any]:
-    """RewardBench's `<model>.json`. A tie counts as wrong there, so its accuracy can be below ours.
+    """RewardBench's `<model>.json`. It counts a tie as wrong, so its accuracy can be below ours.
 
-    As in RewardBench, `extra_results` has the accuracy of each subset if the set is RewardBench's own, else None.
+    As in RewardBench, `extra_results` is the accuracy of each subset if the set is RewardBench's, else None.
     """
     won = [int(example.margin > 0) for example in result.scored]
     by_subset: dict[str, list[int]] = {}

@@ -1,6 +1,6 @@
-"""The results of an evaluation on preferences: comparisons with their rewards, and the measures taken of them.
+"""Results of an evaluation on preferences: comparisons with their rewards, and measures.
 
-Nothing here touches a model: `scoring.py` makes the scored comparisons, `outputs.py` and the reports show the results.
+This module uses no model: `scoring.py` makes the scored comparisons, and `outputs.py` and the reports show the results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rrm_lm.evaluation.statistics import metrics
 from rrm_lm.evaluation.statistics.metrics import Calibration, Estimate, LengthCorrelation
 from rrm_lm.feedback.records import Comparison, Prompt
 
-BEST_OF = 4  # candidates of a best-of-n item: RewardBench 2's number
+BEST_OF = 4  # responses of a best-of-n item, as in RewardBench 2
 _TIES_GROUP = re.compile(r"(ref|tied)\W*(\d+)$")  # RewardBench 2 names its Ties items "ref:7" and "tied:7"
 
 
@@ -28,8 +28,8 @@ class ScoredComparison:
     """A comparison with the rewards of its two responses.
 
     Attributes:
-        index: Its place among the set's comparisons, from 0.
-        reason: Why it could not be scored; "" if it was. The rewards are NaN if it was not, else finite.
+        index: Its index in the set, from 0.
+        reason: Why it could not be scored; "" if it was scored. The rewards are finite if it was scored, else NaN.
     """
 
     index: int
@@ -56,16 +56,16 @@ class ScoredComparison:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Everything measured on a group of scored comparisons. Shares are in [0, 1]; see the docstrings in `metrics.py`.
+    """All measures of a group of scored comparisons. Shares are in [0, 1]. See `evaluation/statistics/metrics.py`.
 
     Attributes:
-        accuracy: Share of comparisons that the model decides as the overseer did, ties counted half.
-        longer_accuracy: The same for always picking the response with more characters.
+        accuracy: Share of comparisons in which the model agrees with the overseer; ties count half.
+        longer_accuracy: The accuracy of always picking the response with more characters.
         minus_longer, minus_shorter: Accuracy of the model minus that of always picking the longer or the shorter
             response, paired.
-        sections: RewardBench's section scores, if these are RewardBench's subsets.
+        sections: RewardBench's section scores, if the subsets are RewardBench's.
         best_of_four: Best-of-four accuracy (chance is 1/4), if there are items with four responses.
-        ties_subset: RewardBench 2's score of its Ties subset, if it is there.
+        ties_subset: RewardBench 2's score of its Ties subset, if present.
         styles: RM-Bench's accuracy by style, if the comparisons have styles.
     """
 
@@ -84,13 +84,13 @@ class Measures:
 
     @property
     def length_rule(self) -> tuple[str, float, Estimate]:
-        """The harder of the two length rules to beat: its name, its accuracy, and the model's lead over it."""
+        """The better of the two length rules: its name, its accuracy, and the model's lead over it."""
         if self.longer_accuracy.value >= 0.5:
             return "longer", self.longer_accuracy.value, self.minus_longer
         return "shorter", 1 - self.longer_accuracy.value, self.minus_shorter
 
     def to_dict(self) -> dict[str, object]:
-        """As in results.json: point values under their plain names, their intervals under `intervals`."""
+        """The entries of results.json: point values under plain names, intervals under `intervals`."""
         found = asdict(self)
         return {
             "accuracy": found["accuracy"],
@@ -114,7 +114,7 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How many comparisons were given and scored, why not the rest, and the measures (None if nothing was scored)."""
+    """Counts of comparisons given, scored and not scored by reason, and the measures (None if nothing was scored)."""
 
     n_given: int
     n_scored: int
@@ -140,7 +140,7 @@ class SetResult:
 
     @property
     def measures(self) -> Measures:
-        """The overall measures, which every set has: `summarise_set` refuses a set with nothing scored."""
+        """The overall measures, which always exist: `summarise_set` rejects a set without scores."""
         assert self.overall.measures is not None
         return self.overall.measures
 
@@ -171,15 +171,15 @@ class Evaluation:
 def summarise_set(
     name: str, examples: Sequence[ScoredComparison], dropped: Mapping[str, int] | None = None
 ) -> SetResult:
-    """Take all measures of a set.
+    """Compute all measures of a set.
 
     Args:
         name: The set's name.
         examples: All of its comparisons, scored or not.
-        dropped: Rows that the reader left out, by reason: they count as given and not scored.
+        dropped: Rows that the reader dropped, by reason; they count as given and not scored.
 
     Raises:
-        DataError: No comparison has a reward; the message has the reasons.
+        DataError: No comparison has a reward; the message lists the reasons.
     """
     if not examples:
         raise DataError(
@@ -207,7 +207,7 @@ def summarise_set(
 
 
 def _by(examples: Sequence[ScoredComparison], key: Callable[[ScoredComparison], str]) -> dict[str, Summary]:
-    """A summary of each group, by the group's name; comparisons without a name are left out."""
+    """A summary of each group, by name; comparisons without a group are ignored."""
     groups: dict[str, list[ScoredComparison]] = {}
     for one in examples:
         groups.setdefault(key(one), []).append(one)
@@ -219,7 +219,7 @@ def _reasons(counts: Mapping[str, int]) -> str:
 
 
 def summarise(examples: Sequence[ScoredComparison], dropped: Mapping[str, int] | None = None) -> Summary:
-    """Count and measure some comparisons; see `summarise_set`."""
+    """Count and measure comparisons; see `summarise_set`."""
     scored = [one for one in examples if not one.reason]
     reasons = Counter(dropped or {})
     reasons.update(one.reason for one in examples if one.reason)
@@ -271,7 +271,7 @@ def measure(scored: Sequence[ScoredComparison]) -> Measures:
 
 @dataclass(frozen=True, slots=True)
 class ScoredResponse:
-    """A response with its reward; `prompt` numbers the exact prompts, `comparison` is one that it is in."""
+    """A response with its reward, the index of its exact prompt, and a comparison that contains it."""
 
     prompt: int
     comparison: Comparison
@@ -336,7 +336,7 @@ def tie_items(scored: Sequence[ScoredComparison]) -> list[TieItem]:
 
 
 def compare_models(first: SetResult, second: SetResult) -> Estimate:
-    """Accuracy of the first model minus the second's on the comparisons that both scored, paired, clustered by prompt.
+    """Accuracy of the first model minus the second's on comparisons that both scored; paired, clustered by prompt.
 
     Raises:
         DataError: The two results are not of the same comparisons.

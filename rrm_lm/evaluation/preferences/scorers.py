@@ -1,6 +1,6 @@
-"""Sources of rewards: reward models of this project, any sequence classifier, a language model as a judge.
+"""Sources of rewards: this package's reward models, any sequence classifier, a language model as a judge.
 
-Each batches by length under a token budget. Reward models compute a prompt once for all of its responses.
+All batch by length under a token budget. Reward models compute a prompt once for all its responses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rrm_lm.text.chat import ChatFormat, Line
 
 logger = logging.getLogger(__name__)
 
-_DUMMY = Line((0,), 0, 0)  # computed while other processes have more batches
+_DUMMY = Line((0,), 0, 0)  # dummy input while other processes have more batches
 _ADAPTER_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -40,12 +40,12 @@ class RewardScorer:
     Args:
         model: The reward model, in evaluation mode.
         chat: The chat format it was trained with.
-        name: What to call it in results.
-        micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
-        critique_samples: For a model that writes critiques first: the number of critiques to average over.
+        name: Its name in results.
+        micro_batch_tokens: Maximum padded tokens at once; rewards do not depend on it.
+        critique_samples: Number of critiques to average over, for a model that writes critiques first.
         temperature: Sampling temperature of those critiques.
         seed: Seed of those critiques.
-        padding_side: Where rows are padded; rewards do not depend on it.
+        padding_side: Side of the padding; rewards do not depend on it.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class RewardScorer:
             together = [line for i in group for line in flat[i]] if group else [_DUMMY]
             laid = [row for i in group for row in rows[i]] if group else backbone.rows([_DUMMY.ids])
             batch = collate(laid, backbone.pad_id, self.padding_side).to(backbone.device)
-            with torch.no_grad():  # a sharded model that gathered in inference mode could not be trained afterwards
+            with torch.no_grad():  # inference mode would make a sharded model untrainable afterwards
                 output = self.model(batch, together, with_critiques=False)
             found = iter(output.members.float().tolist())
             for i in group:
@@ -87,17 +87,17 @@ class RewardScorer:
         return [self._combined(lines[i], members.get(i, [])) for i in range(len(prompts))]
 
     def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether a prompt and its response fit without being cut."""
+        """Whether a prompt and its response fit without truncation."""
         return _fits(self.chat, prompt, response)
 
     def _combined(self, lines: Sequence[Sequence[Line]], members: Sequence[Sequence[float]]) -> list[float]:
-        """A reward for each response: each member's mean over the response's lines, and the members combined."""
+        """One reward per response: average each member over the response's lines, then combine the members."""
         ensemble = self.model.settings.combination
         by_member = [_mean_per_response(lines, [row[head] for row in members]) for head in range(ensemble.heads)]
         return ensemble.rewards(list(zip(*by_member, strict=True)))
 
     def _lines(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[list[Line]]]:
-        """For each prompt and response, its lines: one, one for each critique it wrote, or none without tokens."""
+        """The lines of each prompt and response: one, one per sampled critique, or none without tokens."""
         if self.model.settings.critique_first:
             return with_full_params(
                 self.model,
@@ -116,8 +116,8 @@ class RewardScorer:
 class ClassifierScorer:
     """Rewards of any sequence-classification model with one output; each response is a row.
 
-    The conversation is rendered whole with the model's chat template, as such models are trained. Only models that this
-    project merged are cut at the end-of-turn token, as they were trained.
+    The conversation ends as the model's chat template renders it, as in these models' training. Only models merged by
+    this package end at the end-of-turn token, as in their training.
     """
 
     def __init__(self, model: Any, chat: ChatFormat, name: str, *, micro_batch_tokens: int = 4096) -> None:
@@ -130,7 +130,7 @@ class ClassifierScorer:
             )
         self.model, self.chat, self.name = model.eval(), chat, name
         self.pad_id = int(chat.tokenizer.pad_token_id)
-        model.config.pad_token_id = self.pad_id  # the model finds the last token of a row by it
+        model.config.pad_token_id = self.pad_id  # the model uses it to find the last token of a row
         self.micro_batch_tokens = micro_batch_tokens
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -152,7 +152,7 @@ class ClassifierScorer:
         return [_mean_per_response(group, [next(found) for per in group for _ in per]) for group in encoded]
 
     def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether a prompt and its response fit without being cut."""
+        """Whether a prompt and its response fit without truncation."""
         return _fits(self.chat, prompt, response)
 
 
@@ -174,39 +174,39 @@ def load_scorer(
     judge_question: str = "",
     **loading: Any,
 ) -> ResponseScorer:
-    """Load the model of a name and log its kind.
+    """Load a model by name and log its kind.
 
     A PEFT ``SEQ_CLS`` adapter is a reward model; a sequence-classification checkpoint is a classifier; a causal
     language model is a judge.
 
     Args:
         name: Folder, Hub id or alias.
-        title: Its name in results; by default its name.
+        title: Its name in results; by default `name`.
         base_model: Backbone of an adapter, instead of the recorded one.
         micro_batch_tokens, critique_samples, critique_temperature, seed: See the scorers.
         ensemble, ensemble_k: How the members of a reward ensemble are combined, instead of the recorded way.
-        max_length: Longest conversation, for models that do not record it.
-        pad_token, chat_template: For tokenizers that have none.
+        max_length: Maximum conversation length in tokens, for models that do not record it.
+        pad_token, chat_template: For tokenizers without them.
         shard: Shard a reward model if this launch shards models. All processes must then make the same calls.
         judge_question: The question to a judge, instead of `judge.JUDGE_QUESTION`.
         loading: dtype, attn_implementation, revision, trust_remote_code.
 
     Raises:
         ConfigError: Unknown way to combine members.
-        ModelError: There is no such model, or it cannot give rewards.
+        ModelError: The model does not exist or cannot give rewards.
         CheckpointError: The weights of an adapter are broken or do not fit its backbone.
     """
     path, revision = resolve(name, loading.get("revision")), loading.get("revision")
     adapter = _adapter_folder(path, revision)
     if adapter is not None:
         if not Path(path).is_dir():
-            loading["revision"] = None  # it is the adapter's; the backbone's is recorded in the adapter
+            loading["revision"] = None  # this is the adapter's revision; the adapter records the backbone's
         combining = {"ensemble": ensemble, "ensemble_k": ensemble_k}
         reward_model, chat = load_reward_model(adapter, base_model=base_model, **combining, **loading)
         chat.max_length = chat.max_length or _within(max_length, reward_model.backbone.config)
         logger.info("%s: a reward model (LoRA adapter with a scalar head)", name)
         if shard:
-            _ = reward_model.backbone.can_share  # computed before the model is sharded
+            _ = reward_model.backbone.can_share  # test it before the model is sharded
             shard_for_use(reward_model)
         return RewardScorer(
             reward_model if is_sharded(reward_model) else reward_model.to(_device()),
@@ -251,10 +251,10 @@ def _load_classifier(
 
 
 def _adapter_folder(path: str, revision: str | None) -> Path | None:
-    """The local folder of a reward adapter, fetched from the Hub if it is there; ``None`` for whole models.
+    """The local folder of a reward adapter, fetched from the Hub if needed; ``None`` for a whole model.
 
     Raises:
-        ModelError: An adapter of another kind; without it, the backbone's rewards would be computed unnoticed.
+        ModelError: Another kind of adapter. Otherwise the bare backbone would be scored silently.
     """
     config = model_file(path, "adapter_config.json", revision)
     if config is None:
@@ -285,7 +285,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _within(max_length: int | None, config: Any) -> int | None:
-    """`max_length`, at most the number of positions of the model."""
+    """`max_length`, capped at the model's number of positions."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min((length for length in (max_length, context) if length is not None), default=None)
 
@@ -297,7 +297,7 @@ def _device() -> torch.device:
 def _encode_all(chat: ChatFormat, prompt: Prompt, responses: Sequence[str]) -> list[list[Line]]:
     """The lines of each response; none for a response without tokens.
 
-    Each is encoded alone: how much of a long conversation is cut must not depend on the other responses.
+    Each is encoded separately, because truncation of a long conversation must not depend on the other responses.
     """
     lines: list[list[Line]] = []
     for response in responses:
@@ -309,16 +309,16 @@ def _encode_all(chat: ChatFormat, prompt: Prompt, responses: Sequence[str]) -> l
 
 
 def _fits(chat: ChatFormat, prompt: Prompt, response: str) -> bool:
-    """Whether nothing has to be cut."""
+    """Whether nothing is truncated."""
     try:
         encoded = chat.encode(prompt, [response])
-    except DataError:  # there is nothing to cut
+    except DataError:  # no tokens, so nothing is truncated
         return True
     return not (encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
 
 
 def _same_on_all(groups: list[list[int]], model: torch.nn.Module) -> list[list[int]]:
-    """The groups; for a sharded model, padded with empty ones, since all processes must compute as many batches."""
+    """Pad groups with empty ones for a sharded model, because all processes must run the same number of batches."""
     if not is_sharded(model):
         return groups
     return groups + [[]] * (max_over_processes(len(groups), _device()) - len(groups))

@@ -1,4 +1,4 @@
-"""Score held-out comparisons with a reward model, each response once, on one process or several.
+"""Score held-out comparisons with a reward model, each response once, on one or more processes.
 
 The result does not depend on the order of the comparisons, on batching and padding, or on the number of processes.
 """
@@ -19,8 +19,8 @@ from rrm_lm.evaluation.preferences.results import ScoredComparison, SetResult, s
 from rrm_lm.feedback.counts import ReadCounts
 from rrm_lm.feedback.records import Comparison, Prompt
 
-CHUNK = 256  # most prompts in a call of the scorer: enough to group by length, few enough to show progress
-_CHUNKS = 8  # least number of calls unless the set is tiny, so that as many processes have work
+CHUNK = 256  # maximum prompts per call of the scorer: enough to group by length, few enough to show progress
+_CHUNKS = 8  # minimum number of calls unless the set is tiny, so that this many processes have work
 _TINY = 4
 
 T = TypeVar("T")
@@ -29,9 +29,9 @@ T = TypeVar("T")
 class ResponseScorer(Protocol):
     """A source of rewards: a reward model, a classifier, a judge.
 
-    `score` returns one list of rewards per prompt, one reward per response, in the order given; a higher reward is
-    better, and NaN means that a response cannot be scored. Every process makes as many calls, some without prompts,
-    because sharded models compute on all processes together.
+    `score` returns one list per prompt with one reward per response, in the given order. A higher reward is better; NaN
+    means that a response cannot be scored. All processes make the same number of calls, some without prompts, because
+    sharded models compute on all processes together.
     """
 
     @property
@@ -41,10 +41,10 @@ class ResponseScorer(Protocol):
 
 
 def chunks(items: Sequence[T]) -> list[Sequence[T]]:
-    """The items in the portions in which they are scored.
+    """Split items into the portions that are scored together.
 
-    These do not depend on the number of processes: a response is always batched with the same others, so its reward is
-    the same to the last bit.
+    Portions do not depend on the number of processes. A response is always batched with the same others, so its reward
+    is the same to the last bit.
     """
     size = min(CHUNK, max(_TINY, -(-len(items) // _CHUNKS)))
     return [items[start : start + size] for start in range(0, len(items), size)]
@@ -63,18 +63,18 @@ def group_by_prompt(comparisons: Sequence[Comparison]) -> dict[Prompt, list[str]
 def score_shard(
     scorer: ResponseScorer, groups: Mapping[Prompt, Sequence[str]], rank: int, world: int, *, progress: bool = False
 ) -> list[tuple[int, list[float]]]:
-    """Score one process's share of the prompts: (number of the prompt, rewards of its responses) for each.
+    """Score one process's share of the prompts: (index of the prompt, rewards of its responses) for each.
 
-    The longest prompts come first: lengths in a portion are similar, and running out of memory happens at once.
+    The longest prompts come first, so lengths in a portion are similar and an out-of-memory error occurs early.
 
     Raises:
-        ModelError: The scorer does not return a reward for each response.
+        ModelError: The scorer does not return one reward per response.
     """
     prompts = list(groups)
     sizes = [sum(len(m.content) for m in prompt) + max(map(len, groups[prompt])) for prompt in prompts]
     portions = chunks(sorted(range(len(prompts)), key=lambda i: (-sizes[i], i)))
     mine = portions[rank::world]
-    mine += [()] * (-(-len(portions) // world) - len(mine))  # every process makes as many calls
+    mine += [()] * (-(-len(portions) // world) - len(mine))  # all processes make the same number of calls
     rewards: list[tuple[int, list[float]]] = []
     total = sum(len(groups[prompts[i]]) for chunk in mine for i in chunk)
     with tqdm(total=total, desc="scoring", unit="response", disable=not progress) as bar:
@@ -88,7 +88,7 @@ def score_shard(
                     expected=f"rewards for {[len(row) for row in responses][:3]}... responses",
                     remedy="return a list with one reward per response for every prompt, in the order given",
                 )
-            # A subclass of float stays: EnsembleReward has a standard deviation too.
+            # Keep subclasses of float: EnsembleReward also has a standard deviation.
             floats = [[x if isinstance(x, float) else float(x) for x in row] for row in scores]
             rewards += zip(chunk, floats, strict=True)
             bar.update(sum(map(len, responses)))
@@ -102,7 +102,7 @@ def score_responses(
     across_processes: bool = True,
     progress: bool = True,
 ) -> dict[Prompt, dict[str, float]]:
-    """The reward of every response to its prompt; the processes share the work, and each gets all rewards."""
+    """The reward of every response to its prompt. Processes share the work, and each gets all rewards."""
     state = PartialState()
     show = progress and state.is_main_process
     if across_processes and state.num_processes > 1:
@@ -116,7 +116,7 @@ def score_responses(
 def merge_shards(
     groups: Mapping[Prompt, Sequence[str]], rows: Sequence[tuple[int, Sequence[float]]]
 ) -> dict[Prompt, dict[str, float]]:
-    """Rewards by prompt and response, from numbered rows of any number of processes in any order."""
+    """Rewards by prompt and response, from indexed rows of any number of processes in any order."""
     by_number = dict(rows)
     return {
         prompt: dict(zip(responses, by_number[i], strict=True)) for i, (prompt, responses) in enumerate(groups.items())
@@ -126,7 +126,7 @@ def merge_shards(
 def make_examples(
     comparisons: Sequence[Comparison], rewards: Mapping[Prompt, Mapping[str, float]]
 ) -> list[ScoredComparison]:
-    """Join comparisons and rewards. A comparison with a reward that is not finite is not scored, with the reason."""
+    """Join comparisons and rewards. A comparison with a nonfinite reward is marked as not scored, with the reason."""
     examples = []
     for index, comparison in enumerate(comparisons):
         chosen = rewards[comparison.prompt][comparison.chosen]
@@ -143,7 +143,7 @@ def make_examples(
 
 
 def reader_drops(counts: ReadCounts) -> dict[str, int]:
-    """Rows that the reader left out of a set, by reason: the `dropped` of `evaluate_preferences`."""
+    """Rows that the reader dropped, by reason: the argument `dropped` of `evaluate_preferences`."""
     total: Counter[str] = Counter()
     for file in counts.files:
         total.update({reason: tally.count for reason, tally in file.dropped.items()})
@@ -163,10 +163,10 @@ def evaluate_preferences(
 
     Args:
         scorer: Gives the rewards.
-        comparisons: The held-out comparisons. Responses to one prompt are scored together, each once.
+        comparisons: The held-out comparisons. Each distinct response to a prompt is scored once.
         name: The set's name in results.
-        dropped: Rows that the reader left out, by reason (see `reader_drops`); they count as given and not scored.
-        across_processes: Share the prompts among the processes of an `accelerate launch`; each gets the whole result.
+        dropped: Rows that the reader dropped, by reason (see `reader_drops`); they count as given and not scored.
+        across_processes: Split the prompts among the processes of an `accelerate launch`; each gets the whole result.
         progress: Show a progress bar on the main process.
 
     Raises:
@@ -174,7 +174,7 @@ def evaluate_preferences(
         ModelError: The scorer does not return one reward per response.
     """
     if not comparisons:
-        return summarise_set(name, [], dropped)  # raises, with what the reader dropped
+        return summarise_set(name, [], dropped)  # raises, listing what the reader dropped
     groups = group_by_prompt(comparisons)
     rewards = score_responses(scorer, groups, across_processes=across_processes, progress=progress)
     return summarise_set(name, make_examples(comparisons, rewards), dropped)

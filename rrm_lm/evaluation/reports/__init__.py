@@ -1,4 +1,4 @@
-"""Pages and model cards from the numbers of the other folders here.
+"""Pages and model cards from the results of the other folders.
 
-May import the rest of evaluation; computes no number of its own.
+May import the rest of evaluation. Computes no results of its own.
 """

@@ -1,4 +1,4 @@
-"""The pictures of a reward model's report, and training curves."""
+"""Figures of a reward model's report, and training curves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rrm_lm.evaluation.reports.plots import ForestRow
 from rrm_lm.evaluation.statistics.metrics import Calibration, Estimate
 from rrm_lm.storage import staged_file, write_text
 
-MOST_ROWS = 40  # in a plot by source or subset: the table has them all
+MOST_ROWS = 40  # in a plot by source or subset; the table has all
 
 Series = tuple[Sequence[float], Sequence[float]]  # steps and values of a curve
 
@@ -29,7 +29,7 @@ Series = tuple[Sequence[float], Sequence[float]]  # steps and values of a curve
 
 
 def headline_rows(evaluation: Evaluation) -> list[ForestRow]:
-    """For each set: the model, and the length rule that it has to beat."""
+    """For each set, a row for the model and one for the better length rule."""
     rows = []
     several = len(evaluation.sets) > 1
     for result in evaluation.sets:
@@ -43,17 +43,17 @@ def headline_rows(evaluation: Evaluation) -> list[ForestRow]:
 
 
 def headline(evaluation: Evaluation) -> Figure:
-    """Accuracy of the model on each set against the length rule and chance, with 95% intervals."""
+    """Accuracy on each set against the length rule and chance, with 95% intervals."""
     rows = headline_rows(evaluation)
     return plots.forest(rows, 0.5, note="chance", label="accuracy on held-out comparisons", height=0.46)
 
 
 def headline_figure(evaluation: Evaluation, path: Path) -> None:
-    """Write the headline picture for a README.
+    """Write the headline figure for a README.
 
     Args:
         evaluation: The results.
-        path: Ends in `.svg` (follows the reader's light or dark setting) or `.png` (white, 200 dots per inch).
+        path: Ends in `.svg` (follows the reader's light or dark setting) or `.png` (white background, 200 dpi).
 
     Raises:
         ValueError: The path has another ending.
@@ -77,7 +77,7 @@ def headline_figure(evaluation: Evaluation, path: Path) -> None:
 
 
 def _use_light_colors(artist: Any) -> None:
-    """Replace the marker colors of one artist by the light palette, for formats without variables."""
+    """Replace an artist's marker colors with the light palette, for formats without CSS variables."""
     for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
         get, put = getattr(artist, f"get_{part}", None), getattr(artist, f"set_{part}", None)
         if get is None or put is None:
@@ -91,7 +91,7 @@ def _use_light_colors(artist: Any) -> None:
 
 
 def by_group(groups: Mapping[str, Summary]) -> Figure:
-    """Accuracy of each source or subset with its interval; the label ends with the number of comparisons."""
+    """Accuracy of each source or subset with its interval. The label ends with the number of comparisons."""
     rows = [
         ForestRow(f"{name or 'unnamed'}  ({summary.n_scored})", summary.measures.accuracy, strong=False)
         for name, summary in groups.items()
@@ -104,7 +104,7 @@ def by_group(groups: Mapping[str, Summary]) -> Figure:
 
 
 def reliability(calibration: Calibration) -> Figure:
-    """How often the model's pick was right against its confidence; a calibrated model is on the diagonal."""
+    """Accuracy against confidence. A calibrated model is on the diagonal."""
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -127,7 +127,7 @@ def reliability(calibration: Calibration) -> Figure:
 
 
 def margins(scored: Sequence[ScoredComparison]) -> Figure:
-    """The distribution of margins: right of zero the model agrees with the overseer."""
+    """The distribution of margins. Right of zero, the model agrees with the overseer."""
     values = np.array([one.margin for one in scored])
     reach = float(np.quantile(np.abs(values), 0.995)) or 1.0
     edges = np.linspace(-reach, reach, 2 * 15 + 1)  # an edge at zero, so that no bar mixes right and wrong
@@ -139,7 +139,7 @@ def margins(scored: Sequence[ScoredComparison]) -> Figure:
         width = edges[1] - edges[0]
         axes.bar((edges[:-1] + edges[1:]) / 2, heights, width=0.86 * width, color=colors, alpha=0.85, linewidth=0)
         axes.axvline(0, color=plots.MUTED, linewidth=1, linestyle=plots.DASHED)
-        axes.set_ylim(top=1.12 * max(heights))  # the words are above the bars
+        axes.set_ylim(top=1.12 * max(heights))  # leave space for text above the bars
         _annotate(axes, 0.02, 0.95, "disagrees", plots.BAD)
         _annotate(axes, 0.98, 0.95, "agrees", plots.ACCENT)
         axes.set_xlabel("margin: reward of chosen minus reward of rejected")
@@ -152,7 +152,7 @@ def margins(scored: Sequence[ScoredComparison]) -> Figure:
 
 
 def _annotate(axes: Axes, x: float, y: float, text: str, color: str) -> None:
-    """Text inside the axes, at a share of their width and height."""
+    """Text inside the axes, in axes coordinates."""
     side = "left" if x < 0.5 else "right"
     axes.annotate(text, (x, y), xycoords="axes fraction", color=color, fontsize=9, ha=side)
 
@@ -203,9 +203,9 @@ def curves(
 
     Args:
         panels: Title, and curves by name.
-        share: Titles of the panels whose values are shares, shown as percentages.
-        whole: Titles of the panels that show the whole range from 0 to 100%.
-        unit: What a step is called.
+        share: Titles of panels with shares, shown as percentages.
+        whole: Titles of panels that show the full range from 0 to 100%.
+        unit: Name of a step.
     """
     colors = (plots.ACCENT, plots.BASELINE, plots.BAD, plots.MUTED, plots.INK)
 
@@ -214,7 +214,7 @@ def curves(
             axes = figure.add_subplot(1, len(panels), place)
             for i, (name, (steps, values)) in enumerate(lines.items()):
                 color, marker = colors[i % len(colors)], "o" if len(steps) <= 25 else None
-                if len(steps) > 60:  # one point per batch: show the smoothed curve, and the noise faintly
+                if len(steps) > 60:  # one point per batch: show a smoothed curve over the faint raw values
                     axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
                     values = _smooth(values)
                 axes.plot(steps, values, color=color, linewidth=1.8, label=name, marker=marker, markersize=3.5)

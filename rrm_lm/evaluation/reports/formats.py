@@ -1,4 +1,4 @@
-"""How numbers are written in reports, tables, cards and logs: the only place where a number becomes text."""
+"""Number formatting in reports, tables, cards and logs. Numbers become text only here."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rrm_lm.evaluation.statistics.metrics import Estimate
 
 NONE = "\N{EN DASH}"
 
-Cell = tuple[str, str]  # of a table: a number, and the interval or remark below it
+Cell = tuple[str, str]  # table cell: a number, and the interval or remark below it
 
 
 def minus(text: str) -> str:
-    """The same text with typographic minus signs."""
+    """Replace hyphens with typographic minus signs."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -69,7 +69,7 @@ def axis_number(value: float, _position: int | None = None) -> str:
 
 
 def count(value: object) -> str:
-    """A number of things with thousands separators; other values as `plain` writes them."""
+    """A count with thousands separators; other values are formatted by `plain`."""
     return f"{value:,}" if isinstance(value, int) else plain(value)
 
 
@@ -79,7 +79,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def plain(value: object) -> str:
-    """A setting, written so that it can be copied into a configuration file."""
+    """A setting in a form that can be copied into a configuration file."""
     if value is None or value == "":
         return NONE
     if isinstance(value, bool):
@@ -96,7 +96,7 @@ def plain(value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """About how long, in one or two units: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    """Approximate duration in one or two units: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 99.5:
@@ -109,7 +109,7 @@ def duration(seconds: float) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Text inside a Markdown table: one line, and no bar that would end the cell."""
+    """Text for a Markdown table cell: one line, without a bar that would end the cell."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 

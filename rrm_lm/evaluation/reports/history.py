@@ -1,6 +1,6 @@
-"""A policy's training as a list of updates, read from the log of Hugging Face's trainers (`trainer_state.json`).
+"""A policy's training as a list of updates, from the log of Hugging Face's trainers (`trainer_state.json`).
 
-PPO and RLOO log under different names; here each measure has one name.
+PPO and RLOO log under different names. Here each measure has one name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-_MADE = ("loss/policy_avg", "loss")  # logged for an update, but not for one that was stopped before it was made
+_MADE = ("loss/policy_avg", "loss")  # logged for every completed update
 _MEASURES = {
     "objective/scores": "reward",
     "objective/kl": "kl",
@@ -27,16 +27,16 @@ _MEASURES = {
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One update of the policy, and the episodes that it learned from.
+    """One update of the policy, and its episodes.
 
     Attributes:
-        number: From 1. If the episodes of an update stopped the training, it was not made, but has its number.
-        made: Whether the policy learned from the episodes.
-        measures: By name: reward (mean of an episode), kl (nats of an episode to the reference), finished (share that
-            ended with an end token), length (tokens), entropy (nats a token), policy_loss, value_loss, clipped (share
-            of tokens), kl_coef, learning_rate. A trainer need not log all.
-        rewards: Mean of each reward, by its name.
-        seconds: By what they were spent on.
+        number: From 1. An update that was skipped because its episodes stopped the training has a number too.
+        made: Whether the policy was trained on the episodes.
+        measures: By name: reward (mean per episode), kl (nats per episode from the reference), finished (share that
+            ended with an end token), length (tokens), entropy (nats per token), policy_loss, value_loss, clipped (share
+            of tokens), kl_coef, learning_rate. Some may be missing.
+        rewards: Mean of each reward, by name.
+        seconds: By phase.
     """
 
     number: int
@@ -51,11 +51,11 @@ class Update:
 
 
 def update_of(logs: Mapping[str, Any], step: int) -> Update | None:
-    """The update that an entry of the log describes; None for other entries.
+    """Convert a log entry to an update; None for other entries.
 
     Args:
-        logs: The entry.
-        step: How many updates had been made then.
+        logs: The log entry.
+        step: Number of completed updates at that time.
     """
     if "objective/scores" not in logs:
         return None

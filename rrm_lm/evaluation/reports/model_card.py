@@ -1,4 +1,4 @@
-"""A model card with the numbers: a README.md that the Hugging Face Hub understands, and that a person can read."""
+"""A model card with the results: a README.md with metadata for the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a card says in addition to the numbers.
+    """Contents of a card in addition to the results.
 
     Attributes:
-        kind: A PEFT "adapter" folder, a "merged" plain checkpoint, or someone else's model that was only "evaluated".
-        location: Where it is loaded from: a Hub name, or the name of the folder.
+        kind: "adapter" (a PEFT folder), "merged" (a plain checkpoint), or "evaluated" (a third-party model).
+        location: Where to load it from: a Hub name or a folder name.
         base_model: Name of the backbone.
         datasets: Names of the training sets; Hub names go into the metadata.
         training: Settings to show.
         leakage: One sentence on the leakage check.
-        license, language: For the metadata, if known.
+        license, language: Metadata, if known.
     """
 
     kind: Literal["adapter", "merged", "evaluated"]
@@ -45,17 +45,17 @@ class Card:
 
     @property
     def embedded(self) -> bool:
-        """Whether PEFT cannot find the backbone by its name because it is not on the Hub."""
+        """Whether the backbone is embedded, so that PEFT cannot find it on the Hub by name."""
         return self.base_model in EMBEDDED
 
     @property
     def heads(self) -> int:
-        """Number of outputs: one for each member of an ensemble, unless it is merged."""
+        """Number of outputs: one per ensemble member, unless merged."""
         return int(str(self.training.get("ensemble_heads", 1))) if self.kind == "adapter" else 1
 
 
 def model_card(evaluation: Evaluation, card: Card) -> str:
-    """The card as Markdown, with the Hub's metadata (and its `model-index`) as YAML in front."""
+    """The card as Markdown, preceded by the Hub's metadata (with its `model-index`) as YAML."""
     several = len(evaluation.sets) > 1
     title = evaluation.model.split("/")[-1] or evaluation.model
     text = render(
@@ -88,7 +88,7 @@ def metadata(evaluation: Evaluation, card: Card) -> ModelCardData:
 
 
 def _on_hub(name: str) -> bool:
-    """Whether a name can be a repository on the Hub: of that form, and not a file or folder here."""
+    """Whether a name has the form of a Hub repository and is not a local file or folder."""
     return _HUB_NAME.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
 
 

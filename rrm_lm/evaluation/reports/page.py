@@ -1,7 +1,7 @@
-"""The report engine: renders a page or a card from a template, numbers and figures.
+"""Render a page or a card from a template, results and figures.
 
-Templates hold the words, `formats.py` writes the numbers. A page is one self-contained file: styles and pictures are
-embedded, nothing is loaded from elsewhere, and every text that a person or a model wrote is escaped.
+Templates contain the text; `formats.py` formats numbers. A page is one self-contained file: styles and figures are
+embedded, nothing is loaded from elsewhere, and all text by people or models is escaped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FILTERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PageData:
-    """What every page shows.
+    """Data that every page shows.
 
     Attributes:
         title: The heading.
@@ -45,24 +45,24 @@ class PageData:
 
 
 def render(template: str, **values: object) -> str:
-    """The text of a page or card: a template of `rrm_lm/evaluation/templates`, with values under their names."""
+    """Render a page or card: a template in `rrm_lm/evaluation/templates`, with values by name."""
     return _environment().get_template(template).render(values)
 
 
 def embed(figure: Figure, name: str, description: str) -> Markup:
-    """A figure as an element of a page; `name` is unique on the page, `description` is for people who cannot see it."""
+    """A figure as an element of a page. `name` must be unique on the page; `description` is the alternative text."""
     return Markup(inline_svg(figure, name, description))
 
 
 def sentence(name: str, *values: object) -> str:
-    """The text of a macro of `sentences.j2` for some values: plain text on one line."""
+    """Render a macro of `sentences.j2` as plain text on one line."""
     macro = getattr(_environment().get_template("sentences.j2").module, name)
     return " ".join(macro(*values).split())
 
 
 @functools.lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    """HTML templates escape what they are given; an undefined name is an error, not an empty text."""
+    """HTML templates escape values; an undefined name is an error rather than empty text."""
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("rrm_lm.evaluation", "templates"),
         autoescape=lambda name: name is not None and ".html" in name,

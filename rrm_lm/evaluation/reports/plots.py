@@ -1,7 +1,7 @@
-"""How the pictures of all reports are drawn and embedded.
+"""Drawing and embedding of report figures.
 
-Pictures are drawn in a few marker colors, which `inline_svg` replaces by CSS variables: one SVG serves light pages,
-dark pages and print. Text stays text: it can be searched and is set in the page's font.
+Figures are drawn in a few marker colors, which `inline_svg` replaces with CSS variables, so one SVG serves light pages,
+dark pages and print. Text stays text: it is searchable and uses the page's font.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rrm_lm.evaluation.reports.formats import axis_number, axis_percent, percent
 from rrm_lm.evaluation.statistics.metrics import Estimate, Floats
 
-# Marker colors for drawing, and their colors on light and dark pages.
+# Marker colors for drawing, and the colors on light and dark pages.
 INK, MUTED, FAINT, ACCENT, BASELINE, BAD, SURFACE = (f"#0{n}0{n}0{n}" for n in range(1, 8))
 PALETTE: Mapping[str, tuple[str, str, str]] = {
     INK: ("ink", "#14171f", "#eceef2"),
@@ -36,11 +36,11 @@ PALETTE: Mapping[str, tuple[str, str, str]] = {
     SURFACE: ("surface", "#ffffff", "#15181e"),
 }
 DASHED = (0, (3, 3))
-MOST_POINTS = 1500  # in a scatter plot: more would make the page heavy and show no more
+MOST_POINTS = 1500  # in a scatter plot; more would only make the page larger
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a dollar sign in the name of a set is a dollar sign
+    "text.parse_math": False,  # a dollar sign in a set's name does not start math
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
@@ -73,7 +73,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """A row of a forest plot: a label, an estimate, and how its mark looks."""
+    """A row of a forest plot: a label, an estimate, and the style of its marker."""
 
     label: str
     estimate: Estimate
@@ -88,7 +88,7 @@ def css_variables(dark: bool) -> str:
 
 
 def draw(size: tuple[float, float], paint: Callable[[Figure], None]) -> Figure:
-    """A figure of `size` inches, painted in the style of all reports."""
+    """Draw a figure of `size` inches in the style of all reports."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
@@ -102,7 +102,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     Args:
         figure: From `draw`.
         name: Prefix that makes ids unique on the page; letters, digits and dashes.
-        description: What the picture shows, for people who cannot see it.
+        description: Alternative text.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
@@ -112,7 +112,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for before in ('\\bid="', "url\\(#", 'href="#'):
         svg = re.sub(before, lambda found: f"{found[0]}{name}-", svg)
-    # The size comes from the page; the view box keeps the proportions.
+    # The page sets the size; the view box keeps the aspect ratio.
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
     for color, (variable, _, _) in PALETTE.items():
@@ -121,12 +121,12 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def short(label: str, most: int = 42) -> str:
-    """The label, or its end if it is too long for a picture: paths differ at the end."""
+    """Shorten a long label to its end, because paths differ at the end."""
     return label if len(label) <= most else "\N{HORIZONTAL ELLIPSIS}" + label[-most + 1 :]
 
 
 def finite_ends(estimate: Estimate) -> list[float]:
-    """The ends of the interval; the value if an end is infinite."""
+    """The ends of the interval; the value in place of an infinite end."""
     return [end if math.isfinite(end) else estimate.value for end in (estimate.low, estimate.high)]
 
 
@@ -137,12 +137,12 @@ def number_axis(axes: Axes) -> None:
 
 
 def legend_above(axes: Axes) -> None:
-    """The legend in one line above the axes, where it covers no data."""
+    """Put the legend in one line above the axes, where it covers no data."""
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=9)
 
 
 def medians(x: Floats, y: Floats, most: int) -> tuple[list[float], list[float]]:
-    """The medians of x and y in at most `most` bands of x that hold equally many points, at least 15 each."""
+    """Medians of x and y in at most `most` bands of x with equally many points, at least 15 each."""
     bands = np.array_split(np.argsort(x, kind="stable"), max(1, min(most, len(x) // 15)))
     return [float(np.median(x[band])) for band in bands], [float(np.median(y[band])) for band in bands]
 
@@ -156,15 +156,15 @@ def forest(
     written: Callable[[float], str] = percent,
     height: float = 0.44,
 ) -> Figure:
-    """Estimates with their intervals as rows from the top, with a dashed line at `line`.
+    """A forest plot: estimates with intervals as rows, and a dashed line at `line`.
 
     Args:
         rows: The estimates.
-        line: What they are compared with.
+        line: The value to compare with.
         note: Text at the line.
-        label: Of the horizontal axis.
-        written: Writes the numbers at the right; with `percent`, the axis shows percentages from 0 to 100%.
-        height: Of a row in inches.
+        label: Label of the horizontal axis.
+        written: Formats the numbers on the right. With `percent`, the axis shows 0 to 100%.
+        height: Height of a row in inches.
     """
     places = np.cumsum([0.0, *(row.below for row in rows[:-1])]).tolist()
     ends = [finite_ends(row.estimate) for row in rows]

@@ -1,6 +1,6 @@
-"""The page about policies: whether they are better, how far they have moved, and what they write now.
+"""The page about policies: rewards, distance from the reference, and sample answers.
 
-Its sections are a template of their own, `policy_sections.html.j2`, which the page about a training holds too.
+Its sections are in `policy_sections.html.j2`, which the training page includes too.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from rrm_lm.evaluation.reports import policy_figures
 from rrm_lm.evaluation.reports.page import PageData, embed, render
 from rrm_lm.evaluation.reports.plots import ForestRow, forest
 
-ANSWERS = 8  # prompts whose answers are shown side by side
+ANSWERS = 8  # prompts with answers shown side by side
 
 Tracks = Mapping[str, tuple[str, OverOptimisation]]  # by label: a color and a track
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageView:
-    """A stage that led to the policies: name, outcome, time, and its own page (may be "")."""
+    """A stage of making the policies: name, outcome, time, and its page ("" for none)."""
 
     name: str
     outcome: str
@@ -37,12 +37,12 @@ class StageView:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyReportData(PageData):
-    """What a page is made from; only the comparison is needed.
+    """Data of the page; only the comparison is required.
 
     Attributes:
         comparison: The results.
-        tracks: By policy, the over-optimization measured during its training.
-        stages: How the policies were made; pages are relative to this one.
+        tracks: By policy, the over-optimization measured in training.
+        stages: How the policies were made; links are relative to this page.
     """
 
     title: str = "Is the policy better?"
@@ -57,7 +57,7 @@ def render_policy_report(data: PolicyReportData) -> str:
 
 
 def policy_view(comparison: PolicyComparison, tracks: Mapping[str, OverOptimisation]) -> dict[str, Any]:
-    """Everything that `policy_sections.html.j2` shows."""
+    """The values of `policy_sections.html.j2`."""
     measure = comparison.measure
     scored = measure is not None and measure in comparison.reference.rewards
     length = best_of_n = Markup()
@@ -79,7 +79,7 @@ def policy_view(comparison: PolicyComparison, tracks: Mapping[str, OverOptimisat
 
 
 def _headline(comparison: PolicyComparison, measure: str | None) -> Markup:
-    """Mean rewards if there are any, else the judges' win rates; nothing without either."""
+    """A figure of mean rewards if there are any, else of win rates; empty without either."""
     if measure is not None:
         figure = policy_figures.headline(comparison, measure)
         return embed(figure, "headline", f"Mean {measure} reward of each policy")
@@ -93,7 +93,7 @@ def _headline(comparison: PolicyComparison, measure: str | None) -> Markup:
 
 
 def _track_views(comparison: PolicyComparison, found: Mapping[str, OverOptimisation]) -> list[dict[str, Any]]:
-    """The track of each policy that was measured in training, with the reference's best of n of the same rewards."""
+    """The track of each policy measured in training, with the reference's best-of-n for the same rewards."""
     places = {result.name: place for place, result in enumerate(comparison.results)}
     measures = (str(comparison.main), str(comparison.proxy))
     baseline: Tracks = {}

@@ -1,6 +1,6 @@
-"""The pictures of a policy report: rewards by policy, best of n, over-optimization, length.
+"""Figures of a policy report: rewards by policy, best-of-n, over-optimization, length.
 
-The reference is always amber, the first policy blue.
+The reference is always amber and the first policy blue.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REFERENCE, POLICY_COLORS = plots.BASELINE, (plots.ACCENT, plots.INK, plots.BAD, 
 
 
 def color_of(place: int) -> str:
-    """The color of a policy by its place in a comparison; the reference has place 0."""
+    """The color of a policy by its index in a comparison; the reference has index 0."""
     return REFERENCE if place == 0 else POLICY_COLORS[(place - 1) % len(POLICY_COLORS)]
 
 
@@ -32,7 +32,7 @@ def color_of(place: int) -> str:
 
 
 def reward_rows(comparison: PolicyComparison, measure: str) -> list[ForestRow]:
-    """A row for each policy's mean reward, and one for the best of the reference's samples by the proxy."""
+    """A row for each policy's mean reward, and one for the reference's best-of-n by the proxy."""
     rows = []
     for place, result in enumerate(comparison.results):
         if measure not in result.rewards:
@@ -47,7 +47,7 @@ def reward_rows(comparison: PolicyComparison, measure: str) -> list[ForestRow]:
 
 
 def headline(comparison: PolicyComparison, measure: str) -> Figure:
-    """Mean reward of each policy with its 95% interval, and a line at the reference's."""
+    """Mean reward of each policy with its 95% interval, and a line at the reference."""
     rows = reward_rows(comparison, measure)
     return plots.forest(rows, rows[0].estimate.value, label=f"mean {plots.short(measure)} reward", written=decimal)
 
@@ -56,7 +56,7 @@ def headline(comparison: PolicyComparison, measure: str) -> Figure:
 
 
 def best_of_n(comparison: PolicyComparison) -> Figure:
-    """For each policy, the main reward and the proxy reward of the best of n samples by the proxy."""
+    """For each policy, the main and the proxy reward of the best of n samples by the proxy."""
     curves = [
         (place, result.name, result.best_of_n)
         for place, result in enumerate(comparison.results)
@@ -93,7 +93,7 @@ def over_optimisation(tracks: Mapping[str, tuple[str, OverOptimisation]]) -> Fig
     """Gold and proxy reward against the distance from the reference, with the fitted curves and their peaks.
 
     Args:
-        tracks: By label, a color and a track; all tracks are of the same rewards.
+        tracks: By label, a color and a track; all tracks have the same rewards.
     """
     names = next(iter(tracks.values()))[1].names
 
@@ -117,7 +117,7 @@ def over_optimisation(tracks: Mapping[str, tuple[str, OverOptimisation]]) -> Fig
 
 
 def _points(axes: Axes, found: OverOptimisation, part: str, color: str, label: str) -> None:
-    """The measured points with their intervals; those of the proxy are connected, gold has the fitted curve."""
+    """The measured points with their intervals. Proxy points are connected; gold has the fitted curve."""
     pairs = [(point.distance, getattr(point, part)) for point in found.points if math.isfinite(point.distance)]
     pairs = [(distance, value) for distance, value in pairs if value is not None]
     if not pairs:
@@ -130,7 +130,7 @@ def _points(axes: Axes, found: OverOptimisation, part: str, color: str, label: s
 
 
 def _curve(axes: Axes, found: OverOptimisation, color: str) -> None:
-    """The fitted curve, dashed where nothing was measured, and its peak."""
+    """The fitted curve, dashed beyond the measurements, and its peak."""
     fit = found.fit
     if fit is None:
         return

@@ -1,4 +1,4 @@
-"""The page about a reward model: how good it is, where it is wrong, and what it was trained on."""
+"""The page about a reward model: its measures, its mistakes, and its training data."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MISTAKES = 10  # shown with their texts
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData(PageData):
-    """What a report is made from; only the evaluation is needed.
+    """Data of the page; only the evaluation is required.
 
     Attributes:
-        evaluation: Results of one model on one or more sets; its name is the title if there is no other.
-        log_history: The list of that name in Hugging Face's `trainer_state.json`.
+        evaluation: Results of one model on one or more sets; its name is the default title.
+        log_history: From Hugging Face's `trainer_state.json`.
         leakage: `LeakageReport.to_dict()` of the training set against the evaluation sets.
-        read_counts: `ReadCounts.to_dict()` of everything that was read.
-        statistics: By set name, what `describe` returns.
+        read_counts: `ReadCounts.to_dict()` of all data read.
+        statistics: By set name, the result of `describe`.
     """
 
     evaluation: Evaluation
@@ -59,7 +59,7 @@ def render_report(data: ReportData) -> str:
 
 
 def _set_view(result: SetResult, anchor: str) -> dict[str, Any]:
-    """The parts of one set: pictures, benchmark scores, and the most confident mistakes, one for each prompt."""
+    """The values of one set: figures, benchmark scores, and the most confident mistakes, one per prompt."""
     measures, scored = result.measures, result.scored
     wrong = sorted((one for one in scored if one.margin < 0), key=lambda one: (one.margin, one.index))
     worst = {one.comparison.prompt_id: one for one in reversed(wrong)}
@@ -82,7 +82,7 @@ def _set_view(result: SetResult, anchor: str) -> dict[str, Any]:
 
 
 def benchmark_rows(measures: Measures) -> list[tuple[str, Estimate]]:
-    """The scores that benchmarks define, with their names; empty for other sets."""
+    """Benchmark scores with their names; empty for other sets."""
     styles = measures.styles
     found = {
         **{f"RewardBench: {name}": estimate for name, estimate in measures.sections.items()},
@@ -101,7 +101,7 @@ LOSS, ACCURACY = "Loss", "Accuracy"
 
 
 def training_panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Series]]]:
-    """The curves in a trainer's log: its losses and their parts, and its accuracies."""
+    """The curves in a trainer's log: losses and their components, and accuracies."""
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {LOSS: {}, ACCURACY: {}}
     for entry in history:
         step = entry.get("step")
@@ -112,7 +112,7 @@ def training_panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dic
                 continue
             words = re.split(r"[_/ ]+", key.lower())
             title = LOSS if "loss" in words else ACCURACY if "accuracy" in words else ""
-            if title and words[0] != "train":  # the summary at the end of training is no point of a curve
+            if title and words[0] != "train":  # the summary at the end of training is not a point of a curve
                 steps, values = panels[title].setdefault(_curve_name(words), ([], []))
                 steps.append(float(step))
                 values.append(float(value))
@@ -130,7 +130,7 @@ def _curve_name(words: Sequence[str]) -> str:
 
 
 def describe(comparisons: Sequence[Comparison]) -> dict[str, object]:
-    """What a set holds, for the report's table of data: counts, median lengths in characters, sources."""
+    """Statistics of a set for the report's data table: counts, median lengths in characters, sources."""
     if not comparisons:
         return {"comparisons": 0}
     chosen, rejected = [len(c.chosen) for c in comparisons], [len(c.rejected) for c in comparisons]

@@ -1,6 +1,6 @@
-"""The page about the training of a policy: its curves, and what it answers to held-out prompts before and after.
+"""The page about training a policy: its curves, and its answers to held-out prompts before and after.
 
-The sections about held-out prompts are those of `policies.py`; the policy before training is the reference there.
+The sections about held-out prompts come from `policies.py`, with the policy before training as the reference.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Panel = tuple[str, dict[str, Series]]  # title, and curves by name
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingReportData(PageData):
-    """What a page is made from; only updates, planned and episodes are needed.
+    """Data of the page; only updates, planned and episodes are required.
 
     Attributes:
         updates: In order.
-        planned: How many updates there should have been.
-        episodes: In an update.
-        ended: Why training ended early, or with an earlier policy; else "".
-        comparison: The policy after training against before, from `before_and_after`; None without held-out prompts.
-        measurements: Of the over-optimization monitor.
+        planned: Planned number of updates.
+        episodes: Episodes per update.
+        ended: Why training ended early or with an earlier policy; else "".
+        comparison: The policy before and after training, from `before_and_after`; None without held-out prompts.
+        measurements: Measurements of the over-optimization monitor.
     """
 
     updates: Sequence[Update]
@@ -54,10 +54,10 @@ class TrainingReportData(PageData):
 def before_and_after(
     prompts: Sequence[Prompt], before: Sequence[Probe], after: Sequence[Probe], names: tuple[str, str]
 ) -> PolicyComparison:
-    """The policy after training against before, by its answers to the held-out prompts.
+    """Compare the policy before and after training by its answers to held-out prompts.
 
     Args:
-        prompts: The prompts that were measured, in their order.
+        prompts: The held-out prompts, in order.
         before, after: The samples of the two measurements.
         names: Names of the gold and the proxy reward.
     """
@@ -80,7 +80,7 @@ def render_training_report(data: TrainingReportData) -> str:
     """The page as HTML."""
     policy = None
     if data.comparison is not None:
-        # A track needs a reward that is not optimized, and more than a beginning and an end.
+        # A track needs a reward that is not optimized, and more than two points.
         tracked = data.comparison.main is not None and len(data.measurements) > 2
         tracks = {AFTER: over_optimisation(track_of(data.measurements))} if tracked else {}
         policy = policy_view(data.comparison, tracks)
@@ -102,7 +102,7 @@ def _picture(name: str, panels: Sequence[Panel]) -> Markup:
 
 
 def main_panels(data: TrainingReportData) -> list[list[Panel]]:
-    """The curves that a reader wants first, in rows of one or two."""
+    """The most important curves, in rows of one or two."""
     several = sorted({name for update in data.updates for name in update.rewards})
     rows = [
         [("Reward", _both(data, "reward")), ("KL to the reference, nats", _both(data, "kl"))],
@@ -115,7 +115,7 @@ def main_panels(data: TrainingReportData) -> list[list[Panel]]:
 
 
 def more_panels(updates: Sequence[Update]) -> list[Panel]:
-    """The curves that show whether the optimization is healthy."""
+    """Curves for diagnosing the optimization."""
     return _known(
         [
             ("Losses", {"policy": _logged(updates, "policy_loss"), "value": _logged(updates, "value_loss")}),
@@ -126,8 +126,8 @@ def more_panels(updates: Sequence[Update]) -> list[Panel]:
 
 
 def _both(data: TrainingReportData, name: str) -> dict[str, Series]:
-    """A measure of the updates, and its mean over the held-out answers at each step that was measured."""
-    attribute = {"reward": "proxy", "length": "tokens"}.get(name, name)  # of a probe
+    """A measure of the updates, and its mean over held-out answers at each measured step."""
+    attribute = {"reward": "proxy", "length": "tokens"}.get(name, name)  # attribute of a probe
     held_out = ((one.step, _mean(getattr(probe, attribute) for probe in one.samples)) for one in data.measurements)
     return {TRAINED: _logged(data.updates, name), HELD_OUT: _curve(held_out)}
 
@@ -147,13 +147,13 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _known(panels: Sequence[Panel]) -> list[Panel]:
-    """The panels without curves that have no point, and without panels that have no curve."""
+    """Drop curves without points, and panels without curves."""
     kept = [(title, {name: line for name, line in lines.items() if line[0]}) for title, lines in panels]
     return [(title, lines) for title, lines in kept if lines]
 
 
 def seconds(updates: Sequence[Update]) -> dict[str, Any]:
-    """`total` seconds, and `parts`: by step of an update, its mean seconds and its share of the total."""
+    """`total` seconds, and `parts`: mean seconds and share of the total for each phase of an update."""
     parts: dict[str, list[float]] = {}
     for update in updates:
         for name, value in update.seconds.items():

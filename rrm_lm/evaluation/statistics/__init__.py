@@ -1,4 +1,4 @@
-"""Estimates with intervals: the only home of their formulas.
+"""Estimators and their intervals.
 
-Imports nothing of this package.
+Imports nothing else from this package.
 """

@@ -1,8 +1,8 @@
-"""Intervals by resampling prompts, for estimates without a formula for their error: pure functions.
+"""Intervals by resampling prompts, for estimates without a closed-form error. Pure functions.
 
-The bootstrap draws whole prompts (Cameron, Gelbach and Miller 2008, "pairs cluster bootstrap"), because samples of one
-prompt are not independent. Ends are expanded percentiles (Hesterberg 2015, "What teachers should know about the
-bootstrap", section 4.3.1), since plain ones are too narrow for few prompts.
+The bootstrap resamples whole prompts (Cameron, Gelbach and Miller 2008, "pairs cluster bootstrap"), because samples of
+one prompt are not independent. Intervals use expanded percentiles (Hesterberg 2015, "What teachers should know about
+the bootstrap", section 4.3.1), because plain ones are too narrow for few prompts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DRAWS = 2000
 
 
 def prompt_weights(clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
-    """How often each of `(n,)` observations is drawn, `(draws, n)`: as often as its prompt.
+    """How often each of `(n,)` observations, i.e. its prompt, is drawn: `(draws, n)`.
 
     Each row draws as many prompts as there are, with replacement. Equal arguments give equal weights, so several
     estimates can use the same resampled prompts.
@@ -35,7 +35,7 @@ def prompt_weights(clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> 
 def weighted_means(weights: Floats, values: Floats) -> Floats:
     """The means `(draws, ...)` of `values` `(n, ...)` under each row of `weights` `(draws, n)`.
 
-    NaN values are left out; a draw without values has NaN.
+    NaN values are ignored; a draw without values gives NaN.
     """
     known = np.isfinite(values)
     flat, there = np.where(known, values, 0.0).reshape(len(values), -1), known.reshape(len(values), -1)
@@ -46,9 +46,9 @@ def weighted_means(weights: Floats, values: Floats) -> Floats:
 
 
 def interval(draws: ArrayLike, clusters: int) -> tuple[float, float]:
-    """The 95% interval of a number from its `(draws,)` bootstrap values, which may be infinite; NaN ones are left out.
+    """The 95% interval of a number from its `(draws,)` bootstrap values, which may be infinite; NaN is ignored.
 
-    With fewer than two prompts the variance between prompts is unknown and the interval is infinite.
+    With fewer than two prompts, the variance between prompts is unknown and the interval is infinite.
     """
     values = np.asarray(draws, dtype=float)
     values = values[~np.isnan(values)]
@@ -56,7 +56,7 @@ def interval(draws: ArrayLike, clusters: int) -> tuple[float, float]:
         return -math.inf, math.inf
     outside = float(scipy.stats.norm.cdf(-math.sqrt(clusters / (clusters - 1)) * t_quantile(clusters - 1)))
     outside = min(outside, (1 - LEVEL) / 2)
-    # Values may be infinite, so there is no interpolation.
+    # No interpolation, because values may be infinite.
     low = float(np.quantile(values, outside, method="inverted_cdf"))
     high = float(np.quantile(values, 1 - outside, method="inverted_cdf"))
     return low, high

@@ -1,12 +1,13 @@
-"""Accuracy, calibration and length bias of a reward model, with intervals clustered by prompt: pure functions.
+"""Accuracy, calibration and length bias of a reward model, with intervals clustered by prompt. Pure functions.
 
-All intervals use one estimator, so numbers on a page can be compared. Comparisons of one prompt are not independent, so
-the variance is cluster-robust: with `G` prompts and the linearized contribution `u_g` of prompt `g` to the estimate,
-`V = G / (G - 1) * sum_g u_g^2` (Cameron and Miller 2015, "A practitioner's guide to cluster-robust inference", section
-II; the sandwich estimator of a regression on a constant). Quantiles are Student's t with `G - 1` degrees of freedom.
+All intervals use the same variance estimator, so numbers on a page are comparable. Comparisons of one prompt are not
+independent, so the variance is cluster-robust: with `G` prompts and the linearized contribution `u_g` of prompt `g` to
+the estimate, `V = G / (G - 1) * sum_g u_g^2` (Cameron and Miller 2015, "A practitioner's guide to cluster-robust
+inference", section II; the sandwich estimator of a regression on a constant). Quantiles are Student's t with `G - 1`
+degrees of freedom.
 
 - Shares (accuracy): the variance gives an effective sample size for Wilson's interval (Korn and Graubard 1998; Dean and
-  Pagano 2015 recommend it). It stays inside [0, 1] and has a width even if every answer is right.
+  Pagano 2015 recommend it). It stays in [0, 1] and has a positive width even if every answer is right.
 - Differences and means: estimate plus or minus t times the standard error.
 - Correlations: the same on Fisher's z scale.
 """
@@ -18,7 +19,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import scipy  # loads its submodules when they are first used
+import scipy  # loads submodules lazily
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
@@ -44,7 +45,7 @@ class Estimate:
 
 
 def cluster_index(clusters: Clusters) -> tuple[Ints, int]:
-    """`(n,)` labels as `(n,)` integers from 0, and how many different ones there are; their order does not matter."""
+    """Convert `(n,)` labels to `(n,)` integers from 0 in any order; also return the number of distinct labels."""
     numbers = {label: i for i, label in enumerate(sorted(set(clusters), key=repr))}
     return np.fromiter((numbers[label] for label in clusters), dtype=np.intp), len(numbers)
 
@@ -52,8 +53,8 @@ def cluster_index(clusters: Clusters) -> tuple[Ints, int]:
 def clustered_se(contributions: ArrayLike, clusters: Clusters) -> tuple[float, int]:
     """Standard error of a sum of linearized contributions `(n,)`, and the number of clusters `G`.
 
-    A contribution is what an observation adds to the error of the estimate: `(x_i - mean) / n` for a mean. With one
-    cluster, the variance between clusters is unknown and the standard error is NaN.
+    A contribution is an observation's part of the estimate's error: `(x_i - mean) / n` for a mean. With one cluster,
+    the variance between clusters is unknown and the standard error is NaN.
     """
     values = np.asarray(contributions, dtype=float)
     index, count = cluster_index(clusters)
@@ -73,16 +74,16 @@ def share(
 ) -> Estimate:
     """The mean of values in [0, 1] (right 1, tied 1/2, wrong 0) and its interval clustered by prompt.
 
-    The effective sample size for Wilson's interval is `p (1 - p) / V`, never more than `n`, times `(z / t)^2` for the
+    The effective sample size for Wilson's interval is `p (1 - p) / V`, at most `n`, times `(z / t)^2` for the
     uncertainty of `V` (Korn and Graubard 1998). If `V` cannot be estimated, because there is one prompt or no variation
     (all right, all wrong), it is the number of prompts.
 
     Args:
         values: `(n,)` numbers in [0, 1], n at least 1.
         clusters: `(n,)` prompt labels.
-        weights: `(n,)` positive weights; equal ones if not given.
-        strata: `(n,)` labels of groups whose sizes are fixed by design (the subsets of a benchmark): variation between
-            them is not an error.
+        weights: `(n,)` positive weights; by default equal.
+        strata: `(n,)` labels of groups with sizes fixed by design (the subsets of a benchmark). Variation between
+            groups does not count as error.
 
     Raises:
         ValueError: if there are no values.
@@ -101,22 +102,22 @@ def share(
     spread = value * (1 - value)
     effective = float(count)
     if se > _NO_ERROR:
-        kish = 1 / float(w @ w)  # the sample size that equal weights would need; n if they are equal
+        kish = 1 / float(w @ w)  # Kish's effective sample size; n if weights are equal
         z = float(scipy.stats.norm.ppf(0.5 + LEVEL / 2))
         effective = min(spread / se**2, kish) * (z / t_quantile(count - 1)) ** 2
     from statsmodels.stats.proportion import proportion_confint  # imports pandas, which takes a second
 
     wilson = proportion_confint(value * effective, effective, alpha=1 - LEVEL, method="wilson")
     low, high = np.asarray(wilson, dtype=float).tolist()
-    # Rounding must not put the estimate outside its own interval.
+    # Rounding must not move the estimate outside its interval.
     return Estimate(value, min(low, value), max(high, value), x.size, count)
 
 
 def mean_estimate(values: ArrayLike, clusters: Clusters, *, bounds: tuple[float, float]) -> Estimate:
-    """The mean of `(n,)` values and its t interval clustered by prompt, cut at `bounds` (the values' possible range).
+    """The mean of `(n,)` values and its t interval clustered by prompt, clipped to `bounds`, the values' range.
 
-    With one prompt the interval is `bounds`. Without variation between prompts, the half width is half the range times
-    Wilson's upper limit for something not seen in `G` trials, `z^2 / (G + z^2)`.
+    With one prompt, the interval is `bounds`. Without variation between prompts, the half width is half the range times
+    Wilson's upper limit for zero events in `G` trials, `z^2 / (G + z^2)`.
 
     Raises:
         ValueError: if there are no values.
@@ -132,13 +133,13 @@ def mean_estimate(values: ArrayLike, clusters: Clusters, *, bounds: tuple[float,
 def paired_difference(first: ArrayLike, second: ArrayLike, clusters: Clusters) -> Estimate:
     """How much more often the first model is right than the second **on the same examples**, with a clustered interval.
 
-    Pairing removes the variance of how hard the examples are, which is most of the variance of either accuracy.
+    Pairing removes the variance in example difficulty, which is most of the variance of either accuracy.
 
     Args:
-        first, second: `(n,)` correctness in [0, 1] of each model, or `(seeds, n)`. With several seeds the interval is
-            for new seeds **and** new prompts: variance by prompt plus variance by seed minus variance by both (two-way
-            clustering: Cameron, Gelbach and Miller 2011), at least each of the first two, with Satterthwaite's degrees
-            of freedom.
+        first, second: `(n,)` correctness in [0, 1] of each model, or `(seeds, n)`. With several seeds, the interval
+            covers new seeds **and** new prompts: variance by prompt plus variance by seed minus variance by both
+            (two-way clustering: Cameron, Gelbach and Miller 2011), at least each of the first two, with Satterthwaite's
+            degrees of freedom.
         clusters: `(n,)` prompt labels.
 
     Raises:
@@ -180,9 +181,9 @@ def _bounded(value: float, se: float, df: float, bounds: tuple[float, float], n:
 
 
 def balanced_accuracy(truth: Sequence[Hashable], said: Sequence[Hashable], clusters: Clusters) -> Estimate:
-    """The mean recall over the true labels, so that a rare label counts as much as a common one.
+    """The mean recall over the true labels, so rare and common labels count equally.
 
-    With recalls `r_k` of the K labels that occur, an observation of label k contributes `(right - r_k) / (K n_k)`.
+    With recalls `r_k` of the K occurring labels, an observation of label k contributes `(right - r_k) / (K n_k)`.
 
     Args:
         truth, said: `(n,)` labels, n at least 1.
@@ -212,7 +213,7 @@ def preference_probability(margins: ArrayLike) -> Floats:
 
 
 def brier(margins: ArrayLike, clusters: Clusters) -> Estimate:
-    """Mean squared error of P(chosen) (Brier 1950): 0 is perfect, 1/4 is always saying 50%."""
+    """Mean squared error of P(chosen) (Brier 1950): 0 is perfect; always predicting 50% gives 1/4."""
     return mean_estimate((1 - preference_probability(margins)) ** 2, clusters, bounds=(0.0, 1.0))
 
 
@@ -229,11 +230,11 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Expected calibration error, the bins it is made of, and what chance alone would give.
+    """Expected calibration error, its bins, and its value by chance.
 
     Attributes:
         ece: Sum over bins of (share of examples in the bin) times |confidence - accuracy|; 0 to 1/2.
-        by_chance: The 95th percentile of the ECE that a perfectly calibrated model would show on as many prompts.
+        by_chance: The 95th percentile of the ECE of a perfectly calibrated model with as many prompts.
         modesty: Mean of accuracy minus confidence: positive if the model is underconfident, negative if overconfident.
         bins: From least to most confident.
     """
@@ -247,8 +248,8 @@ class Calibration:
 def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, draws: int = 1000) -> Calibration:
     """Calibration of the preference probability, in bins of equal mass (Nixon et al. 2019, "Measuring calibration").
 
-    P(chosen) itself has only one label, since the chosen response always comes first. So the **predicted winner** is
-    calibrated: confidence `sigmoid(|margin|)`, at least 1/2, against whether that response was the chosen one (a tie is
+    P(chosen) has only one label, because the chosen response always comes first. So the **predicted winner** is
+    evaluated: confidence `sigmoid(|margin|)`, at least 1/2, against whether that response was the chosen one (a tie is
     half right at confidence 1/2).
 
     Equal confidences share a bin, so the result does not depend on the order of the examples. `by_chance` flips the
@@ -258,8 +259,8 @@ def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, d
     Args:
         margins: `(n,)`, n at least 1.
         clusters: `(n,)` prompt labels.
-        max_bins: Most bins to use; fewer if a bin would hold under twenty examples.
-        draws: Random sign flips for `by_chance`.
+        max_bins: Maximum number of bins; fewer if a bin would have under twenty examples.
+        draws: Number of random sign flips for `by_chance`.
 
     Raises:
         ValueError: if there are no margins.
@@ -285,7 +286,7 @@ def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, d
     sums = np.zeros((count, bins))
     np.add.at(sums, (index, which), deviations)
     random = np.random.default_rng(0)
-    block = max(1, 4_000_000 // count)  # keeps the signs of one block at about 32 MB
+    block = max(1, 4_000_000 // count)  # signs of one block take about 32 MB
     flips = [random.choice((-1.0, 1.0), size=(min(block, draws - i), count)) @ sums for i in range(0, draws, block)]
     by_chance = float(np.quantile(np.abs(np.concatenate(flips)).sum(axis=1) / m.size, LEVEL))
     modesty = mean_estimate(right - confidence, clusters, bounds=(-1.0, 0.5))
@@ -293,10 +294,10 @@ def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, d
 
 
 def correlation(x: ArrayLike, y: ArrayLike, clusters: Clusters) -> Estimate | None:
-    """Pearson's correlation of two `(n,)` arrays with an interval clustered by prompt, or None if it is not defined.
+    """Pearson's correlation of two `(n,)` arrays with an interval clustered by prompt; None if undefined.
 
     A point contributes `zx zy - r (zx^2 + zy^2) / 2` over n to the error of `r` (influence function: Devlin,
-    Gnanadesikan and Kettenring 1975); the interval is made on Fisher's z scale.
+    Gnanadesikan and Kettenring 1975); the interval is computed on Fisher's z scale.
     """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if a.size < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
@@ -314,9 +315,9 @@ def correlation(x: ArrayLike, y: ArrayLike, clusters: Clusters) -> Estimate | No
 
 @dataclass(frozen=True, slots=True)
 class LengthCorrelation:
-    """Correlation of reward with response length over distinct responses; None if it is not defined.
+    """Correlation of reward with response length over distinct responses; None if undefined.
 
-    `within` compares responses to the same prompt only: this length bias can change a ranking.
+    `within` only compares responses to the same prompt, where length bias can change a ranking.
     """
 
     pearson: Estimate | None
@@ -333,8 +334,8 @@ def length_correlation(
 ) -> LengthCorrelation:
     """Pearson's and Spearman's correlation of reward with length, overall and within prompts.
 
-    Within prompts, the prompt's mean is subtracted from values (or their ranks among the prompt's responses); only
-    prompts with at least two responses count.
+    Within prompts, the prompt's mean is subtracted from the values (or from their ranks among the prompt's responses).
+    Only prompts with at least two responses count.
 
     Args:
         rewards, lengths: `(n,)`, one entry per distinct response.
