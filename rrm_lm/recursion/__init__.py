@@ -1,18 +1,18 @@
-"""Recursive reward modeling: helpers, themselves trained by reward modeling, assist the overseer of a harder task.
+"""Recursive reward modeling: helpers, also trained by reward modeling, assist the overseer of a harder task.
 
-- `solve.py`: the recursion, one short function. Start here.
-- `tasks.py`: what a domain is, and the tasks it poses: the main task, one helper task for each aspect, and pointing.
-- `tree.py`: which node helps which, and each node's settings, read from YAML and checked.
-- `notes.py`: what a helper writes about a response, and how it is shown as data.
-- `oversight.py`: the simulated overseers, one for each kind of task.
-- `assistance.py`: how helpers' notes reach an overseer, and which notes are dropped.
-- `agents.py`: a solved task as adapters on the shared backbone: a policy and the reward model it was made for.
+- `solve.py`: the recursion in one short function. Start here.
+- `tasks.py`: domains and their tasks: the main task, one helper task per aspect, and pointing.
+- `tree.py`: the tree of nodes and their settings, read from YAML and validated.
+- `notes.py`: notes that helpers write on a response, and their format as data.
+- `oversight.py`: the simulated overseers, one per kind of task.
+- `assistance.py`: passes helpers' notes to an overseer and drops bad ones.
+- `agents.py`: a solved task as adapters on the shared backbone: a policy and its reward model.
 - `training.py`: trains one node's adapters: the start policy, the reward model and the PPO policy.
-- `steps.py`: the steps of one node, each saved when it is done.
+- `steps.py`: the steps of one node, each saved when done.
 - `workspace.py`: the folder of each node, whether it is up to date, and loading its agent.
-- `quality.py`: how good a solved node is by the gold reward.
+- `quality.py`: measures a solved node by the gold reward.
 - `report.py`: results.json and report.html of a solved tree.
-- `critics.py`: any trained helper assists any judge, without a tree: `--critic` in `rrm-lm evaluate`, `compare` and
+- `critics.py`: lets any trained helper assist any judge, without a tree: `--critic` in `rrm-lm evaluate`, `compare` and
   `collect`.
 
 **Your own domain** is one class in one file. Run it with ``rrm-lm recurse --config my_tree.yaml --domain

@@ -1,7 +1,7 @@
-"""Agents of a tree: each is one or two adapters on the backbone that all of them share.
+"""Agents of a tree: each is one or two adapters on the shared backbone.
 
-An agent is a policy with the reward model it was made for. The policy either chooses the best of several responses by
-reward, which needs no training, or was trained with PPO.
+An agent is a policy with its reward model. The policy either selects the response with the highest reward (best-of-n,
+no training) or is trained with PPO.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 8  # responses to one prompt in one row of a batch: attention grows with the square of the row's length
+_CHUNK = 8  # responses to one prompt in one row of a batch; attention cost is quadratic in the row's length
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all agents of a tree share.
+    """Objects that all agents of a tree share.
 
     Attributes:
         backbone: The frozen model.
@@ -54,10 +54,10 @@ class Costs:
     """The cost of solving a node or using an agent.
 
     Attributes:
-        checks: Aspects of single responses that were measured or judged.
-        comparisons: Pairs of responses that the overseer was asked about.
+        checks: Measurements or judgments of one aspect of one response.
+        comparisons: Pairs of responses that the overseer compared.
         tokens: Tokens generated.
-        scored: Responses that a reward model scored to choose among them.
+        scored: Responses scored for best-of-n.
         seconds: Time by step.
     """
 
@@ -70,7 +70,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class _Wrapped:
-    """A scorer around another one."""
+    """A scorer that wraps another one."""
 
     scorer: ResponseScorer
 
@@ -79,7 +79,7 @@ class _Wrapped:
         return self.scorer.name
 
     def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether prompt and response, without notes, fit the scorer's context."""
+        """Whether a prompt and a response without notes fit the scorer's context."""
         return _fits(self.scorer, prompt, response)
 
 
@@ -113,7 +113,7 @@ class ScorerWithNotes(_Wrapped):
 
 
 def _fits(scorer: ResponseScorer, prompt: Prompt, response: str) -> bool:
-    """A scorer without a method `fits` has no limit."""
+    """A scorer without a `fits` method has no limit."""
     fits = getattr(scorer, "fits", None)
     return fits is None or fits(prompt, response)
 
@@ -125,8 +125,8 @@ class Sampler:
     Attributes:
         shared: The backbone.
         adapter: The adapter's name on it.
-        max_new_tokens: Longest response.
-        costs: Where generated tokens are counted.
+        max_new_tokens: Maximum response length.
+        costs: Counts generated tokens.
     """
 
     shared: Shared
@@ -137,7 +137,7 @@ class Sampler:
     def sample(
         self, prompts: Sequence[Prompt], count: int = 1, *, seed: int = 0, temperature: float = 1.0
     ) -> list[list[str]]:
-        """For each prompt, `count` responses."""
+        """Sample `count` responses to each prompt."""
         sampling = Sampling(self.max_new_tokens, temperature)
         drawn = draw(self.shared.backbone, self.adapter, self.shared.chat, prompts, sampling, samples=count, seed=seed)
         self.costs.tokens += sum(one.tokens for group in drawn for one in group)
@@ -154,12 +154,12 @@ class BestOfN:
     """An untrained policy: the response with the highest reward.
 
     Attributes:
-        task: The task. If it can list its candidates, the policy chooses among them; otherwise it samples.
-        scorer: Gives the rewards.
+        task: The task. If it can list its candidates, the policy selects among them; otherwise it samples.
+        scorer: Computes the rewards.
         sampler: Samples responses; None if the task always lists its candidates.
-        n: Responses sampled for each prompt.
-        seed: Seed of the sampling and of the choice among equal rewards.
-        costs: Where scored responses are counted.
+        n: Number of samples per prompt.
+        seed: Seed for sampling and for breaking ties.
+        costs: Counts scored responses.
     """
 
     task: Task
@@ -188,7 +188,7 @@ class BestOfN:
         return chosen
 
     def fits(self, prompt: Prompt) -> bool:
-        """Whether the prompt, with each candidate, fits the context."""
+        """Whether the prompt fits the context with each candidate."""
         candidates = self.task.candidates(prompt)
         if not candidates:
             return self.sampler is None or self.sampler.fits(prompt)
@@ -197,7 +197,7 @@ class BestOfN:
 
 @dataclass(frozen=True)
 class TrainedPolicy:
-    """A policy trained with PPO: its greedy response."""
+    """A policy trained with PPO; responds greedily."""
 
     sampler: Sampler
 
@@ -211,7 +211,7 @@ class TrainedPolicy:
 
 @dataclass(frozen=True)
 class Agent:
-    """A solved task: a policy and the reward model it was made for.
+    """A solved task: a policy and its reward model.
 
     Attributes:
         name: The node.
@@ -228,7 +228,7 @@ class Agent:
     costs: Costs
 
     def respond(self, prompts: Sequence[Prompt]) -> list[str]:
-        """One response to each prompt; "" if the prompt does not fit: a helper must not judge what it has not read."""
+        """One response to each prompt; "" if the prompt does not fit: a helper must not judge what it cannot read."""
         whole = [place for place, prompt in enumerate(prompts) if self.policy.fits(prompt)]
         if left := len(prompts) - len(whole):
             said = "%s: %d of %d prompts do not fit its context and get an empty answer"
@@ -266,7 +266,7 @@ def load_sampler(shared: Shared, folder: Path, adapter: str, max_new_tokens: int
 
 
 def drop_adapters(shared: Shared, *adapters: str) -> None:
-    """Remove those of these adapters that are on the backbone."""
+    """Remove these adapters from the backbone if they exist."""
     for adapter in adapters:
         if shared.backbone.has_adapter(adapter):
             shared.backbone.remove_adapter(adapter)

@@ -1,9 +1,8 @@
-"""Assistance: how helpers' notes reach an overseer, and what keeps a bad helper from doing harm.
+"""Assistance: passes helpers' notes to an overseer and protects it from bad helpers.
 
 There are two forms of help: every helper writes a note (`HelperNotes`), or one helper points at the worst flaw and the
-overseer judges only whether it is real (`WorstFlaw`). A program decides which notes the overseer gets: those that can
-be read and whose quotation is verbatim. All notes of a helper that answers nothing, or the same about every response,
-are ignored.
+overseer only judges whether it is real (`WorstFlaw`). The overseer only gets notes that are readable and whose
+quotation is verbatim. A helper that answers nothing, or the same about every response, is ignored.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from rrm_lm.recursion.tasks import NOTHING, NoteTask, PointTask
 
 logger = logging.getLogger(__name__)
 
-ENOUGH = 12  # the least number of responses from which saying the same about all of them is a fault
-_CHUNK = 64  # responses that a helper is asked about at once; answers are saved after each chunk
+ENOUGH = 12  # minimum number of responses at which saying the same about all of them is a fault
+_CHUNK = 64  # responses per call of a helper; answers are saved after each chunk
 
 
 class Helper(Protocol):
@@ -46,7 +45,7 @@ class Assistance(Protocol):
     """A source of notes on responses."""
 
     def prepare(self, subjects: Sequence[Subject]) -> None:
-        """Get the notes on these responses. The first call decides which helpers are ignored."""
+        """Collect notes on these responses. The first call decides which helpers are ignored."""
         ...
 
     def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
@@ -54,7 +53,7 @@ class Assistance(Protocol):
         ...
 
     def account(self) -> dict[str, Any]:
-        """Counts of what helpers wrote and what was dropped."""
+        """Counts of notes written and dropped."""
         ...
 
 
@@ -76,12 +75,12 @@ class HelperAnswers:
     """One helper's answers, as notes and counts.
 
     Attributes:
-        notes: By response, the note; None if the answer was dropped.
-        asked: Responses that it was asked about.
-        unreadable: Answers that are not notes.
-        false_quotations: Notes that quote what the response does not contain. They are dropped.
-        cut: Notes whose quotation was shortened.
-        whole: Notes that quote an entire response although less could be quoted.
+        notes: The note by response; None if the answer was dropped.
+        asked: Number of responses that it was asked about.
+        unreadable: Number of answers that are not notes.
+        false_quotations: Number of notes dropped because the response does not contain their quotation.
+        cut: Number of notes whose quotation was shortened.
+        whole: Number of notes that quote an entire response although a shorter quotation is possible.
         ignored: Why all its notes are ignored; "" if they are not.
     """
 
@@ -108,7 +107,7 @@ class HelperAnswers:
         self.notes[subject] = note
 
     def fault(self) -> str:
-        """Why these notes are of no use; "" if they may be."""
+        """Why these notes are useless; "" if they are not."""
         given = [note for note in self.notes.values() if note is not None]
         if len(self.notes) < ENOUGH:
             return ""
@@ -135,13 +134,14 @@ class HelperAnswers:
 class HelperNotes:
     """Each helper writes a note on every response.
 
-    Which helpers are ignored is decided once, by the first `prepare`: the reward of a response must not depend on which
-    other responses are scored.
+    The first `prepare` decides which helpers are ignored, because the reward of a response must not depend on the other
+    responses that are scored.
 
     Args:
         helpers: The helpers.
-        path: The file that saves answers as they come, so that no question is asked twice; None keeps them in memory.
-        ignored: By helper, why its notes are ignored, as decided earlier; None to decide.
+        path: File in which answers are saved as they arrive, so that no question is asked twice; None keeps them in
+            memory.
+        ignored: Earlier decision: by helper, why its notes are ignored; None to decide now.
     """
 
     def __init__(
@@ -182,11 +182,11 @@ class HelperNotes:
 
 
 class WorstFlaw:
-    """One helper points at the worst flaw. The overseer looks there, and only real flaws count.
+    """One helper points at the worst flaw. The overseer checks it, and only real flaws count.
 
     Args:
         pointer: The helper; its task is a `PointTask`.
-        judge: Decides whether a flaw is real. Each decision is a check.
+        judge: Decides whether a flaw is real. Each decision counts as a check.
         path, ignored: See `HelperNotes`.
     """
 
@@ -206,7 +206,7 @@ class WorstFlaw:
 
     @property
     def looks(self) -> int:
-        """How many flaws the overseer is pointed at. It looks at each once."""
+        """Number of flaws that the overseer is pointed at. It checks each once."""
         return sum(len(self._flaws(*subject)) for subject in self._subjects)
 
     def account(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class WorstFlaw:
 
 @dataclass(frozen=True)
 class AboutSubject:
-    """Assistance for a helper task's overseer: notes on the response that the task's own notes are about.
+    """Assistance for the overseer of a helper task: notes on the same response as the task's own notes.
 
     Attributes:
         assistance: The source of notes.
@@ -245,7 +245,7 @@ class AboutSubject:
 
 @dataclass(frozen=True)
 class Assisted:
-    """An overseer with notes: as objects for a `NoteReader`, as delimited text after each response for any other.
+    """An overseer with notes: as objects for a `NoteReader`, else as delimited text after each response.
 
     Attributes:
         overseer: The overseer.
@@ -278,7 +278,7 @@ class Assisted:
 
 
 def _quotes_all(task: NoteTask, subject: Subject, note: Note) -> bool:
-    """Whether a note quotes the whole response although less could be quoted."""
+    """Whether a note quotes the whole response although a shorter quotation is possible."""
     whole = subject[1].strip()
     return note.quote.strip() == whole and any(piece.strip() != whole for piece in task.evidence(*subject))
 
@@ -289,5 +289,5 @@ def _entry(helper: str, subject: Subject, text: str = "") -> dict[str, Any]:
 
 
 def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells one journal entry from another."""
+    """The fields that identify a journal entry."""
     return entry["helper"], tuple(map(tuple, entry["prompt"])), entry["response"]

@@ -1,9 +1,9 @@
-"""Critics: any trained helper assists any judge, without a tree or a simulated domain.
+"""Critics: let any trained helper assist any judge, without a tree or a simulated domain.
 
-A critic writes a remark on a response: a reward model trained on critiques writes a critique, a solved helper of a tree
-gives its verdict with a quotation. `write_critiques` reads all responses before anything is judged. Its result,
-`Critiques`, is an `Assistance`: overseers get it through `Assisted`, reward models through `AssistedScorer` and pair
-judges through `AssistedPairs`, always as delimited data, never as instructions.
+A critic writes a remark on a response: a reward model trained on critiques writes a critique; a solved helper of a tree
+gives a verdict with a quotation. `write_critiques` covers all responses before judging starts. Its result, `Critiques`,
+is an `Assistance`: overseers get it through `Assisted`, reward models through `AssistedScorer` and pair judges through
+`AssistedPairs`, always as delimited data, never as instructions.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
 
-LONGEST = 600  # most characters of a critique that are shown, so that critiques leave tokens for the response
-SAMPLES = 6  # responses shown in reports with their critiques
-_TEMPLATE_TOKENS = 16  # most tokens that the chat template adds around a critique
+LONGEST = 600  # maximum characters of a shown critique, to leave tokens for the response
+SAMPLES = 6  # responses shown with critiques in reports
+_TEMPLATE_TOKENS = 16  # maximum tokens that the chat template adds around a critique
 _SENTENCES = re.compile(r".*[.!?](?=\s|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """What a critic says about one response.
+    """A critic's remark on one response.
 
     Attributes:
-        text: The critique or the verdict; "" if the critic said nothing usable.
-        quote: Words of the response that it points at; "" if none.
+        text: The critique or the verdict; "" if unusable.
+        quote: Quotation from the response; "" if none.
         cut: Whether it was shortened.
     """
 
@@ -65,7 +65,7 @@ class Critic(Protocol):
 
     @property
     def label(self) -> str:
-        """What the judge is shown as the source of a remark. It must not depend on a folder's name."""
+        """The source of a remark as shown to the judge. Must not depend on a folder's name."""
         ...
 
     def critiques(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Remark]:
@@ -74,14 +74,14 @@ class Critic(Protocol):
 
 
 class AdapterCritic:
-    """A reward model trained on critiques: its greedy critique of each response.
+    """A reward model trained on critiques; writes a greedy critique of each response.
 
     Args:
         model: The reward model, on its own backbone.
         chat: The chat format it was trained with. A conversation that leaves too few tokens for a critique loses its
             beginning.
         name: The critic's name in results.
-        batch_tokens: Most tokens in memory at once.
+        batch_tokens: Maximum tokens in memory at once.
     """
 
     label = "critic"
@@ -114,7 +114,7 @@ class AdapterCritic:
 
 @dataclass(frozen=True)
 class HelperCritic:
-    """A solved helper of a tree: its verdict and quotation. An answer with a false quotation is an empty remark.
+    """A solved helper of a tree; gives a verdict and a quotation. A false quotation makes the remark empty.
 
     Attributes:
         agent: The helper.
@@ -131,7 +131,7 @@ class HelperCritic:
     def critiques(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Remark]:
         """See `Critic`."""
         task = self.agent.task
-        assert not isinstance(task, MainTask)  # `check_helper` refuses a node that answers requests
+        assert not isinstance(task, MainTask)  # `check_helper` rejects nodes of the main task
         asked = [task.ask(prompt, text) for prompt, text in zip(prompts, responses, strict=True)]
         remarks = []
         for text, response in zip(self.agent.respond(asked), responses, strict=True):
@@ -145,11 +145,11 @@ class HelperCritic:
 
 
 def shortened_remark(text: str, *, complete: bool = True) -> Remark:
-    """A critique of at most `LONGEST` characters, cut after a whole sentence if possible.
+    """Shorten a critique to at most `LONGEST` characters, after a whole sentence if possible.
 
     Args:
         text: The critique.
-        complete: Whether the critic finished it; an unfinished critique is cut, too.
+        complete: Whether the critic finished it; an unfinished critique is shortened too.
     """
     if complete and len(text) <= LONGEST:
         return Remark(text)
@@ -162,12 +162,12 @@ def shortened_remark(text: str, *, complete: bool = True) -> Remark:
 class Critiques:
     """A critic's remarks on all responses that will be judged: an `Assistance`.
 
-    If a critic says nothing about any response, or the same about all of them, no remark is shown.
+    No remark is shown if the critic says nothing about any response, or the same about all.
 
     Attributes:
-        name, label: The critic's.
-        remarks: By response, the remark.
-        no_room: Responses that, with their remark, do not fit the judge's context. They are shown without it.
+        name, label: Name and label of the critic.
+        remarks: The remark by response.
+        no_room: Responses that do not fit the judge's context with their remark, and are shown without it.
     """
 
     name: str
@@ -176,10 +176,10 @@ class Critiques:
     no_room: frozenset[Subject] = field(default_factory=frozenset)
 
     def prepare(self, subjects: Sequence[Subject]) -> None:
-        """Does nothing: all remarks are already written."""
+        """Do nothing: all remarks are already written."""
 
     def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
-        """What is shown after a response."""
+        """The notes shown after a response."""
         remark = self.remarks[prompt, response]
         if self.ignored or not remark.text or (prompt, response) in self.no_room:
             return ()
@@ -197,7 +197,7 @@ class Critiques:
         return f"says the same about every response: {texts[0][:80]!r}" if same else ""
 
     def fitting(self, fits: Callable[[Prompt, str], bool]) -> Critiques:
-        """The same critiques without those that do not fit.
+        """A copy without the remarks that do not fit.
 
         Args:
             fits: Whether a prompt and a response followed by notes fit the judge's context.
@@ -221,7 +221,7 @@ class Critiques:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All remarks, one row for each response."""
+        """All remarks, one row per response."""
         for (prompt, response), remark in self.remarks.items():
             yield {
                 "prompt": [message.to_dict() for message in prompt],
@@ -242,7 +242,7 @@ class Critiques:
 
 
 def write_critiques(critic: Critic, subjects: Sequence[Subject], *, progress: bool = True) -> Critiques:
-    """A critic's remarks on responses, each read once. All processes call this with the same responses.
+    """Get a critic's remarks on responses, each read once. All processes call this with the same responses.
 
     Args:
         critic: The critic.
@@ -251,7 +251,7 @@ def write_critiques(critic: Critic, subjects: Sequence[Subject], *, progress: bo
     """
     distinct = list(dict.fromkeys(subjects))
     sizes = [sum(len(message.content) for message in prompt) + len(text) for prompt, text in distinct]
-    # As with rewards, what is read in one batch does not depend on the number of processes (see `scoring.chunks`).
+    # As for rewards, batches do not depend on the number of processes (see `scoring.chunks`).
     portions = chunks(sorted(range(len(distinct)), key=lambda place: (-sizes[place], place)))
     state = process_state()
     mine: list[tuple[int, Remark]] = []
@@ -273,7 +273,7 @@ class AssistedScorer:
 
     Args:
         scorer: A reward model, a classifier, or a judge whose question mentions notes (`judge.NOTES_QUESTION`).
-        critiques: The remarks on all responses that will be scored.
+        critiques: The remarks on all responses to score.
     """
 
     def __init__(self, scorer: ResponseScorer, critiques: Critiques) -> None:
@@ -293,10 +293,11 @@ class AssistedPairs:
 
     Args:
         judge: The judge.
-        critiques: The remarks on all responses that will be judged.
+        critiques: The remarks on all responses to judge.
 
     Attributes:
-        asked_without: Questions that fit the judge's context only without remarks, and were asked without them.
+        asked_without: Number of questions asked without remarks, because they only fit the judge's context without
+            them.
     """
 
     def __init__(self, judge: PairJudge, critiques: Critiques) -> None:

@@ -1,7 +1,7 @@
-"""Simulated overseers for each kind of task: one with a limited view, a bench for one aspect, and a judge of flaws.
+"""Simulated overseers for each kind of task: one with a limited view, a bench for one aspect, and a flaw judge.
 
-The noise of an overseer is a function of seed, prompt and response: the same question gets the same answer in every arm
-of an experiment and after every interruption.
+An overseer's noise is a function of seed, prompt and response, so the same question gets the same answer in every arm
+of an experiment and after an interruption.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTRADICTED = "notes contradict each other"
 
 @runtime_checkable
 class NoteReader(Protocol):
-    """An overseer that takes notes as objects; any other gets them as text. `assistance.Assisted` asks either."""
+    """An overseer that takes notes as objects; others get them as text. `assistance.Assisted` handles both."""
 
     @property
     def name(self) -> str: ...
@@ -35,7 +35,7 @@ class NoteReader(Protocol):
         ...
 
     def explain(self, prompt: Prompt, response: str, notes: Notes) -> str:
-        """Write what is wrong with a response; "" if there is nothing to say."""
+        """Describe what is wrong with a response; "" if nothing is."""
         ...
 
 
@@ -83,10 +83,10 @@ class LimitedOverseer:
 
 @dataclass
 class Bench:
-    """Checks one aspect of one response: is a note's verdict right, and is its quotation verbatim?
+    """Checks one aspect of one response: whether a note's verdict is right and its quotation verbatim.
 
-    If its own helpers have notes on the response, it concludes the verdict from them and measures nothing. If none of
-    them has a usable note, it measures, which is one check.
+    If its own helpers have usable notes on the response, it concludes the verdict from them. Otherwise it measures,
+    which is one check.
 
     Attributes:
         task: The aspect's task.
@@ -132,11 +132,11 @@ class Bench:
 
 @dataclass
 class FlawJudge:
-    """Judges only whether a flaw that a helper points at is real. A real flaw with more weight is a better find.
+    """Only judges whether a flaw that a helper points at is real. A real flaw with more weight is better.
 
     Attributes:
         task: The pointing task.
-        judged: All judgements so far; its length is the number of checks.
+        judged: All judgments so far; its length is the number of checks.
     """
 
     task: PointTask
@@ -168,7 +168,7 @@ class FlawJudge:
             return -2.0
         flaw = self.task.flaws.get(note.verdict)
         if flaw is None:
-            return 0.0  # looking at one place cannot show that there is no flaw anywhere
+            return 0.0  # checking one place cannot show that there is no flaw anywhere
         weight = self.task.domain.weight(self.task.subject(prompt)[0], *flaw)
         return weight if self.is_real(prompt, note) else -1.0
 
@@ -181,6 +181,6 @@ def overseer_of(task: Task, seed: int = 0) -> LimitedOverseer | Bench | FlawJudg
 
 
 def _best(values: Sequence[float]) -> Verdict:
-    """Prefer the response with the highest value; none if two share it."""
+    """Prefer the response with the highest value; no preference on a tie."""
     ranked = sorted(values, reverse=True)
     return Verdict(None) if ranked[0] == ranked[1] else Verdict(values.index(ranked[0]))

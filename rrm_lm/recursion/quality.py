@@ -1,7 +1,7 @@
-"""How good a solved node is by the gold reward, which no overseer and no training sees. For reports only.
+"""Quality of a solved node by the gold reward, which overseers and training never see. For reports only.
 
-For a helper: balanced accuracy on fresh responses like those it gets from the task above it. For the main task: how
-often the reward model orders fresh pairs correctly, and the gold reward of the policy's responses.
+For a helper: balanced accuracy on fresh responses like those from its parent task. For the main task: accuracy of the
+reward model on fresh pairs, and gold reward of the policy's responses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rrm_lm.recursion.tasks import Domain, MainTask, NoteTask, Task
 from rrm_lm.recursion.tree import NodeSettings
 
 FILE = "quality.json"
-_PAIRS_A_REQUEST = 5  # generating a response takes about as long as scoring so many pairs, so fewer requests are tested
+_PAIRS_A_REQUEST = 5  # generating a response costs about as much as scoring this many pairs
 
 FreshPair = tuple[Prompt, str, str]  # prompt, better response, worse response
 
@@ -35,7 +35,7 @@ def measure(agent: Agent, settings: NodeSettings, rng: random.Random) -> dict[st
 
 
 def notes_quality(task: NoteTask, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Any]:
-    """The quality of a helper's answers.
+    """Measure the quality of a helper's answers.
 
     Args:
         task: The helper's task.
@@ -43,14 +43,14 @@ def notes_quality(task: NoteTask, prompts: Sequence[Prompt], texts: Sequence[str
         texts: The answers.
 
     Returns:
-        `balanced_accuracy` of telling a problem from none, `by_verdict` over all verdicts, `taken_for` (for each true
-        verdict, counts of the answers), and counts of answers that cannot be used.
+        `balanced_accuracy` of problem against no problem, `by_verdict` over all verdicts, `taken_for` (counts of
+        answers for each true verdict), and counts of unusable answers.
     """
     truth = [task.truth(prompt) for prompt in prompts]
     notes = [task.read(text) for text in texts]
     said = ["" if note is None else note.verdict for note in notes]
     fine = task.verdicts[0]
-    # An answer without a verdict is wrong whatever the truth is.
+    # An answer without a verdict is always wrong.
     problems = [None if not one else one != fine for one in said]
     clusters = list(range(len(prompts)))
     counts = Counter(zip(truth, said, strict=True))
@@ -68,7 +68,7 @@ def notes_quality(task: NoteTask, prompts: Sequence[Prompt], texts: Sequence[str
 
 
 def fresh_pairs(domain: Domain, count: int, rng: random.Random, *, near: bool) -> list[FreshPair]:
-    """Pairs of drafts with different gold rewards, evenly over prompts; near pairs differ in one respect only."""
+    """Pairs of drafts with different gold rewards, evenly over prompts; near pairs differ in one respect."""
     pairs: list[FreshPair] = []
     while len(pairs) < count:
         prompt = domain.prompts[len(pairs) % len(domain.prompts)]
@@ -87,14 +87,14 @@ def margins(scorer: ResponseScorer, pairs: Sequence[FreshPair]) -> list[float]:
 
 
 def labels(task: Task, records: Sequence[Comparison]) -> dict[str, Any] | None:
-    """How often the overseer prefers the response with the higher gold reward; pairs with equal gold do not count."""
+    """How often the overseer prefers the response with the higher gold reward; ties in gold do not count."""
     gaps = [task.gold(one.prompt, one.chosen) - task.gold(one.prompt, one.rejected) for one in records]
     right = [float(gap > 0) for gap in gaps if gap != 0]
     return share(right, list(range(len(right)))).to_dict() if right else None
 
 
 def gold_estimate(domain: Domain, requests: Sequence[Prompt], responses: Sequence[str]) -> Estimate:
-    """Mean gold reward. Requests are not clustered by prompt: the domain has no other prompts than these."""
+    """Mean gold reward. Requests are not clustered by prompt, because the domain has no other prompts."""
     values = [domain.gold(prompt, text) for prompt, text in zip(requests, responses, strict=True)]
     bounds = (min(values) - 1.0, max(values) + 1.0)
     return mean_estimate(values, list(range(len(values))), bounds=bounds)

@@ -20,7 +20,7 @@ RESULTS, PAGE = "results.json", "report.html"
 
 
 def write_report(tree: Node, workspace: Workspace, folder: Path, *, base_model: str) -> Path:
-    """Write both files into a folder; returns the path of the page."""
+    """Write both files into a folder; return the path of the page."""
     found = results(tree, workspace, base_model=base_model)
     write_json(folder / RESULTS, found)
     write_text(folder / PAGE, render(found))
@@ -28,7 +28,7 @@ def write_report(tree: Node, workspace: Workspace, folder: Path, *, base_model: 
 
 
 def results(tree: Node, workspace: Workspace, *, base_model: str) -> dict[str, Any]:
-    """The results of every node, and of the whole tree."""
+    """The results of every node and of the whole tree."""
     nodes = list(tree.walk())
     domain = tree.task.domain
     return {
@@ -45,7 +45,7 @@ def results(tree: Node, workspace: Workspace, *, base_model: str) -> dict[str, A
 
 
 def by_depth(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Error rates of feedback and agents by the levels of helpers below a node; `nodes` as in `results`."""
+    """Error rates of feedback and agents by the depth of helpers below a node; `nodes` as in `results`."""
     found = []
     for depth in sorted({node["depth"] for node in nodes}):
         here = [node for node in nodes if node["depth"] == depth]

@@ -1,7 +1,7 @@
 """Recursive reward modeling (Leike et al. 2018, arXiv 1811.07871, section 2.2) as one function.
 
-Solving a task solves its helpers first. They assist the overseer, whose comparisons and critiques train the reward
-model, against which the policy is trained. `steps.py` has each of these steps.
+To solve a task, first solve its helpers. They assist the overseer, whose comparisons and critiques train the reward
+model, against which the policy is trained. `steps.py` implements these steps.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 def solve(node: Node, workspace: Workspace) -> Agent:
-    """Train the agent for a task after those of its helpers. Solved nodes are loaded from their folders.
+    """Train the agent for a task after those of its helpers. Solved nodes are loaded from disk.
 
     Args:
         node: The task, with its helpers below it.
         workspace: The shared backbone and the folder of each node.
 
     Raises:
-        TrainingError: A helper failed. The others are solved and saved; this task is not started.
+        TrainingError: A helper failed. The others are solved and saved, and this task is not started.
         RRMError: A step failed. Finished steps are saved, and the next call resumes after them.
     """
     if workspace.is_solved(node):
@@ -43,17 +43,17 @@ def solve(node: Node, workspace: Workspace) -> Agent:
 
 
 def solve_all(nodes: Sequence[Node], workspace: Workspace) -> list[Agent]:
-    """Agents for several independent tasks. A task that fails does not stop the others.
+    """Solve several independent tasks. A failed task does not stop the others.
 
     Raises:
-        TrainingError: Some could not be solved.
+        TrainingError: Some tasks could not be solved.
     """
     workspace.solve_in_parallel(nodes)
     agents, failed = [], {}
     for node in nodes:
         try:
             agents.append(solve(node, workspace))
-        except Exception as error:  # of any kind: the other helpers are worth solving
+        except Exception as error:  # any error: still solve the other helpers
             if not isinstance(error, RRMError):  # a bug, so the traceback is needed
                 logger.exception("the helper %s failed", node.name)
             failed[node.name] = error

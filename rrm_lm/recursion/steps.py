@@ -1,4 +1,4 @@
-"""The steps of solving one node: assist, collect feedback, train the reward model, train the policy, measure."""
+"""Steps of solving one node: assist, collect feedback, train the reward model, train the policy, measure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from rrm_lm.storage import write_json, write_jsonl, write_manifest
 
 
 class NodeRun:
-    """One run over the steps of a node. Each step saves its result in the node's folder and is not repeated.
+    """Runs the steps of a node. Each step saves its result in the node's folder and is not repeated.
 
     Args:
         node: The node.
@@ -56,7 +56,7 @@ class NodeRun:
         self.feedback: Sequence[Comparison] = ()
 
     def assist(self, helpers: Sequence[Agent]) -> Assistance:
-        """The assistance of this node's overseer."""
+        """Make the assistance of this node's overseer."""
         self.helpers = helpers
         return self.workspace.assistance(self.node, helpers, self.folder / "helpers.jsonl")
 
@@ -96,7 +96,7 @@ class NodeRun:
         return ScorerWithNotes(scorer, notes) if self.settings.notes_as_input else scorer
 
     def train_policy(self, scorer: ResponseScorer) -> BestOfN | TrainedPolicy:
-        """Train the policy against the reward model with PPO, or choose the best of n."""
+        """Train the policy against the reward model with PPO, or use best-of-n."""
         needs_sampler = self.settings.policy == "ppo" or isinstance(self.task, MainTask)
         sampler = self._start() if needs_sampler else None
         if self.settings.policy == "best_of_n":
@@ -108,7 +108,7 @@ class NodeRun:
         return TrainedPolicy(self._load(folder, Costs()))
 
     def finish(self, policy: BestOfN | TrainedPolicy, scorer: ResponseScorer) -> None:
-        """Measure the agent's quality, save the costs, and close the folder with its manifest."""
+        """Measure the agent's quality, save the costs, and complete the folder with its manifest."""
         path = self.folder / quality.FILE
         if not path.is_file():
             with self._step("quality"):
@@ -121,13 +121,13 @@ class NodeRun:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _to_judge(self) -> tuple[list[Prompt], list[list[str]]]:
-        """Prompts, and for each the responses that the overseer compares."""
+        """Prompts, and the responses to each that the overseer compares."""
         rng = self._rng("prompts")
         if isinstance(self.task, MainTask):
             saved = self.folder / "responses.jsonl"
             if not saved.is_file():
                 prompts = self.task.prompts(self.settings.questions, rng)
-                # Best-of-n samples with another seed: it must not be tested on what its reward was trained on.
+                # Best-of-n uses another seed: it must not be tested on the reward model's training responses.
                 sampled = self._start().sample(prompts, 2, seed=self._rng("responses").randrange(2**31))
                 rows = [{"prompt": _plain(p), "responses": group} for p, group in zip(prompts, sampled, strict=True)]
                 write_jsonl(saved, rows)
@@ -135,7 +135,7 @@ class NodeRun:
             asked = {json.dumps(_plain(prompt)): prompt for prompt in self.task.domain.prompts}
             return [asked[json.dumps(row["prompt"])] for row in rows], [row["responses"] for row in rows]
         prompts = self.task.prompts(self.settings.questions, rng, self.settings.planted)
-        # A policy that writes its own quotations must see made-up ones lose.
+        # A policy that writes its own quotations must learn that made-up ones lose.
         free = self.settings.policy == "ppo"
         made_up = [[f'{rng.choice(self.task.verdicts)} "no such words"'] if free else [] for _ in prompts]
         return prompts, [self.task.candidates(p) + more for p, more in zip(prompts, made_up, strict=True)]
@@ -147,7 +147,7 @@ class NodeRun:
         return max(1, most * (most - 1) // 2)
 
     def _start(self) -> Sampler:
-        """The start policy, which knows only the format of a response."""
+        """The start policy, which only knows the format of a response."""
         folder, rng = self.folder / START, self._rng("drafts")
         with self._step("start"):
             prompts = self.task.prompts(self.settings.drafts, rng, self.settings.planted)
@@ -162,11 +162,11 @@ class NodeRun:
         return load_sampler(self.shared, folder, policy_adapter(self.node.name), self.settings.max_new_tokens, costs)
 
     def _checks(self, prompts: Sequence[Prompt], assistance: Assistance) -> int:
-        """The number of checks, which does not depend on interruptions."""
+        """Number of checks, independent of interruptions."""
         if isinstance(assistance, WorstFlaw):
             return assistance.looks
         if isinstance(self.task, HelperTask):
-            # A bench with helpers measures only responses that none of them has a note on.
+            # A bench with helpers only measures responses without notes.
             return sum(not assistance.notes(prompt, "") for prompt in set(prompts))
         if isinstance(self.task, PointTask):
             return len(set(prompts)) * len(self.task.flaws)
@@ -177,7 +177,7 @@ class NodeRun:
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:
-        """Report a step, and add its time to the costs."""
+        """Report a step and add its time to the costs."""
         self.workspace.on_step(self.node, name)
         began = time.perf_counter()
         try:

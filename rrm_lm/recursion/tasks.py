@@ -1,13 +1,13 @@
-"""Domains, and the tasks that they pose.
+"""Domains and their tasks.
 
 A **domain** is one file: prompts, responses, the gold reward, an overseer with a stated limit, and the aspects of a
 response that helpers can judge. `rrm_lm/recursion/domains/chip.py` is an example, and `rrm_lm/recursion/__init__.py`
-says how to write one. The tasks follow from it:
+describes how to write one. Its tasks are:
 
 - the **main task**: respond to the domain's prompts. The overseer compares responses.
-- a **helper task** for each aspect: write a note on a response, a verdict with a quotation. A bench compares notes,
-  because whether one aspect of one response is right can be checked. Each check has a cost.
-- **pointing**, the other form of help: point at the worst flaw of a response.
+- a **helper task** for each aspect: write a note (a verdict with a quotation) on a response. A bench compares notes,
+  because one aspect of one response can be checked. Each check has a cost.
+- the **pointing task**, the other form of help: point at the worst flaw of a response.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.recursion.notes import Note, is_verbatim, read_note, write_note
 
-MAIN, POINT = "main", "point"  # names of tasks; every other task is named after its aspect
+MAIN, POINT = "main", "point"  # task names; every other task is named after its aspect
 NOTHING = "nothing"  # the pointing verdict for a response without a flaw
 _ROLE = Message("system", "Answer with a verdict and a quotation.")  # replaces the model's longer default
 
@@ -32,15 +32,15 @@ class Aspect:
     """One property of a response that can be judged separately.
 
     Attributes:
-        question: What a helper is asked, in one line.
-        verdicts: The possible answers. The first one means that there is no problem.
-        measure: The true verdict on a response, as the bench finds it. Each call is a check, and checks are counted.
-            It may get responses that `parse` cannot read.
-        evidence: The parts of a response that a note may quote, the most relevant first.
-        plant: Makes a response that probably has a problem in this aspect.
+        question: The question to a helper, in one line.
+        verdicts: The possible answers. The first one means no problem.
+        measure: Returns the true verdict on a response, for the bench. Each call counts as a check. It may get
+            responses that `parse` cannot read.
+        evidence: Returns the parts of a response that a note may quote, the most relevant first.
+        plant: Makes a response that is likely to have a problem in this aspect.
         parts: Simpler aspects of the domain whose helpers can help with this one.
-        conclude: The verdict that follows from the verdicts on the parts; "" if they contradict each other. Required
-            if there are parts.
+        conclude: Returns the verdict that follows from the verdicts on the parts; "" if they contradict each other.
+            Required if there are parts.
     """
 
     question: str
@@ -53,15 +53,15 @@ class Aspect:
 
 
 class Domain(Protocol):
-    """Prompts with a gold reward and an overseer who sees only part of each response.
+    """Prompts with a gold reward and an overseer who only sees part of each response.
 
     Attributes:
         name: The domain's name.
-        kind: What a response is, in words: "chip design".
+        kind: A noun phrase for a response: "chip design".
         limit: What the overseer cannot see, in plain words.
         noise: Standard deviation of the error of the overseer's impression.
         prompts: All prompts.
-        aspects: By name, what helpers can judge. Aspects that are parts of others help only with those.
+        aspects: By name, the aspects that helpers can judge. Aspects that are parts of others only help with those.
     """
 
     @property
@@ -78,7 +78,7 @@ class Domain(Protocol):
     def aspects(self) -> Mapping[str, Aspect]: ...
 
     def draft(self, prompt: Prompt, rng: random.Random) -> str:
-        """A random well-formed response, good or bad, as from a policy that knows only the format."""
+        """A random well-formed response, good or bad, as from a policy that only knows the format."""
         ...
 
     def vary(self, prompt: Prompt, response: str, rng: random.Random) -> str:
@@ -90,15 +90,15 @@ class Domain(Protocol):
         ...
 
     def gold(self, prompt: Prompt, response: str) -> float:
-        """The gold reward; for an unreadable response the lowest possible one."""
+        """The gold reward; the lowest possible one for an unreadable response."""
         ...
 
     def impression(self, prompt: Prompt, response: str) -> float:
-        """The value of a readable response as the overseer sees it, without noise and without notes."""
+        """The value of a readable response to the overseer, without noise and notes."""
         ...
 
     def weight(self, prompt: Prompt, aspect: str, verdict: str) -> float:
-        """What the overseer subtracts for a reported problem; 0 for an aspect's first verdict."""
+        """The overseer's penalty for a reported problem; 0 for an aspect's first verdict."""
         ...
 
 
@@ -124,7 +124,7 @@ class MainTask:
         return (*(name for name in self.domain.aspects if name not in parts), POINT)
 
     def prompts(self, count: int, rng: random.Random, planted: float = 0.0) -> list[Prompt]:
-        """`count` prompts in random order, each as often as the others."""
+        """`count` prompts in random order, evenly distributed."""
         asked = [self.domain.prompts[i % len(self.domain.prompts)] for i in range(count)]
         rng.shuffle(asked)
         return asked
@@ -133,7 +133,7 @@ class MainTask:
         return self.domain.draft(prompt, rng)
 
     def candidates(self, prompt: Prompt) -> list[str]:
-        """All responses to choose from; empty if a policy has to write them."""
+        """All possible responses; empty if a policy has to write them."""
         return []
 
     def gold(self, prompt: Prompt, response: str) -> float:
@@ -149,7 +149,7 @@ class NoteTask:
 
     @property
     def aspect(self) -> Aspect:
-        """What the note is about."""
+        """The aspect that the note is about."""
         raise NotImplementedError
 
     @property
@@ -184,7 +184,7 @@ class NoteTask:
         return asked[1:-2], asked[-2].content
 
     def prompts(self, count: int, rng: random.Random, planted: float = 0.0) -> list[Prompt]:
-        """Questions about drafts. With probability `planted` a draft is made to have a problem."""
+        """Questions about drafts. With probability `planted`, a draft is made to have a problem."""
         asked: list[Prompt] = []
         for number in range(count):
             request = self.domain.prompts[number % len(self.domain.prompts)]
@@ -197,7 +197,7 @@ class NoteTask:
         return read_note(self.name, response, self.verdicts)
 
     def truth(self, prompt: Prompt) -> str:
-        """The right verdict. For a helper task, each call is a check."""
+        """The right verdict. For a helper task, each call counts as a check."""
         return self.aspect.measure(*self.subject(prompt))
 
     def gold(self, prompt: Prompt, response: str) -> float:
@@ -228,13 +228,13 @@ class HelperTask(NoteTask):
 
 @dataclass(frozen=True)
 class PointTask(NoteTask):
-    """Point at the worst flaw of a response. A verdict names an aspect and the problem in it."""
+    """Point at the worst flaw of a response. A verdict names an aspect and its problem."""
 
     name: str = POINT
 
     @cached_property
     def flaws(self) -> dict[str, tuple[str, str]]:
-        """By verdict, the aspect and the aspect's verdict that it means."""
+        """The aspect and the aspect's verdict for each verdict of this task."""
         aspects = {name: self.domain.aspects[name] for name in MainTask(self.domain).helpers if name != POINT}
         return {f"{name} {verdict}": (name, verdict) for name, one in aspects.items() for verdict in one.verdicts[1:]}
 
@@ -291,7 +291,7 @@ def note_value(note: Note | None, truth: str, response: str) -> float:
 
 
 def make_task(domain: Domain, name: str) -> Task:
-    """The task of that name. Raises ConfigError if the domain has none."""
+    """The task with this name. Raises ConfigError if it does not exist in the domain."""
     if name == MAIN:
         return MainTask(domain)
     if name == POINT:

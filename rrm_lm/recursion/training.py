@@ -1,6 +1,6 @@
-"""Trains one node's adapters on the shared backbone, with the same trainers as the other commands.
+"""Train one node's adapters on the shared backbone, with the same trainers as the other commands.
 
-Each training leaves a complete, verified folder, or resumes from the newest checkpoint of an interrupted run.
+Each training writes a complete, verified folder, and resumes from the newest checkpoint of an interrupted run.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from rrm_lm.training.sft.trainer import SFTTrainer, imitations
 LOG = "log_history.json"  # the trainer's log
 logger = logging.getLogger(__name__)
 
-_SAVES = 4  # checkpoints in one training: an interruption costs at most a quarter of it
+_SAVES = 4  # checkpoints per training: an interruption loses at most a quarter of it
 _PAIRS_IN_A_ROW = 4  # pairs of one prompt in one row of a batch
-_TEMPLATE_TOKENS = 16  # most tokens that the chat template adds around a response
+_TEMPLATE_TOKENS = 16  # maximum tokens that the chat template adds around a response
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How training runs on this machine.
+    """Settings of training on this machine.
 
     Attributes:
         seed: Seed of initial weights and data order.
-        micro_batch_tokens: Most padded tokens in one forward pass.
+        micro_batch_tokens: Maximum padded tokens in one forward pass.
         show_progress: Whether to show progress bars.
     """
 
@@ -61,7 +61,7 @@ class TrainingOptions:
     show_progress: bool = True
 
     def common(self, folder: Path, steps: float) -> dict[str, Any]:
-        """Arguments that all trainers here share, with checkpoints next to `folder`."""
+        """Arguments of all trainers, with checkpoints next to `folder`."""
         return {
             "output_dir": str(_checkpoints(folder)),
             "seed": self.seed,
@@ -74,13 +74,13 @@ class TrainingOptions:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder is complete and no file in it has changed since."""
+    """Whether a folder is complete and unchanged."""
     return folder.is_dir() and not verify(folder)
 
 
 class _PPOTrainer(PPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: TRL would write one next to every checkpoint."""
+        """Do nothing: TRL would write a card next to every checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class NodeTrainer:
 
     Attributes:
         shared: The backbone.
-        name: The node, after which the adapters are named.
+        name: The node's name, used in the names of the adapters.
         settings: The node's settings.
         options: How training runs.
     """
@@ -100,7 +100,7 @@ class NodeTrainer:
     options: TrainingOptions = field(default_factory=TrainingOptions)
 
     def train_start(self, drafts: Sequence[Demonstration], folder: Path) -> None:
-        """Train the start policy: SFT on well-formed responses, good and bad, teaches the format of a response."""
+        """Train the start policy: SFT on well-formed responses, good and bad, to learn the format of a response."""
         if is_whole(folder):
             return
         shared, settings, adapter = self.shared, self.settings, policy_adapter(self.name)
@@ -113,7 +113,7 @@ class NodeTrainer:
             num_train_epochs=settings.draft_epochs,
             learning_rate=1e-3,
             per_device_train_batch_size=settings.per_device_train_batch_size,
-            loss_type="nll",  # the chunked loss replaces the model's forward for good, and all agents share the model
+            loss_type="nll",  # the chunked loss permanently replaces the forward of the model that all agents share
             logging_steps=1000,
         )
         saved = PolicySettings(shared.base_model, shared.chat.max_length, method="sft")
@@ -186,7 +186,7 @@ class NodeTrainer:
         """Train the policy with PPO against the reward model, from the start policy in the folder `start`.
 
         Returns:
-            Tokens generated in this call.
+            Number of tokens generated in this call.
         """
         if is_whole(folder):
             return 0
@@ -199,7 +199,7 @@ class NodeTrainer:
             **self.options.common(folder, settings.max_steps),
             max_steps=settings.max_steps,
             per_device_train_batch_size=settings.episodes,
-            # At most 8 episodes share a prompt, and its computation.
+            # At most 8 episodes share a prompt and its computation.
             samples_per_prompt=max(count for count in range(1, 9) if settings.episodes % count == 0),
             num_ppo_epochs=2,
             learning_rate=settings.policy_learning_rate,
@@ -231,12 +231,12 @@ class NodeTrainer:
         return round(sum(one["tokens_per_second"] * one["time/roll_out"] for one in log))
 
     def _begin(self, *adapters: str) -> None:
-        """Remove what an interrupted training left on the backbone, and seed."""
+        """Remove adapters that an interrupted training left on the backbone, and set the seed."""
         drop_adapters(self.shared, *adapters)
         set_seed(self.options.seed)
 
     def _finish(self, trainer: Any, folder: Path, save: Callable[[Path], None], *adapters: str) -> None:
-        """`save` the result as `folder`, delete the checkpoints, and free gradients and optimizer state."""
+        """`save` the result to `folder`, delete the checkpoints, and free gradients and optimizer state."""
         with staged_folder(folder, replace=True) as staged:
             save(staged)
         remove_folder(_checkpoints(folder))
@@ -247,7 +247,7 @@ class NodeTrainer:
 
 
 def _train(trainer: Any, folder: Path) -> None:
-    """Train, from the newest checkpoint if there is one."""
+    """Train, resuming from the newest checkpoint if there is one."""
     checkpoints = _checkpoints(folder)
     newest = newest_verified(checkpoints) if checkpoints.is_dir() else None
     trainer.remove_callback(PrinterCallback)
@@ -255,7 +255,7 @@ def _train(trainer: Any, folder: Path) -> None:
 
 
 def read_with_notes(records: Sequence[Comparison], assistance: Assistance) -> list[Comparison]:
-    """Comparisons whose responses are followed by the notes on them."""
+    """Append the notes to each response of the comparisons."""
 
     def shown(prompt: Prompt, text: str) -> str:
         return with_notes(text, assistance.notes(prompt, text))
@@ -266,7 +266,7 @@ def read_with_notes(records: Sequence[Comparison], assistance: Assistance) -> li
 
 
 def tokens_needed(shared: Shared, settings: NodeSettings, prompts: Sequence[Prompt]) -> int:
-    """Tokens of the longest of these prompts with a response of the greatest length, uncut."""
+    """Number of tokens of the longest prompt with a response of maximum length, without truncation."""
     longest = max(len(shared.chat.uncut.prompt_ids(prompt)) for prompt in prompts)
     return longest + settings.max_new_tokens + _TEMPLATE_TOKENS
 

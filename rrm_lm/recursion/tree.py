@@ -1,4 +1,4 @@
-"""The tree of tasks: read from the `tree` section of a YAML file, and checked."""
+"""The tree of tasks: read from the `tree` section of a YAML file and validated."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """How one node is solved. Each field is a key of the node in the tree's file.
+    """Settings of one node. Each field is a key of the node in the tree's file.
 
     Attributes:
         task: `main`, `point` or an aspect of the domain; by default the node's name.
         helpers: Nodes whose agents help the overseer.
-        assistance: `notes` (each helper writes one) or `worst_flaw` (one helper points, the overseer only looks there).
-        notes_as_input: Whether the reward model, too, reads the notes after each response. It reads what a pointing
+        assistance: `notes` (each helper writes one) or `worst_flaw` (one helper points, and the overseer only checks
+            that).
+        notes_as_input: Whether the reward model also reads the notes after each response. It reads what a pointing
             helper says, not whether the overseer found the flaw real.
         questions: Questions to the overseer: pairs of responses, or a helper task's checks on the bench.
-        planted: Share of the checked responses that are made to have a problem.
+        planted: Share of checked responses that are made to have a problem.
         both_orders: Ask about every pair in both orders; contradictory answers give no verdict.
-        critiques: Whether the overseer also writes what is wrong.
-        num_train_epochs, learning_rate, per_device_train_batch_size, critique_weight, critique_view, ensemble_heads: Of
-            the reward model, as in `rrm-lm reward`.
+        critiques: Whether the overseer also writes critiques.
+        num_train_epochs, learning_rate, per_device_train_batch_size, critique_weight, critique_view, ensemble_heads:
+            Reward-model settings, as in `rrm-lm reward`.
         policy: `best_of_n` (the best of n responses by reward) or `ppo`.
-        n: Responses sampled for best-of-n.
-        max_steps, episodes, kl_coef, policy_learning_rate: Of PPO: updates, episodes per update, KL coefficient,
+        n: Number of samples for best-of-n.
+        max_steps, episodes, kl_coef, policy_learning_rate: PPO settings: updates, episodes per update, KL coefficient,
             learning rate.
-        drafts, draft_epochs: Well-formed responses that the start policy learns the format from.
-        max_new_tokens: Longest response.
-        tested: Fresh questions that measure the agent for the report.
+        drafts, draft_epochs: Number of well-formed responses and epochs for training the start policy.
+        max_new_tokens: Maximum response length.
+        tested: Number of fresh questions for measuring the agent.
     """
 
     task: str = ""
@@ -74,7 +75,7 @@ class NodeSettings:
 
 @dataclass(frozen=True)
 class Node:
-    """A task of the tree, with the nodes that help its overseer."""
+    """A node of the tree, with the nodes that help its overseer."""
 
     name: str
     settings: NodeSettings
@@ -82,7 +83,7 @@ class Node:
     helpers: tuple[Node, ...] = field(default=())
 
     def walk(self) -> Iterator[Node]:
-        """This node and all nodes below it, helpers first, each once."""
+        """Iterate over this node and all nodes below it, helpers first, each once."""
         seen: set[str] = set()
         for node in (*(below for helper in self.helpers for below in helper.walk()), self):
             if node.name not in seen:
@@ -96,17 +97,17 @@ class Node:
 
 
 def read_tree(domain: Domain, nodes: Mapping[str, Any], root: str = "", where: str = "tree") -> Node:
-    """The root of a tree.
+    """Build a tree and return its root.
 
     Args:
         domain: The domain of the tasks.
-        nodes: By name, the settings of each node.
-        root: The node to solve in the end; by default the only node that helps no other.
-        where: What the tree was read from, for error messages.
+        nodes: The settings of each node, by name.
+        root: The final node to solve; by default the only node that helps no other.
+        where: The source of the tree, for error messages.
 
     Raises:
-        ConfigError: There are no nodes, no single root, an unknown setting or node, a node that helps nobody, helpers
-            in a circle, or a helper whose task is not easier than the one it helps with.
+        ConfigError: There are no nodes, no single root, an unknown setting or node, an unused helper, a cycle of
+            helpers, or a helper whose task is not easier than the one it helps with.
     """
     if not nodes:
         raise ConfigError("The tree has no nodes", where=where, expected="a mapping of names to settings")
@@ -173,7 +174,7 @@ def _check_helper(name: str, task: Task, helper: Node, where: str) -> None:
 
 
 def _settings(name: str, values: Any, where: str) -> NodeSettings:
-    """The checked settings of a node."""
+    """Validate the settings of a node."""
     place = f"{where}, node {name}"
     if not _NAME.fullmatch(str(name)):
         raise ConfigError(f"A node has the name {name!r}", where=where, expected="lower-case letters, digits and _")
@@ -198,7 +199,7 @@ def _settings(name: str, values: Any, where: str) -> NodeSettings:
 
 
 def _converted(key: str, value: Any, default: Any, place: str) -> Any:
-    """A value as the type of its default. YAML reads `5e-4` as text."""
+    """Convert a value to the type of its default. YAML reads `5e-4` as text."""
     kind = type(default)
     if kind is tuple:
         items = value if isinstance(value, list | tuple) else [value]

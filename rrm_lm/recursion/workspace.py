@@ -1,8 +1,8 @@
-"""The folders of a tree's nodes: which nodes are solved, which have to be solved again, and their agents.
+"""Folders of a tree's nodes: which nodes are solved, which must be solved again, and their agents.
 
-Every step of a node leaves a complete file or folder and is not repeated. A solved node also has a record of its inputs
+Every step of a node writes a complete file or folder and is not repeated. A solved node also has a record of its inputs
 (its settings, the backbone, its helpers' manifests) and a manifest with the hash of every file. A node whose inputs
-differ from its record is moved aside and solved again, and so is every node that it helps.
+differ from its record is moved aside and solved again, as is every node that it helps.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ REWARD, START, POLICY = "reward", "start", "policy"  # folders of a node's adapt
 
 @dataclass
 class Workspace:
-    """The shared backbone, and a folder for each node of a tree.
+    """The shared backbone and a folder for each node of a tree.
 
     Attributes:
         folder: The folder of all nodes.
         shared: The backbone.
         options: How training runs.
         backbone: A description of the backbone. A node solved on another backbone is not up to date.
-        on_step: Called with the node and the name of each step.
+        on_step: Called with the node and the step's name.
         solve_elsewhere: Solves nodes in other processes; None solves all nodes in this process.
     """
 
@@ -78,7 +78,7 @@ class Workspace:
         return is_whole(folder) and read_object(folder / RECORD).get("inputs") == self.inputs(node)
 
     def inputs(self, node: Node) -> dict[str, Any]:
-        """Everything that a node's result depends on. Its helpers must be solved."""
+        """All inputs of a node's result. Its helpers must be solved."""
         domain = node.task.domain
         source = inspect.getsourcefile(type(domain))
         made: dict[str, Any] = {
@@ -99,23 +99,23 @@ class Workspace:
         return self._agents[node.name]
 
     def costs(self, node: Node) -> Costs:
-        """The cost of a node so far."""
+        """Current cost of a node."""
         return Costs(**read_object(self.folder_of(node) / COSTS))
 
     def solve_in_parallel(self, nodes: Sequence[Node]) -> None:
-        """Solve the unsolved nodes in other processes, if that is configured and there are several."""
+        """Solve the unsolved nodes in other processes, if configured and there are several."""
         unsolved = [node for node in nodes if not self.is_solved(node)]
         if self.solve_elsewhere is None or len(unsolved) < 2:
             return
-        for node in _shared_helpers(unsolved):  # first, or two processes would wait for each other's locks
-            with contextlib.suppress(TrainingError):  # the nodes that need it report it; the others are solved
+        for node in _shared_helpers(unsolved):  # first, or two processes could wait for each other's locks
+            with contextlib.suppress(TrainingError):  # nodes that need it report the error; others are solved
                 if not self.is_solved(node):
                     self.solve_elsewhere([node])
         self.solve_elsewhere(unsolved)
 
     @contextlib.contextmanager
     def open_node(self, node: Node) -> Iterator[Path]:
-        """Lock the folder of a node whose helpers are solved, and discard what no longer fits its inputs."""
+        """Lock the folder of a node whose helpers are solved, and discard results of other inputs."""
         folder, inputs = self.folder_of(node), self.inputs(node)
         with lock(self.folder / f".{node.name}.lock", what=f"The node {node.name}"):
             if folder.exists() and read_object(folder / RECORD).get("inputs") != inputs:
@@ -158,7 +158,7 @@ class Workspace:
         path: Path | None = None,
         ignored: Mapping[str, str] | None = None,
     ) -> Assistance:
-        """The assistance of a node's overseer; for `path` and `ignored` see `HelperNotes`."""
+        """Make the assistance of a node's overseer; for `path` and `ignored`, see `HelperNotes`."""
         if not helpers:
             return Unassisted()
         if node.settings.assistance == "worst_flaw":
@@ -170,12 +170,12 @@ class Workspace:
 
 
 def readable(assistance: Assistance) -> Assistance:
-    """The notes that a reward model may read: not the overseer's judgement, which would be needed for every score."""
+    """The notes that a reward model may read, without the overseer's judgment, which every score would need."""
     return assistance.pointed if isinstance(assistance, WorstFlaw) else assistance
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object; empty if the file is missing or damaged."""
+    """Read a JSON object; empty if the file is missing or damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -183,7 +183,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def _move_aside(folder: Path) -> Path:
-    """Move a node's folder into `.replaced`, so that a changed setting does not delete hours of work."""
+    """Move a node's folder into `.replaced`, so a changed setting does not delete hours of work."""
     replaced = folder.parent / ".replaced"
     replaced.mkdir(exist_ok=True)
     free = next(place for number in count(1) if not (place := replaced / f"{folder.name}-{number}").exists())

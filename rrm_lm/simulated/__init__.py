@@ -1,4 +1,4 @@
-"""Simulated people: what they want and how they say it. The gold reward is defined here; training never imports it.
+"""Simulated users: their preferences and wording. They define the gold reward, so training never imports this folder.
 
 May import feedback and below.
 """

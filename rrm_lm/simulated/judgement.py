@@ -1,4 +1,4 @@
-"""What the plain user (`plain_user.py`) finds in one response, and the weight of each part."""
+"""The plain user's (`plain_user.py`) judgment of one response, and the weight of each part."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ WEIGHTS: dict[str, float] = {
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the user finds in one response.
+    """The user's judgment of one response.
 
     Attributes:
-        parts: For each part of `WEIGHTS`, from 0 (missing) to 1 (as wanted).
+        parts: Score of each part of `WEIGHTS`, from 0 (missing) to 1 (as wanted).
         missing: Groups of words that do not occur.
-        sentences: Number of sentences without a friendly close.
+        sentences: Number of sentences, not counting a friendly close.
         words: Number of words.
         items: Number of list items and headings.
-        opening: The filler it opens with; "" if none.
+        opening: The filler at the start; "" if none.
         close: The friendly close; "" if none.
-        tail: The last words if it stops in the middle of a sentence, else "".
+        tail: The last words if it ends mid-sentence, else "".
     """
 
     parts: dict[str, float]

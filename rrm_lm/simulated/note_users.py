@@ -1,7 +1,7 @@
-"""Two simulated people who ask about short notes and want different answers: the people of `data/notes`.
+"""Two simulated users who ask about short notes and want different answers: the users of `data/notes`.
 
-Both want the right value first. An answer without it is worth at most `MOST_WITHOUT_ANSWER`, however well mannered; the
-manners then decide between 0.5 and 1. Each part is judged from 0 to 1:
+Both want the right value most. A response without it is worth at most `MOST_WITHOUT_ANSWER`, regardless of style. With
+it, style decides between 0.5 and 1. Each part is scored from 0 to 1:
 
 | part | the plain user | the thorough user |
 |---|---|---|
@@ -12,7 +12,7 @@ manners then decide between 0.5 and 1. Each part is judged from 0 to 1:
 | close | ends on a friendly word | no small talk at the end |
 | source | - | says where in the note the answer stands, or quotes it |
 
-`NoteUser.gold` makes labels and measures policies; training never sees it.
+`NoteUser.gold` is for labels and for measuring policies; training never sees it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class NoteRequest:
         question: The question or small task.
         kind: The type of the value that is asked for (`values.KINDS`).
         value: The right value.
-        others: Values of the same type that are wrong here.
+        others: Wrong values of the same type.
         topic: For example "garden".
     """
 
@@ -78,14 +78,14 @@ class NoteRequest:
 
 @dataclass(frozen=True, slots=True)
 class NoteJudgement:
-    """What a user of notes sees in one response.
+    """A note user's judgment of one response.
 
     Attributes:
         parts: `answer` and the parts of `WEIGHTS`, from 0 to 1.
-        gold: What the response is worth, 0 to 1.
-        sentences: Sentences, a friendly close not counted.
-        given: The wrong value that it gives, or "".
-        opening: The filler that it opens with, or "".
+        gold: The gold reward, 0 to 1.
+        sentences: Number of sentences, not counting a friendly close.
+        given: The wrong value that it states, or "".
+        opening: The filler at the start, or "".
         close: The friendly close, or "".
     """
 
@@ -98,15 +98,15 @@ class NoteJudgement:
 
 
 class NoteUser:
-    """One of the two people: an overseer (`overseers.Overseer`) of responses to questions about notes.
+    """One of the two users: an overseer (`overseers.Overseer`) of responses to questions about notes.
 
     Args:
-        requests: What may be asked about.
+        requests: The questions that may be asked.
         manner: "plain" or "thorough".
-        tie: Two responses whose gold differs by less are equally good to this user.
+        tie: If the gold rewards of two responses differ by less, neither is preferred.
 
     Raises:
-        ConfigError: A manner that there is not.
+        ConfigError: Unknown manner.
     """
 
     limit = "knows only what the note says"
@@ -125,35 +125,35 @@ class NoteUser:
         """Read the questions from JSON lines (`data/notes/train_questions.jsonl.gz`).
 
         Raises:
-            DataError: A line that is not such a question, or one whose right and wrong values overlap, with its row.
+            DataError: A row is not such a question, or its right and wrong values overlap.
         """
         return cls([_request(entry, f"{path}, row {row}") for row, entry in read_rows(Path(path), limits)], manner)
 
     def judge(self, prompt: Prompt | str, response: str) -> NoteJudgement:
-        """Look at a response part by part. Raises DataError for a prompt that is not one of the requests."""
+        """Judge a response part by part. Raises DataError for a prompt that is not one of this user's requests."""
         return judge_note_response(self.request(prompt), response, self.manner)
 
     def gold(self, prompt: Prompt | str, response: str) -> float:
-        """What the response is truly worth to this user, 0 to 1. For labels and measuring, never for training."""
+        """The gold reward of a response, 0 to 1. For labels and measurements, never for training."""
         return self.judge(prompt, response).gold
 
     def rating(self, prompt: Prompt | str, response: str) -> float:
-        """`gold` as one to five stars, scaled to 0 to 1."""
+        """`gold` as a rating of one to five stars, scaled to 0 to 1."""
         return round(4 * self.gold(prompt, response)) / 4
 
     def compare(self, prompt: Prompt | str, responses: Sequence[str]) -> Verdict:
-        """Say which response is best; a tie if the best two differ by less than `tie`."""
+        """Prefer the response with the highest gold; none if the best two differ by less than `tie`."""
         golds = [self.gold(prompt, response) for response in responses]
         best, second = sorted(range(len(golds)), key=lambda index: -golds[index])[:2]
         return Verdict(None if golds[best] - golds[second] < self.tie else best)
 
     def critique(self, prompt: Prompt | str, response: str, seed: int = 0) -> str:
-        """What this user writes about a response; the same seed gives the same words."""
+        """A critique of a response. Equal seeds give equal words."""
         key = f"{self.manner}|{seed}|{self.request(prompt).text}|{response}"
         return note_words.critique(self.judge(prompt, response), self.manner, key)
 
     def request(self, prompt: Prompt | str) -> NoteRequest:
-        """The question that a prompt asks. Raises DataError if it is not one of this user's."""
+        """The request of a prompt. Raises DataError if it is not one of this user's."""
         text = (
             prompt if isinstance(prompt, str) else next((m.content for m in reversed(prompt) if m.role == "user"), "")
         )
@@ -167,7 +167,7 @@ class NoteUser:
 
 
 def judge_note_response(request: NoteRequest, response: str, manner: str) -> NoteJudgement:
-    """Judge a response part by part (see the module's description)."""
+    """Judge a response part by part (see the module's docstring)."""
     seen = judge(Request(request.text, ()), response)
     text = response.strip()
     parts = {
@@ -186,9 +186,9 @@ def judge_note_response(request: NoteRequest, response: str, manner: str) -> Not
 
 
 def answers(request: NoteRequest, response: str) -> bool:
-    """Whether a response gives the right value and no other value of that type from the note.
+    """Whether a response states the right value and no other value of that type from the note.
 
-    A value that is denied is not given; naming both values, or copying the whole note, is not an answer.
+    A denied value does not count. Stating both values, or copying the whole note, is not an answer.
     """
     if any(states(response, request.kind, other) for other in request.others):
         return False

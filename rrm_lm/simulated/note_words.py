@@ -1,4 +1,4 @@
-"""What the two users of notes write about a response: one or two faults, often a good point, in 8 to 40 words."""
+"""Critiques by the two note users: one or two faults, often a merit, in 8 to 40 words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 class Judged(Protocol):
-    """What is needed of a judgement (`note_users.NoteJudgement`)."""
+    """The required fields of a judgment (`note_users.NoteJudgement`)."""
 
     @property
     def parts(self) -> Mapping[str, float]: ...
@@ -110,12 +110,12 @@ PRAISE: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 
 def critique(judged: Judged, manner: str, key: str) -> str:
-    """Words for one judgement: the answer or the worst fault first, then another fault or a good point.
+    """Write a critique for one judgment: the answer or the worst fault first, then another fault or a merit.
 
     Args:
-        judged: The judgement.
+        judged: The judgment.
         manner: "plain" or "thorough".
-        key: Decides which words are taken; the same key gives the same words.
+        key: Selects the words; equal keys give equal words.
     """
     rng = random.Random(key)
     facts = {

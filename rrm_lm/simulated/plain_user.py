@@ -1,15 +1,15 @@
-"""A simulated user who wants plain answers: the overseer of the project's own assistant set.
+"""A simulated user who wants plain answers: the overseer of this project's assistant set.
 
-What this user wants has six parts, each scored from 0 to 1 and weighted (`WEIGHTS`):
+Responses are judged on six parts, each scored from 0 to 1 and weighted (`WEIGHTS`):
 
-- **answer** (0.35): the response mentions what a good answer should. Each request lists groups of words; the score is
-  the share of the groups that occur.
-- **short** (0.20): 1.0 for at most two sentences, not counting a friendly close; three 0.6, four 0.35, five 0.15,
-  more 0. Beyond 50 words the score shrinks in proportion, so that one endless sentence does not count as short.
+- **answer** (0.35): the response mentions the expected content. Each request lists groups of words; the score is the
+  share of groups that occur.
+- **short** (0.20): 1.0 for at most two sentences, not counting a friendly close; three 0.6, four 0.35, five 0.15, more
+  0. Beyond 50 words, the score shrinks in proportion, so one endless sentence does not count as short.
 - **close** (0.15): it ends with a friendly phrase: a good wish or an offer to help.
 - **opening** (0.13): it starts with the answer, not with filler ("Sure!", "Great question!", "As an AI ...").
 - **prose** (0.12): no list, heading or bold text (0.5 for bold text alone).
-- **whole** (0.05): it does not stop in the middle of a sentence.
+- **whole** (0.05): it does not end mid-sentence.
 
 `gold` is the weighted sum. It labels `data/assistant` and measures policies; training never sees it.
 """
@@ -74,7 +74,7 @@ _FINISHED = re.compile(r"[.!?…)\]\"'\u201d\u2019]$|[\U0001f300-\U0001faff\u260
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request, and what a good answer to it mentions.
+    """A request, and the content that a good answer mentions.
 
     Attributes:
         text: The text of the user turn.
@@ -89,7 +89,7 @@ class Request:
 
 
 class PlainUser:
-    """An overseer (`overseers.Overseer`) of responses to the requests that it knows.
+    """An overseer (`overseers.Overseer`) of responses to known requests.
 
     Args:
         requests: The requests.
@@ -110,7 +110,7 @@ class PlainUser:
 
         Args:
             path: The file.
-            limits: How large it may be; None for the defaults.
+            limits: Size limits; None for the defaults.
 
         Raises:
             DataError: A row is not such an object, or the file exceeds the limits.
@@ -146,7 +146,7 @@ class PlainUser:
         return Verdict(None if golds[best] - golds[second] < self.tie else best)
 
     def critique(self, prompt: Prompt | str, response: str, seed: int = 0) -> str:
-        """A critique in 8 to 40 plain words: what is wrong and what is right. The seed chooses the words."""
+        """A critique in 8 to 40 plain words, with faults and merits. The seed selects the words."""
         return plain_words.critique(self.judge(prompt, response), f"{seed}|{self.request(prompt).text}|{response}")
 
     def request(self, prompt: Prompt | str) -> Request:
@@ -176,7 +176,7 @@ def judge(request: Request, response: str) -> Judgement:
     items = len(_LIST_ITEM.findall(text)) or 2 * bool(_INLINE_ITEMS.search(text))
     words = len(text.split())
     missing = tuple(group for group in request.mentions if not _pattern(group).search(text))
-    # A short list item and an answer of up to four words need no full stop.
+    # A short list item or an answer of up to four words needs no period.
     loose_end = words <= 4 or (items and len(text.splitlines()[-1].split()) <= 8)
     finished = _FINISHED.search(text) is not None or bool(loose_end and text[-1:] not in ",;")
     short = _BY_SENTENCES.get(len(content), 0.0) * min(1.0, _MOST_WORDS / max(words, 1))
@@ -201,7 +201,7 @@ def judge(request: Request, response: str) -> Judgement:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences and lines of a text. Abbreviations, decimal points and the numbers of list items do not end one."""
+    """Split a text into sentences and lines. Abbreviations, decimal points and list numbers do not end a sentence."""
     guarded = _ABBREVIATION.sub(lambda match: match.group()[:-1] + _NO_END, text)
     guarded = re.sub(r"(^|\s)(\d{1,2}[.)]) ", rf"\1\2{_NO_END}", guarded)
     pieces = (piece.replace(_NO_END, " ").strip() for piece in _SENTENCE_END.split(guarded) if piece)
@@ -209,7 +209,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _close(sentences: list[str]) -> str:
-    """The friendly close of the last sentence, if there is one and some text precedes it; else ""."""
+    """The friendly close in the last sentence, if text precedes it; else ""."""
     if not sentences:
         return ""
     match = _CLOSE.search(sentences[-1])
@@ -225,7 +225,7 @@ def _is_only_filler(sentence: str) -> bool:
 
 
 def _quoted_opening(sentence: str) -> str:
-    """The opening as quoted in critiques: up to punctuation within five words, else four words."""
+    """The opening as quoted in critiques: up to the punctuation within five words, else four words."""
     match = re.match(r"(?:\S+ ){0,4}?\S+?[,:!.?](?=\s|$)", sentence)
     return (match.group() if match else " ".join(sentence.split()[:4])).rstrip(",:.")
 

@@ -1,8 +1,8 @@
-"""The words of the plain user (`plain_user.py`): puts a judgement into words, in many ways.
+"""Wording of the plain user's (`plain_user.py`) critiques, with many variants.
 
-`plain_words.json` holds the phrases. Each fault has phrases of three kinds: said of the response ("rambles on for five
-sentences"), whole sentences, and advice; each merit has the first two. Braces in a phrase are filled in. A critique
-names the faults that cost most first, and usually one merit.
+`plain_words.json` has the phrases. Each fault has three kinds: predicates ("rambles on for five sentences"), sentences,
+and advice; each merit has the first two. Braces in a phrase are filled in. A critique names the costliest faults first,
+and usually one merit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _APPROVAL: list[str] = _BANK["approval"]
 
 
 def critique(judgement: Judgement, seed: str) -> str:
-    """Put a judgement into 8 to 40 words. Equal seeds give equal words."""
+    """Write a critique of 8 to 40 words. Equal seeds give equal words."""
     rng = random.Random(seed)
     facts = _facts(judgement, rng)
     faults = _faults(judgement, rng)
@@ -39,7 +39,7 @@ def critique(judgement: Judgement, seed: str) -> str:
 
 
 def _faults(judgement: Judgement, rng: random.Random) -> list[str]:
-    """Names of the faults, roughly by cost, the most costly first."""
+    """Names of the faults, roughly by cost, the costliest first."""
     parts, found = judgement.parts, []
     if parts["answer"] < 1:
         found.append(("off_point", 0.35) if parts["answer"] == 0 else ("half_point", 0.35 * (1 - parts["answer"])))
@@ -58,7 +58,7 @@ def _faults(judgement: Judgement, rng: random.Random) -> list[str]:
 
 
 def _merits(judgement: Judgement, rng: random.Random) -> list[str]:
-    """Names of the merits in random order; the answer and the close tend to come first."""
+    """Names of the merits in random order, with a tendency for the answer and the close to come first."""
     found = [part for part in MERITS if judgement.parts[part] >= 0.9]
     return sorted(found, key=lambda part: rng.random() - 0.4 * (part in ("answer", "close")))
 
@@ -122,7 +122,7 @@ def _facts(judgement: Judgement, rng: random.Random) -> dict[str, str]:
 
 
 def _named(missing: tuple[str, ...], rng: random.Random) -> str:
-    """In plain words, what one of the missing groups is about."""
+    """Plain words for one of the missing groups."""
     if not missing:
         return "it"
     group = rng.choice(missing)

@@ -1,4 +1,4 @@
-"""The simulated user that a file of requests describes."""
+"""Load the simulated user that belongs to a file of requests."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ SimulatedUser = PlainUser | NoteUser
 
 
 def load_user(name: str, limits: ReadLimits | None = None) -> SimulatedUser | None:
-    """The user of a file of requests; None if there is no such file.
+    """Load the user of a file of requests; None if the file does not exist.
 
     Args:
-        name: A file whose rows are requests as in `data/assistant/requests.jsonl` (`PlainUser`) or questions about
-            notes as in `data/notes` (`NoteUser`). `FILE:thorough` names the thorough one of the two users of notes.
-        limits: How much the file may hold; None for the defaults.
+        name: A file of requests as in `data/assistant/requests.jsonl` (`PlainUser`) or of questions about notes as in
+            `data/notes` (`NoteUser`). `FILE:thorough` selects the thorough note user.
+        limits: Size limits of the file; None for the defaults.
 
     Raises:
-        DataError: A row that is not such a request.
+        DataError: A row is not such a request.
     """
     path, _, manner = (
         name.rpartition(":") if name.endswith(tuple(f":{manner}" for manner in WEIGHTS)) else (name, "", "")

@@ -1,4 +1,4 @@
-"""Whether a text states a value: a date, time, price, number, name, place or thing, in any usual spelling."""
+"""Detect whether a text states a value: a date, time, price, number, name, place or thing, in any usual spelling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy")
 _NUMBERS = {word: number for number, word in enumerate(f"{_ONES} eighteen nineteen".split())}
 _NUMBERS |= {word: 10 * number for number, word in enumerate(_TENS, 2)}
 _WORDS = {number: word for word, number in _NUMBERS.items()}
-# What turns a statement into its opposite when it stands shortly before the value, in the same clause.
+# Words that negate a statement if they come shortly before the value in the same clause.
 _DENIAL = re.compile(
     r"\b(?:not|never|no|neither|nor|instead of|rather than|other than|except|isn't|wasn't|won't|doesn't|don't|can't)"
     r"(?:\s+[\w']+){0,4}\s*$",
@@ -24,18 +24,18 @@ _CLAUSE_END = re.compile(r"[.!?;,](?=\s|$)|\n|\bbut\b", re.IGNORECASE)
 
 
 def states(text: str, kind: str, value: str) -> bool:
-    """Whether a text says the value somewhere without denying it ("not on 3 May" denies it).
+    """Whether a text states the value somewhere without denying it ("not on 3 May" denies it).
 
     Args:
         text: For example a response.
         kind: One of `KINDS`.
-        value: As it stands in a note: "3 May", "17:30", "5 euros", "six" or "6", "Anna", "the gym", "fresh mint".
+        value: The value as in a note: "3 May", "17:30", "5 euros", "six" or "6", "Anna", "the gym", "fresh mint".
     """
     return any(not _denied(text[: match.start()]) for match in _pattern(kind, value).finditer(text))
 
 
 def mentions(text: str, kind: str, value: str) -> bool:
-    """Whether the value occurs in a text at all, be it denied."""
+    """Whether the value occurs in a text at all, even if denied."""
     return _pattern(kind, value).search(text) is not None
 
 
@@ -51,7 +51,7 @@ def _pattern(kind: str, value: str) -> re.Pattern[str]:
 
 
 def _words(value: str) -> str:
-    """A name, place or thing, with or without its article."""
+    """A pattern for a name, place or thing, with or without its article."""
     bare = re.sub(r"^(?:the|a|an) ", "", value)
     return rf"\b{re.escape(bare)}\b".replace(r"\ ", r"\s+")
 
