@@ -55,7 +55,7 @@ class Ensemble:
     Attributes:
         heads: Number of members.
         combine: One of :data:`COMBINATIONS`.
-        k: With mean_minus_std: how many standard deviations are subtracted from the mean.
+        k: Standard deviations to subtract from the mean, with mean_minus_std.
 
     Raises:
         ConfigError: No members, or an unknown combination.

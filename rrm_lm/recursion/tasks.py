@@ -114,7 +114,7 @@ class MainTask:
 
     @property
     def kind(self) -> tuple[str, str]:
-        """What is asked and what is answered. A helper's kind must differ from its parent's."""
+        """The kinds of prompt and response. A helper's kind must differ from its parent's."""
         return "requests", self.domain.kind
 
     @property
@@ -154,7 +154,7 @@ class NoteTask:
 
     @property
     def kind(self) -> tuple[str, str]:
-        """What is asked and what is answered. A helper's kind must differ from its parent's."""
+        """The kinds of prompt and response. A helper's kind must differ from its parent's."""
         return f"requests with a {self.domain.kind}", f"note on {self.name}"
 
     @property

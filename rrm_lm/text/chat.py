@@ -1,4 +1,4 @@
-"""The only place a chat template is applied: text to token ids, and which of them are trained.
+"""Conversion of text to token ids and loss positions. The only place that applies a chat template.
 
 A *line* is one token sequence: the prompt, one response and, optionally, a critique of it, written as the next user
 turn::
@@ -223,7 +223,7 @@ class ChatFormat:
 
     @cached_property
     def end_id(self) -> int:
-        """The token that the template adds after the assistant's text, else the eos token.
+        """The token that the template adds after the assistant's text; the eos token if there is none.
 
         In some families they differ (Gemma: <end_of_turn> and <eos>).
         """
@@ -328,7 +328,7 @@ class ChatFormat:
         """Drop the oldest exchanges until all sequences from ``encode`` fit.
 
         Returns:
-            The prompt, its sequences, and how many messages were dropped.
+            The prompt, its sequences, and the number of dropped messages.
         """
         heads = next((place for place, message in enumerate(prompt) if message.role not in ("system", TOOLS)), 0)
         head, rest = prompt[:heads], prompt[heads:]

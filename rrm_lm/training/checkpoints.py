@@ -120,7 +120,7 @@ def prune(output_dir: str | os.PathLike[str], save_total_limit: int | None, *, k
 
     Args:
         output_dir: The folder of the checkpoints.
-        save_total_limit: How many to keep; None, 0 or less keeps all.
+        save_total_limit: Number of checkpoints to keep; None, 0 or less keeps all.
         keep: The checkpoint just saved, which must come first, and others such as the best one. Checkpoints with a
             later step than the first are deleted before all others: the run was resumed from an earlier step.
     """

@@ -114,7 +114,7 @@ def accumulate(accelerator: Any, model: Any, loss: Callable[[], Tensor], last: b
         accelerator: Computes the gradients.
         model: The wrapped model.
         loss: Runs the forward pass and returns the loss.
-        last: Whether this is the last part of the step. Trainer delays the sum on its own when it accumulates.
+        last: Whether this is the last part of the step. In gradient accumulation, Trainer delays the sum on its own.
 
     Returns:
         The loss, without gradient.

@@ -133,7 +133,7 @@ class ClassifierOnTokens:
     Args:
         model: A model with a ``score`` head of one output.
         name: What to call it.
-        micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
+        micro_batch_tokens: Maximum padded tokens at once; rewards do not depend on it.
 
     Raises:
         ModelError: The model has no such head.
@@ -178,7 +178,7 @@ class AdapterReward:
     Args:
         model: A model from :func:`rrm_lm.models.reward_files.put_reward`.
         name: What to call it.
-        micro_batch_tokens: Most padded tokens at once; rewards do not depend on it.
+        micro_batch_tokens: Maximum padded tokens at once; rewards do not depend on it.
     """
 
     def __init__(self, model: RewardModel, name: str = "reward", micro_batch_tokens: int = 4096) -> None:

@@ -53,7 +53,7 @@ class ResumableTrainer(_Trainer):
     _to_push: list[str]
     _zero_states: ZeroStates | None = None
 
-    # -- what a subclass implements -----------------------------------------------------------------------------------
+    # -- implemented by subclasses ------------------------------------------------------------------------------------
 
     def save_weights(self, folder: Path, write: bool) -> None:
         """Write the trained weights. Called by all processes if the model is sharded; `write` is True in one."""
@@ -63,7 +63,7 @@ class ResumableTrainer(_Trainer):
         """Load what :meth:`save_weights` wrote. Called by all processes."""
         raise NotImplementedError
 
-    # -- what it may use ----------------------------------------------------------------------------------------------
+    # -- used by subclasses -------------------------------------------------------------------------------------------
 
     @cached_property
     def processes(self) -> Processes:

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-_EXACT = (torch.float32, torch.float64)  # in fewer bits, the sum of weight and adapter would lose most of the adapter
+_EXACT = (torch.float32, torch.float64)  # with fewer bits, the sum of weight and adapter would lose most of the adapter
 
 
 class Product:

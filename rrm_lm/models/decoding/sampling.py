@@ -145,7 +145,7 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _first_above(until: Tensor, goal: Tensor) -> Tensor:
-    """(n, 1) the first index where a running sum exceeds its goal, at most that of its last increase."""
+    """(n, 1) the first index at which a running sum exceeds its goal, capped at the index of its last increase."""
     total = until[:, -1:]
     place = (until <= goal).sum(-1, keepdim=True)
     last = (until < total).sum(-1, keepdim=True)  # the first index with the full sum

@@ -243,7 +243,7 @@ def response_nll(
         backbone: The model, in evaluation mode.
         adapter: The adapter to use; ``None`` for the bare backbone.
         lines: Prompts with responses.
-        micro_batch_tokens: Most padded tokens at once; the result does not depend on it.
+        micro_batch_tokens: Maximum padded tokens at once; the result does not depend on it.
 
     Returns:
         For each line (response tokens,) in nats, on the CPU.
