@@ -280,7 +280,7 @@ def cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "what", "remedy"),
     [
-        (pickled, "The weights are a pickle file (pytorch_model.bin)", "convert the weights to safetensors"),
+        (pickled, "The weights are a pickle file (pytorch_model.bin)", "convert it to safetensors"),
         (with_code, "The model needs Python code from its own repository, which is disabled", "trust_remote_code"),
         (cut, "The model or tokenizer could not be loaded", "copy"),
         (shutil.rmtree, "There is no such folder, and it is not a Hub id", "check the spelling"),
@@ -325,7 +325,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "shards on one process": (("--fsdp", "full_shard"), "Using fsdp only works in distributed", "the settings of"),
     "no room": (("--max_critique_length", "512"), "max_critique_length is 512", "max_critique_length"),
     "two checks that do not fit": (
-        ("--load_best_model_at_end", "true", "--eval_strategy", "epoch"), "The settings do not fit", "the command line"
+        ("--load_best_model_at_end", "true", "--eval_strategy", "epoch"), "The settings contradict", "the command line"
     ),
 }  # fmt: skip
 

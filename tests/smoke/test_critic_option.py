@@ -105,7 +105,7 @@ def test_invalid_critics_are_refused_before_anything_is_loaded(
     (mute / "config.yaml").write_text("critique_weight: 0.0\ncritique_weight_end: null\ncritique_first: false\n")
     empty = shutil.copytree(critic, tmp_path / "empty")
     (empty / "adapter_model.safetensors").unlink()
-    for what in ("rrm_lm.models.pretrained.load_causal_lm", "rrm_lm.models.reward.load_causal_lm"):
+    for what in ("rrm_lm.models.pretrained.load_causal_lm", "rrm_lm.models.saving.adapters.load_backbone"):
         monkeypatch.setattr(what, None)
     for folder, said in (
         (tmp_path / "nowhere", "There is no such folder"),

@@ -103,7 +103,7 @@ def test_error_in_one_process_stops_both(tiny: Path, tmp_path: Path) -> None:
     finally:
         run.close()
     assert code != 0 and seconds < 30
-    errors = [line for line in run.text.splitlines() if re.search("error|Error|failed|Traceback", line)]
+    errors = [line for line in run.text.splitlines() if re.search(r"error: |Error|failed|Traceback", line)]
     assert errors[0].startswith("[process 1] error: ") and "no such word" in errors[0], run.text
     assert "[process 0] stopped, because process 1 failed" in run.text
     assert step(tmp_path / "out") == 1 and read(tmp_path / "out" / "run.json")["outcome"].startswith("stopped by")

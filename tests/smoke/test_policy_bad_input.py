@@ -73,7 +73,7 @@ def names(prompts: Path, trained: TrainedReward, tmp_path: Path) -> dict[str, Pa
         (("--stop_token_id", 5000), "There is no token 5000", "stop_token_id"),
         (("--stop_token", "eos", "--stop_token_id", 2), "Both stop_token and stop_token_id are set", "stop_token"),
         (("--samples_per_prompt", 3), "4 episodes a process cannot be divided by 3", "samples_per_prompt"),
-        (("--gold", "REWARDS:gold"), "no held-out prompt to do it on", "eval_prompts"),
+        (("--gold", "REWARDS:gold"), "to monitor the policy by, and no held-out prompt", "eval_prompts"),
         (("--gold", "nothing", "--eval_prompts", "HELD"), "There is no gold reward 'nothing'", "gold"),
         (("--gold", "OTHERS", "--monitor_reward_model", "REWARD"), "Both gold and monitor_reward_model", ""),
         (("--stop_when_over_optimised", "true"), "no independent reward that would show over-optimization", ""),

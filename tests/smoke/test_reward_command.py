@@ -219,10 +219,10 @@ def test_mixed_precision(first: str, tiny: Path, pairs: Path, tmp_path: Path, ca
 def test_evaluation_during_training_and_the_best_checkpoint(
     tiny: Path, pairs: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    """With this learning rate the first step is the best one, so its checkpoint is saved as the model."""
+    """The best step is not the last one, and its checkpoint is saved as the model."""
     words = ("--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps", "--save_steps", 1)
     result = train(
-        capsys, tiny, pairs, tmp_path / "out", *words, "--load_best_model_at_end", "true", "--learning_rate", 0.3,
+        capsys, tiny, pairs, tmp_path / "out", *words, "--load_best_model_at_end", "true", "--learning_rate", 2.0,
         "--max_steps", 4, "--eval_fraction", 0.3,
     )  # fmt: skip
     assert result.code == 0, result.err

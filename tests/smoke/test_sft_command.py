@@ -336,7 +336,7 @@ def test_half_precision(precision: tuple[str, str], tiny: Path, chosen: Path, tm
         (("--lora_target_modules", "no_such_layer"), "cannot be put on this model"),
         (("--lora_target_modules", "lm_head", "q_proj"), "No trainer can be made with these settings"),
         (("--eval_strategy", "epoch", "--eval_fraction", 0), "there are no held-out responses"),
-        (("--sft_on", "everything"), "sft_on is everything"),
+        (("--sft_on", "everything"), "sft_on is ['everything']"),
         (("--learnin_rate", 1), "did you mean `--learning_rate`?"),
     ],
 )
@@ -360,4 +360,4 @@ def test_help_begins_with_examples(capsys: Any) -> None:
         run(capsys, "sft", "--help")
     assert not left.value.code
     page = capsys.readouterr().out
-    assert page.startswith("usage: rrm-lm sft") and "--sft_on chosen" in page and "--eos_token" not in page
+    assert page.startswith("Examples:\n  rrm-lm sft") and "--sft_on chosen" in page and "--eos_token" not in page

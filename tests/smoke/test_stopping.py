@@ -48,8 +48,7 @@ def sending(monkeypatch: Any, callback: TrainerCallback) -> None:
         trainer.add_callback(callback)
         return own(trainer, **more)
 
-    for module in ("reward.run", "sft", "policy.run"):
-        monkeypatch.setattr(f"rrm_lm.runs.{module}.steps_are_finished", finished)
+    monkeypatch.setattr("rrm_lm.api.output_run.steps_are_finished", finished)
 
 
 @pytest.fixture

@@ -99,9 +99,8 @@ def test_its_commands_start_a_run_with_its_settings(path: Path, runs: list[Any])
         assert main(words) == 0
         (run,) = runs
         runs.clear()
-        settings = {
-            key: value for part in vars(run).values() if is_dataclass(part) for key, value in vars(part).items()
-        }
+        held = [part for kept in vars(run).values() for part in (kept if isinstance(kept, tuple) else (kept,))]
+        settings = {key: value for part in held if is_dataclass(part) for key, value in vars(part).items()}
         overridden = {word[2:].replace("-", "_") for word in words[3:] if word.startswith("--")}
         for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
             assert key in overridden or settings[key] == value, key

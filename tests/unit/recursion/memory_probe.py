@@ -42,6 +42,8 @@ def main(folder: Path) -> None:
     shop.shared = replace(
         shop.shared, lora=lora(rank=8, random=False)
     )  # about the share of it that rank 16 is of SmolLM2
+    # Small passes: what grows with the agents is measured, not the activations of the longest batch, which differs.
+    shop.options = replace(shop.options, micro_batch_tokens=1)
     peaks = []
     for helpers in ([], [f"letter_{i}" for i in range(9)]):
         few = SMALL | {"questions": 6, "drafts": 4, "tested": 4}

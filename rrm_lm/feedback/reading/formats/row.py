@@ -72,8 +72,9 @@ class Row:
         return any(not is_nothing(self.values.get(name)) for name in names)
 
     def first(self, *names: str) -> str:
-        """The first non-empty column of these, or else the first one."""
-        return next((name for name in names if self.has(name)), names[0])
+        """The first non-empty column of these, or else the first one that the row has, or else the first one."""
+        there = [name for name in names if name in self.values]
+        return next((name for name in there if self.has(name)), [*there, *names][0])
 
     def label(self, name: str) -> str:
         """A short text or number as a name, or ""."""
