@@ -1,4 +1,4 @@
-"""The reward model: a LoRA adapter and a scalar head on the frozen backbone. The only place that reads rewards.
+"""The reward model: a LoRA adapter and a scalar head on the frozen backbone. `RewardModel.forward` reads the reward.
 
 An ensemble has several heads on one adapter, combined into one reward (see :mod:`rrm_lm.models.ensemble`).
 """

@@ -2,7 +2,8 @@
 
 A source reads the text of a response, or its tokens exactly as sampled. Several sources are summed with weights, and
 each is logged separately. If a source fails, training stops and the error quotes the text, because training on wrong
-rewards is worse than not training.
+rewards is worse than not training. A new kind of source is connected in `api/policy/rewards.py` (commands) and
+`api/policy/trainer.py` (Python).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Judge a reward model on held-out comparisons: python scripts/examples/evaluate.py outputs/rm"""
+"""Evaluate a reward model on held-out comparisons (run train_reward.py first).
+
+.venv/bin/python scripts/examples/evaluate.py outputs/rm
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Train a policy against two rewards, a few updates: python scripts/examples/ppo.py"""
+"""Train a policy for a few updates against a reward model and a function (run train_reward.py first).
+
+.venv/bin/python scripts/examples/ppo.py
+"""
 
 import sys
 
@@ -6,6 +9,7 @@ import rrm_lm
 
 
 def short(prompts, responses):
+    """One point less for every 100 characters."""
     return [-len(text) / 100 for text in responses]
 
 

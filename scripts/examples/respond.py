@@ -1,4 +1,7 @@
-"""Ask a policy: python scripts/examples/respond.py outputs/ppo"""
+"""Ask a model, or a policy that ppo.py trained.
+
+.venv/bin/python scripts/examples/respond.py outputs/ppo
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Score two responses to one prompt: python scripts/examples/score.py outputs/rm"""
+"""Score two responses to one prompt (run train_reward.py first).
+
+.venv/bin/python scripts/examples/score.py outputs/rm
+"""
 
 import sys
 

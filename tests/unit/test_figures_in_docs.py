@@ -55,7 +55,7 @@ def critiques() -> Iterator[str]:
         gains = [found.get(("assistant", budget, arm)) for arm in ("all", "read", "stars")]
         cells = ["" if gain is None else points(gain["gain"]) for gain in gains]
         yield f"| {budget} | {len(alone['seeds'])} | {100 * alone['accuracy']:.1f}% | {' | '.join(cells)} |"
-    yield f"{points(found['assistant', 32, 'reward']['gain'])} points at 32 with two seeds"
+    yield f"{points(found['assistant', 32, 'reward']['gain'])} points with 32 comparisons and two seeds"
     for budget in (8, 16):
         yield f"{points(found['feedbackqa', budget, 'all']['gain'])} points with {budget} comparisons"
 
@@ -145,7 +145,7 @@ DEMO_ROWS = (
     "SFT on chosen answers (300 comparisons)",
     "then PPO, 8 updates of 16 episodes",
     'always "Xyzzy blorp frob. Enjoy!"',
-    'the start\'s first sentence + "Hope this helps!"',
+    'SmolLM2\'s first sentence + "Hope this helps!"',
 )
 
 
@@ -162,7 +162,7 @@ def demo() -> Iterator[str]:
     yield f"{plain(answers, 3, sign='+')} in how much of the question it answers"
     policy = found["outputs/demo/policy"]["minus"]
     yield f"PPO is {plain(policy['outputs/demo/sft'], 3, sign='+')} above SFT"
-    yield f"{plain(policy[next(name for name in policy if 'Xyzzy' in name)], 3, sign='+')} against the constant reply"
+    yield f"{plain(policy[next(name for name in policy if 'Xyzzy' in name)], 3, sign='+')} above the constant reply"
     yield f"{plain(policy[next(name for name in policy if 'Hope' in name)], 3, sign='+')} against the first sentence"
     accuracy = result("demo")["reward"]["accuracy"]
     yield f"{percent(accuracy)} of {accuracy['n']} held-out comparisons"
@@ -183,9 +183,28 @@ def in_short() -> Iterator[str]:
     yield "rewards within 2e-5 of `rrm-lm score`"
 
 
+def ablation() -> Iterator[str]:
+    found = result("ablation")["workloads"]
+    rows = {
+        "reward_training": {"prefix_sharing": "prefix sharing", "length_grouping": "length grouping",
+                            "keeping_activations": "keeping activations"},
+        "scoring": {"prefix_sharing": "prefix sharing", "length_grouping": "length grouping"},
+        "rollout": {"any_decoder": "any decoder of ours", "lean_decoder": "lean decoder",
+                    "packed_weights": "packed weights", "shared_beginning": "shared prefix of prompts"},
+        "ppo_update": {"prefix_sharing": "prefix sharing", "kept_graph": "kept graph",
+                       "slopes_in_hidden_states": "slopes in hidden states",
+                       "slopes_written_down": "closed-form slopes"},
+    }  # fmt: skip
+    for workload, paths in rows.items():
+        yield ", ".join(f"{name} {found[workload][path]['time_ratio']['median']:.2f}" for path, name in paths.items())
+    fused = [found["reward_training"][f"fused_{part}"] for part in ("lora", "norm", "mlp")]
+    yield "worth {:.2f}, {:.2f} and {:.2f} in reward training".format(*(one["time_ratio"]["median"] for one in fused))
+    yield f"saved {100 * (fused[2]['memory_ratio'] - 1):.0f}% of activation memory"
+
+
 def processes() -> Iterator[str]:
     ratios = [one["planned_over_measured"] for one in result("plan")["cases"]]
-    yield f"{min(ratios):.2f} to {max(ratios):.2f} of the memory"
+    yield f"{min(ratios):.2f} to {max(ratios):.2f} times the memory"
     for one in [result("scaling")[job] for job in ("reward", "ppo")]:
         yield f"{one['throughput_ratio']:.2f}"
         yield f"{min(one['throughput_ratio_rounds']):.2f} to {max(one['throughput_ratio_rounds']):.2f}"

@@ -18,5 +18,8 @@ How the episodes of one update pass through the model, with two prompts and two 
 - A **group** is the rows of one forward pass (`rollouts.Grouping`).
 - A **step** is one optimizer step: the accumulated gradients of all groups of a mini-batch (`update.py`).
 
-One update samples responses, scores them, estimates advantages, and takes its steps. May import models and below.
+`trainer.py`, `PPOTrainer.train`: one update samples responses, scores them, estimates advantages (`estimates.py`), and
+takes the optimizer steps (`update.py`, `PolicyUpdate.run`).
+
+May import training's own modules, models and below.
 """
