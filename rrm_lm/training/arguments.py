@@ -96,7 +96,7 @@ def check_above_zero(args: Any, *names: str) -> None:
 
 def check_seed_and_smoothing(args: Any) -> None:
     """Raise a ConfigError unless every random generator accepts the seed and `label_smoothing_factor` is below 0.5."""
-    smoothing = "at least 0 and below 0.5: the share of labels believed to be flipped"
+    smoothing = "at least 0 and below 0.5: the assumed share of flipped labels"
     check(
         args,
         ("seed", 0 <= args.seed < 2**32, "at least 0 and below 2^32"),

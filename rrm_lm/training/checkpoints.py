@@ -66,7 +66,7 @@ def checkpoint_to_resume(output_dir: str | os.PathLike[str], resume_from_checkpo
         raise CheckpointError(
             f"Cannot resume from this checkpoint: {'; '.join(problems)}",
             where=asked,
-            remedy="name another checkpoint, or pass --resume_from_checkpoint true to use the newest whole one",
+            remedy="name another checkpoint, or pass --resume_from_checkpoint true to use the newest complete one",
         )
     return Path(asked)
 

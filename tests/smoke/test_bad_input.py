@@ -45,7 +45,7 @@ FAULTY: dict[str, tuple[str, bytes, str, str]] = {
         "a.jsonl", lines(GOOD, without(GOOD, "rejected")), "column 'rejected' is missing", ", row 2, column 'rejected'"
     ),
     "null column": ("a.jsonl", lines(GOOD, {**GOOD, "chosen": None}), "column 'chosen' is null", ", row 2"),
-    "unknown columns": ("a.jsonl", lines({"text": "sea"}), "these columns are no known shape of feedback: text", ""),
+    "unknown columns": ("a.jsonl", lines({"text": "sea"}), "these columns match no known feedback format: text", ""),
     "empty response": ("a.jsonl", lines(GOOD, {**GOOD, "rejected": " \n"}), "column 'rejected' is empty", ", row 2"),
     "nothing but ties": ("a.jsonl", lines({**GOOD, "rejected": "the sea"}), "none of the 1 rows gives a record", ""),
     "broken JSON": ("a.jsonl", lines(GOOD) + b'{"prompt": }\n' + lines(GOOD), "the line is not valid JSON", ", row 2"),

@@ -55,8 +55,8 @@ def names(prompts: Path, trained: TrainedReward, tmp_path: Path) -> dict[str, Pa
         (("--prompts", "SILENT"), "the prompt has no user turn with text in it", "SILENT, row 2"),
         (("--prompts", "LONG"), "and a response of 6 do not fit the model's 512 positions", "the sea is blue because"),
         (("--prompts", "gone.jsonl"), "there is no such file", "gone.jsonl"),
-        (("--max_length", 6), "6 tokens of a response leave no room for a prompt", "max_length"),
-        (("--response_length", 600), "leave no room for a prompt, with 512 in all", "response_length"),
+        (("--max_length", 6), "6 tokens of a response leave no tokens for the prompt", "max_length"),
+        (("--response_length", 600), "leave no tokens for the prompt, with 512 in all", "response_length"),
         (("--reward_function", "REWARDS:missing"), "There is no function 'missing'", "REWARDS"),
         (("--reward_function", "REWARDS:number"), "There is no function 'number'", "REWARDS"),
         (("--reward_function", "gone.py:f"), "The reward function cannot be loaded (FileNotFoundError", "gone.py:f"),
@@ -130,7 +130,7 @@ def test_held_out_prompts_in_the_training_set_are_reported(
     held = write_rows(tmp_path / "held.jsonl", rows)
     result = teach(capsys, tiny, prompts, tmp_path / "out", "--eval_prompts", held, "--max_steps", 1)
     assert result.code == 0, result.err
-    assert "warning: 1 of 2 held-out prompts are learned on, too" in result.err
+    assert "warning: 1 of 2 held-out prompts are also training prompts" in result.err
 
 
 def test_two_runs_in_one_folder(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
@@ -171,7 +171,7 @@ def test_gold_reward_without_the_word_stops(trained: TrainedReward, prompts: Pat
     known = names(prompts, trained, tmp_path)
     words = ("--eval_prompts", known["HELD"], "--gold", known["OTHERS"])
     result = teach(capsys, trained.model, prompts, tmp_path / "out", *words)
-    assert result.code == 2 and result.error["error"] == "Not one answer to a held-out prompt got a reward"
+    assert result.code == 2 and result.error["error"] == "No response to a held-out prompt got a reward"
     assert result.error["where"] == f"gold: {known['OTHERS']}"
 
 

@@ -187,7 +187,7 @@ def test_reward_model_with_another_backbone_loads_it(
     other = save_tiny_model(tmp_path / "other", "qwen3", seed=3)
     result = teach(capsys, other, prompts, tmp_path / "out", "--reward_model", trained.folder, "--max_steps", 1)
     assert result.code == 0, result.err
-    assert "gets a backbone of its own: The reward model was trained on another backbone" in result.err
+    assert "gets its own backbone: The reward model was trained on another backbone" in result.err
     assert updates(tmp_path / "out")[0]["reward/reward"] == updates(tmp_path / "out")[0]["objective/scores"]
 
 

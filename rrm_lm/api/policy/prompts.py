@@ -87,7 +87,7 @@ def _tell_overlap(train: Collection[Prompt], heldout: Collection[Prompt]) -> Non
     known = set(map(prompt_id, train))
     shared = sum(prompt_id(prompt) in known for prompt in heldout)
     if shared:
-        logger.warning("%d of %d held-out prompts are learned on, too: they are not new to it", shared, len(heldout))
+        logger.warning("%d of %d held-out prompts are also training prompts", shared, len(heldout))
 
 
 def fit_chat(
@@ -101,7 +101,7 @@ def fit_chat(
     longest = fitted(max_length, backbone)
     if longest is not None and response_length >= longest:
         raise ConfigError(
-            f"{response_length} tokens of a response leave no room for a prompt, with {longest} in all",
+            f"{response_length} tokens of a response leave no tokens for the prompt, with {longest} in all",
             where="response_length" if max_length is None else "max_length",
             remedy="set a smaller response_length" + ("" if max_length is None else ", or a larger max_length"),
         )
@@ -111,8 +111,8 @@ def fit_chat(
     shortened = sum(len(whole.prompt_ids(prompt)) > room for prompt in prompts)
     if shortened:
         logger.warning(
-            "%d of %d prompts are longer than the %d tokens that max_length leaves them: they lose their oldest turns, "
-            "or their beginning",
+            "%d of %d prompts are longer than the %d tokens that max_length leaves for them; their oldest turns are "
+            "dropped, or their beginning",
             *(shortened, len(prompts), room),
         )
     return ChatFormat(chat.tokenizer, room), longest

@@ -72,7 +72,7 @@ def _ended_because(trainer: Any, monitor: Monitor | None) -> str:
     if watched is not None and watched.put_back is not None:
         return f"{watched.stopped_because}; the policy is that of step {watched.put_back}, the best one"
     if trainer.stop_reason:
-        return f"{trainer.stop_reason}; the policy is the last one that was in order"
+        return f"{trainer.stop_reason}; the last valid policy was restored"
     if watched is not None and watched.stopped_because and trainer.state.global_step < trainer.state.max_steps:
         return watched.stopped_because
     return ""

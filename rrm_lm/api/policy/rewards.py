@@ -103,7 +103,7 @@ def _on_backbone(args: RewardArguments, backbone: Backbone, chat: ChatFormat, na
     try:
         reward = put_reward(backbone, folder, chat=chat, ensemble=args.ensemble, ensemble_k=args.ensemble_k)
     except ModelError as error:
-        logger.info("%s gets a backbone of its own: %s", name, error.what)
+        logger.info("%s gets its own backbone: %s", name, error.what)
         return None
     logger.info("%s: a reward model, on the policy's own backbone", name)
     return reward
@@ -149,7 +149,7 @@ def _never_silent(function: RewardFunction, where: str) -> RewardFunction:
         values = function(prompts, responses)
         if not any(math.isfinite(value) for value in values):
             raise DataError(
-                "Not one answer to a held-out prompt got a reward",
+                "No response to a held-out prompt got a reward",
                 where=where,
                 expected="finite rewards; a simulated user knows only its own requests",
                 remedy="name the file of requests that the prompts were taken from, or leave it out",

@@ -58,12 +58,12 @@ def check_arguments(
             "`train_dataset` is required", where="RewardTrainer", expected="rows, records, a file or a Hub name"
         )
     if collator is not None:
-        raise ConfigError("`data_collator` cannot be set: batches are laid out in the step", where="RewardTrainer")
+        raise ConfigError("`data_collator` cannot be set: the trainer builds its own batches", where="RewardTrainer")
     if run_arguments.merge and args.critique_first:
         raise ConfigError(
             "A merged checkpoint cannot write the critiques that its rewards are read after",
             where="merge and critique_first",
-            remedy="leave out --merge; rrm-lm score and rrm-lm evaluate read the adapter as it is",
+            remedy="leave out --merge; rrm-lm score and rrm-lm evaluate read the adapter directly",
         )
 
 

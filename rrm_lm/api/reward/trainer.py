@@ -328,7 +328,7 @@ class RewardTrainer(_RewardTrainer):
             return
         loading = self._start.loading
         if loading is None:
-            logger.warning("saved to %s; not reloaded: the base model is in no folder, so save it, too", run.folder)
+            logger.warning("saved to %s; not reloaded: the base model is not in a folder, save it as well", run.folder)
             return
         check_saved(rewards, model, run.folder, sample, **loading)
         if read is None:

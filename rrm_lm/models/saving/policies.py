@@ -249,7 +249,7 @@ def _refuse_classifier(path: str, revision: str | None) -> None:
             "This is a sequence-classification model, which scores responses but does not write them",
             where=path,
             expected="a causal language model",
-            remedy="name the model that answers; rrm-lm score and rrm-lm evaluate read this one",
+            remedy="name the policy; rrm-lm score and rrm-lm evaluate read this reward model",
         )
 
 

@@ -38,7 +38,7 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
     )
     trl_compatible: bool = option(
         False,
-        "Compute the update as TRL 1.12 does where we differ (see rrm_lm/training/ppo/estimates.py): to compare with "
+        "Compute the update exactly as TRL 1.12 does (differences: rrm_lm/training/ppo/estimates.py): to compare with "
         "it, not for better policies.",
     )
     samples_per_prompt: int = option(1, "Responses per prompt; the prompt is computed once for all of them.")

@@ -120,7 +120,7 @@ class LastGood:
     def put_back(self) -> str:
         """Restore the copy; return a message for the log."""
         if self.weights is None:
-            return "the policy stays as it is: there is no earlier one"
+            return "the policy is kept: there is no earlier one to restore"
         restore(self._trained(), self.weights)
         return "the policy is the last one whose KL divergence was within bounds"
 

@@ -182,7 +182,7 @@ def _unknown(table: FileColumns, file: str) -> DataError:
     }
     hint = " ".join(f"{theirs}={ours}" for theirs, ours in near.items())
     return DataError(
-        f"these columns are no known shape of feedback: {found}",
+        f"these columns match no known feedback format: {found}",
         where=file,
         expected="one of: " + "; ".join(f"{known.name} ({known.shape})" for known in FORMATS),
         remedy=f"did you mean --columns {hint}?"

@@ -309,7 +309,7 @@ def refuse_other_text(columns: Columns, read: Collection[str], file: str) -> Non
             f"there is no prompt column, and other columns hold text: {', '.join(map(repr, others))}",
             where=file,
             expected="the prompt in a column named prompt, or no text but chosen and rejected, which begin with it",
-            remedy=f"did you mean --columns {nearest}=prompt? A column to leave aside is --columns {nearest}={IGNORE}",
+            remedy=f"did you mean --columns {nearest}=prompt? To ignore the column: --columns {nearest}={IGNORE}",
         )
 
 

@@ -38,7 +38,7 @@ def read_response(row: Row) -> Iterator[Record]:
         if rating is None:
             row.note("a verdict that is not a known word, kept in words only")
     if rating is None and corrected is None and not critiques:
-        what = f"has the verdict {verdict!r}, which is not a known word" if verdict else "has no feedback beside it"
+        what = f"has the verdict {verdict!r}, which is not a known word" if verdict else "comes without feedback"
         expected = "a critique, a rating, a corrected response, or a verdict such as good or bad"
         row.fail("response", what, expected, "fill one in or remove the row")
     for critique in critiques:
