@@ -102,7 +102,7 @@ def _message(value: Any, where: str) -> Message:
         return value
     if not isinstance(value, Mapping) or not all(isinstance(value.get(name), str) for name in ("role", "content")):
         raise DataError("a message has no role and content", where=where, expected='{"role": ..., "content": ...}')
-    return Message(value["role"], value["content"])
+    return Message.from_dict(value)
 
 
 def is_prompt(value: Any) -> bool:
