@@ -24,7 +24,7 @@ from rrm_lm.models.pretrained import (
     set_seed,
 )
 from rrm_lm.models.reward import RewardModel, RewardSettings
-from rrm_lm.models.saving.adapters import is_classifier, put_weights
+from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, is_classifier, model_file, put_weights
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.reward.config import RewardConfig
@@ -82,7 +82,9 @@ def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantiza
     else:
         tokenizer = prepare_tokenizer(tokenizer, name, **args.tokenizing())
     if isinstance(model, str):
-        if not is_classifier(resolve(name, args.model_revision), args.model_revision):
+        path = resolve(name, args.model_revision)
+        _refuse_adapter(path, args.model_revision)
+        if not is_classifier(path, args.model_revision):
             return Start(load_causal_lm(name, **loading), tokenizer, name, loading)
         known = {key: value for key, value in loading.items() if key != "quantization_config"}
         model = load_sequence_classifier(name, **known, num_labels=1)
@@ -93,6 +95,17 @@ def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantiza
         adapter, model = _taken_off(model)
     lm, head, writes = _language_model(model)
     return Start(lm, tokenizer, name, loading, head, adapter, writes)
+
+
+def _refuse_adapter(path: str, revision: str | None) -> None:
+    """An adapter would be loaded and then switched off, since the reward has an adapter of its own."""
+    if model_file(path, ADAPTER_CONFIG, revision) is not None:
+        raise ModelError(
+            "This is an adapter, and a reward model is trained on a whole model",
+            where=path,
+            expected="a language model or a sequence classifier",
+            remedy="name the merged model instead (rrm-lm sft --merge writes OUTPUT_DIR/merged)",
+        )
 
 
 def _loading_again(model: Any, name: str) -> dict[str, Any] | None:
