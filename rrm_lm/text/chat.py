@@ -261,14 +261,31 @@ class ChatFormat:
                 where=" > ".join(message.role for message in messages),
                 remedy="merge or rename the roles, or pass another template with --chat_template_path",
             ) from error
-        called = [name for m in messages for name in _function_names(m) if name not in str(text)]
-        if called:
+        called = [name for m in messages for name in _function_names(m)]
+        if called and (
+            any(name not in str(text) for name in called) or self._ignores_tools(turns, more, generation, str(text))
+        ):
             raise ModelError(
                 f"The chat template leaves out tools or tool calls: {', '.join(dict.fromkeys(called))}",
                 where=" > ".join(message.role for message in messages),
                 remedy="use a model whose template shows tools, or leave these rows out",
             )
         return str(text)
+
+    def _ignores_tools(self, turns: list[dict[str, Any]], more: dict[str, Any], generation: bool, text: str) -> bool:
+        """Whether the text would be the same without the tools, or without the calls: their names may occur anyway."""
+        without_calls = [{name: value for name, value in turn.items() if name != "tool_calls"} for turn in turns]
+        others = [(turns, {})] * bool(more) + [(without_calls, more)] * (without_calls != turns)
+        for changed, tools in others:
+            try:
+                other = self.tokenizer.apply_chat_template(
+                    changed, tokenize=False, add_generation_prompt=generation, **tools
+                )
+            except Exception:  # a template that needs them does not ignore them
+                continue
+            if other == text:
+                return True
+        return False
 
     def _encode(self, text: str, literals: Sequence[str]) -> list[int]:
         pieces = re.split(f"{_HIDE}(\\d+){_SHOW}", text)

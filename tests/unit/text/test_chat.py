@@ -411,3 +411,10 @@ def test_a_template_that_leaves_out_tools_is_an_error() -> None:
         tiny_chat().encode(TALK, ["yes"])
     with pytest.raises(ModelError, match="leaves out tools or tool calls: weather"):
         tiny_chat().prompt_ids(TALK[2:])
+
+
+def test_tools_that_are_left_out_are_found_though_their_name_occurs() -> None:
+    asked = tuple(Message("user", "weather?") if m.role == "user" else m for m in TALK)
+    with pytest.raises(ModelError, match="leaves out tools or tool calls: weather"):
+        tiny_chat().encode(asked, ["yes"])
+    assert "weather?" in tiny_chat(template=TOOL_TEMPLATE).transcript(asked, "yes")
