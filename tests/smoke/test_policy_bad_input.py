@@ -119,7 +119,7 @@ def test_long_prompt_is_truncated_if_asked(trained: TrainedReward, prompts: Path
     long = names(prompts, trained, tmp_path)["LONG"]
     result = teach(capsys, trained.model, long, tmp_path / "out", "--max_length", 40)
     assert result.code == 0, result.err
-    assert "warning: 1 of 2 prompts are longer than the 34 tokens that max_length leaves them" in result.err
+    assert "warning: 1 of 2 prompts are longer than the 34 tokens that max_length leaves for them" in result.err
     assert read(tmp_path / "out" / "policy.json")["max_length"] == 40
 
 

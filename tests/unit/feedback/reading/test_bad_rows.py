@@ -120,7 +120,7 @@ def test_plain_texts_that_share_no_prompt(tmp_path):
 
 def test_feedback_columns_that_are_all_null(tmp_path):
     rated = {"prompt": "Hi", "response": "Yo", "critique": None, "rating": 0.5}
-    with pytest.raises(DataError, match=r"no feedback beside it.*faulty\.jsonl, row 2"):
+    with pytest.raises(DataError, match=r"comes without feedback.*faulty\.jsonl, row 2"):
         load_feedback(path_of(tmp_path, rated, rated | {"rating": None}))
 
 

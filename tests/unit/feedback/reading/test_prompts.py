@@ -77,7 +77,7 @@ def test_a_faulty_row_is_named_or_passed_over(row: dict[str, Any], message: str,
 def test_nothing_to_answer(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no prompt in it"):
         load_prompts(lines(tmp_path / "a.jsonl", [{"prompt": " "}]), skip_bad_rows=True)
-    with pytest.raises(DataError, match="no known shape of feedback"):
+    with pytest.raises(DataError, match="match no known feedback format"):
         load_prompts(lines(tmp_path / "b.jsonl", [{"riddle": "why?"}]))
     with pytest.raises(DataError, match="no such file"):
         load_prompts(str(tmp_path / "c.jsonl"))
