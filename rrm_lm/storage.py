@@ -87,7 +87,7 @@ def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         CheckpointError: The disk is full, or the folder is not writable.
     """
     path = Path(path)
-    staged = _beside(path, _STAGING)
+    staged = _sibling(path, _STAGING)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -133,7 +133,7 @@ def staged_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
     """
     path = Path(path)
     _refuse_occupied(path, replace)
-    staged = _beside(path, _STAGING)
+    staged = _sibling(path, _STAGING)
     with explained(path):
         staged.mkdir(parents=True)
         try:
@@ -157,7 +157,7 @@ def commit_folder(staged: Path, path: Path, *, replace: bool = False) -> None:
     write_manifest(staged)
     displaced = None
     if path.is_dir() and any(path.iterdir()):
-        displaced = _beside(path, _REPLACED)
+        displaced = _sibling(path, _REPLACED)
         os.rename(path, displaced)
     try:
         os.rename(staged, path)
@@ -182,7 +182,7 @@ def replace_files(staged: Path, folder: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Delete a folder, if it exists. If interrupted, no part of it keeps its name."""
-    staged = _beside(path, _STAGING)
+    staged = _sibling(path, _STAGING)
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, staged)
     shutil.rmtree(staged, ignore_errors=True)
@@ -262,7 +262,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _beside(path: Path, mark: str) -> Path:
+def _sibling(path: Path, mark: str) -> Path:
     """A new hidden name in the folder of `path`, so that a rename stays on one file system."""
     return path.with_name(f".{path.name}{mark}{os.getpid()}-{secrets.token_hex(4)}")
 

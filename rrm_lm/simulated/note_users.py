@@ -18,17 +18,17 @@ it, style decides between 0.5 and 1. Each part is scored from 0 to 1:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.feedback.asking.overseers import Verdict
 from rrm_lm.feedback.reading.files import read_rows
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.simulated import note_words
 from rrm_lm.simulated.plain_user import Request, judge
+from rrm_lm.simulated.requester import Requester
 from rrm_lm.simulated.values import KINDS, mentions, states
 
 MOST_WITHOUT_ANSWER = 0.3
@@ -97,7 +97,7 @@ class NoteJudgement:
     close: str
 
 
-class NoteUser:
+class NoteUser(Requester[NoteRequest]):
     """One of the two users: an overseer (`overseers.Overseer`) of responses to questions about notes.
 
     Args:
@@ -114,11 +114,10 @@ class NoteUser:
     def __init__(self, requests: Iterable[NoteRequest], manner: str = "plain", tie: float = 0.02) -> None:
         if manner not in WEIGHTS:
             raise ConfigError(f"There is no user of notes called {manner!r}", expected=" or ".join(WEIGHTS))
-        self.requests = {_key(request.text): request for request in requests}
+        super().__init__(requests, tie)
         self.manner = manner
         self.parts = ("answer", *WEIGHTS[manner])
         self.name = f"{manner} user of notes"
-        self.tie = tie
 
     @classmethod
     def from_file(cls, path: str | Path, manner: str = "plain", limits: ReadLimits | None = None) -> NoteUser:
@@ -137,33 +136,10 @@ class NoteUser:
         """The gold reward of a response, 0 to 1. For labels and measurements, never for training."""
         return self.judge(prompt, response).gold
 
-    def rating(self, prompt: Prompt | str, response: str) -> float:
-        """`gold` as a rating of one to five stars, scaled to 0 to 1."""
-        return round(4 * self.gold(prompt, response)) / 4
-
-    def compare(self, prompt: Prompt | str, responses: Sequence[str]) -> Verdict:
-        """Prefer the response with the highest gold; none if the best two differ by less than `tie`."""
-        golds = [self.gold(prompt, response) for response in responses]
-        best, second = sorted(range(len(golds)), key=lambda index: -golds[index])[:2]
-        return Verdict(None if golds[best] - golds[second] < self.tie else best)
-
     def critique(self, prompt: Prompt | str, response: str, seed: int = 0) -> str:
         """A critique of a response. Equal seeds give equal words."""
         key = f"{self.manner}|{seed}|{self.request(prompt).text}|{response}"
         return note_words.critique(self.judge(prompt, response), self.manner, key)
-
-    def request(self, prompt: Prompt | str) -> NoteRequest:
-        """The request of a prompt. Raises DataError if it is not one of this user's."""
-        text = (
-            prompt if isinstance(prompt, str) else next((m.content for m in reversed(prompt) if m.role == "user"), "")
-        )
-        request = self.requests.get(_key(text))
-        if request is None:
-            raise DataError(
-                f"This user knows no note for {text[:80]!r}",
-                remedy="add note, question and values to the file that the user is made from",
-            )
-        return request
 
 
 def judge_note_response(request: NoteRequest, response: str, manner: str) -> NoteJudgement:
@@ -247,7 +223,3 @@ def _request(entry: Mapping[str, object], where: str) -> NoteRequest:
     if missing:
         raise DataError(f"The note does not contain the value {missing[0]!r}", where=where)
     return request
-
-
-def _key(text: str) -> str:
-    return " ".join(text.lower().split())

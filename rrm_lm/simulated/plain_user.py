@@ -17,18 +17,18 @@ Responses are judged on six parts, each scored from 0 to 1 and weighted (`WEIGHT
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.asking.overseers import Verdict
 from rrm_lm.feedback.reading.files import read_rows
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.simulated import plain_words
 from rrm_lm.simulated.judgement import WEIGHTS, Judgement
+from rrm_lm.simulated.requester import Requester
 
 _BY_SENTENCES = {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.6, 4: 0.35, 5: 0.15}
 _MOST_WORDS = 50
@@ -88,7 +88,7 @@ class Request:
     topic: str = ""
 
 
-class PlainUser:
+class PlainUser(Requester[Request]):
     """An overseer (`overseers.Overseer`) of responses to known requests.
 
     Args:
@@ -101,8 +101,7 @@ class PlainUser:
     parts = tuple(WEIGHTS)
 
     def __init__(self, requests: Iterable[Request], tie: float = 0.02) -> None:
-        self.requests = {_key(request.text): request for request in requests}
-        self.tie = tie
+        super().__init__(requests, tie)
 
     @classmethod
     def from_file(cls, path: str | Path, limits: ReadLimits | None = None) -> PlainUser:
@@ -127,10 +126,6 @@ class PlainUser:
                 ) from error
         return cls(requests)
 
-    def rating(self, prompt: Prompt | str, response: str) -> float:
-        """`gold` as a rating of one to five stars, scaled to 0 to 1."""
-        return round(4 * self.gold(prompt, response)) / 4
-
     def judge(self, prompt: Prompt | str, response: str) -> Judgement:
         """Judge a response part by part. Raises DataError for a prompt that is not one of this user's requests."""
         return judge(self.request(prompt), response)
@@ -139,28 +134,9 @@ class PlainUser:
         """The gold reward of a response, 0 to 1. For labels and measurements, never for training."""
         return self.judge(prompt, response).gold
 
-    def compare(self, prompt: Prompt | str, responses: Sequence[str]) -> Verdict:
-        """Prefer the response with the highest gold; none if the best two differ by less than `tie`."""
-        golds = [self.gold(prompt, response) for response in responses]
-        best, second = sorted(range(len(golds)), key=lambda index: -golds[index])[:2]
-        return Verdict(None if golds[best] - golds[second] < self.tie else best)
-
     def critique(self, prompt: Prompt | str, response: str, seed: int = 0) -> str:
         """A critique in 8 to 40 plain words, with faults and merits. The seed selects the words."""
         return plain_words.critique(self.judge(prompt, response), f"{seed}|{self.request(prompt).text}|{response}")
-
-    def request(self, prompt: Prompt | str) -> Request:
-        """The request of a prompt's last user turn. Raises DataError if it is not one of this user's."""
-        text = prompt
-        if not isinstance(text, str):
-            text = next((message.content for message in reversed(text) if message.role == "user"), "")
-        request = self.requests.get(_key(text))
-        if request is None:
-            raise DataError(
-                f"This user did not ask {text[:80]!r}, and does not know what a good answer to it mentions",
-                remedy="add the request to the user's file of requests",
-            )
-        return request
 
 
 def judge(request: Request, response: str) -> Judgement:
@@ -242,7 +218,3 @@ def _alternative(word: str) -> str:
         return rf"(?<![\w.,]){re.escape(word)}(?!\d|[.,]\d)" if word[0].isalnum() else re.escape(word)
     ending = r"\w{0,3}" if len(word) > 3 else r"(?:s|es|y|[a-z]?ed|[a-z]?ing)?" if len(word) > 1 else ""
     return rf"\b{re.escape(word)}{ending}\b"
-
-
-def _key(text: str) -> str:
-    return " ".join(text.lower().split())

@@ -21,7 +21,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "eval", "heldout"), "test"),
 }
 # Files that this program and the Hub write next to the data.
-BESIDE = ("counts.json", "manifest.json", "run.json", "dataset_info.json", "dataset_infos.json", "state.json")
+SIDE_FILES = ("counts.json", "manifest.json", "run.json", "dataset_info.json", "dataset_infos.json", "state.json")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SHARD = re.compile(r"(?:^|[-_.])(?:part[-_]?)?\d+(?:-of-\d+)?(?:-[0-9a-f]{8,})?$")
 
@@ -155,7 +155,7 @@ def _choose(names: Sequence[str], split: str, where: str) -> list[str]:
 
 
 def _data_files(path: Path) -> list[Path]:
-    files = (file for file in path.iterdir() if file.is_file() and file.name not in BESIDE)
+    files = (file for file in path.iterdir() if file.is_file() and file.name not in SIDE_FILES)
     return sorted(file for file in files if data_suffix(file) in READERS and not file.name.startswith("."))
 
 

@@ -81,7 +81,7 @@ def test_critiques_speak_of_faults_and_never_hand_over_the_answer() -> None:
 
 def test_they_are_overseers_and_refuse_what_they_do_not_know() -> None:
     assert isinstance(user("plain"), Overseer)
-    with pytest.raises(DataError, match="knows no note"):
+    with pytest.raises(DataError, match="did not ask"):
         user("plain").gold("What is the capital of France?", "Paris.")
     with pytest.raises(ConfigError, match="plain or thorough"):
         NoteUser([REQUEST], "rude")

@@ -123,8 +123,8 @@ def _named(
 
 
 def _name_aliases(aliases: Mapping[str, str]) -> list[str]:
-    told = ", ".join(f"{theirs!r} as {ours!r}" for theirs, ours in aliases.items())
-    return [f"read {told}"] if told else []
+    renamed = ", ".join(f"{theirs!r} as {ours!r}" for theirs, ours in aliases.items())
+    return [f"read {renamed}"] if renamed else []
 
 
 def _find_scales(table: FileColumns, info: Table, read: set[str]) -> list[str]:

@@ -257,12 +257,12 @@ def name_unread(columns: Columns, read: Collection[str], *, demonstrations: bool
     Raises:
         DataError: An unread column would change what is learned.
     """
-    told: list[str] = []
+    unread: list[str] = []
     for name in columns.kinds:
         if name in read or columns.kinds[name] == "nothing":
             continue
         if name == "" or re.fullmatch(r"Unnamed: \d+|index|__index_level_\d+__", name):
-            told.append(f"{name!r} (an index)")
+            unread.append(f"{name!r} (an index)")
             continue
         meaning = next((known for known in MEANINGS if name.lower() in known.refused), None)
         meaning = meaning or next((known for known in MEANINGS if _words(name) & known.words), None)
@@ -273,10 +273,10 @@ def name_unread(columns: Columns, read: Collection[str], *, demonstrations: bool
         if demonstrations and not refused and columns.judges(name):
             refused, meaning = True, MEANINGS[2]
         if not refused and (meaning is None or meaning is MEANINGS[-1]) and not columns.is_prose(name):
-            told.append(repr(name))
+            unread.append(repr(name))
             continue
         if _repeats(columns, name, read):
-            told.append(f"{name!r} (repeats columns that are read)")
+            unread.append(f"{name!r} (repeats columns that are read)")
             continue
         what = meaning.what if meaning is not None else "text"
         target = meaning.target if meaning is not None else "prompt"
@@ -290,8 +290,8 @@ def name_unread(columns: Columns, read: Collection[str], *, demonstrations: bool
                 remedy=f"say what it is ({ways}--columns {name}={IGNORE} to leave it aside), or remove it",
             )
         advice = f"; if it matters, name it: --columns {name}={target}" if target else ""
-        told.append(f"{name!r} ({what}, {share}{advice})")
-    return ["not read: " + ", ".join(told)] if told else []
+        unread.append(f"{name!r} ({what}, {share}{advice})")
+    return ["not read: " + ", ".join(unread)] if unread else []
 
 
 def refuse_other_text(columns: Columns, read: Collection[str], file: str) -> None:

@@ -86,7 +86,7 @@ def write(path: Any, rows: list[dict[str, Any]], kind: str, encoding: str) -> st
     return str(path)
 
 
-def told(record: Record) -> tuple[Any, ...]:
+def content(record: Record) -> tuple[Any, ...]:
     system = record.prompt[0].content if record.prompt[0].role == "system" else None
     asked = record.prompt[-1].content
     if isinstance(record, Comparison):
@@ -115,7 +115,7 @@ def test_every_row_is_the_right_record_or_named_and_every_column_is_read_or_name
     assert not refusing, feedback.counts.summary()
     counts = feedback.counts.files[0]
     records = [*(c for c in feedback.comparisons if not feedback.ratings), *feedback.ratings]
-    assert {record.origin.row: told(record) for record in records} == {
+    assert {record.origin.row: content(record) for record in records} == {
         row: ("Be kind.", *values[1:]) if values[0] else values for row, values in enumerate(expected, 1) if values
     }
     named = {origin.row for tally in counts.dropped.values() for origin in tally.origins}
