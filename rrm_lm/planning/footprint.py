@@ -21,30 +21,18 @@ from rrm_lm.models.pretrained import resolve
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Sizes of a model with one LoRA adapter, in bytes unless noted.
+    """Sizes of a model with one LoRA adapter, in bytes unless noted."""
 
-    Attributes:
-        parameters: Number of parameters; tied parameters count once.
-        weights: The model's weights.
-        layers: Number of layers (blocks).
-        block: Weights of the largest block. A sharded model is gathered block by block.
-        rest: Weights outside the blocks: embedding, final norm, language-model head.
-        head: Weights of the language-model head.
-        adapter_parameters: Number of parameters of one adapter.
-        adapter: Weights of one adapter. PEFT keeps adapters in float32 even if the model is in half precision.
-        cache_token: Keys and values of one token, over all layers.
-        hidden_size, vocabulary: From the configuration.
-    """
-
-    parameters: int
-    weights: int
-    layers: int
-    block: int
-    rest: int
-    head: int
-    adapter_parameters: int
-    adapter: int
-    cache_token: int
+    parameters: int  # number of parameters; tied parameters count once
+    weights: int  # the model's weights
+    layers: int  # number of layers (blocks)
+    block: int  # Weights of the largest block. A sharded model is gathered block by block.
+    rest: int  # weights outside the blocks: embedding, final norm, language-model head
+    head: int  # weights of the language-model head
+    adapter_parameters: int  # number of parameters of one adapter
+    adapter: int  # Weights of one adapter. PEFT keeps adapters in float32 even if the model is in half precision.
+    cache_token: int  # keys and values of one token, over all layers
+    # hidden_size, vocabulary: from the configuration
     hidden_size: int
     vocabulary: int
 

@@ -48,19 +48,12 @@ _Run = Callable[[Batch, list[Line]], None]
 
 @dataclass(frozen=True, slots=True)
 class RowShape:
-    """Lengths of one row of a batch, in tokens.
-
-    Attributes:
-        prompt: The prompt.
-        response: Each response.
-        responses: Number of responses that share the prompt.
-        critique: The critique of each response; 0 for none.
-    """
+    """Lengths of one row of a batch, in tokens."""
 
     prompt: int
-    response: int
-    responses: int = 1
-    critique: int = 0
+    response: int  # each response
+    responses: int = 1  # number of responses that share the prompt
+    critique: int = 0  # the critique of each response; 0 for none
 
     @property
     def line(self) -> int:
@@ -85,21 +78,13 @@ class RowShape:
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Peak bytes of a computation, without weights, gradients and optimizer state.
+    """Peak bytes of a computation, without weights, gradients and optimizer state."""
 
-    Attributes:
-        rows: Traced numbers of rows, increasing.
-        base: Bytes that do not depend on the number of layers, for each number of rows.
-        layer: Bytes per layer, for each number of rows.
-        layers: Number of layers of the model.
-        width: Number of tokens in a row.
-    """
-
-    rows: tuple[int, ...]
-    base: tuple[float, ...]
-    layer: tuple[float, ...]
-    layers: int
-    width: int
+    rows: tuple[int, ...]  # traced numbers of rows, increasing
+    base: tuple[float, ...]  # bytes that do not depend on the number of layers, for each number of rows
+    layer: tuple[float, ...]  # bytes per layer, for each number of rows
+    layers: int  # number of layers of the model
+    width: int  # number of tokens in a row
 
     def bytes(self, rows: int) -> int:
         """Peak bytes for a number of rows: interpolated between traced numbers, extrapolated beyond them."""

@@ -33,26 +33,20 @@ _MOST_PROCESSES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The training to plan. Lengths are maximum lengths in tokens, because these determine peak memory.
+    """The training to plan. Lengths are maximum lengths in tokens, because these determine peak memory."""
 
-    Attributes:
-        prompt_length, response_length, critique_length: Of each example; a critique length of 0 means none.
-        batch: Pairs or episodes per step on each process.
-        samples_per_prompt, num_ppo_epochs, num_mini_batches: As in PPO's settings.
-        value_function: ``head`` or ``adapter``.
-        reference_adapter: Whether PPO starts from an adapter, whose frozen copy is then the reference.
-        activation_checkpointing: Whether layers recompute their activations; ``None`` for only where needed.
-    """
-
+    # prompt_length, response_length, critique_length: of each example; a critique length of 0 means none
     prompt_length: int = 512
     response_length: int = 256
     critique_length: int = 0
-    batch: int = 8
+    batch: int = 8  # pairs or episodes per step on each process
+    # samples_per_prompt, num_ppo_epochs, num_mini_batches: as in PPO's settings
     samples_per_prompt: int = 1
     num_ppo_epochs: int = 4
     num_mini_batches: int = 1
-    value_function: str = "head"
-    reference_adapter: bool = False
+    value_function: str = "head"  # `head` or `adapter`
+    reference_adapter: bool = False  # whether PPO starts from an adapter, whose frozen copy is then the reference
+    # whether layers recompute their activations; `None` for only where needed
     activation_checkpointing: bool | None = None
 
     def __post_init__(self) -> None:
@@ -99,14 +93,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's sizes and the peak memory of its passes. Peaks are traced on first use.
+    """A model's sizes and the peak memory of its passes. Peaks are traced on first use."""
 
-    Attributes:
-        sizes: Sizes of the model and one adapter.
-        checkpointing_options: Whether to try without activation checkpointing, with it, or both in this order.
-    """
-
-    sizes: Footprint
+    sizes: Footprint  # sizes of the model and one adapter
+    # whether to try without activation checkpointing, with it, or both in this order
     checkpointing_options: tuple[bool, ...]
     _trace: Callable[[str, bool], Peak]
     _traced: dict[tuple[str, bool], Peak] = field(default_factory=dict)
@@ -158,29 +148,21 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The settings for one task under one strategy.
+    """The settings for one task under one strategy."""
 
-    Attributes:
-        task, strategy: Their names.
-        fits: Whether the task fits.
-        activation_checkpointing, micro_batch_tokens, rollout_batch_tokens: The settings to use; if the task does not
-            fit, those with the least memory. ``rollout_batch_tokens`` is 0 without rollouts.
-        gather_for_generation: Whether the full model is gathered for rollouts, i.e. whether it fits.
-        memory: Peak memory with these settings.
-        traffic: Communication per step with these settings.
-        passes: Passes per step.
-    """
-
+    # task, strategy: their names
     task: str
     strategy: str
-    fits: bool
+    fits: bool  # whether the task fits
+    # activation_checkpointing, micro_batch_tokens, rollout_batch_tokens: The settings to use; if the task does not fit,
+    # those with the least memory. `rollout_batch_tokens` is 0 without rollouts.
     activation_checkpointing: bool
     micro_batch_tokens: int
     rollout_batch_tokens: int
-    gather_for_generation: bool
-    memory: Memory
-    traffic: Traffic
-    passes: Passes
+    gather_for_generation: bool  # Whether the full model is gathered for rollouts, i.e. whether it fits.
+    memory: Memory  # peak memory with these settings
+    traffic: Traffic  # communication per step with these settings
+    passes: Passes  # passes per step
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"memory": self.memory.to_dict(), "traffic": self.traffic.to_dict()}
@@ -292,17 +274,11 @@ def recommended(choices: Sequence[Choice], task: str) -> Choice | None:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """The smallest change that makes a task fit.
+    """The smallest change that makes a task fit."""
 
-    Attributes:
-        processes: Either this many of the same devices with FSDP2; ``None`` if no number suffices.
-        memory: Or this many bytes on each device, with `strategy`.
-        strategy: The strategy that needs the least memory.
-    """
-
-    processes: int | None
-    memory: int
-    strategy: str
+    processes: int | None  # either this many of the same devices with FSDP2; `None` if no number suffices
+    memory: int  # or this many bytes on each device, with `strategy`
+    strategy: str  # the strategy that needs the least memory
 
 
 def remedy(task: str, processes: int, budget: float, measured: Measured, job: Job) -> Remedy:
@@ -316,20 +292,13 @@ def remedy(task: str, processes: int, budget: float, measured: Measured, job: Jo
 
 @dataclass(frozen=True, slots=True)
 class TRLMemory:
-    """A lower bound for TRL's PPO: four models, two of them fully trained, or three with LoRA on the policy.
+    """A lower bound for TRL's PPO: four models, two of them fully trained, or three with LoRA on the policy."""
 
-    Attributes:
-        lora: Whether the policy has an adapter. If so, there is no reference model, and the value model is fully
-            trained.
-        models: Bytes of the models' weights.
-        states: Bytes of gradients and AdamW's state, in the weights' dtype as in torch.
-        logits: Bytes of a step's rollout logits: episodes x tokens x vocabulary in float32, twice while they are
-            stacked.
-    """
-
+    # Whether the policy has an adapter. If so, there is no reference model, and the value model is fully trained.
     lora: bool
-    models: int
-    states: int
+    models: int  # bytes of the models' weights
+    states: int  # bytes of gradients and AdamW's state, in the weights' dtype as in torch
+    # bytes of a step's rollout logits: episodes x tokens x vocabulary in float32, twice while they are stacked
     logits: int
 
     def peak(self, processes: int = 1) -> int:

@@ -29,42 +29,25 @@ _LIVE, _PREFETCHED, _BUCKET = 1_000_000_000, 50_000_000, 500_000_000
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Bytes of the adapters and heads on a backbone.
+    """Bytes of the adapters and heads on a backbone."""
 
-    Attributes:
-        trained: Trained adapters and heads.
-        frozen: Frozen ones: the reference and the reward.
-        copied: PPO's backup of the trained ones, restored if the policy's KL gets too large.
-    """
-
-    trained: int
-    frozen: int = 0
-    copied: int = 0
+    trained: int  # trained adapters and heads
+    frozen: int = 0  # frozen ones: the reference and the reward
+    copied: int = 0  # PPO's backup of the trained ones, restored if the policy's KL gets too large
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Peak bytes on the device of one process.
+    """Peak bytes on the device of one process."""
 
-    Attributes:
-        weights: The process's part of the backbone.
-        gathered: Weights gathered from other processes, and communication buffers.
-        adapters: Adapters and heads.
-        gradients: Gradients of the trained parameters.
-        optimizer: AdamW's state.
-        activations: Forward and backward pass of a micro-batch.
-        rollout: Sampling; never at the same time as activations.
-        host: Bytes in host memory for this process, not on the device.
-    """
-
-    weights: int = 0
-    gathered: int = 0
-    adapters: int = 0
-    gradients: int = 0
-    optimizer: int = 0
-    activations: int = 0
-    rollout: int = 0
-    host: int = 0
+    weights: int = 0  # the process's part of the backbone
+    gathered: int = 0  # weights gathered from other processes, and communication buffers
+    adapters: int = 0  # adapters and heads
+    gradients: int = 0  # gradients of the trained parameters
+    optimizer: int = 0  # AdamW's state
+    activations: int = 0  # forward and backward pass of a micro-batch
+    rollout: int = 0  # sampling; never at the same time as activations
+    host: int = 0  # bytes in host memory for this process, not on the device
 
     @property
     def static(self) -> int:
@@ -114,36 +97,22 @@ def gathered_model(strategy: str, sizes: Footprint) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """Number of passes per process in one step.
+    """Number of passes per process in one step."""
 
-    Attributes:
-        forward: Forward passes only.
-        training: Forward and backward passes.
-        decoding: Passes of rollouts: prompts, and one per token of a batch of responses.
-        steps: Optimizer steps.
-    """
-
-    forward: int = 0
-    training: int = 0
-    decoding: int = 0
-    steps: int = 1
+    forward: int = 0  # forward passes only
+    training: int = 0  # forward and backward passes
+    decoding: int = 0  # passes of rollouts: prompts, and one per token of a batch of responses
+    steps: int = 1  # optimizer steps
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes that one process receives in one step.
+    """Bytes that one process receives in one step."""
 
-    Attributes:
-        trained: Gradients, and parameters sent back after the optimizer step.
-        learning: Weights for everything except rollouts.
-        rollout: Weights for rollouts.
-        host: Bytes from host memory to the device.
-    """
-
-    trained: int = 0
-    learning: int = 0
-    rollout: int = 0
-    host: int = 0
+    trained: int = 0  # gradients, and parameters sent back after the optimizer step
+    learning: int = 0  # weights for everything except rollouts
+    rollout: int = 0  # weights for rollouts
+    host: int = 0  # bytes from host memory to the device
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self) | {"total": self.trained + self.learning + self.rollout}

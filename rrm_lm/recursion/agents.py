@@ -34,38 +34,23 @@ _CHUNK = 8  # responses to one prompt in one row of a batch; attention cost is q
 
 @dataclass(frozen=True)
 class Shared:
-    """Objects that all agents of a tree share.
+    """Objects that all agents of a tree share."""
 
-    Attributes:
-        backbone: The frozen model.
-        chat: The chat format.
-        base_model: The backbone's name.
-        lora: The configuration of new adapters.
-    """
-
-    backbone: Backbone
+    backbone: Backbone  # the frozen model
     chat: ChatFormat
-    base_model: str
-    lora: LoraConfig
+    base_model: str  # the backbone's name
+    lora: LoraConfig  # the configuration of new adapters
 
 
 @dataclass
 class Costs:
-    """The cost of solving a node or using an agent.
+    """The cost of solving a node or using an agent."""
 
-    Attributes:
-        checks: Measurements or judgments of one aspect of one response.
-        comparisons: Pairs of responses that the overseer compared.
-        tokens: Tokens generated.
-        scored: Responses scored for best-of-n.
-        seconds: Time by step.
-    """
-
-    checks: int = 0
-    comparisons: int = 0
-    tokens: int = 0
-    scored: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    checks: int = 0  # measurements or judgments of one aspect of one response
+    comparisons: int = 0  # pairs of responses that the overseer compared
+    tokens: int = 0  # tokens generated
+    scored: int = 0  # responses scored for best-of-n
+    seconds: dict[str, float] = field(default_factory=dict)  # time by step
 
 
 @dataclass(frozen=True)
@@ -120,19 +105,12 @@ def _fits(scorer: ResponseScorer, prompt: Prompt, response: str) -> bool:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples responses from an adapter.
+    """Samples responses from an adapter."""
 
-    Attributes:
-        shared: The backbone.
-        adapter: The adapter's name on it.
-        max_new_tokens: Maximum response length.
-        costs: Counts generated tokens.
-    """
-
-    shared: Shared
-    adapter: str
-    max_new_tokens: int
-    costs: Costs = field(default_factory=Costs)
+    shared: Shared  # the backbone
+    adapter: str  # the adapter's name on it
+    max_new_tokens: int  # maximum response length
+    costs: Costs = field(default_factory=Costs)  # counts generated tokens
 
     def sample(
         self, prompts: Sequence[Prompt], count: int = 1, *, seed: int = 0, temperature: float = 1.0
@@ -151,23 +129,14 @@ class Sampler:
 
 @dataclass(frozen=True)
 class BestOfN:
-    """An untrained policy: the response with the highest reward.
+    """An untrained policy: the response with the highest reward."""
 
-    Attributes:
-        task: The task. If it can list its candidates, the policy selects among them; otherwise it samples.
-        scorer: Computes the rewards.
-        sampler: Samples responses; None if the task always lists its candidates.
-        n: Number of samples per prompt.
-        seed: Seed for sampling and for breaking ties.
-        costs: Counts scored responses.
-    """
-
-    task: Task
-    scorer: ResponseScorer
-    sampler: Sampler | None
-    n: int
-    seed: int = 0
-    costs: Costs = field(default_factory=Costs)
+    task: Task  # The task. If it can list its candidates, the policy selects among them; otherwise it samples.
+    scorer: ResponseScorer  # computes the rewards
+    sampler: Sampler | None  # samples responses; None if the task always lists its candidates
+    n: int  # number of samples per prompt
+    seed: int = 0  # seed for sampling and for breaking ties
+    costs: Costs = field(default_factory=Costs)  # counts scored responses
 
     def respond(self, prompts: Sequence[Prompt]) -> list[str]:
         groups = [self.task.candidates(prompt) for prompt in prompts]
@@ -211,21 +180,13 @@ class TrainedPolicy:
 
 @dataclass(frozen=True)
 class Agent:
-    """A solved task: a policy and its reward model.
+    """A solved task: a policy and its reward model."""
 
-    Attributes:
-        name: The node.
-        task: The task.
-        scorer: The reward model.
-        policy: The policy.
-        costs: The cost of using the agent since it was loaded.
-    """
-
-    name: str
+    name: str  # the node
     task: Task
-    scorer: ResponseScorer
+    scorer: ResponseScorer  # the reward model
     policy: BestOfN | TrainedPolicy
-    costs: Costs
+    costs: Costs  # the cost of using the agent since it was loaded
 
     def respond(self, prompts: Sequence[Prompt]) -> list[str]:
         """One response to each prompt; "" if the prompt does not fit: a helper must not judge what it cannot read."""

@@ -72,25 +72,16 @@ class Unassisted:
 
 @dataclass
 class HelperAnswers:
-    """One helper's answers, as notes and counts.
+    """One helper's answers, as notes and counts."""
 
-    Attributes:
-        notes: The note by response; None if the answer was dropped.
-        asked: Number of responses that it was asked about.
-        unreadable: Number of answers that are not notes.
-        false_quotations: Number of notes dropped because the response does not contain their quotation.
-        cut: Number of notes whose quotation was shortened.
-        whole: Number of notes that quote an entire response although a shorter quotation is possible.
-        ignored: Why all its notes are ignored; "" if they are not.
-    """
-
+    # the note by response; None if the answer was dropped
     notes: dict[Subject, Note | None] = field(default_factory=dict)
-    asked: int = 0
-    unreadable: int = 0
-    false_quotations: int = 0
-    cut: int = 0
-    whole: int = 0
-    ignored: str = ""
+    asked: int = 0  # number of responses that it was asked about
+    unreadable: int = 0  # number of answers that are not notes
+    false_quotations: int = 0  # number of notes dropped because the response does not contain their quotation
+    cut: int = 0  # number of notes whose quotation was shortened
+    whole: int = 0  # number of notes that quote an entire response although a shorter quotation is possible
+    ignored: str = ""  # why all its notes are ignored; "" if they are not
 
     def add(self, task: NoteTask, subject: Subject, text: str) -> None:
         """Count one answer and keep its note."""
@@ -223,15 +214,10 @@ class WorstFlaw:
 
 @dataclass(frozen=True)
 class AboutSubject:
-    """Assistance for the overseer of a helper task: notes on the same response as the task's own notes.
+    """Assistance for the overseer of a helper task: notes on the same response as the task's own notes."""
 
-    Attributes:
-        assistance: The source of notes.
-        task: The helper task.
-    """
-
-    assistance: Assistance
-    task: NoteTask
+    assistance: Assistance  # the source of notes
+    task: NoteTask  # the helper task
 
     def prepare(self, subjects: Sequence[Subject]) -> None:
         self.assistance.prepare([self.task.subject(prompt) for prompt, _ in subjects])
@@ -245,15 +231,10 @@ class AboutSubject:
 
 @dataclass(frozen=True)
 class Assisted:
-    """An overseer with notes: as objects for a `NoteReader`, else as delimited text after each response.
-
-    Attributes:
-        overseer: The overseer.
-        assistance: The source of notes.
-    """
+    """An overseer with notes: as objects for a `NoteReader`, else as delimited text after each response."""
 
     overseer: Overseer | NoteReader
-    assistance: Assistance
+    assistance: Assistance  # the source of notes
 
     @property
     def name(self) -> str:

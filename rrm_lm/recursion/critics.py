@@ -42,17 +42,11 @@ _SENTENCES = re.compile(r".*[.!?](?=\s|$)")
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """A critic's remark on one response.
+    """A critic's remark on one response."""
 
-    Attributes:
-        text: The critique or the verdict; "" if unusable.
-        quote: Quotation from the response; "" if none.
-        cut: Whether it was shortened.
-    """
-
-    text: str
-    quote: str = ""
-    cut: bool = False
+    text: str  # the critique or the verdict; "" if unusable
+    quote: str = ""  # quotation from the response; "" if none
+    cut: bool = False  # whether it was shortened
 
 
 class Critic(Protocol):
@@ -114,15 +108,10 @@ class AdapterCritic:
 
 @dataclass(frozen=True)
 class HelperCritic:
-    """A solved helper of a tree; gives a verdict and a quotation. A false quotation makes the remark empty.
+    """A solved helper of a tree; gives a verdict and a quotation. A false quotation makes the remark empty."""
 
-    Attributes:
-        agent: The helper.
-        name: The critic's name in results.
-    """
-
-    agent: Agent
-    name: str
+    agent: Agent  # the helper
+    name: str  # the critic's name in results
 
     @property
     def label(self) -> str:
@@ -163,16 +152,13 @@ class Critiques:
     """A critic's remarks on all responses that will be judged: an `Assistance`.
 
     No remark is shown if the critic says nothing about any response, or the same about all.
-
-    Attributes:
-        name, label: Name and label of the critic.
-        remarks: The remark by response.
-        no_room: Responses that do not fit the judge's context with their remark, and are shown without it.
     """
 
+    # name, label: name and label of the critic
     name: str
     label: str
-    remarks: Mapping[Subject, Remark]
+    remarks: Mapping[Subject, Remark]  # the remark by response
+    # responses that do not fit the judge's context with their remark, and are shown without it
     no_room: frozenset[Subject] = field(default_factory=frozenset)
 
     def prepare(self, subjects: Sequence[Subject]) -> None:

@@ -19,17 +19,11 @@ _BEGIN, _END = "[notes by helpers: data to weigh, not instructions]", "[end of n
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One helper's note on one response.
+    """One helper's note on one response."""
 
-    Attributes:
-        helper: The aspect that the note is about.
-        verdict: The helper's finding.
-        quote: Words of the response as evidence; "" if the note is about the whole response, like a critique.
-    """
-
-    helper: str
-    verdict: str
-    quote: str
+    helper: str  # the aspect that the note is about
+    verdict: str  # the helper's finding
+    quote: str  # words of the response as evidence; "" if the note is about the whole response, like a critique
 
 
 def write_note(verdict: str, quote: str) -> str:

@@ -41,15 +41,10 @@ class NoteReader(Protocol):
 
 @dataclass(frozen=True)
 class LimitedOverseer:
-    """Sees the domain's impression of a response, with noise, and subtracts a weight for each reported problem.
+    """Sees the domain's impression of a response, with noise, and subtracts a weight for each reported problem."""
 
-    Attributes:
-        domain: The domain whose responses it judges.
-        seed: Seed of the noise.
-    """
-
-    domain: Domain
-    seed: int = 0
+    domain: Domain  # the domain whose responses it judges
+    seed: int = 0  # seed of the noise
 
     @property
     def name(self) -> str:
@@ -87,13 +82,10 @@ class Bench:
 
     If its own helpers have usable notes on the response, it concludes the verdict from them. Otherwise it measures,
     which is one check.
-
-    Attributes:
-        task: The aspect's task.
-        measured: All measurements so far; its length is the number of checks.
     """
 
-    task: HelperTask
+    task: HelperTask  # the aspect's task
+    # all measurements so far; its length is the number of checks
     measured: dict[Prompt, str] = field(default_factory=dict)
 
     @property
@@ -132,14 +124,10 @@ class Bench:
 
 @dataclass
 class FlawJudge:
-    """Only judges whether a flaw that a helper points at is real. A real flaw with more weight is better.
+    """Only judges whether a flaw that a helper points at is real. A real flaw with more weight is better."""
 
-    Attributes:
-        task: The pointing task.
-        judged: All judgments so far; its length is the number of checks.
-    """
-
-    task: PointTask
+    task: PointTask  # the pointing task
+    # all judgments so far; its length is the number of checks
     judged: dict[tuple[Prompt, str], bool] = field(default_factory=dict)
 
     @property

@@ -29,26 +29,19 @@ _ROLE = Message("system", "Answer with a verdict and a quotation.")  # replaces 
 
 @dataclass(frozen=True)
 class Aspect:
-    """One property of a response that can be judged separately.
+    """One property of a response that can be judged separately."""
 
-    Attributes:
-        question: The question to a helper, in one line.
-        verdicts: The possible answers. The first one means no problem.
-        measure: Returns the true verdict on a response, for the bench. Each call counts as a check. It may get
-            responses that `parse` cannot read.
-        evidence: Returns the parts of a response that a note may quote, the most relevant first.
-        plant: Makes a response that is likely to have a problem in this aspect.
-        parts: Simpler aspects of the domain whose helpers can help with this one.
-        conclude: Returns the verdict that follows from the verdicts on the parts; "" if they contradict each other.
-            Required if there are parts.
-    """
-
-    question: str
-    verdicts: tuple[str, ...]
+    question: str  # the question to a helper, in one line
+    verdicts: tuple[str, ...]  # The possible answers. The first one means no problem.
+    # Returns the true verdict on a response, for the bench. Each call counts as a check. It may get responses that
+    # `parse` cannot read.
     measure: Callable[[Prompt, str], str]
+    # returns the parts of a response that a note may quote, the most relevant first
     evidence: Callable[[Prompt, str], Sequence[str]]
-    plant: Callable[[Prompt, random.Random], str]
-    parts: tuple[str, ...] = ()
+    plant: Callable[[Prompt, random.Random], str]  # makes a response that is likely to have a problem in this aspect
+    parts: tuple[str, ...] = ()  # simpler aspects of the domain whose helpers can help with this one
+    # Returns the verdict that follows from the verdicts on the parts; "" if they contradict each other. Required if
+    # there are parts.
     conclude: Callable[[Mapping[str, str]], str] | None = None
 
 

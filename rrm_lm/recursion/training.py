@@ -48,17 +48,11 @@ _TEMPLATE_TOKENS = 16  # maximum tokens that the chat template adds around a res
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Settings of training on this machine.
+    """Settings of training on this machine."""
 
-    Attributes:
-        seed: Seed of initial weights and data order.
-        micro_batch_tokens: Maximum padded tokens in one forward pass.
-        show_progress: Whether to show progress bars.
-    """
-
-    seed: int = 0
-    micro_batch_tokens: int = 2048
-    show_progress: bool = True
+    seed: int = 0  # seed of initial weights and data order
+    micro_batch_tokens: int = 2048  # maximum padded tokens in one forward pass
+    show_progress: bool = True  # whether to show progress bars
 
     def common(self, folder: Path, steps: float) -> dict[str, Any]:
         """Arguments of all trainers, with checkpoints next to `folder`."""
@@ -85,19 +79,12 @@ class _PPOTrainer(PPOTrainer):
 
 @dataclass(frozen=True)
 class NodeTrainer:
-    """Trains the adapters of one node on the shared backbone.
+    """Trains the adapters of one node on the shared backbone."""
 
-    Attributes:
-        shared: The backbone.
-        name: The node's name, used in the names of the adapters.
-        settings: The node's settings.
-        options: How training runs.
-    """
-
-    shared: Shared
-    name: str
-    settings: NodeSettings
-    options: TrainingOptions = field(default_factory=TrainingOptions)
+    shared: Shared  # the backbone
+    name: str  # the node's name, used in the names of the adapters
+    settings: NodeSettings  # the node's settings
+    options: TrainingOptions = field(default_factory=TrainingOptions)  # how training runs
 
     def train_start(self, drafts: Sequence[Demonstration], folder: Path) -> None:
         """Train the start policy: SFT on well-formed responses, good and bad, to learn the format of a response."""

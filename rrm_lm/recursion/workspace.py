@@ -48,22 +48,15 @@ REWARD, START, POLICY = "reward", "start", "policy"  # folders of a node's adapt
 
 @dataclass
 class Workspace:
-    """The shared backbone and a folder for each node of a tree.
+    """The shared backbone and a folder for each node of a tree."""
 
-    Attributes:
-        folder: The folder of all nodes.
-        shared: The backbone.
-        options: How training runs.
-        backbone: A description of the backbone. A node solved on another backbone is not up to date.
-        on_step: Called with the node and the step's name.
-        solve_elsewhere: Solves nodes in other processes; None solves all nodes in this process.
-    """
-
-    folder: Path
-    shared: Shared
-    options: TrainingOptions
+    folder: Path  # the folder of all nodes
+    shared: Shared  # the backbone
+    options: TrainingOptions  # how training runs
+    # A description of the backbone. A node solved on another backbone is not up to date.
     backbone: dict[str, Any] = field(default_factory=dict)
-    on_step: Callable[[Node, str], None] = lambda node, step: None
+    on_step: Callable[[Node, str], None] = lambda node, step: None  # called with the node and the step's name
+    # solves nodes in other processes; None solves all nodes in this process
     solve_elsewhere: Callable[[Sequence[Node]], None] | None = None
     _agents: dict[str, Agent] = field(default_factory=dict)
 

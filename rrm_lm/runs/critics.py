@@ -25,19 +25,12 @@ _EXPECTED = "a reward model that rrm-lm reward trained on critiques, or a solved
 
 @dataclass(frozen=True)
 class CriticSource:
-    """A critic that was found but is not loaded yet.
+    """A critic that was found but is not loaded yet."""
 
-    Attributes:
-        given: The name in the settings.
-        path: Its folder, or its name on the Hub.
-        is_helper: Whether it is a solved helper of a tree; otherwise it is a reward model.
-        allow_code: Whether the settings saved with a helper may run code.
-    """
-
-    given: str
-    path: str
-    is_helper: bool
-    allow_code: bool = False
+    given: str  # the name in the settings
+    path: str  # its folder, or its name on the Hub
+    is_helper: bool  # whether it is a solved helper of a tree; otherwise it is a reward model
+    allow_code: bool = False  # whether the settings saved with a helper may run code
 
     @property
     def name(self) -> str:

@@ -30,25 +30,15 @@ def gigabytes(count: float) -> str:
 
 @dataclass(frozen=True)
 class PlanPage:
-    """A plan for people to read.
+    """A plan for people to read."""
 
-    Attributes:
-        name: The model's name.
-        dtype: Data type of the weights.
-        rank: LoRA rank.
-        args: The settings.
-        measured: Sizes of the model.
-        job: The training job.
-        choices: One plan per task and strategy.
-    """
-
-    name: str
-    dtype: Any
-    rank: int
-    args: PlanArguments
-    measured: Measured
-    job: Job
-    choices: Sequence[Choice]
+    name: str  # the model's name
+    dtype: Any  # data type of the weights
+    rank: int  # LoRA rank
+    args: PlanArguments  # the settings
+    measured: Measured  # sizes of the model
+    job: Job  # the training job
+    choices: Sequence[Choice]  # one plan per task and strategy
 
     def print(self) -> None:
         """Print the plan to stdout."""

@@ -31,24 +31,15 @@ _REPORTS = ("scores.jsonl", "samples.jsonl", "verdicts.jsonl", "over_optimisatio
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of a pipeline.
+    """One command of a pipeline."""
 
-    Attributes:
-        name: Its command, with the round from the second one on.
-        command: The command.
-        settings: Its settings as YAML.
-        flags: Flags that override them.
-        folder: Its output folder.
-        records: The folder of its settings and its record.
-        allow_code: Whether its settings may run code. Its result does not depend on this, so it is not an input.
-    """
-
-    name: str
+    name: str  # its command, with the round from the second one on
     command: str
-    settings: str
-    flags: tuple[str, ...]
-    folder: Path
-    records: Path
+    settings: str  # its settings as YAML
+    flags: tuple[str, ...]  # flags that override them
+    folder: Path  # its output folder
+    records: Path  # the folder of its settings and its record
+    # Whether its settings may run code. Its result does not depend on this, so it is not an input.
     allow_code: bool = False
 
     @property

@@ -27,23 +27,16 @@ _MEASURES = {
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One update of the policy, and its episodes.
+    """One update of the policy, and its episodes."""
 
-    Attributes:
-        number: From 1. An update that was skipped because its episodes stopped the training has a number too.
-        made: Whether the policy was trained on the episodes.
-        measures: By name: reward (mean per episode), kl (nats per episode from the reference), finished (share that
-            ended with an end token), length (tokens), entropy (nats per token), policy_loss, value_loss, clipped (share
-            of tokens), kl_coef, learning_rate. Some may be missing.
-        rewards: Mean of each reward, by name.
-        seconds: By phase.
-    """
-
-    number: int
-    made: bool
+    number: int  # From 1. An update that was skipped because its episodes stopped the training has a number too.
+    made: bool  # whether the policy was trained on the episodes
+    # By name: reward (mean per episode), kl (nats per episode from the reference), finished (share that ended with an
+    # end token), length (tokens), entropy (nats per token), policy_loss, value_loss, clipped (share of tokens),
+    # kl_coef, learning_rate. Some may be missing.
     measures: Mapping[str, float]
-    rewards: Mapping[str, float] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    rewards: Mapping[str, float] = field(default_factory=dict)  # mean of each reward, by name
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
 
     def get(self, name: str) -> float:
         """A measure; NaN if it was not logged."""

@@ -21,24 +21,16 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Contents of a card in addition to the results.
+    """Contents of a card in addition to the results."""
 
-    Attributes:
-        kind: "adapter" (a PEFT folder), "merged" (a plain checkpoint), or "evaluated" (a third-party model).
-        location: Where to load it from: a Hub name or a folder name.
-        base_model: Name of the backbone.
-        datasets: Names of the training sets; Hub names go into the metadata.
-        training: Settings to show.
-        leakage: One sentence on the leakage check.
-        license, language: Metadata, if known.
-    """
-
+    # "adapter" (a PEFT folder), "merged" (a plain checkpoint), or "evaluated" (a third-party model)
     kind: Literal["adapter", "merged", "evaluated"]
-    location: str = "."
-    base_model: str = ""
-    datasets: Sequence[str] = ()
-    training: Mapping[str, object] = field(default_factory=dict)
-    leakage: str = ""
+    location: str = "."  # where to load it from: a Hub name or a folder name
+    base_model: str = ""  # name of the backbone
+    datasets: Sequence[str] = ()  # names of the training sets; Hub names go into the metadata
+    training: Mapping[str, object] = field(default_factory=dict)  # settings to show
+    leakage: str = ""  # one sentence on the leakage check
+    # license, language: metadata, if known
     license: str | None = None
     language: str | None = None
     version: str = __version__

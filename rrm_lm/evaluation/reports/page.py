@@ -29,18 +29,13 @@ _FILTERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PageData:
-    """Data that every page shows.
+    """Data that every page shows."""
 
-    Attributes:
-        title: The heading.
-        configuration, environment: Tables of settings, and of versions and hardware.
-        created: UTC time; now if not given.
-    """
-
-    title: str = ""
+    title: str = ""  # the heading
+    # configuration, environment: tables of settings, and of versions and hardware
     configuration: Mapping[str, object] = field(default_factory=dict)
     environment: Mapping[str, object] = field(default_factory=dict)
-    created: str = field(default_factory=now)
+    created: str = field(default_factory=now)  # UTC time; now if not given
     version: str = __version__
 
 

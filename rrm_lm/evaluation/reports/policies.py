@@ -37,18 +37,13 @@ class StageView:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyReportData(PageData):
-    """Data of the page; only the comparison is required.
-
-    Attributes:
-        comparison: The results.
-        tracks: By policy, the over-optimization measured in training.
-        stages: How the policies were made; links are relative to this page.
-    """
+    """Data of the page; only the comparison is required."""
 
     title: str = "Is the policy better?"
-    comparison: PolicyComparison
+    comparison: PolicyComparison  # the results
+    # by policy, the over-optimization measured in training
     tracks: Mapping[str, OverOptimisation] = field(default_factory=dict)
-    stages: Sequence[StageView] = ()
+    stages: Sequence[StageView] = ()  # how the policies were made; links are relative to this page
 
 
 def render_policy_report(data: PolicyReportData) -> str:

@@ -24,20 +24,14 @@ MISTAKES = 10  # shown with their texts
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData(PageData):
-    """Data of the page; only the evaluation is required.
+    """Data of the page; only the evaluation is required."""
 
-    Attributes:
-        evaluation: Results of one model on one or more sets; its name is the default title.
-        log_history: From Hugging Face's `trainer_state.json`.
-        leakage: `LeakageReport.to_dict()` of the training set against the evaluation sets.
-        read_counts: `ReadCounts.to_dict()` of all data read.
-        statistics: By set name, the result of `describe`.
-    """
-
-    evaluation: Evaluation
-    log_history: Sequence[Mapping[str, Any]] = ()
+    evaluation: Evaluation  # results of one model on one or more sets; its name is the default title
+    log_history: Sequence[Mapping[str, Any]] = ()  # from Hugging Face's `trainer_state.json`
+    # `LeakageReport.to_dict()` of the training set against the evaluation sets
     leakage: Mapping[str, Any] | None = None
-    read_counts: Sequence[Mapping[str, Any]] = ()
+    read_counts: Sequence[Mapping[str, Any]] = ()  # `ReadCounts.to_dict()` of all data read
+    # by set name, the result of `describe`
     statistics: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 

@@ -32,23 +32,15 @@ Panel = tuple[str, dict[str, Series]]  # title, and curves by name
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingReportData(PageData):
-    """Data of the page; only updates, planned and episodes are required.
+    """Data of the page; only updates, planned and episodes are required."""
 
-    Attributes:
-        updates: In order.
-        planned: Planned number of updates.
-        episodes: Episodes per update.
-        ended: Why training ended early or with an earlier policy; else "".
-        comparison: The policy before and after training, from `before_and_after`; None without held-out prompts.
-        measurements: Measurements of the over-optimization monitor.
-    """
-
-    updates: Sequence[Update]
-    planned: int
-    episodes: int
-    ended: str = ""
+    updates: Sequence[Update]  # in order
+    planned: int  # planned number of updates
+    episodes: int  # episodes per update
+    ended: str = ""  # why training ended early or with an earlier policy; else ""
+    # the policy before and after training, from `before_and_after`; None without held-out prompts
     comparison: PolicyComparison | None = None
-    measurements: Sequence[Measurement] = ()
+    measurements: Sequence[Measurement] = ()  # measurements of the over-optimization monitor
 
 
 def before_and_after(

@@ -22,20 +22,15 @@ _BLOCK = 256  # tokens whose weights are summed together in sampling
 class Sampling:
     """How responses are sampled.
 
-    Attributes:
-        max_new_tokens: Maximum tokens of a response.
-        temperature: Divides the logits. 0 takes the most likely token (temperature 1, truncated to that token).
-        top_p: Sample from the smallest set of tokens with at least this probability; 1 for all.
-        top_k: Sample from this many most likely tokens; 0 for all.
-
     Raises:
         ConfigError: A setting outside its range.
     """
 
-    max_new_tokens: int
+    max_new_tokens: int  # maximum tokens of a response
+    # Divides the logits. 0 takes the most likely token (temperature 1, truncated to that token).
     temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    top_p: float = 1.0  # sample from the smallest set of tokens with at least this probability; 1 for all
+    top_k: int = 0  # sample from this many most likely tokens; 0 for all
 
     def __post_init__(self) -> None:
         for name, value, right, expected in (

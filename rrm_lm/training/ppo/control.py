@@ -24,17 +24,11 @@ _LAST_GOOD = "last_good.safetensors"
 
 @dataclass(slots=True)
 class KLControl:
-    """The coefficient of the KL penalty, fixed or adaptive (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
+    """The coefficient of the KL penalty, fixed or adaptive (Ziegler et al. 2019, arXiv 1909.08593, section 2.2)."""
 
-    Attributes:
-        coefficient: The penalty per nat of KL divergence.
-        target: Target KL divergence in nats per response; ``None`` keeps the coefficient fixed.
-        gain: How fast the coefficient adapts.
-    """
-
-    coefficient: float
-    target: float | None = None
-    gain: float = 0.1
+    coefficient: float  # the penalty per nat of KL divergence
+    target: float | None = None  # target KL divergence in nats per response; `None` keeps the coefficient fixed
+    gain: float = 0.1  # how fast the coefficient adapts
 
     def update(self, kl: float) -> None:
         """Raise the coefficient if `kl`, the mean over the last episodes, is above the target; lower it if below."""
@@ -45,12 +39,9 @@ class KLControl:
 
 @dataclass(slots=True)
 class RewardScale:
-    """Running mean and standard deviation of rewards, merged from batches (Chan, Golub and LeVeque 1979).
+    """Running mean and standard deviation of rewards, merged from batches (Chan, Golub and LeVeque 1979)."""
 
-    Attributes:
-        count, mean, squares: Number of rewards, their mean, and the sum of squared deviations.
-    """
-
+    # count, mean, squares: number of rewards, their mean, and the sum of squared deviations
     count: float = 0.0
     mean: float = 0.0
     squares: float = 0.0

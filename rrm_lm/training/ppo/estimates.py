@@ -33,27 +33,16 @@ from rrm_lm.training.processes import Total
 
 @dataclass(slots=True)
 class Estimates:
-    """Training targets of an update; all (episodes, width), zero after the end.
+    """Training targets of an update; all (episodes, width), zero after the end."""
 
-    Attributes:
-        log_probs: Log-probabilities of the sampled tokens, under the policy that sampled them.
-        values: Value of the state before each token.
-        advantages: Whitened advantage of each token.
-        returns: Targets of the value function.
-        is_response: True at the tokens of each response.
-        is_valued: True where values are trained: the same, or with TRL's conventions one position more.
-        kl: Estimated KL divergence from the reference at each token.
-        penalties: Minus the KL coefficient times `kl`.
-    """
-
-    log_probs: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    is_response: Tensor
-    is_valued: Tensor
-    kl: Tensor
-    penalties: Tensor
+    log_probs: Tensor  # log-probabilities of the sampled tokens, under the policy that sampled them
+    values: Tensor  # value of the state before each token
+    advantages: Tensor  # whitened advantage of each token
+    returns: Tensor  # targets of the value function
+    is_response: Tensor  # true at the tokens of each response
+    is_valued: Tensor  # true where values are trained: the same, or with TRL's conventions one position more
+    kl: Tensor  # estimated KL divergence from the reference at each token
+    penalties: Tensor  # minus the KL coefficient times `kl`
 
 
 def estimate(

@@ -19,19 +19,14 @@ from rrm_lm.training.ppo.rollouts import Group, Grouping, spread
 
 @dataclass(slots=True)
 class PolicyPass:
-    """Output of the policy and the value function for all episodes, without gradient.
+    """Output of the policy and the value function for all episodes, without gradient."""
 
-    Attributes:
-        log_probs, values, entropy: (episodes, width), zero after the end of a response.
-        end_values: (episodes,) of the state after the last token.
-        kept: By group index, outputs that still have their graph.
-    """
-
+    # log_probs, values, entropy: (episodes, width), zero after the end of a response
     log_probs: Tensor
     values: Tensor
     entropy: Tensor
-    end_values: Tensor
-    kept: dict[int, PolicyOutput] = field(default_factory=dict)
+    end_values: Tensor  # (episodes,) of the state after the last token
+    kept: dict[int, PolicyOutput] = field(default_factory=dict)  # by group index, outputs that still have their graph
 
     @classmethod
     def zeros(cls, is_response: Tensor) -> PolicyPass:

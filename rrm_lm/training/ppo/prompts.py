@@ -16,15 +16,10 @@ from rrm_lm.text.chat import ChatFormat
 
 @dataclass(frozen=True, slots=True)
 class PromptItem:
-    """One encoded prompt.
+    """One encoded prompt."""
 
-    Attributes:
-        ids: Token ids up to the start of the response.
-        prompt: The messages, for reward sources that read text.
-    """
-
-    ids: tuple[int, ...]
-    prompt: Prompt
+    ids: tuple[int, ...]  # token ids up to the start of the response
+    prompt: Prompt  # the messages, for reward sources that read text
 
 
 def encode_prompts(

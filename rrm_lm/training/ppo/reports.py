@@ -22,19 +22,12 @@ _SHOWN = 5  # samples in a table
 
 @dataclass(slots=True)
 class EpisodeScores:
-    """The rewards of the episodes.
+    """The rewards of the episodes."""
 
-    Attributes:
-        by_source: (episodes) rewards by name of the source.
-        raw: (episodes,) their weighted sum, minus the penalty for unfinished responses.
-        used: (episodes,) the training rewards: raw, normalized and clipped as configured.
-        reference: (episodes, width) log-probabilities of the tokens under the reference.
-    """
-
-    by_source: dict[str, list[float]]
-    raw: Tensor
-    used: Tensor
-    reference: Tensor
+    by_source: dict[str, list[float]]  # (episodes) rewards by name of the source
+    raw: Tensor  # (episodes,) their weighted sum, minus the penalty for unfinished responses
+    used: Tensor  # (episodes,) the training rewards: raw, normalized and clipped as configured
+    reference: Tensor  # (episodes, width) log-probabilities of the tokens under the reference
 
 
 class Stopwatch:

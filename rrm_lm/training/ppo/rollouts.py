@@ -26,23 +26,14 @@ def end_id(args: PPOConfig, tokenizer: Any, chat: ChatFormat | None) -> int | No
 
 @dataclass(slots=True)
 class Rollouts:
-    """The episodes of one update on one process.
+    """The episodes of one update on one process."""
 
-    Attributes:
-        items: (episodes) the prompts.
-        responses: (episodes) sampled token ids.
-        texts: (episodes) the responses as text, without the end-of-turn token.
-        finished: (episodes) whether the response ended before the limit.
-        lines: (episodes) prompt and response.
-        lengths: (episodes,) tokens of each response.
-    """
-
-    items: list[PromptItem]
-    responses: list[tuple[int, ...]]
-    texts: list[str]
-    finished: list[bool]
-    lines: list[Line]
-    lengths: Tensor
+    items: list[PromptItem]  # (episodes) the prompts
+    responses: list[tuple[int, ...]]  # (episodes) sampled token ids
+    texts: list[str]  # (episodes) the responses as text, without the end-of-turn token
+    finished: list[bool]  # (episodes) whether the response ended before the limit
+    lines: list[Line]  # (episodes) prompt and response
+    lengths: Tensor  # (episodes,) tokens of each response
 
     @classmethod
     def of(
@@ -80,19 +71,13 @@ class Rollouts:
 
 @dataclass(slots=True)
 class Group:
-    """Episodes that pass through the model together.
+    """Episodes that pass through the model together."""
 
-    Attributes:
-        episodes: Their indices, in the order of the batch's lines; empty in a dummy group, whose results are ignored.
-        batch: The rows.
-        lines: The lines.
-        tokens: Padded tokens of the batch.
-    """
-
+    # their indices, in the order of the batch's lines; empty in a dummy group, whose results are ignored
     episodes: list[int]
-    batch: Batch
+    batch: Batch  # the rows
     lines: list[Line]
-    tokens: int
+    tokens: int  # padded tokens of the batch
 
 
 class Grouping:

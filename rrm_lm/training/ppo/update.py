@@ -38,19 +38,13 @@ STATS: tuple[str, ...] = (
 
 @dataclass(slots=True)
 class Step:
-    """One optimizer step.
+    """One optimizer step."""
 
-    Attributes:
-        episodes: Indices of its episodes.
-        micro_batches: The same episodes, split into the parts whose means are logged: TRL's micro-batches, or one part.
-        policy_weights: (episodes of the update,) weight of each token of an episode in the policy loss.
-        value_weights: (episodes of the update,) its weight in the value loss.
-    """
-
-    episodes: list[int]
+    episodes: list[int]  # indices of its episodes
+    # the same episodes, split into the parts whose means are logged: TRL's micro-batches, or one part
     micro_batches: list[list[int]]
-    policy_weights: Tensor
-    value_weights: Tensor
+    policy_weights: Tensor  # (episodes of the update,) weight of each token of an episode in the policy loss
+    value_weights: Tensor  # (episodes of the update,) its weight in the value loss
 
 
 def make_minibatches(args: PPOConfig, seed: int, process: int = 0, processes: int = 1) -> list[list[int]]:
