@@ -81,10 +81,8 @@ def plain(value: Any, *, only_finite: bool = True) -> Any:
 def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path to write to; if the block succeeds, the file there replaces `path` atomically.
 
-    Creates the folders above `path`. If the block raises, `path` does not change.
-
-    Raises:
-        CheckpointError: The disk is full, or the folder is not writable.
+    Creates the folders above `path`. If the block raises, `path` does not change. Raises CheckpointError: the disk is
+    full, or the folder is not writable.
     """
     path = Path(path)
     staged = _sibling(path, _STAGING)
@@ -144,10 +142,8 @@ def staged_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
 
 
 def commit_folder(staged: Path, path: Path, *, replace: bool = False) -> None:
-    """Sync every file of `staged` to disk, write its manifest, and rename it to `path` on the same file system.
-
-    Raises:
-        CheckpointError: `path` is not empty and `replace` is off.
+    """Sync every file of `staged` to disk, write its manifest, and rename it to `path` on the same file system. Raises
+    CheckpointError: `path` is not empty and `replace` is off.
     """
     _refuse_occupied(path, replace)
     for folder, _, names in os.walk(staged):

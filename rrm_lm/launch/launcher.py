@@ -52,10 +52,8 @@ OPTIONS = {
 
 
 def take_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Split the launcher's flags from a command's words: their values by name, and the other words.
-
-    Raises:
-        ConfigError: A flag has no value or an invalid one, or is given twice.
+    """Split the launcher's flags from a command's words: their values by name, and the other words. Raises ConfigError:
+    a flag has no value or an invalid one, or is given twice.
     """
     found: dict[str, str] = {}
     rest: list[str] = []
@@ -87,10 +85,8 @@ def _check(name: str, value: str) -> None:
 def config_file(name: str) -> Path:
     """The Accelerate configuration that a name stands for; anything with a suffix or a folder is a path.
 
-    A name is looked up in `configs/accelerate` of the working folder, this repository, and the installation.
-
-    Raises:
-        ConfigError: There is no such file or name.
+    A name is looked up in `configs/accelerate` of the working folder, this repository, and the installation. Raises
+    ConfigError: there is no such file or name.
     """
     path = Path(name)
     known = list(_shipped())

@@ -89,10 +89,8 @@ def with_layers(config: Any, count: int) -> Any:
 
 
 def model_without_weights(config: Any, dtype: torch.dtype, attention: str | None = None) -> Any:
-    """A randomly initialized causal language model on the current default device.
-
-    Raises:
-        ModelError: The family has no causal language model.
+    """A randomly initialized causal language model on the current default device. Raises ModelError: the family has no
+    causal language model.
     """
     try:
         model: Any = AutoModelForCausalLM.from_config(

@@ -43,10 +43,8 @@ def solve(node: Node, workspace: Workspace) -> Agent:
 
 
 def solve_all(nodes: Sequence[Node], workspace: Workspace) -> list[Agent]:
-    """Solve several independent tasks. A failed task does not stop the others.
-
-    Raises:
-        TrainingError: Some tasks could not be solved.
+    """Solve several independent tasks. A failed task does not stop the others. Raises TrainingError: some tasks could
+    not be solved.
     """
     workspace.solve_in_parallel(nodes)
     agents, failed = [], {}

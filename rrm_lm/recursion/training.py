@@ -114,10 +114,8 @@ class NodeTrainer:
         self._finish(trainer, folder, save, adapter)
 
     def train_reward(self, records: Sequence[Comparison], folder: Path) -> None:
-        """Train the reward model on comparisons, and on their critiques if `critique_weight` is above 0.
-
-        Raises:
-            DataError: There is no usable comparison.
+        """Train the reward model on comparisons, and on their critiques if `critique_weight` is above 0. Raises
+        DataError: there is no usable comparison.
         """
         if is_whole(folder):
             return

@@ -38,11 +38,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def chat(args: ChatArguments) -> int:
-    """Load the model and respond until the input ends; returns the exit code.
-
-    Raises:
-        ModelError, CheckpointError: No such model, or it is not a policy.
-        ConfigError: Invalid settings, or no tokens left for a response.
+    """Load the model and respond until the input ends; returns the exit code. Raises ModelError, CheckpointError: no
+    such model, or it is not a policy; ConfigError: invalid settings, or no tokens left for a response.
     """
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.top_k)
     policy = load_policy_on_device(
@@ -239,10 +236,8 @@ def token_sampler(sampling: Sampling, seed: int | None) -> Draw:
 
 
 def _token_budget(policy: Policy, args: ChatArguments) -> tuple[int, int | None]:
-    """Maximum tokens of a response, and of the conversation before it.
-
-    Raises:
-        ConfigError: No tokens are left for a response.
+    """Maximum tokens of a response, and of the conversation before it. Raises ConfigError: no tokens are left for a
+    response.
     """
     longest = max_conversation_tokens(policy, args.max_length)
     if longest is None:

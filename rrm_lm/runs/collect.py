@@ -36,10 +36,8 @@ SHOWN_CRITIQUES = f"{FEEDBACK}.critiques"
 
 
 def collect_feedback(args: CollectArguments) -> Collected:
-    """Sample responses, collect feedback on them and write it; returns the feedback.
-
-    Raises:
-        RRMError: An unusable policy, file, overseer, critic or setting. Answers collected so far are kept.
+    """Sample responses, collect feedback on them and write it; returns the feedback. Raises RRMError: an unusable
+    policy, file, overseer, critic or setting. Answers collected so far are kept.
     """
     overseer = load_overseer(args)
     critic = None if args.critic is None else find_critic(args.critic, allow_code=args.allow_code)
@@ -86,10 +84,8 @@ def collect_feedback(args: CollectArguments) -> Collected:
 
 def load_overseer(args: CollectArguments) -> Overseer:
     """The overseer that the settings name: ``llm:MODEL``, a file of a simulated user's requests, or
-    ``file.py:function`` (or ``module:function``), a function without arguments that returns an overseer.
-
-    Raises:
-        ConfigError: None of these, a function that returns something else, or an overseer that cannot read critiques.
+    ``file.py:function`` (or ``module:function``), a function without arguments that returns an overseer. Raises
+    ConfigError: none of these, a function that returns something else, or an overseer that cannot read critiques.
     """
     name, with_critic = str(args.overseer), args.critic is not None
     if name.startswith(SERVED):

@@ -21,10 +21,8 @@ class DatasetSource(ReadLimits):
     )
 
     def reading(self, split: str) -> dict[str, Any]:
-        """Arguments for `load_feedback` and `load_prompts`.
-
-        Raises:
-            ConfigError: A pair of `columns` is not of the form `theirs=ours`.
+        """Arguments for `load_feedback` and `load_prompts`. Raises ConfigError: a pair of `columns` is not of the form
+        `theirs=ours`.
         """
         wrong = [pair for pair in self.columns if pair.count("=") != 1 or pair.startswith("=") or pair.endswith("=")]
         if wrong:

@@ -38,10 +38,8 @@ class Setting:
 
 
 def read_settings(path: Path) -> tuple[Setting, ...]:
-    """The top-level keys of a YAML mapping, in the order of the file.
-
-    Raises:
-        ConfigError: The file is missing, not UTF-8, not YAML, not a mapping, or has a key twice at any level.
+    """The top-level keys of a YAML mapping, in the order of the file. Raises ConfigError: the file is missing, not
+    UTF-8, not YAML, not a mapping, or has a key twice at any level.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -38,11 +38,7 @@ class ModelLoading:
 
     @property
     def chat_template(self) -> str | None:
-        """The text of `chat_template_path`.
-
-        Raises:
-            ConfigError: There is no such file, or it is not text.
-        """
+        """The text of `chat_template_path`. Raises ConfigError: there is no such file, or it is not text."""
         if self.chat_template_path is None:
             return None
         path = Path(self.chat_template_path)

@@ -112,10 +112,8 @@ def parse(
 def write_resolved(path: str | os.PathLike[str], *configs: Any) -> None:
     """Write every setting of `configs` as YAML that `--config` reads again, with a heading for each dataclass.
 
-    Tokens, flags that only the command line may set, and whether the run was resumed are left out.
-
-    Raises:
-        CheckpointError: The file cannot be written.
+    Tokens, flags that only the command line may set, and whether the run was resumed are left out. Raises
+    CheckpointError: the file cannot be written.
     """
     import yaml
 

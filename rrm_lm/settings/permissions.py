@@ -85,10 +85,8 @@ def check_setting(key: str, value: Any, where: str, *, given: Collection[str], a
 
 
 def check_environment(variables: Mapping[str, Any], where: str, *, allow_code: bool) -> None:
-    """Refuse variables of a file's `env:` mapping that are not known to be harmless.
-
-    Raises:
-        ConfigError: The command line does not allow them.
+    """Refuse variables of a file's `env:` mapping that are not known to be harmless. Raises ConfigError: the command
+    line does not allow them.
     """
     others = [name for name in map(str, variables) if name not in HARMLESS]
     if others and not allow_code:

@@ -14,11 +14,7 @@ _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "T
 
 
 def read_memory(text: str) -> int:
-    """Bytes, from a number with a unit.
-
-    Raises:
-        ConfigError: The text is not a number above 0 with a known unit.
-    """
+    """Bytes, from a number with a unit. Raises ConfigError: the text is not a number above 0 with a known unit."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", str(text))
     unit = found[2].upper() if found else ""
     if found is None or unit not in _UNITS or float(found[1]) == 0:

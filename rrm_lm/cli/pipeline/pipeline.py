@@ -120,10 +120,8 @@ def _own_words(stage: Stage, file: Path) -> list[str]:
 
 
 def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> list[Stage]:
-    """The stages in order, each with its inputs from earlier stages.
-
-    Raises:
-        ConfigError: Flags for an unknown stage, or a value refers to a stage that does not come earlier.
+    """The stages in order, each with its inputs from earlier stages. Raises ConfigError: flags for an unknown stage, or
+    a value refers to a stage that does not come earlier.
     """
     nodes = _sections(file)
     root = Path(args.output_dir)

@@ -101,10 +101,8 @@ class Stage:
         return started and any(self.folder.glob(_RESUMABLE.get(self.command, _CHECKPOINTS)))
 
     def run(self) -> int:
-        """Run it in its own process, which frees all memory at its end; returns the exit code.
-
-        Raises:
-            CheckpointError: It succeeded but wrote nothing.
+        """Run it in its own process, which frees all memory at its end; returns the exit code. Raises CheckpointError:
+        it succeeded but wrote nothing.
         """
         more = ["--overwrite_output_dir", "true"]
         if self.can_resume():  # a collection resumes unless it is overwritten
@@ -122,10 +120,8 @@ class Stage:
         write_json(self.record_file, {"inputs": self.inputs()})
 
     def finish(self, seconds: float) -> None:
-        """Record its outputs, and that it is done.
-
-        Raises:
-            CheckpointError: It wrote nothing that a later stage could read.
+        """Record its outputs, and that it is done. Raises CheckpointError: it wrote nothing that a later stage could
+        read.
         """
         outputs = self.outputs()
         if not outputs and self.command != "compare":

@@ -35,11 +35,7 @@ _agreeing: WeakKeyDictionary[Backbone, dict[str, bool]] = WeakKeyDictionary()  #
 
 
 class WholeDecoder:
-    """The model's own code, with our cache and explicit masks.
-
-    Raises:
-        TypeError: The model does not take a cache.
-    """
+    """The model's own code, with our cache and explicit masks. Raises TypeError: the model does not take a cache."""
 
     def __init__(self, backbone: Backbone) -> None:
         name = cache_name(backbone.decoder)

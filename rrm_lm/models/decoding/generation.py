@@ -92,11 +92,8 @@ def sample(
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, num_return: int, config: Any) -> None:
-    """Check that responses to these prompts can be sampled.
-
-    Raises:
-        ConfigError: Invalid number of responses.
-        ModelError: A prompt is empty or does not fit the model's context.
+    """Check that responses to these prompts can be sampled. Raises ConfigError: invalid number of responses;
+    ModelError: a prompt is empty or does not fit the model's context.
     """
     if num_return < 1:
         raise ConfigError(f"num_return is {num_return}", expected="at least 1")

@@ -20,11 +20,7 @@ _BLOCK = 256  # tokens whose weights are summed together in sampling
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How responses are sampled.
-
-    Raises:
-        ConfigError: A setting outside its range.
-    """
+    """How responses are sampled. Raises ConfigError: a setting outside its range."""
 
     max_new_tokens: int  # maximum tokens of a response
     # Divides the logits. 0 takes the most likely token (temperature 1, truncated to that token).

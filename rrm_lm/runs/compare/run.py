@@ -58,10 +58,8 @@ class CompareRun:
         self.asked_without: dict[str, int] = {}  # by judge, the questions that were too long to include critiques
 
     def run(self) -> PolicyReportData:
-        """Compare, write the results to the output folder, and print them; returns the report's data.
-
-        Raises:
-            RRMError: An unusable model, file or setting. Earlier results are kept.
+        """Compare, write the results to the output folder, and print them; returns the report's data. Raises RRMError:
+        an unusable model, file or setting. Earlier results are kept.
         """
         if process_state().num_processes > 1:
             raise ConfigError(
@@ -108,11 +106,7 @@ class CompareRun:
         return prompts
 
     def _starting_model(self, policy: str) -> str:
-        """The model that a policy was trained from.
-
-        Raises:
-            ConfigError: The policy does not record it.
-        """
+        """The model that a policy was trained from. Raises ConfigError: the policy does not record it."""
         path = resolve(policy)
         settings = read_policy_settings(path)
         if self.drawing.base_model is not None:
@@ -253,10 +247,8 @@ class CompareRun:
         return rewards_by(scorer)
 
     def _check_served_judges(self, prompt: Prompt) -> None:
-        """Ask each judge on a server one question.
-
-        Raises:
-            ModelError: A server cannot be reached, does not know the model, or rejects the key.
+        """Ask each judge on a server one question. Raises ModelError: a server cannot be reached, does not know the
+        model, or rejects the key.
         """
         for name in self.args.judge:
             if name.startswith(SERVED):

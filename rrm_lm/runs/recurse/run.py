@@ -137,10 +137,8 @@ class RecurseRun:
             )
 
     def _solve_in_processes(self, nodes: Sequence[Node]) -> None:
-        """Solve each node in its own process, `--processes` at a time.
-
-        Raises:
-            TrainingError: A node failed. The others are solved and saved.
+        """Solve each node in its own process, `--processes` at a time. Raises TrainingError: a node failed. The others
+        are solved and saved.
         """
         threads = max(1, (os.cpu_count() or 1) // self.args.processes)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}

@@ -19,12 +19,9 @@ from rrm_lm.settings.workflows import RecurseArguments
 
 
 def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun, Node]:
-    """Check a helper's files; returns the run that solved it and its node.
-
-    Raises:
-        CheckpointError: It is not solved, or its files or those of its own helpers are damaged or from another tree.
-        ConfigError: The tree's config.yaml cannot be read, or runs code that is not allowed.
-        ModelError: The node answers requests, so it is not a critic.
+    """Check a helper's files; returns the run that solved it and its node. Raises CheckpointError: it is not solved, or
+    its files or those of its own helpers are damaged or from another tree; ConfigError: the tree's config.yaml cannot
+    be read, or runs code that is not allowed; ModelError: the node answers requests, so it is not a critic.
     """
     folder = folder.resolve()
     settings = folder.parents[1] / "config.yaml"
@@ -55,10 +52,8 @@ def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun,
 
 
 def load_helper(folder: Path, *, allow_code: bool = False) -> Agent:
-    """Load the agent of a solved helper on the backbone that it was trained on.
-
-    Raises:
-        RRMError: As `check_helper`, or the backbone cannot be loaded.
+    """Load the agent of a solved helper on the backbone that it was trained on. Raises RRMError: as `check_helper`, or
+    the backbone cannot be loaded.
     """
     run, node = check_helper(folder, allow_code=allow_code)
     workspace = Workspace(folder.resolve().parent, run.shared(), TrainingOptions(run.args.seed))
