@@ -15,9 +15,9 @@ from rich.table import Table
 
 from rrm_lm.errors import DataError
 from rrm_lm.evaluation.preferences.outputs import plain_text, write_evaluation
-from rrm_lm.evaluation.preferences.results import Evaluation
+from rrm_lm.evaluation.preferences.results import Evaluation, SetResult
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer, evaluate_preferences, reader_drops
-from rrm_lm.evaluation.reports.formats import fixed, percent, percent_interval
+from rrm_lm.evaluation.reports.formats import BASELINE_NAMES, fixed, percent, percent_interval, points, points_interval
 from rrm_lm.evaluation.reports.model_card import Card, model_card
 from rrm_lm.evaluation.reports.page import sentence
 from rrm_lm.evaluation.reports.preferences import ReportData, describe, render_report
@@ -144,6 +144,20 @@ def show(evaluation: Evaluation) -> None:
     console.print(table)
     for result in evaluation.sets:
         console.print(sentence("accuracy_verdict", result, len(evaluation.sets) > 1), soft_wrap=True)
+        if result.baselines:
+            console.print(_baselines_table(result))
+            console.print(sentence("baselines_verdict", result.baselines), soft_wrap=True)
+            console.print(sentence("baselines_fitted", result.baselines), soft_wrap=True)
+
+
+def _baselines_table(result: SetResult) -> Table:
+    table = Table("baseline", title=f"baselines on {result.name}", title_justify="left")
+    for column in ("accuracy (95% interval)", "model minus baseline, points"):
+        table.add_column(column, justify="right")
+    for name, one in result.baselines.items():
+        accuracy = f"{percent(one.accuracy.value)} ({percent_interval(one.accuracy)})"
+        table.add_row(BASELINE_NAMES[name], accuracy, f"{points(one.lead.value)} ({points_interval(one.lead)})")
+    return table
 
 
 def environment() -> dict[str, object]:

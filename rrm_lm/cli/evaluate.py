@@ -19,10 +19,11 @@ rrm-lm evaluate --model Skywork/Skywork-Reward-V2-Qwen3-0.6B \\
     --dataset allenai/reward-bench --split filtered
 rrm-lm evaluate --model smollm2-135m --dataset my_pairs.jsonl \\
     --critic outputs/mine
+rrm-lm evaluate --model outputs/mine --dataset my_pairs.csv --baselines true
 """
 COMMON = (
-    "model dataset split columns skip_bad_rows output_dir critic max_length micro_batch_tokens dtype base_model "
-    "ensemble chat_template_path trust_remote_code"
+    "model dataset split columns output_dir critic baselines max_length micro_batch_tokens dtype base_model ensemble "
+    "chat_template_path"
 )
 
 
@@ -35,7 +36,7 @@ def run(argv: list[str]) -> int:
     from rrm_lm.api.judging import judge, with_comparisons, write_judgement
     from rrm_lm.models.pretrained import process_state
     from rrm_lm.runs.critics import CRITIQUES_FILE, find_critic
-    from rrm_lm.runs.scoring import load_sets, make_scorer
+    from rrm_lm.runs.scoring import load_sets, make_scorer, with_baselines
     from rrm_lm.storage import write_jsonl
     from rrm_lm.training.output_folder import OutputFolder
 
@@ -55,6 +56,8 @@ def run(argv: list[str]) -> int:
         scorer = make_scorer(args) if critic is None else _assisted(args, critic, sets)
         critiques = getattr(scorer, "critiques", None)
         evaluation = judge(scorer, sets, critiques and {"critic": critiques.account()})
+        if args.baselines:
+            evaluation = with_baselines(evaluation, scorer, args)
         folder.begin()
         if state.is_main_process:
             if critiques is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rrm_lm.errors import ConfigError
 from rrm_lm.options import check_minimum, option, require
 from rrm_lm.settings.data import EvaluationSource
 from rrm_lm.settings.models import EnsembleArguments, SavedModel
@@ -67,6 +68,20 @@ class ScoringArguments(EvaluationSource, SavedModel, EnsembleArguments):
 @dataclass
 class EvaluateArguments(ResultsFolder, ScoringArguments, CriticArguments, CodeArguments):
     """The reward model, how it is run, and where results go."""
+
+    baselines: bool = option(
+        False,
+        "Also judge by length, style, words and a linear probe on frozen states; the model's lead over each.",
+    )
+    baselines_train: list[str] = option(
+        [], "Feedback to fit the baselines on. Unset: cross-validation by prompt on each evaluated set."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.baselines = self.baselines or bool(self.baselines_train)
+        if self.baselines and self.critic is not None:
+            raise ConfigError("baselines do not read a critic's notes", where="baselines and critic", expected="one")
 
     @property
     def folder(self) -> Path:

@@ -296,6 +296,32 @@ def test_several_sets(trained: TrainedReward, tmp_path: Path, capsys: Any) -> No
     assert "third" in result.out and "12 of 12" in result.out
 
 
+@pytest.mark.parametrize("kind", ["adapter", "merged", "judge"])
+def test_baselines(kind: str, trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
+    model = {"adapter": trained.folder, "merged": trained.merged, "judge": trained.model}[kind]
+    result = evaluate(capsys, model, trained.heldout, tmp_path / "out", "--baselines", "true")
+    assert result.code == 0, result.err
+    found = read(tmp_path / "out" / "results.json")["sets"]["heldout"]["baselines"]
+    assert list(found) == ["longer", "shorter", "style", "words", "probe"]
+    for one in found.values():
+        assert one["accuracy"]["low"] <= one["accuracy"]["value"] <= one["accuracy"]["high"]
+        assert one["model_minus"]["low"] <= one["model_minus"]["value"] <= one["model_minus"]["high"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for text in (result.out, page):
+        assert "linear probe on frozen states" in text and "5-fold cross-validation" in text
+    train = write_rows(tmp_path / "train.jsonl", pair_rows(20, seed=9, critiques=False))
+    result = evaluate(capsys, model, trained.heldout, tmp_path / "out", "--baselines_train", train)
+    assert (
+        "other comparisons"
+        in read(tmp_path / "out" / "results.json")["sets"]["heldout"]["baselines"]["probe"]["fitted"]
+    )
+
+
+def test_baselines_do_not_read_critiques(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
+    more = ("--baselines", "true", "--critic", trained.folder)
+    assert "critic" in evaluate(capsys, trained.model, trained.heldout, tmp_path, *more).error["error"]
+
+
 def test_ties(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     """A model that gives equal rewards is right on half of the pairs, not on all or none."""
     folder = classifier(tmp_path / "theirs")

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from rrm_lm.evaluation.policies.best_of_n import BestOfNCurve
-from rrm_lm.evaluation.statistics.metrics import Estimate
+from rrm_lm.evaluation.statistics.metrics import Estimate, verdict
 from rrm_lm.feedback.records import Prompt
 
 GOLD = "gold"  # the measure of a programmatic gold reward
@@ -224,18 +224,18 @@ class PolicyComparison:
     def doubts(self, result: PolicyResult) -> list[Doubt]:
         """Why a policy's higher reward may not mean better answers; empty if its reward is not higher."""
         against = result.against.get(self.measure or "")
-        if against is None or against.difference.low <= 0:
+        if against is None or verdict(against.difference) != "better":
             return []
         changes = {self.reference.name: {name: part.change for name, part in result.parts.items() if part.change}}
         fell = [
             (name, other, change)
             for other, parts in (changes | dict(result.parts_minus)).items()
             for name, change in parts.items()
-            if change.high < 0 and self.measure == GOLD
+            if verdict(change) == "worse" and self.measure == GOLD
         ]
         trivial = [("", one.name, result.minus[one.name]) for one in self.trivial if one.name in result.minus]
-        below = [case for case in trivial if case[2].high < 0]
-        even = [case for case in trivial if case[2].low <= 0 <= case[2].high]
+        below = [case for case in trivial if verdict(case[2]) == "worse"]
+        even = [case for case in trivial if verdict(case[2]) == "not shown"]
         found = (Doubt("part fell", fell), Doubt("below trivial", below), Doubt("not above trivial", even))
         return [doubt for doubt in found if doubt.cases]
 

@@ -129,14 +129,35 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class Baseline:
+    """A baseline's accuracy, and the accuracy of the model minus it on the same comparisons.
+
+    Attributes:
+        fitted: How it was fitted; "" for a rule without parameters.
+    """
+
+    accuracy: Estimate
+    lead: Estimate
+    fitted: str = ""
+
+    def to_dict(self) -> dict[str, object]:
+        return {"accuracy": asdict(self.accuracy), "model_minus": asdict(self.lead), "fitted": self.fitted}
+
+
+@dataclass(frozen=True, slots=True)
 class SetResult:
-    """The evaluation of one set: overall, by source and by subset, and every comparison."""
+    """The evaluation of one set: overall, by source and by subset, and every comparison.
+
+    Attributes:
+        baselines: By name, if they were asked for (see `baselines.py`).
+    """
 
     name: str
     overall: Summary
     by_source: Mapping[str, Summary]
     by_subset: Mapping[str, Summary]
     examples: tuple[ScoredComparison, ...]
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
 
     @property
     def measures(self) -> Measures:
@@ -153,6 +174,7 @@ class SetResult:
             **self.overall.to_dict(),
             "by_source": {name: summary.to_dict() for name, summary in self.by_source.items()},
             "by_subset": {name: summary.to_dict() for name, summary in self.by_subset.items()},
+            **({"baselines": {name: one.to_dict() for name, one in self.baselines.items()}} if self.baselines else {}),
         }
 
 

@@ -110,7 +110,7 @@ class RewardScorer:
                 temperature=self.temperature,
                 seed=self.seed,
             )
-        return [_encode_all(self.chat, prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
+        return [encode_all(self.chat, prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
 
 
 class ClassifierScorer:
@@ -134,16 +134,11 @@ class ClassifierScorer:
         self.micro_batch_tokens = micro_batch_tokens
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
-        encoded = [_encode_all(self.chat, prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
+        encoded = [encode_all(self.chat, prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
         flat = [line for group in encoded for per in group for line in per]
         rewards = [math.nan] * len(flat)
         for group in length_groups([len(line.ids) for line in flat], self.micro_batch_tokens):
-            width = max(len(flat[i].ids) for i in group)
-            ids = torch.full((len(group), width), self.pad_id)
-            is_real = torch.zeros_like(ids)
-            for row, i in enumerate(group):
-                ids[row, : len(flat[i].ids)] = torch.tensor(flat[i].ids)
-                is_real[row, : len(flat[i].ids)] = 1
+            ids, is_real = padded([flat[i] for i in group], self.pad_id)
             with torch.inference_mode():
                 output = self.model(ids.to(self.model.device), attention_mask=is_real.to(self.model.device))
             for i, reward in zip(group, output.logits[:, 0].float().tolist(), strict=True):
@@ -294,7 +289,7 @@ def _device() -> torch.device:
     return torch.device(process_state().device or "cpu")
 
 
-def _encode_all(chat: ChatFormat, prompt: Prompt, responses: Sequence[str]) -> list[list[Line]]:
+def encode_all(chat: ChatFormat, prompt: Prompt, responses: Sequence[str]) -> list[list[Line]]:
     """The lines of each response; none for a response without tokens.
 
     Each is encoded separately, because truncation of a long conversation must not depend on the other responses.
@@ -306,6 +301,16 @@ def _encode_all(chat: ChatFormat, prompt: Prompt, responses: Sequence[str]) -> l
         except DataError:
             lines.append([])
     return lines
+
+
+def padded(lines: Sequence[Line], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (lines, time), padded on the right, and 1 where a token is real."""
+    ids = torch.full((len(lines), max(len(line.ids) for line in lines)), pad_id)
+    is_real = torch.zeros_like(ids)
+    for row, line in enumerate(lines):
+        ids[row, : len(line.ids)] = torch.tensor(line.ids)
+        is_real[row, : len(line.ids)] = 1
+    return ids, is_real
 
 
 def _fits(chat: ChatFormat, prompt: Prompt, response: str) -> bool:

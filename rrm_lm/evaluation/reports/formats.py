@@ -11,6 +11,14 @@ from rrm_lm.evaluation.statistics.metrics import Estimate
 
 NONE = "\N{EN DASH}"
 
+BASELINE_NAMES = {
+    "longer": "always the longer response",
+    "shorter": "always the shorter response",
+    "style": "style alone",
+    "words": "bag of words",
+    "probe": "linear probe on frozen states",
+}
+
 Cell = tuple[str, str]  # table cell: a number, and the interval or remark below it
 
 

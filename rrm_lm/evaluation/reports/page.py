@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from rrm_lm import __version__
 from rrm_lm.evaluation.reports import formats
 from rrm_lm.evaluation.reports.plots import css_variables, inline_svg
+from rrm_lm.evaluation.statistics.metrics import verdict
 from rrm_lm.storage import now
 
 _FILTERS = (
     *(formats.fixed, formats.fixed_interval, formats.decimal, formats.decimal_interval, formats.decimal_cell),
     *(formats.percent, formats.percent_interval, formats.percent_cell, formats.points, formats.points_interval),
-    *(formats.count, formats.plain, formats.minus, formats.duration, formats.markdown_cell),
+    *(formats.count, formats.plain, formats.minus, formats.duration, formats.markdown_cell, verdict),
 )
 
 
@@ -66,7 +67,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     made.filters.update({function.__name__: function for function in _FILTERS}, is_finite=math.isfinite)
-    made.globals.update(sentence=sentence, counted=formats.counted)
+    made.globals.update(sentence=sentence, counted=formats.counted, baseline_names=formats.BASELINE_NAMES)
     made.globals.update(level_cell=formats.level_cell, change_cell=formats.change_cell)
     made.globals.update(light=css_variables(dark=False), dark=css_variables(dark=True))
     return made

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import scipy  # loads submodules lazily
@@ -42,6 +43,17 @@ class Estimate:
 
     def to_dict(self) -> dict[str, float | int]:
         return asdict(self)
+
+
+Verdict = Literal["better", "worse", "not shown"]
+
+
+def verdict(found: Estimate, at: float = 0.0) -> Verdict:
+    """What an estimate shows, where higher is better: whether its interval is above `at`, below it, or neither.
+
+    All statements in reports are made by this function.
+    """
+    return "better" if found.low > at else "worse" if found.high < at else "not shown"
 
 
 def cluster_index(clusters: Clusters) -> tuple[Ints, int]:
