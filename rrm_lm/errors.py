@@ -37,6 +37,10 @@ class ModelError(RRMError):
     """A model or tokenizer that cannot be loaded or cannot be used in this way."""
 
 
+class TemplateError(ModelError, DataError):
+    """A conversation that the model's chat template does not render."""
+
+
 class CheckpointError(RRMError):
     """An output folder or checkpoint that is in use, broken, or from another run."""
 

@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from rrm_lm.errors import DataError, ModelError
+from rrm_lm.errors import DataError, ModelError, TemplateError
 from rrm_lm.feedback.records import TOOLS, Message, Prompt
 from rrm_lm.text.batching import common_beginning
+from rrm_lm.text.template_words import NOTHING, Lost, left_out
 
 _HIDE = "\ue000"  # private-use characters: placeholders for special-token text during rendering,
 _SHOW = "\ue001"
@@ -62,12 +63,14 @@ class Encoded:
         dropped_turns: Number of the prompt's oldest messages that were dropped.
         cut_tokens: Tokens cut from the start of the remaining prompt.
         cut_responses: Number of responses longer than the context, which lost their beginning.
+        lost: What the template leaves out; see :meth:`ChatFormat.lost`.
     """
 
     lines: tuple[tuple[Line, ...], ...]
     dropped_turns: int = 0
     cut_tokens: int = 0
     cut_responses: int = 0
+    lost: Lost = NOTHING
 
 
 class ChatFormat:
@@ -164,10 +167,11 @@ class ChatFormat:
 
         Raises:
             DataError: A response has no tokens.
-            ModelError: The chat template cannot render the conversation.
+            TemplateError: The chat template cannot render the conversation.
         """
+        losses: list[Lost] = []
         prompt, sequences, dropped = self._drop_turns(
-            prompt, lambda kept: [self._response_ids(kept, response) for response in responses]
+            prompt, lambda kept: [self._response_ids(kept, response, losses) for response in responses]
         )
         start = self._ids(prompt, generation=True)
         starts = [common_beginning([start, ids]) for ids in sequences]
@@ -184,7 +188,7 @@ class ChatFormat:
             plain = Line(tuple(ids[lost:]), max(0, begin - lost), len(ids) - lost - 1)
             texts = critiques[index] if critiques is not None else ()
             lines.append(tuple(self._with_critique(plain, text) for text in texts) or (plain,))
-        return Encoded(tuple(lines), dropped, cut, cut_responses)
+        return Encoded(tuple(lines), dropped, cut, cut_responses, Lost.of(losses))
 
     def is_as_rendered(self, prompt: Prompt, response: str) -> bool:
         """Whether a line's tokens are those of the rendered messages: no cuts, tools or special tokens in the text."""
@@ -218,8 +222,13 @@ class ChatFormat:
         """The text that the model reads for a prompt, with or without a response."""
         literals: list[str] = []
         turns = prompt if response is None else (*prompt, Message("assistant", response))
-        text = self._render(turns, literals, generation=response is None)
-        return re.sub(f"{_HIDE}(\\d+){_SHOW}", lambda match: literals[int(match[1])], text)
+        return _shown(self._render(turns, literals, generation=response is None), literals)
+
+    def lost(self, prompt: Prompt, response: str | None) -> Lost:
+        """What the template leaves out of a conversation. Raises a TemplateError if it cannot render it."""
+        literals: list[str] = []
+        turns = prompt if response is None else (*prompt, Message("assistant", response))
+        return self._lost(turns, self._render(turns, literals, generation=response is None), literals)
 
     @cached_property
     def end_id(self) -> int:
@@ -256,7 +265,7 @@ class ChatFormat:
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **more)
         except Exception as error:  # Jinja raises many kinds
-            raise ModelError(
+            raise TemplateError(
                 f"The chat template cannot render this conversation: {error}",
                 where=" > ".join(message.role for message in messages),
                 remedy="merge or rename the roles, or pass another template with --chat_template_path",
@@ -265,7 +274,7 @@ class ChatFormat:
         if called and (
             any(name not in str(text) for name in called) or self._ignores_tools(turns, more, generation, str(text))
         ):
-            raise ModelError(
+            raise TemplateError(
                 f"The chat template leaves out tools or tool calls: {', '.join(dict.fromkeys(called))}",
                 where=" > ".join(message.role for message in messages),
                 remedy="use a model whose template shows tools, or leave these rows out",
@@ -303,9 +312,24 @@ class ChatFormat:
         literals: list[str] = []
         return self._encode(self._render(messages, literals, generation), literals)
 
-    def _response_ids(self, prompt: Prompt, response: str) -> list[int]:
+    def _lost(self, turns: Sequence[Message], text: str, literals: Sequence[str]) -> Lost:
+        lost = left_out(turns, _shown(text, literals))
+        is_twice = bool(literals) and any(self._answer_mark in message.content for message in turns)
+        return lost._replace(is_twice=is_twice)
+
+    @cached_property
+    def _answer_mark(self) -> str:
+        """The template's text between a user turn and its answer, without the end of the user turn."""
+        between = self._render((Message("user", _CRITIQUE), Message("assistant", _ANSWER)), [])
+        between = between.partition(_CRITIQUE)[2].partition(_ANSWER)[0].strip()
+        end = self._special.match(between)
+        return (between[end.end() :].strip() if end else "") or between or _HIDE
+
+    def _response_ids(self, prompt: Prompt, response: str, losses: list[Lost]) -> list[int]:
         literals: list[str] = []
-        text = self._render((*prompt, Message("assistant", response)), literals)
+        turns = (*prompt, Message("assistant", response))
+        text = self._render(turns, literals)
+        losses.append(self._lost(turns, text, literals))
         return self._encode(text.rstrip() if self.trim else text, literals)
 
     def _with_critique(self, plain: Line, critique: str) -> Line:
@@ -358,6 +382,11 @@ class ChatFormat:
             rest, dropped = rest[following:], dropped + following
             sequences = encode(head + rest)
         return head + rest, sequences, dropped
+
+
+def _shown(text: str, literals: Sequence[str]) -> str:
+    """A rendered text with the special-token text of messages in place of placeholders."""
+    return re.sub(f"{_HIDE}(\\d+){_SHOW}", lambda match: literals[int(match[1])], text) if literals else text
 
 
 def _function_names(message: Message) -> list[str]:
