@@ -25,7 +25,8 @@ class Lost(NamedTuple):
     def of(cls, losses: Iterable[Lost]) -> Lost:
         """The first of each kind."""
         found = list(losses)
-        refused, noted = (next(filter(None, kind), "") for kind in ([one[i] for one in found] for i in (0, 1)))
+        refused = next((one.refused for one in found if one.refused), "")
+        noted = next((one.noted for one in found if one.noted), "")
         return cls(refused, noted, any(one.is_twice for one in found))
 
 
