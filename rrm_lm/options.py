@@ -31,11 +31,8 @@ def check_minimum(settings: object, **minimums: float) -> None:
 
 
 def check(settings: object, *rules: tuple[str, bool, str]) -> None:
-    """Raise a ConfigError for the first setting that breaks a rule.
-
-    Args:
-        settings: The dataclass.
-        rules: (name of the setting, whether its value is valid, description of valid values).
+    """Raise a ConfigError for the first setting that breaks a rule: (its name, whether its value is valid, what is
+    valid).
     """
     for name, is_valid, expected in rules:
         if not is_valid:

@@ -46,7 +46,6 @@ def plain(value: Any, *, only_finite: bool = True) -> Any:
     """Convert dataclasses, enums, paths, sets and anything with `.tolist()` (NumPy, torch) to JSON types.
 
     Args:
-        value: The value.
         only_finite: Whether NaN and infinity become None.
 
     Raises:

@@ -52,13 +52,8 @@ class SingleProcess:
 
 
 class OneOfSeveral(SingleProcess):
-    """One of several processes that share a store.
-
-    Args:
-        store: A `torch.distributed.Store`.
-        rank: The rank of this process.
-        neighbours: The ranks of the others on this machine.
-        leave: Function that exits at once; a parameter for tests.
+    """One of several processes that share a `torch.distributed.Store`. `neighbours` are the ranks of the others on this
+    machine; `leave` exits at once, a parameter for tests.
     """
 
     def __init__(self, store: Any, rank: int, neighbours: list[int], leave: Callable[[int], object] = os._exit) -> None:

@@ -114,15 +114,8 @@ def _shipped() -> Iterator[Path]:
 
 
 def launch(command: str, options: Mapping[str, str], words: Sequence[str]) -> int:
-    """Run a command on several processes; returns 0, or the exit code of the process that failed first.
-
-    Args:
-        command: The command's name.
-        options: The launcher's flags.
-        words: The command's own flags.
-
-    Raises:
-        ConfigError: These processes cannot be started here.
+    """Run a command on several processes; returns 0, or the exit code of the process that failed first. Raises
+    ConfigError: these processes cannot be started here.
     """
     if "LOCAL_RANK" in os.environ:
         raise ConfigError(

@@ -99,7 +99,6 @@ def steps_are_finished(trainer: Any, *, every: int = 1) -> Iterator[None]:
     """Make SIGTERM and Ctrl-C end training in the block after the current step, with a checkpoint.
 
     Args:
-        trainer: The `transformers.Trainer` that trains in the block.
         every: Steps per update; training can only be resumed after the last step of an update.
 
     Raises:

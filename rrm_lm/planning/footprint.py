@@ -43,8 +43,6 @@ def read_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     Args:
         name: A Hub id, the folder of a model or of an adapter (for its base model), a ``config.json``, or an embedded
             model's alias.
-        revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Allow Python code from the model's repository to run.
 
     Returns:
         The configuration, and whether the name refers to an adapter.
@@ -106,16 +104,8 @@ def model_without_weights(config: Any, dtype: torch.dtype, attention: str | None
 
 
 def footprint(config: Any, lora: LoraConfig, dtype: torch.dtype) -> Footprint:
-    """Sizes of a model and of one adapter on it.
-
-    Args:
-        config: The model's configuration.
-        lora: The adapter's configuration.
-        dtype: Dtype of the model's weights.
-
-    Raises:
-        ModelError: The family has no causal language model.
-        ValueError: The adapter names layers that the model lacks.
+    """Sizes of a model and of one adapter on it. Raises ModelError: the family has no causal language model;
+    ValueError: the adapter names layers that the model lacks.
     """
     with torch.device("meta"):
         model = model_without_weights(config, dtype)

@@ -102,12 +102,8 @@ class Tracer:
     """Traces passes of a model without weights.
 
     Args:
-        config: The model's configuration.
-        lora: Configuration of the adapters.
-        dtype: Dtype of the weights.
         attention: Attention implementation; ``None`` for transformers' default.
         value: The policy's value function, ``head`` or ``adapter``.
-        share: Whether lines share prefixes.
     """
 
     def __init__(

@@ -114,11 +114,6 @@ def measure(
     """Measure a model from its configuration.
 
     Args:
-        config: The model's configuration.
-        lora: Configuration of the adapters.
-        dtype: Of the weights.
-        job: The training to plan.
-        attention: Attention implementation.
         share: Whether lines share prefixes; False for implementations that do not support it.
 
     Raises:
@@ -169,15 +164,8 @@ class Choice:
 
 
 def choose(task: str, strategy: str, processes: int, budget: float, measured: Measured, job: Job) -> Choice:
-    """Choose the largest batch of a task that fits.
-
-    Args:
-        task: ``reward`` or ``ppo``.
-        strategy: One of :data:`rrm_lm.planning.strategies.STRATEGIES`.
-        processes: Number of processes.
-        budget: Bytes per device.
-        measured: The model.
-        job: The training to plan.
+    """Choose the largest batch of a task (``reward`` or ``ppo``) that fits into `budget` bytes per device under one of
+    :data:`rrm_lm.planning.strategies.STRATEGIES`.
     """
     processes = 1 if strategy == "single" else processes
     trained = trained_bytes(task, measured.sizes, job)

@@ -131,12 +131,6 @@ def traffic(
     """Compute the traffic of one process in one step.
 
     Args:
-        strategy: One of :data:`STRATEGIES`.
-        processes: Number of processes.
-        sizes: Sizes of the model.
-        trained: Bytes of the trained parameters.
-        passes: Passes of one process in one step.
-        checkpointing: Whether layers recompute their activations.
         gathering: Whether the full model is gathered once for all rollouts of a step. Otherwise its layers are gathered
             for every token.
     """

@@ -129,7 +129,6 @@ class HelperNotes:
     responses that are scored.
 
     Args:
-        helpers: The helpers.
         path: File in which answers are saved as they arrive, so that no question is asked twice; None keeps them in
             memory.
         ignored: Earlier decision: by helper, why its notes are ignored; None to decide now.

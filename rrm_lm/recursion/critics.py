@@ -71,11 +71,8 @@ class AdapterCritic:
     """A reward model trained on critiques; writes a greedy critique of each response.
 
     Args:
-        model: The reward model, on its own backbone.
         chat: The chat format it was trained with. A conversation that leaves too few tokens for a critique loses its
             beginning.
-        name: The critic's name in results.
-        batch_tokens: Maximum tokens in memory at once.
     """
 
     label = "critic"
@@ -137,7 +134,6 @@ def shortened_remark(text: str, *, complete: bool = True) -> Remark:
     """Shorten a critique to at most `LONGEST` characters, after a whole sentence if possible.
 
     Args:
-        text: The critique.
         complete: Whether the critic finished it; an unfinished critique is shortened too.
     """
     if complete and len(text) <= LONGEST:
@@ -183,11 +179,7 @@ class Critiques:
         return f"says the same about every response: {texts[0][:80]!r}" if same else ""
 
     def fitting(self, fits: Callable[[Prompt, str], bool]) -> Critiques:
-        """A copy without the remarks that do not fit.
-
-        Args:
-            fits: Whether a prompt and a response followed by notes fit the judge's context.
-        """
+        """A copy without the remarks with which a prompt and a response do not fit the judge's context."""
         noted = ((subject, self.notes(*subject)) for subject in self.remarks)
         out = {subject for subject, some in noted if some and not fits(subject[0], with_notes(subject[1], some))}
         return replace(self, no_room=frozenset(out)) if out else self
@@ -228,13 +220,7 @@ class Critiques:
 
 
 def write_critiques(critic: Critic, subjects: Sequence[Subject], *, progress: bool = True) -> Critiques:
-    """Get a critic's remarks on responses, each read once. All processes call this with the same responses.
-
-    Args:
-        critic: The critic.
-        subjects: Prompts, each with a response.
-        progress: Whether to show a progress bar.
-    """
+    """Get a critic's remarks on responses, each read once. All processes call this with the same responses."""
     distinct = list(dict.fromkeys(subjects))
     sizes = [sum(len(message.content) for message in prompt) + len(text) for prompt, text in distinct]
     # As for rewards, batches do not depend on the number of processes (see `scoring.chunks`).
@@ -259,7 +245,6 @@ class AssistedScorer:
 
     Args:
         scorer: A reward model, a classifier, or a judge whose question mentions notes (`judge.NOTES_QUESTION`).
-        critiques: The remarks on all responses to score.
     """
 
     def __init__(self, scorer: ResponseScorer, critiques: Critiques) -> None:
@@ -276,10 +261,6 @@ class AssistedScorer:
 
 class AssistedPairs:
     """A pair judge that reads a critic's remark after each response.
-
-    Args:
-        judge: The judge.
-        critiques: The remarks on all responses to judge.
 
     Attributes:
         asked_without: Number of questions asked without remarks, because they only fit the judge's context without

@@ -37,11 +37,6 @@ def measure(agent: Agent, settings: NodeSettings, rng: random.Random) -> dict[st
 def notes_quality(task: NoteTask, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Any]:
     """Measure the quality of a helper's answers.
 
-    Args:
-        task: The helper's task.
-        prompts: The questions.
-        texts: The answers.
-
     Returns:
         `balanced_accuracy` of problem against no problem, `by_verdict` over all verdicts, `taken_for` (counts of
         answers for each true verdict), and counts of unusable answers.

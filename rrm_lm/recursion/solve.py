@@ -21,13 +21,8 @@ logger = logging.getLogger(__name__)
 def solve(node: Node, workspace: Workspace) -> Agent:
     """Train the agent for a task after those of its helpers. Solved nodes are loaded from disk.
 
-    Args:
-        node: The task, with its helpers below it.
-        workspace: The shared backbone and the folder of each node.
-
-    Raises:
-        TrainingError: A helper failed. The others are solved and saved, and this task is not started.
-        RRMError: A step failed. Finished steps are saved, and the next call resumes after them.
+    Raises TrainingError if a helper failed: the others are solved and saved, and this task is not started; RRMError if
+    a step failed: finished steps are saved, and the next call resumes after them.
     """
     if workspace.is_solved(node):
         return workspace.agent(node)

@@ -38,13 +38,7 @@ from rrm_lm.storage import write_json, write_jsonl, write_manifest
 
 
 class NodeRun:
-    """Runs the steps of a node. Each step saves its result in the node's folder and is not repeated.
-
-    Args:
-        node: The node.
-        workspace: The shared backbone.
-        folder: The node's folder, locked for this process.
-    """
+    """Runs the steps of a node. Each step saves its result in the node's folder and is not repeated."""
 
     def __init__(self, node: Node, workspace: Workspace, folder: Path) -> None:
         self.node, self.workspace, self.folder = node, workspace, folder

@@ -100,10 +100,7 @@ def read_tree(domain: Domain, nodes: Mapping[str, Any], root: str = "", where: s
     """Build a tree and return its root.
 
     Args:
-        domain: The domain of the tasks.
-        nodes: The settings of each node, by name.
         root: The final node to solve; by default the only node that helps no other.
-        where: The source of the tree, for error messages.
 
     Raises:
         ConfigError: There are no nodes, no single root, an unknown setting or node, an unused helper, a cycle of

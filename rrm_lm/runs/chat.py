@@ -61,8 +61,6 @@ class ChatSession:
     """One conversation.
 
     Args:
-        policy: The policy that responds.
-        args: The settings.
         draw: Chooses a token from (vocabulary,) logits.
         interactive: Whether a person types. If so, there is a prompt, errors do not end the session, and Ctrl-C
             stops a response. Otherwise each line of stdin is a message, and only responses go to stdout.

@@ -58,12 +58,7 @@ class CriticSource:
         return AdapterCritic(model.to(process_state().device or "cpu"), chat, self.name)
 
     def write(self, subjects: Sequence[Subject], **loading: Any) -> Critiques:
-        """Write critiques of responses. The critic is loaded and then freed, because judges need the memory.
-
-        Args:
-            subjects: Pairs of a prompt and a response, the same in all processes.
-            loading: See `load`.
-        """
+        """Write critiques of responses. The critic is loaded and then freed, because judges need the memory."""
         critiques = write_critiques(self.load(**loading), subjects, progress=process_state().is_main_process)
         account = critiques.account()
         logger.info(
@@ -77,7 +72,6 @@ def find_critic(name: str, *, allow_code: bool = False) -> CriticSource:
     """Find the critic of that name and check its files, without loading weights.
 
     Args:
-        name: A folder, or a name on the Hub.
         allow_code: Whether the settings saved with a helper may run code, such as a custom domain.
 
     Raises:

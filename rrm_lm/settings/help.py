@@ -33,12 +33,9 @@ def command_help(
     """The help page of a command whose settings are the fields of `dataclass_types`.
 
     Args:
-        parser: Has one argument per field.
-        dataclass_types: The dataclasses, in the order to print them.
         command: As typed, for example `rrm-lm reward`.
         examples: Printed first.
         common: Names of the settings on the short page, separated by spaces; by default all that are not inherited.
-        everything: Whether to describe all settings.
     """
     width = min(shutil.get_terminal_size().columns, 100)
     actions = {action.dest: action for action in reversed(parser._actions)}  # so that `--NAME` replaces `--no_NAME`

@@ -54,7 +54,6 @@ def parse(
     Args:
         dataclass_types: The dataclasses; no two may have a field of the same name. A field's name is its flag and key.
             Each command has the flag `--allow_code`; one that needs its value derives a dataclass of CodeArguments.
-        argv: The words after the command.
         command: As typed, for `--help`: `rrm-lm reward`.
         examples: Printed first by `--help`.
         common: Names of the settings that `--help` describes, separated by spaces.

@@ -57,11 +57,8 @@ def check_setting(key: str, value: Any, where: str, *, given: Collection[str], a
     """Refuse a setting of a file that needs permission.
 
     Args:
-        key: The setting.
-        value: Its value in the file.
         where: The file and line.
         given: Settings on the command line, which override the file.
-        allow_code: Whether the command line allows code.
 
     Raises:
         ConfigError: The setting is not permitted.

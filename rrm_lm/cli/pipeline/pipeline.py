@@ -32,7 +32,6 @@ class Pipeline:
     """Feedback to reward model to policy to comparison.
 
     Args:
-        args: The settings.
         file: The file they came from; sections are taken from it as written.
         flags: For each stage, flags that override its section.
     """

@@ -142,9 +142,7 @@ def section(
     """The settings of one section as YAML, each value as it was written.
 
     Args:
-        node: The section.
         folders: For each earlier stage, the folder that `$stage` stands for.
-        where: Description of the section, for errors.
         defaults: Values of settings that the section does not have.
         overrides: Values that replace the section's.
         additions: Items to put in front of settings that are lists.

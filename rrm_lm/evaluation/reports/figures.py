@@ -49,14 +49,8 @@ def headline(evaluation: Evaluation) -> Figure:
 
 
 def headline_figure(evaluation: Evaluation, path: Path) -> None:
-    """Write the headline figure for a README.
-
-    Args:
-        evaluation: The results.
-        path: Ends in `.svg` (follows the reader's light or dark setting) or `.png` (white background, 200 dpi).
-
-    Raises:
-        ValueError: The path has another ending.
+    """Write the headline figure for a README as `.svg` (follows the reader's light or dark setting) or `.png` (white
+    background, 200 dpi). Raises ValueError for another ending.
     """
     figure = headline(evaluation)
     if path.suffix == ".svg":
@@ -201,11 +195,8 @@ def curves(
 ) -> Figure:
     """Training curves side by side.
 
-    Args:
-        panels: Title, and curves by name.
-        share: Titles of panels with shares, shown as percentages.
-        whole: Titles of panels that show the full range from 0 to 100%.
-        unit: Name of a step.
+    A panel is a title, and curves by name. `share` and `whole` hold the titles of panels shown as percentages, and over
+    the full range from 0 to 100%.
     """
     colors = (plots.ACCENT, plots.BASELINE, plots.BAD, plots.MUTED, plots.INK)
 

@@ -47,7 +47,6 @@ def update_of(logs: Mapping[str, Any], step: int) -> Update | None:
     """Convert a log entry to an update; None for other entries.
 
     Args:
-        logs: The log entry.
         step: Number of completed updates at that time.
     """
     if "objective/scores" not in logs:

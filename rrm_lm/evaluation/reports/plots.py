@@ -99,10 +99,8 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None]) -> Figure:
 def inline_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an `<svg>` element for an HTML page: no external reference, colors as CSS variables.
 
-    Args:
-        figure: From `draw`.
-        name: Prefix that makes ids unique on the page; letters, digits and dashes.
-        description: Alternative text.
+    `name` is a prefix that makes ids unique on the page: letters, digits and dashes. `description` is the alternative
+    text.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
@@ -159,10 +157,7 @@ def forest(
     """A forest plot: estimates with intervals as rows, and a dashed line at `line`.
 
     Args:
-        rows: The estimates.
-        line: The value to compare with.
         note: Text at the line.
-        label: Label of the horizontal axis.
         written: Formats the numbers on the right. With `percent`, the axis shows 0 to 100%.
         height: Height of a row in inches.
     """

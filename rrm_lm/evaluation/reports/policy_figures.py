@@ -90,10 +90,8 @@ def best_of_n(comparison: PolicyComparison) -> Figure:
 
 
 def over_optimisation(tracks: Mapping[str, tuple[str, OverOptimisation]]) -> Figure:
-    """Gold and proxy reward against the distance from the reference, with the fitted curves and their peaks.
-
-    Args:
-        tracks: By label, a color and a track; all tracks have the same rewards.
+    """Gold and proxy reward against the distance from the reference, with the fitted curves and their peaks. `tracks`
+    has a color and a track by label; all tracks have the same rewards.
     """
     names = next(iter(tracks.values()))[1].names
 

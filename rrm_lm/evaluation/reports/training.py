@@ -49,7 +49,6 @@ def before_and_after(
     """Compare the policy before and after training by its answers to held-out prompts.
 
     Args:
-        prompts: The held-out prompts, in order.
         before, after: The samples of the two measurements.
         names: Names of the gold and the proxy reward.
     """

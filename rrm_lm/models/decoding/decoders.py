@@ -91,8 +91,6 @@ def decoding(backbone: Backbone, adapter: str | None, worth_packing: bool) -> It
     all processes together (:class:`LockstepDecoder`).
 
     Args:
-        backbone: The model.
-        adapter: The active adapter.
         worth_packing: Whether enough tokens follow to pay for packing the weights.
 
     Yields:

@@ -49,9 +49,6 @@ def sample(
         prompts: Token ids of each prompt, ending where the response begins; none empty.
         pad_id: Fills rows on the left; it is masked, so any id works.
         eos_ids: Tokens that end a response.
-        max_new_tokens, temperature, top_p, top_k: See :class:`Sampling`.
-        seed: Seed of the call.
-        num_return: Number of responses per prompt.
         batch_tokens: Maximum tokens (prompt, response and padding) held at once; a single prompt may exceed it.
         seed_by_prompt: Seed each response from the prompt's tokens instead of its index, so that equal prompts get
             equal responses in any order.

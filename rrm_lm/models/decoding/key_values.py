@@ -40,7 +40,6 @@ class KeyValues(Cache):
         high: The largest start of its rows.
 
     Args:
-        layers: Number of layers of the model.
         rows: Maximum number of rows.
         columns: Maximum tokens of a row, including padding.
     """
@@ -125,7 +124,6 @@ def visible(cache: KeyValues, starts: Tensor, length: int, window: int | None = 
     """The attention mask of `length` queries per row.
 
     Args:
-        cache: Gives the columns of queries and keys.
         starts: (rows,) first column of each row.
         length: Queries of each row.
         window: Sliding window in tokens: a query sees keys fewer than this many positions back.

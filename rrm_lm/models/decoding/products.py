@@ -21,13 +21,7 @@ _EXACT = (torch.float32, torch.float64)  # with fewer bits, the sum of weight an
 
 
 class Product:
-    """``x W^T + bias``, optionally with a packed copy of W.
-
-    Args:
-        weight: (out, in).
-        bias: (out,) or None.
-        packed: Pack the weight for oneDNN (see :func:`can_pack`).
-    """
+    """``x W^T + bias``: weight (out, in), perhaps packed for oneDNN (see :func:`can_pack`), and bias (out,) or None."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, packed: bool) -> None:
         self.packed = packed
@@ -89,13 +83,7 @@ def merged_weight(module: nn.Module, adapter: str | None) -> tuple[Tensor, Tenso
 
 
 def products_of(model: nn.Module, adapter: str | None, packed: bool) -> dict[nn.Module, Product]:
-    """Products for all linear layers that have the adapter or can be packed.
-
-    Args:
-        model: A model, or a part of one.
-        adapter: The adapter to merge.
-        packed: Pack the weights for oneDNN.
-    """
+    """Products for all linear layers that have the adapter or can be packed."""
     made: dict[nn.Module, Product] = {}
     covered: set[nn.Module] = set()
     for module in model.modules():

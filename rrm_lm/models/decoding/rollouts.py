@@ -61,13 +61,8 @@ def roll_out(
     with any prompts.
 
     Args:
-        backbone: The model.
         adapter: The adapter that responds; ``None`` for the backbone without adapters.
         prompts: Token ids of each prompt, ending where the response begins; none empty.
-        sampling: The distribution and the maximum length.
-        end_ids: Tokens that end a response.
-        num_return: Number of responses per prompt.
-        seed: Seed of the call.
         first: Index of the first prompt, if the prompts are split among calls.
         batch_tokens: Maximum tokens (prompts, responses and padding) held at once; a single row may exceed it.
         progress: Called after each batch with the responses done, the total, and tokens decoded per second.
@@ -166,13 +161,8 @@ def _close_ranks(cache: KeyValues, kept: Sequence[int], end: int, device: torch.
 
 
 def _prefill(backbone: Backbone, decoder: Decoder, cache: KeyValues, prompts: Sequence[tuple[int, ...]]) -> Tensor:
-    """Compute prompts into the first rows of an empty cache. Their common prefix is computed once.
-
-    Args:
-        prompts: Token ids, shortest first. All end at the same column.
-
-    Returns:
-        (prompts, hidden) at the last token of each.
+    """Compute prompts, shortest first, into the first rows of an empty cache, where all end at the same column. Their
+    common prefix is computed once. Returns (prompts, hidden) at the last token of each.
     """
     device = backbone.device
     width = len(prompts[-1])

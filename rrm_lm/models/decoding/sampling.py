@@ -44,13 +44,10 @@ class Sampling:
         return self.temperature == 0 or self.top_p < 1 or self.top_k > 0
 
     def log_probs(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """(n,) log-probability of each token, differentiable in the logits, in float32 or better.
+        """(n,) log-probability of each of (n,) tokens under (n, vocabulary) next-token logits, in float32 or better.
 
-        A token that truncation now excludes, because the policy has changed, counts as kept: the result stays finite.
-
-        Args:
-            logits: (n, vocabulary) the model's next-token logits.
-            tokens: (n,) token ids.
+        Differentiable in the logits. A token that truncation now excludes, because the policy has changed, counts as
+        kept: the result stays finite.
         """
         scaled, own = self._scale(logits), tokens[:, None]
         least = torch.finfo(scaled.dtype).min  # minus infinity gives NaN gradients if all other tokens are excluded

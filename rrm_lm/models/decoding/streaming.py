@@ -34,8 +34,6 @@ def stream(
         adapter: The adapter to use; ``None`` for the backbone without adapters.
         prompt: Token ids up to the start of the response; not empty.
         draw: Chooses a token from (vocabulary,) float32 logits.
-        end_ids: Tokens that end a response.
-        max_new_tokens: Maximum tokens of a response.
     """
     model = backbone.causal_lm
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
@@ -55,10 +53,8 @@ def stream(
 
 
 class Words:
-    """Decodes a stream of tokens into pieces of text that never end inside a character.
-
-    Attributes:
-        text: All text returned so far.
+    """Decodes a stream of tokens into pieces of text that never end inside a character. `text` is all text returned so
+    far.
     """
 
     def __init__(self, tokenizer: Any) -> None:

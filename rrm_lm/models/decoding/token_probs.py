@@ -25,10 +25,8 @@ def token_log_probs(
     """Log-probability of each token in the distribution it was sampled from, and the entropy of that distribution.
 
     Args:
-        backbone: Its language-model head is used.
         hidden: (n, hidden) final hidden states before the tokens.
         tokens: (n,) the sampled tokens.
-        sampling: How they were drawn.
         adapter: The active adapter, for adapted heads.
 
     Returns:

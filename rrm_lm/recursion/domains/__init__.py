@@ -16,13 +16,8 @@ DOMAINS = {"chip": "Chip", "messages": "Messages"}
 
 
 def load_domain(name: str) -> Domain:
-    """Load a domain.
-
-    Args:
-        name: One of `DOMAINS`, or your own as ``path/to/file.py:ClassName`` or ``module:ClassName``.
-
-    Raises:
-        ConfigError: There is no such domain, or it lacks an attribute or has a faulty aspect.
+    """Load one of `DOMAINS`, or your own as ``path/to/file.py:ClassName`` or ``module:ClassName``. Raises ConfigError:
+    there is no such domain, or it lacks an attribute or has a faulty aspect.
     """
     if name in DOMAINS:
         domain: Any = getattr(importlib.import_module(f"rrm_lm.recursion.domains.{name}"), DOMAINS[name])()

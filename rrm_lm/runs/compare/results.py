@@ -22,13 +22,7 @@ logger = logging.getLogger(__name__)
 def write_comparison(
     comparison: PolicyComparison, folder: Path, *, configuration: Mapping[str, object]
 ) -> PolicyReportData:
-    """Write all numbers, samples and verdicts and the report, and print the numbers; returns the report's data.
-
-    Args:
-        comparison: The comparison.
-        folder: The output folder.
-        configuration: Settings to show in the report.
-    """
+    """Write all numbers, samples and verdicts and the report, and print the numbers; returns the report's data."""
     tracks = training_tracks(comparison)
     monitored = {name: found.to_dict() for name, found in tracks.items()}
     write_json(folder / "results.json", {**comparison.to_dict(), "over_optimisation": monitored})

@@ -49,12 +49,7 @@ _STEPS = {
 
 
 class RecurseRun:
-    """One run over a tree.
-
-    Args:
-        args: The tree.
-        model: The backbone and the configuration of adapters.
-    """
+    """One run over a tree."""
 
     def __init__(self, args: RecurseArguments, model: ModelArguments) -> None:
         self.args, self.model_args = args, model
@@ -166,11 +161,7 @@ class RecurseRun:
 
 
 class TreeProgress:
-    """Reports the current step and the estimated time left.
-
-    Args:
-        tree: The root of the whole tree.
-    """
+    """Reports the current step and the estimated time left."""
 
     def __init__(self, tree: Node) -> None:
         self.nodes = list(tree.walk())

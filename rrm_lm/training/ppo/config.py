@@ -103,15 +103,7 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
         check(self, *((name, 0 <= getattr(self, name) <= 1, "from 0 to 1") for name in ("gamma", "lam")))
 
     def count_batches(self, processes: int, prompts: int) -> None:
-        """Set the derived sizes, under TRL's names.
-
-        Args:
-            processes: Number of processes.
-            prompts: Number of training prompts.
-
-        Raises:
-            ConfigError: Sizes that do not divide evenly.
-        """
+        """Set the derived sizes, under TRL's names. Raises ConfigError: sizes that do not divide evenly."""
         self.world_size = processes
         self.local_batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps
         self.micro_batch_size = self.per_device_train_batch_size * processes

@@ -60,13 +60,11 @@ def estimate(
 
     Args:
         args: Selects the estimator, discounts, whitening and conventions.
-        kl_coef: The penalty per nat of KL divergence.
         log_probs, reference: (episodes, width) log-probabilities of the sampled tokens, zero after the end.
         values: (episodes, width) value of the state before each token, zero after the end.
         end_values: (episodes,) value of the state after the last token.
         scores: (episodes,) rewards of the responses.
         lengths: (episodes,) tokens of each response.
-        total: Sums over processes.
     """
     width = log_probs.shape[1]
     is_response = is_valued = is_before(lengths, width)

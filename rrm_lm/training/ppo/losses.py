@@ -36,12 +36,10 @@ def kl_k3(log_probs: Tensor, reference: Tensor) -> Tensor:
 
 
 def place_scores(penalties: Tensor, scores: Tensor, places: Tensor) -> Tensor:
-    """Rewards per token: the penalties, plus each episode's score at one position.
+    """(episodes, time) rewards per token: the penalties, plus each episode's score at one position.
 
-    Args:
-        penalties: (episodes, time) for example minus the KL coefficient times each token's KL divergence.
-        scores: (episodes,) rewards of whole responses.
-        places: (episodes,) index of the token that gets the score.
+    `penalties` is (episodes, time), `scores` (episodes,), and `places` (episodes,) the index of the token that gets the
+    score.
     """
     rewards = penalties.clone()
     rewards[torch.arange(len(scores), device=scores.device), places] += scores
@@ -54,8 +52,6 @@ def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tens
     Args:
         rewards: (episodes, time), zero after the end.
         values: (episodes, time) value of the state before each token, zero after the end.
-        gamma: Discount factor.
-        lam: GAE's lambda.
 
     Returns:
         Advantages and returns (targets of the value function), both (episodes, time).
@@ -95,7 +91,6 @@ def policy_losses(log_probs: Tensor, old: Tensor, advantages: Tensor, cliprange:
     Args:
         log_probs: Under the current policy.
         old: Under the policy that sampled the tokens.
-        advantages: Advantage of each token.
         cliprange: Maximum gain-increasing deviation of the probability ratio from 1.
 
     Returns:

@@ -45,12 +45,7 @@ class PolicyPass:
 
 
 class AgentPasses:
-    """Runs groups of episodes through the root module. It only calls `forward`, as sharded models require.
-
-    Args:
-        model: The root module, wrapped or not.
-        sampling: How responses are sampled.
-    """
+    """Runs groups of episodes through the root module. It only calls `forward`, as sharded models require."""
 
     def __init__(self, model: Any, sampling: Sampling) -> None:
         self.model, self.sampling = model, sampling
@@ -63,8 +58,6 @@ class AgentPasses:
         """Run the policy that sampled the responses, and its value function.
 
         Args:
-            groups: All episodes.
-            is_response: (episodes, width).
             keep_tokens: Padded tokens whose graph is kept, in whole groups from the first, so that the first step can
                 train on this pass; 0 keeps none.
         """
@@ -101,13 +94,7 @@ class AgentPasses:
 
 
 class OwnReward:
-    """The reward adapter on the agent's backbone, as a reward source.
-
-    Args:
-        passes: Runs the agent.
-        grouping: Groups lines for it.
-        ensemble: How members are combined.
-    """
+    """The reward adapter on the agent's backbone, as a reward source."""
 
     name = "reward"
 

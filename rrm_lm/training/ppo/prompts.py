@@ -95,10 +95,7 @@ class PromptOrder(Sampler[list[int]]):
     than a batch gives no batches.)
 
     Args:
-        count: Number of prompts.
         size: Prompts per update and process.
-        seed: Seed of the order.
-        process, processes: Index of this process, and number of processes.
     """
 
     def __init__(self, count: int, size: int, seed: int, process: int = 0, processes: int = 1) -> None:

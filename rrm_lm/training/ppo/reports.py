@@ -31,11 +31,7 @@ class EpisodeScores:
 
 
 class Stopwatch:
-    """Seconds by phase.
-
-    Args:
-        device: The device of the computation. Unless it is the CPU, it is synchronized, because its calls return early.
-    """
+    """Seconds by phase. A device other than the CPU is synchronized, because its calls return early."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}

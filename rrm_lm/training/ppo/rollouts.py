@@ -87,12 +87,9 @@ class Grouping:
     text), a row has a few families that share it.
 
     Args:
-        agent: Arranges lines in rows.
-        lines: The episodes.
         max_tokens: Maximum padded tokens of a group.
         max_over_processes: The maximum of a number over all processes. Sharded models communicate in every pass, so all
             processes must run the same number of passes.
-        share: Let lines share common prefixes.
     """
 
     def __init__(
@@ -169,7 +166,6 @@ def _rows_for(common: int, own: Sequence[int], hidden_size: int) -> int:
     Args:
         common: Tokens of the common prefix.
         own: Tokens of each family after it.
-        hidden_size: The model's hidden size.
     """
     best = (2 * hidden_size * common + common**2) ** 0.5
     return min(len(own), max(1, round(sum(own) / best))) if best else len(own)

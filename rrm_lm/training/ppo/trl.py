@@ -27,7 +27,6 @@ def agent_from_trl(
         ref_model: The reference; ``None`` for the policy without its adapter, or a copy of a policy without adapters.
         value_model: A sequence-classification model with one output; ``None`` for a head on the policy.
         peft_config: Configuration of an adapter to add to the policy.
-        share: Let lines share the computation of a common prompt where this is exact.
 
     Raises:
         ConfigError: Contradictory arguments.

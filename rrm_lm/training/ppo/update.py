@@ -53,7 +53,6 @@ def make_minibatches(args: PPOConfig, seed: int, process: int = 0, processes: in
     Args:
         args: Sizes and conventions. With TRL's conventions, each process has its own partition.
         seed: The same on all processes.
-        process, processes: Index of this process, and number of processes.
     """
     count, size = args.local_batch_size, args.local_mini_batch_size
     assert count is not None and size is not None
@@ -71,11 +70,8 @@ def plan_steps(
     """Plan the optimizer steps of one epoch.
 
     Args:
-        args: Sizes and conventions.
-        minibatches: This process's episodes in each mini-batch.
         tokens: (episodes,) tokens of each response.
         valued: (episodes,) number of positions of each response at which values are trained.
-        total: Sums over processes.
         processes: Number of processes, whose gradients are averaged.
 
     Raises:
@@ -172,15 +168,7 @@ class UpdateStatistics:
 
 
 class PolicyUpdate:
-    """Trains on the episodes of one update.
-
-    Args:
-        args: Settings.
-        passes: Runs the model.
-        accelerator: Computes gradients.
-        optimizer: Optimizer of all trained parameters.
-        processes: Sums over them.
-    """
+    """Trains on the episodes of one update."""
 
     def __init__(
         self, args: PPOConfig, passes: AgentPasses, accelerator: Any, optimizer: Any, processes: Processes
@@ -193,8 +181,6 @@ class PolicyUpdate:
         """Train for `num_ppo_epochs` epochs on the episodes.
 
         Args:
-            estimates: The training targets.
-            grouping: The episodes.
             first: The pass that the estimates come from; its kept graphs are used and freed.
             number: Index of the update; the mini-batches depend on it.
 

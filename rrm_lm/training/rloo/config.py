@@ -59,10 +59,7 @@ def rloo_config(
 
     Args:
         ppo: The PPO settings. :meth:`PPOConfig.count_batches` is called on them.
-        processes: Number of processes.
-        prompts: Number of training prompts.
         longest: Tokens of the longest prompt.
-        weights: Weights of the rewards.
         more: Settings that only RLOOConfig has, such as ``normalize_advantages``.
 
     Raises:

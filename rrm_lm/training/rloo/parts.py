@@ -16,12 +16,7 @@ from rrm_lm.training.reward_sources import RewardSource, RewardSum, TokenRewardS
 
 
 class RewardFunction:
-    """A reward source in TRL's calling convention.
-
-    Args:
-        source: The reward source.
-        rollouts: Makes rollouts of conversations and the token ids of their responses.
-    """
+    """A reward source in TRL's calling convention."""
 
     def __init__(self, source: RewardSource | TokenRewardSource, rollouts: Callable[..., Rollouts]) -> None:
         self.__name__ = source.name
@@ -54,10 +49,7 @@ class UpdateSampler(Sampler[int]):
     """The rows of all updates in sequence. Each update's rows are repeated as often as TRL's trainer reads them.
 
     Args:
-        order: The prompts of each update.
-        updates: Number of updates.
         repeats: How often an update's rows are read. TRL reads them for every micro-batch and uses the first reading.
-        samples: Responses per prompt.
     """
 
     def __init__(self, order: PromptOrder, updates: int, repeats: int, samples: int) -> None:

@@ -89,11 +89,9 @@ def rloo_trainer(
         ppo: The settings; :func:`rrm_lm.training.rloo.config.rloo_config` converts them.
         rewards: The reward sources. Use :class:`rrm_lm.training.reward_sources.AdapterReward` for a reward adapter on
             the policy's backbone.
-        prompts: The prompts to respond to.
         chat: The chat format of the prompts; by default the policy's.
         lora: The new adapter, for a policy without one.
         settings: Saved with the policy; by default those it was loaded with. The method is always rloo.
-        callbacks: Hugging Face callbacks.
         more: Settings of TRL's RLOOConfig that PPO lacks, such as ``normalize_advantages``.
 
     Raises:
@@ -141,14 +139,7 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
     """TRL's trainer on an adapter of a shared backbone; made by :func:`rloo_trainer`.
 
     Args:
-        policy: The policy, with the adapter to train.
-        args: TRL's settings.
         ppo: The settings from which `args` were made.
-        rewards: The reward sources.
-        items: The prompts.
-        chat: Their chat format.
-        settings: Saved with the policy.
-        callbacks: Hugging Face callbacks.
     """
 
     args: RLOOConfig
