@@ -34,8 +34,6 @@ MANIFEST = "manifest.json"
 _STAGING = ".staging-"
 _REPLACED = ".replaced-"
 
-# ---- values -> JSON ----
-
 
 def json_text(value: Any, *, indent: int | None = 2) -> str:
     """JSON of whatever `plain` takes. Non-finite numbers become null, so that every reader accepts the file."""
@@ -71,9 +69,6 @@ def plain(value: Any, *, only_finite: bool = True) -> Any:
     if callable(to_list := getattr(value, "tolist", None)):
         return convert(to_list())
     raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")
-
-
-# ---- files ----
 
 
 @contextlib.contextmanager
@@ -112,9 +107,6 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
     with staged_file(path) as staged, staged.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json_text(row, indent=None) + "\n")
-
-
-# ---- folders ----
 
 
 @contextlib.contextmanager
@@ -247,9 +239,6 @@ def sha256(file: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file as 64 hexadecimal digits."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-# ---- shared ----
 
 
 def now() -> str:

@@ -192,8 +192,6 @@ class Tracer:
 
         return self._peak(start, shape)
 
-    # -- making models --------------------------------------------------------------------------------------------
-
     def _adapt(self, backbone: Backbone, adapters: Sequence[str]) -> None:
         for name in adapters:
             backbone.add_adapter(name, copy.deepcopy(self.lora))
@@ -210,8 +208,6 @@ class Tracer:
         separate = [share([line], [hidden]) for line, hidden in zip(ids, blind, strict=True)]
         laid = [share(ids, blind)] if self.share else separate
         return collate(laid * rows, pad_id=0), lines * rows
-
-    # -- tracing --------------------------------------------------------------------------------------------------
 
     def _peak(self, start: Callable[[Backbone], tuple[nn.Module, _Run]], shape: RowShape) -> Peak:
         """Trace a pass for two depths and several numbers of rows."""

@@ -112,8 +112,6 @@ class NodeRun:
         write_json(self.folder / COSTS, self.costs)
         write_manifest(self.folder)
 
-    # -- parts --------------------------------------------------------------------------------------------------------
-
     def _to_judge(self) -> tuple[list[Prompt], list[list[str]]]:
         """Prompts, and the responses to each that the overseer compares."""
         rng = self._rng("prompts")

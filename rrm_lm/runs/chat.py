@@ -101,8 +101,6 @@ class ChatSession:
                 print_error(error)
         return 0
 
-    # -- input ----------------------------------------------------------------------------------------------------
-
     def _messages(self) -> Iterator[str]:
         """Typed or piped messages, one at a time. Ends normally at Ctrl-D, or at Ctrl-C at the prompt."""
         if self.interactive:
@@ -141,8 +139,6 @@ class ChatSession:
             self._respond()
         return True
 
-    # -- commands -------------------------------------------------------------------------------------------------
-
     def _reset(self, _: str) -> bool:
         self.turns.clear()
         _notify("Conversation cleared.")
@@ -165,8 +161,6 @@ class ChatSession:
     def _help(self, _: str) -> bool:
         _notify(HELP)
         return True
-
-    # -- responses ------------------------------------------------------------------------------------------------
 
     @property
     def prompt(self) -> Prompt:

@@ -68,8 +68,6 @@ class PlanPage:
             f"responses {job.response_length}\n",
         )
 
-    # -- tables ---------------------------------------------------------------------------------------------------
-
     def _fit_table(self) -> Table:
         headings = ("reward\nGB", "micro_batch\n_tokens", "PPO\nGB", "micro_batch\n_tokens", "rollout_batch\n_tokens")
         table = _table("what fits", headings)
@@ -122,8 +120,6 @@ class PlanPage:
                 parts = (reward.trained, reward.learning, ppo.trained, ppo.learning, ppo.rollout)
                 table.add_row(STRATEGIES[strategy], *map(gigabytes, parts))
         return table
-
-    # -- notes ----------------------------------------------------------------------------------------------------
 
     def _notes(self) -> list[str]:
         notes = []

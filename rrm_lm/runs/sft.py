@@ -67,8 +67,6 @@ class SFTRun:
             save_and_compare(trainer, policy, run.folder, sample, self.model_args, merge=self.more.merge)
             self._measure(trainer, policy, checked)
 
-    # -- data -----------------------------------------------------------------------------------------------------
-
     def _feedback(self) -> tuple[list[Demonstration], list[Demonstration], LeakageReport | None]:
         """Training responses, held-out responses, and the leakage check between them."""
         read, evaluation = read_sources(self.data)
@@ -104,8 +102,6 @@ class SFTRun:
             logger.warning("to fit max_length %s: %s", chat.max_length, counts.summary())
         return examples
 
-    # -- the policy -----------------------------------------------------------------------------------------------
-
     def _policy(self) -> Policy:
         """The named adapter, or a fresh adapter on the named model."""
         args, name = self.model_args, str(self.model_args.model_name_or_path)
@@ -128,8 +124,6 @@ class SFTRun:
         settings = replace(base, max_length=policy.chat.max_length, method="sft")
         with trainer_settings("Hugging Face's Trainer and TRL's SFTTrainer"):
             return SFTTrainer(policy, self.config, examples, checked, settings=settings)
-
-    # -- evaluation -----------------------------------------------------------------------------------------------
 
     def _measure(self, trainer: SFTTrainer, policy: Policy, checked: list[Imitation]) -> None:
         """Measure the held-out loss of the policy and of the bare backbone, and their difference."""

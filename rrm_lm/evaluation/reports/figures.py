@@ -25,9 +25,6 @@ MOST_ROWS = 40  # in a plot by source or subset; the table has all
 Series = tuple[Sequence[float], Sequence[float]]  # steps and values of a curve
 
 
-# ---- accuracy ----
-
-
 def headline_rows(evaluation: Evaluation) -> list[ForestRow]:
     """For each set, a row for the model and one for the better length rule."""
     rows = []
@@ -92,9 +89,6 @@ def by_group(groups: Mapping[str, Summary]) -> Figure:
         if summary.measures is not None
     ][:MOST_ROWS]
     return plots.forest(rows, 0.5, note="chance", height=0.3)
-
-
-# ---- margins and rewards ----
 
 
 def reliability(calibration: Calibration) -> Figure:
@@ -181,9 +175,6 @@ def reward_by_length(scored: Sequence[ScoredComparison]) -> Figure:
         plots.legend_above(axes)
 
     return plots.draw((8.6, 3.6), paint)
-
-
-# ---- training ----
 
 
 def curves(

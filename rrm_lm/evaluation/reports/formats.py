@@ -121,9 +121,6 @@ def markdown_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-# ---- cells of tables ----
-
-
 def decimal_cell(estimate: Estimate | None, *, sign: bool = False) -> Cell:
     if estimate is None:
         return NONE, ""

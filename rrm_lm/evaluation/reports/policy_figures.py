@@ -28,9 +28,6 @@ def color_of(place: int) -> str:
     return REFERENCE if place == 0 else POLICY_COLORS[(place - 1) % len(POLICY_COLORS)]
 
 
-# ---- rewards by policy ----
-
-
 def reward_rows(comparison: PolicyComparison, measure: str) -> list[ForestRow]:
     """A row for each policy's mean reward, and one for the reference's best-of-n by the proxy."""
     rows = []
@@ -50,9 +47,6 @@ def headline(comparison: PolicyComparison, measure: str) -> Figure:
     """Mean reward of each policy with its 95% interval, and a line at the reference."""
     rows = reward_rows(comparison, measure)
     return plots.forest(rows, rows[0].estimate.value, label=f"mean {plots.short(measure)} reward", written=decimal)
-
-
-# ---- best of n ----
 
 
 def best_of_n(comparison: PolicyComparison) -> Figure:
@@ -84,9 +78,6 @@ def best_of_n(comparison: PolicyComparison) -> Figure:
             panels[0].legend()
 
     return plots.draw((8.6, 3.1), paint)
-
-
-# ---- over-optimization ----
 
 
 def over_optimisation(tracks: Mapping[str, tuple[str, OverOptimisation]]) -> Figure:
@@ -144,9 +135,6 @@ def _curve(axes: Axes, found: OverOptimisation, color: str) -> None:
         axes.axvline(peak, color=color, linewidth=1, linestyle=(0, (1, 3)))
         axes.annotate("peak", (peak, 0.02), (4, 0), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
                       color=color, fontsize=9)  # fmt: skip
-
-
-# ---- length ----
 
 
 def reward_by_length(comparison: PolicyComparison, measure: str) -> Figure:

@@ -89,8 +89,6 @@ def benchmark_rows(measures: Measures) -> list[tuple[str, Estimate]]:
     return [(label, estimate) for label, estimate in found.items() if estimate is not None]
 
 
-# ---- training curves ----
-
 LOSS, ACCURACY = "Loss", "Accuracy"
 
 
@@ -118,9 +116,6 @@ def _curve_name(words: Sequence[str]) -> str:
     if words[0] == "eval":
         return f"held-out {rest}".strip()
     return rest or ("total" if "loss" in words else "training batches")
-
-
-# ---- data ----
 
 
 def describe(comparisons: Sequence[Comparison]) -> dict[str, object]:

@@ -157,9 +157,6 @@ def _close_ranks(cache: KeyValues, kept: Sequence[int], end: int, device: torch.
     return [moved.get(row, row) for row in range(len(kept))]
 
 
-# -- prompts ----------------------------------------------------------------------------------------------------------
-
-
 def _prefill(backbone: Backbone, decoder: Decoder, cache: KeyValues, prompts: Sequence[tuple[int, ...]]) -> Tensor:
     """Compute prompts, shortest first, into the first rows of an empty cache, where all end at the same column. Their
     common prefix is computed once. Returns (prompts, hidden) at the last token of each.

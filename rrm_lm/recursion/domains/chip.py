@@ -66,9 +66,6 @@ def write(fields: Mapping[str, str]) -> str:
     return " ".join(f"{name}={fields[name]}" for name in FIELDS)
 
 
-# -- the simulator: hidden from every overseer and from training ------------------------------------------------------
-
-
 def fastest(design: Design) -> float:
     """The clock that the voltage allows, GHz."""
     return 1.5 + 5 * (design.volt - 0.8)
@@ -138,9 +135,6 @@ def worst() -> float:
     """The lowest gold reward of any design for any use."""
     designs = [design for line in all_designs() if (design := parse(line)) is not None]
     return min(worth(design, use) for design in designs for use in USES)
-
-
-# -- the domain -------------------------------------------------------------------------------------------------------
 
 
 def use_of(prompt: Prompt) -> str:

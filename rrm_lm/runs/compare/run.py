@@ -96,8 +96,6 @@ class CompareRun:
             settings = {**asdict(args), **asdict(self.drawing), "reference": reference}
             return write_comparison(comparison, args.folder, configuration=settings)
 
-    # -- inputs ---------------------------------------------------------------------------------------------------
-
     def _load_prompts(self) -> list[Prompt]:
         args = self.args
         found = prompt_sources(args.prompts, **args.reading(args.split))
@@ -122,8 +120,6 @@ class CompareRun:
                 remedy="name the model to compare it with, for example --reference smollm2-135m",
             )
         return str(name)
-
-    # -- answers --------------------------------------------------------------------------------------------------
 
     def _compare(
         self, reference: str, prompts: Sequence[Prompt], gold: Gold | None, critic: CriticSource | None
@@ -208,8 +204,6 @@ class CompareRun:
         ours = log_probs(policy.backbone, policy.adapter, answers, temperature, **options)
         theirs = log_probs(reference.backbone, reference.adapter, answers, temperature, **options)
         return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(ours, theirs, strict=True)]
-
-    # -- judging --------------------------------------------------------------------------------------------------
 
     def _rewards(self, prompts: Sequence[Prompt], answers: Sequence[Answers], gold: Gold | None) -> list[Rewards]:
         """The rewards of each policy."""

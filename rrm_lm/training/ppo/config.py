@@ -23,14 +23,13 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
     pass and does not change the gradient.
     """
 
-    # Defaults that differ from TRL's.
+    # Defaults that differ from TRL's:
     output_dir: str | None = option("outputs/policy", "Where the policy and results go.")
     learning_rate: float = option(1e-4, "Peak learning rate of adapters and value head.")
     bf16: bool | None = option(False, "Compute in bfloat16 where that is safe (autocast).")
     ddp_broadcast_buffers: bool | None = option(False, "Not needed: buffers are constants, the same on all processes.")
     dataloader_pin_memory: bool = option(False, "Not used: batches are made during the step.")
-
-    # Settings that TRL does not have.
+    # Settings that TRL does not have:
     ds3_gather_for_generation: bool = option(
         True,
         "For a sharded policy: gather the whole model on each process for rollouts, which is much faster; set to false "
@@ -74,21 +73,6 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check()
-
-    @classmethod
-    def from_trl(cls, args: _TrlPPOConfig) -> PPOConfig:
-        """Convert TRL's own settings; TRL's conventions apply.
-
-        ``bf16``, ``gradient_checkpointing`` and gradient clipping have no effect in TRL's PPO, so they are off.
-        """
-        settings = {item.name: getattr(args, item.name) for item in fields(args) if item.init}
-        settings |= dict.fromkeys(("bf16", "fp16", "gradient_checkpointing", "activation_checkpointing"), False)
-        settings["max_kl"] = None
-        return cls(**settings, trl_compatible=True)
-
-    def _check(self) -> None:
-        """Raise a ConfigError for invalid settings."""
         check_choice(self, "kl_estimator", ("k1", "k3"))
         check_choice(self, "kl_control", KL_CONTROLS)
         check_choice(self, "value_function", VALUE_KINDS)
@@ -101,6 +85,13 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
         check_minimum(self, kl_coef=0, kl_gain=0, vf_coef=0, cliprange=0, cliprange_value=0, seed=0)
         check_above_zero(self, "temperature", "kl_target", "max_kl", "max_value_loss", "reward_clip")
         check(self, *((name, 0 <= getattr(self, name) <= 1, "from 0 to 1") for name in ("gamma", "lam")))
+
+    @classmethod
+    def from_trl(cls, args: _TrlPPOConfig) -> PPOConfig:
+        """TRL's own settings; TRL's conventions apply. What has no effect in TRL's PPO, such as ``bf16``, is off."""
+        settings = {item.name: getattr(args, item.name) for item in fields(args) if item.init}
+        settings |= dict.fromkeys(("bf16", "fp16", "gradient_checkpointing", "activation_checkpointing"), False)
+        return cls(**{**settings, "max_kl": None}, trl_compatible=True)
 
     def count_batches(self, processes: int, prompts: int) -> None:
         """Set the derived sizes, under TRL's names. Raises ConfigError: sizes that do not divide evenly."""

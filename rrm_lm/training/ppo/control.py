@@ -33,8 +33,7 @@ class KLControl:
     def update(self, kl: float) -> None:
         """Raise the coefficient if `kl`, the mean over the last episodes, is above the target; lower it if below."""
         if self.target is not None:
-            error = min(0.2, max(-0.2, kl / self.target - 1.0))
-            self.coefficient *= 1.0 + self.gain * error
+            self.coefficient *= 1.0 + self.gain * min(0.2, max(-0.2, kl / self.target - 1.0))
 
 
 @dataclass(slots=True)
@@ -50,21 +49,16 @@ class RewardScale:
         """Merge a batch; `total` sums over processes."""
         rewards = rewards.double()
         count, added = total(torch.stack([torch.ones_like(rewards).sum(), rewards.sum()])).tolist()
-        mean = added / count
-        squares = float(total(((rewards - mean) ** 2).sum()))
-        both = self.count + count
-        distance = mean - self.mean
-        self.squares += squares + distance**2 * self.count * count / both
+        both, distance = self.count + count, added / count - self.mean
+        self.squares += float(total(((rewards - added / count) ** 2).sum()))
+        self.squares += distance**2 * self.count * count / both
         self.mean += distance * count / both
         self.count = both
 
-    @property
-    def deviation(self) -> float:
-        return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 1.0
-
     def __call__(self, rewards: Tensor) -> Tensor:
         """Standardize rewards; constant rewards become zero."""
-        return (rewards - self.mean) / max(self.deviation, 1e-8)
+        deviation = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 1.0
+        return (rewards - self.mean) / max(deviation, 1e-8)
 
 
 @dataclass(slots=True)

@@ -33,11 +33,8 @@ def agent_from_trl(
         ModelError: A value model without a head of one output.
     """
     if ref_model is model:
-        raise ConfigError(
-            "The policy and the reference are the same object",
-            where="ref_model",
-            remedy="pass a copy of the model, or None",
-        )
+        remedy = "pass a copy of the model, or None"
+        raise ConfigError("The policy and the reference are the same object", where="ref_model", remedy=remedy)
     if peft_config is not None and not isinstance(peft_config, PeftConfig):
         raise ConfigError(f"peft_config is a {type(peft_config).__name__}", expected="peft.LoraConfig(...)")
     if peft_config is not None and isinstance(model, PeftModel):
@@ -59,7 +56,7 @@ def agent_from_trl(
         backbone.set_trainable(adapter, True)
     else:
         backbone = _trained_backbone(model, sharing)
-    agent = AgentModel(
+    return AgentModel(
         backbone,
         policy=adapter,
         value="head" if value_model is None else "model",
@@ -67,7 +64,6 @@ def agent_from_trl(
         reference=None if ref_model is not None else args.ref_adapter_name,
         reference_model=None if ref_model is None else Backbone(ref_model.eval(), _PAD, sharing),
     )
-    return agent
 
 
 def _value_backbone(model: Any, sharing: bool | None) -> Backbone:

@@ -196,8 +196,6 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
         reshard(self.model)
         return adapter_parameters(self.backbone, self.adapter)
 
-    # -- one update ---------------------------------------------------------------------------------------------------
-
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         assert self.args.steps_per_generation is not None and self.num_generations is not None
         repeats = self.args.num_iterations * self.args.steps_per_generation
@@ -283,8 +281,6 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
         logs["episode"] = self.state.global_step // self.steps_per_update * self.args.generation_batch_size
         super().log(logs, start_time)
 
-    # -- saving -------------------------------------------------------------------------------------------------------
-
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: TRL would write its card into the run's folder at every checkpoint."""
 
@@ -307,9 +303,6 @@ class _StopOutOfBounds(TrainerCallback):
             outcome = self._trainer.last_good.put_back()
             logger.warning("training stopped at step %d: %s; %s", state.global_step, reason, outcome)
             control.should_training_stop = True
-
-
-# -- the adapter and its reference ------------------------------------------------------------------------------------
 
 
 @contextmanager
