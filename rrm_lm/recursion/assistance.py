@@ -86,28 +86,29 @@ class HelperAnswers:
     def add(self, task: NoteTask, subject: Subject, text: str) -> None:
         """Count one answer and keep its note."""
         self.asked += 1
-        note = task.read(text)
-        self.unreadable += note is None
-        if note is not None and not is_verbatim(note, subject[1]):
+        self.notes[subject] = None
+        if (note := task.read(text)) is None:
+            self.unreadable += 1
+        elif not is_verbatim(note, subject[1]):
             self.false_quotations += 1
-            note = None
-        if note is not None:
-            self.whole += _quotes_all(task, subject, note)
-            self.cut += shortened(note) != note
-            note = shortened(note)
-        self.notes[subject] = note
+        else:
+            whole = subject[1].strip()
+            self.whole += note.quote.strip() == whole and any(
+                piece.strip() != whole for piece in task.evidence(*subject)
+            )
+            self.notes[subject] = shortened(note)
+            self.cut += self.notes[subject] != note
 
     def fault(self) -> str:
         """Why these notes are useless; "" if they are not."""
-        given = [note for note in self.notes.values() if note is not None]
+        verdicts = [note.verdict for note in self.notes.values() if note is not None]
         if len(self.notes) < ENOUGH:
             return ""
-        if not given:
+        if not verdicts:
             return "answers nothing"
-        if self.whole == len(given):
+        if self.whole == len(verdicts):
             return "quotes everything"
-        verdicts = {note.verdict for note in given}
-        return f"always says {verdicts.pop()!r}" if len(verdicts) == 1 and len(given) >= ENOUGH else ""
+        return f"always says {verdicts[0]!r}" if len(set(verdicts)) == 1 and len(verdicts) >= ENOUGH else ""
 
     def to_dict(self) -> dict[str, Any]:
         verdicts = Counter(note.verdict for note in self.notes.values() if note is not None)
@@ -151,16 +152,14 @@ class HelperNotes:
                 for start in range(0, len(unasked), _CHUNK):
                     chunk = unasked[start : start + _CHUNK]
                     texts = helper.respond([helper.task.ask(*subject) for subject in chunk])
-                    for subject, text in zip(chunk, texts, strict=True):
-                        entry = _entry(helper.name, subject, text)
+                    for entry in map(_entry, [helper.name] * len(chunk), chunk, texts):
                         journal.add(entry)
-                        saved[_key(entry)] = text
+                        saved[_key(entry)] = entry["text"]
                 for subject in left:
                     answers.add(helper.task, subject, saved[_key(_entry(helper.name, subject))])
-                if not self._decided:
-                    answers.ignored = answers.fault()
-                    if answers.ignored:
-                        logger.warning("the helper %s %s: its notes are ignored", helper.name, answers.ignored)
+                if not self._decided and (fault := answers.fault()):
+                    answers.ignored = fault
+                    logger.warning("the helper %s %s: its notes are ignored", helper.name, fault)
         self._decided = True
 
     def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
@@ -255,12 +254,6 @@ class Assisted:
         if isinstance(self.overseer, NoteReader):
             return self.overseer.explain(prompt, response, notes)
         return self.overseer.critique(prompt, with_notes(response, notes))
-
-
-def _quotes_all(task: NoteTask, subject: Subject, note: Note) -> bool:
-    """Whether a note quotes the whole response although a shorter quotation is possible."""
-    whole = subject[1].strip()
-    return note.quote.strip() == whole and any(piece.strip() != whole for piece in task.evidence(*subject))
 
 
 def _entry(helper: str, subject: Subject, text: str = "") -> dict[str, Any]:

@@ -44,13 +44,10 @@ def notes_quality(task: NoteTask, prompts: Sequence[Prompt], texts: Sequence[str
     truth = [task.truth(prompt) for prompt in prompts]
     notes = [task.read(text) for text in texts]
     said = ["" if note is None else note.verdict for note in notes]
-    fine = task.verdicts[0]
-    # An answer without a verdict is always wrong.
-    problems = [None if not one else one != fine for one in said]
-    clusters = list(range(len(prompts)))
+    fine, clusters = task.verdicts[0], list(range(len(prompts)))
+    problems = [None if not one else one != fine for one in said]  # an answer without a verdict is always wrong
     counts = Counter(zip(truth, said, strict=True))
-    subjects = [task.subject(prompt)[1] for prompt in prompts]
-    false = sum(note is not None and not is_verbatim(note, text) for note, text in zip(notes, subjects, strict=True))
+    pairs = zip(notes, (task.subject(prompt)[1] for prompt in prompts), strict=True)
     return {
         "kind": "helper",
         "n": len(prompts),
@@ -58,7 +55,7 @@ def notes_quality(task: NoteTask, prompts: Sequence[Prompt], texts: Sequence[str
         "by_verdict": balanced_accuracy(truth, said, clusters).to_dict(),
         "taken_for": {one: {other: counts[one, other] for other in sorted(set(said))} for one in sorted(set(truth))},
         "unreadable": said.count(""),
-        "false_quotations": false,
+        "false_quotations": sum(note is not None and not is_verbatim(note, text) for note, text in pairs),
     }
 
 
@@ -73,12 +70,6 @@ def fresh_pairs(domain: Domain, count: int, rng: random.Random, *, near: bool) -
         if first != second:
             pairs.append((prompt, one, other) if first > second else (prompt, other, one))
     return pairs
-
-
-def margins(scorer: ResponseScorer, pairs: Sequence[FreshPair]) -> list[float]:
-    """For each pair, the reward of the better response minus that of the worse one."""
-    found = scorer.score([pair[0] for pair in pairs], [pair[1:] for pair in pairs])
-    return [better - worse for better, worse in found]
 
 
 def labels(task: Task, records: Sequence[Comparison]) -> dict[str, Any] | None:
@@ -112,6 +103,12 @@ def _main_quality(agent: Agent, domain: Domain, settings: NodeSettings, rng: ran
         start = [group[0] for group in agent.policy.sampler.sample(requests, 1, seed=rng.randrange(2**31))]
         found["start"] = gold_estimate(domain, requests, start).to_dict()
     return found
+
+
+def margins(scorer: ResponseScorer, pairs: Sequence[FreshPair]) -> list[float]:
+    """For each pair, the reward of the better response minus that of the worse one."""
+    found = scorer.score([pair[0] for pair in pairs], [pair[1:] for pair in pairs])
+    return [better - worse for better, worse in found]
 
 
 def _accuracy(scorer: ResponseScorer, pairs: Sequence[FreshPair]) -> Estimate:

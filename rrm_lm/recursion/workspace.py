@@ -177,10 +177,8 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def _move_aside(folder: Path) -> Path:
     """Move a node's folder into `.replaced`, so a changed setting does not delete hours of work."""
-    replaced = folder.parent / ".replaced"
-    replaced.mkdir(exist_ok=True)
-    free = next(place for number in count(1) if not (place := replaced / f"{folder.name}-{number}").exists())
-    return folder.rename(free)
+    (replaced := folder.parent / ".replaced").mkdir(exist_ok=True)
+    return folder.rename(next(p for n in count(1) if not (p := replaced / f"{folder.name}-{n}").exists()))
 
 
 def _shared_helpers(nodes: Sequence[Node]) -> list[Node]:

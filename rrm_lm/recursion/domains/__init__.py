@@ -26,8 +26,7 @@ def load_domain(name: str) -> Domain:
     else:
         expected = ", ".join(DOMAINS) + ", or your own as file.py:ClassName"
         raise ConfigError(f"There is no domain {name!r}", where="domain", expected=expected)
-    required = [attribute for attribute in vars(Domain) if not attribute.startswith("_")]
-    if missing := [attribute for attribute in required if not hasattr(domain, attribute)]:
+    if missing := [name for name in vars(Domain) if not name.startswith("_") and not hasattr(domain, name)]:
         expected = "the attributes of rrm_lm.recursion.tasks.Domain"
         raise ConfigError(f"The domain has no {', '.join(missing)}", where=name, expected=expected)
     for aspect, one in domain.aspects.items():

@@ -172,8 +172,7 @@ def _plant(**pushes: str) -> Callable[[Prompt, random.Random], str]:
 
     def plant(prompt: Prompt, rng: random.Random) -> str:
         fields = _random_fields(rng)
-        names = rng.sample(sorted(pushes), rng.randint(1, len(pushes)))
-        return write(fields | {name: pushes[name] for name in names})
+        return write(fields | {name: pushes[name] for name in rng.sample(sorted(pushes), rng.randint(1, len(pushes)))})
 
     return plant
 
@@ -187,7 +186,13 @@ def _count(said: Mapping[str, str], verdicts: tuple[str, ...]) -> str:
     return verdicts[sum(verdict != _ASPECTS[name].verdicts[0] for name, verdict in said.items())]
 
 
+def _part(question: str, is_bad: Callable[[Design, str], bool], quoted: str, **pushes: str) -> Aspect:
+    """What a helper of a helper judges: a part of what heat or security are the sums of."""
+    return Aspect(question, ("no", "yes"), _either("yes", "no", is_bad), _evidence(*quoted.split()), _plant(**pushes))
+
+
 _HEAT = ("ok", "over", "far over")
+_HOT = {"cores": "8", "clock": "3.0", "volt": "1.2", "cool": "none"}
 _HEAT_SAID = {("no", "no"): "ok", ("yes", "no"): "over", ("yes", "yes"): "far over"}  # the fourth contradicts itself
 _ASPECTS: Mapping[str, Aspect] = {
     "benchmark": Aspect(
@@ -202,7 +207,7 @@ _ASPECTS: Mapping[str, Aspect] = {
         _HEAT,
         _measure(_HEAT[-1], lambda design, use: _HEAT[heat_steps(design, use)]),
         _evidence("cool", "cores", "volt", "clock"),
-        _plant(cores="8", clock="3.0", volt="1.2", cool="none"),
+        _plant(**_HOT),
         ("over_limit", "over_limit_by_20"),
         lambda said: _HEAT_SAID.get((said["over_limit"], said["over_limit_by_20"]), ""),
     ),
@@ -222,42 +227,15 @@ _ASPECTS: Mapping[str, Aspect] = {
         ("open_port", "shared_cores", "no_parity"),
         lambda said: _count(said, COUNTS),
     ),
-    # What helpers of the helpers judge: the parts that heat and security are the sums of.
-    "over_limit": Aspect(
-        "Is it too hot?",
-        ("no", "yes"),
-        _either("yes", "no", lambda design, use: heat_steps(design, use) > 0),
-        _evidence("cool", "cores", "volt", "clock"),
-        _plant(cores="8", clock="3.0", volt="1.2", cool="none"),
+    "over_limit": _part("Is it too hot?", lambda d, use: heat_steps(d, use) > 0, "cool cores volt clock", **_HOT),
+    "over_limit_by_20": _part(
+        "Is it too hot by 20 degrees?", lambda d, use: heat_steps(d, use) > 1, "cool cores volt clock", **_HOT
     ),
-    "over_limit_by_20": Aspect(
-        "Is it too hot by 20 degrees?",
-        ("no", "yes"),
-        _either("yes", "no", lambda design, use: heat_steps(design, use) > 1),
-        _evidence("cool", "cores", "volt", "clock"),
-        _plant(cores="8", clock="3.0", volt="1.2", cool="none"),
+    "open_port": _part("Is the debug port open?", lambda d, use: d.debug_open, "debug", debug="open"),
+    "shared_cores": _part(
+        "Are there several cores without isolation?", lambda d, use: has_leak(d), "iso cores", iso="off"
     ),
-    "open_port": Aspect(
-        "Is the debug port open?",
-        ("no", "yes"),
-        _either("yes", "no", lambda design, use: design.debug_open),
-        _evidence("debug"),
-        _plant(debug="open"),
-    ),
-    "shared_cores": Aspect(
-        "Are there several cores without isolation?",
-        ("no", "yes"),
-        _either("yes", "no", lambda design, use: has_leak(design)),
-        _evidence("iso", "cores"),
-        _plant(iso="off"),
-    ),
-    "no_parity": Aspect(
-        "Does a server or car lack parity?",
-        ("no", "yes"),
-        _either("yes", "no", lacks_parity),
-        _evidence("ecc"),
-        _plant(ecc="off"),
-    ),
+    "no_parity": _part("Does a server or car lack parity?", lacks_parity, "ecc", ecc="off"),
 }
 
 
@@ -279,8 +257,7 @@ class Chip:
         name = rng.choice(sorted(FIELDS))
         return write(fields | {name: rng.choice([value for value in FIELDS[name] if value != fields[name]])})
 
-    def parse(self, response: str) -> Design | None:
-        return parse(response)
+    parse = staticmethod(parse)
 
     def gold(self, prompt: Prompt, response: str) -> float:
         design = parse(response)

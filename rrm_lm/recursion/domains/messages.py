@@ -8,43 +8,17 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.recursion.tasks import Aspect
 
 WORDS = (
-    "train",
-    "garden",
-    "letter",
-    "music",
-    "river",
-    "winter",
-    "coffee",
-    "window",
-    "friend",
-    "paper",
-    "bread",
-    "cloud",
-)
+    "train", "garden", "letter", "music", "river", "winter", "coffee", "window", "friend", "paper", "bread", "cloud"
+)  # fmt: skip
 ENDINGS = ("Thank you.", "See you soon.", "Best wishes.")
-_FILLING: tuple[str, ...] = (
-    "we",
-    "will",
-    "meet",
-    "at",
-    "the",
-    "station",
-    "and",
-    "talk",
-    "about",
-    "your",
-    "plan",
-    "for",
-    "a",
-    "while",
-)
+_FILLING = ("we", "will", "meet", "at", "the", "station", "and", "talk", "about", "your", "plan", "for", "a", "while")
 _ASKED = re.compile(r"include (\w+), avoid (\w+), at most (\d+) words, end with (.+)")
 
 
@@ -97,16 +71,7 @@ def _aspect(name: str, question: str) -> Aspect:
         word = getattr(order_of(prompt), name)
         return [piece for piece in [word] if piece in response] + [response[:40]]
 
-    return Aspect(question, ("YES", "NO"), measure, evidence, _planted(name))
-
-
-def _planted(name: str) -> Callable[[Prompt, random.Random], str]:
-    """A message that breaks a constraint."""
-
-    def plant(prompt: Prompt, rng: random.Random) -> str:
-        return _message(prompt, rng, {"include": False} if name == "include" else {"avoid": False})
-
-    return plant
+    return Aspect(question, ("YES", "NO"), measure, evidence, lambda prompt, rng: _message(prompt, rng, {name: False}))
 
 
 def _message(prompt: Prompt, rng: random.Random, kept: Mapping[str, bool]) -> str:
