@@ -306,11 +306,8 @@ def explained(path: Path) -> Iterator[None]:
         elsewhere = error.filename is not None and not _related(Path(os.fsdecode(error.filename)), path.parent)
         if error.errno not in _DISK_FAULTS or elsewhere:
             raise
-        raise CheckpointError(
-            f"Cannot write: {error.strerror}" + (f" ({error.filename})" if error.filename else ""),
-            where=str(path),
-            remedy="free some space, or choose a writable folder",
-        ) from error
+        what = f"Cannot write: {error.strerror}" + (f" ({error.filename})" if error.filename else "")
+        raise CheckpointError(what, where=str(path), remedy="free some space, or choose a writable folder") from error
 
 
 def _related(one: Path, other: Path) -> bool:

@@ -10,9 +10,9 @@ EXAMPLES = """\
 rrm-lm recurse --config configs/chip_quick.yaml
 rrm-lm recurse --config configs/chip.yaml --processes 2  (helpers in parallel)
 rrm-lm recurse --config my_tree.yaml --domain my_domain.py:MyDomain
-`tree` in the file maps names of nodes to settings (rrm_lm/recursion/tree.py);
-rrm_lm/recursion/__init__.py says how to write a domain. Run again, it keeps
-solved nodes and resumes a stopped one.
+`tree` in the file maps names of nodes to settings (rrm_lm/recursion/tree.py).
+scripts/examples/recursion/my_domain.py is an example of a domain of your own.
+Run again, it keeps solved nodes and resumes a stopped one.
 """
 COMMON = "domain tree root node processes output_dir max_length micro_batch_tokens seed model_name_or_path lora_r dtype"
 

@@ -65,11 +65,8 @@ class Job:
                     expected="a divisor of per_device_train_batch_size * gradient_accumulation_steps",
                 )
         if self.value_function not in ("head", "adapter"):
-            raise ConfigError(
-                f"value_function {self.value_function!r} cannot be planned",
-                where="value_function",
-                expected="head or adapter",
-            )
+            what = f"value_function {self.value_function!r} cannot be planned"
+            raise ConfigError(what, where="value_function", expected="head or adapter")
 
     @property
     def pair(self) -> RowShape:

@@ -7,6 +7,7 @@ no training) or is trained with PPO.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -64,8 +65,9 @@ class _Wrapped:
         return self.scorer.name
 
     def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether a prompt and a response without notes fit the scorer's context."""
-        return _fits(self.scorer, prompt, response)
+        """Whether a prompt and a response without notes fit the scorer's context, if it has a limit."""
+        fits = getattr(self.scorer, "fits", None)
+        return fits is None or fits(prompt, response)
 
 
 class ChunkedScorer(_Wrapped):
@@ -77,8 +79,8 @@ class ChunkedScorer(_Wrapped):
             for number, group in enumerate(responses)
             for start in range(0, len(group), _CHUNK)
         ]
-        found = self.scorer.score([prompts[number] for number, _ in chunks], [chunk for _, chunk in chunks])
         rewards: list[list[float]] = [[] for _ in responses]
+        found = self.scorer.score([prompts[number] for number, _ in chunks], [chunk for _, chunk in chunks])
         for (number, _), values in zip(chunks, found, strict=True):
             rewards[number] += values
         return rewards
@@ -95,12 +97,6 @@ class ScorerWithNotes(_Wrapped):
         self.assistance.prepare([(prompt, text) for prompt, group in groups for text in group])
         shown = [[with_notes(text, self.assistance.notes(prompt, text)) for text in group] for prompt, group in groups]
         return self.scorer.score(prompts, shown)
-
-
-def _fits(scorer: ResponseScorer, prompt: Prompt, response: str) -> bool:
-    """A scorer without a `fits` method has no limit."""
-    fits = getattr(scorer, "fits", None)
-    return fits is None or fits(prompt, response)
 
 
 @dataclass(frozen=True)
@@ -146,13 +142,12 @@ class BestOfN:
             for number, group in zip(open_ended, sampled, strict=True):
                 groups[number] = group
         asked = [number for number, group in enumerate(groups) if group]
-        chosen = [""] * len(prompts)
+        chosen, rng = [""] * len(prompts), random.Random(self.seed)
         found = self.scorer.score([prompts[i] for i in asked], [groups[i] for i in asked])
         self.costs.scored += sum(map(len, found))
-        rng = random.Random(self.seed)
         for number, rewards in zip(asked, found, strict=True):
             order = rng.sample(range(len(rewards)), len(rewards))
-            best = max(order, key=lambda place: rewards[place] if rewards[place] == rewards[place] else float("-inf"))
+            best = max(order, key=lambda place: -math.inf if math.isnan(rewards[place]) else rewards[place])
             chosen[number] = groups[number][best]
         return chosen
 
@@ -161,7 +156,7 @@ class BestOfN:
         candidates = self.task.candidates(prompt)
         if not candidates:
             return self.sampler is None or self.sampler.fits(prompt)
-        return all(_fits(self.scorer, prompt, text) for text in candidates)
+        return all(_Wrapped(self.scorer).fits(prompt, text) for text in candidates)
 
 
 @dataclass(frozen=True)
@@ -190,15 +185,13 @@ class Agent:
 
     def respond(self, prompts: Sequence[Prompt]) -> list[str]:
         """One response to each prompt; "" if the prompt does not fit: a helper must not judge what it cannot read."""
-        whole = [place for place, prompt in enumerate(prompts) if self.policy.fits(prompt)]
-        if left := len(prompts) - len(whole):
+        fits = [self.policy.fits(prompt) for prompt in prompts]
+        if left := fits.count(False):
             said = "%s: %d of %d prompts do not fit its context and get an empty answer"
             logger.warning(said, self.name, left, len(prompts))
-        responses = [""] * len(prompts)
-        written = self.policy.respond([prompts[place] for place in whole]) if whole else []
-        for place, text in zip(whole, written, strict=True):
-            responses[place] = text
-        return responses
+        whole = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+        written = iter(self.policy.respond(whole) if whole else ())
+        return [next(written) if fit else "" for fit in fits]
 
 
 def reward_adapter(name: str) -> str:

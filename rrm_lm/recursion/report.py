@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rrm_lm import __version__
@@ -20,46 +21,39 @@ RESULTS, PAGE = "results.json", "report.html"
 
 
 def write_report(tree: Node, workspace: Workspace, folder: Path, *, base_model: str) -> Path:
-    """Write both files into a folder; return the path of the page."""
-    found = results(tree, workspace, base_model=base_model)
-    write_json(folder / RESULTS, found)
-    write_text(folder / PAGE, render(found))
-    return folder / PAGE
-
-
-def results(tree: Node, workspace: Workspace, *, base_model: str) -> dict[str, Any]:
-    """The results of every node and of the whole tree."""
-    nodes = list(tree.walk())
-    domain = tree.task.domain
-    return {
+    """Write the results of every node and of the whole tree; return the path of the page."""
+    nodes, domain = list(tree.walk()), tree.task.domain
+    described = [_node(node, workspace) for node in nodes]
+    found = {
         "program": f"rrm_lm {__version__}",
         "created": now(),
         "domain": domain.name,
         "overseer": domain.limit,
         "base_model": base_model,
         "root": tree.name,
-        "nodes": [_node(node, workspace) for node in reversed(nodes)],
-        "by_depth": by_depth([_node(node, workspace) for node in nodes]),
+        "nodes": described[::-1],
+        "by_depth": by_depth(described),
         "total": total_costs([workspace.costs(node) for node in nodes]),
     }
+    write_json(folder / RESULTS, found)
+    write_text(folder / PAGE, render(found))
+    return folder / PAGE
 
 
 def by_depth(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Error rates of feedback and agents by the depth of helpers below a node; `nodes` as in `results`."""
-    found = []
-    for depth in sorted({node["depth"] for node in nodes}):
+
+    def errors(depth: int) -> dict[str, Any]:
         here = [node for node in nodes if node["depth"] == depth]
         labels = [1 - node["quality"]["labels"]["value"] for node in here if node["quality"].get("labels")]
-        agents = [1 - main_measure(node["quality"])[1]["value"] for node in here]
-        found.append(
-            {
-                "depth": depth,
-                "nodes": [node["name"] for node in here],
-                "label_error": sum(labels) / len(labels) if labels else None,
-                "agent_error": sum(agents) / len(agents),
-            }
-        )
-    return found
+        return {
+            "depth": depth,
+            "nodes": [node["name"] for node in here],
+            "label_error": fmean(labels) if labels else None,
+            "agent_error": fmean(1 - main_measure(node["quality"])[1]["value"] for node in here),
+        }
+
+    return [errors(depth) for depth in sorted({node["depth"] for node in nodes})]
 
 
 def main_measure(found: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -93,7 +87,8 @@ def _node(node: Node, workspace: Workspace) -> dict[str, Any]:
         "depth": node.depth,
         "helpers": [helper.name for helper in node.helpers],
         "policy": node.settings.policy,
-        "costs": json.loads((folder / COSTS).read_text(encoding="utf-8")),
-        "quality": json.loads((folder / quality.FILE).read_text(encoding="utf-8")),
-        "notes": json.loads((folder / NOTES).read_text(encoding="utf-8")),
+        **{
+            name: json.loads((folder / file).read_text(encoding="utf-8"))
+            for name, file in (("costs", COSTS), ("quality", quality.FILE), ("notes", NOTES))
+        },
     }

@@ -50,13 +50,16 @@ class NodeRun:
         self.feedback: Sequence[Comparison] = ()
 
     def assist(self, helpers: Sequence[Agent]) -> Assistance:
-        """Make the assistance of this node's overseer."""
         self.helpers = helpers
         return self.workspace.assistance(self.node, helpers, self.folder / "helpers.jsonl")
 
     def collect(self, assistance: Assistance) -> list[Comparison]:
         """Ask the assisted overseer to compare responses to the task."""
         prompts, responses = self._to_judge()
+        most = max(map(len, responses), default=0)
+        pairs_each = max(1, most * (most - 1) // 2)
+        if isinstance(self.task, MainTask):
+            pairs_each = -(-self.settings.questions // len(set(prompts)))
         with self._step("notes"):
             before = total_costs([helper.costs for helper in self.helpers])
             assistance.prepare([(p, text) for p, group in zip(prompts, responses, strict=True) for text in group])
@@ -69,7 +72,7 @@ class NodeRun:
                 BothOrders(overseer) if self.settings.both_orders else overseer,
                 prompts,
                 responses,
-                comparisons_per_prompt=self._pairs_each(prompts, responses),
+                comparisons_per_prompt=pairs_each,
                 critiques=self.settings.critiques,
                 path=self.folder / "feedback.jsonl",
                 seed=self.options.seed,
@@ -131,12 +134,6 @@ class NodeRun:
         free = self.settings.policy == "ppo"
         made_up = [[f'{rng.choice(self.task.verdicts)} "no such words"'] if free else [] for _ in prompts]
         return prompts, [self.task.candidates(p) + more for p, more in zip(prompts, made_up, strict=True)]
-
-    def _pairs_each(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> int:
-        if isinstance(self.task, MainTask):
-            return -(-self.settings.questions // len(set(prompts)))
-        most = max(map(len, responses), default=0)
-        return max(1, most * (most - 1) // 2)
 
     def _start(self) -> Sampler:
         """The start policy, which only knows the format of a response."""

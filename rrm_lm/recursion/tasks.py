@@ -1,8 +1,7 @@
 """Domains and their tasks.
 
 A **domain** is one file: prompts, responses, the gold reward, an overseer with a stated limit, and the aspects of a
-response that helpers can judge. `rrm_lm/recursion/domains/chip.py` is an example, and `rrm_lm/recursion/__init__.py`
-describes how to write one. Its tasks are:
+response that helpers can judge (`scripts/examples/recursion/my_domain.py` is a short one). Its tasks are:
 
 - the **main task**: respond to the domain's prompts. The overseer compares responses.
 - a **helper task** for each aspect: write a note (a verdict with a quotation) on a response. A bench compares notes,
@@ -46,29 +45,20 @@ class Aspect:
 
 
 class Domain(Protocol):
-    """Prompts with a gold reward and an overseer who only sees part of each response.
-
-    Attributes:
-        name: The domain's name.
-        kind: A noun phrase for a response: "chip design".
-        limit: What the overseer cannot see, in plain words.
-        noise: Standard deviation of the error of the overseer's impression.
-        prompts: All prompts.
-        aspects: By name, the aspects that helpers can judge. Aspects that are parts of others only help with those.
-    """
+    """Prompts with a gold reward and an overseer who only sees part of each response."""
 
     @property
     def name(self) -> str: ...
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str: ...  # a noun phrase for a response: "chip design"
     @property
-    def limit(self) -> str: ...
+    def limit(self) -> str: ...  # what the overseer cannot see, in plain words
     @property
-    def noise(self) -> float: ...
+    def noise(self) -> float: ...  # standard deviation of the error of the overseer's impression
     @property
     def prompts(self) -> Sequence[Prompt]: ...
     @property
-    def aspects(self) -> Mapping[str, Aspect]: ...
+    def aspects(self) -> Mapping[str, Aspect]: ...  # parts of other aspects only help with those
 
     def draft(self, prompt: Prompt, rng: random.Random) -> str:
         """A random well-formed response, good or bad, as from a policy that only knows the format."""
@@ -271,8 +261,8 @@ class PointTask(NoteTask):
 
     def _worst_flaw(self, prompt: Prompt, response: str) -> str:
         """The real flaw with the greatest weight."""
-        real = self._real_flaws(prompt, response)
-        return max(real, key=lambda flaw: self.domain.weight(prompt, *self.flaws[flaw]), default=NOTHING)
+        flaws = self._real_flaws(prompt, response)
+        return max(flaws, key=lambda flaw: self.domain.weight(prompt, *self.flaws[flaw]), default=NOTHING)
 
 
 Task = MainTask | HelperTask | PointTask

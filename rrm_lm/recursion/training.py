@@ -69,7 +69,7 @@ class TrainingOptions:
 
 def is_whole(folder: Path) -> bool:
     """Whether a folder is complete and unchanged."""
-    return folder.is_dir() and not verify(folder)
+    return not verify(folder)
 
 
 class _PPOTrainer(PPOTrainer):
@@ -242,12 +242,10 @@ def _train(trainer: Any, folder: Path) -> None:
 def read_with_notes(records: Sequence[Comparison], assistance: Assistance) -> list[Comparison]:
     """Append the notes to each response of the comparisons."""
 
-    def shown(prompt: Prompt, text: str) -> str:
-        return with_notes(text, assistance.notes(prompt, text))
+    def shown(one: Comparison, text: str) -> str:
+        return with_notes(text, assistance.notes(one.prompt, text))
 
-    return [
-        replace(one, chosen=shown(one.prompt, one.chosen), rejected=shown(one.prompt, one.rejected)) for one in records
-    ]
+    return [replace(one, chosen=shown(one, one.chosen), rejected=shown(one, one.rejected)) for one in records]
 
 
 def tokens_needed(shared: Shared, settings: NodeSettings, prompts: Sequence[Prompt]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -23,54 +24,36 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """Settings of one node. Each field is a key of the node in the tree's file.
+    """Settings of one node. Each field is a key of the node in the tree's file."""
 
-    Attributes:
-        task: `main`, `point` or an aspect of the domain; by default the node's name.
-        helpers: Nodes whose agents help the overseer.
-        assistance: `notes` (each helper writes one) or `worst_flaw` (one helper points, and the overseer only checks
-            that).
-        notes_as_input: Whether the reward model also reads the notes after each response. It reads what a pointing
-            helper says, not whether the overseer found the flaw real.
-        questions: Questions to the overseer: pairs of responses, or a helper task's checks on the bench.
-        planted: Share of checked responses that are made to have a problem.
-        both_orders: Ask about every pair in both orders; contradictory answers give no verdict.
-        critiques: Whether the overseer also writes critiques.
-        num_train_epochs, learning_rate, per_device_train_batch_size, critique_weight, critique_view, ensemble_heads:
-            Reward-model settings, as in `rrm-lm reward`.
-        policy: `best_of_n` (the best of n responses by reward) or `ppo`.
-        n: Number of samples for best-of-n.
-        max_steps, episodes, kl_coef, policy_learning_rate: PPO settings: updates, episodes per update, KL coefficient,
-            learning rate.
-        drafts, draft_epochs: Number of well-formed responses and epochs for training the start policy.
-        max_new_tokens: Maximum response length.
-        tested: Number of fresh questions for measuring the agent.
-    """
-
-    task: str = ""
-    helpers: tuple[str, ...] = ()
-    assistance: str = "notes"
+    task: str = ""  # `main`, `point` or an aspect of the domain; by default the node's name
+    helpers: tuple[str, ...] = ()  # nodes whose agents help the overseer
+    assistance: str = "notes"  # or `worst_flaw`: one helper points, and the overseer only checks that
+    # Whether the reward model also reads the notes after each response. It reads what a pointing helper says, not
+    # whether the overseer found the flaw real.
     notes_as_input: bool = False
-    questions: int = 150
-    planted: float = 0.4
-    both_orders: bool = False
-    critiques: bool = True
+    questions: int = 150  # to the overseer: pairs of responses, or a helper task's checks on the bench
+    planted: float = 0.4  # share of checked responses that are made to have a problem
+    both_orders: bool = False  # ask about every pair in both orders; contradictory answers give no verdict
+    critiques: bool = True  # whether the overseer also writes critiques
+    # The reward model, as in `rrm-lm reward`:
     num_train_epochs: float = 4.0
     learning_rate: float = 1e-3
     per_device_train_batch_size: int = 8
     critique_weight: float = 0.0
     critique_view: str = "all"
     ensemble_heads: int = 1
-    policy: str = "best_of_n"
-    n: int = 16
-    max_steps: int = 10
-    episodes: int = 32
+    policy: str = "best_of_n"  # the best of n responses by reward; or `ppo`
+    n: int = 16  # samples for best-of-n
+    # PPO:
+    max_steps: int = 10  # updates
+    episodes: int = 32  # per update
     kl_coef: float = 0.05
     policy_learning_rate: float = 3e-4
-    drafts: int = 192
+    drafts: int = 192  # well-formed responses to train the start policy on
     draft_epochs: float = 2.0
-    max_new_tokens: int = 48
-    tested: int = 200
+    max_new_tokens: int = 48  # longest response
+    tested: int = 200  # fresh questions for measuring the agent
 
 
 @dataclass(frozen=True)
@@ -110,14 +93,15 @@ def read_tree(domain: Domain, nodes: Mapping[str, Any], root: str = "", where: s
         raise ConfigError("The tree has no nodes", where=where, expected="a mapping of names to settings")
     settings = {name: _settings(name, values, where) for name, values in nodes.items()}
     helping = {helper: name for name, one in settings.items() for helper in one.helpers}
-    expected = "one of " + ", ".join(settings)
-    for helper, name in helping.items():
-        if helper not in settings:
-            found = f"The node {name} has a helper {helper!r} that is not in the tree{_near(helper, settings)}"
-            raise ConfigError(found, where=where, expected=expected)
+    found = [
+        f"The node {name} has a helper {helper!r} that is not in the tree{_near(helper, settings)}"
+        for helper, name in helping.items()
+        if helper not in settings
+    ]
     if root and root not in settings:
-        found = f"The tree has no node {root!r} to be its root{_near(root, settings)}"
-        raise ConfigError(found, where=where, expected=expected)
+        found.append(f"The tree has no node {root!r} to be its root{_near(root, settings)}")
+    if found:
+        raise ConfigError(found[0], where=where, expected="one of " + ", ".join(settings))
     tops = [root] if root else [name for name in settings if name not in helping]
     if len(tops) != 1:
         raise ConfigError(
@@ -127,10 +111,10 @@ def read_tree(domain: Domain, nodes: Mapping[str, Any], root: str = "", where: s
             remedy="add the other nodes to the helpers of a node, or remove them",
         )
     tree = _build(domain, settings, tops[0], (), where)
-    if unused := settings.keys() - {node.name for node in tree.walk()}:
-        first = next(name for name in settings if name in unused)
+    used = {node.name for node in tree.walk()}
+    if unused := next((name for name in settings if name not in used), None):
         remedy = f"add it to the helpers of {tree.name} or of a node below it, or remove it"
-        raise ConfigError(f"The node {first} helps nobody", where=where, remedy=remedy)
+        raise ConfigError(f"The node {unused} helps nobody", where=where, remedy=remedy)
     return tree
 
 
@@ -147,21 +131,15 @@ def _build(domain: Domain, settings: Mapping[str, NodeSettings], name: str, abov
     for helper in helpers:
         _check_helper(name, task, helper, where)
     if one.assistance == "worst_flaw" and [helper.task.name for helper in helpers] != [POINT]:
-        raise ConfigError(
-            f"The node {name} has assistance worst_flaw, but not exactly one pointing helper",
-            where=where,
-            expected=f"one helper, with the task {POINT}",
-        )
+        what = f"The node {name} has assistance worst_flaw, but not exactly one pointing helper"
+        raise ConfigError(what, where=where, expected=f"one helper, with the task {POINT}")
     return Node(name, one, task, helpers)
 
 
 def _check_helper(name: str, task: Task, helper: Node, where: str) -> None:
     if helper.task.kind == task.kind:
-        raise ConfigError(
-            f"The helper {helper.name} is no easier than {name}: both answer {task.kind[0]} with a {task.kind[1]}",
-            where=where,
-            expected="a helper whose task is a part of the task that it helps with",
-        )
+        what = f"The helper {helper.name} is no easier than {name}: both answer {task.kind[0]} with a {task.kind[1]}"
+        raise ConfigError(what, where=where, expected="a helper whose task is a part of the task that it helps with")
     if helper.task.name not in task.helpers:
         raise ConfigError(
             f"The helper {helper.name} cannot help with {name}: its task is {helper.task.name}",
@@ -206,12 +184,9 @@ def _converted(key: str, value: Any, default: Any, place: str) -> Any:
         if kind is type(value):
             return value
     else:
-        try:
-            converted = kind(value)
-        except (TypeError, ValueError):
-            converted = None
-        if converted is not None and (kind is not int or float(value) == converted):
-            return converted
+        with contextlib.suppress(TypeError, ValueError):
+            if kind is not int or float(value) == int(value):
+                return kind(value)
     expected = {tuple: "a list of names", bool: "true or false", int: "a whole number", float: "a number"}
     raise ConfigError(f"The setting {key} cannot be {value!r}", where=place, expected=expected.get(kind, "text"))
 

@@ -100,11 +100,8 @@ def load_overseer(args: CollectArguments) -> Overseer:
             )
         return user
     if ":" not in name:
-        raise ConfigError(
-            f"There is no overseer {name!r}",
-            where="overseer",
-            expected="llm:MODEL, a file of requests such as data/assistant/requests.jsonl, or file.py:function",
-        )
+        expected = "llm:MODEL, a file of requests such as data/assistant/requests.jsonl, or file.py:function"
+        raise ConfigError(f"There is no overseer {name!r}", where="overseer", expected=expected)
     overseer = load_function(name)()
     if not isinstance(overseer, Overseer):
         raise ConfigError(

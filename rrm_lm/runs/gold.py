@@ -33,11 +33,8 @@ def load_gold(name: str, limits: ReadLimits | None = None) -> Gold:
     if (user := load_user(name, limits)) is not None:
         return _by_user(user)
     if ":" not in name:
-        raise ConfigError(
-            f"There is no gold reward {name!r}",
-            where="gold",
-            expected="a file of requests such as data/assistant/requests.jsonl, module:function or file.py:function",
-        )
+        expected = "a file of requests such as data/assistant/requests.jsonl, module:function or file.py:function"
+        raise ConfigError(f"There is no gold reward {name!r}", where="gold", expected=expected)
     function = load_function(name)
     parts = {part: checked(one, f"{name}, part {part}") for part, one in getattr(function, "parts", {}).items()}
     return Gold(checked(function, name), parts)

@@ -96,11 +96,8 @@ def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in lines:
-                raise ConfigError(
-                    f"The setting `{name}` is given twice",
-                    where=f"{path}, lines {lines[name]} and {line}",
-                    remedy="keep one of them",
-                )
+                what = f"The setting `{name}` is given twice"
+                raise ConfigError(what, where=f"{path}, lines {lines[name]} and {line}", remedy="keep one of them")
             lines[name] = line
             _refuse_duplicates(value, path)
 

@@ -18,11 +18,8 @@ def read_memory(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", str(text))
     unit = found[2].upper() if found else ""
     if found is None or unit not in _UNITS or float(found[1]) == 0:
-        raise ConfigError(
-            f"{text!r} is not an amount of memory",
-            where="gpu_memory",
-            expected="a number with a unit, such as 80GB (10^9 bytes) or 24GiB (2^30 bytes)",
-        )
+        expected = "a number with a unit, such as 80GB (10^9 bytes) or 24GiB (2^30 bytes)"
+        raise ConfigError(f"{text!r} is not an amount of memory", where="gpu_memory", expected=expected)
     return int(float(found[1]) * _UNITS[unit])
 
 

@@ -177,8 +177,5 @@ class DrawingArguments(Truncation, ModelLoading):
             ("max_length", self.max_length is None or self.max_length > self.max_new_tokens, "above max_new_tokens"),
         )
         if self.temperature == 0 and self.samples > 1:
-            raise ConfigError(
-                f"Temperature 0 gives one answer per prompt, but {self.samples} were requested",
-                where="samples",
-                remedy="pass --samples 1, or a temperature above 0",
-            )
+            what = f"Temperature 0 gives one answer per prompt, but {self.samples} were requested"
+            raise ConfigError(what, where="samples", remedy="pass --samples 1, or a temperature above 0")

@@ -102,11 +102,8 @@ class MonitorArguments:
                 "Both gold and monitor_reward_model are set", where="gold", expected="one of them, gold if there is one"
             )
         if self.stop_when_over_optimised and not self.has_gold:
-            raise ConfigError(
-                "There is no independent reward that would show over-optimization",
-                where="stop_when_over_optimised",
-                expected="gold or monitor_reward_model",
-            )
+            what = "There is no independent reward that would show over-optimization"
+            raise ConfigError(what, where="stop_when_over_optimised", expected="gold or monitor_reward_model")
 
     @property
     def has_gold(self) -> bool:

@@ -154,11 +154,8 @@ def section(
     for scalar in _scalars(node):
         if scalar.value.startswith("$"):
             if scalar.value[1:] not in folders:
-                raise ConfigError(
-                    f"There is no stage {scalar.value} before this one",
-                    where=where,
-                    expected=", ".join(f"${known}" for known in folders) or "no such value in the first stage",
-                )
+                expected = ", ".join(f"${known}" for known in folders) or "no such value in the first stage"
+                raise ConfigError(f"There is no stage {scalar.value} before this one", where=where, expected=expected)
             scalar.value = str(folders[scalar.value[1:]])
     values = {key.value: value for key, value in node.value}
     added = {

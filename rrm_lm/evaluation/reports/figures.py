@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -18,7 +14,6 @@ from rrm_lm.evaluation.reports import plots
 from rrm_lm.evaluation.reports.formats import axis_number, axis_percent
 from rrm_lm.evaluation.reports.plots import ForestRow
 from rrm_lm.evaluation.statistics.metrics import Calibration, Estimate
-from rrm_lm.storage import staged_file, write_text
 
 MOST_ROWS = 40  # in a plot by source or subset; the table has all
 
@@ -41,44 +36,8 @@ def headline_rows(evaluation: Evaluation) -> list[ForestRow]:
 
 def headline(evaluation: Evaluation) -> Figure:
     """Accuracy on each set against the length rule and chance, with 95% intervals."""
-    rows = headline_rows(evaluation)
-    return plots.forest(rows, 0.5, note="chance", label="accuracy on held-out comparisons", height=0.46)
-
-
-def headline_figure(evaluation: Evaluation, path: Path) -> None:
-    """Write the headline figure for a README as `.svg` (follows the reader's light or dark setting) or `.png` (white
-    background, 200 dpi). Raises ValueError for another ending.
-    """
-    figure = headline(evaluation)
-    if path.suffix == ".svg":
-        svg = plots.inline_svg(figure, "headline", "Accuracy on held-out preferences with 95% intervals")
-        style = (
-            f"<style>svg {{ {plots.css_variables(dark=False)}; background: var(--surface) }} "
-            "text { font-family: system-ui, sans-serif !important } "
-            f"@media (prefers-color-scheme: dark) {{ svg {{ {plots.css_variables(dark=True)} }} }}</style>"
-        )
-        write_text(path, re.sub(r"(<svg [^>]*>)", lambda tag: tag[0] + style, svg, count=1) + "\n")
-    elif path.suffix == ".png":
-        for artist in figure.findobj():
-            _use_light_colors(artist)
-        with staged_file(path) as staged:
-            figure.savefig(staged, format="png", dpi=200, facecolor="#ffffff")
-    else:
-        raise ValueError(f"a picture is written as .svg or .png, not {path.suffix or 'without an ending'!r}")
-
-
-def _use_light_colors(artist: Any) -> None:
-    """Replace an artist's marker colors with the light palette, for formats without CSS variables."""
-    for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
-        get, put = getattr(artist, f"get_{part}", None), getattr(artist, f"set_{part}", None)
-        if get is None or put is None:
-            continue
-        try:
-            color = to_hex(get())
-        except (TypeError, ValueError):  # several colors, or no color
-            continue
-        if color in plots.PALETTE:
-            put(plots.PALETTE[color][1])
+    label = "accuracy on held-out comparisons"
+    return plots.forest(headline_rows(evaluation), 0.5, note="chance", label=label, height=0.46)
 
 
 def by_group(groups: Mapping[str, Summary]) -> Figure:
@@ -95,10 +54,8 @@ def reliability(calibration: Calibration) -> Figure:
     """Accuracy against confidence. A calibrated model is on the diagonal."""
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        bins = calibration.bins
+        axes, bins, blue = figure.add_subplot(), calibration.bins, plots.ACCENT
         axes.plot([0.5, 1], [0.5, 1], color=plots.MUTED, linewidth=1, linestyle=plots.DASHED)
-        blue = plots.ACCENT
         for row in bins:
             axes.plot([row.confidence] * 2, [row.accuracy.low, row.accuracy.high], color=blue, linewidth=4, alpha=0.3)
         confidences, shares = [row.confidence for row in bins], [row.accuracy.value for row in bins]
@@ -152,7 +109,7 @@ def reward_by_length(scored: Sequence[ScoredComparison]) -> Figure:
     lengths = np.array([len(one.text) for one in responses], dtype=float)
     rewards = np.array([one.reward for one in responses])
     won = np.array([(one.comparison.prompt, one.text) in chosen for one in responses])
-    shown = np.unique(np.linspace(0, len(responses) - 1, min(len(responses), plots.MOST_POINTS)).astype(int))
+    shown = plots.spread_out(len(responses), plots.MOST_POINTS)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -169,10 +126,7 @@ def reward_by_length(scored: Sequence[ScoredComparison]) -> Figure:
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
             axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("length of the response in characters")
-        axes.set_ylabel("reward")
-        plots.number_axis(axes)
-        plots.legend_above(axes)
+        plots.label_by_length(axes, "characters", "reward")
 
     return plots.draw((8.6, 3.6), paint)
 
@@ -196,9 +150,12 @@ def curves(
             axes = figure.add_subplot(1, len(panels), place)
             for i, (name, (steps, values)) in enumerate(lines.items()):
                 color, marker = colors[i % len(colors)], "o" if len(steps) <= 25 else None
-                if len(steps) > 60:  # one point per batch: show a smoothed curve over the faint raw values
+                if (
+                    len(steps) > 60
+                ):  # one point per batch: show the mean over a centered window over the faint raw values
                     axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
-                    values = _smooth(values)
+                    half = max(1, len(values) // 60)
+                    values = [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
                 axes.plot(steps, values, color=color, linewidth=1.8, label=name, marker=marker, markersize=3.5)
             axes.set_title(title, pad=22 if len(lines) > 1 else None)
             axes.set_xlabel(unit)
@@ -212,9 +169,3 @@ def curves(
                 axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=4)
 
     return plots.draw((8.6, 3.1), paint)
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """The mean over a centered window of about a thirtieth of the values, shorter at both ends."""
-    half = max(1, len(values) // 60)
-    return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]

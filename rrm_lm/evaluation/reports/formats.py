@@ -23,15 +23,14 @@ Cell = tuple[str, str]  # table cell: a number, and the interval or remark below
 
 
 def minus(text: str) -> str:
-    """Replace hyphens with typographic minus signs."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def fixed(value: float, places: int = 2, *, sign: bool = False) -> str:
     """A number with a fixed number of decimal places."""
-    if not math.isfinite(value):
-        return NONE if math.isnan(value) else minus(f"{value:{'+' if sign else ''}.0f}").replace("inf", "\N{INFINITY}")
-    return minus(f"{value:{'+' if sign else ''}.{places}f}")
+    if math.isnan(value):
+        return NONE
+    return minus(f"{value:{'+' if sign else ''}.{places}f}").replace("inf", "\N{INFINITY}")
 
 
 def fixed_interval(estimate: Estimate) -> str:
@@ -40,7 +39,7 @@ def fixed_interval(estimate: Estimate) -> str:
 
 def decimal(value: float, *, sign: bool = False) -> str:
     """A reward or a KL divergence: three decimal places, two from 10 on."""
-    return fixed(value, 2 if math.isfinite(value) and abs(value) >= 10 else 3, sign=sign)
+    return fixed(value, 2 if abs(value) >= 10 else 3, sign=sign)
 
 
 def decimal_interval(estimate: Estimate, *, sign: bool = False) -> str:

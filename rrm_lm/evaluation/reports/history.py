@@ -44,21 +44,17 @@ class Update:
 
 
 def update_of(logs: Mapping[str, Any], step: int) -> Update | None:
-    """Convert a log entry to an update; None for other entries.
-
-    Args:
-        step: Number of completed updates at that time.
-    """
+    """Convert a log entry to an update; None for other entries. `step` is the number of updates completed by then."""
     if "objective/scores" not in logs:
         return None
     made = any(name in logs for name in _MADE)
     numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
     measures = {_MEASURES[name]: value for name, value in numbers.items() if name in _MEASURES}
-    return Update(step if made else step + 1, made, measures, _under("reward/", numbers), _under("time/", numbers))
-
-
-def _under(prefix: str, numbers: Mapping[str, float]) -> dict[str, float]:
-    return {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
+    rewards, seconds = (
+        {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
+        for prefix in ("reward/", "time/")
+    )
+    return Update(step if made else step + 1, made, measures, rewards, seconds)
 
 
 def updates_of(log_history: Sequence[Mapping[str, Any]], steps_per_update: int = 1) -> list[Update]:

@@ -11,7 +11,7 @@ from typing import Literal
 from huggingface_hub import EvalResult, ModelCardData
 
 from rrm_lm import __version__
-from rrm_lm.evaluation.preferences.results import Evaluation
+from rrm_lm.evaluation.preferences.results import Evaluation, SetResult
 from rrm_lm.evaluation.reports.page import render, sentence
 from rrm_lm.evaluation.reports.preferences import benchmark_rows
 from rrm_lm.models.embedded import EMBEDDED
@@ -75,7 +75,7 @@ def metadata(evaluation: Evaluation, card: Card) -> ModelCardData:
         library_name="peft" if card.kind == "adapter" else "transformers",
         pipeline_tag="text-classification",
         tags=["reward-model", "preferences", "rrm_lm"],
-        eval_results=_eval_results(evaluation),
+        eval_results=[row for result in evaluation.sets for row in _eval_results(result)],
     )
 
 
@@ -84,27 +84,24 @@ def _on_hub(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
 
 
-def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
-    rows = []
-    for result in evaluation.sets:
-        m = result.measures
-        about = {"n_scored": result.overall.n_scored, "n_given": result.overall.n_given, "ties": m.ties}
+def _eval_results(result: SetResult) -> list[EvalResult]:
+    m = result.measures
+    about = {"n_scored": result.overall.n_scored, "n_given": result.overall.n_given, "ties": m.ties}
+    return [
+        EvalResult(
+            task_type="text-classification",
+            task_name="Held-out preferences",
+            dataset_type=re.sub(r"[^\w./-]+", "-", result.name).strip("-"),
+            dataset_name=result.name,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 6),
+            metric_args=extra,
+        )
         for kind, name, value, extra in (
             ("accuracy", "Accuracy", m.accuracy.value, {"low": m.accuracy.low, "high": m.accuracy.high, **about}),
             ("longer_accuracy", "Accuracy of always picking the longer response", m.longer_accuracy.value, None),
             ("expected_calibration_error", "Expected calibration error", m.calibration.ece, None),
             ("brier_score", "Brier score", m.brier.value, None),
-        ):
-            rows.append(
-                EvalResult(
-                    task_type="text-classification",
-                    task_name="Held-out preferences",
-                    dataset_type=re.sub(r"[^\w./-]+", "-", result.name).strip("-"),
-                    dataset_name=result.name,
-                    metric_type=kind,
-                    metric_name=name,
-                    metric_value=round(value, 6),
-                    metric_args=extra,
-                )
-            )
-    return rows
+        )
+    ]

@@ -134,9 +134,17 @@ def number_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
 
 
-def legend_above(axes: Axes) -> None:
-    """Put the legend in one line above the axes, where it covers no data."""
+def label_by_length(axes: Axes, unit: str, reward: str) -> None:
+    """Labels of a plot of rewards by length, with the legend above it, where it covers no data."""
+    axes.set_xlabel(f"length of the response in {unit}")
+    axes.set_ylabel(reward)
+    number_axis(axes)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=9)
+
+
+def spread_out(count: int, most: int) -> np.ndarray[Any, np.dtype[np.int_]]:
+    """At most `most` indices below `count`, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def medians(x: Floats, y: Floats, most: int) -> tuple[list[float], list[float]]:

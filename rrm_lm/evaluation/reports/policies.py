@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from rrm_lm.evaluation.policies.comparison import DRIFTS
@@ -18,7 +17,7 @@ from rrm_lm.evaluation.policies.monitors import OverOptimisation, best_of_n_trac
 from rrm_lm.evaluation.policies.results import PolicyComparison
 from rrm_lm.evaluation.reports import policy_figures
 from rrm_lm.evaluation.reports.page import PageData, embed, render
-from rrm_lm.evaluation.reports.plots import ForestRow, forest
+from rrm_lm.evaluation.reports.plots import ForestRow, forest, spread_out
 
 ANSWERS = 8  # prompts with answers shown side by side
 
@@ -54,22 +53,22 @@ def render_policy_report(data: PolicyReportData) -> str:
 def policy_view(comparison: PolicyComparison, tracks: Mapping[str, OverOptimisation]) -> dict[str, Any]:
     """The values of `policy_sections.html.j2`."""
     measure = comparison.measure
-    scored = measure is not None and measure in comparison.reference.rewards
+    if measure not in comparison.reference.rewards:
+        measure = None
     length = best_of_n = Markup()
-    if scored:
-        figure = policy_figures.reward_by_length(comparison, str(measure))
-        length = embed(figure, "length", "Reward against length")
+    if measure is not None:
+        length = embed(policy_figures.reward_by_length(comparison, measure), "length", "Reward against length")
     if any(result.best_of_n is not None for result in comparison.results):
         best_of_n = embed(policy_figures.best_of_n(comparison), "best-of-n", "Best-of-n curves")
     return {
         "comparison": comparison,
-        "headline": _headline(comparison, measure if scored else None),
+        "headline": _headline(comparison, measure),
         "best_of_n": best_of_n,
         "tracks": _track_views(comparison, tracks),
         "length": length,
         "drifts": DRIFTS,
-        "answers": answers(comparison, measure if scored else None),
-        "answers_by": measure if scored else None,
+        "answers": answers(comparison, measure),
+        "answers_by": measure,
     }
 
 
@@ -120,11 +119,10 @@ def answers(comparison: PolicyComparison, measure: str | None) -> list[dict[str,
     if measure is not None and len(shown) > 1:
         gains = [shown[1].samples[i][0].reward(measure) - shown[0].samples[i][0].reward(measure) for i in order]
         order = sorted((i for i in order if math.isfinite(gains[i])), key=lambda i: (gains[i], i)) or order
-    places = np.unique(np.linspace(0, len(order) - 1, min(len(order), ANSWERS)).round().astype(int))
     return [
         {
             "prompt": comparison.prompts[i],
             "sides": [{"policy": one.name, "sample": one.samples[i][0]} for one in shown],
         }
-        for i in (order[place] for place in places)
+        for i in (order[place] for place in spread_out(len(order), ANSWERS))
     ]

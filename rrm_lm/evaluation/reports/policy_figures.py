@@ -150,14 +150,11 @@ def reward_by_length(comparison: PolicyComparison, measure: str) -> Figure:
             lengths, rewards = lengths[~np.isnan(rewards)], rewards[~np.isnan(rewards)]
             if not rewards.size:
                 continue
-            shown = np.unique(np.linspace(0, rewards.size - 1, min(rewards.size, most)).astype(int))
+            shown = plots.spread_out(rewards.size, most)
             axes.plot(lengths[shown], rewards[shown], "D" if place == 0 else "o", color=color_of(place), markersize=3.5,
                       markeredgewidth=0, alpha=0.4)  # fmt: skip
             axes.plot(*plots.medians(lengths, rewards, 8), color=color_of(place), linewidth=2, marker="s", markersize=4,
                       label=plots.short(one.name))  # fmt: skip
-        axes.set_xlabel("length of the response in tokens")
-        axes.set_ylabel(f"{plots.short(measure)} reward")
-        plots.number_axis(axes)
-        plots.legend_above(axes)
+        plots.label_by_length(axes, "tokens", f"{plots.short(measure)} reward")
 
     return plots.draw((8.6, 3.6), paint)

@@ -95,11 +95,8 @@ def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, num_retu
     if num_return < 1:
         raise ConfigError(f"num_return is {num_return}", expected="at least 1")
     if sampling.temperature == 0 and num_return > 1:
-        raise ConfigError(
-            f"temperature 0 gives one response per prompt, but num_return is {num_return}",
-            where="num_return",
-            remedy="set a temperature above 0, or num_return to 1",
-        )
+        what = f"temperature 0 gives one response per prompt, but num_return is {num_return}"
+        raise ConfigError(what, where="num_return", remedy="set a temperature above 0, or num_return to 1")
     limit = getattr(config, "max_position_embeddings", None)
     for number, prompt in enumerate(prompts):
         where = f"prompt {number + 1} of {len(prompts)}"

@@ -69,11 +69,8 @@ class CompareRun:
         critic = None if args.critic is None else find_critic(args.critic, allow_code=args.allow_code)
         reference = args.reference or self._starting_model(args.policies[0])
         if reference in args.policies:
-            raise ConfigError(
-                f"{reference} is both a policy and the reference",
-                where="reference",
-                remedy="remove it from the policies, or choose another --reference",
-            )
+            remedy = "remove it from the policies, or choose another --reference"
+            raise ConfigError(f"{reference} is both a policy and the reference", where="reference", remedy=remedy)
         folder = OutputFolder(
             args.folder,
             command="rrm-lm compare",
@@ -167,11 +164,8 @@ class CompareRun:
         longest = max_conversation_tokens(policy, self.drawing.max_length)
         max_prompt = None if longest is None else longest - self.sampling.max_new_tokens
         if max_prompt is not None and max_prompt < 1:
-            raise ConfigError(
-                f"{self.sampling.max_new_tokens} new tokens leave none for a prompt: {name} has {longest} in total",
-                where="max_new_tokens",
-                remedy="set a smaller max_new_tokens",
-            )
+            what = f"{self.sampling.max_new_tokens} new tokens leave none for a prompt: {name} has {longest} in total"
+            raise ConfigError(what, where="max_new_tokens", remedy="set a smaller max_new_tokens")
         return policy._replace(chat=ChatFormat(policy.chat.tokenizer, max_prompt))
 
     def _draw(self, policy: Policy, name: str, prompts: Sequence[Prompt], place: int) -> Answers:

@@ -43,11 +43,8 @@ def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun,
     for one in node.walk():
         place = folder.with_name(one.name)
         if not is_whole(place) or _settings(place) != json.loads(json.dumps(asdict(one.settings))):
-            raise CheckpointError(
-                f"{one.name} is not solved, its files are damaged, or the tree has changed since",
-                where=str(place),
-                remedy=" ".join(["rrm-lm recurse", *words]),
-            )
+            what = f"{one.name} is not solved, its files are damaged, or the tree has changed since"
+            raise CheckpointError(what, where=str(place), remedy=" ".join(["rrm-lm recurse", *words]))
     return run, node
 
 

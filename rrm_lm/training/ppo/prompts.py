@@ -65,11 +65,8 @@ def _row_ids(row: Mapping[str, Any], collator: Any, origin: Origin) -> tuple[int
         padded = collator([row])
         row, mask = {"input_ids": padded["input_ids"][0]}, padded.get("attention_mask", [None])[0]
     if "input_ids" not in row:
-        raise DataError(
-            f"The row has no input_ids (it has {', '.join(map(str, row))})",
-            where=str(origin),
-            expected="prompts as messages, or tokenized as TRL has them",
-        )
+        what = f"The row has no input_ids (it has {', '.join(map(str, row))})"
+        raise DataError(what, where=str(origin), expected="prompts as messages, or tokenized as TRL has them")
     ids = [int(token) for token in row["input_ids"]]
     return tuple(ids if mask is None else [token for token, real in zip(ids, mask, strict=True) if int(real)])
 

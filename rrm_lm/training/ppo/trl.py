@@ -70,11 +70,8 @@ def _value_backbone(model: Any, sharing: bool | None) -> Backbone:
     backbone = _trained_backbone(model, sharing)
     score = getattr(backbone.causal_lm, "score", None)
     if not isinstance(score, nn.Module) or int(backbone.causal_lm.config.num_labels) != 1:
-        raise ModelError(
-            "The value model has no head of one output",
-            where=type(model).__name__,
-            expected="AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)",
-        )
+        expected = "AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)"
+        raise ModelError("The value model has no head of one output", where=type(model).__name__, expected=expected)
     return backbone
 
 

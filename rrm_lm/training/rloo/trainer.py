@@ -103,11 +103,8 @@ def rloo_trainer(
     items = encode_prompts(prompts, chat, chat.tokenizer)
     check_lengths(items, ppo.response_length, getattr(policy.backbone.config, "max_position_embeddings", None))
     if ppo.reward_weights is not None and [float(weight) for weight in ppo.reward_weights] != rewards.weights:
-        raise ConfigError(
-            f"The rewards have the weights {rewards.weights}, and reward_weights is {ppo.reward_weights}",
-            where="reward_weights",
-            remedy="make the RewardSum with these weights",
-        )
+        what = f"The rewards have the weights {rewards.weights}, and reward_weights is {ppo.reward_weights}"
+        raise ConfigError(what, where="reward_weights", remedy="make the RewardSum with these weights")
     args = rloo_config(
         ppo,
         processes=PartialState().num_processes,

@@ -1,18 +1,16 @@
-"""The messages domain, a toy domain, the one in the documentation, and faulty ones."""
+"""The messages domain, a toy domain, the one of the example, and faulty ones."""
 
 from __future__ import annotations
 
 import random
-import re
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-import rrm_lm.recursion
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.recursion.assistance import Assisted, HelperNotes, Unassisted
@@ -22,6 +20,8 @@ from rrm_lm.recursion.oversight import Bench, FlawJudge, LimitedOverseer
 from rrm_lm.recursion.tasks import MAIN, NOTHING, POINT, Domain, HelperTask, MainTask, PointTask, make_task
 from rrm_lm.recursion.tree import read_tree
 from tests.unit.recursion.toy import Letters
+
+EXAMPLES = Path(__file__).parents[3] / "scripts" / "examples" / "recursion"
 
 
 @pytest.mark.parametrize("name", ["chip", "messages", f"{Path(__file__).with_name('toy.py')}:Letters"])
@@ -69,13 +69,11 @@ class Oracle:
         return [next(note for note in self.task.candidates(p) if self.task.gold(p, note)) for p in prompts]
 
 
-def test_the_domain_in_the_documentation_works(tmp_path: Path) -> None:
-    blocks = re.findall(r"\.\. code-block:: (\w+)\n\n((?:    .*\n|\n)+)", rrm_lm.recursion.__doc__ or "")
-    (_, code), (_, tree) = blocks
-    (tmp_path / "my_domain.py").write_text(textwrap.dedent(code), encoding="utf-8")
-    domain = load_domain(f"{tmp_path / 'my_domain.py'}:Sums")
-    assert "helpers: [parity]" in tree
-    node = read_tree(domain, {"sum": {"task": "main", "helpers": ["parity"], "questions": 100}, "parity": {}})
+def test_the_domain_of_the_example_works() -> None:
+    settings = yaml.safe_load((EXAMPLES / "my_tree.yaml").read_text(encoding="utf-8"))
+    assert settings["domain"] == "scripts/examples/recursion/my_domain.py:Sums"
+    domain = load_domain(f"{EXAMPLES / 'my_domain.py'}:Sums")
+    node = read_tree(domain, settings["tree"])
     assert [one.name for one in node.walk()] == ["parity", "sum"]
     prompt = domain.prompts[0]
     assert domain.gold(prompt, "sum=98") > domain.gold(prompt, "sum=99")

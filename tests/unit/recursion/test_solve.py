@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from rrm_lm.errors import DataError, TrainingError
 from rrm_lm.recursion import agents
 from rrm_lm.recursion.assistance import Assisted, WorstFlaw
-from rrm_lm.recursion.report import render, results
+from rrm_lm.recursion.report import write_report
 from rrm_lm.recursion.solve import solve, solve_all
 from rrm_lm.recursion.training import NodeTrainer
 from rrm_lm.recursion.workspace import Workspace
@@ -70,10 +70,10 @@ def test_a_tree_of_three_levels(tmp_path: Path, trained: list[str]) -> None:
     assert checks["top"] == checks["letter_s"] == 0  # helped, it concludes and does not measure
     assert 0 < checks["small_s"] <= 12 and 0 < checks["letter_b"] <= 12
     assert shop.costs(root).comparisons > 0 and shop.costs(root).tokens > 0
-    found = results(root, shop, base_model="tiny")
+    page = write_report(root, shop, tmp_path, base_model="tiny").read_text(encoding="utf-8")
+    found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [row["depth"] for row in found["by_depth"]] == [0, 1, 2]
-    assert found["total"].checks == sum(checks.values())
-    page = render(found)
+    assert found["total"]["checks"] == sum(checks.values())
     assert "3 fresh" not in page and "<h2>Costs</h2>" in page and "{{" not in page
     # Solved again from its folder alone: nothing is trained, and the answers are the same.
     trained.clear()

@@ -306,17 +306,6 @@ def test_no_marker_colour_is_left_in_the_page():
     assert "var(--accent)" in html and "prefers-color-scheme: dark" in html and "@media print" in html
 
 
-def test_headline_picture_for_a_readme(tmp_path):
-    figures.headline_figure(evaluation(), tmp_path / "headline.svg")
-    svg = (tmp_path / "headline.svg").read_text()
-    assert svg.startswith("<svg") and "prefers-color-scheme: dark" in svg
-    assert not [color for color in PALETTE if color in svg]
-    figures.headline_figure(evaluation(), tmp_path / "headline.png")
-    assert (tmp_path / "headline.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"\.svg or \.png"):
-        figures.headline_figure(evaluation(), tmp_path / "headline.gif")
-
-
 def test_headline_shows_each_set_and_the_rule_to_beat():
     rows = figures.headline_rows(evaluation(with_accuracy(80, 20), with_accuracy(30, 10, longer_is_right=True)))
     assert [row.label for row in rows][1::2] == ["always the longer response", "always the longer response"]
