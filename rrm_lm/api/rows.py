@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import Feedback, feedback_of_rows, load_feedback, merge_feedback
-from rrm_lm.feedback.reading.prompts import load_prompts
+from rrm_lm.feedback.reading.prompts import load_prompts, table_prompts
+from rrm_lm.feedback.reading.tables import SourceTable
 from rrm_lm.feedback.records import Message, Origin, Prompt, Record, check_prompt
 
 # A file, a folder or a Hub set, or several; a `datasets` set; mappings; records of `rrm_lm.feedback.records`.
@@ -113,22 +114,34 @@ def is_prompt(value: Any) -> bool:
     return isinstance(first, Message) or (isinstance(first, Mapping) and "role" in first)
 
 
-def read_prompts(prompts: Any, *, split: str = "train") -> list[Prompt]:
+def read_prompts(
+    prompts: Any, *, split: str = "train", rows: dict[Prompt, Mapping[str, Any]] | None = None
+) -> list[Prompt]:
     """The distinct prompts in a list of texts or messages, or in any source of feedback.
+
+    Args:
+        prompts: The source.
+        split: Which split of a Hub set or a folder.
+        rows: Receives the row of each prompt, with all its columns.
 
     Raises:
         DataError: A prompt without a user turn, or no prompt at all.
     """
     if isinstance(prompts, str | os.PathLike):
-        found = load_prompts(os.fspath(prompts), split=split)
+        found = load_prompts(os.fspath(prompts), split=split, rows=rows)
     elif isinstance(prompts, Feedback):
         found = [record.prompt for record in prompts.records() if record.prompt]
     else:
         listed = list(prompts)
-        if all(is_prompt(one) for one in listed):
-            found = [to_prompt(one, f"prompt {number}") for number, one in enumerate(listed, 1)]
-        elif all(isinstance(one, Mapping) and set(one) == {"prompt"} for one in listed):
-            found = [to_prompt(one["prompt"], f"row {number}") for number, one in enumerate(listed, 1)]
+        bare = all(isinstance(one, Mapping) and set(one) == {"prompt"} for one in listed)
+        listed = [one["prompt"] for one in listed] if bare else listed
+        if bare or all(is_prompt(one) for one in listed):
+            found = [to_prompt(one, f"{'row' if bare else 'prompt'} {number}") for number, one in enumerate(listed, 1)]
+            if rows is not None:
+                rows |= {prompt: {"prompt": one} for prompt, one in zip(found, listed, strict=True)}
+        elif all(isinstance(one, Mapping) for one in listed):
+            table = SourceTable([(number, dict(one)) for number, one in enumerate(listed, 1)], "the rows", "")
+            found = [prompt for prompt, _ in table_prompts(table, None, False, rows)]
         else:
             found = [record.prompt for record in read_rows(listed, split=split).records() if record.prompt]
     if not found:

@@ -6,18 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.evaluation.policies.gold import Gold, RewardFunction, checked
+from rrm_lm.evaluation.policies.gold import CheckedFunction, Gold, RewardFunction
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.simulated.judgement import Judgement
 from rrm_lm.simulated.note_users import NoteJudgement
 from rrm_lm.simulated.users import SimulatedUser, load_user
-from rrm_lm.training.reward_sources import load_function
+from rrm_lm.training.reward_functions import PromptRows
+from rrm_lm.training.reward_sources import PythonReward, load_function
 
 Judged = Judgement | NoteJudgement
 
 
-def load_gold(name: str, limits: ReadLimits | None = None) -> Gold:
+def load_gold(name: str, limits: ReadLimits | None = None, rows: PromptRows | None = None) -> Gold:
     """Load a gold reward by name.
 
     Args:
@@ -25,6 +26,7 @@ def load_gold(name: str, limits: ReadLimits | None = None) -> Gold:
             not the user's), `module:function` or `path/to/file.py:function`. A function may have an attribute
             `parts`: functions of the same form, by name.
         limits: How much a file of requests may hold; None for the defaults.
+        rows: The row of each prompt, for a function.
 
     Raises:
         ConfigError: The name is neither a file nor a function, or the function cannot be loaded.
@@ -36,8 +38,11 @@ def load_gold(name: str, limits: ReadLimits | None = None) -> Gold:
         expected = "a file of requests such as data/assistant/requests.jsonl, module:function or file.py:function"
         raise ConfigError(f"There is no gold reward {name!r}", where="gold", expected=expected)
     function = load_function(name)
-    parts = {part: checked(one, f"{name}, part {part}") for part, one in getattr(function, "parts", {}).items()}
-    return Gold(checked(function, name), parts)
+    parts = {
+        part: CheckedFunction(PythonReward(one, f"{name}, part {part}", rows))
+        for part, one in getattr(function, "parts", {}).items()
+    }
+    return Gold(CheckedFunction(PythonReward(function, name, rows)), parts)
 
 
 def _by_user(user: SimulatedUser) -> Gold:

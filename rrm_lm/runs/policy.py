@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 from rrm_lm.api.output_run import OutputRun
 from rrm_lm.api.policy.config import PolicyConfig
 from rrm_lm.api.policy.prompts import read_prompts
 from rrm_lm.api.policy.start import check_start
 from rrm_lm.api.policy.trainer import Given, PolicySettingsGroup, PolicyTraining
+from rrm_lm.feedback.records import Prompt
 from rrm_lm.runs.gold import load_gold
 from rrm_lm.settings.data import PromptArguments
 from rrm_lm.settings.models import ModelArguments
@@ -38,8 +40,9 @@ class PolicyRun:
         rewards.require()
         check_start(Path(str(config.output_dir)), model, rewards, config)
         with OutputRun("rrm-lm policy", config, more, self.settings, config.resume_from_checkpoint) as run:
-            prompts = read_prompts(self.data)
-            gold = None if monitor.gold is None else load_gold(monitor.gold, self.data)
-            training = PolicyTraining(self.group, Given(prompts, gold=gold))
+            rows: dict[Prompt, Any] | None = {} if rewards.reward_function or monitor.gold else None
+            prompts = read_prompts(self.data, rows)
+            gold = None if monitor.gold is None else load_gold(monitor.gold, self.data, rows)
+            training = PolicyTraining(self.group, Given(prompts, gold=gold, rows=rows))
             training.show_prompt()
             training.train(run)

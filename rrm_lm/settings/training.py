@@ -56,7 +56,8 @@ class RewardArguments(EnsembleArguments):
         "sequence-classification model, or a language model as a judge.",
     )
     reward_function: list[str] = option(
-        [], "Functions f(prompts, responses) -> numbers: file.py:function or module:function."
+        [],
+        "Functions as in TRL, f(prompts, completions, **kwargs) -> numbers: file.py:function or module:function.",
     )
     value_model: str | None = option(
         None,

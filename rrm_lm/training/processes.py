@@ -38,7 +38,7 @@ class Processes:
     def mean(self, values: Tensor) -> float:
         """The mean of all values of all processes."""
         count, added = self.total(torch.stack([torch.ones_like(values).sum(), values.sum()]).float()).tolist()
-        return added / count
+        return added / count if count else math.nan
 
     def max(self, number: int) -> int:
         """The maximum of a number over processes."""

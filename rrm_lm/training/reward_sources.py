@@ -20,13 +20,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from peft import PeftModel
 
-from rrm_lm.errors import ConfigError, ModelError, TrainingError
+from rrm_lm.errors import ConfigError, ModelError, RRMError, TrainingError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import evaluating
 from rrm_lm.models.ensemble import EnsembleReward
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.text.batching import collate, length_groups, share
 from rrm_lm.text.chat import Line
+from rrm_lm.training.reward_functions import FORM, PromptRows, UserFunction
 
 logger = logging.getLogger(__name__)
 
@@ -72,22 +73,41 @@ class TextScorer(Protocol):
 
 
 class PythonReward:
-    """A Python function ``f(prompts, responses) -> numbers``.
+    """A Python function, called as :class:`rrm_lm.training.reward_functions.UserFunction` describes.
 
     Args:
         function: The function, or its location: ``module:function`` or ``path/to/file.py:function``.
         name: The source's name; by default the function's name.
+        rows: The row of each prompt.
 
     Raises:
-        ConfigError: The function does not exist.
+        ConfigError: The function does not exist, or it is not clear how to call it.
     """
 
-    def __init__(self, function: str | Callable[..., Any], name: str | None = None) -> None:
-        self._function = load_function(function) if isinstance(function, str) else function
-        self.name = name or getattr(self._function, "__name__", "function")
+    def __init__(
+        self, function: str | Callable[..., Any], name: str | None = None, rows: PromptRows | None = None
+    ) -> None:
+        function = load_function(function) if isinstance(function, str) else function
+        self.name = name or getattr(function, "__name__", "function")
+        self._function = UserFunction(function, rows)
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
-        return self._function(prompts, responses)
+    def __call__(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], ids: Sequence[Sequence[int]] | None = None
+    ) -> Any:
+        return self._function(prompts, responses, ids or [[]] * len(responses))
+
+    def try_on(self, prompts: Sequence[Prompt]) -> None:
+        """Call it with made-up responses to the first prompts. Raises ConfigError if the result cannot be used."""
+        some, texts = [prompts[number % min(2, len(prompts))] for number in range(3)], ["Yes.", "No.", "Perhaps."]
+        try:
+            _checked(self.name, self(some, texts, [[0]] * 3), some, texts)
+        except Exception as error:  # user code may raise anything
+            what = error.what if isinstance(error, RRMError) else f"It raised {type(error).__name__}: {error}"
+            raise ConfigError(
+                f"The reward function {self.name} fails on a trial call before training. {what}",
+                expected=FORM,
+                remedy="correct the function",
+            ) from error
 
 
 class ScorerReward:
@@ -210,13 +230,17 @@ class RewardSum:
     Args:
         sources: The sources, with distinct names.
         weights: One per source; by default 1.
+        is_part: Whether there are more sources elsewhere, so that none of these needs to apply to a response.
 
     Raises:
         ConfigError: No source, duplicate names, or another number of weights.
     """
 
     def __init__(
-        self, sources: Sequence[RewardSource | TokenRewardSource], weights: Sequence[float] | None = None
+        self,
+        sources: Sequence[RewardSource | TokenRewardSource],
+        weights: Sequence[float] | None = None,
+        is_part: bool = False,
     ) -> None:
         if not sources:
             raise ConfigError(
@@ -235,33 +259,38 @@ class RewardSum:
                 where="reward_weights",
                 expected="one weight for each of " + ", ".join(names),
             )
-        self.sources = list(sources)
+        self.sources, self._is_part = list(sources), is_part
         self._constant: set[str] = set()
 
     def __call__(
         self, prompts: Sequence[Prompt], responses: Sequence[str], lines: Sequence[Line]
     ) -> dict[str, list[float]]:
-        """Compute the rewards of responses, by name of the source.
+        """Compute the rewards of responses, by name of the source; NaN where a function returned None.
 
         Raises:
-            TrainingError: A source raised, or did not return one finite number per response. The message quotes the
-                text.
+            TrainingError: A source raised, or did not return one finite number or None per response, or all returned
+                None for one. The message quotes the text.
         """
         found = {}
         for source in self.sources:
             if isinstance(source, TokenRewardSource):
                 values = source.score_lines(lines)
             else:
-                values = _call(source, prompts, responses)
+                values = _call(source, prompts, responses, [line.ids[line.response_start :] for line in lines])
             found[source.name] = _checked(source.name, values, prompts, responses)
             self._warn_constant(source.name, found[source.name])
+        for prompt, response, *rewards in zip(prompts, responses, *found.values(), strict=True):
+            if all(map(math.isnan, rewards)) and not self._is_part:
+                what = f"The reward {' and '.join(found)} gave None, and no other reward applies"
+                raise TrainingError(what, where=_quoted(prompt, response), expected="a finite number", remedy=_RESUME)
         return found
 
     def total(self, by_source: dict[str, list[float]]) -> list[float]:
-        """The weighted sums."""
+        """The weighted sums of the rewards that apply."""
         columns = [by_source[source.name] for source in self.sources]
         return [
-            sum(w * value for w, value in zip(self.weights, row, strict=True)) for row in zip(*columns, strict=True)
+            sum(w * value for w, value in zip(self.weights, row, strict=True) if not math.isnan(value))
+            for row in zip(*columns, strict=True)
         ]
 
     def _warn_constant(self, name: str, rewards: list[float]) -> None:
@@ -301,16 +330,20 @@ def load_function(spec: str) -> Callable[..., Any]:
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise ConfigError(f"There is no function {name!r}", where=place, expected="def f(prompts, responses)")
+        raise ConfigError(f"There is no function {name!r}", where=place, expected=FORM)
     return function
 
 
-def _call(source: RewardSource, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+def _call(
+    source: RewardSource, prompts: Sequence[Prompt], responses: Sequence[str], ids: Sequence[Sequence[int]]
+) -> Sequence[float]:
+    call: Any = source if isinstance(source, PythonReward) else lambda prompts, responses, _: source(prompts, responses)
     try:
-        return source(prompts, responses)
+        return call(prompts, responses, ids)
     except Exception as error:
         # Try each response alone to find the failing one; if none fails, report the first.
-        guilty = next((i for i in range(len(responses)) if _raises(source, prompts[i], responses[i])), 0)
+        numbers = range(len(responses))
+        guilty = next((i for i in numbers if _raises(call, [prompts[i]], [responses[i]], [ids[i]])), 0)
         raise TrainingError(
             f"The reward {source.name} raised {type(error).__name__}: {error}",
             where=_quoted(prompts[guilty], responses[guilty]),
@@ -318,9 +351,9 @@ def _call(source: RewardSource, prompts: Sequence[Prompt], responses: Sequence[s
         ) from error
 
 
-def _raises(source: RewardSource, prompt: Prompt, response: str) -> bool:
+def _raises(function: Callable[..., Any], *arguments: Any) -> bool:
     try:
-        source([prompt], [response])
+        function(*arguments)
     except Exception:
         return True
     return False
@@ -342,13 +375,13 @@ def _checked(name: str, values: Any, prompts: Sequence[Prompt], responses: Seque
     rewards = []
     for prompt, response, value in zip(prompts, responses, values, strict=True):
         try:
-            number = float(value)
+            number = math.nan if value is None else float(value)
         except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
+            number = math.inf
+        if not math.isfinite(number) and value is not None:
             where = _quoted(prompt, response)
             what = f"The reward {name} gave {value!r}"
-            raise TrainingError(what, where=where, expected="a finite number", remedy=_RESUME)
+            raise TrainingError(what, where=where, expected="a finite number, or None", remedy=_RESUME)
         rewards.append(value if isinstance(value, EnsembleReward) else number)
     return rewards
 

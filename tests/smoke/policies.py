@@ -33,17 +33,24 @@ def falling(prompts, responses, calls=[]):
     calls.append(1)
     return [-100.0 * len(calls) + len(text) / 100 for text in responses]
 
-def raising(prompts, responses):
+# These fail after the trial call.
+def raising(prompts, responses, calls=[]):
+    calls.append(1)
     for text in responses:
-        if len(text) > 1:
+        if len(text) > 1 and len(calls) > 1:
             raise KeyError("no such word")
     return [0.0] * len(responses)
 
-def nothing(prompts, responses):
-    return [float("nan")] * len(responses)
+def nothing(prompts, responses, calls=[]):
+    calls.append(1)
+    return [float("nan") if len(calls) > 1 else 0.0] * len(responses)
 
-def one(prompts, responses):
-    return [1.0]
+def one(prompts, responses, calls=[]):
+    calls.append(1)
+    return [1.0] * (1 if len(calls) > 1 else len(responses))
+
+def scalar(prompts, completions, **kwargs):
+    return 1.0
 
 def constant(prompts, responses):
     return [2.5] * len(responses)

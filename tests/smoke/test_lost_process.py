@@ -82,11 +82,11 @@ def test_sigterm_resume_and_sigkill(tiny: Path, pairs: Path, tmp_path: Path, cap
 
 @pytest.mark.timeout(300)
 def test_error_in_one_process_stops_both(tiny: Path, tmp_path: Path) -> None:
-    """Under plain `accelerate launch`: a reward that fails in one process while the other waits for it."""
+    """Under plain `accelerate launch`: a reward that fails in the second update of one process; the other waits."""
     prompts = write_prompts(tmp_path / "data")
     (prompts.parent / "failing.py").write_text(
         "import os\ncalls = []\ndef failing(prompts, responses):\n    calls.append(1)\n"
-        "    if len(calls) == 2 and os.environ['RANK'] == '1':\n        raise KeyError('no such word')\n"
+        "    if len(calls) == 3 and os.environ['RANK'] == '1':\n        raise KeyError('no such word')\n"
         "    return [float(len(text)) for text in responses]\n"
     )
     settings = {

@@ -160,6 +160,17 @@ def test_a_reward_that_fails_stops_with_the_text(
     assert read(tmp_path / "out" / "run.json")["outcome"] == "stopped by TrainingError"
 
 
+def test_a_function_that_cannot_be_used_stops_before_anything_is_written(
+    tiny: Path, prompts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    words = ("--reward_function", f"{prompts.parent}/rewards.py:scalar")
+    result = teach(capsys, tiny, prompts, tmp_path / "out", *words)
+    assert result.code == 2, result.err
+    found = "fails on a trial call before training. The reward scalar gave 1.0 for 3 responses"
+    assert found in result.error["error"] and "Loading weights" not in result.err
+    assert not (tmp_path / "out" / "config.yaml").exists()
+
+
 def test_constant_reward_is_reported(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
     words = ("--reward_function", f"{prompts.parent / 'rewards.py'}:constant")
     result = teach(capsys, tiny, prompts, tmp_path / "out", *words)

@@ -278,7 +278,7 @@ def test_killed_run_resumes_bit_for_bit(tiny: Path, prompts: Path, tmp_path: Pat
     """A separate process is killed while it computes a reward, in the update after a checkpoint."""
     waiting = tmp_path / "waiting"
     code = f"import pathlib, time, rewards\ncalls = []\ndef counting(prompts, responses):\n    calls.append(1)\n" \
-        f"    if len(calls) == 6:\n        pathlib.Path({str(waiting)!r}).touch()\n        time.sleep(300)\n" \
+        f"    if len(calls) == 7:\n        pathlib.Path({str(waiting)!r}).touch()\n        time.sleep(300)\n" \
         f"    return rewards.counting(prompts, responses)\n"  # fmt: skip
     (prompts.parent / "slow.py").write_text(code)
     words = (*watched(prompts), "--monitor_steps", 3, *CHECKPOINTS)

@@ -147,9 +147,9 @@ WAITING = """
 import os, time
 from pathlib import Path
 
-def slow(prompts, responses, calls=[]):  # for the monitor, and for each update
+def slow(prompts, responses, calls=[]):  # a trial, for the monitor, and for each update
     calls.append(1)
-    if len(calls) > 2 and os.environ.get("WAIT"):
+    if len(calls) > 3 and os.environ.get("WAIT"):
         Path(os.environ["WAIT"]).touch()
         time.sleep(600)
     return [float(len(text)) for text in responses]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from rrm_lm.api.policy_start import fitted
 from rrm_lm.errors import ConfigError
@@ -18,8 +19,10 @@ from rrm_lm.text.chat import ChatFormat
 logger = logging.getLogger(__name__)
 
 
-def read_prompts(args: PromptArguments) -> tuple[list[Prompt], list[Prompt]]:
-    """Distinct prompts: (training, held-out).
+def read_prompts(
+    args: PromptArguments, rows: dict[Prompt, Mapping[str, Any]] | None = None
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Distinct prompts: (training, held-out). `rows` receives the row of each prompt, with all its columns.
 
     Raises:
         ConfigError: No prompts are named.
@@ -32,10 +35,10 @@ def read_prompts(args: PromptArguments) -> tuple[list[Prompt], list[Prompt]]:
             expected="one or more files, folders or Hub sets",
             remedy="pass --prompts my_prompts.jsonl, or --config configs/policy.yaml",
         )
-    train = prompt_sources(args.prompts, **args.reading(args.dataset_train_split))
+    train = prompt_sources(args.prompts, **args.reading(args.dataset_train_split), rows=rows)
     heldout: dict[Prompt, Stratum] = {}
     if args.eval_prompts:
-        heldout = prompt_sources(args.eval_prompts, **args.reading(args.dataset_test_split))
+        heldout = prompt_sources(args.eval_prompts, **args.reading(args.dataset_test_split), rows=rows)
         _tell_overlap(train, heldout)
     elif args.eval_fraction > 0:
         train, heldout = _hold_out(train, args.eval_fraction, args.split_seed)

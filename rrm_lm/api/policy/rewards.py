@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rrm_lm.errors import DataError, ModelError
@@ -20,7 +20,7 @@ from rrm_lm.models.saving.adapters import fetch_adapter
 from rrm_lm.settings.training import MonitorArguments, RewardArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.passes import OwnReward
-from rrm_lm.training.reward_sources import PythonReward, RewardSource, RewardSum, ScorerReward
+from rrm_lm.training.reward_sources import RewardSource, RewardSum, ScorerReward
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class Rewards:
         backbone: The policy's backbone. The first reward model that was trained on the same backbone shares it.
         chat: The chat format that responses are sampled in.
         load: Loads a reward model on its own backbone.
+        functions: The functions of the settings, by name.
         more: Sources that are already loaded; they follow those of the settings.
 
     Attributes:
@@ -49,11 +50,12 @@ class Rewards:
         backbone: Backbone,
         chat: ChatFormat,
         load: Load,
+        functions: Mapping[str, RewardSource],
         more: Sequence[RewardSource] = (),
     ) -> None:
         given = [*args.reward_model, *args.reward_function]
         labels = short_names(given)
-        found: dict[str, RewardSource] = {name: PythonReward(name) for name in args.reward_function}
+        found: dict[str, RewardSource] = dict(functions)
         self.own: RewardModel | None = None
         shared = ""
         for name in args.reward_model:
@@ -145,8 +147,8 @@ def gold_reward(args: MonitorArguments, load: Load, gold: RewardFunction | None)
 def _never_silent(function: RewardFunction, where: str) -> RewardFunction:
     """The same function; it raises an error if it scores none of the responses."""
 
-    def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
-        values = function(prompts, responses)
+    def rewards(prompts: Sequence[Prompt], responses: Sequence[str], *ids: Any) -> Sequence[float]:
+        values = function(prompts, responses, *ids)
         if not any(math.isfinite(value) for value in values):
             raise DataError(
                 "No response to a held-out prompt got a reward",
@@ -156,6 +158,7 @@ def _never_silent(function: RewardFunction, where: str) -> RewardFunction:
             )
         return values
 
+    rewards.__dict__["reads_ids"] = getattr(function, "reads_ids", False)
     return rewards
 
 

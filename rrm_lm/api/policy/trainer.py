@@ -22,7 +22,7 @@ from rrm_lm.api.policy_saving import save_and_compare
 from rrm_lm.api.reward_model import RewardModel
 from rrm_lm.api.rows import read_prompts
 from rrm_lm.errors import ConfigError
-from rrm_lm.evaluation.policies.gold import RewardFunction
+from rrm_lm.evaluation.policies.gold import CheckedFunction, Gold, RewardFunction
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.pretrained import set_seed
 from rrm_lm.models.saving.policies import Policy as LoadedPolicy
@@ -32,7 +32,8 @@ from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
 from rrm_lm.storage import report_full_disk
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.reward_sources import PythonReward, RewardSource, ScorerReward
+from rrm_lm.training.reward_functions import PromptRows
+from rrm_lm.training.reward_sources import PythonReward, RewardSource, ScorerReward, load_function
 
 _CHECKED = 4  # prompts whose logits must be identical after a reload
 
@@ -57,6 +58,7 @@ class Given:
         policy: The policy to start from, in place of ``model_name_or_path``.
         rewards: Rewards in addition to those of the settings.
         gold: The gold reward.
+        rows: The row of each prompt, for reward functions.
         lora: The LoRA configuration, in place of that of the settings.
         callbacks: Callbacks of the trainer.
     """
@@ -65,6 +67,7 @@ class Given:
     policy: LoadedPolicy | None = None
     rewards: Sequence[RewardSource] = ()
     gold: RewardFunction | None = None
+    rows: PromptRows | None = None
     lora: Any = None
     callbacks: Sequence[Any] = field(default=())
 
@@ -89,6 +92,12 @@ class PolicyTraining:
                 where="eval_prompts, eval_fraction and monitor_prompts",
                 remedy="pass --eval_prompts, or an --eval_fraction and --monitor_prompts above 0",
             )
+        functions = {name: PythonReward(name, rows=given.rows) for name in rewards.reward_function}
+        for source in [*functions.values(), *given.rewards]:
+            if isinstance(source, PythonReward):
+                source.try_on(train)
+        if watched and isinstance(given.gold, Gold):
+            given.gold.try_on(watched)
         load = scorer_loader(
             model.loading(),
             micro_batch_tokens=config.micro_batch_tokens,
@@ -108,7 +117,7 @@ class PolicyTraining:
             config=config,
             model=model,
             rewards=rewards,
-            put_rewards=lambda backbone: Rewards(rewards, backbone, chat, load, given.rewards),
+            put_rewards=lambda backbone: Rewards(rewards, backbone, chat, load, functions, given.rewards),
             settings=replace(recorded, max_length=longest, method=run.algorithm),
             lora=given.lora,
         )
@@ -171,7 +180,7 @@ class PPOTrainer:
     Args:
         policy: A folder, a Hub id, ``smollm2-135m``, or a :class:`rrm_lm.Policy`, which is trained in place.
         rewards: One reward or a list: a reward model's folder or Hub id, a :class:`rrm_lm.RewardModel`, a function
-            ``f(prompts, responses) -> numbers``, or ``"file.py:function"``. They are summed with
+            as in TRL (`UserFunction` describes its arguments), or ``"file.py:function"``. They are summed with
             ``args.reward_weights``.
         prompts: Training prompts: a list of texts or messages, rows, or a file.
         args: Settings; by default those of `rrm-lm policy`.
@@ -213,14 +222,17 @@ class PPOTrainer:
         self.args.model_name_or_path = policy.name if isinstance(policy, Policy) else str(policy)
         named = RewardArguments()
         listed: Any = rewards if isinstance(rewards, list | tuple) else [rewards]
-        sources = _sort_rewards(listed, named, self.args)
+        rows: dict[Prompt, Any] = {}
+        train = read_prompts(prompts, rows=rows)
+        heldout = None if eval_prompts is None else read_prompts(eval_prompts, rows=rows)
+        sources = _sort_rewards(listed, named, self.args, rows)
         check_start(Path(str(self.args.output_dir)), self.args, named, self.args)
-        heldout = None if eval_prompts is None else read_prompts(eval_prompts)
         given = Given(
-            split_prompts(self.args, read_prompts(prompts), heldout),
+            split_prompts(self.args, train, heldout),
             policy.loaded if isinstance(policy, Policy) else None,
             sources,
-            None if gold is None else _gold(gold),
+            None if gold is None else _gold(gold, rows),
+            rows,
             peft_config,
             tuple(callbacks),
         )
@@ -261,7 +273,9 @@ class PPOTrainer:
         self.trainer.save_model(None if output_dir is None else str(output_dir))
 
 
-def _sort_rewards(rewards: Sequence[Reward], named: RewardArguments, args: PPOConfig) -> list[RewardSource]:
+def _sort_rewards(
+    rewards: Sequence[Reward], named: RewardArguments, args: PPOConfig, rows: PromptRows
+) -> list[RewardSource]:
     """Put named rewards into the settings and return sources for the others; reorder the weights, names first."""
     kinds: tuple[list[int], list[int], list[int]] = ([], [], [])
     sources: list[RewardSource] = []
@@ -272,7 +286,7 @@ def _sort_rewards(rewards: Sequence[Reward], named: RewardArguments, args: PPOCo
             (named.reward_function if is_function else named.reward_model).append(str(reward))
         else:
             kinds[2].append(place)
-            sources.append(_source(reward))
+            sources.append(_source(reward, rows))
     if not rewards:
         named.require()
     if args.reward_weights is not None and len(args.reward_weights) == len(rewards):
@@ -280,11 +294,11 @@ def _sort_rewards(rewards: Sequence[Reward], named: RewardArguments, args: PPOCo
     return sources
 
 
-def _source(reward: Any) -> RewardSource:
+def _source(reward: Any, rows: PromptRows) -> RewardSource:
     if isinstance(reward, RewardModel):
         return ScorerReward(reward.scorer)
     if callable(reward):
-        return PythonReward(reward)
+        return PythonReward(reward, rows=rows)
     raise ConfigError(
         f"A reward is a {type(reward).__name__}",
         where="rewards",
@@ -292,8 +306,10 @@ def _source(reward: Any) -> RewardSource:
     )
 
 
-def _gold(gold: Reward) -> RewardFunction:
+def _gold(gold: Reward, rows: PromptRows) -> RewardFunction:
     if isinstance(gold, str | Path):
         text = str(gold)
-        gold = PythonReward(text) if ":" in text and not Path(text).exists() else RewardModel.from_pretrained(text)
-    return gold if isinstance(gold, PythonReward) else _source(gold)
+        is_function = ":" in text and not Path(text).exists()
+        gold = load_function(text) if is_function else RewardModel.from_pretrained(text)
+    source = _source(gold, rows)
+    return Gold(CheckedFunction(source)) if isinstance(source, PythonReward) else source

@@ -6,17 +6,50 @@ training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rrm_lm.errors import DataError
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer, score_responses
 from rrm_lm.feedback.records import Prompt
+from rrm_lm.training.reward_functions import FORM
+from rrm_lm.training.reward_sources import PythonReward
 
-RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
+RewardFunction = Callable[..., Sequence[float]]  # of (prompts, responses)
 
-_FORM = "def gold(prompts: list[Prompt], responses: list[str]) -> list[float]"
+
+class CheckedFunction:
+    """A user's function as a `RewardFunction`, which may also be given the token ids of the responses.
+
+    Its errors quote the first response: a DataError if the function raises an error, or returns the wrong number of
+    rewards or a value that is neither a number nor None (NaN: the response has no reward).
+    """
+
+    reads_ids = True
+
+    def __init__(self, function: PythonReward) -> None:
+        self.function = function
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], *ids: Any) -> list[float]:
+        name = self.function.name
+        try:
+            found = self.function(list(prompts), list(responses), *ids)
+            values = [math.nan if value is None else float(value) for value in found]
+        except Exception as error:  # user code may raise anything, and the message must quote the text
+            raise DataError(
+                f"The reward function failed ({type(error).__name__}: {error})",
+                where=f"{name}, at one of {len(responses)} responses, the first: {_quoted(responses)}",
+                expected=FORM,
+            ) from error
+        if len(values) != len(responses):
+            raise DataError(
+                f"The reward function returned {len(values)} rewards for {len(responses)} responses",
+                where=f"{name}, the first response: {_quoted(responses)}",
+                expected="one number for each response, in the order given; None for a response without a reward",
+            )
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,38 +57,21 @@ class Gold:
     """A gold reward, called like any `RewardFunction`, and by name the parts that it sums, if any."""
 
     reward: RewardFunction
-    parts: Mapping[str, RewardFunction]
+    parts: Mapping[str, RewardFunction] = field(default_factory=dict)
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
-        return self.reward(prompts, responses)
+    @property
+    def reads_ids(self) -> bool:
+        """Whether it takes the token ids of the responses as a third argument."""
+        return getattr(self.reward, "reads_ids", False)
 
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], *ids: Any) -> Sequence[float]:
+        return self.reward(prompts, responses, *ids)
 
-def checked(function: Any, name: str) -> RewardFunction:
-    """Wrap a function so that its errors quote the prompt and response.
-
-    Raises (when called):
-        DataError: The function raised an error, or returned the wrong number of rewards or a value that is not a
-            number.
-    """
-
-    def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        try:
-            values = [float(value) for value in function(list(prompts), list(responses))]
-        except Exception as error:  # user code may raise anything, and the message must quote the text
-            raise DataError(
-                f"The reward function failed ({type(error).__name__}: {error})",
-                where=f"{name}, at one of {len(responses)} responses, the first: {_quoted(responses)}",
-                expected=_FORM,
-            ) from error
-        if len(values) != len(responses):
-            raise DataError(
-                f"The reward function returned {len(values)} rewards for {len(responses)} responses",
-                where=f"{name}, the first response: {_quoted(responses)}",
-                expected="one number for each response, in the order given; NaN for a response without a reward",
-            )
-        return values
-
-    return rewards
+    def try_on(self, prompts: Sequence[Prompt]) -> None:
+        """Call user's functions with made-up responses. Raises ConfigError if a result cannot be used."""
+        for function in (self.reward, *self.parts.values()):
+            if isinstance(function, CheckedFunction):
+                function.function.try_on(prompts)
 
 
 def rewards_by(scorer: ResponseScorer) -> RewardFunction:

@@ -154,7 +154,9 @@ def rewards_of_drawn(
     if isinstance(function, DrawnReward):
         return function.of_drawn(prompts, drawn)
     pairs = [(prompt, one.text) for prompt, group in zip(prompts, drawn, strict=True) for one in group]
-    values = iter(function([prompt for prompt, _ in pairs], [text for _, text in pairs]))
+    ids = [one.line.ids[one.line.response_start :] for group in drawn for one in group]
+    more = [ids] if getattr(function, "reads_ids", False) else []
+    values = iter(function([prompt for prompt, _ in pairs], [text for _, text in pairs], *more))
     return [[float(next(values)) for _ in group] for group in drawn]
 
 

@@ -31,12 +31,14 @@ def prompt_sources(
     config: str | None = None,
     skip_bad_rows: bool | None = None,
     limits: ReadLimits | None = None,
+    rows: dict[Prompt, Mapping[str, Any]] | None = None,
 ) -> dict[Prompt, tuple[str, str]]:
     """The distinct prompts of several sets in order of first appearance, each with its source and subset.
 
     Args:
         names: Files, folders, or Hub sets ("org/name") of feedback or of prompts only.
         columns, split, config, skip_bad_rows, limits: As for `load_feedback`.
+        rows: Receives the row of each prompt, with all its columns.
 
     Raises:
         DataError: No such set, an unknown shape, an invalid row, or no prompt.
@@ -46,11 +48,7 @@ def prompt_sources(
         skip = not is_local_file(name) if skip_bad_rows is None else skip_bad_rows
         prompts: list[tuple[Prompt, tuple[str, str]]] = []
         for table in read_tables(name, split=split, config=config, limits=limits):
-            bare = _bare_prompts(table, columns, skip)
-            if bare is None:
-                records = read_records(table, columns, skip, [])
-                bare = [(record.prompt, (record.source, record.subset)) for record in records if record.prompt]
-            prompts += bare
+            prompts += table_prompts(table, columns, skip, rows)
         if not prompts:
             raise DataError("there is no prompt in it", where=name, expected="at least one row with a prompt")
         for prompt, source in prompts:
@@ -58,15 +56,35 @@ def prompt_sources(
     return found
 
 
+def table_prompts(
+    table: SourceTable,
+    columns: Mapping[str, str] | None,
+    skip_bad_rows: bool,
+    rows: dict[Prompt, Mapping[str, Any]] | None = None,
+) -> list[tuple[Prompt, tuple[str, str]]]:
+    """The prompts of one table with their sources and subsets; see `prompt_sources`."""
+    found = _bare_prompts(table, columns, skip_bad_rows)
+    if found is None:
+        records = read_records(table, columns, skip_bad_rows, [])
+        found = [(r.origin.row, r.prompt, (r.source, r.subset)) for r in records if r.prompt]
+    if rows is not None:
+        values = dict(table.rows)
+        differ = sum(rows.setdefault(prompt, values[number]) != values[number] for number, prompt, _ in found)
+        if differ:
+            message = "%s: %d rows repeat the prompt of another row with other columns; the first row's are used"
+            logger.warning(message, table.where, differ)
+    return [(prompt, source) for _, prompt, source in found]
+
+
 def _bare_prompts(
     table: SourceTable, columns: Mapping[str, str] | None, skip_bad_rows: bool
-) -> list[tuple[Prompt, tuple[str, str]]] | None:
-    """The prompts of rows without responses; None for feedback of a known shape or rows without prompts."""
+) -> list[tuple[int, Prompt, tuple[str, str]]] | None:
+    """The numbered prompts of rows without responses; None for feedback of a known shape or rows without prompts."""
     found = prompt_rows([values for _, values in table.rows], table.where, columns)
     if found is None:
         return None
     counts = FileCounts(table.where, "prompts", remarks=found.remarks)
-    prompts: list[tuple[Prompt, tuple[str, str]]] = []
+    prompts: list[tuple[int, Prompt, tuple[str, str]]] = []
     for (number, _), values in zip(table.rows, found.rows, strict=True):
         row = Row(values, Origin(table.where, number), table.source, counts, found.table)
         try:
@@ -78,7 +96,7 @@ def _bare_prompts(
             row.drop(error.what)
             counts.count_row([])
         else:
-            prompts.append((prompt, (row.source, row.subset)))
+            prompts.append((number, prompt, (row.source, row.subset)))
             counts.count_row(["prompts"])
     logger.info("read %s", counts.summary())
     return prompts

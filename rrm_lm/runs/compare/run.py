@@ -79,8 +79,11 @@ class CompareRun:
             deferred=True,  # keep earlier results until there are new ones
         )
         with folder:
-            prompts = self._load_prompts()
-            gold = None if args.gold is None else load_gold(args.gold, args)
+            rows: dict[Prompt, Any] = {}
+            prompts = self._load_prompts(rows if args.gold else None)
+            gold = None if args.gold is None else load_gold(args.gold, args, rows)
+            if gold is not None:
+                gold.try_on(prompts)
             # Unknown names and unreachable servers must fail now, not after an hour of sampling.
             for name in [reference, *args.policies, *args.scorers, *args.judge]:
                 if not (name in args.judge and name.startswith(SERVED)):
@@ -93,9 +96,9 @@ class CompareRun:
             settings = {**asdict(args), **asdict(self.drawing), "reference": reference}
             return write_comparison(comparison, args.folder, configuration=settings)
 
-    def _load_prompts(self) -> list[Prompt]:
+    def _load_prompts(self, rows: dict[Prompt, Any] | None) -> list[Prompt]:
         args = self.args
-        found = prompt_sources(args.prompts, **args.reading(args.split))
+        found = prompt_sources(args.prompts, **args.reading(args.split), rows=rows)
         prompts = limit_prompts(found, args.max_prompts, self.drawing.seed)
         logger.info("%d prompts, %d answers of each policy to each", len(prompts), self.drawing.samples)
         return prompts

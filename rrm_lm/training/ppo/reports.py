@@ -67,7 +67,8 @@ def episode_metrics(
         "val/response_length": processes.mean(rollouts.lengths.float()),
     }
     for name, rewards in scores.by_source.items():
-        found[f"reward/{name}"] = processes.mean(torch.tensor(rewards, device=raw.device))
+        values = torch.tensor(rewards, device=raw.device)
+        found[f"reward/{name}"] = processes.mean(values[~values.isnan()])  # NaN: a function returned None
         apart = disagreement(rewards)
         if apart is not None:
             found[f"disagreement/{name}"] = processes.mean(torch.tensor([apart], device=raw.device))

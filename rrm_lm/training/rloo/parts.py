@@ -20,7 +20,7 @@ class RewardFunction:
 
     def __init__(self, source: RewardSource | TokenRewardSource, rollouts: Callable[..., Rollouts]) -> None:
         self.__name__ = source.name
-        self._source, self._rollouts = RewardSum([source]), rollouts
+        self._source, self._rollouts = RewardSum([source], is_part=True), rollouts
 
     def __call__(
         self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]], log_metric: Any, **_: Any

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.evaluation.policies.gold import checked, rewards_by
+from rrm_lm.evaluation.policies.gold import CheckedFunction, rewards_by
 from rrm_lm.runs.gold import load_gold
 from rrm_lm.simulated.judgement import WEIGHTS
 from rrm_lm.simulated.plain_user import PlainUser
+from rrm_lm.training.reward_sources import PythonReward
 from tests.unit.evaluation.policy_cases import asked
 from tests.unit.evaluation.samples import FunctionScorer
 
@@ -79,7 +80,7 @@ def test_names_that_are_neither_a_file_nor_a_function(name: str) -> None:
 )
 def test_faults_say_what_the_function_was_given(function, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        checked(function, "mine:gold")([EGG, EGG], ["the offending text", "another"])
+        CheckedFunction(PythonReward(function, "mine:gold"))([EGG, EGG], ["the offending text", "another"])
     assert "the offending text" in caught.value.where and "mine:gold" in caught.value.where
 
 
