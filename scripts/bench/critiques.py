@@ -239,7 +239,7 @@ def _gain(rows: Sequence[dict[str, Any]], base: dict[int, dict[str, Any]]) -> di
         for row in rows
     }  # fmt: skip
     return {"value": round(estimate.value, 4), "low": round(estimate.low, 4), "high": round(estimate.high, 4),
-            "by_seed": by_seed}  # fmt: skip
+            "kind": getattr(estimate, "kind", "95% interval over prompts"), "by_seed": by_seed}  # fmt: skip
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
+
+from rrm_lm.evaluation.statistics.metrics import t_quantile
 
 ARMS: tuple[str, ...] = ("U", "A", "Sh", "C", "G")
 BEST_OF = (1, 4, 16)
@@ -75,7 +76,7 @@ def over_seeds(means: Sequence[float]) -> Interval:
     values = np.asarray(means, dtype=float)
     if values.size < 2:
         return Interval(float(values.mean()), float("-inf"), float("inf"))
-    half = float(scipy.stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
+    half = t_quantile(values.size - 1) * float(values.std(ddof=1)) / float(np.sqrt(values.size))
     return Interval(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
 
 

@@ -28,6 +28,7 @@ Ints = NDArray[np.intp]
 Clusters = Sequence[Hashable] | NDArray
 
 LEVEL = 0.95
+FEWEST_RUNS = 5  # for an interval over runs: with fewer, its simulated coverage is as low as 87%
 _NO_ERROR = 1e-12  # a standard error below this is rounding
 
 
@@ -45,14 +46,29 @@ class Estimate:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class OverRuns(Estimate):
+    """The mean over trained runs. With fewer than `FEWEST_RUNS` of them, `low` and `high` are their range.
+
+    Attributes:
+        by_run: The mean of each run, in the order of the runs.
+        kind: What `low` and `high` are, for reports.
+    """
+
+    by_run: tuple[float, ...]
+    kind: str
+
+
 Verdict = Literal["better", "worse", "not shown"]
 
 
 def verdict(found: Estimate, at: float = 0.0) -> Verdict:
     """What an estimate shows, where higher is better: whether its interval is above `at`, below it, or neither.
 
-    All statements in reports are made by this function.
+    All statements in reports are made by this function. A range of a few runs shows nothing.
     """
+    if isinstance(found, OverRuns) and len(found.by_run) < FEWEST_RUNS:
+        return "not shown"
     return "better" if found.low > at else "worse" if found.high < at else "not shown"
 
 
@@ -148,10 +164,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike, clusters: Clusters) -
     Pairing removes the variance in example difficulty, which is most of the variance of either accuracy.
 
     Args:
-        first, second: `(n,)` correctness in [0, 1] of each model, or `(seeds, n)`. With several seeds, the interval
-            covers new seeds **and** new prompts: variance by prompt plus variance by seed minus variance by both
-            (two-way clustering: Cameron, Gelbach and Miller 2011), at least each of the first two, with Satterthwaite's
-            degrees of freedom.
+        first, second: `(n,)` correctness in [0, 1] of each model, or `(runs, n)`; see `over_runs`.
         clusters: `(n,)` prompt labels.
 
     Raises:
@@ -163,22 +176,47 @@ def paired_difference(first: ArrayLike, second: ArrayLike, clusters: Clusters) -
             f"paired models need equal shapes (n,) or (seeds, n), found {a.shape}, {b.shape}, n={len(clusters)}"
         )
     difference = a - b
-    if difference.ndim == 1 or difference.shape[0] == 1:
-        return mean_estimate(difference.reshape(-1), clusters, bounds=(-1.0, 1.0))
-    seeds, n = difference.shape
-    value = float(difference.mean())
-    errors = (difference - value) / difference.size
-    by_prompt, count = clustered_se(errors.sum(axis=0), clusters)
-    if count < 2:
-        return _bounded(value, math.nan, 0, (-1.0, 1.0), n, count)
-    by_seed = math.sqrt(seeds / (seeds - 1) * float((errors.sum(axis=1) ** 2).sum()))
-    index, _ = cluster_index(clusters)
-    both = (np.arange(seeds)[:, None] * count + index).reshape(-1)
-    by_both, _ = clustered_se(errors.reshape(-1), both)
-    variance = max(by_prompt**2 + by_seed**2 - by_both**2, by_prompt**2, by_seed**2)
-    parts = by_prompt**4 / max(count - 1, 1) + by_seed**4 / (seeds - 1)
-    df = (by_prompt**2 + by_seed**2) ** 2 / parts if parts > 0 else count - 1
-    return _bounded(value, math.sqrt(variance), df, (-1.0, 1.0), n, count)
+    if difference.ndim == 2 and difference.shape[0] > 1:
+        return over_runs(difference, clusters, bounds=(-1.0, 1.0))
+    return mean_estimate(difference.reshape(-1), clusters, bounds=(-1.0, 1.0))
+
+
+def over_runs(
+    values: ArrayLike, clusters: Clusters, *, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> OverRuns:
+    """The mean of several trained runs on the same prompts, with an interval for new runs **and** new prompts.
+
+    The variance is that of the run means plus that of the prompt means, with Satterthwaite's degrees of freedom. The
+    noise of single values is in both, so the interval is somewhat wide; subtracting it (Cameron, Gelbach and Miller
+    2011, "Robust inference with multiway clustering") covers too little with few runs. The simulated coverage at five
+    runs is at least 94%, whichever of the two variances is larger; that of a t interval over the run means alone falls
+    to 70% if prompts differ more than runs do.
+
+    Args:
+        values: `(runs, n)`, at least two runs. Pass the differences of two methods to compare them, run by run.
+        clusters: `(n,)` prompt labels.
+        bounds: The range of the values.
+
+    Raises:
+        ValueError: if the shapes differ or there are fewer than two runs.
+    """
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 2 or len(x) < 2 or x.shape[1] != len(clusters) or not x.size:
+        raise ValueError(f"several runs need the shape (runs, n) with n={len(clusters)}, found {x.shape}")
+    runs, n = x.shape
+    by_run = x.mean(axis=1)
+    value = float(by_run.mean())
+    by_prompt, count = clustered_se((x.mean(axis=0) - value) / n, clusters)
+    if runs < FEWEST_RUNS:
+        return OverRuns(
+            value, float(by_run.min()), float(by_run.max()), n, count, (*by_run.tolist(),), f"range of {runs} runs"
+        )
+    between = float(by_run.std(ddof=1)) / math.sqrt(runs)
+    parts = by_prompt**4 / max(count - 1, 1) + between**4 / (runs - 1)
+    variance = by_prompt**2 + between**2
+    found = _bounded(value, math.sqrt(variance), variance**2 / parts if parts > 0 else count - 1, bounds, n, count)
+    kind = f"95% interval over {runs} runs and {count} prompts"
+    return OverRuns(found.value, found.low, found.high, n, count, (*by_run.tolist(),), kind)
 
 
 def _bounded(value: float, se: float, df: float, bounds: tuple[float, float], n: int, count: int) -> Estimate:
