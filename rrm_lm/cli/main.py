@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from rrm_lm import __version__
@@ -40,6 +41,9 @@ COMMANDS = {
 HELP_FLAGS = {"-h", "--help", "--help_all", "--help-all"}
 
 USER_ERROR = 2
+_TRACEBACK = "RRM_LM_TRACEBACK"
+_PACKAGE = str(Path(__file__).parents[1])
+_SHOWN = 400  # characters of a library's message
 
 
 def program(argv: Sequence[str] | None = None) -> NoReturn:
@@ -56,9 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of this process.
 
     Raises:
-        Exception: Anything but an `RRMError` is a bug, and keeps its traceback.
+        Exception: An error that is raised in this package is a bug, and keeps its traceback. One that is raised in a
+            library is printed as one sentence, and the exit code is 1; with ``--traceback``, it also keeps it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if "--traceback" in words:
+        words.remove("--traceback")
+        os.environ[_TRACEBACK] = "1"  # also for the processes of a launch
     with failures.shared() as processes, signals.sigterm_interrupts():
         try:
             return _dispatch(words)
@@ -75,15 +83,36 @@ def main(argv: Sequence[str] | None = None) -> int:
             if isinstance(processes, failures.OneOfSeveral):
                 processes.report(error, partial(_print_fault, error))
                 return failures.FAULT
-            raise
+            if not _library(error):
+                raise
+            _print_fault(error)
+            return failures.FAULT
 
 
 def _print_fault(error: Exception) -> None:
-    what = "this is a bug in rrm_lm"
+    what, library = "this is a bug in rrm_lm", _library(error)
     if failures.is_broken_connection(error):
-        what = "the connection to a process on another machine broke; that machine reports the cause"
-    print(f"{failures.process_prefix()}error: {what}", file=sys.stderr)
-    traceback.print_exception(error)
+        what, library = "the connection to a process on another machine broke; that machine reports the cause", ""
+    if not library:
+        print(f"{failures.process_prefix()}error: {what}", file=sys.stderr)
+        traceback.print_exception(error)
+        return
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(_PACKAGE)]
+    place = f"{ours[-1].filename}, line {ours[-1].lineno}" if ours else ""
+    what = f"{library} raised {type(error).__name__}: {' '.join(str(error).split())[:_SHOWN]}"
+    failures.print_error(RRMError(what, where=place, remedy="repeat with --traceback for all of the traceback"))
+
+
+def _library(error: Exception) -> str:
+    """The library whose code raised an error; "" if this package did, or if the traceback is asked for."""
+    if os.environ.get(_TRACEBACK):
+        return ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(_PACKAGE):
+            return ""
+        if "site-packages" in Path(frame.filename).parts:
+            return frame.filename.replace(os.sep, "/").rpartition("site-packages/")[2].split("/")[0]
+    return ""
 
 
 def _interrupted(error: KeyboardInterrupt, words: Sequence[str]) -> int:
@@ -145,8 +174,9 @@ Commands:
 {commands}
 
 Options:
-  --help     this page; after a command, its common settings (--help_all: all)
-  --version  the version
+  --help       this page; after a command, its common settings (--help_all: all)
+  --version    the version
+  --traceback  after a command: the traceback of a library's error
 
 Several GPUs: add --accelerate_config fsdp2 --num_processes 8 to reward, sft,
 policy, evaluate or score. `python -m rrm_lm` is the same program.

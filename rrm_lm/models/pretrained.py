@@ -184,6 +184,29 @@ def align_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Non
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
+def check_vocabulary(tokenizer: Any, model: Any) -> None:
+    """Raise a ModelError if text can have a token that the model has no embedding for.
+
+    Published text models may lack special tokens (of images ...) of their tokenizers, which no text has.
+    """
+    rows, special = model.get_input_embeddings().weight.shape[0], _special_ids(tokenizer)
+    written = {*_turn_enders(tokenizer), tokenizer.pad_token_id}
+    beyond = {
+        token_id: token
+        for token, token_id in tokenizer.get_vocab().items()
+        if token_id >= rows and (token not in special or token_id in written)
+    }
+    if beyond:
+        last = max(beyond)
+        raise ModelError(
+            f"The tokenizer has {len(beyond)} tokens that the model has no embeddings for, up to {beyond[last]!r}, "
+            f"number {last}",
+            where=str(tokenizer.name_or_path),
+            expected=f"numbers below {rows}, the rows of the embeddings",
+            remedy="call model.resize_token_embeddings(len(tokenizer)), and save the model and the tokenizer",
+        )
+
+
 def refuse_pickles(folder: str | Path) -> None:
     """Raise a ModelError if a folder has only pickled weights: loading a pickle can run any code in it."""
     folder = Path(folder)

@@ -73,6 +73,7 @@ class TrainerArguments(_Base):
         # Before 5.23, transformers parses JSON for the old name only.
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         refuse_zero3(getattr(self, "deepspeed_plugin", None))
+        check_packages(self)
         process_state()  # TrainingArguments resets the state
 
     @property
@@ -82,6 +83,31 @@ class TrainerArguments(_Base):
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
+
+
+def check_packages(args: Any) -> None:
+    """Raise a ConfigError if a package that `report_to` or `optim` needs is not installed, before a model is loaded."""
+    from transformers import Trainer
+    from transformers.integrations import integration_utils
+
+    known = set(integration_utils.INTEGRATION_TO_CALLBACK)
+    usable = {*integration_utils.get_available_reporting_integrations(), "flyte"} if args.report_to else set()
+    for name in args.report_to or ():
+        if name not in usable:
+            what = "needs a package that is not installed" if name in known else "is not a tracker"
+            raise ConfigError(
+                f"report_to {name} {what}",
+                where="report_to",
+                expected="none, or one or more of " + ", ".join(sorted(known)),
+                remedy=f"pip install {name}, or leave out --report_to" if name in known else "",
+            )
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError) as error:
+        if isinstance(error, ImportError) or isinstance(error.__context__, ImportError):
+            remedy = "install the package, or choose another optimizer"
+            what = f"The optimizer {args.optim.value} needs a package that is not installed"
+            raise ConfigError(f"{what} ({' '.join(str(error).split())})", where="optim", remedy=remedy) from error
 
 
 def check_choice(args: Any, name: str, known: Sequence[Any]) -> None:

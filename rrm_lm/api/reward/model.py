@@ -16,6 +16,7 @@ from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.portable import unreadable
 from rrm_lm.models.pretrained import (
+    check_vocabulary,
     load_causal_lm,
     load_sequence_classifier,
     load_tokenizer,
@@ -85,7 +86,9 @@ def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantiza
         path = resolve(name, args.model_revision)
         _refuse_adapter(path, args.model_revision)
         if not is_classifier(path, args.model_revision):
-            return Start(load_causal_lm(name, **loading), tokenizer, name, loading)
+            model = load_causal_lm(name, **loading)
+            check_vocabulary(tokenizer, model)
+            return Start(model, tokenizer, name, loading)
         known = {key: value for key, value in loading.items() if key != "quantization_config"}
         model = load_sequence_classifier(name, **known, num_labels=1)
     else:
@@ -94,6 +97,7 @@ def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantiza
     if isinstance(model, PeftModel):
         adapter, model = _taken_off(model)
     lm, head, writes = _language_model(model)
+    check_vocabulary(tokenizer, lm)
     return Start(lm, tokenizer, name, loading, head, adapter, writes)
 
 

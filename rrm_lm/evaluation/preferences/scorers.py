@@ -19,7 +19,14 @@ from rrm_lm.evaluation.preferences.judge import JudgeScorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, load_tokenizer, process_state, resolve
+from rrm_lm.models.pretrained import (
+    check_vocabulary,
+    load_causal_lm,
+    load_sequence_classifier,
+    load_tokenizer,
+    process_state,
+    resolve,
+)
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
 from rrm_lm.models.reward_files import load_reward_model, read_settings
 from rrm_lm.models.saving.adapters import is_classifier, model_file
@@ -222,6 +229,7 @@ def load_scorer(
         return ClassifierScorer(classifier.to(_device()), chat, title or name, micro_batch_tokens=micro_batch_tokens)
     tokenizer: Any = load_tokenizer(name, **tokenizing)
     model: Any = load_causal_lm(name, **loading)
+    check_vocabulary(tokenizer, model)
     backbone = Backbone(model.to(_device()), int(tokenizer.pad_token_id))
     chat = ChatFormat(tokenizer, _within(max_length, backbone.config))
     logger.info("%s: a causal language model, used as a judge by the log-odds of Yes and No", name)
@@ -241,6 +249,7 @@ def _load_classifier(
         )
     tokenizer = load_tokenizer(name, own_pad=settings is not None, **tokenizing)
     classifier: Any = load_sequence_classifier(name, **loading)
+    check_vocabulary(tokenizer, classifier)
     longest = (settings.max_length if settings else None) or _within(max_length, classifier.config)
     return classifier, ChatFormat(tokenizer, longest, trim=settings is not None)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.embedded import backbone_name
-from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, resolve
+from rrm_lm.models.pretrained import check_vocabulary, load_causal_lm, load_tokenizer, resolve
 from rrm_lm.models.sharding import assign, gather, reshard
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -196,6 +196,7 @@ def load_backbone(
         **tokenizing,
     )
     model = load_causal_lm(settings.base_model, **loading)
+    check_vocabulary(tokenizer, model)
     return settings, Backbone(model, int(tokenizer.pad_token_id), sharing), tokenizer  # type: ignore[arg-type]
 
 

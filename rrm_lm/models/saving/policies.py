@@ -17,7 +17,14 @@ from transformers import AutoModelForCausalLM
 from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.portable import add_old_names, save_tokenizer
-from rrm_lm.models.pretrained import align_pad, load_causal_lm, load_tokenizer, refuse_pickles, resolve
+from rrm_lm.models.pretrained import (
+    align_pad,
+    check_vocabulary,
+    load_causal_lm,
+    load_tokenizer,
+    refuse_pickles,
+    resolve,
+)
 from rrm_lm.models.saving.adapters import (
     ADAPTER_CONFIG,
     fetch_adapter,
@@ -145,7 +152,9 @@ def load_policy(
     settings = read_policy_settings(path, revision)
     code = {key: loading[key] for key in ("revision", "trust_remote_code") if key in loading}
     tokenizer: Any = load_tokenizer(str(name), own_pad=settings is not None, **tokenizing, **code)
-    backbone = Backbone(load_causal_lm(str(name), **loading), int(tokenizer.pad_token_id), sharing)
+    model = load_causal_lm(str(name), **loading)
+    check_vocabulary(tokenizer, model)
+    backbone = Backbone(model, int(tokenizer.pad_token_id), sharing)
     longest = settings.max_length if settings else None
     own = PolicySettings(str(name), longest, revision)
     return Policy(backbone.eval(), ChatFormat(tokenizer, longest), None, own)

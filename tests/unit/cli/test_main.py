@@ -120,6 +120,28 @@ def test_internal_error_keeps_its_traceback(command: types.ModuleType) -> None:
         main(["reward"])
 
 
+def test_an_error_of_a_library_is_one_message(
+    command: types.ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RRM_LM_TRACEBACK", raising=False)
+
+    def run(argv: list[str]) -> int:
+        import yaml
+
+        assert argv == []
+        yaml.safe_load("a: [")
+        return 0
+
+    command.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    assert main(["reward"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: yaml raised ParserError: while parsing a flow node") and len(lines) == 3
+    assert lines[1].startswith("  where: ") and "main.py, line " in lines[1] and "--traceback" in lines[2]
+    monkeypatch.setenv("RRM_LM_TRACEBACK", "")  # so that the value that main sets is removed again
+    with pytest.raises(Exception, match="while parsing"):
+        main(["reward", "--traceback"])
+
+
 def test_an_interruption(command: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     def run(argv: list[str]) -> int:
         raise KeyboardInterrupt

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.pretrained import (
     align_pad,
+    check_vocabulary,
     default_dtype,
     load_causal_lm,
     load_sequence_classifier,
@@ -189,3 +190,33 @@ class TestSettings:
             assert rounding(torch.float32, cpu) == rounding(torch.float64, gpu) == 1e-4
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+class TestVocabulary:
+    """https://github.com/huggingface/transformers/issues/28393: tokens were added, and the embeddings not resized."""
+
+    def added(self, special: bool, template: str = CHATML) -> Any:
+        tokenizer = tiny_tokenizer(template)
+        size = max(tokenizer.get_vocab().values()) + 1
+        tokenizer.add_tokens(["<extra>"], special_tokens=special)
+        config = tiny_config("llama")
+        config.vocab_size = size
+        return tokenizer, LlamaForCausalLM(config)
+
+    @pytest.mark.parametrize(("special", "template"), [(False, CHATML), (True, "<extra>" + CHATML)])
+    def test_a_token_of_text_or_template_without_embedding_is_refused(self, special: bool, template: str) -> None:
+        tokenizer, model = self.added(special, template)
+        with pytest.raises(ModelError, match=r"1 tokens .*'<extra>'.*resize_token_embeddings"):
+            check_vocabulary(tokenizer, model)
+        model.resize_token_embeddings(len(tokenizer))
+        check_vocabulary(tokenizer, model)
+
+    def test_a_pad_token_without_embedding_is_refused(self) -> None:
+        tokenizer, model = self.added(special=True)
+        tokenizer.pad_token = "<extra>"
+        with pytest.raises(ModelError, match="<extra>"):
+            check_vocabulary(tokenizer, model)
+
+    def test_a_special_token_that_no_text_has_is_allowed(self) -> None:
+        """As in Gemma 3's text models, whose tokenizer has a token for images."""
+        check_vocabulary(*self.added(special=True))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rrm_lm.errors import ConfigError
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.rloo.config import RLOOConfig
@@ -41,3 +42,37 @@ def test_either_name_is_taken_without_a_warning(config: Any, name: str, tmp_path
     assert chosen(config(**plain, **{name: True, f"{name}_kwargs": '{"every_n_layers": 2}'})) == [True, how]
     both = dict.fromkeys(NAMES, name == "activation_checkpointing") | {"gradient_checkpointing": True}
     assert chosen(config(**plain, **both))[0] == both["activation_checkpointing"]  # the newer name counts
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"report_to": ["tensorboard"]}, "report_to tensorboard needs a package that is not installed"),
+        ({"report_to": ["wanbd"]}, "report_to wanbd is not a tracker.*wandb"),
+        ({"optim": "adamw_bnb_8bit"}, "adamw_bnb_8bit needs a package that is not installed.*bitsandbytes"),
+        ({"optim": "adamw_anyprecision"}, "adamw_anyprecision needs a package that is not installed.*torchdistx"),
+    ],
+)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_missing_packages_are_found_before_a_model_is_loaded(
+    config: Any, settings: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """https://github.com/huggingface/transformers/issues/39878"""
+    from transformers import trainer_optimizer
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
+    monkeypatch.setattr(trainer_optimizer, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ConfigError, match=says):
+        config(output_dir=str(tmp_path), use_cpu=True, bf16=False, **settings)
+
+
+def test_a_tracker_that_is_installed_and_an_optimizer_that_needs_a_model_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    plain = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
+    assert RewardConfig(**plain, report_to=["tensorboard"]).report_to == ["tensorboard"]
+    assert RewardConfig(**plain, report_to="none", optim="adafactor").optim == "adafactor"
