@@ -43,7 +43,9 @@ class FileCounts:
         dropped: Comparisons or whole rows that were left out, by reason. A used row can also be here: a tie between
             two critiqued responses gives no comparison, but its critiques are kept.
         notes: Values that were converted when read, by reason; nothing is left out.
-        remarks: Assumptions about columns, such as scales and unread columns.
+        columns: The name of each column that is read, and the name it is read as.
+        unread: Columns that are not read, each with its likely meaning.
+        remarks: Assumptions about columns, such as renamed ones and scales.
     """
 
     file: str
@@ -54,6 +56,8 @@ class FileCounts:
     made: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, Tally] = field(default_factory=dict)
     notes: dict[str, Tally] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, origin: Origin) -> None:
@@ -76,7 +80,7 @@ class FileCounts:
             "made": dict(self.made),
             "dropped": {reason: tally.to_dict() for reason, tally in self.dropped.items()},
             "notes": {reason: tally.to_dict() for reason, tally in self.notes.items()},
-            "remarks": self.remarks,
+            **{name: getattr(self, name) for name in ("columns", "unread", "remarks")},
         }
 
     def summary(self) -> str:
@@ -84,6 +88,7 @@ class FileCounts:
         parts = [f"{self.file}: {self.rows} rows ({self.format}) gave {made}"]
         parts += [f"left out, {reason}: {tally}" for reason, tally in self.dropped.items()]
         parts += [f"{reason}: {tally}" for reason, tally in self.notes.items()] + self.remarks
+        parts += ["not read: " + ", ".join(self.unread)] if self.unread else []
         return "; ".join(parts)
 
 

@@ -184,7 +184,7 @@ def read_records(
         raise DataError("there are no rows", where=file, expected="at least one row of feedback")
     found = recognize_rows([row for _, row in table.rows], file, columns)
     known = found.format
-    counts = FileCounts(file, known.name, remarks=found.remarks)
+    counts = found.counts(file)
     records: list[Record] = []
     seen: set[Any] = set()
     for (number, _), values in zip(table.rows, found.rows, strict=True):

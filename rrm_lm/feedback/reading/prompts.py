@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.counts import FileCounts
 from rrm_lm.feedback.reading.datasets import read_records
 from rrm_lm.feedback.reading.formats import prompt_rows
 from rrm_lm.feedback.reading.formats.row import Row
@@ -83,7 +82,7 @@ def _bare_prompts(
     found = prompt_rows([values for _, values in table.rows], table.where, columns)
     if found is None:
         return None
-    counts = FileCounts(table.where, "prompts", remarks=found.remarks)
+    counts = found.counts(table.where)
     prompts: list[tuple[int, Prompt, tuple[str, str]]] = []
     for (number, _), values in zip(table.rows, found.rows, strict=True):
         row = Row(values, Origin(table.where, number), table.source, counts, found.table)

@@ -7,11 +7,12 @@ reported, or the file is refused (`columns.name_unread`).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rrm_lm.errors import DataError
+from rrm_lm.feedback.counts import FileCounts
 from rrm_lm.feedback.reading.formats import columns, structure
 from rrm_lm.feedback.reading.formats.columns import IGNORE
 from rrm_lm.feedback.reading.formats.row import SUBSETS, Table
@@ -27,13 +28,19 @@ class Recognized:
     """A file's rows under our names, its format, and properties of the file.
 
     Attributes:
-        remarks: Assumptions about the columns.
+        columns, unread, remarks: See `FileCounts`.
     """
 
     rows: list[dict[str, Any]]
     format: Format
     table: Table
+    columns: dict[str, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+
+    def counts(self, file: str) -> FileCounts:
+        """Counts of no rows yet, which name the format and the columns."""
+        return FileCounts(file, self.format.name, columns=self.columns, unread=self.unread, remarks=self.remarks)
 
 
 def recognise(rows: Sequence[Mapping[str, Any]], file: str, mapping: Mapping[str, str] | None = None) -> Format:
@@ -80,10 +87,10 @@ def recognize_rows(
     if chosen.name == "preference pairs with implicit prompt":
         columns.refuse_other_text(table, read, file)
     remarks += _find_scales(table, info, read)
-    remarks += columns.name_unread(table, read, demonstrations=chosen.name == "demonstrations", file=file)
+    unread = columns.name_unread(table, read, demonstrations=chosen.name == "demonstrations", file=file)
     info.repeats_prompt = _repeats_prompt(table, read - set(ALWAYS))
     info.is_rendered = _is_rendered(table, read)
-    return Recognized(found, chosen, info, remarks)
+    return Recognized(found, chosen, info, _read_as(table, read, aliases, mapping), unread, remarks)
 
 
 def prompt_rows(
@@ -93,8 +100,9 @@ def prompt_rows(
     found, table, aliases = _named(rows, file, mapping)
     if any(table.fit(known.needs) for known in FORMATS) or table.kinds.get("prompt") is None:
         return None
-    remarks = _name_aliases(aliases) + columns.name_unread(table, ALWAYS, demonstrations=False, file=file)
-    return Recognized(found, PROMPTS, Table(columns=set(table.kinds)), remarks)
+    unread = columns.name_unread(table, ALWAYS, demonstrations=False, file=file)
+    read, remarks = _read_as(table, ALWAYS, aliases, mapping), _name_aliases(aliases)
+    return Recognized(found, PROMPTS, Table(columns=set(table.kinds)), read, unread, remarks)
 
 
 def _named(
@@ -120,6 +128,14 @@ def _named(
         found = [{aliases.get(name, name): value for name, value in row.items()} for row in found]
         table = FileColumns(found, file)
     return found, table, joined | aliases
+
+
+def _read_as(
+    table: FileColumns, read: Collection[str], aliases: Mapping[str, str], mapping: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The file's name of each column that is read and not empty, and ours."""
+    theirs = {ours: name for name, ours in ((mapping or {}) | aliases).items()}
+    return {theirs.get(name, name): name for name, kind in table.kinds.items() if name in read and kind != "nothing"}
 
 
 def _name_aliases(aliases: Mapping[str, str]) -> list[str]:

@@ -139,48 +139,11 @@ class Columns:
 
 
 COUNTS = frozenset(
-    [
-        "id",
-        "ids",
-        "index",
-        "idx",
-        "number",
-        "num",
-        "no",
-        "n",
-        "count",
-        "turn",
-        "turns",
-        "round",
-        "epoch",
-        "split",
-        "version",
-        "seed",
-        "year",
-        "month",
-        "day",
-        "time",
-        "timestamp",
-        "date",
-        "length",
-        "len",
-        "tokens",
-        "token",
-        "words",
-        "chars",
-        "level",
-        "depth",
-        "step",
-        "position",
-        "rank",
-        "order",
-        "group",
-        "cluster",
-        "fold",
-        "batch",
-        "size",
-        "row",
-    ]
+    (
+        "id ids index idx number num no n count turn turns round epoch split version seed year month day time "
+        "timestamp date length len tokens token words chars level depth step position rank order group cluster fold "
+        "batch size row"
+    ).split()
 )
 
 
@@ -291,7 +254,7 @@ def name_unread(columns: Columns, read: Collection[str], *, demonstrations: bool
             )
         advice = f"; if it matters, name it: --columns {name}={target}" if target else ""
         unread.append(f"{name!r} ({what}, {share}{advice})")
-    return ["not read: " + ", ".join(unread)] if unread else []
+    return unread
 
 
 def refuse_other_text(columns: Columns, read: Collection[str], file: str) -> None:

@@ -106,8 +106,9 @@ def test_columns_that_count_or_identify_are_named_and_not_refused(load):
     rows = [{"messages": SHOWN, "id": i, "num_turns": i % 3, "language": "en", "empty": None} for i in range(9)]
     feedback = load(*rows)
     assert len(feedback.demonstrations) == 9
-    [remark] = feedback.counts.files[0].remarks
-    assert remark == "not read: 'id', 'num_turns', 'language'" and remark in feedback.counts.summary()
+    [file] = feedback.counts.files
+    assert (file.columns, file.unread) == ({"messages": "messages"}, ["'id'", "'num_turns'", "'language'"])
+    assert "not read: 'id', 'num_turns', 'language'" in feedback.counts.summary()
 
 
 def test_a_label_beside_a_rating_refuses_the_file(load):
@@ -199,3 +200,13 @@ def test_pictures_and_sound_refuse_the_file(load, name):
 def test_a_misspelled_column_gets_did_you_mean(load):
     with pytest.raises(DataError, match="did you mean --columns Prompt=prompt Chosen=chosen Rejected=rejected"):
         load({name.title(): text for name, text in PAIR.items()})
+
+
+def test_counts_name_each_column_that_is_read_and_what_it_is_read_as(load):
+    rows = [without_prompt(Question="Where?", instruction="", topic="north", sys_prompt="Be brief.", extra=None)]
+    [file] = load(*rows, columns={"Question": "prompt"}).counts.files
+    assert file.columns == {
+        "chosen": "chosen", "rejected": "rejected", "Question": "prompt", "topic": "topic", "sys_prompt": "system"
+    }  # fmt: skip
+    assert file.to_dict()["columns"] == file.columns
+    assert file.unread == []
