@@ -24,6 +24,11 @@ class RRMError(Exception):
             parts.append(f"What to do: {remedy.rstrip('.')}.")
         super().__init__(" ".join(parts))
 
+    def sentence(self) -> str:
+        """What is wrong, where, and what to do."""
+        where, remedy = (f" ({self.where})" if self.where else ""), (f"; {self.remedy}" if self.remedy else "")
+        return f"{self.what.rstrip('.')}{where}{remedy}"
+
 
 class DataError(RRMError):
     """Feedback that cannot be read, or is invalid."""

@@ -27,9 +27,8 @@ def show_example(chat: ChatFormat, example: RewardExample, *, rewarded: bool = T
     reward = f"The reward is read at {READ}; the" if rewarded else "The"
     console.print(f"One example as the model sees it ({example.origin}). {reward} words in {OPEN} {CLOSE} are learned.")
     for number, label in _labels(example).items():
-        text = Text(f"[{label}] ", "bold cyan")
-        _append(text, chat, example.lines[number], READ if rewarded else "")
-        console.print(text)
+        text = marked(chat, example.lines[number], READ if rewarded else "")
+        console.print(Text(f"[{label}] ", "bold cyan").append_text(text))
 
 
 def _labels(example: RewardExample) -> dict[int, str]:
@@ -41,7 +40,9 @@ def _labels(example: RewardExample) -> dict[int, str]:
     return {0: "critiqued"}
 
 
-def _append(text: Text, chat: ChatFormat, line: Line, mark: str) -> None:
+def marked(chat: ChatFormat, line: Line, mark: str) -> Text:
+    """The text of a line, with `mark` where the reward is read."""
+    text = Text()
     behind = line.reward_at >= line.critique.start if line.critique else False
     for piece, kind in chat.show(line):
         if kind == "critique":
@@ -50,6 +51,7 @@ def _append(text: Text, chat: ChatFormat, line: Line, mark: str) -> None:
             text.append(piece, _STYLE[kind])
         if kind == ("critique" if behind else "response"):
             text.append(mark, "bold red")
+    return text
 
 
 def show_learned(chat: ChatFormat, line: Line, origin: str) -> None:

@@ -25,6 +25,7 @@ from rrm_lm.launch import failures, launcher, signals
 
 # Each command is a module `rrm_lm.cli.NAME` with `run(argv) -> exit code`, where argv is what follows the name.
 COMMANDS = {
+    "inspect": "show how a file is read and what a model will see, before training",
     "run": "run the whole pipeline: reward model, policy, comparison, report",
     "reward": "train a reward model on comparisons and critiques, and evaluate it",
     "evaluate": "evaluate a reward model on held-out preferences, with error bars",
@@ -159,6 +160,7 @@ def help_text() -> str:
 Examples:
   rrm-lm fetch smollm2-135m                                    (once)
   rrm-lm run --config configs/demo.yaml                        (the whole demo)
+  rrm-lm inspect my_pairs.jsonl --model smollm2-135m
   rrm-lm reward --dataset_name my_pairs.jsonl --output_dir outputs/reward
   rrm-lm evaluate --model outputs/reward --dataset other_pairs.jsonl
   rrm-lm sft --dataset_name my_pairs.jsonl --sft_on chosen

@@ -124,8 +124,10 @@ class ReadCounts:
 
     def summary(self) -> str:
         """A line per file, and one for comparisons made from ratings, if any."""
-        lines = [file.summary() for file in self.files]
-        if self.derived_comparisons or self.derived_ties:
-            ties = f" ({self.derived_ties} pairs rated the same gave none)" if self.derived_ties else ""
-            lines.append(f"{self.derived_comparisons} comparisons made from ratings of one prompt's responses{ties}")
-        return "\n".join(lines)
+        return "\n".join([*(file.summary() for file in self.files), *filter(None, [self.derived()])])
+
+    def derived(self) -> str:
+        """How many comparisons were made from ratings, or ""."""
+        ties = f" ({self.derived_ties} pairs rated the same gave none)" if self.derived_ties else ""
+        made = f"{self.derived_comparisons} comparisons made from ratings of one prompt's responses{ties}"
+        return made if self.derived_comparisons or self.derived_ties else ""

@@ -104,10 +104,10 @@ def composition(feedback: Feedback) -> dict[str, Counter[str]]:
     return found
 
 
-def composition_text(feedback: Feedback) -> str:
-    """The composition on one line, with the largest parts of each kind."""
+def composition_text(found: Mapping[str, Counter[str]]) -> str:
+    """A composition on one line, with the largest parts of each kind."""
     parts = []
-    for kind, counts in composition(feedback).items():
+    for kind, counts in found.items():
         shown = [f"{count} {name or 'of no source'}" for name, count in counts.most_common(SHOWN_PARTS)]
         if len(counts) > SHOWN_PARTS:
             shown.append(f"{counts.total() - sum(dict(counts.most_common(SHOWN_PARTS)).values())} others")
@@ -237,7 +237,7 @@ def leakage(train: Feedback, heldout: Feedback, threshold: float = 0.8) -> Leaka
         record.prompt_id in openings
         or (words := _words(_prompt_text(record.prompt))) in prompts
         or words in prompts_near
-        or any((words := _words(text)) in responses or words in responses_near for text in _responses(record))
+        or any((words := _words(text)) in responses or words in responses_near for text in responses_of(record))
         for record in heldout.records()
     )
     return LeakageReport(
@@ -268,7 +268,7 @@ class _Texts:
                 text = _prompt_text(record.prompt)
                 self.openings.setdefault(record.prompt_id, (record.origin, text))
                 self.prompts.setdefault(_words(text), (record.origin, text))
-            for response in _responses(record):
+            for response in responses_of(record):
                 self.responses.setdefault(_words(response), (record.origin, response))
 
 
@@ -320,7 +320,8 @@ def _prompt_text(prompt: Prompt) -> str:
     return "\n".join(message.content for message in prompt)
 
 
-def _responses(record: Record) -> tuple[str, ...]:
+def responses_of(record: Record) -> tuple[str, ...]:
+    """All responses in a record, or its goal example."""
     if isinstance(record, Comparison):
         return record.chosen, record.rejected
     if isinstance(record, Correction):

@@ -13,24 +13,14 @@ from rrm_lm.options import option
 
 
 @dataclass
-class ModelLoading:
-    """How models and their tokenizers are loaded."""
+class TokenizerLoading:
+    """How tokenizers are loaded."""
 
-    dtype: str | None = option(None, "Data type of the weights: float32, bfloat16 ... Unset: bfloat16 on GPUs.")
-    attn_implementation: str | None = option(None, "sdpa, eager, flash_attention_2 ...")
     trust_remote_code: bool = option(False, "Run code from the model's repository.")
     pad_token: str | None = option(None, "Padding token, for tokenizers without a usable one.")
     chat_template_path: str | None = option(
         None, "Jinja chat template, for tokenizers without one: a file, or a tokenizer's folder or Hub id."
     )
-
-    def loading(self) -> dict[str, Any]:
-        """Arguments for functions that load models."""
-        return {
-            "dtype": self.dtype,
-            "attn_implementation": self.attn_implementation,
-            "trust_remote_code": self.trust_remote_code,
-        }
 
     def tokenizing(self) -> dict[str, Any]:
         """Arguments for functions that load tokenizers. Raises a ConfigError as `chat_template` does."""
@@ -54,6 +44,22 @@ class ModelLoading:
                 where=f"chat_template_path: {self.chat_template_path}",
                 expected="a file with a Jinja template, or a tokenizer that has one",
             ) from error
+
+
+@dataclass
+class ModelLoading(TokenizerLoading):
+    """How models and their tokenizers are loaded."""
+
+    dtype: str | None = option(None, "Data type of the weights: float32, bfloat16 ... Unset: bfloat16 on GPUs.")
+    attn_implementation: str | None = option(None, "sdpa, eager, flash_attention_2 ...")
+
+    def loading(self) -> dict[str, Any]:
+        """Arguments for functions that load models."""
+        return {
+            "dtype": self.dtype,
+            "attn_implementation": self.attn_implementation,
+            "trust_remote_code": self.trust_remote_code,
+        }
 
 
 @dataclass

@@ -8,9 +8,8 @@ from typing import Any
 
 from rrm_lm.api.policy_start import fitted
 from rrm_lm.errors import ConfigError
-from rrm_lm.feedback.reading.datasets import Feedback
-from rrm_lm.feedback.reading.prompts import prompt_sources
-from rrm_lm.feedback.records import Demonstration, Origin, Prompt, prompt_id
+from rrm_lm.feedback.reading.prompts import as_feedback, prompt_sources
+from rrm_lm.feedback.records import Prompt, prompt_id
 from rrm_lm.feedback.splits import Stratum, limit_prompts, split_by_prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.settings.data import PromptArguments, PromptSplit
@@ -76,11 +75,7 @@ def _hold_out(
     prompts: Mapping[Prompt, Stratum], fraction: float, seed: int
 ) -> tuple[dict[Prompt, Stratum], dict[Prompt, Stratum]]:
     """Split like feedback: a reward model trained on the same file has not seen the held-out prompts either."""
-    records = [
-        Demonstration(prompt=prompt, response="-", source=source, subset=subset, origin=Origin("the prompts", row))
-        for row, (prompt, (source, subset)) in enumerate(prompts.items(), start=1)
-    ]
-    train, heldout = split_by_prompt(Feedback.of(records), fraction, seed)
+    train, heldout = split_by_prompt(as_feedback(prompts), fraction, seed)
     sides = ([one.prompt for one in side.demonstrations] for side in (train, heldout))
     learned, held = ({prompt: prompts[prompt] for prompt in side} for side in sides)
     return learned, held

@@ -35,6 +35,8 @@ KINDS: dict[type, str] = {
     GoalExample: "goal_examples",
 }
 
+REPEATED = "the row repeats an earlier one"
+
 
 @dataclass(frozen=True)
 class Feedback:
@@ -200,7 +202,7 @@ def read_records(
         records += made
         same = tuple(replace(record, origin=Origin("", 0)) for record in made)
         if same and same in seen:
-            row.note("the row repeats an earlier one")
+            row.note(REPEATED)
         seen.add(same)
     if not records:
         raise DataError(

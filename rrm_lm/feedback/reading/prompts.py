@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.reading.datasets import read_records
+from rrm_lm.feedback.counts import FileCounts, ReadCounts
+from rrm_lm.feedback.reading.datasets import Feedback, read_records
 from rrm_lm.feedback.reading.formats import prompt_rows
 from rrm_lm.feedback.reading.formats.row import Row
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.reading.tables import SourceTable, is_local_file, read_tables
-from rrm_lm.feedback.records import Origin, Prompt, check_prompt
+from rrm_lm.feedback.records import Demonstration, Origin, Prompt, check_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def prompt_sources(
     skip_bad_rows: bool | None = None,
     limits: ReadLimits | None = None,
     rows: dict[Prompt, Mapping[str, Any]] | None = None,
+    counts: list[FileCounts] | None = None,
 ) -> dict[Prompt, tuple[str, str]]:
     """The distinct prompts of several sets in order of first appearance, each with its source and subset.
 
@@ -38,6 +40,7 @@ def prompt_sources(
         names: Files, folders, or Hub sets ("org/name") of feedback or of prompts only.
         columns, split, config, skip_bad_rows, limits: As for `load_feedback`.
         rows: Receives the row of each prompt, with all its columns.
+        counts: Receives the counts of each file.
 
     Raises:
         DataError: No such set, an unknown shape, an invalid row, or no prompt.
@@ -47,7 +50,7 @@ def prompt_sources(
         skip = not is_local_file(name) if skip_bad_rows is None else skip_bad_rows
         prompts: list[tuple[Prompt, tuple[str, str]]] = []
         for table in read_tables(name, split=split, config=config, limits=limits):
-            prompts += table_prompts(table, columns, skip, rows)
+            prompts += table_prompts(table, columns, skip, rows, counts)
         if not prompts:
             raise DataError("there is no prompt in it", where=name, expected="at least one row with a prompt")
         for prompt, source in prompts:
@@ -60,11 +63,13 @@ def table_prompts(
     columns: Mapping[str, str] | None,
     skip_bad_rows: bool,
     rows: dict[Prompt, Mapping[str, Any]] | None = None,
+    counts: list[FileCounts] | None = None,
 ) -> list[tuple[Prompt, tuple[str, str]]]:
     """The prompts of one table with their sources and subsets; see `prompt_sources`."""
-    found = _bare_prompts(table, columns, skip_bad_rows)
+    counts = [] if counts is None else counts
+    found = _bare_prompts(table, columns, skip_bad_rows, counts)
     if found is None:
-        records = read_records(table, columns, skip_bad_rows, [])
+        records = read_records(table, columns, skip_bad_rows, counts)
         found = [(r.origin.row, r.prompt, (r.source, r.subset)) for r in records if r.prompt]
     if rows is not None:
         values = dict(table.rows)
@@ -76,16 +81,16 @@ def table_prompts(
 
 
 def _bare_prompts(
-    table: SourceTable, columns: Mapping[str, str] | None, skip_bad_rows: bool
+    table: SourceTable, columns: Mapping[str, str] | None, skip_bad_rows: bool, counts: list[FileCounts]
 ) -> list[tuple[int, Prompt, tuple[str, str]]] | None:
     """The numbered prompts of rows without responses; None for feedback of a known shape or rows without prompts."""
     found = prompt_rows([values for _, values in table.rows], table.where, columns)
     if found is None:
         return None
-    counts = found.counts(table.where)
+    file = found.counts(table.where)
     prompts: list[tuple[int, Prompt, tuple[str, str]]] = []
     for (number, _), values in zip(table.rows, found.rows, strict=True):
-        row = Row(values, Origin(table.where, number), table.source, counts, found.table)
+        row = Row(values, Origin(table.where, number), table.source, file, found.table)
         try:
             prompt = row.prompt()
             check_prompt(prompt, row.origin)
@@ -93,9 +98,19 @@ def _bare_prompts(
             if not skip_bad_rows:
                 raise
             row.drop(error.what)
-            counts.count_row([])
+            file.count_row([])
         else:
             prompts.append((number, prompt, (row.source, row.subset)))
-            counts.count_row(["prompts"])
-    logger.info("read %s", counts.summary())
+            file.count_row(["prompts"])
+    logger.info("read %s", file.summary())
+    counts.append(file)
     return prompts
+
+
+def as_feedback(prompts: Mapping[Prompt, tuple[str, str]], counts: Sequence[FileCounts] = ()) -> Feedback:
+    """Prompts with a stand-in for a response, for functions that split or compare feedback."""
+    records = [
+        Demonstration(prompt=prompt, response="-", source=source, subset=subset, origin=Origin("the prompts", row))
+        for row, (prompt, (source, subset)) in enumerate(prompts.items(), start=1)
+    ]
+    return Feedback.of(records, ReadCounts(tuple(counts)))

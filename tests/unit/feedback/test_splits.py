@@ -129,7 +129,9 @@ def test_composition_names_sources_subsets_and_labels():
         "origin": Origin("f", 1),
     }
     ratings = [Rating(response=f"r{i}", rating=float(i > 0), **rated) for i in range(3)]
-    text = composition_text(Feedback.of([*topics(**{f"t{i}": i + 1 for i in range(10)}).comparisons, *ratings]))
+    text = composition_text(
+        composition(Feedback.of([*topics(**{f"t{i}": i + 1 for i in range(10)}).comparisons, *ratings]))
+    )
     assert "comparisons: 10 set / t9, 9 set / t8" in text and "3 others" in text
     assert "ratings: 2 kto / good, 1 kto / bad" in text
 

@@ -138,13 +138,11 @@ class Columns:
         return all(as_number(value) is not None for value in values) and not _words(name) & COUNTS
 
 
-COUNTS = frozenset(
-    (
-        "id ids index idx number num no n count turn turns round epoch split version seed year month day time "
-        "timestamp date length len tokens token words chars level depth step position rank order group cluster fold "
-        "batch size row"
-    ).split()
-)
+_COUNTS = """
+    id ids index idx number num no n count turn turns round epoch split version seed year month day time timestamp date
+    length len tokens token words chars level depth step position rank order group cluster fold batch size row
+"""
+COUNTS = frozenset(_COUNTS.split())
 
 
 def scale_of(columns: Columns, names: Sequence[str]) -> tuple[float, float] | None:
