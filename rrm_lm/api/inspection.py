@@ -132,7 +132,7 @@ def inspect(data: Rows, model: str | None = None, **settings: Any) -> Inspection
     """
     names = [data] if isinstance(data, str | os.PathLike) else data
     if isinstance(names, list) and all(isinstance(name, str | os.PathLike) for name in names):
-        return inspect_sources(InspectArguments(dataset=list(map(os.fspath, names)), model=model, **settings))
+        return inspect_sources(InspectArguments(dataset=[str(name) for name in names], model=model, **settings))
     return inspect_sources(InspectArguments(dataset=["the rows"], model=model, **settings), read_rows(data))
 
 

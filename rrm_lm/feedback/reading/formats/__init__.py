@@ -134,7 +134,7 @@ def _read_as(
     table: FileColumns, read: Collection[str], aliases: Mapping[str, str], mapping: Mapping[str, str] | None
 ) -> dict[str, str]:
     """The file's name of each column that is read and not empty, and ours."""
-    theirs = {ours: name for name, ours in ((mapping or {}) | aliases).items()}
+    theirs = {ours: name for name, ours in {**(mapping or {}), **aliases}.items()}
     return {theirs.get(name, name): name for name, kind in table.kinds.items() if name in read and kind != "nothing"}
 
 
