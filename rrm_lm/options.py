@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import field
@@ -41,10 +42,8 @@ def check(settings: object, *rules: tuple[str, bool, str]) -> None:
 
 def refuse_repeats(where: str, names: Iterable[str]) -> None:
     """Raise a ConfigError if a name occurs twice."""
-    names = list(names)
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ConfigError(f"{repeated[0]} is given twice", where=where, expected="each once")
+    if repeated := [name for name, times in Counter(names).items() if times > 1]:
+        raise ConfigError(f"{min(repeated)} is given twice", where=where, expected="each once")
 
 
 def require(settings: object, **remedies: str) -> None:

@@ -235,6 +235,14 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     return problems
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if the file is missing or damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def sha256(file: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file as 64 hexadecimal digits."""
     with open(file, "rb") as stream:

@@ -42,6 +42,9 @@ class Failure(NamedTuple):
 class SingleProcess:
     """The only process of a command: no other can fail."""
 
+    def end(self) -> None:
+        """Announce that this process has finished its work, and stop watching the others."""
+
     def report(self, error: BaseException, print_error: Callable[[], object]) -> None:
         """Print an error of this process. If another process failed first, only print that this one stopped."""
         print_error()
@@ -65,7 +68,6 @@ class OneOfSeveral(SingleProcess):
         self._thread.start()
 
     def end(self) -> None:
-        """Announce that this process has finished its work, and stop watching the others."""
         self._over.set()
         with suppress(RuntimeError):  # the store closes with the launcher
             self._store.set(f"done/{self._rank}", "")
@@ -81,19 +83,20 @@ class OneOfSeveral(SingleProcess):
                 print_error()
                 self._store.set("reported", "")
             elif first.text != text:  # each process reads the same input and finds the same errors in it
-                self._wait_until_reported()
+                deadline = time.monotonic() + _REPORT
+                while not self._store.check(["reported"]) and time.monotonic() < deadline:
+                    time.sleep(0.05)
                 _print_line(f"stopped, because process {first.rank} failed ({text[:_SHOWN]})")
         except RuntimeError:  # the store is gone, and the launcher with it
             print_error()
 
     def cause(self, seconds: float = 0.0) -> Failure | None:
         deadline = time.monotonic() + seconds
-        try:
+        with suppress(RuntimeError):  # the store is gone, and the launcher with it
             while not (found := self._first_failure()) and time.monotonic() < deadline:
                 time.sleep(0.1)
-        except RuntimeError:  # the store is gone, and the launcher with it
-            return None
-        return found
+            return found
+        return None
 
     def _first_failure(self) -> Failure | None:
         """The first failure of the run, if any. Reports a neighbour that has died."""
@@ -106,23 +109,23 @@ class OneOfSeveral(SingleProcess):
                 if self._store.check([f"done/{rank}"]):
                     self._neighbours = [other for other in self._neighbours if other != rank]
                     continue
-                lost = Failure(rank, f"it is gone (process id {self._pids[rank]} on {socket.gethostname()})")
-                return self._claim(lost, _print_lost)
+                return self._claim(
+                    Failure(rank, f"it is gone (process id {self._pids[rank]} on {socket.gethostname()})")
+                )
         return None
 
-    def _claim(self, failure: Failure, print_it: Callable[[Failure], object] | None = None) -> Failure:
-        """Record and print a failure unless there was an earlier one; returns the first failure."""
-        mine = json.dumps([*failure, self._rank])
-        first = json.loads(self._store.compare_set("first", "", mine))
-        if print_it is not None and first == json.loads(mine):
-            print_it(failure)
+    def _claim(self, failure: Failure) -> Failure:
+        """Record a failure unless there was an earlier one; returns the first. Prints that of another process."""
+        mine = [*failure, self._rank]
+        first = json.loads(self._store.compare_set("first", "", json.dumps(mine)))
+        if failure.rank != self._rank and first == mine:
+            _print_line(
+                f"error: Process {failure.rank} was killed: {failure.text}\n"
+                "  what to do: find out why (usually it ran out of memory), and resume from the last checkpoint with "
+                "--resume_from_checkpoint true"
+            )
             self._store.set("reported", "")
         return Failure(*first[:2])
-
-    def _wait_until_reported(self) -> None:
-        deadline = time.monotonic() + _REPORT
-        while not self._store.check(["reported"]) and time.monotonic() < deadline:
-            time.sleep(0.05)
 
     def _watch(self) -> None:
         while not self._over.wait(_POLL):
@@ -146,8 +149,7 @@ def shared() -> Iterator[SingleProcess]:
     try:
         yield here
     finally:
-        if isinstance(here, OneOfSeveral):
-            here.end()
+        here.end()
 
 
 def _join() -> SingleProcess:
@@ -185,14 +187,6 @@ def _is_gone(pid: int) -> bool:
         return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return True
-
-
-def _print_lost(failure: Failure) -> None:
-    _print_line(
-        f"error: Process {failure.rank} was killed: {failure.text}\n"
-        "  what to do: find out why (usually it ran out of memory), and resume from the last checkpoint with "
-        "--resume_from_checkpoint true"
-    )
 
 
 def _print_line(text: str) -> None:

@@ -14,7 +14,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,20 +65,13 @@ def take_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             continue
         if name in found:
             raise ConfigError(f"--{name} is given twice", where="the command line", expected="once")
-        found[name] = value if equals else next(remaining, "")
-        _check(name, found[name])
+        found[name] = value = value if equals else next(remaining, "")
+        is_valid, expected = bool(value) and not value.startswith("--"), f"--{name} {OPTIONS[name].placeholder}"
+        if (minimum := OPTIONS[name].minimum) is not None:
+            is_valid, expected = value.isdecimal() and int(value) >= minimum, f"a whole number of at least {minimum}"
+        if not is_valid:
+            raise ConfigError(f"--{name} cannot be {value!r}", where="the command line", expected=expected)
     return found, rest
-
-
-def _check(name: str, value: str) -> None:
-    option = OPTIONS[name]
-    if option.minimum is None:
-        is_valid, expected = bool(value) and not value.startswith("--"), f"--{name} {option.placeholder}"
-    else:
-        is_valid = value.isdecimal() and int(value) >= option.minimum
-        expected = f"a whole number of at least {option.minimum}"
-    if not is_valid:
-        raise ConfigError(f"--{name} cannot be {value!r}", where="the command line", expected=expected)
 
 
 def config_file(name: str) -> Path:
@@ -88,17 +80,15 @@ def config_file(name: str) -> Path:
     A name is looked up in `configs/accelerate` of the working folder, this repository, and the installation. Raises
     ConfigError: there is no such file or name.
     """
-    path = Path(name)
-    known = list(_shipped())
-    expected = f"one of {', '.join(dict.fromkeys(file.stem for file in known))}, or a file of `accelerate config`"
+    path, known = Path(name), {file.stem: file for file in reversed(list(_shipped()))}
+    expected = f"one of {', '.join(reversed(known))}, or a file of `accelerate config`"
     if path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         if path.is_file():
             return path
         raise ConfigError("There is no such file", where=f"--accelerate_config {name}", expected=expected)
-    for file in known:
-        if file.stem == name:
-            return file
-    raise ConfigError(f"There is no configuration `{name}`", where="--accelerate_config", expected=expected)
+    if name not in known:
+        raise ConfigError(f"There is no configuration `{name}`", where="--accelerate_config", expected=expected)
+    return known[name]
 
 
 def _shipped() -> Iterator[Path]:
@@ -139,8 +129,8 @@ def _run(file: Path, words: Sequence[str]) -> int:
     try:
         args = launch_command_parser().parse_args(list(words))
         _check_devices(file, args)
-        with _quiet_agent():
-            launch_command(args)
+        logging.disable(logging.ERROR)  # the agent's log of each process that exits; they report their own errors
+        launch_command(args)
     except SignalException as error:
         return 128 + int(error.sigval)
     except ChildFailedError as error:
@@ -151,6 +141,8 @@ def _run(file: Path, words: Sequence[str]) -> int:
             where=str(file),
             remedy="correct that file or the flags; `accelerate launch --help` describes them",
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     return 0
 
 
@@ -176,28 +168,14 @@ def _report_killed(error: Any) -> int:
     """Print which processes were killed; returns the exit code of the first failure."""
     codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
     killed = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
+    names = {int(one): one.name for one in signal.Signals}
     for rank, signum in killed.items():
-        try:
-            name = signal.Signals(signum).name
-        except ValueError:
-            name = f"signal {signum}"
-        print(f"process {rank} was ended by {name}", file=sys.stderr)
+        print(f"process {rank} was ended by {names.get(signum, f'signal {signum}')}", file=sys.stderr)
     if killed:
         return 128 + next(iter(killed.values()))
     found = [code if code > 0 else 128 - code for code in codes.values()]
     consequences = (1, 128 + signal.SIGTERM)  # exit codes of processes stopped by another's failure
-    first = [code for code in found if code not in consequences]
-    return first[0] if first else min(found)
-
-
-@contextmanager
-def _quiet_agent() -> Iterator[None]:
-    """Silence the agent's log of each process that exits; the processes report their own errors."""
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
+    return next((code for code in found if code not in consequences), min(found))
 
 
 def _as_words(options: Mapping[str, str]) -> list[str]:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -58,15 +58,13 @@ def _handlers(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Make SIGTERM raise like Ctrl-C, so that locks are released and unfinished files removed."""
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(signum)
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
 
-    with _handlers({signal.SIGTERM: interrupt}):
-        yield
+def sigterm_interrupts() -> AbstractContextManager[None]:
+    """Make SIGTERM raise like Ctrl-C in a `with` block, so that locks are released and unfinished files removed."""
+    return _handlers({signal.SIGTERM: _interrupt})
 
 
 def ignore_sigterm() -> None:

@@ -53,15 +53,12 @@ def read_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     path = Path(name).expanduser()
     place, adapter = (str(path), None) if path.is_file() else (resolve(name, revision), _base_of(path))
     if adapter is not None:
-        place = resolve(adapter)
+        place, revision = resolve(adapter), None
     try:
-        config = AutoConfig.from_pretrained(
-            place, revision=None if adapter else revision, trust_remote_code=trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
         raise ModelError(
-            f"The model's configuration could not be read ({reason[:300]})",
+            f"The model's configuration could not be read ({' '.join(str(error).split())[:300]})",
             where=place,
             expected="a config.json with the model_type of a family that transformers knows",
             remedy="name a Hub id, a model's folder, or its config.json",

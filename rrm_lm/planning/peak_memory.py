@@ -67,13 +67,9 @@ class RowShape:
 
     def lines(self) -> list[Line]:
         """Lines of this shape, which differ from the first response token."""
-        made = []
-        for number in range(self.responses):
-            ids = (1,) * self.prompt + (2 + number,) * (self.response + self.critique)
-            end = self.line - 1
-            view = end if self.critique else 0
-            made.append(Line(ids, self.prompt, end, range(end + 1, len(ids)), view))
-        return made
+        end, length = self.line - 1, self.line + self.critique
+        ids = [(1,) * self.prompt + (2 + number,) * (length - self.prompt) for number in range(self.responses)]
+        return [Line(one, self.prompt, end, range(end + 1, length), end if self.critique else 0) for one in ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +169,10 @@ class Tracer:
             def run(_: Batch, lines: list[Line]) -> None:
                 rows = len(lines)
                 with backbone.using(POLICY):
-                    decoder = self._decoder(backbone)
+                    try:
+                        decoder: Any = LeanDecoder(backbone, POLICY, False)
+                    except (TypeError, AttributeError):
+                        decoder = WholeDecoder(backbone)
                     cache = KeyValues(int(backbone.config.num_hidden_layers), rows, shape.line)
                     several = max(1, min(rows, PREFILL_TOKENS // shape.prompt))
                     hidden = torch.empty(0)
@@ -196,25 +195,16 @@ class Tracer:
         for name in adapters:
             backbone.add_adapter(name, copy.deepcopy(self.lora))
 
-    def _decoder(self, backbone: Backbone) -> Any:
-        try:
-            return LeanDecoder(backbone, POLICY, False)
-        except (TypeError, AttributeError):
-            return WholeDecoder(backbone)
-
     def _batch(self, shape: RowShape, rows: int) -> tuple[Batch, list[Line]]:
         lines = shape.lines()
-        ids, blind = [line.ids for line in lines], [line.blind for line in lines]
-        separate = [share([line], [hidden]) for line, hidden in zip(ids, blind, strict=True)]
-        laid = [share(ids, blind)] if self.share else separate
+        together = [lines] if self.share else [[line] for line in lines]
+        laid = [share([line.ids for line in group], [line.blind for line in group]) for group in together]
         return collate(laid * rows, pad_id=0), lines * rows
 
     def _peak(self, start: Callable[[Backbone], tuple[nn.Module, _Run]], shape: RowShape) -> Peak:
         """Trace a pass for two depths and several numbers of rows."""
         whole = -(-CHUNK // (shape.responses * (shape.response + shape.critique)))  # rows that fill a chunk of logits
-        batches = {
-            rows: self._batch(shape, rows) for rows in sorted({1, *(factor * whole for factor in (1, 2, 4, 16))})
-        }
+        batches = {rows: self._batch(shape, rows) for rows in sorted({1, whole, 2 * whole, 4 * whole, 16 * whole})}
         found: dict[tuple[int, int], int] = {}
         for depth in _DEPTHS:
             with self._explain_errors():
@@ -259,16 +249,16 @@ def _without_data(batch: Batch) -> Batch:
 def _as_if_on_cpu(module: nn.Module) -> None:
     """Replace tensors on the meta device, which would use other kernels, with fake CPU tensors."""
     made: dict[Tensor, Tensor] = {}
-    for part in module.modules():
-        tables: list[Any] = [part._parameters, part._buffers]
-        for table in tables:
-            for name, tensor in table.items():
-                if tensor is not None and tensor not in made:
-                    made[tensor] = torch.empty(tensor.shape, dtype=tensor.dtype)
-                    if isinstance(tensor, nn.Parameter):
-                        made[tensor] = nn.Parameter(made[tensor], tensor.requires_grad)
-                if tensor is not None:
-                    table[name] = made[tensor]
+    tables: list[Any] = [table for part in module.modules() for table in (part._parameters, part._buffers)]
+    for table in tables:
+        for name, tensor in table.items():
+            if tensor is None:
+                continue
+            if tensor not in made:
+                made[tensor] = torch.empty(tensor.shape, dtype=tensor.dtype)
+                if isinstance(tensor, nn.Parameter):
+                    made[tensor] = nn.Parameter(made[tensor], tensor.requires_grad)
+            table[name] = made[tensor]
 
 
 def _measured(module: nn.Module, run: Callable[[], None]) -> int:
@@ -284,15 +274,7 @@ def _measured(module: nn.Module, run: Callable[[], None]) -> int:
 
 
 class AllocationPeak(TorchDispatchMode):
-    """Counts the bytes of all live tensors.
-
-    Attributes:
-        now: Current bytes.
-        most: Peak bytes.
-
-    Args:
-        held: Existing tensors, which are not counted.
-    """
+    """Counts the bytes of all live tensors, except existing ones (`held`): `now`, and at their peak (`most`)."""
 
     def __init__(self, held: Sequence[Tensor]) -> None:
         super().__init__()

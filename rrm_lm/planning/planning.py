@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig
 
 from rrm_lm.errors import ConfigError
+from rrm_lm.options import check, check_minimum
 from rrm_lm.planning.footprint import Footprint, footprint
 from rrm_lm.planning.peak_memory import Peak, RowShape, Tracer
 from rrm_lm.planning.strategies import (
@@ -50,13 +51,8 @@ class Job:
     activation_checkpointing: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompt_length", "response_length", "batch", "samples_per_prompt", "num_ppo_epochs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}", where=name, expected="at least 1")
-        if self.critique_length < 0:
-            raise ConfigError(
-                f"critique_length is {self.critique_length}", where="critique_length", expected="0 or more"
-            )
+        positive = ("prompt_length", "response_length", "batch", "samples_per_prompt", "num_ppo_epochs")
+        check_minimum(self, **dict.fromkeys(positive, 1), critique_length=0)
         for name in ("samples_per_prompt", "num_mini_batches"):
             if getattr(self, name) < 1 or self.batch % getattr(self, name):
                 raise ConfigError(
@@ -64,23 +60,18 @@ class Job:
                     where=name,
                     expected="a divisor of per_device_train_batch_size * gradient_accumulation_steps",
                 )
-        if self.value_function not in ("head", "adapter"):
-            what = f"value_function {self.value_function!r} cannot be planned"
-            raise ConfigError(what, where="value_function", expected="head or adapter")
+        check(self, ("value_function", self.value_function in ("head", "adapter"), "head or adapter"))
 
     @property
-    def pair(self) -> RowShape:
-        """A row of reward-model training."""
+    def pair(self) -> RowShape:  # a row of reward-model training
         return RowShape(self.prompt_length, self.response_length, 2, self.critique_length)
 
     @property
-    def family(self) -> RowShape:
-        """A row of PPO: a prompt and its samples."""
+    def family(self) -> RowShape:  # a row of PPO: a prompt and its samples
         return RowShape(self.prompt_length, self.response_length, self.samples_per_prompt)
 
     @property
-    def episode(self) -> RowShape:
-        """A row of a rollout."""
+    def episode(self) -> RowShape:  # a row of a rollout
         return RowShape(self.prompt_length, self.response_length)
 
     def rows(self, task: str) -> int:
@@ -193,13 +184,7 @@ def choose(task: str, strategy: str, processes: int, budget: float, measured: Me
             static, activations=peak.bytes(rows), rollout=0 if rollout is None else rollout.bytes(samples) + gathered
         ),
         traffic=traffic(
-            strategy,
-            processes,
-            measured.sizes,
-            trained.trained,
-            passes,
-            checkpointing=checkpointing,
-            gathering=gathered > 0,
+            strategy, processes, measured.sizes, trained.trained, passes, checkpointing, gathering=gathered > 0
         ),
         passes=passes,
     )

@@ -124,7 +124,6 @@ def traffic(
     sizes: Footprint,
     trained: int,
     passes: Passes,
-    *,
     checkpointing: bool = False,
     gathering: bool = False,
 ) -> Traffic:

@@ -38,7 +38,7 @@ from rrm_lm.recursion.oversight import FlawJudge
 from rrm_lm.recursion.tasks import MainTask, PointTask
 from rrm_lm.recursion.training import TrainingOptions, is_whole
 from rrm_lm.recursion.tree import Node
-from rrm_lm.storage import MANIFEST, remove_folder, sha256, write_json
+from rrm_lm.storage import MANIFEST, read_object, remove_folder, sha256, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -165,14 +165,6 @@ class Workspace:
 def readable(assistance: Assistance) -> Assistance:
     """The notes that a reward model may read, without the overseer's judgment, which every score would need."""
     return assistance.pointed if isinstance(assistance, WorstFlaw) else assistance
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if the file is missing or damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def _move_aside(folder: Path) -> Path:

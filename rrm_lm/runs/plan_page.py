@@ -57,10 +57,10 @@ class PlanPage:
             console.print(Text(note, "dim"))
 
     def _heading(self) -> Text:
-        sizes, args, job = self.measured.sizes, self.args, self.job
+        sizes, args, job, dtype = self.measured.sizes, self.args, self.job, str(self.dtype).removeprefix("torch.")
         return Text.assemble(
             (_short_name(self.name), "bold"),
-            f": {_count(sizes.parameters)} parameters, {gigabytes(sizes.weights)} GB in {_dtype_name(self.dtype)}\n"
+            f": {_count(sizes.parameters)} parameters, {gigabytes(sizes.weights)} GB in {dtype}\n"
             f"LoRA rank {self.rank}: {_count(sizes.adapter_parameters)} parameters, {gigabytes(sizes.adapter)} GB "
             f"per adapter; KV cache: {sizes.cache_token / 1e6:.2g} MB per token\n"
             f"{args.num_processes} x {args.gpu_memory}, of which {gigabytes(args.room)} GB each are used for the plan\n"
@@ -157,16 +157,16 @@ def plan_as_json(
     name: str, dtype: torch.dtype, args: PlanArguments, measured: Measured, job: Job, choices: Sequence[Choice]
 ) -> dict[str, Any]:
     """The same plan for programs to read. Sizes are in bytes."""
-    best = {task: recommended(choices, task) for task in TASKS}
+    best = {task: choice and choice.strategy for task in TASKS for choice in [recommended(choices, task)]}
     return {
         "model": name,
-        "dtype": _dtype_name(dtype),
+        "dtype": str(dtype).removeprefix("torch."),
         "num_processes": args.num_processes,
         "gpu_memory": args.memory,
         "planned_with": round(args.room),
         "job": asdict(job),
         "sizes": asdict(measured.sizes),
-        "recommended": {task: None if choice is None else choice.strategy for task, choice in best.items()},
+        "recommended": best,
         "choices": [choice.to_dict() for choice in choices],
         "trl": [trl_memory(measured.sizes, job, lora).to_dict(args.num_processes) for lora in (False, True)],
     }
@@ -197,10 +197,6 @@ def _short_name(name: str) -> str:
     if not path.exists():
         return name
     return (path.resolve().parent if path.is_file() else path.resolve()).name
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _count(number: int) -> str:

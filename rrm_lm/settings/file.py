@@ -20,21 +20,13 @@ _FLOAT = "tag:yaml.org,2002:float"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One key of a settings file.
-
-    Args:
-        key: The key.
-        line: Its line, from 1.
-        text: The value as written, if it is a scalar; None for null, a list or a mapping.
-        items: The items as written, if the value is a list of scalars.
-        value: The value as YAML reads it.
-    """
+    """One key of a settings file."""
 
     key: str
-    line: int
-    text: str | None
-    items: tuple[str, ...] | None
-    value: Any
+    line: int  # from 1
+    text: str | None  # the value as written, if it is a scalar; None for null, a list or a mapping
+    items: tuple[str, ...] | None  # the items as written, if the value is a list of scalars
+    value: Any  # as YAML reads it
 
 
 def read_settings(path: Path) -> tuple[Setting, ...]:
@@ -81,9 +73,7 @@ def _setting(loader: yaml.SafeLoader, key_node: yaml.Node, node: yaml.Node, path
 
 def _text(node: yaml.ScalarNode, value: Any) -> str:
     """The scalar as written, except that YAML's infinity and NaN (`.inf`, `.nan`) are written as Python reads them."""
-    if node.tag == _FLOAT and isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return str(node.value)
+    return str(value if node.tag == _FLOAT and not math.isfinite(value) else node.value)
 
 
 def _refuse_duplicates(node: yaml.Node, path: Path) -> None:

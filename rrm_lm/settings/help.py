@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -48,7 +49,9 @@ def command_help(
         parts.append(textwrap.fill(_SOURCES, width))
     parts += [_section(title, [actions[name] for name in names], width) for title, names in sections.items()]
     if everything and launched:
-        parts.append(_section("Several processes, started as `accelerate launch` does", _launcher_flags(), width))
+        flags = argparse.ArgumentParser(add_help=False)
+        added = [flags.add_argument(f"--{name}", metavar=o.placeholder, help=o.help) for name, o in OPTIONS.items()]
+        parts.append(_section("Several processes, started as `accelerate launch` does", added, width))
     if not everything:
         count = sum(len(names) for names in (*own.values(), *inherited.values()))
         more = "Several GPUs: add --accelerate_config fsdp2 --num_processes 8. " if launched else ""
@@ -62,12 +65,7 @@ def _by_origin(dataclass_types: Iterable[type]) -> tuple[dict[str, list[str]], d
     own: dict[str, list[str]] = {}
     inherited: dict[str, list[str]] = {}
     for dataclass_type in dataclass_types:
-        title = (
-            (inspect.getdoc(dataclass_type) or dataclass_type.__name__)
-            .partition("\n")[0]
-            .partition(". ")[0]
-            .rstrip(".")
-        )
+        title = re.split(r"\n|\. ", inspect.getdoc(dataclass_type) or dataclass_type.__name__)[0].rstrip(".")
         fields = {name: field for name, field in dataclass_type.__dataclass_fields__.items() if field.init}  # pyright: ignore[reportAttributeAccessIssue]
         for definer in dataclass_type.__mro__:  # settings of the class itself before those of its bases
             for name in inspect.get_annotations(definer):
@@ -78,14 +76,6 @@ def _by_origin(dataclass_types: Iterable[type]) -> tuple[dict[str, list[str]], d
                 else:
                     own.setdefault(title, []).append(name)
     return own, inherited
-
-
-def _launcher_flags() -> list[argparse.Action]:
-    parser = argparse.ArgumentParser(add_help=False)
-    return [
-        parser.add_argument(f"--{name}", metavar=option.placeholder, help=option.help)
-        for name, option in OPTIONS.items()
-    ]
 
 
 def _section(title: str, actions: Iterable[argparse.Action], width: int) -> str:

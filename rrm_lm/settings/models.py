@@ -9,7 +9,7 @@ from typing import Any
 from trl.trainer.model_config import ModelConfig
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.options import option
+from rrm_lm.options import check, option
 
 
 @dataclass
@@ -55,11 +55,7 @@ class ModelLoading(TokenizerLoading):
 
     def loading(self) -> dict[str, Any]:
         """Arguments for functions that load models."""
-        return {
-            "dtype": self.dtype,
-            "attn_implementation": self.attn_implementation,
-            "trust_remote_code": self.trust_remote_code,
-        }
+        return {name: getattr(self, name) for name in ("dtype", "attn_implementation", "trust_remote_code")}
 
 
 @dataclass
@@ -98,13 +94,10 @@ class ModelArguments(ModelLoading, ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.use_peft:
-            raise ConfigError(
-                "use_peft is false", where="use_peft", expected="true: the backbone stays frozen and LoRA is trained"
-            )
-        if self.lora_modules_to_save:
-            raise ConfigError(
-                "lora_modules_to_save is set", expected="nothing: only LoRA and the scalar head are trained"
-            )
+            expected = "true: the backbone stays frozen and LoRA is trained"
+            raise ConfigError("use_peft is false", where="use_peft", expected=expected)
+        nothing = "nothing: only LoRA and the scalar head are trained"
+        check(self, ("lora_modules_to_save", not self.lora_modules_to_save, nothing))
 
     def lora(self) -> Any:
         """The LoRA configuration."""

@@ -185,8 +185,7 @@ def _apply_file(parser: _Parser, dataclass_types: Sequence[type], path: Path, fl
     hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
     actions = {action.dest: action for action in reversed(parser._actions)}
     settings = read_settings(path)
-    unknown = [setting for setting in settings if setting.key not in actions and setting.key != "env"]
-    if unknown:
+    if unknown := [setting for setting in settings if setting.key not in actions and setting.key != "env"]:
         named = [f"`{s.key}` in line {s.line}{_suggestion(s.key, actions)}" for s in unknown]
         raise ConfigError(f"There is no setting {' and no '.join(named)}", where=str(path), remedy=_UNKNOWN_REMEDY)
     options = parser._option_string_actions
@@ -238,8 +237,7 @@ def _names(flags: Sequence[str]) -> list[str]:
 
 def _refuse_unknown_flags(parser: _Parser, flags: Sequence[str]) -> None:
     known = parser._option_string_actions
-    unknown = [name for name in _names(flags) if name not in known]
-    if unknown:
+    if unknown := [name for name in _names(flags) if name not in known]:
         spellings = {option.lstrip("-").replace("-", "_") for option in known}
         named = [f"`{name}`{_suggestion(name.lstrip('-').replace('-', '_'), spellings, '--')}" for name in unknown]
         raise ConfigError(f"There is no flag {' and no '.join(named)}", where=_FLAGS, remedy=_UNKNOWN_REMEDY)

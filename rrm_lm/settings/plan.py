@@ -36,12 +36,11 @@ class PlannedModelArguments(ModelArguments):
         super().__post_init__()
         for name in ("load_in_4bit", "load_in_8bit"):
             if getattr(self, name):
-                raise ConfigError(
+                what, expected = (
                     f"{name} is set, but quantized weights cannot be planned for",
-                    where=name,
-                    expected="weights in float32, bfloat16 or float16",
-                    remedy="leave it out",
+                    "float32 or 16-bit weights",
                 )
+                raise ConfigError(what, where=name, expected=expected, remedy="leave it out")
 
 
 @dataclass

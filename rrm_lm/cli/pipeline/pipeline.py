@@ -87,9 +87,9 @@ class Pipeline:
             for stage in self.stages:
                 file = Path(folder) / f"{stage.name}.yaml"
                 write_text(file, stage.settings)
-                module = importlib.import_module(f"rrm_lm.cli.{stage.command}")
+                module, words = importlib.import_module(f"rrm_lm.cli.{stage.command}"), stage.words(file)
                 try:
-                    module.read(_own_words(stage, file))
+                    module.read(launcher.take_options(words)[1] if stage.command in launcher.LAUNCHED else words)
                 except ConfigError as error:
                     where = error.where.replace(str(file), f"{self.file}, section {stage.command}")
                     what, where = self._in_file(stage, error.what), self._in_file(stage, where)
@@ -110,12 +110,6 @@ class Pipeline:
 
 def _print(text: str) -> None:
     print(f"\n{text}", file=sys.stderr, flush=True)
-
-
-def _own_words(stage: Stage, file: Path) -> list[str]:
-    """The arguments of a stage's command, without the launcher's flags."""
-    words = stage.words(file)
-    return launcher.take_options(words)[1] if stage.command in launcher.LAUNCHED else words
 
 
 def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]) -> list[Stage]:

@@ -7,7 +7,6 @@ name) and its outputs (the hash of every file that a later stage may read). A st
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ import yaml
 from rrm_lm import __version__
 from rrm_lm.errors import CheckpointError, ConfigError
 from rrm_lm.launch import signals
-from rrm_lm.storage import sha256, write_json, write_text
+from rrm_lm.storage import read_object, sha256, write_json, write_text
 
 _CHECKPOINTS = "checkpoint-*"
 _RESUMABLE = {"collect": "*.asked"}  # files that a stopped stage resumes from
@@ -29,7 +28,7 @@ _OUTPUTS = (".safetensors", ".jsonl")  # files that later stages read; the other
 _REPORTS = ("scores.jsonl", "samples.jsonl", "verdicts.jsonl", "over_optimisation.jsonl")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stage:
     """One command of a pipeline."""
 
@@ -42,15 +41,9 @@ class Stage:
     # Whether its settings may run code. Its result does not depend on this, so it is not an input.
     allow_code: bool = False
 
-    @property
-    def file(self) -> Path:
-        """The settings file that its command reads."""
-        return self.records / f"{self.name}.yaml"
-
-    @property
-    def record_file(self) -> Path:
-        """The file of its record."""
-        return self.records / f"{self.name}.json"
+    def __post_init__(self) -> None:
+        self.file = self.records / f"{self.name}.yaml"  # the settings that its command reads
+        self.record_file = self.records / f"{self.name}.json"
 
     def words(self, settings_file: Path) -> list[str]:
         """The arguments of its command."""
@@ -64,7 +57,9 @@ class Stage:
             "command": self.command,
             "settings": yaml.load(self.settings, Loader=yaml.BaseLoader),
             "flags": list(self.flags),
-            "files": {name: _hash(Path(name)) for name in self._named_files()},
+            "files": {
+                name: sha256(name) if Path(name).is_file() else _hashes(Path(name)) for name in self._named_files()
+            },
         }
 
     def _named_files(self) -> list[str]:
@@ -78,16 +73,9 @@ class Stage:
                 found.add(path)
         return sorted(found)
 
-    def record(self) -> dict[str, Any]:
-        """Its record, or {}."""
-        try:
-            return json.loads(self.record_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-
     def is_done(self) -> bool:
         """Whether it finished with the same inputs, and its outputs are unchanged."""
-        record = self.record()
+        record = read_object(self.record_file)
         return bool(record.get("seconds")) and record["inputs"] == self.inputs() and record["outputs"] == self.outputs()
 
     def outputs(self) -> dict[str, str]:
@@ -96,7 +84,7 @@ class Stage:
 
     def can_resume(self) -> bool:
         """Whether it was stopped with the same inputs and left something to resume from."""
-        record = self.record()
+        record = read_object(self.record_file)
         started = record.get("inputs") == self.inputs() and not record.get("seconds")
         return started and any(self.folder.glob(_RESUMABLE.get(self.command, _CHECKPOINTS)))
 
@@ -190,10 +178,6 @@ def _scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
     if isinstance(node, yaml.SequenceNode):
         return [scalar for item in node.value for scalar in _scalars(item)]
     return [scalar for _, value in node.value for scalar in _scalars(value)]
-
-
-def _hash(path: Path) -> str | dict[str, str]:
-    return sha256(path) if path.is_file() else _hashes(path)
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from rrm_lm.cli.pipeline.stages import Stage
 from rrm_lm.evaluation.reports.policies import StageView
 from rrm_lm.runs.progress import minutes
+from rrm_lm.storage import read_object
 
 
 def stage_view(stage: Stage, root: Path) -> StageView:
     """A finished stage as a row of the report in `root`."""
     page = stage.folder / "report.html"
-    seconds = float(stage.record().get("seconds") or 0)
     return StageView(
         name=stage.name,
         outcome=_OUTCOMES[stage.command](stage.folder),
-        time=minutes(seconds),
+        time=minutes(float(read_object(stage.record_file).get("seconds") or 0)),
         page=page.relative_to(root).as_posix() if page.is_file() else "",
     )
 
 
 def _reward(folder: Path) -> str:
-    sets = _read(folder / "results.json").get("sets", {})
+    sets = read_object(folder / "results.json").get("sets", {})
     parts = [
         f"{100 * one['accuracy']['value']:.1f}% of {one['n_scored']} held-out comparisons right "
         f"({100 * one['accuracy']['low']:.1f} to {100 * one['accuracy']['high']:.1f}%)"
@@ -35,12 +33,12 @@ def _reward(folder: Path) -> str:
 
 
 def _sft(folder: Path) -> str:
-    count = _read(folder / "examples.json").get("learned_responses")
+    count = read_object(folder / "examples.json").get("learned_responses")
     return f"imitates {count} responses" if count else "imitates responses"
 
 
 def _policy(folder: Path) -> str:
-    log = [row for row in _read(folder / "trainer_state.json").get("log_history", []) if "objective/kl" in row]
+    log = [row for row in read_object(folder / "trainer_state.json").get("log_history", []) if "objective/kl" in row]
     if not log:
         return "trained against the reward"
     first, last = (row["objective/scores"] for row in (log[0], log[-1]))
@@ -48,21 +46,14 @@ def _policy(folder: Path) -> str:
 
 
 def _collect(folder: Path) -> str:
-    counts = _read(folder / "counts.json")
+    counts = read_object(folder / "counts.json")
     helped = f", judged with the critic {counts['critic']['name']}" if counts.get("critic") else ""
     return f"{counts.get('comparisons', 0)} comparisons of the policy's own answers{helped}"
 
 
 def _compare(folder: Path) -> str:
-    policies = _read(folder / "results.json").get("policies", {}).values()
+    policies = read_object(folder / "results.json").get("policies", {}).values()
     return f"{sum(not one.get('trivial') for one in policies)} policies on held-out prompts: this page"
 
 
 _OUTCOMES = {"reward": _reward, "sft": _sft, "policy": _policy, "collect": _collect, "compare": _compare}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
