@@ -77,14 +77,6 @@ class ChatSession:
         # The token that ends a turn, and the tokenizer's eos, which is a different token in some model families.
         eos = self.chat.tokenizer.eos_token_id
         self._end_ids = (self.chat.end_id,) if eos is None else (self.chat.end_id, int(eos))
-        self._commands: dict[str, Callable[[str], bool]] = {
-            "/reset": self._reset,
-            "/system": self._set_system,
-            "/retry": self._retry,
-            "/help": self._help,
-            "/quit": lambda _: False,
-            "/exit": lambda _: False,
-        }
 
     def run(self) -> int:
         """Respond to every message until the input ends or the user quits."""
@@ -128,38 +120,35 @@ class ChatSession:
     def _handle(self, line: str) -> bool:
         """Run a command or respond to a message; returns whether the session continues."""
         if line.startswith("/") and not line.startswith("//"):
-            name, _, rest = line.partition(" ")
-            command = self._commands.get(name)
-            if command is None:
-                raise ConfigError(f"There is no command {name}", expected=f"one of {', '.join(self._commands)}")
-            return command(rest.strip())
+            return self._command(*line.partition(" ")[::2])
         text = line[1:] if line.startswith("//") else line
         if text.strip():
             self.turns.append(Message("user", text))
             self._respond()
         return True
 
-    def _reset(self, _: str) -> bool:
-        self.turns.clear()
-        _notify("Conversation cleared.")
-        return True
-
-    def _set_system(self, text: str) -> bool:
-        self.system = text or None
-        _notify("System message set." if text else "System message removed.")
-        return True
-
-    def _retry(self, _: str) -> bool:
-        if self.turns and self.turns[-1].role == "assistant":
-            self.turns.pop()
-        if self.turns:
-            self._respond()
+    def _command(self, name: str, rest: str) -> bool:
+        """Run a command; returns whether the session continues."""
+        if name == "/reset":
+            self.turns.clear()
+            _notify("Conversation cleared.")
+        elif name == "/system":
+            self.system = rest.strip() or None
+            _notify("System message set." if self.system else "System message removed.")
+        elif name == "/retry":
+            if self.turns and self.turns[-1].role == "assistant":
+                self.turns.pop()
+            if self.turns:
+                self._respond()
+            else:
+                _notify("There is no message to respond to yet.")
+        elif name == "/help":
+            _notify(HELP)
+        elif name in ("/quit", "/exit"):
+            return False
         else:
-            _notify("There is no message to respond to yet.")
-        return True
-
-    def _help(self, _: str) -> bool:
-        _notify(HELP)
+            expected = "one of /reset, /system, /retry, /help, /quit, /exit"
+            raise ConfigError(f"There is no command {name}", expected=expected)
         return True
 
     @property
@@ -175,7 +164,10 @@ class ChatSession:
         except RRMError:
             self.turns.pop()
             raise
-        self._warn_of_truncation()
+        limit = self.chat.max_length
+        if limit and not self._warned_of_truncation and len(self._untruncated.prompt_ids(self.prompt)) > limit:
+            self._warned_of_truncation = True
+            logger.warning("the conversation is longer than %d tokens; its oldest turns are dropped from now on", limit)
         tokens = stream(
             self.policy.backbone,
             self.policy.adapter,
@@ -204,21 +196,11 @@ class ChatSession:
         else:
             self.turns.append(Message("assistant", words.text))
 
-    def _warn_of_truncation(self) -> None:
-        limit = self.chat.max_length
-        if limit is None or self._warned_of_truncation or len(self._untruncated.prompt_ids(self.prompt)) <= limit:
-            return
-        self._warned_of_truncation = True
-        logger.warning("the conversation is longer than %d tokens; its oldest turns are dropped from now on", limit)
-
 
 def token_sampler(sampling: Sampling, seed: int | None) -> Draw:
     """A function that draws a token from (vocabulary,) logits, with its own random generator."""
     generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
+    generator.seed() if seed is None else generator.manual_seed(seed)
 
     def draw(logits: Tensor) -> int:
         uniform = torch.rand(1, dtype=torch.float64, generator=generator)

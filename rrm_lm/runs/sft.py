@@ -132,15 +132,12 @@ class SFTRun:
             return
         policy.backbone.eval()
         lines, root = [example.line for example in checked], trainer.accelerator.unwrap_model(trainer.model)
-        after, before = (
-            [
-                float(nll.mean())
-                for nll in run_as_forward(
-                    root, response_nll, policy.backbone, adapter, lines, self.config.micro_batch_tokens
-                )
-            ]
-            for adapter in (policy.adapter, None)
-        )
+
+        def losses(adapter: str | None) -> list[float]:
+            most = self.config.micro_batch_tokens
+            return [float(x.mean()) for x in run_as_forward(root, response_nll, policy.backbone, adapter, lines, most)]
+
+        after, before = losses(policy.adapter), losses(None)
         prompts = [example.prompt_id for example in checked]
         difference = [a - b for a, b in zip(after, before, strict=True)]
         estimates = {
@@ -148,8 +145,11 @@ class SFTRun:
             "eval_loss_of_backbone": mean_estimate(before, prompts, bounds=(0.0, math.inf)),
             "eval_loss_difference": mean_estimate(difference, prompts, bounds=(-math.inf, math.inf)),
         }
-        metrics: dict[str, Any] = {"eval_responses": len(lines), "eval_prompts": len(set(prompts))}
-        metrics["eval_tokens"] = sum(example.learned for example in checked)
+        metrics: dict[str, Any] = {
+            "eval_responses": len(lines),
+            "eval_prompts": len(set(prompts)),
+            "eval_tokens": sum(example.learned for example in checked),
+        }
         for name, estimate in estimates.items():
             metrics |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
@@ -158,8 +158,7 @@ class SFTRun:
             "held out: %d responses to %d prompts, %.3f nats a token, %.3f of the backbone; difference %.3f "
             "(95%% interval %.3f to %.3f)",
             *(len(lines), len(set(prompts)), metrics["eval_loss"], metrics["eval_loss_of_backbone"]),
-            *(metrics["eval_loss_difference"], metrics["eval_loss_difference_low"]),
-            metrics["eval_loss_difference_high"],
+            *(metrics[f"eval_loss_difference{end}"] for end in ("", "_low", "_high")),
         )
 
 

@@ -38,8 +38,7 @@ class WholeDecoder:
     """The model's own code, with our cache and explicit masks. Raises TypeError: the model does not take a cache."""
 
     def __init__(self, backbone: Backbone) -> None:
-        name = cache_name(backbone.decoder)
-        if name is None:
+        if (name := cache_name(backbone.decoder)) is None:
             raise TypeError("the model does not take a cache")
         self.backbone, self.cache_name = backbone, name
 

@@ -79,8 +79,9 @@ def sample(
                 seeds = [_own_seed(seed, key, number) for key, (_, number) in zip(keys, places, strict=True)]
                 noise.append(_OwnNoise(seeds, device, sampling))
             rows = _generate(model, [prompts[index] for index, _ in places], config, noise, device)
-            for (index, _), row in zip(places, rows, strict=True):
-                results[index].append(_cut(row, eos_ids))
+            for (index, _), row in zip(places, rows, strict=True):  # `.generate()` pads after the first eos token
+                ends = [place + 1 for place, token in enumerate(row) if token in eos_ids]
+                results[index].append(row[: ends[0]] if ends else row)
                 generated += len(results[index][-1])
             done += len(places)
             if progress is not None:
@@ -151,23 +152,13 @@ def _own_seed(seed: int, key: Sequence[int], number: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def _cut(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
-    """Everything through the first eos token; `.generate()` pads after it."""
-    ends = set(eos_ids)
-    stop = next((position + 1 for position, token in enumerate(ids) if token in ends), len(ids))
-    return ids[:stop]
-
-
 def _batches(lengths: Sequence[int], max_new_tokens: int, num_return: int, batch_tokens: int) -> Iterator[list[int]]:
     """Batches of prompt indices within the token budget, longest first so that memory peaks in the first batch."""
     batch: list[int] = []
-    width = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * num_return * width > batch_tokens:
+        if batch and (len(batch) + 1) * num_return * (lengths[batch[0]] + max_new_tokens) > batch_tokens:
             yield batch
             batch = []
-        if not batch:
-            width = lengths[index] + max_new_tokens
         batch.append(index)
     if batch:
         yield batch

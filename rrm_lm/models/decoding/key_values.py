@@ -31,21 +31,12 @@ def cache_name(model: Any) -> str | None:
 
 
 class KeyValues(Cache):
-    """A transformers cache for a fixed number of rows and columns.
-
-    Attributes:
-        first: The first row of the current computation.
-        column: Its first column.
-        low: The first column that any of its rows attends to; earlier ones are left out.
-        high: The largest start of its rows.
-
-    Args:
-        rows: Maximum number of rows.
-        columns: Maximum tokens of a row, including padding.
-    """
+    """A transformers cache for at most `rows` rows of `columns` tokens, including padding."""
 
     def __init__(self, layers: int, rows: int, columns: int) -> None:
-        self.first = self.column = self.low = self.high = 0
+        self.first = self.column = 0  # the first row and column of the current computation
+        self.low = 0  # the first column that any of its rows attends to; earlier ones are left out
+        self.high = 0  # the largest start of its rows
         self._layers = [_Layer(self, rows, columns) for _ in range(layers)]
         super().__init__(layers=list(self._layers))
 
@@ -115,9 +106,6 @@ class _Layer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         return self.cache.get_seq_length()
-
-    def get_max_length(self) -> int:
-        return self.columns
 
 
 def visible(cache: KeyValues, starts: Tensor, length: int, window: int | None = None) -> Tensor:

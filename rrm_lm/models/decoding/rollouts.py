@@ -96,9 +96,8 @@ def roll_out(
                 )  # fmt: skip
             for batch in batches:
                 numbers = torch.stack([uniform[row.number, row.sample] for row in batch])
-                for row, ids in zip(
-                    batch, _respond(backbone, adapter, decoder, batch, sampling, set(end_ids), numbers), strict=True
-                ):
+                responses = _respond(backbone, adapter, decoder, batch, sampling, set(end_ids), numbers)
+                for row, ids in zip(batch, responses, strict=True):
                     results[row.number][row.sample] = ids
                     decoded += len(ids)
                 done += len(batch)
@@ -165,7 +164,9 @@ def _prefill(backbone: Backbone, decoder: Decoder, cache: KeyValues, prompts: Se
     width = len(prompts[-1])
     starts = [width - len(prompt) for prompt in prompts]
     places = torch.tensor(starts, device=device)
-    common = _common(prompts)
+    common = min(common_beginning(prompts), min(map(len, prompts)) - 1)  # without a prompt's last token
+    if common * (len(prompts) - 1) <= _PASS:  # sharing it does not pay off
+        common = 0
     if common:
         cache.place(0, [0])
         decoder(torch.tensor([list(prompts[0][:common])], device=device), places.new_zeros(1), cache)
@@ -179,12 +180,6 @@ def _prefill(backbone: Backbone, decoder: Decoder, cache: KeyValues, prompts: Se
         cache.place(width - count, starts[rows], group[0])
         ends.append(decoder(torch.tensor(ids, device=device), places[rows], cache)[:, -1])
     return torch.cat(ends)
-
-
-def _common(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Length of the common prefix, excluding last tokens; 0 if sharing it does not pay off."""
-    common = min(common_beginning(prompts), min(map(len, prompts)) - 1)
-    return common if common * (len(prompts) - 1) > _PASS else 0
 
 
 def _batches(rows: Sequence[_Row], max_new_tokens: int, batch_tokens: int) -> Iterator[list[_Row]]:

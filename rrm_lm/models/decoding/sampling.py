@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rrm_lm.errors import ConfigError
+from rrm_lm.options import check
 
 _CANDIDATES = (64, 1024)  # numbers of most likely tokens to search for a nucleus first, since a full sort is slow
 _BLOCK = 256  # tokens whose weights are summed together in sampling
@@ -29,14 +29,13 @@ class Sampling:
     top_k: int = 0  # sample from this many most likely tokens; 0 for all
 
     def __post_init__(self) -> None:
-        for name, value, right, expected in (
-            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 (most likely token) or more"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more"),
-        ):
-            if not right:
-                raise ConfigError(f"{name} is {value}", expected=expected)
+        check(
+            self,
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 (most likely token) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+        )
 
     @property
     def truncates(self) -> bool:

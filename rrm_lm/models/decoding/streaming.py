@@ -53,29 +53,23 @@ def stream(
 
 
 class Words:
-    """Decodes a stream of tokens into pieces of text that never end inside a character. `text` is all text returned so
-    far.
-    """
+    """Decodes a stream of tokens into pieces of text that never end inside a character."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self.text = ""
+        self.text = ""  # all text returned so far
 
     def add(self, token: int) -> str:
         """The text that the token completes; empty while a character is incomplete."""
         self._ids.append(token)
-        text = self._decoded()
-        return "" if text.endswith(_HALF) else self._give(text)
+        return self.rest(may_wait=True)
 
-    def rest(self) -> str:
+    def rest(self, may_wait: bool = False) -> str:
         """The remaining text after the last token."""
-        return self._give(self._decoded())
-
-    def _decoded(self) -> str:
         # Always decode all tokens, because a token's text can depend on the previous one.
-        return self._tokenizer.decode(self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    def _give(self, text: str) -> str:
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if may_wait and text.endswith(_HALF):
+            return ""
         new, self.text = text[len(self.text) :], text
         return new

@@ -85,10 +85,12 @@ class CompareRun:
             if gold is not None:
                 gold.try_on(prompts)
             # Unknown names and unreachable servers must fail now, not after an hour of sampling.
+            served = [name for name in args.judge if name.startswith(SERVED)]
             for name in [reference, *args.policies, *args.scorers, *args.judge]:
-                if not (name in args.judge and name.startswith(SERVED)):
+                if name not in served:
                     resolve(name)
-            self._check_served_judges(prompts[0])
+            for name in served:
+                self._served_judge(name).judge([(prompts[0], "Yes.", "No.")])
             comparison = self._compare(reference, prompts, gold, critic)
             folder.begin()
             if self.critiques is not None:
@@ -189,12 +191,10 @@ class CompareRun:
 
     def _log_ratios(self, policy: Policy, reference: Policy, answers: Answers, name: str) -> LogRatios:
         """Log-probability ratios of policy to reference, or None where their mean would not be a KL divergence."""
-        reason = ""
-        if self.sampling.truncates:
-            reason = "it needs samples of the full distribution: temperature above 0, top_p 1 and top_k 0"
-        elif policy.chat.tokenizer.get_vocab() != reference.chat.tokenizer.get_vocab():
-            reason = "its tokens differ from the reference's"
-        if reason:
+        same_tokens = policy.chat.tokenizer.get_vocab() == reference.chat.tokenizer.get_vocab()
+        if self.sampling.truncates or not same_tokens:
+            full = "it needs samples of the full distribution: temperature above 0, top_p 1 and top_k 0"
+            reason = full if self.sampling.truncates else "its tokens differ from the reference's"
             logger.warning("no KL divergence for %s: %s", name, reason)
             return None
         temperature, options = self.sampling.temperature, {"micro_batch_tokens": self.drawing.micro_batch_tokens}
@@ -236,14 +236,6 @@ class CompareRun:
             **self.drawing.loading(),
         )
         return rewards_by(scorer)
-
-    def _check_served_judges(self, prompt: Prompt) -> None:
-        """Ask each judge on a server one question. Raises ModelError: a server cannot be reached, does not know the
-        model, or rejects the key.
-        """
-        for name in self.args.judge:
-            if name.startswith(SERVED):
-                self._served_judge(name).judge([(prompt, "Yes.", "No.")])
 
     def _judge(
         self, name: str, prompts: Sequence[Prompt], names: Sequence[str], answers: Sequence[Answers]
@@ -309,15 +301,9 @@ def _trivial_answers(text: str, chat: ChatFormat, prompts: Sequence[Prompt], ref
 
 
 def _written(name: str, answers: Answers, ratios: LogRatios, rewards: Rewards) -> PolicySamples:
-    def sample(number: int, k: int) -> Sample:
-        one = answers[number][k]
-        return Sample(
-            response=one.text,
-            tokens=one.tokens,
-            finished=one.finished,
-            rewards={measure: rows[number][k] for measure, rows in rewards.items()},
-            log_ratio=None if ratios is None else ratios[number][k],
-        )
+    def sample(i: int, k: int, one: Drawn) -> Sample:
+        found = {measure: rows[i][k] for measure, rows in rewards.items()}
+        return Sample(one.text, one.tokens, one.finished, found, None if ratios is None else ratios[i][k])
 
-    samples = [tuple(sample(number, k) for k in range(len(group))) for number, group in enumerate(answers)]
+    samples = [tuple(sample(i, k, one) for k, one in enumerate(group)) for i, group in enumerate(answers)]
     return PolicySamples(name, tuple(samples))

@@ -62,7 +62,9 @@ class RecurseRun:
 
     def run(self) -> None:
         """Solve the tree, or one node with `--node`. The calling run of a single node holds the folder's lock."""
-        whole = OutputFolder(self.folder, command="rrm-lm recurse", identity=self._identity(), resume=True)
+        # What must be the same to resume in the folder; other changes only cause nodes to be solved again.
+        identity = {"domain": self.args.domain, "model": self.model_args.model_name_or_path}
+        whole = OutputFolder(self.folder, command="rrm-lm recurse", identity=identity, resume=True)
         with contextlib.nullcontext() if self.args.node else whole:
             shared = self.shared()
             self._check_length(shared)
@@ -84,10 +86,6 @@ class RecurseRun:
             solve(self.tree, workspace)
             page = write_report(self.tree, workspace, self.folder, base_model=shared.base_model)
             print(f"\nreport: {page}", file=sys.stderr, flush=True)
-
-    def _identity(self) -> dict[str, Any]:
-        """Settings that must be the same to resume in the folder; other changes only cause nodes to be solved again."""
-        return {"domain": self.args.domain, "model": self.model_args.model_name_or_path}
 
     def shared(self) -> Shared:
         """Load the backbone and its chat format."""

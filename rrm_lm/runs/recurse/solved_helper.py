@@ -16,6 +16,7 @@ from rrm_lm.runs.recurse.run import RecurseRun
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import parse
 from rrm_lm.settings.workflows import RecurseArguments
+from rrm_lm.storage import read_object
 
 
 def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun, Node]:
@@ -24,16 +25,15 @@ def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun,
     be read, or runs code that is not allowed; ModelError: the node answers requests, so it is not a critic.
     """
     folder = folder.resolve()
-    settings = folder.parents[1] / "config.yaml"
-    if not settings.is_file():
-        raise CheckpointError(
-            "The tree of this helper is missing", where=str(settings), expected="the file that rrm-lm recurse wrote"
-        )
-    words = ["--config", str(settings)] + ["--allow_code"] * allow_code
+    file = folder.parents[1] / "config.yaml"
+    if not file.is_file():
+        expected = "the file that rrm-lm recurse wrote"
+        raise CheckpointError("The tree of this helper is missing", where=str(file), expected=expected)
+    words = ["--config", str(file)] + ["--allow_code"] * allow_code
     run = RecurseRun(*parse([RecurseArguments, ModelArguments], words, command="rrm-lm recurse"))
     node = run.nodes.get(folder.name)
     if node is None:
-        raise CheckpointError(f"The tree has no node {folder.name}", where=str(settings))
+        raise CheckpointError(f"The tree has no node {folder.name}", where=str(file))
     if isinstance(node.task, MainTask):
         raise ModelError(
             f"{node.name} answers requests, and does not judge answers",
@@ -42,7 +42,8 @@ def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun,
         )
     for one in node.walk():
         place = folder.with_name(one.name)
-        if not is_whole(place) or _settings(place) != json.loads(json.dumps(asdict(one.settings))):
+        settings = json.loads(json.dumps(asdict(one.settings)))
+        if not is_whole(place) or read_object(place / RECORD)["inputs"]["settings"] != settings:
             what = f"{one.name} is not solved, its files are damaged, or the tree has changed since"
             raise CheckpointError(what, where=str(place), remedy=" ".join(["rrm-lm recurse", *words]))
     return run, node
@@ -55,7 +56,3 @@ def load_helper(folder: Path, *, allow_code: bool = False) -> Agent:
     run, node = check_helper(folder, allow_code=allow_code)
     workspace = Workspace(folder.resolve().parent, run.shared(), TrainingOptions(run.args.seed))
     return workspace.agent(node)
-
-
-def _settings(folder: Path) -> object:
-    return json.loads((folder / RECORD).read_text(encoding="utf-8"))["inputs"]["settings"]
