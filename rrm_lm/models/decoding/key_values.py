@@ -107,6 +107,9 @@ class _Layer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         return self.cache.get_seq_length()
 
+    def get_max_length(self) -> int:
+        return self.columns
+
 
 def visible(cache: KeyValues, starts: Tensor, length: int, window: int | None = None) -> Tensor:
     """The attention mask of `length` queries per row.
