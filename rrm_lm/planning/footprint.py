@@ -67,7 +67,6 @@ def read_config(name: str, *, revision: str | None = None, trust_remote_code: bo
 
 
 def _base_of(folder: Path) -> str | None:
-    """The base model of the adapter in a folder; ``None`` if there is no adapter."""
     file = folder / "adapter_config.json"
     if (folder / "config.json").is_file() or not file.is_file():
         return None
@@ -75,7 +74,6 @@ def _base_of(folder: Path) -> str | None:
 
 
 def with_layers(config: Any, count: int) -> Any:
-    """The configuration of the same model with fewer layers."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):

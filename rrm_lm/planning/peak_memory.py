@@ -62,7 +62,6 @@ class RowShape:
 
     @property
     def width(self) -> int:
-        """Tokens of the row."""
         return self.prompt + self.responses * (self.response + self.critique)
 
     def lines(self) -> list[Line]:

@@ -75,7 +75,6 @@ class Job:
         return RowShape(self.prompt_length, self.response_length)
 
     def rows(self, task: str) -> int:
-        """Rows per step on one process."""
         return self.batch if task == "reward" else self.batch // self.samples_per_prompt
 
 
@@ -252,7 +251,6 @@ class Remedy:
 
 
 def remedy(task: str, processes: int, budget: float, measured: Measured, job: Job) -> Remedy:
-    """The smallest change that makes a task fit."""
     counts = (2**power for power in range(1, int(math.log2(_MOST_PROCESSES)) + 1))
     enough = next((count for count in counts if choose(task, "fsdp2", count, budget, measured, job).fits), None)
     needs = [choice for choice in plan(processes, 0.0, measured, job) if choice.task == task]

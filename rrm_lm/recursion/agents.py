@@ -111,14 +111,12 @@ class Sampler:
     def sample(
         self, prompts: Sequence[Prompt], count: int = 1, *, seed: int = 0, temperature: float = 1.0
     ) -> list[list[str]]:
-        """Sample `count` responses to each prompt."""
         sampling = Sampling(self.max_new_tokens, temperature)
         drawn = draw(self.shared.backbone, self.adapter, self.shared.chat, prompts, sampling, samples=count, seed=seed)
         self.costs.tokens += sum(one.tokens for group in drawn for one in group)
         return [[one.text for one in group] for group in drawn]
 
     def fits(self, prompt: Prompt) -> bool:
-        """Whether the prompt fits the context."""
         chat = self.shared.chat
         return chat.max_length is None or len(chat.uncut.prompt_ids(prompt)) <= chat.max_length
 
@@ -169,7 +167,6 @@ class TrainedPolicy:
         return [group[0] for group in self.sampler.sample(prompts, temperature=0.0)]
 
     def fits(self, prompt: Prompt) -> bool:
-        """Whether the prompt fits the context."""
         return self.sampler.fits(prompt)
 
 
@@ -195,17 +192,14 @@ class Agent:
 
 
 def reward_adapter(name: str) -> str:
-    """The name of a node's reward adapter on the backbone."""
     return f"{name}_reward"
 
 
 def policy_adapter(name: str) -> str:
-    """The name of a node's policy adapter on the backbone."""
     return f"{name}_policy"
 
 
 def load_reward(shared: Shared, folder: Path, name: str) -> ChunkedScorer:
-    """Load a node's saved reward model onto the shared backbone."""
     adapter = reward_adapter(name)
     drop_adapters(shared, adapter)
     model = put_reward(shared.backbone, folder, chat=shared.chat, base_model=shared.base_model, adapter=adapter)
@@ -213,21 +207,18 @@ def load_reward(shared: Shared, folder: Path, name: str) -> ChunkedScorer:
 
 
 def load_sampler(shared: Shared, folder: Path, adapter: str, max_new_tokens: int, costs: Costs) -> Sampler:
-    """Load a saved policy onto the shared backbone."""
     drop_adapters(shared, adapter)
     put_policy(shared.backbone, folder, adapter)
     return Sampler(shared, adapter, max_new_tokens, costs)
 
 
 def drop_adapters(shared: Shared, *adapters: str) -> None:
-    """Remove these adapters from the backbone if they exist."""
     for adapter in adapters:
         if shared.backbone.has_adapter(adapter):
             shared.backbone.remove_adapter(adapter)
 
 
 def total_costs(parts: Sequence[Costs]) -> Costs:
-    """The sum of several costs."""
     total = Costs()
     for one in parts:
         for name in ("checks", "comparisons", "tokens", "scored"):

@@ -36,9 +36,7 @@ class Helper(Protocol):
     @property
     def task(self) -> Any: ...
 
-    def respond(self, prompts: Sequence[Prompt]) -> list[str]:
-        """One response to each prompt."""
-        ...
+    def respond(self, prompts: Sequence[Prompt]) -> list[str]: ...
 
 
 class Assistance(Protocol):
@@ -48,13 +46,9 @@ class Assistance(Protocol):
         """Collect notes on these responses. The first call decides which helpers are ignored."""
         ...
 
-    def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
-        """The notes on a prepared response."""
-        ...
+    def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]: ...  # the notes on a prepared response
 
-    def account(self) -> dict[str, Any]:
-        """Counts of notes written and dropped."""
-        ...
+    def account(self) -> dict[str, Any]: ...  # counts of notes written and dropped
 
 
 class Unassisted:

@@ -53,14 +53,10 @@ class Critic(Protocol):
     """A model that writes remarks on responses."""
 
     @property
-    def name(self) -> str:
-        """The critic's name in results."""
-        ...
+    def name(self) -> str: ...  # the critic's name in results
 
     @property
-    def label(self) -> str:
-        """The source of a remark as shown to the judge. Must not depend on a folder's name."""
-        ...
+    def label(self) -> str: ...  # The source of a remark as shown to the judge. Must not depend on a folder's name.
 
     def critiques(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Remark]:
         """A remark on each response."""
@@ -85,7 +81,6 @@ class AdapterCritic:
         self.chat = ChatFormat(chat.tokenizer, longest, chat.max_critique_length, chat.trim)
 
     def critiques(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Remark]:
-        """See `Critic`. A blank response gets an empty remark."""
         places = [place for place, text in enumerate(responses) if text.strip()]
         written = roll_out(
             self.model.backbone,
@@ -115,7 +110,6 @@ class HelperCritic:
         return self.agent.task.name
 
     def critiques(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Remark]:
-        """See `Critic`."""
         task = self.agent.task
         assert not isinstance(task, MainTask)  # `check_helper` rejects nodes of the main task
         asked = [task.ask(prompt, text) for prompt, text in zip(prompts, responses, strict=True)]
@@ -161,7 +155,6 @@ class Critiques:
         """Do nothing: all remarks are already written."""
 
     def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
-        """The notes shown after a response."""
         remark = self.remarks[prompt, response]
         if self.ignored or not remark.text or (prompt, response) in self.no_room:
             return ()
@@ -199,7 +192,6 @@ class Critiques:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All remarks, one row per response."""
         for (prompt, response), remark in self.remarks.items():
             yield {
                 "prompt": [message.to_dict() for message in prompt],
@@ -255,7 +247,6 @@ class AssistedScorer:
         self._scorer = ScorerWithNotes(scorer, self.critiques)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See `rrm_lm.evaluation.preferences.scoring.ResponseScorer`."""
         return self._scorer.score(prompts, responses)
 
 
@@ -272,7 +263,6 @@ class AssistedPairs:
         self.name, self.asked_without = judge.name, 0
 
     def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
-        """See `rrm_lm.evaluation.policies.pair_judges.PairJudge`."""
         fits: Callable[[PairQuestion], bool] | None = getattr(self._judge, "fits", None)
         shown = []
         for question in questions:

@@ -45,7 +45,6 @@ def is_verbatim(note: Note, response: str) -> bool:
 
 
 def shortened(note: Note) -> Note:
-    """The note with at most `QUOTE_LENGTH` characters of its quotation."""
     return note if len(note.quote) <= QUOTE_LENGTH else replace(note, quote=note.quote[:QUOTE_LENGTH])
 
 

@@ -145,7 +145,6 @@ class FlawJudge:
         return "That is so." if self._value(prompt, response) >= 0 else "That is not so."
 
     def is_real(self, prompt: Prompt, note: Note) -> bool:
-        """Whether the flaw in a note is real: one check."""
         if (prompt, note.verdict) not in self.judged:
             self.judged[prompt, note.verdict] = self.task.is_real(prompt, note.verdict)
         return self.judged[prompt, note.verdict]
@@ -162,7 +161,6 @@ class FlawJudge:
 
 
 def overseer_of(task: Task, seed: int = 0) -> LimitedOverseer | Bench | FlawJudge:
-    """The overseer that judges responses to a task."""
     if isinstance(task, MainTask):
         return LimitedOverseer(task.domain, seed)
     return Bench(task) if isinstance(task, HelperTask) else FlawJudge(task)

@@ -63,7 +63,6 @@ def main_measure(found: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def render(found: dict[str, Any]) -> str:
-    """The page as HTML."""
     found = json.loads(json.dumps(found, default=vars))
     measured = [(node, main_measure(node["quality"])) for node in found["nodes"]]
     rows = [ForestRow(f"{node['name']}: {label}", Estimate(**value)) for node, (label, value) in measured]

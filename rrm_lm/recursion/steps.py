@@ -84,7 +84,6 @@ class NodeRun:
         return list(collected.records)
 
     def train_reward(self, feedback: Sequence[Comparison], assistance: Assistance) -> ResponseScorer:
-        """Train the reward model on the collected feedback."""
         folder, notes = self.folder / REWARD, readable(assistance)
         with self._step("reward"):
             records = read_with_notes(feedback, notes) if self.settings.notes_as_input else list(feedback)
@@ -105,7 +104,6 @@ class NodeRun:
         return TrainedPolicy(self._load(folder, Costs()))
 
     def finish(self, policy: BestOfN | TrainedPolicy, scorer: ResponseScorer) -> None:
-        """Measure the agent's quality, save the costs, and complete the folder with its manifest."""
         path = self.folder / quality.FILE
         if not path.is_file():
             with self._step("quality"):

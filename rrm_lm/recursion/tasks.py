@@ -64,13 +64,9 @@ class Domain(Protocol):
         """A random well-formed response, good or bad, as from a policy that only knows the format."""
         ...
 
-    def vary(self, prompt: Prompt, response: str, rng: random.Random) -> str:
-        """A response that differs from this one in one respect."""
-        ...
+    def vary(self, prompt: Prompt, response: str, rng: random.Random) -> str: ...
 
-    def parse(self, response: str) -> Any | None:
-        """The content of a response; None if it is unreadable."""
-        ...
+    def parse(self, response: str) -> Any | None: ...  # the content of a response; None if it is unreadable
 
     def gold(self, prompt: Prompt, response: str) -> float:
         """The gold reward; the lowest possible one for an unreadable response."""
@@ -102,7 +98,6 @@ class MainTask:
 
     @property
     def helpers(self) -> tuple[str, ...]:
-        """Tasks whose agents can help with this one."""
         parts = {part for aspect in self.domain.aspects.values() for part in aspect.parts}
         return (*(name for name in self.domain.aspects if name not in parts), POINT)
 
@@ -132,12 +127,10 @@ class NoteTask:
 
     @property
     def aspect(self) -> Aspect:
-        """The aspect that the note is about."""
         raise NotImplementedError
 
     @property
     def kind(self) -> tuple[str, str]:
-        """The kinds of prompt and response. A helper's kind must differ from its parent's."""
         return f"requests with a {self.domain.kind}", f"note on {self.name}"
 
     @property
@@ -150,15 +143,12 @@ class NoteTask:
 
     @property
     def helpers(self) -> tuple[str, ...]:
-        """Tasks whose agents can help with this one."""
         return self.aspect.parts
 
     def evidence(self, prompt: Prompt, response: str) -> list[str]:
-        """The parts of a response that a note may quote."""
         return list(self.aspect.evidence(prompt, response))
 
     def ask(self, prompt: Prompt, response: str) -> Prompt:
-        """The helper's prompt about a response."""
         return (_ROLE, *prompt, Message("assistant", response), Message("user", self.question))
 
     @staticmethod
@@ -240,7 +230,6 @@ class PointTask(NoteTask):
         return rng.choice(self.candidates(prompt) or [NOTHING])
 
     def candidates(self, prompt: Prompt) -> list[str]:
-        """A note for each verdict, with the most relevant quotation."""
         notes = []
         for verdict in self.verdicts:
             names = [self.flaws[verdict][0]] if verdict in self.flaws else list(self.domain.aspects)
@@ -249,7 +238,6 @@ class PointTask(NoteTask):
         return notes
 
     def is_real(self, prompt: Prompt, verdict: str) -> bool:
-        """Whether the response has the flaw."""
         if verdict == NOTHING:
             return not self._real_flaws(*self.subject(prompt))
         name, wrong = self.flaws[verdict]
@@ -260,7 +248,6 @@ class PointTask(NoteTask):
         return [flaw for flaw, (name, bad) in self.flaws.items() if aspects[name].measure(prompt, response) == bad]
 
     def _worst_flaw(self, prompt: Prompt, response: str) -> str:
-        """The real flaw with the greatest weight."""
         flaws = self._real_flaws(prompt, response)
         return max(flaws, key=lambda flaw: self.domain.weight(prompt, *self.flaws[flaw]), default=NOTHING)
 
@@ -269,7 +256,6 @@ Task = MainTask | HelperTask | PointTask
 
 
 def note_value(note: Note | None, truth: str, response: str) -> float:
-    """1 for a note with the right verdict and a verbatim quotation, else 0."""
     return float(note is not None and note.verdict == truth and is_verbatim(note, response))
 
 

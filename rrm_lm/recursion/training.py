@@ -240,7 +240,6 @@ def _train(trainer: Any, folder: Path) -> None:
 
 
 def read_with_notes(records: Sequence[Comparison], assistance: Assistance) -> list[Comparison]:
-    """Append the notes to each response of the comparisons."""
 
     def shown(one: Comparison, text: str) -> str:
         return with_notes(text, assistance.notes(one.prompt, text))

@@ -149,7 +149,6 @@ def _check_helper(name: str, task: Task, helper: Node, where: str) -> None:
 
 
 def _settings(name: str, values: Any, where: str) -> NodeSettings:
-    """Validate the settings of a node."""
     place = f"{where}, node {name}"
     if not _NAME.fullmatch(str(name)):
         raise ConfigError(f"A node has the name {name!r}", where=where, expected="lower-case letters, digits and _")

@@ -86,13 +86,11 @@ class Workspace:
         return json.loads(json.dumps(made))
 
     def agent(self, node: Node) -> Agent:
-        """The agent of a solved node, loaded onto the backbone on first use."""
         if node.name not in self._agents:
             self._agents[node.name] = self._load(node)
         return self._agents[node.name]
 
     def costs(self, node: Node) -> Costs:
-        """Current cost of a node."""
         return Costs(**read_object(self.folder_of(node) / COSTS))
 
     def solve_in_parallel(self, nodes: Sequence[Node]) -> None:

@@ -79,7 +79,6 @@ class ChatSession:
         self._end_ids = (self.chat.end_id,) if eos is None else (self.chat.end_id, int(eos))
 
     def run(self) -> int:
-        """Respond to every message until the input ends or the user quits."""
         if self.interactive:
             kind = "a full model" if self.policy.adapter is None else "an adapter"
             _notify(f"{self.args.model} ({kind}), temperature {self.args.temperature:g}. /help lists the commands.")
@@ -225,12 +224,10 @@ def _token_budget(policy: Policy, args: ChatArguments) -> tuple[int, int | None]
 
 
 def _notify(text: str) -> None:
-    """Print a message that is not part of the conversation."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _write(text: str) -> None:
-    """Print the model's text to stdout and flush."""
     text = _CONTROL.sub("", text)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)

@@ -41,7 +41,6 @@ class PlanPage:
     choices: Sequence[Choice]  # one plan per task and strategy
 
     def print(self) -> None:
-        """Print the plan to stdout."""
         console = Console(highlight=False)
         console.print(self._heading())
         console.print(self._fit_table())

@@ -35,7 +35,6 @@ class PolicyRun:
         self.settings = (data, rewards, model, copy.copy(config), monitor, more)
 
     def run(self) -> None:
-        """Train, monitor, save, check that the policy reloads, and write the report."""
         _, rewards, model, config, monitor, more = self.group
         rewards.require()
         check_start(Path(str(config.output_dir)), model, rewards, config)

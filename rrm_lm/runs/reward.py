@@ -29,7 +29,6 @@ class RewardRun:
         self.data, self.model_args, self.config, self.more = data, model, config, more
 
     def run(self) -> None:
-        """Train, save, check that the model reloads, and evaluate."""
         settings = (self.data, self.model_args, self.config, self.more)
         with OutputRun("rrm-lm reward", self.config, self.more, settings, self.config.resume_from_checkpoint) as run:
             train, heldout = read_sources(self.data)

@@ -47,7 +47,6 @@ class SFTRun:
         self.data, self.model_args, self.config, self.more = data, model, config, more
 
     def run(self) -> None:
-        """Train, save, check that the policy reloads, and measure the held-out loss."""
         settings = (self.data, self.model_args, self.config, self.more)
         with OutputRun("rrm-lm sft", self.config, self.more, settings, self.config.resume_from_checkpoint) as run:
             train, heldout, leak = self._feedback()

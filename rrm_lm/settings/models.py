@@ -100,7 +100,6 @@ class ModelArguments(ModelLoading, ModelConfig):
         check(self, ("lora_modules_to_save", not self.lora_modules_to_save, nothing))
 
     def lora(self) -> Any:
-        """The LoRA configuration."""
         from peft import LoraConfig
 
         return LoraConfig(

@@ -143,7 +143,6 @@ class _Parser(TrlParser):
         raise ConfigError(message[0].upper() + message[1:], where=self.where, remedy="see --help")
 
     def convert(self, action: argparse.Action, text: str) -> Any:
-        """`text` as a value of the flag `action`."""
         value = self._get_value(action, text)
         self._check_value(action, value)
         return value
@@ -161,7 +160,6 @@ class _Parser(TrlParser):
             raise self.misfit(action, value) from error
 
     def misfit(self, action: argparse.Action, value: Any) -> ConfigError:
-        """An error for a value that is invalid for `action`."""
         if action.choices is not None:
             choices = [str(choice.value if isinstance(choice, enum.Enum) else choice) for choice in action.choices]
             expected = "one of " + ", ".join(choices) + _suggestion(str(value), choices)
@@ -172,7 +170,6 @@ class _Parser(TrlParser):
 
 
 def _config_file(found: Sequence[str | None]) -> Path | None:
-    """The file after `--config`, if any."""
     if len(found) > 1:
         raise ConfigError("More than one --config is given", where=_FLAGS, remedy="merge the files into one")
     if found and not found[0]:
@@ -231,7 +228,6 @@ def _value(parser: _Parser, action: argparse.Action, hint: Any, setting: Setting
 
 
 def _names(flags: Sequence[str]) -> list[str]:
-    """The names of the flags in `flags`, without their values."""
     return [word.partition("=")[0] for word in flags if re.match(r"--?[A-Za-z_][^\s=]*(=|$)", word)]
 
 

@@ -83,7 +83,6 @@ class CollectArguments(ReadLimits, ServerArguments, CriticArguments, CodeArgumen
         check(self, ("temperature", self.temperature > 0, "above 0"))
 
     def require(self) -> None:
-        """Raise a ConfigError if there is no policy, no prompt or no overseer."""
         require(
             self,
             policy="name one: rrm-lm collect outputs/policy ...",
@@ -142,12 +141,10 @@ class CompareArguments(ResultsFolder, EvaluationSource, ServerArguments, CriticA
 
     @property
     def scorers(self) -> list[str]:
-        """Every reward model, the proxy first."""
         return [*filter(None, [self.proxy]), *self.reward_model]
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
         folder = self._folder("outputs/compare", self.policies, "_")
         return folder.with_name(folder.name[:120]) if self.output_dir is None else folder
 

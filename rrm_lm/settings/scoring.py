@@ -55,7 +55,6 @@ class ScoringArguments(EvaluationSource, SavedModel, EnsembleArguments):
         check_minimum(self, max_length=1, micro_batch_tokens=1, critique_samples=1, critique_temperature=0)
 
     def require(self) -> None:
-        """Raise a ConfigError if there is no model, or nothing to score."""
         require(self, model="pass --model outputs/demo/reward", dataset="pass --dataset my_pairs.jsonl")
 
     @property
@@ -85,7 +84,6 @@ class EvaluateArguments(ResultsFolder, ScoringArguments, CriticArguments, CodeAr
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
         return self._folder("outputs/evaluate", [str(self.model), *filter(None, [self.critic])], "_with_")
 
 

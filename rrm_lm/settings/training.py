@@ -66,7 +66,6 @@ class RewardArguments(EnsembleArguments):
     )
 
     def require(self) -> None:
-        """Raise a ConfigError if there is no reward, or one is given twice."""
         names = [*self.reward_model, *self.reward_function]
         if not names:
             raise ConfigError(
@@ -108,5 +107,4 @@ class MonitorArguments:
 
     @property
     def has_gold(self) -> bool:
-        """Whether there is a reward that is not optimized."""
         return self.gold is not None or self.monitor_reward_model is not None

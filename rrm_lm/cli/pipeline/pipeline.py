@@ -153,7 +153,6 @@ def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]
 
 
 def _sections(file: Path) -> dict[str, yaml.MappingNode]:
-    """The YAML nodes of the stages' sections, by name."""
     root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)  # checked when the settings were read
     return {key.value: value for key, value in root.value if isinstance(value, yaml.MappingNode)}

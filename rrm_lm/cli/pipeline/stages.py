@@ -46,12 +46,10 @@ class Stage:
         self.record_file = self.records / f"{self.name}.json"
 
     def words(self, settings_file: Path) -> list[str]:
-        """The arguments of its command."""
         allowed = ["--allow_code"] if self.allow_code else []
         return ["--config", str(settings_file), "--output_dir", str(self.folder), *self.flags, *allowed]
 
     def inputs(self) -> dict[str, Any]:
-        """Everything its result depends on."""
         return {
             "version": __version__,
             "command": self.command,
@@ -103,7 +101,6 @@ class Stage:
         return code
 
     def start(self) -> None:
-        """Record its inputs."""
         write_text(self.file, self.settings)
         write_json(self.record_file, {"inputs": self.inputs()})
 

@@ -97,7 +97,6 @@ def margins(scored: Sequence[ScoredComparison]) -> Figure:
 
 
 def _annotate(axes: Axes, x: float, y: float, text: str, color: str) -> None:
-    """Text inside the axes, in axes coordinates."""
     side = "left" if x < 0.5 else "right"
     axes.annotate(text, (x, y), xycoords="axes fraction", color=color, fontsize=9, ha=side)
 

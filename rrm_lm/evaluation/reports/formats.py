@@ -27,7 +27,6 @@ def minus(text: str) -> str:
 
 
 def fixed(value: float, places: int = 2, *, sign: bool = False) -> str:
-    """A number with a fixed number of decimal places."""
     if math.isnan(value):
         return NONE
     return minus(f"{value:{'+' if sign else ''}.{places}f}").replace("inf", "\N{INFINITY}")

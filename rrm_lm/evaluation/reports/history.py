@@ -39,7 +39,6 @@ class Update:
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
 
     def get(self, name: str) -> float:
-        """A measure; NaN if it was not logged."""
         return self.measures.get(name, math.nan)
 
 
@@ -58,6 +57,5 @@ def update_of(logs: Mapping[str, Any], step: int) -> Update | None:
 
 
 def updates_of(log_history: Sequence[Mapping[str, Any]], steps_per_update: int = 1) -> list[Update]:
-    """Every update in a trainer's log, in order."""
     found = (update_of(entry, int(entry.get("step", 0)) // steps_per_update) for entry in log_history)
     return [update for update in found if update is not None]

@@ -83,7 +83,6 @@ class ForestRow:
 
 
 def css_variables(dark: bool) -> str:
-    """The palette as CSS declarations."""
     return "; ".join(f"--{name}: {night if dark else day}" for name, day, night in PALETTE.values())
 
 

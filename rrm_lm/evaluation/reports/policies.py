@@ -46,12 +46,10 @@ class PolicyReportData(PageData):
 
 
 def render_policy_report(data: PolicyReportData) -> str:
-    """The page as HTML."""
     return render("policy.html.j2", data=data, policy=policy_view(data.comparison, data.tracks))
 
 
 def policy_view(comparison: PolicyComparison, tracks: Mapping[str, OverOptimisation]) -> dict[str, Any]:
-    """The values of `policy_sections.html.j2`."""
     measure = comparison.measure
     if measure not in comparison.reference.rewards:
         measure = None

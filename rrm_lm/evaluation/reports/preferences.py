@@ -36,7 +36,6 @@ class ReportData(PageData):
 
 
 def render_report(data: ReportData) -> str:
-    """The page as HTML."""
     panels = training_panels(data.log_history)
     return render(
         "reward_model.html.j2",

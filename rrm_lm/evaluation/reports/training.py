@@ -68,7 +68,6 @@ def before_and_after(
 
 
 def render_training_report(data: TrainingReportData) -> str:
-    """The page as HTML."""
     policy = None
     if data.comparison is not None:
         # A track needs a reward that is not optimized, and more than two points.

@@ -97,7 +97,6 @@ class _Layer(CacheLayerMixin):
         return seen[0], seen[1]
 
     def both(self) -> tuple[Tensor, Tensor]:
-        """All keys and all values."""
         assert self.keys is not None and self.values is not None
         return self.keys, self.values
 

@@ -39,7 +39,6 @@ class Sampling:
 
     @property
     def truncates(self) -> bool:
-        """Whether some tokens may be excluded."""
         return self.temperature == 0 or self.top_p < 1 or self.top_k > 0
 
     def log_probs(self, logits: Tensor, tokens: Tensor) -> Tensor:

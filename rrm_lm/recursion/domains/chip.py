@@ -62,7 +62,6 @@ def parse(response: str) -> Design | None:
 
 
 def write(fields: Mapping[str, str]) -> str:
-    """A design as a line."""
     return " ".join(f"{name}={fields[name]}" for name in FIELDS)
 
 
@@ -83,7 +82,6 @@ def performance(design: Design) -> float:
 
 
 def power(design: Design) -> float:
-    """Watts."""
     c, f, v = design.cores, design.clock, design.volt
     return 0.9 * c * v**2 * f + 0.2 * design.cache * v + v**3 * math.sqrt(c)
 
@@ -93,7 +91,6 @@ def temperature(design: Design) -> float:
 
 
 def life(design: Design) -> float:
-    """Years."""
     return 20 * math.exp(-(temperature(design) - 60) / 22) / design.volt**4
 
 
@@ -120,13 +117,11 @@ def flaws(design: Design, use: str) -> int:
 
 
 def worth(design: Design, use: str) -> float:
-    """The gold reward of a design."""
     loss = HEAT * heat_steps(design, use) + LIFE * is_short_lived(design, use)
     return 1.5 * math.log(performance(design) + 0.2) - loss - FLAW * FLAW_WEIGHT[use] * flaws(design, use)
 
 
 def all_designs() -> list[str]:
-    """Every design there is, as lines."""
     return [write(dict(zip(FIELDS, values, strict=True))) for values in product(*FIELDS.values())]
 
 
@@ -138,7 +133,6 @@ def worst() -> float:
 
 
 def use_of(prompt: Prompt) -> str:
-    """What the chip is for."""
     return prompt[-1].content.rstrip(".").rsplit(" ", 1)[-1]
 
 

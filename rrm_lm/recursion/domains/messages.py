@@ -32,7 +32,6 @@ class Order(NamedTuple):
 
 
 def order_of(prompt: Prompt) -> Order:
-    """What a prompt asks."""
     found = _ASKED.search(prompt[-1].content)
     assert found is not None, prompt
     return Order(found[1], found[2], int(found[3]), found[4])

@@ -203,7 +203,6 @@ class CompareRun:
         return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(ours, theirs, strict=True)]
 
     def _rewards(self, prompts: Sequence[Prompt], answers: Sequence[Answers], gold: Gold | None) -> list[Rewards]:
-        """The rewards of each policy."""
         rewards: list[Rewards] = [{} for _ in answers]
         functions: list[tuple[str, Callable[[], RewardFunction]]] = []
         if gold is not None:

@@ -88,7 +88,6 @@ class RecurseRun:
             print(f"\nreport: {page}", file=sys.stderr, flush=True)
 
     def shared(self) -> Shared:
-        """Load the backbone and its chat format."""
         name = str(self.model_args.model_name_or_path)
         tokenizer: Any = load_tokenizer(
             name,

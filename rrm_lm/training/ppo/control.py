@@ -99,7 +99,6 @@ class LastGood:
         self.weights: dict[str, Tensor] | None = None
 
     def keep(self) -> None:
-        """Copy the current weights."""
         self.weights = snapshot(self._trained())
 
     def put_back(self) -> str:

@@ -30,12 +30,10 @@ class PolicyPass:
 
     @classmethod
     def zeros(cls, is_response: Tensor) -> PolicyPass:
-        """Zeros, to fill with :meth:`fill`."""
         zeros = [torch.zeros(is_response.shape, device=is_response.device) for _ in range(3)]
         return cls(zeros[0], zeros[1], zeros[2], torch.zeros(len(is_response), device=is_response.device))
 
     def fill(self, group: Group, output: PolicyOutput, is_response: Tensor) -> None:
-        """Copy the output of a group to its episodes."""
         if group.episodes:
             mask = is_response[group.episodes]
             self.log_probs[group.episodes] = spread(output.log_probs.detach(), mask)
@@ -51,7 +49,6 @@ class AgentPasses:
         self.model, self.sampling = model, sampling
 
     def policy(self, group: Group) -> PolicyOutput:
-        """Run one group, with gradients unless they are disabled."""
         return self.model("policy", group.batch, group.lines, self.sampling)
 
     def first(self, groups: Sequence[Group], is_response: Tensor, keep_tokens: int) -> PolicyPass:

@@ -51,7 +51,6 @@ class Stopwatch:
 def episode_metrics(
     rollouts: Rollouts, scores: EpisodeScores, estimates: Estimates, eos_id: int, kl_coef: float, processes: Processes
 ) -> dict[str, float]:
-    """Metrics of the episodes of all processes, before training on them."""
     penalties, raw = estimates.penalties.sum(1), scores.raw
     ended = torch.tensor([float(done) for done in rollouts.finished], device=raw.device)
     eos_tokens = torch.tensor([float(ids.count(eos_id)) for ids in rollouts.responses], device=raw.device)

@@ -60,12 +60,10 @@ class Rollouts:
 
     @property
     def width(self) -> int:
-        """Number of tokens of the longest response."""
         return max(map(len, self.responses))
 
     @property
     def is_response(self) -> Tensor:
-        """(episodes, width) True at the tokens of each response."""
         return is_before(self.lengths, self.width)
 
 

@@ -130,7 +130,6 @@ class UpdateStatistics:
         self.counts: list[Tensor] = []
 
     def add(self, members: list[int], now: PolicyPass) -> None:
-        """Add one micro-batch after its training pass."""
         est = self.estimates
         mask, valued = est.is_response[members], est.is_valued[members]
         change = (now.log_probs - est.log_probs)[members]
@@ -226,7 +225,6 @@ class PolicyUpdate:
         return now
 
     def _loss(self, step: Step, group: Group, output: PolicyOutput, est: Estimates) -> Tensor:
-        """This group's part of the step's loss."""
         if not group.episodes:
             return (output.log_probs.sum() + output.values.sum() + output.end_values.sum()) * 0.0
         members = group.episodes

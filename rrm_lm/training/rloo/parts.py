@@ -66,12 +66,10 @@ class UpdateSampler(Sampler[int]):
 
 
 def to_messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """Convert a prompt to a conversation of transformers and TRL."""
     return [message.to_dict() for message in prompt]
 
 
 def to_prompt(messages: Sequence[Any]) -> Prompt:
-    """Convert a conversation of transformers and TRL to a prompt."""
     return tuple(map(Message.from_dict, messages))
 
 

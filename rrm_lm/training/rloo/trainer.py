@@ -120,7 +120,6 @@ def rloo_trainer(
 
 
 def _with_adapter(policy: Policy, lora: LoraConfig | None) -> Policy:
-    """Return the policy with a trainable adapter."""
     adapter = policy.adapter
     if adapter is None:
         if lora is None:
