@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from rrm_lm.settings.scoring import EvaluateArguments
 
@@ -19,6 +19,7 @@ rrm-lm evaluate --model Skywork/Skywork-Reward-V2-Qwen3-0.6B \\
     --dataset allenai/reward-bench --split filtered
 rrm-lm evaluate --model smollm2-135m --dataset my_pairs.jsonl \\
     --critic outputs/mine
+rrm-lm evaluate --model outputs/mine outputs/other --dataset my_pairs.csv
 rrm-lm evaluate --model outputs/mine --dataset my_pairs.csv --baselines true
 """
 COMMON = (
@@ -34,9 +35,10 @@ def run(argv: list[str]) -> int:
     (args,) = parse([EvaluateArguments], argv, command="rrm-lm evaluate", examples=EXAMPLES, common=COMMON)
     args.require()
     from rrm_lm.api.judging import judge, with_comparisons, write_judgement
+    from rrm_lm.api.rows import set_labels
     from rrm_lm.models.pretrained import process_state
     from rrm_lm.runs.critics import CRITIQUES_FILE, find_critic
-    from rrm_lm.runs.scoring import load_sets, make_scorer, with_baselines
+    from rrm_lm.runs.scoring import cached_scorer, chat_of, load_sets, with_baselines, write_differences
     from rrm_lm.storage import write_jsonl
     from rrm_lm.training.output_folder import OutputFolder
 
@@ -53,27 +55,29 @@ def run(argv: list[str]) -> int:
     with folder:
         state.wait_for_everyone()
         sets = with_comparisons(load_sets(args))
-        scorer = make_scorer(args) if critic is None else _assisted(args, critic, sets)
-        critiques = getattr(scorer, "critiques", None)
-        evaluation = judge(scorer, sets, critiques and {"critic": critiques.account()})
-        if args.baselines:
-            evaluation = with_baselines(evaluation, scorer, args)
+        found = []
+        for model in args.model:
+            scorer: Any = cached_scorer(args, model) if critic is None else _assisted(args, model, critic, sets)
+            critiques = getattr(scorer, "critiques", None)
+            evaluation = judge(scorer, sets, critiques and {"critic": critiques.account()})
+            if args.baselines:
+                evaluation = with_baselines(evaluation, scorer, args)
+            found.append((model, evaluation, chat_of(args, model, scorer), critiques))
+            del scorer  # hold one model at a time
         folder.begin()
-        if state.is_main_process:
+        names = {model: label.replace("/", "-") for model, label in set_labels(args.model).items()}
+        for model, evaluation, chat, critiques in found if state.is_main_process else ():
+            place = args.folder / names[model] if len(found) > 1 else args.folder
             if critiques is not None:
-                write_jsonl(args.folder / CRITIQUES_FILE, critiques.rows())
-            write_judgement(
-                evaluation,
-                sets,
-                args.folder,
-                chat=getattr(scorer, "chat", None),
-                location=str(args.model),
-                configuration=asdict(args),
-            )
+                write_jsonl(place / CRITIQUES_FILE, critiques.rows())
+            settings = asdict(replace(args, model=[model]))
+            write_judgement(evaluation, sets, place, chat=chat, location=model, configuration=settings)
+        if len(found) > 1 and state.is_main_process:
+            write_differences({names[model]: evaluation for model, evaluation, *_ in found}, args)
     return 0
 
 
-def _assisted(args: EvaluateArguments, critic: CriticSource, sets: dict[str, Feedback]) -> ResponseScorer:
+def _assisted(args: EvaluateArguments, model: str, critic: CriticSource, sets: dict[str, Feedback]) -> ResponseScorer:
     """The scorer, which sees the critic's notes on every response."""
     from rrm_lm.evaluation.preferences.judge import NOTES_QUESTION
     from rrm_lm.evaluation.preferences.scoring import group_by_prompt
@@ -83,4 +87,4 @@ def _assisted(args: EvaluateArguments, critic: CriticSource, sets: dict[str, Fee
     groups = [group_by_prompt(feedback.comparisons) for feedback in sets.values()]
     subjects = [(prompt, text) for group in groups for prompt, texts in group.items() for text in texts]
     critiques = critic.write(subjects, **args.loading())
-    return AssistedScorer(make_scorer(args, judge_question=NOTES_QUESTION), critiques)
+    return AssistedScorer(make_scorer(args, model, judge_question=NOTES_QUESTION), critiques)

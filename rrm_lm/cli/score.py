@@ -43,7 +43,9 @@ def run(argv: list[str]) -> int:
 
     state = process_state()
     origins = _origins(load_sets(args))
-    rewards = score_responses(make_scorer(args), {prompt: list(found) for prompt, found in origins.items()})
+    rewards = score_responses(
+        make_scorer(args, str(args.model)), {prompt: list(found) for prompt, found in origins.items()}
+    )
     if not state.is_main_process:
         return 0
     rows = [

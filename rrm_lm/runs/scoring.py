@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from rrm_lm.api.judging import environment
+from rrm_lm.api.resuming import fingerprint
 from rrm_lm.api.rows import set_labels
-from rrm_lm.errors import ConfigError
+from rrm_lm.errors import ConfigError, RRMError
 from rrm_lm.evaluation.preferences.baselines import baselines, frozen_states
+from rrm_lm.evaluation.preferences.pairwise import compare_all
 from rrm_lm.evaluation.preferences.results import Evaluation
+from rrm_lm.evaluation.preferences.score_cache import CachedScorer
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
+from rrm_lm.evaluation.reports.page import PageData, render, sentence
 from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
-from rrm_lm.models.pretrained import process_state
+from rrm_lm.models.pretrained import load_tokenizer, process_state, resolve
+from rrm_lm.models.reward_files import read_settings
+from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json
 from rrm_lm.settings.scoring import EvaluateArguments, ScoringArguments
+from rrm_lm.storage import write_json, write_text
+from rrm_lm.text.chat import ChatFormat
+
+logger = logging.getLogger(__name__)
 
 
 def load_sets(args: ScoringArguments) -> dict[str, Feedback]:
@@ -21,11 +36,17 @@ def load_sets(args: ScoringArguments) -> dict[str, Feedback]:
     return {label: load_feedback(name, **args.reading(args.split)) for name, label in set_labels(args.dataset).items()}
 
 
-def make_scorer(args: ScoringArguments, judge_question: str = "") -> ResponseScorer:
-    """Load the scorer. `judge_question` is the question to a language model that is used as a judge."""
+def model_name(model: str) -> str:
+    """A model's name in results: the name of its folder, its Hub id or its alias."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
+
+
+def make_scorer(args: ScoringArguments, model: str, judge_question: str = "") -> ResponseScorer:
+    """Load a scorer. `judge_question` is the question to a language model that is used as a judge."""
     return load_scorer(
-        str(args.model),
-        title=args.model_name,
+        model,
+        title=model_name(model),
         base_model=args.base_model,
         micro_batch_tokens=args.micro_batch_tokens,
         critique_samples=args.critique_samples,
@@ -42,6 +63,51 @@ def make_scorer(args: ScoringArguments, judge_question: str = "") -> ResponseSco
     )
 
 
+_MAKES_REWARDS = (
+    *("base_model", "micro_batch_tokens", "critique_samples", "critique_temperature", "seed", "ensemble", "ensemble_k"),
+    *("max_length", "dtype", "attn_implementation", "pad_token", "chat_template", "load_in_4bit", "load_in_8bit"),
+)
+
+
+def cached_scorer(args: EvaluateArguments, model: str) -> ResponseScorer:
+    """A scorer whose rewards are kept in the cache folder, in a file for this model and these settings."""
+    if process_state().num_processes > 1 or not args.cache_scores:
+        return make_scorer(args, model)
+    key = {name: getattr(args, name) for name in _MAKES_REWARDS}
+    key |= {name: version(name) for name in ("rrm_lm", "torch", "transformers", "peft")}
+    try:
+        key |= {"weights": _digest(model, args.model_revision, args.base_model), "device": str(process_state().device)}
+    except RRMError:
+        return make_scorer(args, model)  # which says what is wrong with the model
+    return CachedScorer(model_name(model), key, lambda: make_scorer(args, model))
+
+
+def _digest(model: str, revision: str | None, base_model: str | None = None) -> list[str]:
+    """Identifies a model's files: hashes and times of a folder, the commit on the Hub; also those of a backbone."""
+    path = resolve(model, revision)
+    adapter = model_file(path, ADAPTER_CONFIG, revision)
+    config = adapter or model_file(path, "config.json", revision)
+    folder = Path(path) if config is None else config.parent
+    weights = [f"{file.name} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.safetensors"))]
+    own = [fingerprint(folder), *weights] if Path(path).is_dir() else [folder.name]
+    if adapter is None:
+        return own
+    settings = read_settings(adapter.parent)
+    base = base_model or (settings.base_model if settings else read_json(adapter)["base_model_name_or_path"])
+    return own + _digest(str(base), settings.revision if settings and base_model is None else None)
+
+
+def chat_of(args: ScoringArguments, model: str, scorer: Any) -> ChatFormat | None:
+    """The chat format of a scorer, without loading a model whose rewards were all in the cache."""
+    if not isinstance(scorer, CachedScorer) or scorer.is_loaded:
+        return getattr(getattr(scorer, "scorer", scorer), "chat", None)
+    adapter = model_file(resolve(model, args.model_revision), ADAPTER_CONFIG, args.model_revision)
+    name = model
+    if adapter is not None and not (adapter.parent / "tokenizer_config.json").is_file():
+        name = str(args.base_model or read_json(adapter)["base_model_name_or_path"])
+    return ChatFormat(load_tokenizer(name, trust_remote_code=args.trust_remote_code, **args.tokenizing()))
+
+
 def with_baselines(evaluation: Evaluation, scorer: Any, args: EvaluateArguments) -> Evaluation:
     """The evaluation with the baselines of each set.
 
@@ -51,6 +117,21 @@ def with_baselines(evaluation: Evaluation, scorer: Any, args: EvaluateArguments)
     if process_state().num_processes > 1:
         raise ConfigError("baselines are computed in one process", where="baselines", remedy="leave out the launcher")
     train = [c for name in args.baselines_train for c in load_feedback(name, **args.reading("train")).comparisons]
-    probe = frozen_states(scorer)
+    probe = frozen_states(scorer.scorer if isinstance(scorer, CachedScorer) else scorer)
     sets = tuple(replace(result, baselines=baselines(result, train, probe)) for result in evaluation.sets)
     return replace(evaluation, sets=sets)
+
+
+def write_differences(evaluations: Mapping[str, Evaluation], args: EvaluateArguments) -> None:
+    """Write results.json and report.html of several models, and print their differences."""
+    found = compare_all(evaluations)
+    accuracy = {
+        name: {result.name: result.measures.accuracy for result in one.sets} for name, one in evaluations.items()
+    }
+    write_json(args.folder / "results.json", {"models": accuracy, "differences": found})
+    page = PageData(title="Reward models compared", configuration=asdict(args), environment=environment())
+    html = render("reward_models.html.j2", data=page, accuracy=accuracy, differences=found)
+    write_text(args.folder / "report.html", html)
+    for one in found:
+        print(sentence("models_verdict", one, len(next(iter(accuracy.values()))) > 1))
+    logger.info("report: %s", args.folder / "report.html")

@@ -116,31 +116,30 @@ class ModelArguments(ModelLoading, ModelConfig):
 
     def loading(self) -> dict[str, Any]:
         """Arguments for `rrm_lm.models.pretrained.load_causal_lm`."""
-        from rrm_lm.models.pretrained import process_state
+        return {**super().loading(), "revision": self.model_revision, **quantized(self)}
 
-        quantization = self._quantization()
-        return {
-            **super().loading(),
-            "revision": self.model_revision,
-            "quantization_config": quantization,
-            "device_map": None if quantization is None else {"": process_state().local_process_index},
-        }
 
-    def _quantization(self) -> Any:
-        """TRL's configuration, which computes in `dtype`; if that is unset, in the device's default."""
-        if not (self.load_in_4bit or self.load_in_8bit):
-            return None
-        from importlib.util import find_spec
+def quantized(settings: ModelConfig) -> dict[str, Any]:
+    """The arguments that load a model in 4 or 8 bit on this process's device; empty if neither is set.
 
-        from trl.trainer.utils import get_quantization_config
+    TRL's configuration computes in `dtype`; if that is unset, in the device's default.
+    """
+    if not (settings.load_in_4bit or settings.load_in_8bit):
+        return {}
+    from importlib.util import find_spec
 
-        from rrm_lm.models.pretrained import default_dtype
+    from trl.trainer.utils import get_quantization_config
 
-        if find_spec("bitsandbytes") is None:
-            raise ConfigError(
-                "Loading in 4 or 8 bit needs the package bitsandbytes, which is not installed",
-                where="load_in_4bit" if self.load_in_4bit else "load_in_8bit",
-                remedy="pip install 'rrm_lm[quantization]'",
-            )
-        dtype = str(default_dtype()).removeprefix("torch.") if self.dtype in (None, "auto") else self.dtype
-        return get_quantization_config(replace(self, dtype=dtype))
+    from rrm_lm.models.pretrained import default_dtype, process_state
+
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "Loading in 4 or 8 bit needs the package bitsandbytes, which is not installed",
+            where="load_in_4bit" if settings.load_in_4bit else "load_in_8bit",
+            remedy="pip install 'rrm_lm[quantization]'",
+        )
+    dtype = str(default_dtype()).removeprefix("torch.") if settings.dtype in (None, "auto") else settings.dtype
+    return {
+        "quantization_config": get_quantization_config(replace(settings, dtype=dtype)),
+        "device_map": {"": process_state().local_process_index},
+    }

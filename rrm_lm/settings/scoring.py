@@ -6,11 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from trl.trainer.model_config import ModelConfig
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.options import check_minimum, option, require
+from rrm_lm.options import check_minimum, option, refuse_repeats, require
 from rrm_lm.settings.data import EvaluationSource
-from rrm_lm.settings.models import EnsembleArguments, SavedModel
+from rrm_lm.settings.models import EnsembleArguments, SavedModel, quantized
 from rrm_lm.settings.permissions import CodeArguments
 
 
@@ -42,8 +45,12 @@ class ResultsFolder:
 class ScoringArguments(EvaluationSource, SavedModel, EnsembleArguments):
     """The model, and how it is run. Rewards do not depend on batch size, padding or the number of processes."""
 
-    model: str | None = option(None, "Reward model: a folder, a Hub id or an alias.")
     dataset: list[str] = option([], "Feedback to score: one or more files, folders or Hub datasets.")
+    load_in_4bit: bool = option(
+        False, "Load whole models in 4 bit, and the backbones of adapters (needs bitsandbytes)."
+    )
+    load_in_8bit: bool = option(False, "The same in 8 bit.")
+    device_map: str | None = option(None, "auto spreads a model over all GPUs. Unset: one device per process.")
     max_length: int | None = option(2048, "Longest conversation in tokens, for models that do not record it.")
     micro_batch_tokens: int = option(4096, "Most padded tokens per forward pass; bounds the memory.")
     critique_samples: int = option(1, "For models that write critiques first: how many critiques to average over.")
@@ -57,17 +64,21 @@ class ScoringArguments(EvaluationSource, SavedModel, EnsembleArguments):
     def require(self) -> None:
         require(self, model="pass --model outputs/demo/reward", dataset="pass --dataset my_pairs.jsonl")
 
-    @property
-    def model_name(self) -> str:
-        """The model's name in results: the name of its folder, its Hub id or its alias."""
-        path = Path(str(self.model)).expanduser()
-        return path.resolve().name if path.is_dir() else str(self.model)
+    def loading(self) -> dict[str, Any]:
+        """Arguments for functions that load models."""
+        config = ModelConfig(load_in_4bit=self.load_in_4bit, load_in_8bit=self.load_in_8bit, dtype=self.dtype)
+        placed = {} if self.device_map is None else {"device_map": self.device_map}
+        return {**super().loading(), **quantized(config), **placed}
 
 
 @dataclass
 class EvaluateArguments(ResultsFolder, ScoringArguments, CriticArguments, CodeArguments):
     """The reward model, how it is run, and where results go."""
 
+    model: list[str] = option(
+        [], "Reward models: folders, Hub ids or aliases. Several are compared, pair by pair, on the same comparisons."
+    )
+    cache_scores: bool = option(True, "Keep rewards in the cache folder; a model is loaded only for new responses.")
     baselines: bool = option(
         False,
         "Also judge by length, style, words and a linear probe on frozen states; the model's lead over each.",
@@ -78,17 +89,20 @@ class EvaluateArguments(ResultsFolder, ScoringArguments, CriticArguments, CodeAr
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_repeats("model", self.model)
         self.baselines = self.baselines or bool(self.baselines_train)
         if self.baselines and self.critic is not None:
             raise ConfigError("baselines do not read a critic's notes", where="baselines and critic", expected="one")
 
     @property
     def folder(self) -> Path:
-        return self._folder("outputs/evaluate", [str(self.model), *filter(None, [self.critic])], "_with_")
+        models = self._folder("", self.model, "_").name if self.output_dir is None else ""
+        return self._folder("outputs/evaluate", [models, *filter(None, [self.critic])], "_with_")
 
 
 @dataclass
 class ScoreArguments(ScoringArguments):
     """The reward model, how it is run, and where rewards go."""
 
+    model: str | None = option(None, "Reward model: a folder, a Hub id or an alias.")
     output_file: str | None = option(None, "File for the rewards. Unset: the terminal.")

@@ -37,6 +37,12 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     log.level = level
 
 
+@pytest.fixture(autouse=True)
+def _own_score_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards that tests compute stay out of the user's cache and of other tests."""
+    monkeypatch.setattr("rrm_lm.evaluation.preferences.score_cache.cache_home", lambda: tmp_path / "cache")
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny language model and its tokenizer."""

@@ -296,6 +296,80 @@ def test_several_sets(trained: TrainedReward, tmp_path: Path, capsys: Any) -> No
     assert "third" in result.out and "12 of 12" in result.out
 
 
+def test_several_models(trained: TrainedReward, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = classifier(tmp_path / "theirs")
+    models = (trained.folder, theirs, trained.model)
+    out = tmp_path / "out"
+    words = ("evaluate", "--model", *models, "--dataset", trained.heldout, "--dtype", "float32", "--output_dir", out)
+    result = run(capsys, *words)
+    assert result.code == 0, result.err
+    found = read(out / "results.json")
+    names = [path.name for path in models]
+    assert list(found["models"]) == names
+    pairs = [(one["first"], one["second"]) for one in found["differences"]]
+    assert pairs == [(names[0], names[1]), (names[0], names[2]), (names[1], names[2])]
+    for one in found["differences"]:
+        mine, other = (found["models"][one[side]]["heldout"]["value"] for side in ("first", "second"))
+        assert one["difference"]["value"] == pytest.approx(mine - other)
+        assert one["pairs_for_one_point"] is None or one["pairs_for_one_point"] > 0
+    for name in names:
+        assert read(out / name / "results.json")["sets"]["heldout"]["accuracy"] == found["models"][name]["heldout"]
+        assert f'href="{name}/report.html"' in (out / "report.html").read_text(encoding="utf-8")
+        assert (out / name / "report.html").is_file()
+    alone = evaluate(capsys, theirs, trained.heldout, tmp_path / "alone", "--cache_scores", "false")
+    assert alone.code == 0 and read_rows(tmp_path / "alone" / "scores.jsonl") == read_rows(
+        out / names[1] / "scores.jsonl"
+    )
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    first = {name: (out / name / f"{name}_outputs.jsonl").read_text(encoding="utf-8") for name in names}
+    monkeypatch.setattr("rrm_lm.runs.scoring.load_scorer", never)
+    again = run(capsys, *words)
+    assert again.code == 0, again.err
+    assert read(out / "results.json") == found
+    assert {n: (out / n / f"{n}_outputs.jsonl").read_text(encoding="utf-8") for n in names} == first
+
+
+def test_changed_weights_are_scored_again(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
+    folder = classifier(tmp_path / "theirs")
+    evaluate(capsys, folder, trained.heldout, tmp_path / "first")
+    model = AutoModelForSequenceClassification.from_pretrained(str(folder))
+    with torch.no_grad():
+        model.score.weight.neg_()
+    model.save_pretrained(str(folder))
+    evaluate(capsys, folder, trained.heldout, tmp_path / "second")
+    one, other = (read(tmp_path / name / "results.json")["sets"]["heldout"] for name in ("first", "second"))
+    assert one["accuracy"]["value"] == pytest.approx(1 - other["accuracy"]["value"])
+
+
+def test_an_adapter_on_another_backbone_is_scored_again(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
+    other = save_tiny_model(tmp_path / "backbone", seed=5)
+    evaluate(capsys, trained.folder, trained.heldout, tmp_path / "first")
+    evaluate(capsys, trained.folder, trained.heldout, tmp_path / "second", "--base_model", other)
+    rows = [read_rows(tmp_path / name / "scores.jsonl") for name in ("first", "second")]
+    assert rows[0][0]["margin"] != pytest.approx(rows[1][0]["margin"])
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged", "judge"])
+def test_device_map(kind: str, trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
+    model = {"adapter": trained.folder, "merged": trained.merged, "judge": trained.model}[kind]
+    for name, more in (("plain", ()), ("mapped", ("--device_map", "cpu"))):
+        result = evaluate(capsys, model, trained.heldout, tmp_path / name, *more)
+        assert result.code == 0, result.err
+    one, other = (rewards_of(tmp_path / name) for name in ("plain", "mapped"))
+    close(one, other)
+
+
+def test_four_bits_need_a_package(
+    trained: TrainedReward, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = evaluate(capsys, trained.folder, trained.heldout, tmp_path, "--load_in_4bit", "true")
+    assert "bitsandbytes" in result.error["error"] and "rrm_lm[quantization]" in result.err
+
+
 @pytest.mark.parametrize("kind", ["adapter", "merged", "judge"])
 def test_baselines(kind: str, trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     model = {"adapter": trained.folder, "merged": trained.merged, "judge": trained.model}[kind]

@@ -355,22 +355,3 @@ def tie_items(scored: Sequence[ScoredComparison]) -> list[TieItem]:
         wrong = {one.comparison.rejected: one.reward_rejected for one in group}
         items.append(TieItem(int(name[2]), name[1] == "tied", tuple(right.values()), tuple(wrong.values())))
     return items
-
-
-def compare_models(first: SetResult, second: SetResult) -> Estimate:
-    """Accuracy of the first model minus the second's on comparisons that both scored; paired, clustered by prompt.
-
-    Raises:
-        DataError: The two results are not of the same comparisons.
-    """
-    if [one.comparison for one in first.examples] != [one.comparison for one in second.examples]:
-        raise DataError(
-            "the two models were not evaluated on the same comparisons",
-            where=f"{first.name} and {second.name}",
-            expected="the same comparisons in the same order",
-            remedy="evaluate both models on one set",
-        )
-    both = [(a, b) for a, b in zip(first.examples, second.examples, strict=True) if not (a.reason or b.reason)]
-    return metrics.paired_difference(
-        [a.correct for a, _ in both], [b.correct for _, b in both], [a.comparison.prompt_id for a, _ in both]
-    )

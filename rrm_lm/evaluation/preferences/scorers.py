@@ -191,7 +191,7 @@ def load_scorer(
         pad_token, chat_template: For tokenizers without them.
         shard: Shard a reward model if this launch shards models. All processes must then make the same calls.
         judge_question: The question to a judge, instead of `judge.JUDGE_QUESTION`.
-        loading: dtype, attn_implementation, revision, trust_remote_code.
+        loading: dtype, attn_implementation, revision, trust_remote_code, quantization_config, device_map.
 
     Raises:
         ConfigError: Unknown way to combine members.
@@ -211,7 +211,7 @@ def load_scorer(
             _ = reward_model.backbone.can_share  # test it before the model is sharded
             shard_for_use(reward_model)
         return RewardScorer(
-            reward_model if is_sharded(reward_model) else reward_model.to(_device()),
+            reward_model if is_sharded(reward_model) else _placed(reward_model, reward_model.backbone.causal_lm),
             chat,
             title or name,
             micro_batch_tokens=micro_batch_tokens,
@@ -226,11 +226,13 @@ def load_scorer(
     if is_classifier(path, revision):
         classifier, chat = _load_classifier(name, path, max_length, tokenizing, loading)
         logger.info("%s: a sequence-classification model", name)
-        return ClassifierScorer(classifier.to(_device()), chat, title or name, micro_batch_tokens=micro_batch_tokens)
+        return ClassifierScorer(
+            _placed(classifier, classifier), chat, title or name, micro_batch_tokens=micro_batch_tokens
+        )
     tokenizer: Any = load_tokenizer(name, **tokenizing)
     model: Any = load_causal_lm(name, **loading)
     check_vocabulary(tokenizer, model)
-    backbone = Backbone(model.to(_device()), int(tokenizer.pad_token_id))
+    backbone = Backbone(_placed(model, model), int(tokenizer.pad_token_id))
     chat = ChatFormat(tokenizer, _within(max_length, backbone.config))
     logger.info("%s: a causal language model, used as a judge by the log-odds of Yes and No", name)
     return JudgeScorer(backbone, chat, title or name, micro_batch_tokens=micro_batch_tokens, question=judge_question)
@@ -292,6 +294,15 @@ def _within(max_length: int | None, config: Any) -> int | None:
     """`max_length`, capped at the model's number of positions."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min((length for length in (max_length, context) if length is not None), default=None)
+
+
+def _placed(module: Any, loaded: Any) -> Any:
+    """A module on this process's device, or, if the loaded model in it has a device map, its new parts there."""
+    if getattr(loaded, "hf_device_map", None) is None:
+        return module.to(_device())
+    if isinstance(module, RewardModel):
+        module.head.to(list(module.backbone.decoder.parameters())[-1].device)
+    return module
 
 
 def _device() -> torch.device:

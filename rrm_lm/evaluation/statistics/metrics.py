@@ -219,6 +219,19 @@ def over_runs(
     return OverRuns(found.value, found.low, found.high, n, count, (*by_run.tolist(),), kind)
 
 
+def needed(first: ArrayLike, second: ArrayLike, clusters: Clusters, difference: float = 0.01) -> int | None:
+    """How many examples show a true difference in accuracy with a probability of 80%, if they are like these `(n,)`.
+
+    None if it cannot be estimated: there is one prompt, or both models are right on the same examples.
+    """
+    d = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    se, _ = clustered_se((d - d.mean()) / d.size, clusters)
+    if not se > _NO_ERROR:
+        return None
+    quantiles = scipy.stats.norm.ppf(0.5 + LEVEL / 2) + scipy.stats.norm.ppf(0.8)
+    return math.ceil(d.size * (quantiles * se / difference) ** 2)
+
+
 def _bounded(value: float, se: float, df: float, bounds: tuple[float, float], n: int, count: int) -> Estimate:
     low, high = bounds
     if math.isnan(se):

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.evaluation.preferences.results import best_of_choices, compare_models, tie_items
+from rrm_lm.evaluation.preferences.pairwise import compare_all, compare_models
+from rrm_lm.evaluation.preferences.results import Evaluation, best_of_choices, tie_items
 from tests.unit.evaluation.samples import compare, evaluate, hashed, many, rewards_of
 
 REWARDS = {"right": 2.0, "wrong": 1.0, "same": 2.0, "a longer text": 0.0}
@@ -166,3 +167,20 @@ def test_two_models_are_compared_on_what_both_scored():
     assert found.value == pytest.approx(1 / 39)
     with pytest.raises(DataError, match="not evaluated on the same comparisons"):
         compare_models(first, evaluate(comparisons[1:], hashed))
+
+
+def test_every_pair_of_models_is_compared_on_every_set():
+    comparisons = many(40)
+    named = {}
+    for name, salt in (("a", 1.0), ("b", 71.0), ("c", 53.0)):
+        sets = [evaluate(comparisons[:n], lambda p, r, s=salt: s * hashed(p, r) % 1, name=str(n)) for n in (40, 30)]
+        named[name] = Evaluation(name, tuple(sets))
+    found = compare_all(named)
+    assert [(one.first, one.second, one.set) for one in found] == [
+        (first, second, name) for first, second in ("ab", "ac", "bc") for name in ("40", "30")
+    ]
+    a, b = (named[name].sets[0].measures.accuracy.value for name in "ab")
+    assert found[0].difference.value == pytest.approx(a - b)
+    assert found[0].pairs_for_one_point and found[0].pairs_for_one_point > 5_000
+    same = compare_all({"a": named["a"], "copy": named["a"]})
+    assert same[0].difference.value == 0 and same[0].pairs_for_one_point is None

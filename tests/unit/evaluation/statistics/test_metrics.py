@@ -250,6 +250,23 @@ def test_a_verdict_follows_the_interval() -> None:
     assert metrics.verdict(found(0.55, 0.6), 0.5) == "better"
 
 
+def test_as_many_examples_as_needed_show_the_difference_four_times_in_five() -> None:
+    rng = np.random.default_rng(8)
+    gain = 0.1
+
+    def draw(n: int):
+        hard = rng.normal(size=n // 2).repeat(2)
+        first = (rng.random(n) < 0.6 + gain + 0.1 * np.sign(hard)).astype(float)
+        return first, (rng.random(n) < 0.6 + 0.1 * np.sign(hard)).astype(float), np.arange(n // 2).repeat(2)
+
+    count = metrics.needed(*draw(4000), difference=gain)
+    assert count is not None
+    shown = [metrics.verdict(metrics.paired_difference(*draw(count // 2 * 2))) == "better" for _ in range(300)]
+    assert 0.73 <= np.mean(shown) <= 0.87
+    assert metrics.needed([1, 0, 1], [1, 0, 1], "abc") is None
+    assert metrics.needed([1, 0, 1], [1, 1, 1], "aaa") is None
+
+
 def test_one_seed_is_the_same_as_no_seeds():
     first, second = [1, 0, 1, 1], [0, 0, 1, 0]
     plain = metrics.paired_difference(first, second, "abcd")
