@@ -43,11 +43,7 @@ def json_text(value: Any, *, indent: int | None = 2) -> str:
 def plain(value: Any, *, only_finite: bool = True) -> Any:
     """Convert dataclasses, enums, paths, sets and anything with `.tolist()` (NumPy, torch) to JSON types.
 
-    Args:
-        only_finite: Whether NaN and infinity become None.
-
-    Raises:
-        TypeError: A value of another type.
+    `only_finite`: whether NaN and infinity become None. Raises TypeError: a value of another type.
     """
     if isinstance(value, enum.Enum):
         value = value.value
@@ -113,12 +109,8 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
 def staged_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder to fill; if the block succeeds, it becomes `path`, with a manifest.
 
-    Args:
-        path: The folder to create. It may exist if it is empty.
-        replace: Whether to replace a folder that is not empty. The old one is deleted after the new one is in place.
-
-    Raises:
-        CheckpointError: `path` is not empty and `replace` is off, the disk is full, or the folder is not writable.
+    With `replace`, a folder there that is not empty is deleted after the new one is in place. Raises CheckpointError:
+    `path` is not empty and `replace` is off, the disk is full, or the folder is not writable.
     """
     path = Path(path)
     _refuse_occupied(path, replace)

@@ -96,11 +96,8 @@ class _StopRequest:
 def steps_are_finished(trainer: Any, *, every: int = 1) -> Iterator[None]:
     """Make SIGTERM and Ctrl-C end training in the block after the current step, with a checkpoint.
 
-    Args:
-        every: Steps per update; training can only be resumed after the last step of an update.
-
-    Raises:
-        Interrupted: A signal ended it.
+    `every`: steps per update; training can only be resumed after the last step of an update. Raises Interrupted: a
+    signal ended it.
     """
     from rrm_lm.training.interruption import StopCallback
 

@@ -100,12 +100,8 @@ def measure(
 ) -> Measured:
     """Measure a model from its configuration.
 
-    Args:
-        share: Whether lines share prefixes; False for implementations that do not support it.
-
-    Raises:
-        ModelError: The configuration is not that of a dense causal language model.
-        ConfigError: The adapter does not fit the model.
+    `share`: whether lines share prefixes; False for implementations that do not support it. Raises ModelError: the
+    configuration is not that of a dense causal language model; ConfigError: the adapter does not fit the model.
     """
     try:
         sizes = footprint(config, lora, dtype)

@@ -123,10 +123,8 @@ class HelperNotes:
     The first `prepare` decides which helpers are ignored, because the reward of a response must not depend on the other
     responses that are scored.
 
-    Args:
-        path: File in which answers are saved as they arrive, so that no question is asked twice; None keeps them in
-            memory.
-        ignored: Earlier decision: by helper, why its notes are ignored; None to decide now.
+    Answers are saved in the file `path` as they arrive, so that no question is asked twice; None keeps them in memory.
+    `ignored` is an earlier decision (by helper, why its notes are ignored), or None to decide now.
     """
 
     def __init__(
@@ -167,10 +165,8 @@ class HelperNotes:
 class WorstFlaw:
     """One helper points at the worst flaw. The overseer checks it, and only real flaws count.
 
-    Args:
-        pointer: The helper; its task is a `PointTask`.
-        judge: Decides whether a flaw is real. Each decision counts as a check.
-        path, ignored: See `HelperNotes`.
+    The pointer's task is a `PointTask`. Each decision of the judge on whether a flaw is real counts as a check. For
+    `path` and `ignored`, see `HelperNotes`.
     """
 
     def __init__(

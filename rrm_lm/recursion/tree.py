@@ -82,12 +82,9 @@ class Node:
 def read_tree(domain: Domain, nodes: Mapping[str, Any], root: str = "", where: str = "tree") -> Node:
     """Build a tree and return its root.
 
-    Args:
-        root: The final node to solve; by default the only node that helps no other.
-
-    Raises:
-        ConfigError: There are no nodes, no single root, an unknown setting or node, an unused helper, a cycle of
-            helpers, or a helper whose task is not easier than the one it helps with.
+    `root`: the final node to solve; by default the only node that helps no other. Raises ConfigError: there are no
+    nodes, no single root, an unknown setting or node, an unused helper, a cycle of helpers, or a helper whose task is
+    not easier than the one it helps with.
     """
     if not nodes:
         raise ConfigError("The tree has no nodes", where=where, expected="a mapping of names to settings")

@@ -40,13 +40,8 @@ class CriticSource:
     def load(self, **loading: Any) -> Critic:
         """Load the critic on its own backbone.
 
-        Args:
-            loading: dtype, attn_implementation and trust_remote_code of a reward model's backbone. A helper's backbone
-                is loaded with the options it was trained with.
-
-        Raises:
-            ModelError: The backbone is not available.
-            CheckpointError: The weights are broken or do not fit.
+        `loading` has dtype, attn_implementation and trust_remote_code of a reward model's backbone; a helper's is loaded
+        as it was trained. Raises ModelError: the backbone is not available; CheckpointError: the weights do not fit.
         """
         if self.is_helper:
             from rrm_lm.runs.recurse.solved_helper import load_helper  # imports all of recursion's training
@@ -71,13 +66,9 @@ class CriticSource:
 def find_critic(name: str, *, allow_code: bool = False) -> CriticSource:
     """Find the critic of that name and check its files, without loading weights.
 
-    Args:
-        allow_code: Whether the settings saved with a helper may run code, such as a custom domain.
-
-    Raises:
-        ModelError: There is no such folder or model, or it is not a critic.
-        CheckpointError: The helper is not solved, or its files are broken.
-        ConfigError: The helper's tree cannot be read, or runs code that is not allowed.
+    `allow_code`: whether the settings saved with a helper may run code, such as a custom domain. Raises ModelError:
+    there is no such folder or model, or it is not a critic; CheckpointError: the helper is not solved, or its files are
+    broken; ConfigError: the helper's tree cannot be read, or runs code that is not allowed.
     """
     path = resolve(name)
     if Path(path, "node.json").is_file():

@@ -21,16 +21,10 @@ Judged = Judgement | NoteJudgement
 def load_gold(name: str, limits: ReadLimits | None = None, rows: PromptRows | None = None) -> Gold:
     """Load a gold reward by name.
 
-    Args:
-        name: A file of requests, scored by its simulated user (`rrm_lm/simulated/users.py`; NaN for a prompt that is
-            not the user's), `module:function` or `path/to/file.py:function`. A function may have an attribute
-            `parts`: functions of the same form, by name.
-        limits: How much a file of requests may hold; None for the defaults.
-        rows: The row of each prompt, for a function.
-
-    Raises:
-        ConfigError: The name is neither a file nor a function, or the function cannot be loaded.
-        DataError: A file without requests.
+    It is a file of requests, scored by its simulated user (`rrm_lm/simulated/users.py`; NaN for a prompt that is not
+    the user's; `limits` says how much the file may hold), `module:function` or `path/to/file.py:function`. A function
+    gets the row of each prompt from `rows`, and may have an attribute `parts`: functions of the same form, by name.
+    Raises ConfigError: the name is neither a file nor a function, or it cannot be loaded; DataError: no requests.
     """
     if (user := load_user(name, limits)) is not None:
         return _by_user(user)

@@ -33,10 +33,8 @@ def command_help(
 ) -> str:
     """The help page of a command whose settings are the fields of `dataclass_types`.
 
-    Args:
-        command: As typed, for example `rrm-lm reward`.
-        examples: Printed first.
-        common: Names of the settings on the short page, separated by spaces; by default all that are not inherited.
+    `command`: as typed, for example `rrm-lm reward`; `examples`: printed first; `common`: names of the settings on the
+    short page, separated by spaces; by default all that are not inherited.
     """
     width = min(shutil.get_terminal_size().columns, 100)
     actions = {action.dest: action for action in reversed(parser._actions)}  # so that `--NAME` replaces `--no_NAME`

@@ -56,12 +56,8 @@ def runs_code(key: str, value: Any) -> bool:
 def check_setting(key: str, value: Any, where: str, *, given: Collection[str], allow_code: bool) -> None:
     """Refuse a setting of a file that needs permission.
 
-    Args:
-        where: The file and line.
-        given: Settings on the command line, which override the file.
-
-    Raises:
-        ConfigError: The setting is not permitted.
+    `where`: the file and line; `given`: settings on the command line, which override the file. Raises ConfigError: the
+    setting is not permitted.
     """
     if key in given:
         return

@@ -126,14 +126,9 @@ def section(
 ) -> str:
     """The settings of one section as YAML, each value as it was written.
 
-    Args:
-        folders: For each earlier stage, the folder that `$stage` stands for.
-        defaults: Values of settings that the section does not have.
-        overrides: Values that replace the section's.
-        additions: Items to put in front of settings that are lists.
-
-    Raises:
-        ConfigError: A value refers to a stage that does not come earlier.
+    `folders`: for each earlier stage, the folder that `$stage` stands for; `defaults`: values of settings that the
+    section does not have; `overrides`: values that replace the section's; `additions`: items to put in front of
+    settings that are lists. Raises ConfigError: a value refers to a stage that does not come earlier.
     """
     node = copy.deepcopy(node)
     for scalar in _scalars(node):

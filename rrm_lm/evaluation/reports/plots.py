@@ -163,10 +163,8 @@ def forest(
 ) -> Figure:
     """A forest plot: estimates with intervals as rows, and a dashed line at `line`.
 
-    Args:
-        note: Text at the line.
-        written: Formats the numbers on the right. With `percent`, the axis shows 0 to 100%.
-        height: Height of a row in inches.
+    `note` is text at the line, `height` that of a row in inches. `written` formats the numbers on the right; with
+    `percent`, the axis shows 0 to 100%.
     """
     places = np.cumsum([0.0, *(row.below for row in rows[:-1])]).tolist()
     ends = [finite_ends(row.estimate) for row in rows]

@@ -48,9 +48,7 @@ def before_and_after(
 ) -> PolicyComparison:
     """Compare the policy before and after training by its answers to held-out prompts.
 
-    Args:
-        before, after: The samples of the two measurements.
-        names: Names of the gold and the proxy reward.
+    `before` and `after` are the samples of the two measurements, `names` those of the gold and the proxy reward.
     """
     gold, proxy = names
 

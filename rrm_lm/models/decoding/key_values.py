@@ -113,13 +113,8 @@ class _Layer(CacheLayerMixin):
 def visible(cache: KeyValues, starts: Tensor, length: int, window: int | None = None) -> Tensor:
     """The attention mask of `length` queries per row.
 
-    Args:
-        starts: (rows,) first column of each row.
-        length: Queries of each row.
-        window: Sliding window in tokens: a query sees keys fewer than this many positions back.
-
-    Returns:
-        (rows, 1, length, keys), True where the query sees the key.
+    `starts` is the (rows,) first column of each row. With a sliding `window`, a query sees keys fewer than this many
+    positions back. Returns (rows, 1, length, keys), True where the query sees the key.
     """
     keys = torch.arange(cache.low, cache.column + length, device=starts.device)
     queries = torch.arange(cache.column, cache.column + length, device=starts.device)[:, None]

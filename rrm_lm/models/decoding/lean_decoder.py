@@ -45,13 +45,9 @@ class _Block:
 class LeanDecoder:
     """Llama-like layers: norm, grouped-query attention with rotary positions, norm, gated MLP.
 
-    Args:
-        backbone: Its weights are copied; those with the same input are concatenated.
-        adapter: Merged into the copies; ``None`` for none.
-        packed: Pack them for oneDNN (see :mod:`rrm_lm.models.decoding.products`).
-
-    Raises:
-        TypeError: The model has other layers, or the adapter cannot be merged into their weights.
+    The weights are copied, those with the same input concatenated, the adapter merged into the copies, and these packed
+    for oneDNN if `packed` (see :mod:`rrm_lm.models.decoding.products`). Raises TypeError: the model has other layers,
+    or the adapter cannot be merged into their weights.
     """
 
     def __init__(self, backbone: Backbone, adapter: str | None, packed: bool) -> None:

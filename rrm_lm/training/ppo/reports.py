@@ -92,10 +92,8 @@ class Progress:
     def speed(self, watch: Stopwatch, tokens: float, episodes: int) -> dict[str, float]:
         """Metrics of one update.
 
-        Args:
-            watch: Seconds by phase, including `roll_out`.
-            tokens: Tokens sampled in it by all processes.
-            episodes: Episodes of the whole run after it.
+        `watch`: seconds by phase, including `roll_out`; `tokens`: tokens sampled in it by all processes; `episodes`:
+        episodes of the whole run after it.
         """
         found = {
             "eps": round((episodes - self._first_episode) / self.seconds, 4),

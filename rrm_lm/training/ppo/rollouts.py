@@ -84,10 +84,8 @@ class Grouping:
     The samples of one prompt share its computation. If all prompts have a common prefix (system message, template
     text), a row has a few families that share it.
 
-    Args:
-        max_tokens: Maximum padded tokens of a group.
-        max_over_processes: The maximum of a number over all processes. Sharded models communicate in every pass, so all
-            processes must run the same number of passes.
+    A group has at most `max_tokens` padded tokens. `max_over_processes` gives the maximum of a number over all
+    processes: sharded models communicate in every pass, so all processes must run the same number of passes.
     """
 
     def __init__(
@@ -159,11 +157,7 @@ def _rows_for(common: int, own: Sequence[int], hidden_size: int) -> int:
     A token costs 1 in the layers' matrix products, and ``1 / (2 hidden)`` in attention for each token that it attends
     to (a layer has about 12 hidden^2 weights; attention runs at about a third of the products' speed). With g families
     of s own tokens in a row, ``(c + g s + (c + g s)^2 / (2 hidden)) / g`` is least where ``(g s)^2 = 2 hidden c +
-    c^2``.
-
-    Args:
-        common: Tokens of the common prefix.
-        own: Tokens of each family after it.
+    c^2``. `common` is c, `own` the s of each family.
     """
     best = (2 * hidden_size * common + common**2) ** 0.5
     return min(len(own), max(1, round(sum(own) / best))) if best else len(own)

@@ -179,12 +179,8 @@ class PolicyUpdate:
     def run(self, estimates: Estimates, grouping: Grouping, first: PolicyPass, number: int = 0) -> UpdateStatistics:
         """Train for `num_ppo_epochs` epochs on the episodes.
 
-        Args:
-            first: The pass that the estimates come from; its kept graphs are used and freed.
-            number: Index of the update; the mini-batches depend on it.
-
-        Raises:
-            TrainingError: The loss is not finite. The step was not taken.
+        `first`: the pass that the estimates come from; its kept graphs are used and freed; `number`: index of the
+        update; the mini-batches depend on it. Raises TrainingError: the loss is not finite. The step was not taken.
         """
         self.gradient_norms = []
         statistics = UpdateStatistics(self.args, estimates)
