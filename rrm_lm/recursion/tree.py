@@ -13,11 +13,7 @@ from typing import Any
 from rrm_lm.errors import ConfigError
 from rrm_lm.recursion.tasks import POINT, Domain, Task, make_task
 
-_CHOICES = {
-    "assistance": ("notes", "worst_flaw"),
-    "policy": ("best_of_n", "ppo"),
-    "critique_view": ("reward", "all"),
-}
+_CHOICES = {"assistance": ("notes", "worst_flaw"), "policy": ("best_of_n", "ppo"), "critique_view": ("reward", "all")}
 _ABOVE_0 = ["questions", "num_train_epochs", "learning_rate", "n", "max_steps", "episodes", "tested", "ensemble_heads"]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 

@@ -143,11 +143,7 @@ class Workspace:
         return Agent(node.name, node.task, scorer, policy, costs)
 
     def assistance(
-        self,
-        node: Node,
-        helpers: Sequence[Agent],
-        path: Path | None = None,
-        ignored: Mapping[str, str] | None = None,
+        self, node: Node, helpers: Sequence[Agent], path: Path | None = None, ignored: Mapping[str, str] | None = None
     ) -> Assistance:
         """Make the assistance of a node's overseer; for `path` and `ignored`, see `HelperNotes`."""
         if not helpers:

@@ -43,11 +43,7 @@ def chat(args: ChatArguments) -> int:
     """
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.top_k)
     policy = load_policy_on_device(
-        str(args.model),
-        base_model=args.base_model,
-        revision=args.model_revision,
-        **args.tokenizing(),
-        **args.loading(),
+        str(args.model), base_model=args.base_model, revision=args.model_revision, **args.tokenizing(), **args.loading()
     )
     session = ChatSession(policy, args, token_sampler(sampling, args.seed), interactive=sys.stdin.isatty())
     try:

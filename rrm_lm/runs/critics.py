@@ -40,8 +40,8 @@ class CriticSource:
     def load(self, **loading: Any) -> Critic:
         """Load the critic on its own backbone.
 
-        `loading` has dtype, attn_implementation and trust_remote_code of a reward model's backbone; a helper's is loaded
-        as it was trained. Raises ModelError: the backbone is not available; CheckpointError: the weights do not fit.
+        `loading` has dtype, attn_implementation and trust_remote_code of a reward model's backbone; a helper's is as
+        in its training. Raises ModelError: the backbone is not available; CheckpointError: the weights do not fit.
         """
         if self.is_helper:
             from rrm_lm.runs.recurse.solved_helper import load_helper  # imports all of recursion's training

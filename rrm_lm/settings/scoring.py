@@ -80,8 +80,7 @@ class EvaluateArguments(ResultsFolder, ScoringArguments, CriticArguments, CodeAr
     )
     cache_scores: bool = option(True, "Keep rewards in the cache folder; a model is loaded only for new responses.")
     baselines: bool = option(
-        False,
-        "Also judge by length, style, words and a linear probe on frozen states; the model's lead over each.",
+        False, "Also judge by length, style, words and a linear probe on frozen states; the model's lead over each."
     )
     baselines_train: list[str] = option(
         [], "Feedback to fit the baselines on. Unset: cross-validation by prompt on each evaluated set."

@@ -56,8 +56,7 @@ class RewardArguments(EnsembleArguments):
         "sequence-classification model, or a language model as a judge.",
     )
     reward_function: list[str] = option(
-        [],
-        "Functions as in TRL, f(prompts, completions, **kwargs) -> numbers: file.py:function or module:function.",
+        [], "Functions as in TRL, f(prompts, completions, **kwargs) -> numbers: file.py:function or module:function."
     )
     value_model: str | None = option(
         None,

@@ -118,9 +118,6 @@ def answers(comparison: PolicyComparison, measure: str | None) -> list[dict[str,
         gains = [shown[1].samples[i][0].reward(measure) - shown[0].samples[i][0].reward(measure) for i in order]
         order = sorted((i for i in order if math.isfinite(gains[i])), key=lambda i: (gains[i], i)) or order
     return [
-        {
-            "prompt": comparison.prompts[i],
-            "sides": [{"policy": one.name, "sample": one.samples[i][0]} for one in shown],
-        }
+        {"prompt": comparison.prompts[i], "sides": [{"policy": one.name, "sample": one.samples[i][0]} for one in shown]}
         for i in (order[place] for place in spread_out(len(order), ANSWERS))
     ]
