@@ -167,6 +167,7 @@ def choose(task: str, strategy: str, processes: int, budget: float, measured: Me
         checkpointing, rows, samples, gathered = measured.checkpointing_options[-1], 1, 1, 0
     peak = measured.peak(task, checkpointing)
     passes = count_passes(task, rows, samples, job)
+    sampling = 0 if rollout is None else rollout.bytes(samples) + gathered
     return Choice(
         task=task,
         strategy=strategy,
@@ -175,12 +176,8 @@ def choose(task: str, strategy: str, processes: int, budget: float, measured: Me
         micro_batch_tokens=rows * peak.width,
         rollout_batch_tokens=0 if rollout is None else samples * rollout.width,
         gather_for_generation=gathered > 0,
-        memory=replace(
-            static, activations=peak.bytes(rows), rollout=0 if rollout is None else rollout.bytes(samples) + gathered
-        ),
-        traffic=traffic(
-            strategy, processes, measured.sizes, trained.trained, passes, checkpointing, gathering=gathered > 0
-        ),
+        memory=replace(static, activations=peak.bytes(rows), rollout=sampling),
+        traffic=traffic(strategy, processes, measured.sizes, trained.trained, passes, checkpointing, gathered > 0),
         passes=passes,
     )
 

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,9 @@ class NodeTrainer:
         )
         saved = PolicySettings(shared.base_model, shared.chat.max_length, method="sft")
         trainer = SFTTrainer(Policy(shared.backbone, shared.chat, adapter, saved), config, examples, settings=saved)
-
-        def save(staged: Path) -> None:
-            save_policy(shared.backbone, staged, shared.chat.tokenizer, saved, adapter)
-
         with shared.backbone.using(adapter):
             _train(trainer, folder)
-        self._finish(trainer, folder, save, adapter)
+        self._finish(trainer, folder, partial(self._save_policy, saved), adapter)
 
     def train_reward(self, records: Sequence[Comparison], folder: Path) -> None:
         """Train the reward model on comparisons, and on their critiques if `critique_weight` is above 0. Raises
@@ -160,12 +157,8 @@ class NodeTrainer:
         )
         trainer = RewardTrainer(model, config, examples, processing_class=shared.chat.tokenizer)
 
-        def save(staged: Path) -> None:
-            model.save(staged, shared.chat.tokenizer)
-            write_json(staged / LOG, trainer.state.log_history)
-
         _train(trainer, folder)
-        self._finish(trainer, folder, save, adapter)
+        self._finish(trainer, folder, lambda staged: model.save(staged, shared.chat.tokenizer), adapter)
 
     def train_policy(self, prompts: Sequence[Prompt], scorer: ResponseScorer, start: Path, folder: Path) -> int:
         """Train the policy with PPO against the reward model, from the start policy in the folder `start`.
@@ -205,15 +198,14 @@ class NodeTrainer:
             chat=shared.chat,
             settings=saved,
         )
-
-        def save(staged: Path) -> None:
-            save_policy(shared.backbone, staged, shared.chat.tokenizer, saved, adapter)
-            write_json(staged / LOG, trainer.state.log_history)
-
         _train(trainer, folder)
-        self._finish(trainer, folder, save, adapter, REFERENCE)
+        self._finish(trainer, folder, partial(self._save_policy, saved), adapter, REFERENCE)
         log = [one for one in trainer.state.log_history if "time/roll_out" in one]
         return round(sum(one["tokens_per_second"] * one["time/roll_out"] for one in log))
+
+    def _save_policy(self, saved: PolicySettings, folder: Path) -> None:
+        tokenizer = self.shared.chat.tokenizer
+        save_policy(self.shared.backbone, folder, tokenizer, saved, policy_adapter(self.name))
 
     def _begin(self, *adapters: str) -> None:
         """Remove adapters that an interrupted training left on the backbone, and set the seed."""
@@ -221,9 +213,10 @@ class NodeTrainer:
         set_seed(self.options.seed)
 
     def _finish(self, trainer: Any, folder: Path, save: Callable[[Path], None], *adapters: str) -> None:
-        """`save` the result to `folder`, delete the checkpoints, and free gradients and optimizer state."""
+        """`save` the result and the log to `folder`, delete the checkpoints, free gradients and optimizer state."""
         with staged_folder(folder, replace=True) as staged:
             save(staged)
+            write_json(staged / LOG, trainer.state.log_history)
         remove_folder(_checkpoints(folder))
         trainer.accelerator.free_memory()
         trainer.optimizer = trainer.lr_scheduler = trainer.model = trainer.model_wrapped = None

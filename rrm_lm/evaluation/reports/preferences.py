@@ -104,17 +104,13 @@ def training_panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dic
             words = re.split(r"[_/ ]+", key.lower())
             title = LOSS if "loss" in words else ACCURACY if "accuracy" in words else ""
             if title and words[0] != "train":  # the summary at the end of training is not a point of a curve
-                steps, values = panels[title].setdefault(_curve_name(words), ([], []))
+                rest = " ".join(word for word in words if word not in ("eval", "loss", "accuracy"))
+                name = rest or ("total" if title == LOSS else "training batches")
+                name = f"held-out {rest}".strip() if words[0] == "eval" else name
+                steps, values = panels[title].setdefault(name, ([], []))
                 steps.append(float(step))
                 values.append(float(value))
     return [(title, dict(lines)) for title, lines in panels.items() if lines]
-
-
-def _curve_name(words: Sequence[str]) -> str:
-    rest = " ".join(word for word in words if word not in ("eval", "loss", "accuracy"))
-    if words[0] == "eval":
-        return f"held-out {rest}".strip()
-    return rest or ("total" if "loss" in words else "training batches")
 
 
 def describe(comparisons: Sequence[Comparison]) -> dict[str, object]:

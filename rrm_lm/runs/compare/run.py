@@ -226,15 +226,8 @@ class CompareRun:
 
     def _scorer(self, name: str) -> RewardFunction:
         logger.info("scoring with %s", name)
-        scorer = load_scorer(
-            name,
-            micro_batch_tokens=self.drawing.micro_batch_tokens,
-            seed=self.drawing.seed,
-            max_length=self.drawing.max_length,
-            pad_token=self.drawing.pad_token,
-            **self.drawing.loading(),
-        )
-        return rewards_by(scorer)
+        own = {key: getattr(self.drawing, key) for key in ("micro_batch_tokens", "seed", "max_length", "pad_token")}
+        return rewards_by(load_scorer(name, **own, **self.drawing.loading()))
 
     def _judge(
         self, name: str, prompts: Sequence[Prompt], names: Sequence[str], answers: Sequence[Answers]
@@ -257,10 +250,8 @@ class CompareRun:
 
     def _served_judge(self, name: str) -> ServedJudge:
         question = VERDICT_QUESTION if self.critiques is None else noted(VERDICT_QUESTION)
-        key = self.args.judge_key_env
-        return ServedJudge(
-            name.removeprefix(SERVED), self.args.base_url, name=name, question=question, key_variable=key
-        )
+        model, key = name.removeprefix(SERVED), self.args.judge_key_env
+        return ServedJudge(model, self.args.base_url, name=name, question=question, key_variable=key)
 
     def _local_judge(self, name: str) -> LanguageModelJudge:
         policy = load_policy_on_device(name, pad_token=self.drawing.pad_token, **self.drawing.loading())
@@ -287,16 +278,11 @@ def _trivial_name(text: str) -> str:
 
 def _trivial_answers(text: str, chat: ChatFormat, prompts: Sequence[Prompt], reference: Answers) -> Answers:
     """A trivial policy's answers: one per prompt, or one per answer of the reference if the text quotes it."""
-    if _FIRST_SENTENCE not in text:
-        return [[drawn_text(chat, prompt, text)] for prompt in prompts]
-
-    def quoting(answer: str) -> str:
-        return text.replace(_FIRST_SENTENCE, next(iter(split_sentences(answer)), ""))
-
-    return [
-        [drawn_text(chat, prompt, quoting(one.text)) for one in group]
-        for prompt, group in zip(prompts, reference, strict=True)
+    texts = [
+        [text.replace(_FIRST_SENTENCE, next(iter(split_sentences(one.text)), "")) for one in group]
+        for group in (reference if _FIRST_SENTENCE in text else [group[:1] for group in reference])
     ]
+    return [[drawn_text(chat, prompt, one) for one in group] for prompt, group in zip(prompts, texts, strict=True)]
 
 
 def _written(name: str, answers: Answers, ratios: LogRatios, rewards: Rewards) -> PolicySamples:

@@ -85,18 +85,11 @@ class Steering:
 
 
 class LastGood:
-    """A copy of the trained weights from the last time that the policy's KL divergence was within bounds.
-
-    Args:
-        trained: Returns the trained parameters by name.
-
-    Attributes:
-        weights: The copy; ``None`` before the first one.
-    """
+    """A copy of the trained weights from the last time that the policy's KL divergence was within bounds."""
 
     def __init__(self, trained: Callable[[], dict[str, nn.Parameter]]) -> None:
         self._trained = trained
-        self.weights: dict[str, Tensor] | None = None
+        self.weights: dict[str, Tensor] | None = None  # the copy, once there is one
 
     def keep(self) -> None:
         self.weights = snapshot(self._trained())

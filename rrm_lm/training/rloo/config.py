@@ -16,12 +16,6 @@ from rrm_lm.training.ppo.config import PPOConfig
 
 logger = logging.getLogger(__name__)
 
-# Settings with another name or unit in TRL (see `rloo_config`), or that the trainer handles.
-TAKEN = frozenset(
-    {"num_mini_batches", "total_episodes", "response_length", "stop_token", "stop_token_id", "missing_eos_penalty"}
-    | {"num_ppo_epochs", "kl_coef", "cliprange", "samples_per_prompt", "micro_batch_tokens", "rollout_batch_tokens"}
-    | {"reward_clip", "reward_weights", "max_kl", "reference"}
-)
 # Settings that would change the objective: the only value that RLOO supports, and what to do.
 REFUSED: dict[str, tuple[Any, str]] = {
     "kl_control": ("fixed", "leave out kl_control and set kl_coef, which is constant"),
@@ -33,12 +27,6 @@ IDLE = frozenset(
     {"vf_coef", "cliprange_value", "value_function", "max_value_loss", "gamma", "lam", "whiten_rewards", "kl_target"}
     | {"kl_gain", "share_prefixes", "trl_compatible", "num_sample_generations", "eval_strategy", "eval_on_start"}
     | {"load_best_model_at_end"}
-)
-# Derived from other settings, or only for TRL's example scripts.
-NOT_SETTINGS = frozenset(
-    {"world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "mini_batch_size"}
-    | {"local_mini_batch_size", "local_rollout_forward_batch_size", "dataset_num_proc", "sft_model_path"}
-    | {"reward_model_path", "model_adapter_name", "ref_adapter_name"}
 )
 
 
