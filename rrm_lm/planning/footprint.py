@@ -6,7 +6,6 @@ The model and its PEFT adapter are built on the meta device, so no weights are l
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rrm_lm.errors import ModelError
 from rrm_lm.models.pretrained import resolve
+from rrm_lm.storage import read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,9 @@ def read_config(name: str, *, revision: str | None = None, trust_remote_code: bo
 
 
 def _base_of(folder: Path) -> str | None:
-    file = folder / "adapter_config.json"
-    if (folder / "config.json").is_file() or not file.is_file():
+    if (folder / "config.json").is_file():
         return None
-    return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return read_object(folder / "adapter_config.json").get("base_model_name_or_path")
 
 
 def with_layers(config: Any, count: int) -> Any:

@@ -116,11 +116,8 @@ class HelperCritic:
         remarks = []
         for text, response in zip(self.agent.respond(asked), responses, strict=True):
             note = task.read(text)
-            if note is None or not is_verbatim(note, response):
-                remarks.append(Remark(""))
-            else:
-                short = shortened(note)
-                remarks.append(Remark(short.verdict, short.quote, short != note))
+            short = None if note is None or not is_verbatim(note, response) else shortened(note)
+            remarks.append(Remark("") if short is None else Remark(short.verdict, short.quote, short != note))
         return remarks
 
 

@@ -150,14 +150,12 @@ class FlawJudge:
         return self.judged[prompt, note.verdict]
 
     def _value(self, prompt: Prompt, response: str) -> float:
-        note = self.task.read(response)
-        if note is None or not is_verbatim(note, self.task.subject(prompt)[1]):
+        note, (request, subject) = self.task.read(response), self.task.subject(prompt)
+        if note is None or not is_verbatim(note, subject):
             return -2.0
-        flaw = self.task.flaws.get(note.verdict)
-        if flaw is None:
+        if (flaw := self.task.flaws.get(note.verdict)) is None:
             return 0.0  # checking one place cannot show that there is no flaw anywhere
-        weight = self.task.domain.weight(self.task.subject(prompt)[0], *flaw)
-        return weight if self.is_real(prompt, note) else -1.0
+        return self.task.domain.weight(request, *flaw) if self.is_real(prompt, note) else -1.0
 
 
 def overseer_of(task: Task, seed: int = 0) -> LimitedOverseer | Bench | FlawJudge:

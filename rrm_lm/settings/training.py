@@ -36,11 +36,10 @@ class SFTRunArguments(FolderArguments):
 
 
 @dataclass
-class PolicyRunArguments(FolderArguments):
+class PolicyRunArguments(SFTRunArguments):
     """What else `rrm-lm policy` does."""
 
     algorithm: str = option("ppo", "ppo, or rloo (TRL's, without a value function; some settings are PPO's).")
-    merge: bool = option(False, "Also write a plain causal language model to OUTPUT_DIR/merged.")
 
     def __post_init__(self) -> None:
         check(self, ("algorithm", self.algorithm in ALGORITHMS, " or ".join(ALGORITHMS)))

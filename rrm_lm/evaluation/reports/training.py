@@ -6,8 +6,10 @@ The sections about held-out prompts come from `policies.py`, with the policy bef
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
@@ -50,19 +52,16 @@ def before_and_after(
 
     `before` and `after` are the samples of the two measurements, `names` those of the gold and the proxy reward.
     """
-    gold, proxy = names
-
-    def sample(probe: Probe) -> Sample:
-        rewards = {name: value for name, value in ((gold, probe.gold), (proxy, probe.proxy)) if math.isfinite(value)}
-        return Sample(probe.response, probe.tokens, probe.finished, rewards, probe.kl)
 
     def written(name: str, probes: Sequence[Probe]) -> PolicySamples:
         by_prompt: list[list[Sample]] = [[] for _ in prompts]
-        for probe in probes:
-            by_prompt[probe.prompt].append(sample(probe))
+        for one in probes:
+            pairs = zip(names, (one.gold, one.proxy), strict=True)
+            rewards = {name: value for name, value in pairs if math.isfinite(value)}
+            by_prompt[one.prompt].append(Sample(one.response, one.tokens, one.finished, rewards, one.kl))
         return PolicySamples(name, tuple(map(tuple, by_prompt)))
 
-    return compare(prompts, [written(BEFORE, before), written(AFTER, after)], proxy=proxy)
+    return compare(prompts, [written(BEFORE, before), written(AFTER, after)], proxy=names[1])
 
 
 def render_training_report(data: TrainingReportData) -> str:
@@ -104,13 +103,10 @@ def main_panels(data: TrainingReportData) -> list[list[Panel]]:
 
 def more_panels(updates: Sequence[Update]) -> list[Panel]:
     """Curves for diagnosing the optimization."""
-    return _known(
-        [
-            ("Losses", {"policy": _logged(updates, "policy_loss"), "value": _logged(updates, "value_loss")}),
-            ("Entropy, nats a token", {"entropy": _logged(updates, "entropy")}),
-            (_CLIPPED, {"clipped": _logged(updates, "clipped")}),
-        ]
-    )
+    losses = {"policy": _logged(updates, "policy_loss"), "value": _logged(updates, "value_loss")}
+    entropy, clipped = (_logged(updates, name) for name in ("entropy", "clipped"))
+    panels = [("Losses", losses), ("Entropy, nats a token", {"entropy": entropy}), (_CLIPPED, {"clipped": clipped})]
+    return _known(panels)
 
 
 def _both(data: TrainingReportData, name: str) -> dict[str, Series]:
@@ -130,8 +126,8 @@ def _curve(pairs: Iterable[tuple[float, float]]) -> Series:
 
 
 def _mean(values: Iterable[float]) -> float:
-    known = [float(value) for value in values if math.isfinite(value)]
-    return sum(known) / len(known) if known else math.nan
+    known = [value for value in values if math.isfinite(value)]
+    return fmean(known) if known else math.nan
 
 
 def _known(panels: Sequence[Panel]) -> list[Panel]:
@@ -142,10 +138,9 @@ def _known(panels: Sequence[Panel]) -> list[Panel]:
 
 def seconds(updates: Sequence[Update]) -> dict[str, Any]:
     """`total` seconds, and `parts`: mean seconds and share of the total for each phase of an update."""
-    parts: dict[str, list[float]] = {}
+    parts: defaultdict[str, list[float]] = defaultdict(list)
     for update in updates:
         for name, value in update.seconds.items():
-            parts.setdefault(name.replace("_", " "), []).append(value)
+            parts[name.replace("_", " ")].append(value)
     total = sum(map(sum, parts.values()))
-    means = {name: (sum(values) / len(values), sum(values) / total) for name, values in parts.items() if total}
-    return {"total": total, "parts": means}
+    return {"total": total, "parts": {name: (fmean(v), sum(v) / total) for name, v in parts.items() if total}}

@@ -172,14 +172,12 @@ class TreeProgress:
 
     def _left(self, workspace: Workspace) -> float:
         """Estimated seconds left, from the solved nodes' time per unit of size; 0 if none is solved."""
+        spent = {node.name: sum(workspace.costs(node).seconds.values()) for node in self.nodes}
         solved = [node for node in self.nodes if workspace.is_solved(node)]
-        took = sum(sum(workspace.costs(node).seconds.values()) for node in solved)
-        size = sum(map(_size, solved))
-        if not size:
+        if not (size := sum(map(_size, solved))):
             return 0.0
-        left = [node for node in self.nodes if node not in solved]
-        spent = [sum(workspace.costs(node).seconds.values()) for node in left]
-        return sum(max(0.0, took / size * _size(node) - done) for node, done in zip(left, spent, strict=True))
+        rate = sum(spent[node.name] for node in solved) / size
+        return sum(max(0.0, rate * _size(node) - spent[node.name]) for node in self.nodes if node not in solved)
 
 
 def _size(node: Node) -> float:

@@ -90,15 +90,15 @@ class AgentPasses:
         return result
 
 
+@dataclass
 class OwnReward:
     """The reward adapter on the agent's backbone, as a reward source."""
 
     name = "reward"
 
-    def __init__(
-        self, passes: AgentPasses, grouping: Callable[[Sequence[Line]], Grouping], ensemble: Ensemble | None = None
-    ) -> None:
-        self._passes, self._grouping, self._ensemble = passes, grouping, ensemble or Ensemble()
+    passes: AgentPasses
+    grouping: Callable[[Sequence[Line]], Grouping]
+    ensemble: Ensemble = field(default_factory=Ensemble)
 
     def score_lines(self, lines: Sequence[Line]) -> list[float]:
-        return self._ensemble.rewards(self._passes.rewards(self._grouping(lines)(), len(lines)))
+        return self.ensemble.rewards(self.passes.rewards(self.grouping(lines)(), len(lines)))

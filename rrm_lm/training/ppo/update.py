@@ -7,7 +7,7 @@ the computation does not change the gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -121,13 +121,14 @@ def _token_losses(
     return policy, policy_clipped, value, value_clipped
 
 
+@dataclass
 class UpdateStatistics:
     """Sums over the tokens of each micro-batch, for the logged means."""
 
-    def __init__(self, args: PPOConfig, estimates: Estimates) -> None:
-        self.args, self.estimates = args, estimates
-        self.sums: list[Tensor] = []
-        self.counts: list[Tensor] = []
+    args: PPOConfig
+    estimates: Estimates
+    sums: list[Tensor] = field(default_factory=list)
+    counts: list[Tensor] = field(default_factory=list)
 
     def add(self, members: list[int], now: PolicyPass) -> None:
         est = self.estimates
@@ -166,15 +167,16 @@ class UpdateStatistics:
         return found
 
 
+@dataclass
 class PolicyUpdate:
     """Trains on the episodes of one update."""
 
-    def __init__(
-        self, args: PPOConfig, passes: AgentPasses, accelerator: Any, optimizer: Any, processes: Processes
-    ) -> None:
-        self.args, self.passes, self.accelerator, self.optimizer = args, passes, accelerator, optimizer
-        self.processes = processes
-        self.gradient_norms: list[float] = []
+    args: PPOConfig
+    passes: AgentPasses
+    accelerator: Any
+    optimizer: Any
+    processes: Processes
+    gradient_norms: list[float] = field(default_factory=list)
 
     def run(self, estimates: Estimates, grouping: Grouping, first: PolicyPass, number: int = 0) -> UpdateStatistics:
         """Train for `num_ppo_epochs` epochs on the episodes.

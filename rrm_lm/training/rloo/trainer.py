@@ -305,14 +305,12 @@ class _StopOutOfBounds(TrainerCallback):
 def _known_as_default(model: Any, adapter: str) -> Iterator[None]:
     """Alias an adapter as `default`, the only name that TRL's trainer looks for in its `__init__`."""
     known = model.peft_config
-    if adapter == "default":
-        yield
-        return
     known["default"] = known[adapter]
     try:
         yield
     finally:
-        del known["default"]
+        if adapter != "default":
+            del known["default"]
 
 
 def _set_reference(backbone: Backbone, start: str | None) -> None:
