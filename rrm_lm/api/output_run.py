@@ -14,7 +14,7 @@ from rrm_lm.launch.signals import steps_are_finished
 from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.settings.parser import write_resolved
 from rrm_lm.storage import write_json
-from rrm_lm.training.checkpoints import checkpoint_to_resume
+from rrm_lm.training.checkpoints import check_space, checkpoint_to_resume
 from rrm_lm.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class OutputRun:
         more_identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.config, self.settings, self.resume = Path(str(config.output_dir)), config, settings, resume
-        self.main = bool(config.should_save)
+        self.main, self._merge = bool(config.should_save), bool(getattr(folder_settings, "merge", False))
         self._depth, self._held = 0, ExitStack()
         processes = process_state().num_processes
         self._output = OutputFolder(
@@ -92,7 +92,12 @@ class OutputRun:
             trainer: The trainer.
             train: The trainer's training method.
             steps_per_update: Trainer steps per update.
+
+        Raises:
+            CheckpointError: The disk has no space for a checkpoint.
         """
+        if self.main:
+            check_space(self.folder, trainer.model, self.config, self._merge)
         with steps_are_finished(trainer, every=steps_per_update):
             return train(resume_from_checkpoint=self.resume)
 

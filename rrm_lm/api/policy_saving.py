@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from rrm_lm.errors import CheckpointError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm
-from rrm_lm.models.saving.policies import Policy, load_policy, merge_policy
+from rrm_lm.models.saving.adapters import check_reloads
+from rrm_lm.models.saving.policies import Policy, PolicySettings, load_policy, merge_policy, save_policy
 from rrm_lm.models.sharding import full_copy_fits, run_as_forward
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.batching import collate, share
@@ -52,6 +55,15 @@ def save_and_compare(
     if merge:
         code = model.trust_remote_code
         write_merged_policy(logits, policy, folder, folder / "merged", sample, trust_remote_code=code)
+
+
+def check_before_training(policy: Policy, config: Any, args: ModelArguments) -> None:
+    """Raise a ModelError if the untrained adapter does not load as a causal language model. Call it before sharding."""
+    if config.should_save:
+        settings = policy.settings or PolicySettings(str(args.model_name_or_path))
+        rest = {"tokenizer": policy.chat.tokenizer, "settings": settings, "adapter": str(policy.adapter)}
+        save = partial(save_policy, policy.backbone, **rest)
+        check_reloads(save, AutoModelForCausalLM, args.trust_remote_code)
 
 
 def logits_of(root: nn.Module, policy: Policy, lines: Sequence[Line]) -> list[Tensor]:

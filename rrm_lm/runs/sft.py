@@ -9,7 +9,7 @@ from typing import Any
 
 from rrm_lm.api.heldout import check_leaks, hold_out, read_sources, sizes
 from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
-from rrm_lm.api.policy_saving import save_and_compare
+from rrm_lm.api.policy_saving import check_before_training, save_and_compare
 from rrm_lm.api.policy_start import check_family, fitted, put_fresh_adapter
 from rrm_lm.api.shown import show_learned
 from rrm_lm.errors import ConfigError, DataError
@@ -112,6 +112,7 @@ class SFTRun:
         else:
             logger.info("%s is an adapter, which is trained on: its own LoRA settings hold", name)
         check_family(policy.backbone)
+        check_before_training(policy, self.config, args)
         policy.chat.max_length = fitted(self.config.max_length, policy.backbone)
         trained = sum(p.numel() for p in policy.backbone.parameters() if p.requires_grad)
         total = sum(p.numel() for p in policy.backbone.parameters())

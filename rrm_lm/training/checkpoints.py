@@ -13,8 +13,10 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rrm_lm.errors import CheckpointError
 from rrm_lm.storage import remove_folder, verify
@@ -113,6 +115,32 @@ def check_processes(checkpoint: Path, shape: Mapping[str, int], allowed: bool) -
         shape["processes"],
         processes,
     )
+
+
+def check_space(output_dir: Path, model: Any, args: Any, merge: bool) -> None:
+    """Compare the free space on the disk with an estimate of what training will write.
+
+    Raises:
+        CheckpointError: There is no space for one checkpoint, or for the final model; for less than all, a warning.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, saves = str(args.optim.value), str(args.save_strategy.value) != "no"
+    state = 2 if "8bit" in optimizer else 8 if "adam" in optimizer else 0  # bytes of Adam's two moments
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    final = weights + (4 * sum(parameter.numel() for parameter in model.parameters()) if merge else 0)
+    checkpoint = weights + state * sum(parameter.numel() for parameter in trained) if saves else 0
+    everything = final + checkpoint * ((args.save_total_limit or 1) + 1)  # one is written before the oldest is deleted
+    free, needed = shutil.disk_usage(output_dir).free, max(final, checkpoint)
+    if free < needed:
+        raise CheckpointError(
+            f"The disk has {free / 1e6:.0f} MB free, and one checkpoint or the final model has about "
+            f"{needed / 1e6:.0f} MB",
+            where=str(output_dir),
+            remedy="free some space, or choose an output_dir on another disk",
+        )
+    if free < everything:
+        message = "the disk has %.0f MB free, and the checkpoints and the final model have about %.0f MB"
+        logger.warning(message, free / 1e6, everything / 1e6)
 
 
 def prune(output_dir: str | os.PathLike[str], save_total_limit: int | None, *, keep: Iterable[Path] = ()) -> None:

@@ -14,6 +14,7 @@ from rrm_lm.api.policy.config import PolicyConfig
 from rrm_lm.api.policy.lines import UpdateLines
 from rrm_lm.api.policy.rewards import Rewards
 from rrm_lm.api.policy.start import make_agent
+from rrm_lm.api.policy_saving import check_before_training
 from rrm_lm.api.policy_start import put_fresh_adapter
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
@@ -88,6 +89,8 @@ class _Trainer(PPOTrainer):
 def _ppo(parts: Parts) -> Training:
     chat, config = parts.policy.chat, parts.config
     agent = make_agent(parts.policy, parts.model, config, parts.rewards, parts.lora)
+    policy = parts.policy._replace(adapter=agent.policy_adapter)
+    check_before_training(policy, config, parts.model)
     rewards = parts.put_rewards(agent.backbone)
     if rewards.own is not None:
         agent.add_reward(rewards.own)
@@ -103,7 +106,6 @@ def _ppo(parts: Parts) -> Training:
     )
     # Restore the order of the settings: the trainer puts the reward on the policy's backbone first.
     trainer.rewards = rewards.sum(trainer.rewards.sources[0], config.reward_weights)
-    policy = parts.policy._replace(adapter=agent.policy_adapter)
     return Training(trainer, policy, agent.reference_adapter, 1)
 
 
@@ -115,6 +117,7 @@ def _rloo(parts: Parts) -> Training:
     if policy.adapter is None:
         put_fresh_adapter(backbone, parts.model, parts.lora)
         policy = policy._replace(adapter=POLICY)
+    check_before_training(policy, config, parts.model)
     rewards = parts.put_rewards(backbone)
     own = None if rewards.own is None else AdapterReward(rewards.own, micro_batch_tokens=config.micro_batch_tokens)
     trainer = rloo_trainer(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.feedback.records import Comparison
@@ -21,7 +22,9 @@ from rrm_lm.models.portable import EXAMPLES, Conversation, messages_of, misread
 from rrm_lm.models.pretrained import load_sequence_classifier, rounding
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.models.reward_files import load_classifier, load_reward_model, merge_reward_model
+from rrm_lm.models.saving.adapters import check_reloads
 from rrm_lm.models.sharding import full_copy_fits
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.reward.examples import RewardExample
@@ -77,6 +80,21 @@ def check_saved(
             remedy="do not use this folder; please report the model and the library versions",
         )
     logger.info("saved to %s; reloaded, and its rewards are identical", folder)
+
+
+def check_classifier(model: RewardModel, tokenizer: Any, args: ModelArguments, merge: bool) -> None:
+    """Before training: the adapter must load as a sequence classifier, or other programs cannot read it.
+
+    Raises:
+        ModelError: It does not, and `merge` asks for a checkpoint for other programs; without `merge`, a warning.
+    """
+    save, heads = partial(model.save, tokenizer=tokenizer), model.settings.ensemble_heads
+    try:
+        check_reloads(save, AutoModelForSequenceClassification, args.trust_remote_code, num_labels=heads)
+    except ModelError as error:
+        if merge:
+            raise
+        logger.warning("only rrm_lm will read this reward model: %s", error.what)
 
 
 def conversations(chat: ChatFormat, comparisons: Sequence[Comparison]) -> list[Conversation]:

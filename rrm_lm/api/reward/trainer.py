@@ -27,6 +27,7 @@ from rrm_lm.api.reward.inputs import (
 from rrm_lm.api.reward.model import is_readable, load_start, make_model, narrows_critiques
 from rrm_lm.api.reward.pretokenized import encode_ids, is_pretokenized
 from rrm_lm.api.reward.saving import (
+    check_classifier,
     check_plain,
     check_saved,
     conversations,
@@ -130,6 +131,8 @@ class RewardTrainer(_RewardTrainer):
         self._start = start
         reward_model, self.chat = make_model(start, peft_config or settings.model.lora(), settings.model, args)
         self._readable = not args.critique_first and is_readable(self.chat, name, settings.run_arguments.merge)
+        if args.should_save and start.loading is not None:
+            check_classifier(reward_model, self.chat.tokenizer, settings.model, settings.run_arguments.merge)
         self._builder = ExampleBuilder(
             self.chat,
             reward_model.backbone,

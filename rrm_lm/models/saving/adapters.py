@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from peft import LoraConfig, get_peft_model_state_dict
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.backbone import Backbone
@@ -143,6 +147,45 @@ def save_adapter(
     for name, value in changes.items():
         setattr(config, name, value)
     config.save_pretrained(str(folder))
+
+
+def check_reloads(save: Callable[[Path], None], auto: Any, trust_remote_code: bool, **changes: Any) -> None:
+    """Save an untrained adapter, and put it on a model of the class that others load it with: before training.
+
+    The model has no weights (it is on the meta device), so this is fast for any size. Skipped if the base model is not
+    saved anywhere.
+
+    Args:
+        save: Writes the adapter to a folder.
+        auto: The class that the model card names, such as `AutoModelForCausalLM`.
+        trust_remote_code: Run Python code from the model's repository.
+        changes: Changes of the base model's configuration.
+
+    Raises:
+        ModelError: transformers has no such class for this family, or the adapter does not fit it.
+    """
+    with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        save(Path(folder))
+        lora: Any = LoraConfig.from_pretrained(folder)
+        options = {"revision": lora.revision, "trust_remote_code": trust_remote_code}
+        try:
+            base = resolve(str(lora.base_model_name_or_path), lora.revision)
+            config = AutoConfig.from_pretrained(base, **options, **changes)
+        except (ModelError, OSError):
+            return
+        try:
+            with torch.device("meta"):
+                model = get_peft_model(auto.from_config(config, trust_remote_code=trust_remote_code), lora)
+            mine = get_peft_model_state_dict(model, save_embedding_layers=False)
+            wrong = _misfit(load_tensors(Path(folder) / ADAPTER_WEIGHTS), mine)
+        except ValueError as error:
+            wrong = " ".join(str(error).split())[:400]
+    if wrong:
+        raise ModelError(
+            f"Other programs cannot load the adapter with {auto.__name__}: {wrong}",
+            where=base,
+            remedy="leave out --merge, or use another base model",
+        )
 
 
 Settings = TypeVar("Settings", bound=Any)  # RewardSettings or PolicySettings

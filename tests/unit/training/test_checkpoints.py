@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from rrm_lm.errors import CheckpointError
 from rrm_lm.storage import staged_folder, verify, write_json
-from rrm_lm.training.checkpoints import PROCESSES_FILE, check_processes, checkpoint_to_resume, newest_verified, prune
+from rrm_lm.training.checkpoints import (
+    PROCESSES_FILE,
+    check_processes,
+    check_space,
+    checkpoint_to_resume,
+    newest_verified,
+    prune,
+)
 from tests.tiny_training import config, trained
 
 
@@ -141,3 +151,45 @@ def test_a_run_writes_down_how_many_processes_it_has(tmp_path: Path) -> None:
     check_processes(written, {"processes": 1, "items_per_step": 4}, allowed=False)
     with pytest.raises(CheckpointError):
         trained(config(tmp_path, max_steps=2, per_device_train_batch_size=2), resume=str(written))
+
+
+class TestSpace:
+    def free(self, monkeypatch: pytest.MonkeyPatch, megabytes: float) -> None:
+        usage = SimpleNamespace(free=megabytes * 1e6)
+        monkeypatch.setattr("rrm_lm.training.checkpoints.shutil.disk_usage", lambda folder: usage)
+
+    def check(self, folder: Path, *, merge: bool = False, **settings: Any) -> None:
+        model = torch.nn.ModuleList([torch.nn.Linear(1000, 1000, bias=False) for _ in range(2)])
+        model[0].requires_grad_(False)  # 4 MB of weights are trained, and Adam adds 8 MB
+        check_space(folder, model, config(folder, **settings), merge)
+
+    @pytest.mark.parametrize(
+        ("settings", "needed"),
+        [
+            ({"save_strategy": "no"}, 4),
+            ({"save_strategy": "steps"}, 12),
+            ({"save_strategy": "steps", "optim": "adamw_bnb_8bit"}, 6),
+            ({"save_strategy": "steps", "optim": "sgd"}, 4),
+            ({"save_strategy": "no", "merge": True}, 12),
+        ],
+    )
+    def test_no_space_for_one_checkpoint_is_refused(
+        self, settings: dict[str, Any], needed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("rrm_lm.training.arguments.check_packages", lambda args: None)
+        self.free(monkeypatch, needed + 0.01)
+        self.check(tmp_path, **settings)
+        self.free(monkeypatch, needed - 0.01)
+        with pytest.raises(CheckpointError, match=f"has about {needed} MB"):
+            self.check(tmp_path, **settings)
+
+    def test_space_for_some_checkpoints_is_a_warning(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        settings = {"save_strategy": "steps", "save_total_limit": 3}  # 4 MB, and four times 12 MB
+        self.free(monkeypatch, 52.01)
+        self.check(tmp_path, **settings)
+        assert caplog.text == ""
+        self.free(monkeypatch, 51.99)
+        self.check(tmp_path, **settings)
+        assert "the checkpoints and the final model have about 52 MB" in caplog.text
