@@ -98,7 +98,7 @@ class CompareRun:
             settings = {**asdict(args), **asdict(self.drawing), "reference": reference}
             return write_comparison(comparison, args.folder, configuration=settings)
 
-    def _load_prompts(self, rows: dict[Prompt, Any] | None) -> list[Prompt]:
+    def _load_prompts(self, rows: dict[Prompt, Any] | None = None) -> list[Prompt]:
         args = self.args
         found = prompt_sources(args.prompts, **args.reading(args.split), rows=rows)
         prompts = limit_prompts(found, args.max_prompts, self.drawing.seed)
