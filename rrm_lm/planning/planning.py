@@ -128,10 +128,9 @@ def measure(
 class Choice:
     """The settings for one task under one strategy."""
 
-    # task, strategy: their names
     task: str
     strategy: str
-    fits: bool  # whether the task fits
+    fits: bool
     # activation_checkpointing, micro_batch_tokens, rollout_batch_tokens: The settings to use; if the task does not fit,
     # those with the least memory. `rollout_batch_tokens` is 0 without rollouts.
     activation_checkpointing: bool

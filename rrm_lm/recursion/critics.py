@@ -141,7 +141,6 @@ class Critiques:
     No remark is shown if the critic says nothing about any response, or the same about all.
     """
 
-    # name, label: name and label of the critic
     name: str
     label: str
     remarks: Mapping[Subject, Remark]  # the remark by response

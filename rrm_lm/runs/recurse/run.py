@@ -129,9 +129,7 @@ class RecurseRun:
             )
 
     def _solve_in_processes(self, nodes: Sequence[Node]) -> None:
-        """Solve each node in its own process, `--processes` at a time. Raises TrainingError: a node failed. The others
-        are solved and saved.
-        """
+        """Solve each node in its own process, `--processes` at a time. Raises TrainingError if any failed."""
         threads = max(1, (os.cpu_count() or 1) // self.args.processes)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "rrm_lm", "recurse", "--config", str(self.folder / "config.yaml")]

@@ -39,8 +39,8 @@ class Estimates:
     values: Tensor  # value of the state before each token
     advantages: Tensor  # whitened advantage of each token
     returns: Tensor  # targets of the value function
-    is_response: Tensor  # true at the tokens of each response
-    is_valued: Tensor  # true where values are trained: the same, or with TRL's conventions one position more
+    is_response: Tensor  # True at the tokens of each response
+    is_valued: Tensor  # True where values are trained: the same, or with TRL's conventions one position more
     kl: Tensor  # estimated KL divergence from the reference at each token
     penalties: Tensor  # minus the KL coefficient times `kl`
 

@@ -182,7 +182,7 @@ class PolicyUpdate:
         """Train for `num_ppo_epochs` epochs on the episodes.
 
         `first`: the pass that the estimates come from; its kept graphs are used and freed; `number`: index of the
-        update; the mini-batches depend on it. Raises TrainingError: the loss is not finite. The step was not taken.
+        update; the mini-batches depend on it. Raises TrainingError, before the step, if the loss is not finite.
         """
         self.gradient_norms = []
         statistics = UpdateStatistics(self.args, estimates)
