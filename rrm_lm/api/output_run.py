@@ -119,19 +119,6 @@ def trainer_settings(whose: str) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def lora_settings() -> Iterator[None]:
-    """Turn PEFT errors about LoRA settings that do not fit the model into a ConfigError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ConfigError(
-            f"LoRA with these settings cannot be put on this model: {error}",
-            where="lora_r, lora_alpha, lora_dropout, lora_target_modules",
-            remedy="leave out --lora_target_modules to adapt all linear layers",
-        ) from error
-
-
 def check_evaluation(config: Any, held_out: Any, what: str) -> None:
     """Refuse evaluation during training if nothing is held out.
 

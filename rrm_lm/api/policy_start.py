@@ -6,7 +6,7 @@ import logging
 
 from peft import LoraConfig
 
-from rrm_lm.api.output_run import lora_settings
+from rrm_lm.api.lora import lora_settings
 from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.saving.policies import POLICY
@@ -21,8 +21,8 @@ def put_fresh_adapter(backbone: Backbone, args: ModelArguments, lora: LoraConfig
     Raises:
         ConfigError: The LoRA settings do not fit the model.
     """
-    with lora_settings():
-        backbone.add_adapter(POLICY, args.lora() if lora is None else lora)
+    with lora_settings(backbone, lora or args.lora()) as settings:
+        backbone.add_adapter(POLICY, settings)
 
 
 def check_family(backbone: Backbone) -> None:

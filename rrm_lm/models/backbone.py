@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rrm_lm.errors import ModelError
+from rrm_lm.models.lora_targets import default_targets
 from rrm_lm.models.pretrained import rounding
 from rrm_lm.models.sharding import device_of
 from rrm_lm.text.batching import Batch, Row, attention_mask, by_layer_type, collate, share
@@ -51,6 +52,9 @@ class Backbone(nn.Module):
         self._sharing = sharing
         self._masking: bool | None = None
         self._layers = _adapter_layers(model)
+        for module in model.modules():
+            if any("jitter" in name for name in vars(module)):  # routers of mixtures of experts
+                module.register_forward_pre_hook(_without_noise)
 
     # -- adapters -------------------------------------------------------------------------------------------------
 
@@ -80,6 +84,8 @@ class Backbone(nn.Module):
 
     def add_adapter(self, name: str, config: LoraConfig) -> None:
         """Add a new, trainable LoRA adapter. Other adapters keep their ``requires_grad``."""
+        if str(config.target_modules).lower() == "all-linear":
+            config.target_modules = default_targets(self.causal_lm, config)  # type: ignore[assignment]
         if isinstance(self.model, PeftModel):
             before = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
             self.model.add_adapter(name, config)
@@ -138,8 +144,17 @@ class Backbone(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         with self.using(adapter):
             logits = head(hidden.to(head.weight.dtype)).float()
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor of the head's output. Cohere and HyperCLOVA X multiply by their setting, Granite divides by it."""
+        scaling = float(getattr(self.config, "logits_scaling", None) or 1.0)
+        scaling = scaling if self.config.model_type.startswith("hyperclovax") else 1 / scaling
+        return scaling * float(getattr(self.config, "logit_scale", None) or 1.0)
 
     def rows(self, lines: list[tuple[int, ...]], blind: list[tuple[int, int]] | None = None) -> list[Row]:
         """Arrange the lines of one prompt in rows: one tree if sharing is exact, else one row per line.
@@ -239,6 +254,11 @@ def adapter_parameters(module: nn.Module, adapter: str) -> dict[str, nn.Paramete
     """The parameters of one adapter, by their names in the module."""
     own = re.compile(rf"\.lora_\w+\.{re.escape(adapter)}(\.|$)")
     return {name: parameter for name, parameter in module.named_parameters() if own.search(name)}
+
+
+def _without_noise(router: nn.Module, _: Any) -> None:
+    """Route as in evaluation: frozen routers do not explore, and a policy is trained on the routes of its samples."""
+    router.training = False
 
 
 def _adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:

@@ -89,7 +89,9 @@ class ModelArguments(ModelLoading, ModelConfig):
     lora_r: int = option(16, "Rank of the LoRA adapter.")
     lora_alpha: int = option(32, "Scale of the LoRA adapter.")
     lora_dropout: float = option(0.0, "Dropout before the LoRA adapter.")
-    lora_target_modules: list[str] | None = option(None, "Layers that get LoRA weights. Unset: all linear layers.")
+    lora_target_modules: list[str] | None = option(
+        None, "Layers that get LoRA weights. Unset: all linear layers but routers of experts."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

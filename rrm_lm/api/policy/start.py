@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import LoraConfig
 
-from rrm_lm.api.output_run import lora_settings
+from rrm_lm.api.lora import lora_settings
 from rrm_lm.api.policy.config import PolicyConfig
 from rrm_lm.api.policy_start import check_family
 from rrm_lm.errors import ConfigError, ModelError
@@ -86,10 +86,10 @@ def make_agent(
     name = str(args.model_name_or_path)
     if policy.adapter is not None:
         logger.info("%s is an adapter, which is trained on: its own LoRA settings hold", name)
-    with lora_settings():
+    with lora_settings(policy.backbone, lora or args.lora()) as settings:
         agent = AgentModel.create(
             policy.backbone,
-            lora or args.lora(),
+            settings,
             value=config.value_function,
             value_model=value_model,
             reference=config.reference,

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from rrm_lm.api.output_run import lora_settings
+from rrm_lm.api.lora import lora_settings
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.portable import unreadable
@@ -179,9 +179,10 @@ def make_model(
     set_seed(config.seed)  # initial weights must not depend on what was loaded before
     if start.adapter is not None:
         lora = start.adapter[0]
-    lora = LoraConfig(**{**lora.to_dict(), "modules_to_save": None, "inference_mode": False})
+    more = [name for name in lora.modules_to_save or () if name != "score"] or None  # the head is trained anyway
+    lora = LoraConfig(**{**lora.to_dict(), "modules_to_save": more, "inference_mode": False})
     lora.task_type = TaskType.CAUSAL_LM
-    with lora_settings():
+    with lora_settings(backbone, lora, is_new=start.adapter is None):
         model = RewardModel.create(backbone, lora, settings)
     _put_start(model, start)
     total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False))

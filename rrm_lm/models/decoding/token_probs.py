@@ -55,9 +55,9 @@ class _Head:
         self.backbone, self.sampling, self.adapter = backbone, sampling, adapter
         head = backbone.causal_lm.get_output_embeddings()
         self.is_trained = any(parameter.requires_grad for parameter in head.parameters())
-        capped = getattr(backbone.config, "final_logit_softcapping", None) is not None
+        changed = getattr(backbone.config, "final_logit_softcapping", None) is not None or backbone.logit_scale != 1
         # If logits are one product of a plain layer, the gradient has a closed form.
-        self.is_plain = type(head) is nn.Linear and not capped and not sampling.truncates
+        self.is_plain = type(head) is nn.Linear and not changed and not sampling.truncates
         self.weight = head.weight
 
     def __call__(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

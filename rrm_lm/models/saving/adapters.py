@@ -19,14 +19,13 @@ from transformers import AutoConfig
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.embedded import backbone_name
+from rrm_lm.models.lora_targets import unsupported
 from rrm_lm.models.pretrained import check_vocabulary, load_causal_lm, load_tokenizer, resolve
 from rrm_lm.models.sharding import assign, gather, reshard
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # files to fetch from the Hub; no pickles
-# PEFT options that change more than low-rank terms; they would also change the backbone without adapters.
-_UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
 
 
 def model_file(path: str, name: str, revision: str | None = None) -> Path | None:
@@ -91,8 +90,7 @@ def read_lora(folder: Path) -> LoraConfig:
             expected="a LoRA adapter",
             remedy="merge it into its model with PEFT, and name the merged model",
         )
-    extra = [name for name in _UNSUPPORTED if raw.get(name)]
-    extra += [f"bias {raw['bias']}"] if raw.get("bias", "none") != "none" else []
+    extra = unsupported(raw)
     if extra:
         raise ModelError(
             f"The adapter changes more than LoRA layers ({', '.join(extra)})",
@@ -277,8 +275,8 @@ def put_weights(backbone: Backbone, adapter: str, state: dict[str, Tensor], fold
     """
     reshard(backbone)
     mine = adapter_weights(backbone, adapter)
-    # PEFT also saves the frozen embeddings if they have an adapter.
-    state = {name: tensor for name, tensor in state.items() if ".base_layer." not in name}
+    # PEFT also saves the frozen embeddings if they have an adapter. Wrappers of two parameters of a layer are nested.
+    state = {name: tensor for name, tensor in state.items() if ".base_layer." not in name or ".lora_" in name}
     misfit = _misfit(state, mine)
     if misfit:
         raise CheckpointError(misfit, where=str(folder), remedy="use the backbone the adapter was trained on")

@@ -34,6 +34,8 @@ IDLE = frozenset(
 class RLOOConfig(TrainerArguments, TRLConfig):
     """TRL's settings, with the defaults of this package's trainers."""
 
+    router_aux_loss_coef: float = 0.0  # expert routers are frozen
+
 
 def rloo_config(
     ppo: PPOConfig, *, processes: int, prompts: int, longest: int, weights: Sequence[float], **more: Any

@@ -54,6 +54,7 @@ class SFTConfig(TrainerArguments, TRLConfig):
     completion_only_loss: bool | None = option(
         True, "Always true: the loss is on the response and its end-of-turn token."
     )
+    router_aux_loss_coef: float = option(0.0, "Weight of the load-balancing loss of mixtures of experts.")
 
     # TRL uses these to load and tokenize. Here text/chat.py tokenizes, and ModelArguments has the model's settings.
     model_init_kwargs: dict[str, Any] | str | None = field(default=None, init=False)

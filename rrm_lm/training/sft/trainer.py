@@ -161,6 +161,8 @@ class SFTTrainer(ResumableTrainer, TRLTrainer):
         self.adapter = str(policy.adapter)
         tokenizer = policy.chat.tokenizer
         align_pad(policy.backbone.causal_lm, tokenizer)
+        if getattr(policy.backbone.config, "logits_scaling", None) and args.loss_type == "chunked_nll":
+            args.loss_type = "nll"  # TRL's chunked loss leaves out this factor of Granite's logits
         data = to_dataset(train)
         super().__init__(
             model=policy.backbone.model,

@@ -1,7 +1,7 @@
 """TRL's own tests of its reward trainer, case by case, on `rrm_lm.RewardTrainer`.
 
 The cases are those of `tests/test_reward_trainer.py` in huggingface/trl, under their names: 55 with their parameters,
-of which 47 pass. Models and data are tiny and made here. What differs from TRL on purpose:
+of which 49 pass. Models and data are tiny and made here. What differs from TRL on purpose:
 
 - The backbone is always frozen and LoRA is trained, with or without ``peft_config``. So "every parameter has changed"
   means every trained one, and no frozen one has.
@@ -18,7 +18,6 @@ Not passed, and why:
 | test_train_with_chat_template_kwargs | a template's arguments are one for all rows |
 | test_train_with_set_chat_template_from_path | trains; the saved template is cut where the reward is read |
 | test_train_toolcall_data, test_train_toolcall_data_as_json | calls of tools are not text, which responses are |
-| test_train[qwen3_moe], test_train_moe_with_peft_config | LoRA on fused experts is not saved by this project |
 """
 
 from __future__ import annotations
@@ -37,7 +36,8 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rrm_lm import RewardConfig, RewardTrainer
 from rrm_lm.errors import ConfigError, ModelError
-from tests.tiny import CHATML, save_tiny_model, some_comparisons, tiny_tokenizer
+from tests.families import EXPERTS
+from tests.tiny import CHATML, save_tiny_model, some_comparisons, tiny_model, tiny_tokenizer
 
 TRAIN, TEST = 17, 3
 EVAL_KINDS = (
@@ -163,6 +163,18 @@ def test_raises_error_when_model_num_labels_not_one(make: Make, tiny: Path) -> N
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_train(make: Make, tmp_path: Path, family: str) -> None:
     train(make(save_tiny_model(tmp_path / family, family)))
+
+
+@pytest.mark.parametrize(
+    "lora", [None, LoraConfig(target_parameters=["mlp.experts.down_proj", "mlp.experts.gate_up_proj"])]
+)
+def test_train_moe_with_peft_config(make: Make, tmp_path: Path, lora: LoraConfig | None) -> None:
+    folder = tmp_path / "qwen3_moe"
+    tiny_model(config=EXPERTS["qwen3_moe"]()).save_pretrained(str(folder))
+    tiny_tokenizer().save_pretrained(str(folder))
+    trainer = make(folder, peft_config=lora)
+    assert any(".experts." in name for name, _ in trainer.model.named_parameters() if "lora_A" in name) == bool(lora)
+    train(trainer)
 
 
 @pytest.mark.parametrize("kind", EVAL_KINDS)

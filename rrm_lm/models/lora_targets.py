@@ -1,0 +1,66 @@
+"""The layers that LoRA adapts: the default ones, and what is wrong with named ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+_ROUTERS = {"router", "gate", "shared_expert_gate"}  # parts of their names
+# PEFT options that change more than low-rank terms; they would also change the backbone without adapters.
+_UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
+
+
+def default_targets(model: Any, config: LoraConfig) -> set[str]:
+    """All linear layers except the language-model head, routers, and layers whose names mean experts to PEFT.
+
+    In families with fused experts, PEFT takes the `gate_proj` of any layer for the experts' parameter.
+    """
+    modules = {name: module for name, module in model.named_modules() if ".base_layer" not in name}
+    routers = _ROUTERS if any("experts" in name.split(".") for name in modules) else set()
+    probe: Any = copy.deepcopy(config)
+    probe.target_modules = set()
+    for name, module in modules.items():
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        linear = isinstance(base, (nn.Linear, Conv1D)) and ".lora_" not in name
+        if linear and base is not model.get_output_embeddings() and routers.isdisjoint(name.split(".")):
+            probe.target_modules.add(name)
+    convert_peft_config_for_transformers(probe, model, None)
+    return probe.target_modules
+
+
+def unsupported(config: dict[str, Any]) -> list[str]:
+    """Settings of a LoRA adapter that change more than LoRA layers."""
+    extra = [name for name in _UNSUPPORTED if config.get(name)]
+    return extra + ([f"bias {config['bias']}"] if config.get("bias", "none") != "none" else [])
+
+
+def expert_parameters(model: Any) -> list[str]:
+    """The fused weights of experts, as names for PEFT's `target_parameters`; empty without experts."""
+    found = {}
+    for name, module in model.named_modules():
+        path = name.replace(".base_layer", "").split(".")
+        if "experts" in path and not isinstance(module, (nn.Linear, BaseTunerLayer)):
+            own = [key for key, value in module.named_parameters(recurse=False) if value.ndim > 1 and "bias" not in key]
+            found |= dict.fromkeys(f"{path[-1]}.{key}" for key in own)
+    return list(found)
+
+
+def find_fault(model: Any, config: LoraConfig, adapted: Sequence[str]) -> None:
+    """Raise a ValueError if an adapter, on the layers and parameters `adapted`, cannot be trained or saved."""
+    if extra := unsupported(config.to_dict()):
+        raise ValueError(f"more than LoRA layers would change ({', '.join(extra)})")
+    for named in (config.target_modules, config.target_parameters):
+        listed = [] if isinstance(named, str) else sorted(named or ())
+        missing = [one for one in listed if not any(f".{name}".endswith(f".{one}") for name in adapted)]
+        if missing:
+            raise ValueError(f"it has no layer named {', '.join(missing)}")
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if model.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise ValueError("its embeddings are tied to its head, and LoRA on one of them would be merged into both")
