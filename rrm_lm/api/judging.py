@@ -144,6 +144,11 @@ def show(evaluation: Evaluation) -> None:
     console.print(table)
     for result in evaluation.sets:
         console.print(sentence("accuracy_verdict", result, len(evaluation.sets) > 1), soft_wrap=True)
+        for name, part in result.by_part.items():
+            if part.measures is not None:
+                accuracy = part.measures.accuracy
+                found = f"{percent(accuracy.value)} ({percent_interval(accuracy)}) of {part.n_scored}"
+                console.print(f"  decided by {name}: {found}", soft_wrap=True)
         if result.baselines:
             console.print(_baselines_table(result))
             console.print(sentence("baselines_verdict", result.baselines), soft_wrap=True)

@@ -38,7 +38,7 @@ def run(argv: list[str]) -> int:
     from rrm_lm.api.rows import set_labels
     from rrm_lm.models.pretrained import process_state
     from rrm_lm.runs.critics import CRITIQUES_FILE, find_critic
-    from rrm_lm.runs.scoring import cached_scorer, chat_of, load_sets, with_baselines, write_differences
+    from rrm_lm.runs.scoring import by_part, cached_scorer, chat_of, load_sets, with_baselines, write_differences
     from rrm_lm.storage import write_jsonl
     from rrm_lm.training.output_folder import OutputFolder
 
@@ -60,6 +60,7 @@ def run(argv: list[str]) -> int:
             scorer: Any = cached_scorer(args, model) if critic is None else _assisted(args, model, critic, sets)
             critiques = getattr(scorer, "critiques", None)
             evaluation = judge(scorer, sets, critiques and {"critic": critiques.account()})
+            evaluation = evaluation if args.gold is None else by_part(evaluation, args.gold, args)
             if args.baselines:
                 evaluation = with_baselines(evaluation, scorer, args)
             found.append((model, evaluation, chat_of(args, model, scorer), critiques))

@@ -23,7 +23,8 @@ def load_gold(name: str, limits: ReadLimits | None = None, rows: PromptRows | No
 
     It is a file of requests, scored by its simulated user (`rrm_lm/simulated/users.py`; NaN for a prompt that is not
     the user's; `limits` says how much the file may hold), `module:function` or `path/to/file.py:function`. A function
-    gets the row of each prompt from `rows`, and may have an attribute `parts`: functions of the same form, by name.
+    gets the row of each prompt from `rows`, and may have the attributes `parts`, functions of the same form by
+    name, and `weights`, numbers by the same names.
     Raises ConfigError: the name is neither a file nor a function, or it cannot be loaded; DataError: no requests.
     """
     if (user := load_user(name, limits)) is not None:
@@ -36,7 +37,7 @@ def load_gold(name: str, limits: ReadLimits | None = None, rows: PromptRows | No
         part: CheckedFunction(PythonReward(one, f"{name}, part {part}", rows))
         for part, one in getattr(function, "parts", {}).items()
     }
-    return Gold(CheckedFunction(PythonReward(function, name, rows)), parts)
+    return Gold(CheckedFunction(PythonReward(function, name, rows)), parts, getattr(function, "weights", {}))
 
 
 def _by_user(user: SimulatedUser) -> Gold:
@@ -53,4 +54,4 @@ def _by_user(user: SimulatedUser) -> Gold:
         return rewards
 
     parts = {part: by(lambda judgement, part=part: judgement.parts[part]) for part in user.parts}
-    return Gold(by(lambda judgement: judgement.gold), parts)
+    return Gold(by(lambda judgement: judgement.gold), parts, user.weights)

@@ -12,18 +12,20 @@ from typing import Any
 from rrm_lm.api.judging import environment
 from rrm_lm.api.resuming import fingerprint
 from rrm_lm.api.rows import set_labels
-from rrm_lm.errors import ConfigError, RRMError
+from rrm_lm.errors import ConfigError, DataError, RRMError
 from rrm_lm.evaluation.preferences.baselines import baselines, frozen_states
 from rrm_lm.evaluation.preferences.pairwise import compare_all
-from rrm_lm.evaluation.preferences.results import Evaluation
+from rrm_lm.evaluation.preferences.results import Evaluation, grouped
 from rrm_lm.evaluation.preferences.score_cache import CachedScorer
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.evaluation.reports.page import PageData, render, sentence
 from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
+from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.models.pretrained import load_tokenizer, process_state, resolve
 from rrm_lm.models.reward_files import read_settings
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json
+from rrm_lm.runs.gold import load_gold
 from rrm_lm.settings.scoring import EvaluateArguments, ScoringArguments
 from rrm_lm.storage import write_json, write_text
 from rrm_lm.text.chat import ChatFormat
@@ -120,6 +122,28 @@ def with_baselines(evaluation: Evaluation, scorer: Any, args: EvaluateArguments)
     probe = frozen_states(scorer.scorer if isinstance(scorer, CachedScorer) else scorer)
     sets = tuple(replace(result, baselines=baselines(result, train, probe)) for result in evaluation.sets)
     return replace(evaluation, sets=sets)
+
+
+def by_part(evaluation: Evaluation, name: str, limits: ReadLimits) -> Evaluation:
+    """The evaluation with the accuracy by the part of a gold reward that decides each comparison.
+
+    Raises:
+        ConfigError: The gold reward has no parts.
+        DataError: It knows none of a set's comparisons.
+    """
+    gold = load_gold(name, limits)
+    if not gold.parts:
+        raise ConfigError("The gold reward has no parts", where=f"gold: {name}", remedy="leave out --gold")
+    sets = []
+    for result in evaluation.sets:
+        pairs = [one.comparison for one in result.examples]
+        parts = gold.deciding([c.prompt for c in pairs], [c.chosen for c in pairs], [c.rejected for c in pairs])
+        if not any(parts):
+            raise DataError(
+                f"No part of {name} decides a comparison", where=result.name, remedy="name its own requests"
+            )
+        sets.append(replace(result, by_part=grouped(result.examples, lambda one, parts=parts: parts[one.index])))
+    return replace(evaluation, sets=tuple(sets))
 
 
 def write_differences(evaluations: Mapping[str, Evaluation], args: EvaluateArguments) -> None:

@@ -79,6 +79,9 @@ class EvaluateArguments(ResultsFolder, ScoringArguments, CriticArguments, CodeAr
         [], "Reward models: folders, Hub ids or aliases. Several are compared, pair by pair, on the same comparisons."
     )
     cache_scores: bool = option(True, "Keep rewards in the cache folder; a model is loaded only for new responses.")
+    gold: str | None = option(
+        None, "Accuracy by the part of a gold reward that decides: a simulated user's requests, or file.py:function."
+    )
     baselines: bool = option(
         False, "Also judge by length, style, words and a linear probe on frozen states; the model's lead over each."
     )

@@ -116,7 +116,8 @@ class NoteUser(Requester[NoteRequest]):
             raise ConfigError(f"There is no user of notes called {manner!r}", expected=" or ".join(WEIGHTS))
         super().__init__(requests, tie)
         self.manner = manner
-        self.parts = ("answer", *WEIGHTS[manner])
+        self.weights = {"answer": 1.0, **WEIGHTS[manner]}  # a right answer outweighs everything else
+        self.parts = tuple(self.weights)
         self.name = f"{manner} user of notes"
 
     @classmethod

@@ -99,6 +99,7 @@ class PlainUser(Requester[Request]):
     name = "plain user"
     limit = "knows a good answer only by the words that it mentions"
     parts = tuple(WEIGHTS)
+    weights = WEIGHTS
 
     def __init__(self, requests: Iterable[Request], tie: float = 0.02) -> None:
         super().__init__(requests, tie)

@@ -391,6 +391,36 @@ def test_baselines(kind: str, trained: TrainedReward, tmp_path: Path, capsys: An
     )
 
 
+GOLD = """
+def gold(prompts, responses):
+    return [float(len(r)) for r in responses]
+gold.parts = {
+    "sea": lambda prompts, responses: [float("sea" in r) for r in responses],
+    "length": lambda prompts, responses: [len(r) / 1000 for r in responses],
+}
+"""
+
+
+def test_accuracy_by_deciding_part(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine.py").write_text(GOLD, encoding="utf-8")
+    more = ("--gold", f"{tmp_path / 'mine.py'}:gold", "--allow_code", "true")
+    result = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "out", *more)
+    assert result.code == 0, result.err
+    found = read(tmp_path / "out" / "results.json")["sets"]["heldout"]["by_part"]
+    pairs = load_feedback(str(trained.heldout)).comparisons
+    sea = [c for c in pairs if "sea" in c.chosen and "sea" not in c.rejected]
+    assert found["sea"]["n_scored"] == len(sea) > 0
+    assert 0 < found["length"]["n_scored"] <= len(pairs) - len(sea)
+    assert "decided by sea" in result.out
+    assert "the part of the gold reward that decides" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_gold_that_knows_none_of_the_prompts(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
+    requests = write_rows(tmp_path / "requests.jsonl", [{"request": "x?", "mentions": ["y"], "topic": "z"}])
+    result = evaluate(capsys, trained.folder, trained.heldout, tmp_path / "out", "--gold", requests)
+    assert "decides a comparison" in result.error["error"]
+
+
 def test_baselines_do_not_read_critiques(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     more = ("--baselines", "true", "--critic", trained.folder)
     assert "critic" in evaluate(capsys, trained.model, trained.heldout, tmp_path, *more).error["error"]

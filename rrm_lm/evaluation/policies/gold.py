@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from rrm_lm.errors import DataError
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer, score_responses
 from rrm_lm.feedback.records import Prompt
@@ -54,10 +56,11 @@ class CheckedFunction:
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A gold reward, called like any `RewardFunction`, and by name the parts that it sums, if any."""
+    """A gold reward, called like any `RewardFunction`; by name the parts that it sums, if any, and their weights."""
 
     reward: RewardFunction
     parts: Mapping[str, RewardFunction] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)  # 1 where there is none
 
     @property
     def reads_ids(self) -> bool:
@@ -66,6 +69,15 @@ class Gold:
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], *ids: Any) -> Sequence[float]:
         return self.reward(prompts, responses, *ids)
+
+    def deciding(self, prompts: Sequence[Prompt], chosen: Sequence[str], rejected: Sequence[str]) -> list[str]:
+        """The part in which each chosen response gains most over the rejected one, weighted; "" if it gains nowhere."""
+        leads = [
+            self.weights.get(name, 1.0) * np.subtract(part(prompts, chosen), part(prompts, rejected))
+            for name, part in self.parts.items()
+        ]
+        table, names = np.nan_to_num(np.array(leads)), list(self.parts)
+        return [names[i] if lead > 0 else "" for i, lead in zip(table.argmax(0), table.max(0), strict=True)]
 
     def try_on(self, prompts: Sequence[Prompt]) -> None:
         """Call user's functions with made-up responses. Raises ConfigError if a result cannot be used."""

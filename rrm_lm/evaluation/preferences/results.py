@@ -150,6 +150,7 @@ class SetResult:
 
     Attributes:
         baselines: By name, if they were asked for (see `baselines.py`).
+        by_part: By the part of a gold reward that decides a comparison, if one was given.
     """
 
     name: str
@@ -158,6 +159,7 @@ class SetResult:
     by_subset: Mapping[str, Summary]
     examples: tuple[ScoredComparison, ...]
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    by_part: Mapping[str, Summary] = field(default_factory=dict)
 
     @property
     def measures(self) -> Measures:
@@ -174,6 +176,7 @@ class SetResult:
             **self.overall.to_dict(),
             "by_source": {name: summary.to_dict() for name, summary in self.by_source.items()},
             "by_subset": {name: summary.to_dict() for name, summary in self.by_subset.items()},
+            **({"by_part": {name: one.to_dict() for name, one in self.by_part.items()}} if self.by_part else {}),
             **({"baselines": {name: one.to_dict() for name, one in self.baselines.items()}} if self.baselines else {}),
         }
 
@@ -224,11 +227,11 @@ def summarise_set(
         source = f"{one.comparison.source}/" if several and one.comparison.source else ""
         return source + one.comparison.subset if one.comparison.subset else ""
 
-    by_source = _by(examples, lambda one: one.comparison.source or name)
-    return SetResult(name, overall, by_source, _by(examples, subset), tuple(examples))
+    by_source = grouped(examples, lambda one: one.comparison.source or name)
+    return SetResult(name, overall, by_source, grouped(examples, subset), tuple(examples))
 
 
-def _by(examples: Sequence[ScoredComparison], key: Callable[[ScoredComparison], str]) -> dict[str, Summary]:
+def grouped(examples: Sequence[ScoredComparison], key: Callable[[ScoredComparison], str]) -> dict[str, Summary]:
     """A summary of each group, by name; comparisons without a group are ignored."""
     groups: dict[str, list[ScoredComparison]] = {}
     for one in examples:

@@ -64,6 +64,8 @@ def _set_view(result: SetResult, anchor: str) -> dict[str, Any]:
     }
     if result.by_subset:
         pictures["subset"] = (figures.by_group(result.by_subset), "Accuracy by subset")
+    if result.by_part:
+        pictures["part"] = (figures.by_group(result.by_part), "Accuracy by the part of the gold reward that decides")
     return {
         "result": result,
         "anchor": anchor,

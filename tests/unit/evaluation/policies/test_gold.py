@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.evaluation.policies.gold import CheckedFunction, rewards_by
+from rrm_lm.evaluation.policies.gold import CheckedFunction, Gold, rewards_by
 from rrm_lm.runs.gold import load_gold
 from rrm_lm.simulated.judgement import WEIGHTS
 from rrm_lm.simulated.plain_user import PlainUser
@@ -90,3 +90,12 @@ def test_a_scorer_is_asked_once_for_equal_responses() -> None:
     rewards = rewards_by(scorer)([EGG, other, EGG, EGG], ["aa", "b", "aa", "ccc"])
     assert rewards == [2.0, 1.0, 2.0, 3.0]
     assert sorted(scorer.calls[0]) == [("And rice?", ("b",)), (EGG[0].content, ("aa", "ccc"))]
+
+
+def test_the_part_with_the_largest_weighted_gain_decides() -> None:
+    def part(word: str):
+        return lambda prompts, responses: [math.nan if "?" in r else float(r.count(word)) for r in responses]
+
+    gold = Gold(part("a"), {"a": part("a"), "b": part("b")}, {"b": 0.4})
+    chosen, rejected = ["a", "bb", "abb", "abbb", "c", "b?", "ab"], ["c", "c", "c", "c", "a", "c", "aac"]
+    assert gold.deciding([()] * 7, chosen, rejected) == ["a", "b", "a", "b", "", "", "b"]
