@@ -24,7 +24,7 @@ from rrm_lm.storage import json_text, sha256
 _MAY_CHANGE = {
     "output locations and extra outputs": """
         output_dir overwrite_output_dir allow_config_change allow_world_size_change resume_from_checkpoint merge
-        push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+        learning_curve push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
     """,
     "logging": """
         logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_on_each_node log_level

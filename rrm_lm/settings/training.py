@@ -29,6 +29,15 @@ class RewardRunArguments(FolderArguments):
 
 
 @dataclass
+class RewardCommandArguments(RewardRunArguments):
+    """What else the command `rrm-lm reward` does."""
+
+    learning_curve: bool = option(
+        False, "Also train on 25 and 50%% of the prompts, and say whether more feedback would help."
+    )
+
+
+@dataclass
 class SFTRunArguments(FolderArguments):
     """What else `rrm-lm sft` does."""
 

@@ -320,3 +320,50 @@ def test_a_tokenizer_that_clients_cannot_read_is_named_before_training(
     assert "token 9 is '</s>'" in result.error["error"] and "--merge" in str(result.error)
     result = train(capsys, tiny, pairs, tmp_path / "out")
     assert result.code == 0 and "only rrm_lm will read these rewards right" in result.err
+
+
+def test_learning_curve(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    held, out = write_rows(tmp_path / "held.jsonl", pair_rows(12, seed=3)), tmp_path / "out"
+    more = ("--eval_dataset_name", held, "--learning_curve", "true", "--save_strategy", "epoch")
+    result = train(capsys, tiny, pairs, out, *more)
+    assert result.code == 0, result.err
+    assert "on 25%, 50%, 100% of the feedback, about" in result.err
+    assert result.err.index("learning curve: 3 + 3 + 3 steps") < result.err.index("One example as the model sees it")
+    curve = read(out / "learning_curve.json")
+    assert [one["share"] for one in curve["points"]] == [0.25, 0.5, 1.0]
+    sizes = [one["comparisons"] for one in curve["points"]]
+    assert sizes[0] < sizes[1] < sizes[2] == 20
+    accuracies = {folder: read(folder / "results.json")["sets"]["held out"]["accuracy"]["value"]
+                  for folder in (out / "learning_curve" / "25", out / "learning_curve" / "50", out)}  # fmt: skip
+    assert [one["accuracy"]["value"] for one in curve["points"]] == pytest.approx(list(accuracies.values()))
+    assert curve["doubling"]["value"] == pytest.approx(accuracies[out] - accuracies[out / "learning_curve" / "50"])
+    assert curve["sentence"] in " ".join(result.out.split())
+    assert "one run each" in curve["sentence"]
+    # The large run is the same as without a curve.
+    train(capsys, tiny, pairs, tmp_path / "plain", "--eval_dataset_name", held)
+    assert same(out, tmp_path / "plain")
+
+
+def test_shares_of_a_learning_curve_are_nested_by_prompt(
+    tiny: Path, pairs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    from rrm_lm.runs import learning_curve
+
+    real = learning_curve.split_by_prompt
+
+    def split(*args: Any) -> Any:
+        found = real(*args)
+        seen.append({record.prompt_id for record in found[0].records()})
+        return found
+
+    monkeypatch.setattr(learning_curve, "split_by_prompt", split)
+    assert train(capsys, tiny, pairs, tmp_path, "--eval_fraction", 0.2, "--learning_curve", "true").code == 0
+    half, quarter = seen
+    assert quarter < half and len(quarter) * 2 == pytest.approx(len(half), abs=1)
+
+
+def test_a_learning_curve_needs_something_held_out(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    result = train(capsys, tiny, pairs, tmp_path / "out", "--eval_fraction", 0, "--learning_curve", "true")
+    assert "no learning curve" in result.error["error"]
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()

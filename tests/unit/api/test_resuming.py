@@ -12,7 +12,7 @@ from rrm_lm.api import resuming
 from rrm_lm.api.resuming import MAY_CHANGE, fingerprint, identity, is_asked, origin, resume_command
 from rrm_lm.settings.data import DataArguments, PromptArguments
 from rrm_lm.settings.models import ModelArguments
-from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
+from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments, RewardCommandArguments
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.sft.config import SFTConfig
@@ -52,7 +52,7 @@ def test_the_batch_may_be_distributed_differently() -> None:
 def test_every_name_that_may_change_is_a_setting() -> None:
     kinds = (
         DataArguments, ModelArguments, RewardConfig, SFTConfig, PPOConfig, PromptArguments, RewardArguments,
-        MonitorArguments, PolicyRunArguments,
+        MonitorArguments, PolicyRunArguments, RewardCommandArguments,
     )  # fmt: skip
     known = {name for kind in kinds for name in kind.__dataclass_fields__}
     assert MAY_CHANGE - known <= {"allow_world_size_change"}
