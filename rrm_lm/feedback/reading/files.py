@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import gzip
 import io
 import itertools
@@ -34,6 +35,13 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+# First bytes of files that are not what their name says: what they are, and what to do.
+MISTAKEN = {
+    b"version https://git-lfs": ("a Git LFS pointer, not the data", "fetch the data: git lfs pull"),
+    b"<!doctype html": ("an HTML page", "download the file itself, not the page that shows it"),
+    b"pk\x03\x04": ("a ZIP archive or an Excel workbook", "unpack it, or save the table as CSV"),
+    b"par1": ("a Parquet file", "rename it to .parquet"),
+}
 _CHUNK = 1 << 20
 _BATCH = 512  # rows of a Parquet file that are decoded at once
 
@@ -59,6 +67,7 @@ def read_rows(path: Path, limits: ReadLimits | None = None) -> NumberedRows:
             packed = raw.peek(2)[:2] == GZIP_MAGIC
             stream = gzip.GzipFile(fileobj=raw) if packed else raw
             source = _Source(stream, str(path), limits)  # pyright: ignore[reportArgumentType] (GzipFile reads as BinaryIO)
+            source.check_kind(is_parquet=reader is _read_parquet)
             for number, row in reader(source if reader is _read_parquet else source.as_utf8()):
                 limits.check_row(row, f"{path}, row {number}")
                 yield number, row
@@ -84,16 +93,27 @@ class _Source:
     def __init__(self, stream: BinaryIO, file: str, limits: ReadLimits) -> None:
         self.stream, self.file, self.limits, self.most = stream, file, limits, limits.file_bytes()
 
+    def first(self) -> bytes:
+        """The first bytes, which stay unread."""
+        try:
+            return self.stream.peek(32)[:32]  # pyright: ignore[reportAttributeAccessIssue] (both kinds of stream have it)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise _broken_gzip(error, self.file) from None
+
+    def check_kind(self, *, is_parquet: bool) -> None:
+        """Raise a DataError if the first bytes are those of another kind of file."""
+        first = self.first().lstrip().lower()
+        for begin, (what, remedy) in MISTAKEN.items():
+            if first.startswith(begin) and not (is_parquet and begin == b"par1"):
+                raise DataError(f"the file is {what}", where=self.file, expected="a data file", remedy=remedy)
+
     def as_utf8(self) -> _Source:
         """This source, or its text as UTF-8 if the file has another byte order mark.
 
         Raises:
             DataError: The text does not match its mark, or the file is damaged or too large.
         """
-        try:
-            first = self.stream.peek(4)[:4]  # pyright: ignore[reportAttributeAccessIssue] (both kinds of stream have it)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise _broken_gzip(error, self.file) from None
+        first = self.first()
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if first.startswith(mark)), None)
         if encoding is None:
             return self
@@ -192,10 +212,15 @@ def _read_csv(source: _Source, delimiter: str = "") -> NumberedRows:
     csv.field_size_limit(source.limits.max_cell_chars)  # the default of 128 KiB is too small for long documents
     lines = _text_lines(source)
     file, number, first = source.file, 0, next(lines, "")
+    if stated := re.fullmatch(r"sep=(.)\s*", first):  # Excel's, before the header
+        delimiter, first = stated[1], next(lines, "")
     delimiter = delimiter or _delimiter(first)
-    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    spaced = f"{delimiter} " in first and not first.startswith("{")
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True, skipinitialspace=spaced)
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
+        while len(header) > 1 and not header[-1]:  # empty columns at the right, as Excel writes them
+            header.pop()
         if header[:1] == [""]:  # index column from pandas
             header[0] = "index"
         if len(set(header)) != len(header) or "" in header:
@@ -206,6 +231,8 @@ def _read_csv(source: _Source, delimiter: str = "") -> NumberedRows:
                 remedy="rename the columns",
             )
         for number, cells in enumerate((cells for cells in reader if cells), 1):
+            while len(cells) > len(header) and not cells[-1].strip():
+                cells.pop()
             if len(cells) != len(header):
                 raise DataError(
                     f"the row has {len(cells)} cells and the header {len(header)}",
@@ -223,10 +250,6 @@ def _read_csv(source: _Source, delimiter: str = "") -> NumberedRows:
             expected='cells quoted as "..." with quotes inside doubled',
             remedy="fix the row, or copy the file again if it is cut short",
         ) from None
-
-
-def _read_tsv(source: _Source) -> NumberedRows:
-    return _read_csv(source, delimiter="\t")
 
 
 def _delimiter(header: str) -> str:
@@ -289,7 +312,7 @@ READERS: dict[str, Callable[[_Source], NumberedRows]] = {
     ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".tsv": functools.partial(_read_csv, delimiter="\t"),
     ".parquet": _read_parquet,
 }
 

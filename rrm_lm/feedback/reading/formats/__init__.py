@@ -1,7 +1,7 @@
 """Recognize the format of a file (see `shapes.FORMATS`) and map its columns to our names.
 
 A file has one format: the first one that its columns fit. Richer formats come first. A column that is not read is
-reported, or the file is refused (`columns.name_unread`).
+reported, or the file is refused (`unread.name_unread`).
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import FileCounts
-from rrm_lm.feedback.reading.formats import columns, structure
+from rrm_lm.feedback.reading.formats import columns, responses, structure
 from rrm_lm.feedback.reading.formats.columns import IGNORE
 from rrm_lm.feedback.reading.formats.row import SUBSETS, Table
-from rrm_lm.feedback.reading.formats.shapes import ALWAYS, FORMATS, PARTICULAR, PROMPTS, FileColumns, Format
+from rrm_lm.feedback.reading.formats.shapes import ABOUT_ONE, ALWAYS, FORMATS, PARTICULAR, PROMPTS, FileColumns, Format
+from rrm_lm.feedback.reading.formats.unread import SINGLE, name_unread, refuse_other_text
 
 # Names that --columns may map to.
 MORE = "id chosen_model rejected_model response_a response_b preference"
@@ -66,13 +68,13 @@ def recognize_rows(
     if chosen is None:
         raise _unknown(FileColumns(rows), file)
     read = {*ALWAYS, *chosen.reads.split()}
-    documents = {name: f"{name} text" for name in ("source", *SUBSETS) if columns.is_document(table, name)}
-    if documents:
-        found = [{documents.get(name, name): value for name, value in row.items()} for row in found]
-        table = FileColumns(found, file)
-    info = Table(columns=set(table.kinds))
+    documents = {name for name in ("source", *SUBSETS) if table.is_long(name, 6)}
+    read -= documents
+    info = Table(columns=set(table.kinds), documents=documents)
+    implicit = chosen.name == "preference pairs with implicit prompt"
     if chosen.needs == "@verdicts" and table.verdicts is not None:
         info.reader = table.verdicts
+        implicit = not table.have("prompt") and table.hold("text", *table.verdicts.responses)
         read |= table.verdicts.columns
     elif chosen.needs == "@ranked":
         info.reader = table.ranked
@@ -84,10 +86,19 @@ def recognize_rows(
         found = [{unused.get(name, name): value for name, value in row.items()} for row in found]
         table = FileColumns(found, file)
     remarks = _name_aliases({theirs: ours for theirs, ours in aliases.items() if ours in read})
-    if chosen.name == "preference pairs with implicit prompt":
-        columns.refuse_other_text(table, read, file)
+    if implicit:
+        refuse_other_text(table, read, file)
     remarks += _find_scales(table, info, read)
-    unread = columns.name_unread(table, read, demonstrations=chosen.name == "demonstrations", file=file)
+    if chosen.read in SINGLE and not table.have_any(*responses.RESPONSES):
+        read.discard("prompt")  # the messages hold it
+    unread = [
+        f"{ours!r} (--columns reads {theirs!r} in its place)"
+        for theirs, ours in (mapping or {}).items()
+        if ours not in (mapping or {}) and any(ours in row for row in rows)
+    ]
+    unread += name_unread(table, read, chosen, file)
+    cells = (cell for name in sorted(read) for cell in islice(table.values(name), 5000))
+    remarks += structure.odd_texts(text for cell in cells for text in columns.texts_in(cell))
     info.repeats_prompt = _repeats_prompt(table, read - set(ALWAYS))
     info.is_rendered = _is_rendered(table, read)
     return Recognized(found, chosen, info, _read_as(table, read, aliases, mapping), unread, remarks)
@@ -100,7 +111,7 @@ def prompt_rows(
     found, table, aliases = _named(rows, file, mapping)
     if any(table.fit(known.needs) for known in FORMATS) or table.kinds.get("prompt") is None:
         return None
-    unread = columns.name_unread(table, ALWAYS, demonstrations=False, file=file)
+    unread = name_unread(table, ALWAYS, PROMPTS, file)
     read, remarks = _read_as(table, ALWAYS, aliases, mapping), _name_aliases(aliases)
     return Recognized(found, PROMPTS, Table(columns=set(table.kinds)), read, unread, remarks)
 
@@ -127,7 +138,23 @@ def _named(
     if aliases:
         found = [{aliases.get(name, name): value for name, value in row.items()} for row in found]
         table = FileColumns(found, file)
+    if particular is None and table.kinds.get("rejected", "nothing") != "nothing" and not table.have("chosen"):
+        single = next((name for name in ("messages", "completion", "response") if table.have(name)), None)
+        if single and not table.have_any("label", *ABOUT_ONE):
+            found = [_as_pair(row, single) for row in found]
+            table, joined = FileColumns(found, file), joined | {single: "chosen"}
     return found, table, joined | aliases
+
+
+def _as_pair(row: dict[str, Any], single: str) -> dict[str, Any]:
+    """A row with a response and a rejected one (ms-swift's rejected_response) as prompt, chosen and rejected."""
+    row = dict(row)
+    value = row["chosen"] = row.pop(single, None)
+    if single == "messages" and isinstance(value, list):
+        row |= {"prompt": value[:-1] or row.get("prompt"), "chosen": value[-1:]}
+        if isinstance(rejected := row["rejected"], str):
+            row["rejected"] = [{"role": "assistant", "content": rejected}]
+    return row
 
 
 def _read_as(

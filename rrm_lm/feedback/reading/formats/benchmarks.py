@@ -62,12 +62,16 @@ def read_ranked(row: Row) -> Iterator[Record]:
     """Sets like Nectar: responses with ranks (1 is best) or scores. Each pair with different ranks is a comparison."""
     prompt, name = row.prompt(), row.table.reader
     ranked: list[tuple[float, str]] = []
+    unread: dict[str, None] = {}
     for item in row.rows(name):
         keys = ranked_keys(item.values)
         if keys is None:
             row.fail(name, "has a response without a text or a rank", f"one of each: {RANKED_TEXTS}; {RANKED_BY}")
+        unread |= {key: None for key in item.values if key not in keys and item.has(key)}
         value = item.number(keys[1])
         ranked.append((value if keys[1] == "rank" else -value, item.response(keys[0], prompt)))
+    for key in unread:
+        row.note(f"the field {key!r} of {name} was not read")
     if len(ranked) < 2:
         row.fail(name, f"has {len(ranked)} response with a rank", "at least two")
     for (best, chosen), (other, rejected) in combinations(sorted(ranked, key=lambda pair: pair[0]), 2):

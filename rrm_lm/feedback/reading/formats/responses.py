@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from rrm_lm.feedback.reading.formats.pairs import stated_level
@@ -15,10 +16,10 @@ RESPONSES = ("response", "original_response", "completion")
 
 VERDICTS = {
     1.0: "good great excellent perfect correct right yes true accept accepted approve approved pass passed helpful "
-    "safe positive like liked up acceptable desirable chosen preferred",
+    "safe positive like liked up thumbsup 👍 ✅ acceptable desirable chosen preferred",
     0.5: "ok okay fair mixed neutral partial average",
     0.0: "bad poor terrible incorrect wrong no false reject rejected disapprove fail failed unhelpful unsafe harmful "
-    "negative dislike disliked down unacceptable undesirable dispreferred",
+    "negative dislike disliked down thumbsdown 👎 ❌ notok unacceptable undesirable dispreferred",
 }
 VERDICT_RATINGS = {word: rating for rating, words in VERDICTS.items() for word in words.split()}
 
@@ -87,7 +88,7 @@ def exchange(row: Row) -> tuple[Prompt, str]:
 
 def verdict_rating(value: str) -> float | None:
     """The rating that a word such as good or bad stands for; None if it is not a known word."""
-    return VERDICT_RATINGS.get(value.lower().strip(" .!"))
+    return VERDICT_RATINGS.get(re.sub(r"[\s_.!-]", "", value.lower()))
 
 
 def _rating(row: Row) -> float | None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, NoReturn
 
 from rrm_lm.errors import DataError
@@ -24,8 +25,9 @@ from rrm_lm.feedback.records import TOOLS, Message, Origin, Prompt, find_surroga
 
 SUBSETS = ("subset", "domain", "topic", "category")  # the first non-empty one is the subset
 EXTRA = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")  # kept with a message
-TRUE = frozenset(["true", "yes", "y", "t", "on", "1", "1.0"])
-FALSE = frozenset(["false", "no", "n", "f", "off", "0", "0.0"])
+TRUE = frozenset(["true", "yes", "y", "t", "on", "1", "1.0", "ja", "oui", "si", "sí"])
+NOTHING = frozenset(["nan", "none", "null", "<na>", "n/a"])  # what programs write into tables for no value
+FALSE = frozenset(["false", "no", "n", "f", "off", "0", "0.0", "nein", "non"])
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Table:
         scales: The range of each column of ratings that are not in [0, 1].
         repeats_prompt: Whether responses usually begin with the prompt's text.
         is_rendered: Whether texts usually contain a chat template's turn marks.
+        documents: Columns with the name of a source or subset that hold long texts, and so name neither.
         reader: Data that a format found in the file for reading its rows.
     """
 
@@ -44,6 +47,7 @@ class Table:
     scales: dict[str, tuple[float, float]] = field(default_factory=dict)
     repeats_prompt: bool = False
     is_rendered: bool = False
+    documents: Collection[str] = ()
     reader: Any = None
 
 
@@ -60,8 +64,9 @@ class Row:
         self, values: dict[str, Any], origin: Origin, source: str, counts: FileCounts, table: Table | None = None
     ) -> None:
         self.values, self.origin, self.counts, self.table = values, origin, counts, table or Table()
-        self.source = self.label("source") or source
-        self.subset = next(filter(None, map(self.label, SUBSETS)), "")
+        named = [name for name in ("source", *SUBSETS) if name not in self.table.documents]
+        self.source = (self.label("source") if "source" in named else "") or source
+        self.subset = next(filter(None, (self.label(name) for name in named if name != "source")), "")
 
     def about(self, prompt: Prompt) -> dict[str, Any]:
         """The fields shared by all records of this row."""
@@ -149,8 +154,9 @@ class Row:
     def messages(self, name: str) -> Prompt:
         """A list of messages ({"role": ..., "content": ...}, or ShareGPT's {"from": ..., "value": ...})."""
         value = self.require(name)
-        if not isinstance(value, list):
-            self.fail(name, f"is {_a(value)}, not a list of messages", "a list of messages")
+        if not isinstance(value, list) or any(isinstance(item, str) for item in value):
+            found = _a(value) if not isinstance(value, list) else "a list of texts"
+            self.fail(name, f"is {found}, not a list of messages", "one text or a list of messages")
         return tuple(self._message(name, item) for item in value)
 
     def rows(self, name: str) -> tuple[Row, ...]:
@@ -175,7 +181,7 @@ class Row:
 
     def in_context(self, prompt: Prompt) -> Prompt:
         """A prompt after the messages of the columns `tools` and `system`."""
-        if self.has("system"):
+        if self.has("system") and self.label("system").lower() not in NOTHING:
             system = Message("system", self.text("system"))
             if not prompt or prompt[0].role != "system":
                 prompt = (system, *prompt)
@@ -309,7 +315,7 @@ def as_number(value: Any) -> float | None:
             return float(word)
         except ValueError:
             return None
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, int | float | Decimal) else None
 
 
 def mean(values: Sequence[float]) -> float | None:

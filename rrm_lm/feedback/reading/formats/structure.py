@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,14 @@ ROLE_NAMES = {
 }
 _MESSAGE_KEY = re.compile(r"""^\s*(?:array\()?\s*[\[{].{0,400}?['"](?:role|from)['"]\s*:""", re.DOTALL)
 _CONTENT_KEY = re.compile(r"""['"](?:content|value)['"]\s*:""")
+# Traces of mistakes that were made before the file was written.
+ODD = {
+    "HTML entities such as &amp;": re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[0-9a-fA-F]+);"),
+    "backslash and n in place of line ends": re.compile(r"\A[^\n]*\\n[^\n]*\Z"),
+    "letters decoded with another encoding, such as Ã©": re.compile("[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac"),
+    "nan or None, which may stand for no text": re.compile(r"\A\s*(?:nan|none|null|<na>|n/a)\s*\Z", re.IGNORECASE),
+    "characters that were lost in decoding (U+FFFD)": re.compile("\ufffd"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,10 @@ class Dialect:
     mark: re.Pattern[str]
     end: re.Pattern[str]
     last: re.Pattern[str]  # the end of a turn at the end of a text
+
+    def without_end(self, text: str) -> str:
+        """A text without the tokens that end its turn. All of them end with ">", which is much faster to check."""
+        return self.last.sub("", text) if text.rstrip().endswith(">") else text
 
 
 def _dialect(name: str, mark: str, end: str = "(?!)") -> Dialect:
@@ -90,7 +103,7 @@ def split_turns(text: str, dialect: Dialect) -> Prompt:
     marks = list(dialect.mark.finditer(text))
     turns: list[Message] = []
     for mark, end in zip(marks, [mark.start() for mark in marks[1:]] + [len(text)], strict=True):
-        content = dialect.last.sub("", text[mark.end() : end]).strip()
+        content = dialect.without_end(text[mark.end() : end]).strip()
         system = _LLAMA_SYSTEM.match(content)
         if system:
             turns.append(Message("system", system[1].strip()))
@@ -102,7 +115,7 @@ def split_turns(text: str, dialect: Dialect) -> Prompt:
 def strip_turn_end(text: str) -> str:
     """A response without the tokens that end its turn; unchanged if it has no others."""
     for known in TEMPLATES:
-        stripped = known.last.sub("", text)
+        stripped = known.without_end(text)
         if stripped != text and stripped.strip():
             return stripped.strip()
     return text
@@ -115,13 +128,27 @@ def has_turns_inside(text: str) -> bool:
     )
 
 
+def odd_texts(texts: Iterable[str]) -> list[str]:
+    """A remark for each of `ODD` that is in at least 2% of the texts."""
+    counts, total = dict.fromkeys(ODD, 0), 0
+    for total, text in enumerate(texts, 1):  # noqa: B007
+        for what, pattern in ODD.items():
+            counts[what] += pattern.search(text) is not None
+    return [f"{what}: in {100 * n / total:.0f}% of the texts" for what, n in counts.items() if n and n >= total / 50]
+
+
 def is_transcript(value: Any) -> bool:
     return isinstance(value, str) and dialect_of(value) is not None
 
 
 def parse_cell(value: Any) -> Any:
-    """Parse a cell: a message list written as text, or a single message, becomes a list of messages."""
+    """Parse a cell: a message list written as text, a single message, or lists of roles and contents (as `datasets`
+    stores a `Sequence` of messages) becomes a list of messages."""
     if isinstance(value, dict):
+        lists = [part for part in value.values() if isinstance(part, list)]
+        if lists and len(lists) == len(value) and len(set(map(len, lists))) == 1:
+            turns = [dict(zip(value, turn, strict=True)) for turn in zip(*lists, strict=True)]
+            return turns if turns and all(map(is_message, turns)) else value
         return [value] if is_message(value) else value
     if isinstance(value, str) and looks_like_messages(value):
         parsed = parse_literal(value)

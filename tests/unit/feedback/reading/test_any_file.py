@@ -27,6 +27,9 @@ MORE: dict[str, tuple[list[Any], bool]] = {
     "nothing": ([None] * 5, False),
     "history": (["an earlier talk of them"] * 5, True),
     "reasoning": (["first this, then that"] * 5, True),
+    "is_swapped": ([True, False, True, False, True], True),
+    "preamble": (["You are a tired clerk."] * 5, True),
+    "dossier": ([f"It was on day {i} that " + "the travelers went up the long river " * 4 for i in range(5)], True),
     "input": (["a long document", None, "another one", None, "x"], True),
 }
 SHAPES: dict[str, tuple[str, str | None, Any]] = {

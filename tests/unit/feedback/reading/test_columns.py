@@ -188,7 +188,7 @@ def test_a_document_in_a_column_that_should_name_the_source_is_not_ignored(load)
     with pytest.raises(DataError, match="no prompt column"):
         load(*(without_prompt(source=text) for text in texts))
     feedback = load(*(PAIR | {"prompt": f"{i}?", "source": text} for i, text in enumerate(texts)))
-    assert "'source text'" in feedback.counts.summary() and feedback.comparisons[0].source == "mine"
+    assert "'source' (text" in feedback.counts.summary() and feedback.comparisons[0].source == "mine"
 
 
 @pytest.mark.parametrize("name", ["images", "image", "audio"])
@@ -210,3 +210,121 @@ def test_counts_name_each_column_that_is_read_and_what_it_is_read_as(load):
     }  # fmt: skip
     assert file.to_dict()["columns"] == file.columns
     assert file.unread == []
+
+
+def varied(row: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
+    """Six rows whose texts have numbers; a function of `more` gives the value of each row."""
+    rows = [{name: f"{value} {i}" for name, value in row.items()} for i in range(6)]
+    return [r | {name: make(i) if callable(make) else make for name, make in more.items()} for i, r in enumerate(rows)]
+
+
+NO_PROMPT = {
+    "frage": lambda i: f"Wo liegt denn Oslo {i}?",
+    "ask": lambda i: f"Where is it, then? {i}",
+    "context_text": lambda i: f"A text about number {i} of them",
+    "X": lambda i: f"Tell me about {i} of them",
+    "turn_1": lambda i: f"Good morning to you, {i}",
+    "id": lambda i: f"Where is number {i}?",
+    "q": lambda i: ("Oslo?", "Rome?", "Bern?", "Kiev?", "Baku?", "Riga?")[i],
+    "stichwort": lambda i: ("Hund", "Katze", "Maus", "Kuh", "Pferd", "Huhn")[i],
+    "meta": lambda i: {"asked": f"Where is number {i}?", "id": i},
+    "turns": lambda i: [f"Where is number {i}?"],
+}
+
+
+@pytest.mark.parametrize("name", NO_PROMPT)
+def test_text_of_any_name_and_nesting_is_never_ignored_for_an_implicit_prompt(load, name):
+    for pair in (without_prompt(), {"response_a": PAIR["chosen"], "response_b": PAIR["rejected"]}):
+        rows = varied(pair, **{name: NO_PROMPT[name]})
+        rows = [row | ({"winner": "ab"[i % 2]} if "response_a" in pair else {}) for i, row in enumerate(rows)]
+        with pytest.raises(DataError, match="no prompt column") as caught:
+            load(*rows)
+        assert repr(name) in str(caught.value) and f"--columns {name}=prompt" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["id", "language", "model", "hash", "split"])
+def test_short_names_and_identifiers_do_not_stop_an_implicit_prompt(load, name):
+    values = {"language": "en", "model": lambda i: f"gpt-{i}", "split": "train"}
+    assert len(load(*varied(without_prompt(), **{name: values.get(name, lambda i: f"a{i}f")})).comparisons) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "what"),
+    [
+        ("preamble", "You are a pirate, and you never say so.", "a system message"),
+        ("setup", "Act as a tired clerk in an office.", "a system message"),
+        ("dossier", lambda i: f"On day {i} they " + "went up the river " * 5, "a part of the prompt"),
+        ("artikel", lambda i: f"{i} Am Abend " + "gingen alle nach Hause " * 5, "a part of the prompt"),
+        ("better", lambda i: ("chosen", "rejected")[i % 2], "a judgment of the response"),
+        ("gold_choice", lambda i: ("rejected", "tie")[i % 2], "a judgment of the response"),
+        ("is_swapped", lambda i: i % 2 == 0, "whether chosen and rejected are swapped"),
+    ],
+)
+def test_what_a_column_holds_decides_next_to_a_pair(load, name, make, what):
+    rows = varied(PAIR, **{name: make})
+    with pytest.raises(DataError, match=f"column '{name}' is not read .* {what}"):
+        load(*rows)
+    assert len(load(*rows, columns={name: "ignore"}).comparisons) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("explanation", lambda i: f"It is number {i} because " + "of the many rivers " * 5),
+        ("raw_output", lambda i: f"{i}: " + "a long text of a judge " * 5),
+        ("annotator", lambda i: f"Ola {i % 2}"),
+        ("confidence", lambda i: i / 6),
+        ("settings", {"temperature": 0.7}),
+    ],
+)
+def test_text_about_the_responses_does_not_refuse_a_pair(load, name, make):
+    summary = load(*varied(PAIR, **{name: make})).counts.summary()
+    assert repr(name) in summary and f"{name}=" not in summary
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("usable", lambda i: ("ja", "nein")[i % 2]),
+        ("flagged", lambda i: (None, "yes")[i % 2]),
+        ("reaction", lambda i: ("👍", "👎")[i % 2]),
+        ("annotator_said", lambda i: ("OK", "Not OK")[i % 2]),
+        ("judge", lambda i: {"score": i, "comment": ""}),
+        ("scores", lambda i: {"clarity": i}),
+        ("pass_rate", lambda i: i / 6),
+    ],
+)
+def test_judgments_in_other_words_or_nested_refuse_demonstrations(load, name, make):
+    for shown in ({"prompt": PAIR["prompt"], "completion": PAIR["chosen"]}, {}):
+        rows = varied(shown, **{name: make})
+        with pytest.raises(DataError, match=f"column '{name}' is not read .* a judgment of the response"):
+            load(*(row | ({} if shown else {"messages": SHOWN}) for row in rows))
+
+
+def test_a_prompt_next_to_messages_that_do_not_hold_it_is_not_ignored(load):
+    with pytest.raises(DataError, match="column 'prompt' is not read"):
+        load({"messages": SHOWN, "prompt": "Answer in French."})
+    assert load({"messages": SHOWN, "prompt": SHOWN[0]["content"]}).demonstrations
+
+
+def test_all_columns_that_refuse_a_file_are_named_at_once_with_options_for_a_shell(load):
+    rows = varied(PAIR, history="a b c", label=lambda i: i % 2, **{"the setup": "You are a poor old pirate."})
+    with pytest.raises(DataError) as caught:
+        load(*rows)
+    message = str(caught.value)
+    assert all(f"column {name!r} is not read" in message for name in ("history", "label", "the setup"))
+    assert "'the setup=system'" in message and "--columns history=ignore label=ignore 'the setup=ignore'" in message
+    assert len(load(*rows, columns=dict.fromkeys(("history", "label", "the setup"), "ignore")).comparisons) == 6
+
+
+def test_advice_never_replaces_the_prompt_and_a_replaced_column_is_named(load):
+    rows = varied(PAIR, frage="Wo in der Welt?")
+    assert "'frage' (text, in 100% of rows; if it matters, add it to the prompt)" in load(*rows).counts.summary()
+    feedback = load(*rows, columns={"frage": "prompt"})
+    assert feedback.comparisons[0].prompt == (Message("user", "Wo in der Welt?"),)
+    assert "not read: 'prompt' (--columns reads 'frage' in its place)" in feedback.counts.summary()
+
+
+def test_a_short_text_that_is_part_of_another_does_not_repeat_it(load):
+    rows = [row | {"verdict": "in"} for row in varied(PAIR)]
+    assert "'verdict' (a judgment of the response, in 100% of rows)" in load(*rows).counts.summary()
