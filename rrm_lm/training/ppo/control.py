@@ -50,15 +50,18 @@ class RewardScale:
         rewards = rewards.double()
         count, added = total(torch.stack([torch.ones_like(rewards).sum(), rewards.sum()])).tolist()
         both, distance = self.count + count, added / count - self.mean
-        self.squares += float(total(((rewards - added / count) ** 2).sum()))
-        self.squares += distance**2 * self.count * count / both
+        squares = float(total(((rewards - added / count) ** 2).sum()))
+        self.squares += squares + distance**2 * self.count * count / both
         self.mean += distance * count / both
         self.count = both
 
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 1.0
+
     def __call__(self, rewards: Tensor) -> Tensor:
         """Standardize rewards; constant rewards become zero."""
-        deviation = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 1.0
-        return (rewards - self.mean) / max(deviation, 1e-8)
+        return (rewards - self.mean) / max(self.deviation, 1e-8)
 
 
 @dataclass(slots=True)
