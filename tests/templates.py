@@ -101,8 +101,12 @@ TEMPLATES = {
 
 
 def family_tokenizer(name: str) -> Any:
-    """The tiny tokenizer of one of `TEMPLATES`; its vocabulary is as large as `tests.tiny`'s."""
-    family = TEMPLATES[name]
+    """The tiny tokenizer of one of `TEMPLATES`."""
+    return make_tokenizer(TEMPLATES[name])
+
+
+def make_tokenizer(family: Family) -> Any:
+    """A tiny tokenizer with a family's special tokens; its vocabulary is as large as `tests.tiny`'s."""
     backend = Tokenizer.from_str(tiny_bpe(family.specials))
     if family.bos is not None:
         pair = (family.bos, backend.token_to_id(family.bos))

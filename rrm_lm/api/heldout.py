@@ -18,6 +18,7 @@ from rrm_lm.feedback.splits import (
     split_by_prompt,
 )
 from rrm_lm.settings.data import DataArguments, DatasetSource, FeedbackSplit, HeldOut
+from rrm_lm.text.template_checks import TemplateChecks
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,22 @@ def check_leaks(split: FeedbackSplit, train: Feedback, heldout: Feedback, where:
             remedy="remove the overlapping rows, raise --leak_threshold, or leave out --fail_on_leak",
         )
     return report
+
+
+def settle_template(checks: TemplateChecks, skip_bad_rows: bool | None) -> None:
+    """Log what the chat template does to rows. Raise a DataError for rows that it refuses, unless bad rows are skipped.
+
+    As when rows are read, None skips them only in sets that the user cannot edit, whose names end in a split.
+    """
+    names = {origin.file for origin in checks.origins}
+    checks.settle(all(name.endswith("]") for name in names) if skip_bad_rows is None else skip_bad_rows)
+
+
+def without_refused(feedback: Feedback, checks: TemplateChecks) -> Feedback:
+    """Feedback without the rows that the chat template refuses."""
+    if not checks.origins:
+        return feedback
+    return Feedback.of([one for one in feedback.records() if one.origin not in checks.origins], feedback.counts)
 
 
 def sizes(feedback: Feedback) -> str:

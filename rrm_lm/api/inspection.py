@@ -29,6 +29,7 @@ from rrm_lm.planning.footprint import read_config
 from rrm_lm.settings.inspection import InspectArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.template_checks import TemplateChecks, check_template
+from rrm_lm.text.templates import align_responses
 
 SAMPLE = 2000  # conversations that are tokenized at most
 # What trains on each kind of record; every kind has prompts for `rrm-lm policy`.
@@ -154,6 +155,7 @@ def inspect_sources(args: InspectArguments, given: Feedback | None = None) -> In
         loading = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
         positions = getattr(read_config(args.model, **loading)[0], "max_position_embeddings", None)
         tokenizer = load_tokenizer(args.model, **args.tokenizing(), **loading)
+        align_responses(tokenizer)
         chat = ChatFormat(tokenizer, min(filter(None, (args.max_length, positions)), default=None))
     found = inspect_feedback(train, heldout or Feedback(), chat, only_prompts=only_prompts, rows=args.rows)
     if found.template is not None and not problem and not args.skip_bad_rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rrm_lm.api.resuming import identity, is_asked, origin
 from rrm_lm.errors import ConfigError
 from rrm_lm.launch.signals import steps_are_finished
 from rrm_lm.models.pretrained import process_state, set_seed
+from rrm_lm.models.saving.adapters import recorded_date
 from rrm_lm.settings.parser import write_resolved
 from rrm_lm.storage import write_json
 from rrm_lm.training.checkpoints import check_space, checkpoint_to_resume
@@ -45,7 +47,7 @@ class OutputRun:
     ) -> None:
         self.folder, self.config, self.settings, self.resume = Path(str(config.output_dir)), config, settings, resume
         self.main, self._merge = bool(config.should_save), bool(getattr(folder_settings, "merge", False))
-        self._depth, self._held = 0, ExitStack()
+        self._depth, self._held, self._date = 0, ExitStack(), None
         processes = process_state().num_processes
         self._output = OutputFolder(
             self.folder,
@@ -64,7 +66,8 @@ class OutputRun:
             with ExitStack() as stack:
                 stack.enter_context(self._output)
                 process_state().wait_for_everyone()
-                checkpoint_to_resume(self.folder, self.resume)  # report a broken checkpoint before any work
+                checkpoint = checkpoint_to_resume(self.folder, self.resume)  # report a broken one before any work
+                self._date = None if checkpoint is None else recorded_date(str(checkpoint))
                 set_seed(self.config.seed)
                 self._held = stack.pop_all()
         self._depth += 1
@@ -74,6 +77,10 @@ class OutputRun:
         self._depth -= 1
         if self._depth == 0:
             self._held.__exit__(*exception)
+
+    def on_its_date(self, model: Any) -> Any:
+        """Settings of a model, with the date that the chat template wrote in the run to resume, if any."""
+        return replace(model, chat_date=model.chat_date or self._date)
 
     def begin(self, **files: Any) -> None:
         """Remove overwritten files, write `config.yaml`, and write each of ``files`` as NAME.json."""

@@ -24,6 +24,7 @@ from transformers import set_seed as set_seed  # Python, NumPy and torch on ever
 
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.embedded import EMBEDDED, fetch
+from rrm_lm.text.templates import prepare_template
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -77,6 +78,8 @@ def load_tokenizer(
     chat_template: str | None = None,
     pad_token: str | None = None,
     own_pad: bool = False,
+    chat_date: str | None = None,
+    fold_system: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer with a chat template and a pad token that does not end a turn.
 
@@ -87,18 +90,35 @@ def load_tokenizer(
         chat_template: A Jinja template to use instead of the tokenizer's own.
         pad_token: An existing token to pad with.
         own_pad: Keep the tokenizer's pad token, because the model was trained with it.
+        chat_date, fold_system: See :func:`rrm_lm.text.templates.prepare_template`.
 
     Raises:
+        ConfigError: `chat_date` is not a date.
         ModelError: No such tokenizer, no chat template, or no usable pad token.
     """
     tokenizer: Any = _from_pretrained(
         AutoTokenizer, resolve(name, revision), revision=revision, trust_remote_code=trust_remote_code
     )
-    return prepare_tokenizer(tokenizer, name, chat_template=chat_template, pad_token=pad_token, own_pad=own_pad)
+    return prepare_tokenizer(
+        tokenizer,
+        name,
+        chat_template=chat_template,
+        pad_token=pad_token,
+        own_pad=own_pad,
+        chat_date=chat_date,
+        fold_system=fold_system,
+    )
 
 
 def prepare_tokenizer(
-    tokenizer: Any, name: str, *, chat_template: str | None = None, pad_token: str | None = None, own_pad: bool = False
+    tokenizer: Any,
+    name: str,
+    *,
+    chat_template: str | None = None,
+    pad_token: str | None = None,
+    own_pad: bool = False,
+    chat_date: str | None = None,
+    fold_system: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Set a loaded tokenizer's chat template and pad token; see :func:`load_tokenizer`."""
     if chat_template is not None:
@@ -110,6 +130,7 @@ def prepare_tokenizer(
             remedy="use an instruction-tuned model (often named ...-Instruct or ...-it), or pass a Jinja file with "
             "--chat_template_path",
         )
+    prepare_template(tokenizer, chat_date, fold_system)
     if pad_token is not None:
         tokenizer.pad_token = pad_token
     elif not (own_pad and tokenizer.pad_token is not None):

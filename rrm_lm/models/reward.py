@@ -25,6 +25,7 @@ from rrm_lm.models.sharding import Root, assign, reshard
 from rrm_lm.storage import write_json
 from rrm_lm.text.batching import Batch
 from rrm_lm.text.chat import Line
+from rrm_lm.text.templates import date_of
 
 ADAPTER = "reward"
 SETTINGS_FILE = "reward_model.json"
@@ -66,6 +67,7 @@ class RewardSettings:
         ensemble_heads: Number of ensemble members; 1 is no ensemble.
         ensemble: How they are combined (:data:`rrm_lm.models.ensemble.COMBINATIONS`).
         ensemble_k: Standard deviations to subtract, with mean_minus_std.
+        chat_date: The date that the chat template wrote in training, if it writes one.
     """
 
     base_model: str
@@ -76,6 +78,7 @@ class RewardSettings:
     ensemble_heads: int = 1
     ensemble: str = "mean"
     ensemble_k: float = 1.0
+    chat_date: str | None = None
 
     def __post_init__(self) -> None:
         _ = self.combination  # raises on invalid settings
@@ -98,9 +101,9 @@ class RewardSettings:
         return replace(self, **changed)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields to save. Ensemble fields are saved only for ensembles."""
-        single = self.ensemble_heads == 1
-        return {name: value for name, value in asdict(self).items() if not (single and name.startswith("ensemble"))}
+        """The fields to save. Ensemble fields are saved only for ensembles, and a date only if there is one."""
+        left = ["ensemble"] * (self.ensemble_heads == 1) + ["chat_date"] * (self.chat_date is None)
+        return {name: value for name, value in asdict(self).items() if not name.startswith(tuple(left))}
 
 
 class RewardModel(Root):
@@ -190,7 +193,7 @@ class RewardModel(Root):
         )
         if write:
             save_reward_tokenizer(tokenizer, folder)
-            write_json(folder / SETTINGS_FILE, self.settings.to_dict())
+            write_json(folder / SETTINGS_FILE, replace(self.settings, chat_date=date_of(tokenizer)).to_dict())
 
     def load_adapter_state(self, folder: Path) -> None:
         """Load a saved adapter and head into this model.

@@ -34,6 +34,8 @@ def load_reward_model(
     trainable: bool = False,
     ensemble: str | None = None,
     ensemble_k: float | None = None,
+    chat_date: str | None = None,
+    fold_system: bool = False,
     **loading: Any,
 ) -> tuple[RewardModel, ChatFormat]:
     """Load a reward model that :meth:`RewardModel.save` wrote, or any PEFT ``SEQ_CLS`` LoRA adapter with a scalar head.
@@ -43,6 +45,7 @@ def load_reward_model(
         base_model: Backbone to use instead of the recorded one.
         trainable: Leave the adapter trainable.
         ensemble, ensemble_k: How ensemble members are combined, instead of the recorded way.
+        chat_date, fold_system: Passed to :func:`rrm_lm.models.pretrained.load_tokenizer`; by default the recorded date.
         loading: Passed to :func:`rrm_lm.models.pretrained.load_causal_lm` (dtype, attn_implementation ...). `revision`
             is the backbone's; by default the recorded one.
 
@@ -57,7 +60,9 @@ def load_reward_model(
     folder = Path(folder)
     config, settings = _recorded(folder, ensemble, ensemble_k)
     ours = (folder / SETTINGS_FILE).is_file()
-    settings, backbone, tokenizer = load_backbone(folder, settings, base_model, loading, own_pad=ours)
+    settings, backbone, tokenizer = load_backbone(
+        folder, settings, base_model, loading, own_pad=ours, chat_date=chat_date, fold_system=fold_system
+    )
     model = RewardModel.create(backbone, config, settings)
     model.load_adapter_state(folder)
     if not trainable:

@@ -42,6 +42,7 @@ class PolicyRun:
             rows: dict[Prompt, Any] | None = {} if rewards.reward_function or monitor.gold else None
             prompts = read_prompts(self.data, rows)
             gold = None if monitor.gold is None else load_gold(monitor.gold, self.data, rows)
-            training = PolicyTraining(self.group, Given(prompts, gold=gold, rows=rows))
+            group = self.group._replace(model=run.on_its_date(self.group.model))
+            training = PolicyTraining(group, Given(prompts, gold=gold, rows=rows))
             training.show_prompt()
             training.train(run)

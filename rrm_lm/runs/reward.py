@@ -40,7 +40,7 @@ class RewardRun:
                 self.config,
                 train_dataset=train,
                 eval_dataset=HOLD_OUT if heldout is None else heldout,
-                settings=Settings(self.data, self.model_args, self.more, run),
+                settings=Settings(self.data, run.on_its_date(self.model_args), self.more, run),
             )
             trainer.show_example()
             trainer.train()

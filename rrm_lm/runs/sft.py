@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from rrm_lm.api.heldout import check_leaks, hold_out, read_sources, sizes
+from rrm_lm.api.heldout import check_leaks, hold_out, read_sources, settle_template, sizes
 from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
 from rrm_lm.api.policy_saving import check_before_training, save_and_compare
 from rrm_lm.api.policy_start import check_family, fitted, put_fresh_adapter
@@ -50,10 +50,11 @@ class SFTRun:
         settings = (self.data, self.model_args, self.config, self.more)
         with OutputRun("rrm-lm sft", self.config, self.more, settings, self.config.resume_from_checkpoint) as run:
             train, heldout, leak = self._feedback()
+            self.model_args = run.on_its_date(self.model_args)
             policy = self._policy()
             counts = FitCounts()
+            checked = imitations(policy.chat, heldout, FitCounts(template=counts.template))
             examples = self._examples(policy.chat, train, counts)
-            checked = imitations(policy.chat, heldout, FitCounts())
             check_evaluation(self.config, checked, "responses")
             if run.main:
                 show_learned(policy.chat, examples[0].line, examples[0].origin)
@@ -91,6 +92,7 @@ class SFTRun:
 
     def _examples(self, chat: ChatFormat, records: list[Demonstration], counts: FitCounts) -> list[Imitation]:
         examples = imitations(chat, records, counts)
+        settle_template(counts.template, self.data.skip_bad_rows)
         if not examples:
             raise DataError(
                 f"No response is left to train on ({'; '.join(counts.left_out())})",

@@ -21,10 +21,21 @@ class TokenizerLoading:
     chat_template_path: str | None = option(
         None, "Jinja chat template, for tokenizers without one: a file, or a tokenizer's folder or Hub id."
     )
+    chat_date: str | None = option(
+        None, "Date for chat templates that write one, such as 2026-11-29. Unset: the model's recorded one, or today."
+    )
+    fold_system: bool = option(
+        False, "Put system messages into the first user turn, for chat templates that refuse or ignore them."
+    )
 
     def tokenizing(self) -> dict[str, Any]:
         """Arguments for functions that load tokenizers. Raises a ConfigError as `chat_template` does."""
-        return {"pad_token": self.pad_token, "chat_template": self.chat_template}
+        return {
+            "pad_token": self.pad_token,
+            "chat_template": self.chat_template,
+            "chat_date": self.chat_date,
+            "fold_system": self.fold_system,
+        }
 
     @property
     def chat_template(self) -> str | None:

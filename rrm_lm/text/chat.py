@@ -72,6 +72,12 @@ class Encoded:
     cut_responses: int = 0
     lost: Lost = NOTHING
 
+    def whole(self) -> Encoded:
+        """These lines; raises a TemplateError if words are missing from them."""
+        if self.lost.refused:
+            raise TemplateError(f"The chat template {self.lost.refused}")
+        return self
+
 
 class ChatFormat:
     """Renders conversations with a tokenizer's chat template and encodes them.
@@ -166,7 +172,7 @@ class ChatFormat:
             critiques: The critiques of each response to train on; ``None`` for none.
 
         Raises:
-            DataError: A response has no tokens.
+            DataError: A response has no tokens. (A TemplateError is one, too.)
             TemplateError: The chat template cannot render the conversation.
         """
         losses: list[Lost] = []
@@ -177,6 +183,7 @@ class ChatFormat:
         starts = [common_beginning([start, ids]) for ids in sequences]
         for ids, begin, response in zip(sequences, starts, responses, strict=True):
             if begin >= len(ids) or not response.strip():
+                Encoded((), lost=Lost.of(losses)).whole()
                 raise DataError("A response has no tokens left", expected="text", remedy="drop or repair this row")
         excess = 0 if self.max_length is None else max(0, max(map(len, sequences)) - self.max_length)
         cut = min(excess, *starts)

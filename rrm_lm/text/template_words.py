@@ -67,8 +67,8 @@ def left_out(messages: Sequence[Message], text: str) -> Lost:
 
 def _has_words(messages: Sequence[Message], content: str, text: str) -> bool:
     """Whether a content is in the text in another place, with other whitespace or as JSON, as often as it was said."""
-    words, rendered = " ".join(content.split()), " ".join(text.split())
-    said = sum(words in " ".join(message.content.split()) for message in messages)
+    words, rendered = "".join(content.split()), "".join(text.split())
+    said = sum(words in "".join(message.content.split()) for message in messages)
     escaped = json.dumps(content, ensure_ascii=False)[1:-1]
     return rendered.count(words) >= said or (escaped != content and escaped in text)
 

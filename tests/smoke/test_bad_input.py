@@ -216,7 +216,9 @@ def test_a_tokenizer_without_a_chat_template(trained: TrainedReward, pairs: Path
 def test_a_template_that_fails(trained: TrainedReward, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "chat.jinja").write_text("{{ raise_exception('no system message, please') }}")
     result = train(capsys, trained.model, pairs, tmp_path / "out", "--chat_template_path", tmp_path / "chat.jinja")
-    good_message(result, "The chat template cannot render this conversation: no system message, please", "user")
+    good_message(
+        result, "The chat template cannot render this conversation: no system message, please", f"{pairs}, row 1"
+    )
 
 
 def test_responses_dropped_by_the_template(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
@@ -226,7 +228,7 @@ def test_responses_dropped_by_the_template(trained: TrainedReward, tmp_path: Pat
     data = write_rows(tmp_path / "a.jsonl", pair_rows(12, critiques=False))
     template = ("--chat_template_path", tmp_path / "chat.jinja", "--eval_fraction", 0, "--critique_weight", 0)
     result = train(capsys, trained.model, data, tmp_path / "out", *template)
-    good_message(result, "left out, A response has no tokens left: 12 (row 1, 2, 3, 4, 5, ...)", str(data))
+    good_message(result, "The chat template leaves out words of the response: 12 (row 1, 2, 3, 4, 5, ...)", str(data))
     assert "--chat_template_path" in result.error["what to do"]
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from rrm_lm.api.heldout import settle_template
 from rrm_lm.api.policy_start import fitted
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.reading.prompts import as_feedback, prompt_sources
@@ -14,6 +15,7 @@ from rrm_lm.feedback.splits import Stratum, limit_prompts, split_by_prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.settings.data import PromptArguments, PromptSplit
 from rrm_lm.text.chat import ChatFormat
+from rrm_lm.text.template_checks import check_template
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,22 @@ def _tell_overlap(train: Collection[Prompt], heldout: Collection[Prompt]) -> Non
     shared = sum(prompt_id(prompt) in known for prompt in heldout)
     if shared:
         logger.warning("%d of %d held-out prompts are also training prompts", shared, len(heldout))
+
+
+def renderable_prompts(
+    chat: ChatFormat, prompts: Sequence[Prompt], heldout: Sequence[Prompt], skip_bad_rows: bool | None
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts, and held-out prompts, without those that the chat template refuses, which are skipped bad rows.
+
+    Raises:
+        DataError: It refuses some, and bad rows are not skipped.
+    """
+    records = as_feedback(dict.fromkeys([*prompts, *heldout], ("", ""))).demonstrations
+    checks = check_template(chat, records)
+    settle_template(checks, bool(skip_bad_rows))
+    refused = {record.prompt for record in records if record.origin in checks.origins}
+    train, held = ([prompt for prompt in side if prompt not in refused] for side in (prompts, heldout))
+    return train, held
 
 
 def fit_chat(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_sequence_classifier, resolve
+from rrm_lm.models.saving.adapters import recorded_date
 from rrm_lm.models.saving.policies import Policy, PolicySettings, load_policy
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import RewardArguments
@@ -46,19 +48,25 @@ def check_start(folder: Path, model: ModelArguments, rewards: RewardArguments, c
         )
 
 
-def load_start(args: ModelArguments, stop: int | None, loaded: Policy | None = None) -> Policy:
+def load_start(
+    args: ModelArguments, stop: int | None, loaded: Policy | None = None, rewards: Sequence[str] = ()
+) -> Policy:
     """Load the model or policy that training starts from.
 
     Args:
         args: Its name and loading options.
         stop: The id of a token that ends responses.
         loaded: A policy that is already loaded.
+        rewards: Names of reward models. The chat template writes the date of their training, if the policy has none.
 
     Raises:
         ConfigError: The model has no such token.
         ModelError: No such model, or one that does not generate text.
     """
-    policy = loaded or load_policy(str(args.model_name_or_path), trainable=True, **args.tokenizing(), **args.loading())
+    name, options = str(args.model_name_or_path), args.tokenizing()
+    dates = (recorded_date(resolve(one)) for one in (name, *rewards))
+    options["chat_date"] = args.chat_date or next(filter(None, dates), None)
+    policy = loaded or load_policy(name, trainable=True, **options, **args.loading())
     if loaded is not None and policy.adapter is not None:
         policy.backbone.set_trainable(policy.adapter, True)
     check_family(policy.backbone)

@@ -12,7 +12,7 @@ from rrm_lm.api.output_run import OutputRun
 from rrm_lm.api.policy.config import PolicyConfig
 from rrm_lm.api.policy.lines import show_prompt
 from rrm_lm.api.policy.monitor import Monitor
-from rrm_lm.api.policy.prompts import fit_chat, split_prompts
+from rrm_lm.api.policy.prompts import fit_chat, renderable_prompts, split_prompts
 from rrm_lm.api.policy.results import write_results
 from rrm_lm.api.policy.rewards import Rewards, gold_reward, scorer_loader
 from rrm_lm.api.policy.start import check_start, load_start
@@ -32,6 +32,7 @@ from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
 from rrm_lm.storage import report_full_disk
 from rrm_lm.text.chat import ChatFormat
+from rrm_lm.text.templates import date_of
 from rrm_lm.training.reward_functions import PromptRows
 from rrm_lm.training.reward_sources import PythonReward, RewardSource, ScorerReward, load_function
 
@@ -105,7 +106,8 @@ class PolicyTraining:
             chat_template=model.chat_template,
         )
         gold = gold_reward(monitor, load, given.gold)
-        start = load_start(model, config.stop_token_id, given.policy)
+        start = load_start(model, config.stop_token_id, given.policy, rewards.reward_model)
+        train, watched = renderable_prompts(start.chat, train, watched, getattr(split, "skip_bad_rows", None))
         length = config.response_length
         chat, longest = fit_chat(start.chat, start.backbone, split.max_length, length, [*train, *watched])
         recorded = start.settings or PolicySettings(str(model.model_name_or_path))
@@ -259,7 +261,10 @@ class PPOTrainer:
             self.args,
             self._settings,
             resume_from_checkpoint,
-            {"prompts": [message.content for prompt in self._prompts for message in prompt]},
+            {
+                "prompts": [message.content for prompt in self._prompts for message in prompt],
+                "chat_date": date_of(self._training.training.policy.chat.tokenizer),
+            },
         )
         return self._training.train(run)
 

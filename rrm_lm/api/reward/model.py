@@ -28,6 +28,7 @@ from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, is_classifier, model_file, put_weights
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.chat import ChatFormat
+from rrm_lm.text.templates import align_responses
 from rrm_lm.training.reward.config import RewardConfig
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantiza
         tokenizer = load_tokenizer(name, **code, **args.tokenizing())
     else:
         tokenizer = prepare_tokenizer(tokenizer, name, **args.tokenizing())
+    align_responses(tokenizer)
     if isinstance(model, str):
         path = resolve(name, args.model_revision)
         _refuse_adapter(path, args.model_revision)

@@ -12,7 +12,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from rrm_lm.api.heldout import check_leaks, files, hold_out, sizes
+from rrm_lm.api.heldout import check_leaks, files, hold_out, settle_template, sizes, without_refused
 from rrm_lm.api.judging import judge, write_judgement
 from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
 from rrm_lm.api.reward.config import RewardConfig
@@ -47,6 +47,7 @@ from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import with_full_params
 from rrm_lm.settings.data import DataArguments
+from rrm_lm.text.templates import date_of
 from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample
 from rrm_lm.training.reward.trainer import RewardDataset
 from rrm_lm.training.reward.trainer import RewardTrainer as _RewardTrainer
@@ -204,12 +205,15 @@ class RewardTrainer(_RewardTrainer):
             examples += builder.responses(feedback.critiques, ratings)
             sets = {name: self._pairs(part) for name, part in self.heldout_feedback.items()}
             held_out = sets if isinstance(eval_dataset, Mapping) else next(iter(sets.values()), None)
+            template = builder.counts.template
+            settle_template(template, getattr(self._settings.split, "skip_bad_rows", None))
+            self.train_feedback = without_refused(feedback, template)
+            self.heldout_feedback = {n: without_refused(part, template) for n, part in self.heldout_feedback.items()}
         if not examples:
             raise DataError(
                 f"No feedback is left to train on ({'; '.join(builder.counts.left_out())})",
                 where=files(self.train_feedback),
-                remedy="look at those rows; if the responses are cut away, raise --max_length; if the chat template "
-                "leaves them out, pass another with --chat_template_path",
+                remedy="look at those rows; if the responses are cut away, raise --max_length",
             )
         if builder.counts.shortened or builder.counts.unusable:
             logger.warning("to fit max_length %s: %s", builder.chat.max_length, builder.counts.summary())
@@ -259,7 +263,10 @@ class RewardTrainer(_RewardTrainer):
             self._settings.run_arguments,
             [self.args],
             resume_from_checkpoint,
-            {"train_dataset": fingerprint(self.train_feedback, self.train_dataset)},
+            {
+                "train_dataset": fingerprint(self.train_feedback, self.train_dataset),
+                "chat_date": date_of(self.chat.tokenizer),
+            },
         )
         with run:
             run.begin(leakage=None if self.leakage is None else self.leakage.to_dict())

@@ -172,6 +172,8 @@ def load_scorer(
     max_length: int | None = None,
     pad_token: str | None = None,
     chat_template: str | None = None,
+    chat_date: str | None = None,
+    fold_system: bool = False,
     shard: bool = False,
     judge_question: str = "",
     **loading: Any,
@@ -189,6 +191,7 @@ def load_scorer(
         ensemble, ensemble_k: How the members of a reward ensemble are combined, instead of the recorded way.
         max_length: Maximum conversation length in tokens, for models that do not record it.
         pad_token, chat_template: For tokenizers without them.
+        chat_date, fold_system: See :func:`rrm_lm.text.templates.prepare_template`. An adapter records its date.
         shard: Shard a reward model if this launch shards models. All processes must then make the same calls.
         judge_question: The question to a judge, instead of `judge.JUDGE_QUESTION`.
         loading: dtype, attn_implementation, revision, trust_remote_code, quantization_config, device_map.
@@ -203,8 +206,8 @@ def load_scorer(
     if adapter is not None:
         if not Path(path).is_dir():
             loading["revision"] = None  # this is the adapter's revision; the adapter records the backbone's
-        combining = {"ensemble": ensemble, "ensemble_k": ensemble_k}
-        reward_model, chat = load_reward_model(adapter, base_model=base_model, **combining, **loading)
+        options = {"ensemble": ensemble, "ensemble_k": ensemble_k, "chat_date": chat_date, "fold_system": fold_system}
+        reward_model, chat = load_reward_model(adapter, base_model=base_model, **options, **loading)
         chat.max_length = chat.max_length or _within(max_length, reward_model.backbone.config)
         logger.info("%s: a reward model (LoRA adapter with a scalar head)", name)
         if shard:
@@ -223,6 +226,7 @@ def load_scorer(
         raise ModelError("Only an adapter has a base model", where=name, remedy="leave out --base_model")
     tokenizing = {key: loading[key] for key in ("revision", "trust_remote_code") if key in loading}
     tokenizing |= {"pad_token": pad_token, "chat_template": chat_template}
+    tokenizing |= {"chat_date": chat_date, "fold_system": fold_system}
     if is_classifier(path, revision):
         classifier, chat = _load_classifier(name, path, max_length, tokenizing, loading)
         logger.info("%s: a sequence-classification model", name)

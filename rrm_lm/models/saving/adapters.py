@@ -208,7 +208,7 @@ def load_backbone(
         loading: For :func:`load_causal_lm`. A missing revision is set to the recorded one.
         own_pad: Keep the tokenizer's pad token.
         sharing: See :class:`Backbone`.
-        tokenizing: `chat_template` and `pad_token` for :func:`load_tokenizer`.
+        tokenizing: Options of :func:`load_tokenizer`. A missing `chat_date` is the recorded one.
 
     Returns:
         The settings, updated with the backbone in use; the backbone; the tokenizer.
@@ -228,6 +228,7 @@ def load_backbone(
             where=f"{settings.base_model}, which {folder} was trained on",
             remedy="name it with --base_model",
         ) from error
+    tokenizing["chat_date"] = tokenizing.get("chat_date") or settings.chat_date
     own = (folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(
         str(folder) if own else settings.base_model,
@@ -239,6 +240,12 @@ def load_backbone(
     model = load_causal_lm(settings.base_model, **loading)
     check_vocabulary(tokenizer, model)
     return settings, Backbone(model, int(tokenizer.pad_token_id), sharing), tokenizer  # type: ignore[arg-type]
+
+
+def recorded_date(name: str, revision: str | None = None) -> str | None:
+    """The date that the chat template of a model of this project wrote in training; None for other models."""
+    files = (model_file(name, file, revision) for file in ("policy.json", "reward_model.json"))
+    return next((read_json(file).get("chat_date") for file in files if file is not None), None)
 
 
 def read_weights(backbone: Backbone, adapter: str, folder: Path) -> None:

@@ -6,7 +6,7 @@ and the name of its backbone.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ from rrm_lm.models.saving.adapters import (
 )
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.chat import ChatFormat
+from rrm_lm.text.templates import align_responses, date_of, without_date
 
 POLICY = "policy"  # name of a policy's adapter on a backbone
 SETTINGS_FILE = "policy.json"
@@ -52,12 +53,14 @@ class PolicySettings:
         max_length: Maximum prompt plus response in training, in tokens.
         revision: Branch, tag or commit of the backbone on the Hub.
         method: Training method: sft, ppo ...
+        chat_date: The date that the chat template wrote in training, if it writes one.
     """
 
     base_model: str
     max_length: int | None = None
     revision: str | None = None
     method: str = ""
+    chat_date: str | None = None
 
 
 class Policy(NamedTuple):
@@ -102,8 +105,8 @@ def save_policy(
     base, revision = settings.base_model, settings.revision
     save_adapter(backbone, adapter, folder, task="CAUSAL_LM", base_model=base, revision=revision, write=write)
     if write:
-        save_tokenizer(tokenizer, folder)
-        write_json(folder / SETTINGS_FILE, asdict(settings))
+        save_tokenizer(without_date(tokenizer), folder)
+        write_json(folder / SETTINGS_FILE, asdict(replace(settings, chat_date=date_of(tokenizer))))
 
 
 # -- loading --------------------------------------------------------------------------------------------------------
@@ -117,6 +120,8 @@ def load_policy(
     sharing: bool | None = None,
     chat_template: str | None = None,
     pad_token: str | None = None,
+    chat_date: str | None = None,
+    fold_system: bool = False,
     **loading: Any,
 ) -> Policy:
     """Load a policy: an adapter folder, a merged folder or any causal language model.
@@ -127,6 +132,8 @@ def load_policy(
         trainable: Leave the adapter trainable.
         sharing: Passed to :class:`Backbone`.
         chat_template, pad_token: For tokenizers without one.
+        chat_date: The date that the chat template writes, instead of the recorded one.
+        fold_system: Put a first system message into the user turn after it.
         loading: Passed to :func:`rrm_lm.models.pretrained.load_causal_lm` (dtype, attn_implementation, revision,
             trust_remote_code ...). For an adapter in a folder, the revision is the backbone's.
 
@@ -138,7 +145,9 @@ def load_policy(
         CheckpointError: The adapter's weights are missing or broken, or do not fit the backbone.
     """
     path, revision = resolve(str(name), loading.get("revision")), loading.get("revision")
-    tokenizing = {"chat_template": chat_template, "pad_token": pad_token}
+    tokenizing = {
+        "chat_template": chat_template, "pad_token": pad_token, "chat_date": chat_date, "fold_system": fold_system
+    }  # fmt: skip
     folder = fetch_adapter(path, revision)
     if folder is not None:
         if not Path(path).is_dir():
@@ -151,7 +160,9 @@ def load_policy(
     _refuse_classifier(path, revision)
     settings = read_policy_settings(path, revision)
     code = {key: loading[key] for key in ("revision", "trust_remote_code") if key in loading}
+    tokenizing["chat_date"] = chat_date or (settings.chat_date if settings else None)
     tokenizer: Any = load_tokenizer(str(name), own_pad=settings is not None, **tokenizing, **code)
+    align_responses(tokenizer)
     model = load_causal_lm(str(name), **loading)
     check_vocabulary(tokenizer, model)
     backbone = Backbone(model, int(tokenizer.pad_token_id), sharing)
@@ -175,6 +186,7 @@ def _load_adapter(
     settings, backbone, tokenizer = load_backbone(
         folder, settings, base_model, loading, own_pad=ours, sharing=sharing, **tokenizing
     )
+    align_responses(tokenizer)
     put_policy(backbone, folder, trainable=trainable)
     return Policy(backbone.eval(), ChatFormat(tokenizer, settings.max_length), POLICY, settings)
 
@@ -293,6 +305,6 @@ def merge_policy(
     with staged_folder(output, replace=True) as staged:
         merged.to(dtype).save_pretrained(str(staged))
         add_old_names(staged)
-        save_tokenizer(tokenizer, staged)
+        save_tokenizer(without_date(tokenizer), staged)
         if settings is not None:
             write_json(staged / SETTINGS_FILE, asdict(settings))

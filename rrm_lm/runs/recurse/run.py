@@ -32,6 +32,7 @@ from rrm_lm.settings.parser import write_resolved
 from rrm_lm.settings.workflows import RecurseArguments
 from rrm_lm.storage import sha256
 from rrm_lm.text.chat import ChatFormat
+from rrm_lm.text.templates import align_responses
 from rrm_lm.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class RecurseRun:
             revision=self.model_args.model_revision,
             **self.model_args.tokenizing(),
         )
+        align_responses(tokenizer)
         backbone = Backbone(load_causal_lm(name, **self.model_args.loading()), int(tokenizer.pad_token_id))
         check_family(backbone)
         backbone.to(process_state().device or "cpu").eval()

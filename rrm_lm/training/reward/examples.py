@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from rrm_lm.errors import DataError
+from rrm_lm.errors import DataError, TemplateError
 from rrm_lm.feedback.counts import Tally
 from rrm_lm.feedback.records import Comparison, Critique, Origin, Prompt, Rating, prompt_id
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.text.batching import Row
 from rrm_lm.text.chat import ChatFormat, Encoded, Line
+from rrm_lm.text.template_checks import TemplateChecks
 
 COLUMNS = ("chosen_ids", "rejected_ids")  # TRL's names of the columns of a pair of token sequences
 
@@ -69,15 +70,22 @@ class FitCounts:
     cut_tokens: int = 0
     cut_responses: int = 0
     unusable: dict[str, Tally] = field(default_factory=dict)
+    template: TemplateChecks = field(default_factory=TemplateChecks)
 
-    def add(self, encoded: Encoded) -> None:
+    def add(self, encoded: Encoded, origin: Origin) -> None:
+        """Count a conversation that is used."""
+        self.template.add(encoded.lost, origin)
         self.shortened += bool(encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
         self.dropped_turns += encoded.dropped_turns
         self.cut_tokens += encoded.cut_tokens
         self.cut_responses += encoded.cut_responses
 
-    def drop(self, reason: str, origin: Origin) -> None:
-        self.unusable.setdefault(reason, Tally()).add(origin)
+    def drop(self, reason: DataError | str, origin: Origin) -> None:
+        """Count a record that is not used."""
+        if isinstance(reason, TemplateError):
+            self.template.refuse(reason, origin)
+        else:
+            self.unusable.setdefault(getattr(reason, "what", str(reason)), Tally()).add(origin)
 
     def summary(self) -> str:
         """What was cut or left out, for the log."""
@@ -92,7 +100,8 @@ class FitCounts:
         return [f"left out, {reason}: {tally}" for reason, tally in self.unusable.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"unusable": {reason: tally.to_dict() for reason, tally in self.unusable.items()}}
+        unusable = {reason: tally.to_dict() for reason, tally in self.unusable.items()}
+        return asdict(self) | {"unusable": unusable, "template": self.template.to_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +154,11 @@ class ExampleBuilder:
             if not (texts or numbers):
                 continue
             try:
-                encoded = self.chat.encode(prompt, [response], [texts])
+                encoded = self.chat.encode(prompt, [response], [texts]).whole()
             except DataError as error:
-                self.counts.drop(error.what, origin)
+                self.counts.drop(error, origin)
                 continue
-            self.counts.add(encoded)
+            self.counts.add(encoded, origin)
             mean = [(0, sum(numbers) / len(numbers))] if numbers else []
             examples.append(self._lay(encoded, (), mean, origin, prompt_id(prompt)))
         return examples
@@ -183,13 +192,13 @@ class ExampleBuilder:
         try:
             encoded = self.chat.encode(
                 records[0].prompt, list(critiques), list(critiques.values()) if self.with_critiques else None
-            )
+            ).whole()
         except DataError as error:
             if len(records) > 1:  # try each alone to find the unusable one
                 return [example for one in records for example in self._compared([one])]
-            self.counts.drop(error.what, records[0].origin)
+            self.counts.drop(error, records[0].origin)
             return []
-        self.counts.add(encoded)
+        self.counts.add(encoded, records[0].origin)
         lines = [line for group in encoded.lines for line in group]
         first: dict[str, int] = {}  # first line of each response, which has one line per critique
         for response in critiques:

@@ -104,15 +104,15 @@ def imitations(chat: ChatFormat, records: Sequence[Demonstration], counts: FitCo
     made = []
     for record in records:
         try:
-            encoded = chat.encode(record.prompt, [record.response])
+            encoded = chat.encode(record.prompt, [record.response]).whole()
         except DataError as error:
-            counts.drop(error.what, record.origin)
+            counts.drop(error, record.origin)
             continue
         line = _with_end(encoded.lines[0][0], chat)
         if line.response_start == 0:
             counts.drop(f"the response leaves no room for its prompt in {chat.max_length} tokens", record.origin)
             continue
-        counts.add(encoded)
+        counts.add(encoded, record.origin)
         made.append(Imitation(line, str(record.origin), record.prompt_id))
     return made
 

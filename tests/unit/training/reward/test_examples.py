@@ -199,9 +199,8 @@ def test_a_response_that_the_template_swallows_is_counted_and_named() -> None:
     template = "{% for m in messages %}{{ m['content'].split('#')[0] }}{% endfor %}"
     made = ExampleBuilder(tiny_chat(template=template), SHARING)
     assert made.comparisons([comparison(chosen="# the sea", row=3), comparison(row=4)])[0].origin.endswith("row 4")
-    ((reason, tally),) = made.counts.unusable.items()
-    assert "no tokens left" in reason and tally.count == 1 and [origin.row for origin in tally.origins] == [3]
-    assert made.counts.left_out() == [f"left out, {reason}: 1 (row 3)"]
+    assert made.counts.template.problems() == ["the chat template leaves out words of the response: 1 (row 3)"]
+    assert [origin.row for origin in made.counts.template.origins] == [3]
 
 
 def test_together_one_response_that_cannot_be_used_takes_nothing_else_with_it() -> None:
@@ -216,7 +215,8 @@ def test_together_one_response_that_cannot_be_used_takes_nothing_else_with_it() 
     examples = made.together(records, 4)
     assert sorted(example.origin.rpartition(" ")[2] for example in examples) == ["1", "4"]
     assert sum(len(example.pairs) for example in examples) == 2
-    assert sorted(tally.origins[0].row for tally in made.counts.unusable.values()) == [2, 3]
+    assert [tally.origins[0].row for tally in made.counts.unusable.values()] == [3]
+    assert [origin.row for origin in made.counts.template.origins] == [2]
     whole = ExampleBuilder(tiny_chat(template=template), SHARING)
     (example,) = whole.together([records[0], *records[2:]], 4)
     assert len(example.pairs) == 2 and [tally.count for tally in whole.counts.unusable.values()] == [1]
@@ -225,6 +225,7 @@ def test_together_one_response_that_cannot_be_used_takes_nothing_else_with_it() 
 def test_counts_start_at_nothing() -> None:
     assert FitCounts().to_dict() == {
         "shortened": 0, "dropped_turns": 0, "cut_tokens": 0, "cut_responses": 0, "unusable": {},
+        "template": {"refused": {}, "noted": {}},
     }  # fmt: skip
     first, second = builder(), builder()
     assert first.counts is not second.counts
