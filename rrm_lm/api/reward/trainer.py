@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from peft import PeftModel
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from rrm_lm.api.heldout import check_leaks, files, hold_out, settle_template, sizes, without_refused
 from rrm_lm.api.judging import judge, write_judgement
 from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
 from rrm_lm.api.reward.config import RewardConfig
+from rrm_lm.api.reward.critiques import critic_config, own_critiques
 from rrm_lm.api.reward.inputs import (
     Settings,
     changed_settings,
@@ -42,10 +41,7 @@ from rrm_lm.api.shown import show_example
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.feedback.reading.datasets import Feedback, merge_feedback
-from rrm_lm.models.decoding.generation import Progress
 from rrm_lm.models.pretrained import process_state, set_seed
-from rrm_lm.models.self_critique import with_own_critiques
-from rrm_lm.models.sharding import with_full_params
 from rrm_lm.settings.data import DataArguments
 from rrm_lm.text.templates import date_of
 from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample
@@ -293,35 +289,17 @@ class RewardTrainer(_RewardTrainer):
         """Learn to write people's critiques, then replace them by the model's own, which precede the reward."""
         logger.info("learning to write critiques from %d examples", len(critic.train_dataset))
         critic.train()
-        self.train_dataset = RewardDataset(self._with_own_critiques(plain_model(critic), self.train_feedback))
-        held_out = {
-            name: RewardDataset(self._with_own_critiques(plain_model(critic), part))
-            for name, part in self.heldout_feedback.items()
-        }
+        model, builder = plain_model(critic), self._builder
+        self.train_dataset, *held_out = (
+            RewardDataset(own_critiques(model, builder, feedback.comparisons, self.args))
+            for feedback in (self.train_feedback, *self.heldout_feedback.values())
+        )
         if self.eval_dataset is not None:
             several = isinstance(self.eval_dataset, Mapping)
-            self.eval_dataset = held_out if several else next(iter(held_out.values()))
+            self.eval_dataset = dict(zip(self.heldout_feedback, held_out, strict=True)) if several else held_out[0]
         self._critic = None
         self.show_example()
         set_seed(self.args.seed)
-
-    def _with_own_critiques(self, model: Any, feedback: Feedback) -> list[RewardExample]:
-        comparisons = feedback.comparisons
-        logger.info("writing own critiques of %d pairs", len(comparisons))
-        with _bar(bool(self.args.should_save)) as progress:
-            lines = with_full_params(
-                model,
-                with_own_critiques,
-                model,
-                self.chat,
-                [c.prompt for c in comparisons],
-                [[c.chosen, c.rejected] for c in comparisons],
-                samples=self.args.critique_samples,
-                temperature=self.args.critique_temperature,
-                seed=self.args.seed,
-                progress=progress,
-            )
-        return self._builder.own_critiques(comparisons, lines)
 
     def _save_and_compare(self, run: OutputRun) -> None:
         """Save, reload and compare the rewards; write the merged checkpoint if `merge` is set."""
@@ -415,30 +393,3 @@ def _is_encoded(data: Any) -> bool:
     return isinstance(data, RewardDataset) or (
         isinstance(data, Sequence) and all(isinstance(e, RewardExample) for e in data)
     )
-
-
-def critic_config(config: Any) -> Any:
-    """Settings of the first phase, in which the model learns to write critiques. Nothing is saved."""
-    return replace(
-        config,
-        num_train_epochs=config.critic_epochs,
-        max_steps=-1,
-        critique_weight=config.critique_weight if config.critique_weight > 0 else 1.0,
-        critique_weight_end=None,
-        save_strategy="no",
-        eval_strategy="no",
-        load_best_model_at_end=False,
-    )
-
-
-@contextmanager
-def _bar(shown: bool) -> Iterator[Progress]:
-    """A progress bar for sampling."""
-    with tqdm(desc="sampling", unit="critique", disable=not shown) as bar:
-
-        def tell(done: int, total: int, tokens_per_second: float) -> None:
-            bar.total = total
-            bar.set_postfix_str(f"{tokens_per_second:.0f} tokens/s", refresh=False)
-            bar.update(done - bar.n)
-
-        yield tell
