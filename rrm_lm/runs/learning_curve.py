@@ -37,11 +37,7 @@ _QUIET: dict[str, Any] = {"save_strategy": "no", "eval_strategy": "no", "load_be
 def announce(
     data: DataArguments, model: ModelArguments, config: RewardConfig, train: Feedback, heldout: Feedback | None
 ) -> None:
-    """Log how long all three trainings will take, by a trial of a few steps.
-
-    Raises:
-        DataError: Nothing is held out to judge by, or there are too few prompts.
-    """
+    """Log how long all three trainings will take, by a trial of a few steps. Raises DataError: too few prompts."""
     train, heldout = hold_out(data, train, heldout)
     prompts = len({record.prompt_id for record in train.records()})
     if not heldout.comparisons or prompts < 4:
@@ -86,19 +82,10 @@ def draw_curve(
     for share in SHARES[-2::-1]:
         parts[share], _ = split_by_prompt(parts[2 * share], 0.5, data.split_seed)
         folders[share] = root / "learning_curve" / f"{share:.0%}".rstrip("%")
-        settings = replace(config, output_dir=str(folders[share]), resume_from_checkpoint=None, **_QUIET)
+        smaller = replace(config, output_dir=str(folders[share]), resume_from_checkpoint=None, **_QUIET)
         arguments = replace(more, merge=False, overwrite_output_dir=True)
-        split = replace(data, max_comparisons=None)
-        trainer: Any = RewardTrainer(
-            str(model.model_name_or_path),
-            settings,
-            None,
-            parts[share],
-            heldout,
-            settings=Settings(split, model, arguments),
-        )
-        trainer.train()
-        del trainer
+        settings = Settings(replace(data, max_comparisons=None), model, arguments)
+        RewardTrainer(str(model.model_name_or_path), smaller, None, parts[share], heldout, settings=settings).train()
     if process_state().is_main_process:
         _report(root, {share: (len(parts[share].comparisons), folders[share]) for share in SHARES})
 

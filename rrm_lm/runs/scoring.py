@@ -111,11 +111,7 @@ def chat_of(args: ScoringArguments, model: str, scorer: Any) -> ChatFormat | Non
 
 
 def with_baselines(evaluation: Evaluation, scorer: Any, args: EvaluateArguments) -> Evaluation:
-    """The evaluation with the baselines of each set.
-
-    Raises:
-        ConfigError: There are several processes.
-    """
+    """The evaluation with the baselines of each set. Raises ConfigError in several processes."""
     if process_state().num_processes > 1:
         raise ConfigError("baselines are computed in one process", where="baselines", remedy="leave out the launcher")
     train = [c for name in args.baselines_train for c in load_feedback(name, **args.reading("train")).comparisons]
@@ -127,9 +123,7 @@ def with_baselines(evaluation: Evaluation, scorer: Any, args: EvaluateArguments)
 def by_part(evaluation: Evaluation, name: str, limits: ReadLimits) -> Evaluation:
     """The evaluation with the accuracy by the part of a gold reward that decides each comparison.
 
-    Raises:
-        ConfigError: The gold reward has no parts.
-        DataError: It knows none of a set's comparisons.
+    Raises ConfigError: the gold reward has no parts; DataError: none of them decides a comparison of a set.
     """
     gold = load_gold(name, limits)
     if not gold.parts:

@@ -44,11 +44,8 @@ def baselines(
 ) -> dict[str, Baseline]:
     """The accuracy of each baseline on a set's scored comparisons, and the model's lead over it.
 
-    Args:
-        result: The model's results.
-        train: Comparisons to fit on, without those of the set's prompts. If there are none, each fifth of the set's
-            prompts is judged by a fit on the others.
-        probe: The features of the linear probe; see `frozen_states`.
+    The trained ones are fitted on `train`, without comparisons of the set's prompts. If there are none, each fifth of
+    the set's prompts is judged by a fit on the others. `probe` gives the features of the linear probe.
     """
     comparisons = [one.comparison for one in result.scored]
     right = np.array([one.correct for one in result.scored])

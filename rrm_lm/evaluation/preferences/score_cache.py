@@ -19,10 +19,7 @@ from rrm_lm.storage import write_text
 class CachedScorer:
     """A `ResponseScorer` that loads its model when a response has no reward in the cache. For one process.
 
-    Args:
-        name: Its name in results.
-        key: Identifies the model's weights and all settings that rewards depend on.
-        load: Loads the model.
+    `key` identifies the model's weights and all settings that rewards depend on.
     """
 
     def __init__(self, name: str, key: object, load: Callable[[], ResponseScorer]) -> None:

@@ -192,13 +192,8 @@ def over_runs(
     runs is at least 94%, whichever of the two variances is larger; that of a t interval over the run means alone falls
     to 70% if prompts differ more than runs do.
 
-    Args:
-        values: `(runs, n)`, at least two runs. Pass the differences of two methods to compare them, run by run.
-        clusters: `(n,)` prompt labels.
-        bounds: The range of the values.
-
-    Raises:
-        ValueError: if the shapes differ or there are fewer than two runs.
+    The values are `(runs, n)`, with a ValueError for fewer than two runs, and within `bounds`; the clusters are `(n,)`
+    prompt labels. Pass the differences of two methods to compare them, run by run.
     """
     x = np.asarray(values, dtype=float)
     if x.ndim != 2 or len(x) < 2 or x.shape[1] != len(clusters) or not x.size:
