@@ -9,14 +9,7 @@ from dataclasses import replace
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import ReadCounts
 from rrm_lm.feedback.reading.datasets import Feedback, load_feedback, merge_feedback
-from rrm_lm.feedback.splits import (
-    LeakageReport,
-    composition,
-    composition_text,
-    leakage,
-    limit_comparisons,
-    split_by_prompt,
-)
+from rrm_lm.feedback.splits import LeakageReport, leakage, limit_comparisons, split_by_prompt
 from rrm_lm.settings.data import DataArguments, DatasetSource, FeedbackSplit, HeldOut
 from rrm_lm.text.template_checks import TemplateChecks
 
@@ -47,7 +40,6 @@ def hold_out(split: HeldOut, train: Feedback, heldout: Feedback | None) -> tuple
         heldout = replace(heldout, counts=ReadCounts())  # skipped rows are counted with the training set
     if isinstance(split, FeedbackSplit) and split.max_comparisons is not None:
         train = limit_comparisons(train, split.max_comparisons, split.split_seed)
-    logger.info("composition: %s", composition_text(composition(train)) or "nothing")
     return train, heldout if heldout is not None else Feedback()
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections import Counter
@@ -31,7 +32,9 @@ from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.template_checks import TemplateChecks, check_template
 from rrm_lm.text.templates import align_responses
 
-SAMPLE = 2000  # conversations that are tokenized at most
+logger = logging.getLogger(__name__)
+
+SAMPLE = 1000  # conversations that are tokenized at most
 # What trains on each kind of record; every kind has prompts for `rrm-lm policy`.
 _COMMANDS = {
     "rrm-lm reward": {"comparisons", "ratings", "critiques"},
@@ -228,6 +231,21 @@ def inspect_feedback(
         rows=tuple(_shown(train, chat, only_prompts, rows)),
         problem="",
     )
+
+
+def log_inspection(
+    train: Feedback,
+    heldout: Feedback,
+    chat: ChatFormat,
+    *,
+    only_prompts: bool = False,
+    leak: LeakageReport | None = None,
+) -> None:
+    """Log the short form before training. Trainers check the template themselves, when they encode the feedback."""
+    found = inspect_feedback(train, heldout, chat, only_prompts=only_prompts, leak=leak, checks=TemplateChecks())
+    overlap = [found.leakage.summary()] if leak is None and found.leakage is not None else []
+    for line in [*found.lines(), *overlap]:
+        logger.info("%s", line)
 
 
 def count_tokens(chat: ChatFormat, records: Sequence[Record], only_prompts: bool = False) -> TokenCounts:

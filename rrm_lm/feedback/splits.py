@@ -108,7 +108,7 @@ def composition_text(found: Mapping[str, Counter[str]]) -> str:
     """A composition on one line, with the largest parts of each kind."""
     parts = []
     for kind, counts in found.items():
-        shown = [f"{count} {name or 'of no source'}" for name, count in counts.most_common(SHOWN_PARTS)]
+        shown = [f"{count} {name}".rstrip() for name, count in counts.most_common(SHOWN_PARTS)]
         if len(counts) > SHOWN_PARTS:
             shown.append(f"{counts.total() - sum(dict(counts.most_common(SHOWN_PARTS)).values())} others")
         parts.append(f"{kind}: {', '.join(shown)}")

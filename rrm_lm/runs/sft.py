@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rrm_lm.api.heldout import check_leaks, hold_out, read_sources, settle_template, sizes
+from rrm_lm.api.inspection import log_inspection
 from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
 from rrm_lm.api.policy_saving import check_before_training, save_and_compare
 from rrm_lm.api.policy_start import check_family, fitted, put_fresh_adapter
@@ -57,6 +58,7 @@ class SFTRun:
             examples = self._examples(policy.chat, train, counts)
             check_evaluation(self.config, checked, "responses")
             if run.main:
+                log_inspection(Feedback.of(train), Feedback.of(heldout), policy.chat, leak=leak)
                 show_learned(policy.chat, examples[0].line, examples[0].origin)
             trainer = self._trainer(policy, examples, checked)
             run.begin(examples=_counted(examples, checked, counts), leakage=None if leak is None else leak.to_dict())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rrm_lm.api.inspection import log_inspection
 from rrm_lm.api.output_run import OutputRun
 from rrm_lm.api.policy.config import PolicyConfig
 from rrm_lm.api.policy.lines import show_prompt
@@ -23,6 +24,7 @@ from rrm_lm.api.reward_model import RewardModel
 from rrm_lm.api.rows import read_prompts
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.policies.gold import CheckedFunction, Gold, RewardFunction
+from rrm_lm.feedback.reading.prompts import as_feedback
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.pretrained import set_seed
 from rrm_lm.models.saving.policies import Policy as LoadedPolicy
@@ -110,6 +112,9 @@ class PolicyTraining:
         train, watched = renderable_prompts(start.chat, train, watched, getattr(split, "skip_bad_rows", None))
         length = config.response_length
         chat, longest = fit_chat(start.chat, start.backbone, split.max_length, length, [*train, *watched])
+        if self.main:
+            sides = (as_feedback(dict.fromkeys(prompts, ("", ""))) for prompts in given.prompts)
+            log_inspection(*sides, chat, only_prompts=True)
         recorded = start.settings or PolicySettings(str(model.model_name_or_path))
         set_seed(config.seed)  # fresh weights must not depend on what was loaded before
         parts = Parts(

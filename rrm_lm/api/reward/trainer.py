@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 from rrm_lm.api.heldout import check_leaks, files, hold_out, settle_template, sizes, without_refused
+from rrm_lm.api.inspection import log_inspection
 from rrm_lm.api.judging import judge, write_judgement
 from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
 from rrm_lm.api.reward.config import RewardConfig
@@ -138,6 +139,9 @@ class RewardTrainer(_RewardTrainer):
             narrow=narrows_critiques(args, reward_model.backbone),
         )
         examples, held_out = self._encode(args, train_dataset, eval_dataset)
+        if args.should_save and len(self.train_feedback):
+            held = merge_feedback(*self.heldout_feedback.values())
+            log_inspection(self.train_feedback, held, self.chat, leak=self.leakage)
         with trainer_settings("Hugging Face's Trainer"):
             super().__init__(
                 reward_model,

@@ -191,7 +191,7 @@ def test_from_python(tmp_path: Path, tiny: Path) -> None:
 def test_the_short_form_for_the_log_of_a_run() -> None:
     records = feedback_of_rows([PAIR, PAIR], name="mine")
     assert inspect_feedback(records, Feedback(), tiny_chat(max_length=64)).lines() == [
-        "composition: comparisons: 2 of no source",
+        "composition: comparisons: 2",
         "repeats: 1 repeat an earlier row",
         "tokens (median/95%/longest): prompt 15/15/15; response 2/5/5; "
         "none of 2 conversations is longer than 64 tokens (max_length)",
