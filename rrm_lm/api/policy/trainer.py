@@ -113,8 +113,8 @@ class PolicyTraining:
         length = config.response_length
         chat, longest = fit_chat(start.chat, start.backbone, split.max_length, length, [*train, *watched])
         if self.main:
-            sides = (as_feedback(dict.fromkeys(prompts, ("", ""))) for prompts in given.prompts)
-            log_inspection(*sides, chat, only_prompts=True)
+            learned, held = (as_feedback(dict.fromkeys(prompts, ("", ""))) for prompts in given.prompts)
+            log_inspection(learned, held, chat, only_prompts=True)
         recorded = start.settings or PolicySettings(str(model.model_name_or_path))
         set_seed(config.seed)  # fresh weights must not depend on what was loaded before
         parts = Parts(
