@@ -10,59 +10,26 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import itertools
 import json
-import math
 import random
-import re
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-import sampling
+from sampling import sample_responses
 
 from rrm_lm import storage
 from rrm_lm.feedback.records import Message, prompt_id
 from rrm_lm.simulated.plain_user import PlainUser
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from pairs import ResponsePair, choose_pairs, judged
+from sampled import read_responses, write_gzipped
+
 HERE = Path(__file__).resolve().parent
 SEED = 0
 HELDOUT = 0.2  # of the requests of each topic
-PAIRS_PER_REQUEST = 4
-MOST_USES = 2  # pairs that one response may be part of
-LEAST_GAP = 0.08  # in gold between the responses of a pair; closer ones would be ties to a person
-MOST_UNFINISHED = 0.15  # fraction of pairs with a response that was cut off at the token limit
 SECOND_CRITIQUE = 0.4  # probability of a second critique of a response
-# Bands of the log ratio of lengths. In each of them the longer response wins half of the time.
-BANDS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.05, 1.5, math.inf)
-
-
-@dataclass(frozen=True)
-class Response:
-    """A sampled response and its gold reward."""
-
-    request: str
-    text: str
-    finished: bool
-    gold: float
-
-
-@dataclass(frozen=True)
-class ResponsePair:
-    """Two responses to one request; the user prefers `chosen`."""
-
-    chosen: Response
-    rejected: Response
-
-    @property
-    def stretch(self) -> float:
-        """Log ratio of the lengths (in characters) of the chosen and the rejected response."""
-        return math.log(len(self.chosen.text) / len(self.rejected.text))
-
-    @property
-    def unfinished(self) -> bool:
-        return not (self.chosen.finished and self.rejected.finished)
 
 
 def main() -> None:
@@ -87,30 +54,11 @@ def sampled_rows(requests: list[str], *, resample: bool) -> list[dict]:
     """The sampled responses, from `responses.jsonl.gz` or from the model."""
     kept, partial = HERE / "responses.jsonl.gz", HERE / "responses.partial.jsonl"
     if resample or not kept.exists():
-        sampling.sample_responses(requests, partial, SEED)
-        write_gzipped(kept, sampling.read_responses(partial))
+        sample_responses(requests, partial, SEED)
+        write_gzipped(kept, read_responses(partial))
         partial.unlink()
     with gzip.open(kept, "rt", encoding="utf-8") as stream:
         return [json.loads(line) for line in stream]
-
-
-def judged(rows: Iterable[dict], user: PlainUser) -> dict[str, list[Response]]:
-    """The distinct usable responses to each request, judged.
-
-    Excluded are empty responses, responses with control tokens or broken characters, and identical responses to two
-    requests, which could be on both sides of the split.
-    """
-    rows = [row for row in rows if row["response"] and not re.search(r"<\|\w+\|>|\ufffd", row["response"])]
-    owners: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        owners[" ".join(re.findall(r"\w+", row["response"].lower()))].add(row["request"])
-    shared = {text for text, requests in owners.items() if len(requests) > 1}
-    found: dict[str, dict[str, Response]] = {request.text: {} for request in user.requests.values()}
-    for row in rows:
-        request, text = row["request"], row["response"]
-        if " ".join(re.findall(r"\w+", text.lower())) not in shared:
-            found[request].setdefault(text, Response(request, text, row["finished"], user.gold(request, text)))
-    return {request: list(by_text.values()) for request, by_text in found.items()}
 
 
 def split(user: PlainUser) -> tuple[list[str], list[str]]:
@@ -126,58 +74,6 @@ def split(user: PlainUser) -> tuple[list[str], list[str]]:
         heldout += texts[:count]
         train += texts[count:]
     return train, heldout
-
-
-def choose_pairs(groups: list[list[Response]], rng: random.Random) -> list[ResponsePair]:
-    """Up to `PAIRS_PER_REQUEST` pairs per request, such that length does not predict which response is better.
-
-    Works in rounds: every request gets a first pair before any gets a second one. A pair is taken only if its band of
-    length ratios stays balanced; the first pair of a request may unbalance it a little.
-    """
-    candidates = [_candidates(group, rng) for group in groups]
-    chosen: list[ResponsePair] = []
-    pairs_of: Counter[int] = Counter()
-    used: Counter[Response] = Counter()
-    balance: Counter[int] = Counter()
-    unfinished = 0
-    for round_number in range(PAIRS_PER_REQUEST):
-        for index in rng.sample(range(len(groups)), len(groups)):
-            if pairs_of[index] < round_number:
-                continue  # there was no pair for it in an earlier round
-            full = unfinished >= MOST_UNFINISHED * (len(chosen) + 10)
-            allowed = [
-                pair
-                for pair in candidates[index]
-                if not (full and pair.unfinished) and max(used[pair.chosen], used[pair.rejected]) < MOST_USES
-            ]
-            pair = min(allowed, key=lambda pair: _tilt(pair, balance), default=None)
-            if pair is None or _tilt(pair, balance) > (2 if round_number == 0 else 0):
-                continue
-            chosen.append(pair)
-            candidates[index].remove(pair)
-            pairs_of[index] += 1
-            used.update((pair.chosen, pair.rejected))
-            balance[_band(pair)] += 1 if pair.stretch > 0 else -1
-            unfinished += pair.unfinished
-    return chosen
-
-
-def _candidates(group: list[Response], rng: random.Random) -> list[ResponsePair]:
-    pairs = []
-    for one, other in itertools.combinations(group, 2):
-        if abs(one.gold - other.gold) >= LEAST_GAP and len(one.text) != len(other.text):
-            pairs.append(ResponsePair(one, other) if one.gold > other.gold else ResponsePair(other, one))
-    rng.shuffle(pairs)
-    return pairs
-
-
-def _band(pair: ResponsePair) -> int:
-    return sum(abs(pair.stretch) >= edge for edge in BANDS)
-
-
-def _tilt(pair: ResponsePair, balance: Counter[int]) -> int:
-    """How far the band already leans to this pair's side; below 0, the pair restores the balance."""
-    return balance[_band(pair)] * (1 if pair.stretch > 0 else -1)
 
 
 def record(pair: ResponsePair, user: PlainUser) -> dict:
@@ -225,13 +121,6 @@ def statistics(pairs: list[ResponsePair], user: PlainUser) -> dict:
         "pairs_with_cut_off_response": round(sum(pair.unfinished for pair in pairs) / len(pairs), 3),
         "share_of_responses_at_fault": {part: round(count / len(texts), 3) for part, count in sorted(faults.items())},
     }
-
-
-def write_gzipped(path: Path, rows: Iterable[dict]) -> None:
-    """Write gzipped JSON lines without a timestamp, so that equal data gives equal bytes."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with storage.staged_file(path) as staged:
-        staged.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
 
 
 if __name__ == "__main__":

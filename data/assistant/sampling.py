@@ -6,24 +6,18 @@ the desired style (form, opening, closing), then the request. The data has only 
 
 from __future__ import annotations
 
-import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from rrm_lm import storage
 from rrm_lm.feedback.records import Message
-from rrm_lm.models.decoding.generation import sample
-from rrm_lm.models.pretrained import DEFAULT_MODEL, load_causal_lm, load_tokenizer
-from rrm_lm.text.chat import ChatFormat
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import sampled
 
 IDS_PER_REQUEST = 6  # row ids reserved for each request
-ROWS_PER_STEP = 48  # sampled and saved together
 TEMPERATURES = (0.4, 0.7, 1.0)
 MOST_TOKENS = {"own": 110, "brief": 60, "two": 80, "long": 110, "list": 90}
 
@@ -138,71 +132,23 @@ def manners(rng: random.Random) -> list[Manner]:
 
 
 def sample_responses(requests: Sequence[str], path: Path, seed: int) -> None:
-    """Sample responses to every request and append them to `path`, one JSON object per line.
-
-    Steps that are already in `path` are not sampled again, so a stopped run can be resumed.
-    """
-    done = set()
-    if path.exists():
-        whole = read_responses(path)
-        storage.write_jsonl(path, whole)  # drops an incomplete last line, to which the next one would be appended
-        done = {entry["id"] for entry in whole}
-    steps = [step for step in _steps(_rows(requests, seed)) if not all(row["id"] in done for row in step)]
-    if not steps:
-        return
-    torch.set_num_threads(2)
-    tokenizer: Any = load_tokenizer(DEFAULT_MODEL)
-    model = load_causal_lm(DEFAULT_MODEL, dtype="float32")
-    chat = ChatFormat(tokenizer)
-    for number, step in enumerate(steps):
-        manner: Manner = step[0]["manner"]
-        outputs = sample(
-            model,
-            [chat.prompt_ids(row["messages"]) for row in step],
-            pad_id=int(tokenizer.pad_token_id),
-            eos_ids=[chat.end_id],
-            max_new_tokens=MOST_TOKENS[manner.form],
-            temperature=manner.temperature,
-            top_p=0.95,
-            seed=seed + int(step[0]["id"]),
-            batch_tokens=20_000,
-        )
-        with path.open("a", encoding="utf-8") as stream:
-            for row, (ids,) in zip(step, outputs, strict=True):
-                finished = ids[-1] == chat.end_id
-                text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)
-                entry = {"id": row["id"], "request": row["request"], **asdict(row["manner"])}
-                stream.write(json.dumps({**entry, "finished": finished, "response": text.strip()}) + "\n")
-        print(f"sampled {number + 1} of {len(steps)} steps ({len(step)} responses each)", file=sys.stderr, flush=True)
+    """Sample responses to every request and append them to `path` (`sampled.sample_rows`)."""
+    sampled.sample_rows(_rows(requests, seed), path, seed)
 
 
-def read_responses(path: Path) -> list[dict]:
-    """The sampled responses, ordered by id. Later lines replace earlier ones; incomplete lines are dropped."""
-    entries: dict[int, dict] = {}
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        entries[entry["id"]] = entry
-    return [entries[number] for number in sorted(entries)]
-
-
-def _rows(requests: Sequence[str], seed: int) -> list[dict]:
+def _rows(requests: Sequence[str], seed: int) -> list[sampled.Row]:
     rows = []
     for index, request in enumerate(requests):
         rng = random.Random(f"{seed} {request}")
         for place, manner in enumerate(manners(rng)):
-            row_id = index * IDS_PER_REQUEST + place
-            rows.append({"id": row_id, "request": request, "manner": manner, "messages": manner.messages(request, rng)})
+            rows.append(
+                sampled.Row(
+                    index * IDS_PER_REQUEST + place,
+                    manner.messages(request, rng),
+                    manner.form,
+                    MOST_TOKENS[manner.form],
+                    manner.temperature,
+                    {"request": request, **asdict(manner)},
+                )
+            )
     return rows
-
-
-def _steps(rows: Sequence[dict]) -> Iterator[list[dict]]:
-    """Groups of rows that are sampled together, with the same form and temperature."""
-    groups: dict[tuple[str, float], list[dict]] = {}
-    for row in rows:
-        groups.setdefault((row["manner"].form, row["manner"].temperature), []).append(row)
-    for group in groups.values():
-        for start in range(0, len(group), ROWS_PER_STEP):
-            yield group[start : start + ROWS_PER_STEP]

@@ -1,22 +1,34 @@
-"""Makes the questions of the notes set: `python data/notes/make.py`.
+"""Makes the notes set: `python data/notes/make.py`.
 
-Writes a file of questions for each part (`train_questions.jsonl.gz` and so on) and `statistics.json` beside this file.
-It takes a second and gives the same bytes every time; a test checks that.
+Writes to this folder, for each part: the questions, what both users demonstrate, and what they say of sampled
+responses; and `statistics.json`. Responses are sampled from SmolLM2 (`manners.py`; an hour on two cores, resumable) and
+saved in `responses.jsonl.gz`; while that file exists, the script takes seconds and gives the same bytes every time,
+which a test checks. `--resample` samples them again.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from build import Question, by_overlap, questions
+from comparisons import comparisons, demonstration, record, summary
+from manners import copies_example, sample_responses
 
 from rrm_lm import storage
+from rrm_lm.simulated.note_users import WEIGHTS, NoteUser
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from pairs import judged
+from sampled import read_responses, write_gzipped
 
 HERE = Path(__file__).resolve().parent
+SEED = 0
 PARTS = ("train", "validation", "test")
 RULES: dict[str, Callable[[Question], str]] = {
     "first value of the type": lambda question: question.value if question.first else question.other,
@@ -25,14 +37,38 @@ RULES: dict[str, Callable[[Question], str]] = {
 }
 
 
-def main() -> None:
-    """Write the three files and what the card reports."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the files and what the card reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resample", action="store_true", help="sample the responses again")
+    resample = parser.parse_args(arguments).resample
     by_part = {part: [question for question in questions() if question.part == part] for part in PARTS}
     for part, asked in by_part.items():
         write_gzipped(HERE / f"{part}_questions.jsonl.gz", [question.row() for question in asked])
-    summary = {part: statistics(asked) for part, asked in by_part.items()}
-    storage.write_json(HERE / "statistics.json", summary)
-    print(storage.json_text(summary))
+    report = {part: statistics(asked) for part, asked in by_part.items()}
+    sampled = sampled_rows([question for asked in by_part.values() for question in asked], resample=resample)
+    for manner in WEIGHTS:
+        for part, asked in by_part.items():
+            user = NoteUser.from_file(HERE / f"{part}_questions.jsonl.gz", manner)
+            groups = judged([row for row in sampled if row["part"] == part], user, "prompt", keep_shared=True)
+            chosen = comparisons(groups, user, f"{manner} {part}")
+            write_gzipped(HERE / f"{part}_{manner}.jsonl.gz", [record(comparison, user) for comparison in chosen])
+            shown = [demonstration(question.row(), manner) for question in asked]
+            write_gzipped(HERE / f"{part}_{manner}_demonstrations.jsonl.gz", shown)
+            report[part][manner] = summary(chosen, user)
+    storage.write_json(HERE / "statistics.json", report)
+    print(storage.json_text(report))
+
+
+def sampled_rows(asked: Sequence[Question], *, resample: bool) -> list[dict]:
+    """The sampled responses, from `responses.jsonl.gz` or from the model, without those that repeat an example."""
+    kept, partial = HERE / "responses.jsonl.gz", HERE / "responses.partial.jsonl"
+    if resample or not kept.exists():
+        sample_responses([(question.part, question.row()["prompt"]) for question in asked], partial, SEED)
+        write_gzipped(kept, read_responses(partial))
+        partial.unlink()
+    with gzip.open(kept, "rt", encoding="utf-8") as stream:
+        return [row for row in map(json.loads, stream) if not copies_example(row["response"])]
 
 
 def statistics(asked: Sequence[Question]) -> dict:
@@ -53,13 +89,6 @@ def statistics(asked: Sequence[Question]) -> dict:
         "right_by_rule": {name: right(rule, asked) for name, rule in RULES.items()},
         "right_by_overlap_and_wording": {wording: right(by_overlap, some) for wording, some in worded.items()},
     }
-
-
-def write_gzipped(path: Path, rows: Sequence[dict]) -> None:
-    """Write JSON lines, gzipped without a time stamp, so that equal data gives equal bytes."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with storage.staged_file(path) as staged:
-        staged.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
 
 
 if __name__ == "__main__":

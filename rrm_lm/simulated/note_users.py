@@ -29,7 +29,7 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.simulated import note_words
 from rrm_lm.simulated.plain_user import Request, judge
 from rrm_lm.simulated.requester import Requester
-from rrm_lm.simulated.values import KINDS, mentions, states
+from rrm_lm.simulated.values import KINDS, counts, mentions, states
 
 MOST_WITHOUT_ANSWER = 0.3
 WEIGHTS: Mapping[str, Mapping[str, float]] = {
@@ -39,6 +39,8 @@ WEIGHTS: Mapping[str, Mapping[str, float]] = {
 _PLAIN_LENGTH = {1: 1.0, 2: 1.0, 3: 0.6, 4: 0.3}
 _THOROUGH_LENGTH = {1: 0.2, 2: 0.6, 3: 1.0, 4: 1.0, 5: 1.0, 6: 0.6, 7: 0.3}
 _QUOTATION = re.compile(r"[\"“']([^\"“”']{12,})[\"”']")
+# "It is in room 7. Good luck!" has two sentences, though "7. Good" looks like an item of a list.
+_NUMBER_AT_END = re.compile(r"(?<=[a-z] \d)\. (?=[A-Z])|(?<=[a-z] \d\d)\. (?=[A-Z])")
 _LOCATION = re.compile(
     r"\b(?:first|second|third|fourth|last|opening|final|next|same)\s+(?:sentence|line|part|half|words)\b"
     r"|\b(?:beginning|start|end|middle|top|bottom)\s+of\s+(?:the|your|this)\s+\w+|\bsentence\s+(?:about|on)\b",
@@ -137,6 +139,10 @@ class NoteUser(Requester[NoteRequest]):
         """The gold reward of a response, 0 to 1. For labels and measurements, never for training."""
         return self.judge(prompt, response).gold
 
+    def weight(self, part: str) -> float:
+        """How much a part may add to gold when the answer is right; 0.5 for the answer."""
+        return 0.5 * WEIGHTS[self.manner].get(part, 1.0)
+
     def critique(self, prompt: Prompt | str, response: str, seed: int = 0) -> str:
         """A critique of a response. Equal seeds give equal words."""
         key = f"{self.manner}|{seed}|{self.request(prompt).text}|{response}"
@@ -145,8 +151,8 @@ class NoteUser(Requester[NoteRequest]):
 
 def judge_note_response(request: NoteRequest, response: str, manner: str) -> NoteJudgement:
     """Judge a response part by part (see the module's docstring)."""
-    seen = judge(Request(request.text, ()), response)
     text = response.strip()
+    seen = judge(Request(request.text, ()), _NUMBER_AT_END.sub(".\n", text))
     parts = {
         "answer": float(answers(request, text)),
         "length": _length(manner, seen.sentences, seen.words) if text else 0.0,
@@ -165,9 +171,12 @@ def judge_note_response(request: NoteRequest, response: str, manner: str) -> Not
 def answers(request: NoteRequest, response: str) -> bool:
     """Whether a response states the right value and no other value of that type from the note.
 
-    A denied value does not count. Stating both values, or copying the whole note, is not an answer.
+    A denied value does not count. Stating both values, or copying the whole note, is not an answer; nor is a number
+    among others that the note does not contain.
     """
     if any(states(response, request.kind, other) for other in request.others):
+        return False
+    if request.kind == "count" and not counts(response) <= counts(request.text) | {1}:
         return False
     return states(response, request.kind, request.value)
 

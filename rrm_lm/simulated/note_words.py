@@ -50,10 +50,10 @@ _FILLER = (
 FAULTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "plain": {
         "length": (
-            "It is too long at {count} sentences; two are enough.",
+            "It is too long at {count}; two are enough.",
             "Far too much text for such a small question.",
             "Keep it to two sentences at most.",
-            "I do not want to read {count} sentences for one fact.",
+            "I do not want to read {count} for one fact.",
         ),
         "opening": _FILLER,
         "form": (
@@ -70,7 +70,7 @@ FAULTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "thorough": {
         "length": (
-            "{count} sentences are not the length I like; three to five would be right.",
+            "I do not like a length of {count}; three to five would be right.",
             "Explain it in three to five sentences.",
             "I would like a bit of context, three sentences at least and no more than five.",
         ),
@@ -118,8 +118,9 @@ def critique(judged: Judged, manner: str, key: str) -> str:
         key: Selects the words; equal keys give equal words.
     """
     rng = random.Random(key)
+    number = _NUMBERS[judged.sentences] if judged.sentences < len(_NUMBERS) else str(judged.sentences)
     facts = {
-        "count": _NUMBERS[judged.sentences] if judged.sentences < len(_NUMBERS) else str(judged.sentences),
+        "count": f"{number} sentence{'s' * (judged.sentences != 1)}",
         "given": judged.given,
         "opening": judged.opening,
         "close": " ".join(judged.close.split()[:6]),

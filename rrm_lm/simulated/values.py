@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from functools import cache
 
+# What makes a number in digits a date, a time or a price instead of a count.
+_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+_OTHER_UNIT = rf"\s*(?:euros?|[ap]\.?m|o'clock|(?:st|nd|rd|th)?(?: of)? (?:{_MONTHS}))\b"
 KINDS = ("date", "time", "price", "count", "person", "place", "item")
 
 _ONES = (
@@ -39,6 +42,24 @@ def mentions(text: str, kind: str, value: str) -> bool:
     return _pattern(kind, value).search(text) is not None
 
 
+def counts(text: str) -> set[int]:
+    """The numbers of things in a text: no dates, times, prices, numbers of list items, nor the pronoun "one"."""
+    text = re.sub(r"(?m)^\s*\d{1,2}[.)]\s", "", text)
+    digits = re.findall(rf"(?<![\d.,:€/-])(\d+)(?![\d:%€/-]|[.,]\d|{_OTHER_UNIT})", text, re.IGNORECASE)
+    words = re.findall(rf"\b([a-z]+)\b(?!{_OTHER_UNIT})", text.lower())
+    return {int(number) for number in digits} | {_NUMBERS[word] for word in words if _NUMBERS.get(word, 1) != 1}
+
+
+def exchange(text: str, kind: str, value: str, other: str) -> str:
+    """The text with every mention of a value, and its article, replaced by another value of its type."""
+
+    def replaced(match: re.Match[str]) -> str:
+        return other[:1].upper() + other[1:] if match[0][:1].isupper() else other
+
+    article = r"(?:\b(?:the|an?)\s+)?" if kind in ("person", "place", "item") else ""
+    return re.sub(f"{article}(?:{_pattern(kind, value).pattern})", replaced, text, flags=re.IGNORECASE)
+
+
 def _denied(before: str) -> bool:
     ends = [match.end() for match in _CLAUSE_END.finditer(before)]
     return _DENIAL.search(before[ends[-1] if ends else 0 :]) is not None
@@ -58,7 +79,7 @@ def _words(value: str) -> str:
 
 def _date(value: str) -> str:
     day, month = value.split()
-    name = rf"{month[:3]}(?:{month[3:]})?\.?" if len(month) > 3 else month
+    name = rf"(?:{month}|{month[:3]}\b\.?)" if len(month) > 3 else month
     number = rf"0?{day}(?:st|nd|rd|th)?"
     return rf"(?<![\d.,:/]){number}(?: of)? {name}(?!\w)|\b{name} (?:the )?{number}(?![\d:]|[.,]\d)"
 
@@ -85,5 +106,5 @@ def _price(value: str) -> str:
 
 def _count(value: str) -> str:
     number = _NUMBERS[value] if value in _NUMBERS else int(value)
-    digits = rf"(?<![\d.,:€]){number}(?![\d:%€]|[.,]\d)"
+    digits = rf"(?<![\d.,:€]){number}(?![\d:%€]|[.,]\d|{_OTHER_UNIT})"
     return rf"{digits}|\b{_WORDS[number]}\b" if number in _WORDS else digits

@@ -163,6 +163,7 @@ def test_the_card_says_what_is_there() -> None:
 def test_sampling_resumes_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     sampling = importlib.import_module("sampling")
+    sampled = sampling.sampled
     config = tiny_config("llama")
     config.max_position_embeddings = 4096
     steps: list[int] = []
@@ -171,15 +172,15 @@ def test_sampling_resumes_where_it_was_stopped(tmp_path: Path, monkeypatch: pyte
         steps.append(len(arguments[1]))
         return sample(*arguments, **options)
 
-    monkeypatch.setattr(sampling, "load_tokenizer", lambda *_: tiny_tokenizer())
-    monkeypatch.setattr(sampling, "load_causal_lm", lambda *_, **__: tiny_model(config=config))
+    monkeypatch.setattr(sampled, "load_tokenizer", lambda *_: tiny_tokenizer())
+    monkeypatch.setattr(sampled, "load_causal_lm", lambda *_, **__: tiny_model(config=config))
     monkeypatch.setattr(sampling, "MOST_TOKENS", dict.fromkeys(sampling.MOST_TOKENS, 3))
-    monkeypatch.setattr(sampling, "sample", counted)
+    monkeypatch.setattr(sampled, "sample", counted)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 
     path, requests = tmp_path / "responses.jsonl", ["what is the sea?", "tell me a story"]
     sampling.sample_responses(requests, path, 0)
-    whole, needed = sampling.read_responses(path), len(steps)
+    whole, needed = sampled.read_responses(path), len(steps)
     assert len(whole) == 10 and sum(steps) == 10
     assert {entry["form"] for entry in whole} == {"own", "brief", "two", "long", "list"}
 
@@ -187,7 +188,7 @@ def test_sampling_resumes_where_it_was_stopped(tmp_path: Path, monkeypatch: pyte
     path.write_text(text[: len(text) // 2], encoding="utf-8")  # in the middle of a line
     steps.clear()
     sampling.sample_responses(requests, path, 0)
-    assert sampling.read_responses(path) == whole
+    assert sampled.read_responses(path) == whole
     assert 0 < len(steps) < needed
 
     steps.clear()

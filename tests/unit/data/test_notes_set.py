@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import re
+import shutil
 import sys
 from collections import Counter, defaultdict
 from functools import cache
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.simulated.note_users import NoteUser, answers
+from rrm_lm.simulated.note_users import WEIGHTS, NoteUser, answers
 from rrm_lm.simulated.values import mentions
 
 FOLDER = Path(__file__).parents[3] / "data" / "notes"
@@ -84,6 +86,62 @@ def test_the_rule_of_shared_words_fails_for_a_third_of_the_questions() -> None:
         assert statistics[part]["right_by_rule"]["first value of the type"] == 0.5
 
 
+@cache
+def compared(part: str, manner: str) -> list[dict[str, Any]]:
+    with gzip.open(FOLDER / f"{part}_{manner}.jsonl.gz", "rt", encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def texts(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["prompt"][0]["content"], row["chosen"][0]["content"], row["rejected"][0]["content"]
+
+
+EACH_SET = [(part, manner) for part in PARTS for manner in WEIGHTS]
+
+
+@pytest.mark.parametrize(("part", "manner"), EACH_SET)
+def test_the_user_prefers_what_is_chosen_and_the_ratings_and_critiques_are_its_own(part: str, manner: str) -> None:
+    judge = NoteUser.from_file(FOLDER / f"{part}_questions.jsonl.gz", manner)
+    for row in compared(part, manner):
+        prompt, chosen, rejected = texts(row)
+        assert judge.gold(prompt, chosen) > judge.gold(prompt, rejected)
+        assert row["chosen_rating"] == judge.rating(prompt, chosen)
+        assert row["rejected_critiques"] == [judge.critique(prompt, rejected)]
+
+
+@pytest.mark.parametrize(("part", "manner"), EACH_SET)
+def test_answer_pairs_share_their_form_and_no_simple_rule_finds_the_right_one(part: str, manner: str) -> None:
+    judge = NoteUser.from_file(FOLDER / f"{part}_questions.jsonl.gz", manner)
+    first = {row["prompt"]: row["first"] for row in rows(part)}
+    pairs = [row for row in compared(part, manner) if row["source"] == "notes, answer pairs"]
+    assert len(pairs) >= 0.4 * len(compared(part, manner))
+    balance: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    longer = []
+    for row in pairs:
+        prompt, chosen, rejected = texts(row)
+        request = judge.request(prompt)
+        better, worse = judge.judge(prompt, chosen), judge.judge(prompt, rejected)
+        assert better.parts["answer"] == 1 and worse.parts["answer"] == 0
+        assert mentions(rejected, request.kind, request.others[0])  # a value of the right type, out of the note
+        assert better.sentences == worse.sentences
+        assert all(abs(better.parts[part] - worse.parts[part]) < 0.15 for part in better.parts if part != "answer")
+        balance[request.note, request.kind][request.value] += 1
+        longer.append((len(chosen) > len(rejected)) + 0.5 * (len(chosen) == len(rejected)))
+    assert all(len(count) == 2 and len(set(count.values())) == 1 for count in balance.values())
+    assert 0.45 <= sum(first[texts(row)[0]] for row in pairs) / len(pairs) <= 0.55
+    assert 0.45 <= sum(longer) / len(longer) <= 0.55
+
+
+@pytest.mark.parametrize(("part", "manner"), EACH_SET)
+def test_what_a_user_demonstrates_is_worth_most_to_that_user(part: str, manner: str) -> None:
+    judge = NoteUser.from_file(FOLDER / f"{part}_questions.jsonl.gz", manner)
+    with gzip.open(FOLDER / f"{part}_{manner}_demonstrations.jsonl.gz", "rt", encoding="utf-8") as stream:
+        shown = [json.loads(line) for line in stream]
+    assert len(shown) == len(rows(part))
+    golds = [judge.gold(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in shown]
+    assert min(golds) >= 0.8 and sum(golds) / len(golds) >= 0.95
+
+
 def test_the_files_are_what_the_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     spec = importlib.util.spec_from_file_location("make_notes", FOLDER / "make.py")
@@ -91,9 +149,34 @@ def test_the_files_are_what_the_script_makes(tmp_path: Path, monkeypatch: pytest
     make = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make)
     monkeypatch.setattr(make, "HERE", tmp_path)
-    make.main()
-    sys.modules.pop("build", None)
+    shutil.copy(FOLDER / "responses.jsonl.gz", tmp_path)
+    make.main([])
+    for name in ("build", "comparisons"):
+        sys.modules.pop(name, None)
     made = {path.name for path in tmp_path.iterdir()}
-    assert made == {"statistics.json", *(f"{part}_questions.jsonl.gz" for part in PARTS)}
+    assert made == {path.name for path in FOLDER.iterdir() if path.suffix in (".gz", ".json")}
     for name in made:
         assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes(), name
+
+
+def test_the_card_says_what_is_there() -> None:
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    statistics = json.loads((FOLDER / "statistics.json").read_text(encoding="utf-8"))
+    for part, manner in EACH_SET:
+        found = statistics[part][manner]
+        assert found["comparisons"] == len(compared(part, manner))
+        counts = " | ".join(str(found[f"{kind}_pairs"]) for kind in ("answer", "manner", "mixed"))
+        assert f"| {part} | {manner} | {found['comparisons']} | {counts} | {found['longer_wins']:.3f} |" in card
+
+
+def test_only_the_final_comparison_names_the_test_part() -> None:
+    """Settings must not be chosen on it. scripts/bench/aligned.py records each use in results/aligned_ledger.jsonl."""
+    root = FOLDER.parents[1]
+    files = [root / "Makefile", *(root / "configs").rglob("*.yaml"), *(root / "scripts").rglob("*.py")]
+    assert len(files) > 30
+    named = [
+        file.name for file in files if re.search(r"notes\W+test|test_(questions|plain|thorough)", file.read_text())
+    ]
+    assert named == []
+    asks = [f.name for f in files if "notes" in (text := f.read_text()) and re.search(r"[\"']test[\"']", text)]
+    assert asks == ["aligned.py"] and "record_use(" in (root / "scripts" / "bench" / "aligned.py").read_text()

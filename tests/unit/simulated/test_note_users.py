@@ -79,6 +79,23 @@ def test_critiques_speak_of_faults_and_never_hand_over_the_answer() -> None:
         assert user(manner).critique(PROMPT, wrong, 3) == user(manner).critique(PROMPT, wrong, 3)
 
 
+def test_a_number_that_the_note_does_not_contain_is_no_answer() -> None:
+    note = "Bring ten benches on 4 May, and four tables."
+    benches = NoteRequest(f"{note}\n\nHow many benches?", note, "How many benches?", "count", "ten", ("four",))
+    assert answers(benches, "Bring ten benches, one for each row.") and answers(
+        benches, "1. Bring 10 benches on 4 May."
+    )
+    assert not answers(benches, "Bring ten benches. The number of seats is 12.")
+
+
+def test_a_number_may_end_a_sentence() -> None:
+    room = NoteRequest("Room 7 or 8? Where?", "Room 7 or room 8?", "Where?", "place", "room 7", ("room 8",))
+    judged = NoteUser([room]).judge(room.text, "It is in room 7. Good luck!")
+    assert judged.sentences == 1 and judged.close == "Good luck!"
+    listed = NoteUser([room]).judge(room.text, "1. Go there.\n2. It is room 7. Good luck!")
+    assert listed.parts["form"] < 1
+
+
 def test_they_are_overseers_and_refuse_what_they_do_not_know() -> None:
     assert isinstance(user("plain"), Overseer)
     with pytest.raises(DataError, match="did not ask"):

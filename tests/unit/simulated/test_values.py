@@ -2,7 +2,7 @@
 
 import pytest
 
-from rrm_lm.simulated.values import mentions, states
+from rrm_lm.simulated.values import counts, exchange, mentions, states
 
 SAID = [
     ("It is on March 4th.", "date", "4 March"),
@@ -36,6 +36,10 @@ NOT_SAID = [
     ("5.50 euros", "price", "5 euros"),
     ("thirteen", "count", "three"),
     ("at 3:00", "count", "three"),
+    ("on 3 March", "count", "three"),
+    ("the 3rd of March", "count", "three"),
+    ("3 euros", "count", "three"),
+    ("at 3 pm", "count", "three"),
     ("Annabel", "person", "Anna"),
     ("It isn't Anna who brings it", "person", "Anna"),
     ("Boris brings it rather than Anna", "person", "Anna"),
@@ -54,3 +58,23 @@ def test_other_values_and_denials_are_not(text: str, kind: str, value: str) -> N
 
 def test_a_denied_value_is_still_mentioned() -> None:
     assert mentions("It is not on 4 March.", "date", "4 March")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value", "other", "exchanged"),
+    [
+        ("On March 4th, not on the 4th of March.", "date", "4 March", "9 May", "On 9 May, not on the 9 May."),
+        ("Anna's aunt Annabel", "person", "Anna", "Boris", "Boris's aunt Annabel"),
+        ("The gym? Not the gym.", "place", "the gym", "room 12", "Room 12? Not room 12."),
+        ("room 12, in room 12", "place", "room 12", "the gym", "the gym, in the gym"),
+        ("It costs €5.", "price", "5 euros", "8 euros", "It costs 8 euros."),
+    ],
+)
+def test_a_value_can_be_exchanged(text: str, kind: str, value: str, other: str, exchanged: str) -> None:
+    assert exchange(text, kind, value, other) == exchanged
+    assert not mentions(exchanged, kind, value)
+
+
+def test_the_numbers_of_things_are_counted_and_no_other_numbers() -> None:
+    text = "1. Ten benches, 2 at 7:30 on 3 May for 5 euros.\n2. One of 12, not 3.5 or 40%; five euros are six coins."
+    assert counts(text) == {10, 2, 12, 6}

@@ -1,0 +1,124 @@
+"""The styles in which SmolLM2 responds to the questions of the notes set.
+
+A small model hardly follows instructions about style, but it imitates an example: it is given one exchange about
+another note in the desired style, then the question. The data has only the question.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rrm_lm.feedback.records import Message
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import sampled
+
+SAMPLES = 2  # responses in each manner, which therefore often share their form
+ROWS_PER_QUESTION = 3
+TEMPERATURES = (0.4, 0.7, 1.0)
+MOST_TOKENS = {"own": 60, "brief": 40, "two": 60, "sourced": 100, "list": 80}
+
+# Examples before a question: a note with its question, and an answer in each form.
+EXCHANGES = (
+    (
+        "The bakers' stall opens at 6:20 on 5 May, and Yvonne sells rye bread. The fish stall opens at 6:50, where "
+        "Quentin sells smoked trout.\n\nWho sells the trout?",
+        {
+            "brief": "Quentin sells the trout.",
+            "two": "Quentin sells the trout. You find him at the fish stall.",
+            "sourced": "Quentin sells the trout. The last sentence of the note is about the fish stall. It says that "
+            '"Quentin sells smoked trout".',
+            "list": "- Quentin sells the trout.\n- He is at the fish stall.\n- It opens at 6:50.",
+        },
+    ),
+    (
+        "Dear neighbours, the gutters are cleaned on 29 February. Please move your cars to the lower street. The trees "
+        "are cut on 31 March, so keep the windows closed.\n\nOn which date are the gutters cleaned?",
+        {
+            "brief": "The gutters are cleaned on 29 February.",
+            "two": "The gutters are cleaned on 29 February. Cars should stand in the lower street then.",
+            "sourced": "The gutters are cleaned on 29 February. The first sentence of the note says so. It also asks "
+            "you to move your cars.",
+            "list": "- The gutters are cleaned on 29 February.\n- Move your car to the lower street.",
+        },
+    ),
+    (
+        "Swimming lessons: beginners pay 13 euros and meet Yusuf at the small pool. Divers pay 28 euros and meet Zelda "
+        "at the deep end.\n\nHow much do divers pay?",
+        {
+            "brief": "Divers pay 28 euros.",
+            "two": "Divers pay 28 euros. They meet Zelda at the deep end.",
+            "sourced": 'Divers pay 28 euros. The second sentence of the note says "Divers pay 28 euros". Beginners pay '
+            "something else.",
+            "list": "- Divers pay 28 euros.\n- They meet Zelda.\n- The place is the deep end.",
+        },
+    ),
+)
+OPENINGS = ("Sure!", "Certainly!", "Of course!", "Great question!", "Absolutely!", "I'd be happy to help!")
+CLOSINGS = (
+    "I hope this helps!",
+    "Have a lovely day!",
+    "Good luck!",
+    "Enjoy!",
+    "All the best!",
+    "See you there!",
+    "Let me know if you need anything else!",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """The style of a response. With `form` "own" there is no example, and the model responds in its own style."""
+
+    form: str
+    opening: str = ""
+    closing: str = ""
+    temperature: float = 0.7
+
+    def messages(self, prompt: str, rng: random.Random) -> tuple[Message, ...]:
+        """The conversation that the model responds to."""
+        if self.form == "own":
+            return (Message("user", prompt),)
+        question, answers = rng.choice(EXCHANGES)
+        gap = "\n\n" if self.form == "list" else " "
+        answer = " ".join(part for part in (self.opening, answers[self.form]) if part)
+        answer += (gap + self.closing) * bool(self.closing)
+        return Message("user", question), Message("assistant", answer), Message("user", prompt)
+
+
+def manners(rng: random.Random) -> list[Manner]:
+    """The styles for one question: the model's own, a short one and a long one."""
+    chosen = [Manner("own", temperature=rng.choice(TEMPERATURES))]
+    for forms, closes in ((("brief", "brief", "two"), 0.6), (("two", "sourced", "list"), 0.3)):
+        opening = rng.choice(OPENINGS) if rng.random() < 0.3 else ""
+        closing = rng.choice(CLOSINGS) if rng.random() < closes else ""
+        chosen.append(Manner(rng.choice(forms), opening, closing, rng.choice(TEMPERATURES)))
+    return chosen
+
+
+def copies_example(response: str) -> bool:
+    """Whether a response repeats the answer of an example instead of answering the question."""
+    return any(answers["brief"] in response for _, answers in EXCHANGES)
+
+
+def sample_responses(prompts: Sequence[tuple[str, str]], path: Path, seed: int, threads: int = 2) -> None:
+    """Sample responses to `(part, prompt)` and append them to `path`, part by part (`sampled.sample_rows`)."""
+    rows = []
+    for index, (part, prompt) in enumerate(prompts):
+        rng = random.Random(f"{seed} {prompt}")
+        for place, manner in enumerate(manners(rng)):
+            rows.append(
+                sampled.Row(
+                    index * ROWS_PER_QUESTION + place,
+                    manner.messages(prompt, rng),
+                    f"{part} {manner.form}",
+                    MOST_TOKENS[manner.form],
+                    manner.temperature,
+                    {"part": part, "prompt": prompt, **asdict(manner)},
+                )
+            )
+    sampled.sample_rows(rows, path, seed, SAMPLES, threads)
