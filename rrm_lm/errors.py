@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LOOK = "; rrm-lm inspect "  # in a remedy, before the name of a file to look at
+
 
 class RRMError(Exception):
     """An error that a user can fix.
@@ -26,7 +28,8 @@ class RRMError(Exception):
 
     def sentence(self) -> str:
         """What is wrong, where, and what to do."""
-        where, remedy = (f" ({self.where})" if self.where else ""), (f"; {self.remedy}" if self.remedy else "")
+        where = f" ({self.where})" if self.where else ""
+        remedy = f"; {self.remedy.partition(LOOK)[0]}" if self.remedy else ""
         return f"{self.what.rstrip('.')}{where}{remedy}"
 
 

@@ -26,7 +26,7 @@ def test_the_page(tiny: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.M
     for part in (
         "question (as prompt)",
         "not read 'id'",
-        "not read 'note' (text, in 100% of rows; if it matters, name it: --columns note=prompt)",
+        "not read 'note' (text, in 100% of rows",
         "noticed the row repeats an earlier one: 1 (row 21)",
         "records train held out",
         "mine / a",
@@ -61,6 +61,9 @@ def test_what_cannot_be_read_is_one_sentence_after_its_columns(tmp_path: Path, c
     lines = result.out.splitlines()
     assert lines[0] == f"{file}: 1 rows" and "characters ...]" in result.out and "pears" in result.out
     assert lines[-1].startswith("cannot be trained on: these columns match no known feedback format: apples, pears")
+    trained = run(capsys, "reward", "--dataset_name", file, "--output_dir", tmp_path / "out")
+    assert trained.error["what to do"].endswith(f"; rrm-lm inspect {file} shows its columns")
+    assert "rrm-lm inspect" not in result.out
     assert json.loads(run(capsys, "inspect", file, "--json").out)["problem"] == lines[-1].partition(": ")[2]
     assert run(capsys, "inspect", tmp_path / "no.jsonl").out.startswith("cannot be trained on: there is no such file")
 

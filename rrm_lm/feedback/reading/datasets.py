@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
-from rrm_lm.errors import DataError
+from rrm_lm.errors import LOOK, DataError
 from rrm_lm.feedback.counts import FileCounts, ReadCounts
 from rrm_lm.feedback.reading.formats import recognize_rows
 from rrm_lm.feedback.reading.formats.row import Row, mean
@@ -184,7 +184,11 @@ def read_records(
     file = table.where
     if not table.rows:
         raise DataError("there are no rows", where=file, expected="at least one row of feedback")
-    found = recognize_rows([row for _, row in table.rows], file, columns)
+    try:
+        found = recognize_rows([row for _, row in table.rows], file, columns)
+    except DataError as error:
+        look = f"{error.remedy}{LOOK}{file} shows its columns" if is_local_file(file) else error.remedy
+        raise DataError(error.what, where=error.where, expected=error.expected, remedy=look) from None
     known = found.format
     counts = found.counts(file)
     records: list[Record] = []
