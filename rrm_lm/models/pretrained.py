@@ -6,6 +6,7 @@ the pad token never ends a turn.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ _PAD_CANDIDATES = (
     "[UNK]",
     "<|unk|>",
 )
+_HEADS = r"(^|\.)(score|lm_head|embed_out)\."  # what a language model has more or less than a classifier
 _CONFIGS = ("config.json", "adapter_config.json", "tokenizer_config.json")
 _WEIGHTS = {"model.safetensors": "pytorch_model.bin", "adapter_model.safetensors": "adapter_model.bin"}
 
@@ -89,7 +91,7 @@ def load_tokenizer(
         revision: Branch, tag or commit on the Hub.
         chat_template: A Jinja template to use instead of the tokenizer's own.
         pad_token: An existing token to pad with.
-        own_pad: Keep the tokenizer's pad token, because the model was trained with it.
+        own_pad: Keep the tokenizer's pad token, even eos, because the model was trained with it.
         chat_date, fold_system: See :func:`rrm_lm.text.templates.prepare_template`.
 
     Raises:
@@ -131,12 +133,17 @@ def prepare_tokenizer(
             "--chat_template_path",
         )
     prepare_template(tokenizer, chat_date, fold_system)
-    if pad_token is not None:
-        tokenizer.pad_token = pad_token
-    elif not (own_pad and tokenizer.pad_token is not None):
-        tokenizer.pad_token = _find_pad(tokenizer)
+    if pad_token is None and own_pad and tokenizer.pad_token in tokenizer.get_vocab():
+        return tokenizer
+    tokenizer.pad_token = _find_pad(tokenizer) if pad_token is None else pad_token
     _check_pad(tokenizer, name)
     return tokenizer
+
+
+def own_pad_id(config: Any, tokenizer: Any) -> int:
+    """The pad token of a classifier's configuration, else of its tokenizer: it reads the last token that is not pad."""
+    pad = config.get_text_config().pad_token_id
+    return int(tokenizer.pad_token_id) if pad is None or pad < 0 else int(pad)
 
 
 def load_causal_lm(
@@ -148,6 +155,7 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     quantization_config: QuantizationConfigMixin | None = None,
     device_map: Any = None,
+    new_head: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model from safetensors, in evaluation mode.
 
@@ -159,6 +167,7 @@ def load_causal_lm(
         trust_remote_code: Run Python code from the model's repository.
         quantization_config: For QLoRA, for example a `BitsAndBytesConfig`.
         device_map: Passed on; None loads on the CPU.
+        new_head: Give a sequence classifier a language-model head, which is random unless tied.
 
     Raises:
         ModelError: No such model, pickled weights only, untrusted remote code, or unknown architecture.
@@ -167,6 +176,7 @@ def load_causal_lm(
         AutoModelForCausalLM,
         name,
         revision,
+        new_head,
         dtype=to_dtype(dtype),
         attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
@@ -182,17 +192,50 @@ def load_sequence_classifier(
 
     Args:
         name, dtype, revision: See :func:`load_causal_lm`.
-        options: Passed to `from_pretrained`. `num_labels` sets the size of the head.
+        options: Passed to `from_pretrained`. `num_labels` gives a language model a new head of that size.
     """
-    return _load_model(AutoModelForSequenceClassification, name, revision, dtype=to_dtype(dtype), **options)
+    new_head = options.get("num_labels") is not None
+    return _load_model(AutoModelForSequenceClassification, name, revision, new_head, dtype=to_dtype(dtype), **options)
 
 
-def _load_model(auto_class: Any, name: str, revision: str | None, **options: Any) -> PreTrainedModel:
+def _load_model(
+    auto_class: Any, name: str, revision: str | None, new_head: bool = False, **options: Any
+) -> PreTrainedModel:
     path = resolve(name, revision)
     if Path(path).is_dir():
         refuse_pickles(path)
+    if model_file(path, "adapter_config.json", revision) is not None:
+        raise ModelError(
+            "This is an adapter, and only a whole model can be loaded here",
+            where=name,
+            remedy="merge it first (PEFT's merge_and_unload; rrm-lm reward, sft and policy have --merge)",
+        )
     options = {key: value for key, value in {**options, "revision": revision}.items() if value is not None}
-    return _from_pretrained(auto_class, path, use_safetensors=True, **options).eval()
+    model, info = _from_pretrained(auto_class, path, use_safetensors=True, output_loading_info=True, **options)
+    for keys, found in (("missing_keys", "lacks {} weights of"), ("unexpected_keys", "has {} weights that are not in")):
+        wrong = sorted(key for key in info[keys] if not (new_head and re.search(_HEADS, key)))
+        if wrong:
+            raise ModelError(
+                f"The checkpoint {found.format(len(wrong))} a {type(model).__name__}: {', '.join(wrong[:3])} ...",
+                where=name,
+                expected="exactly the weights of that class",
+                remedy="use the class that saved the checkpoint (its config.json names it), or load it there without "
+                "these weights and save it again with save_pretrained",
+            )
+    return model.eval()
+
+
+def model_file(path: str, name: str, revision: str | None = None) -> Path | None:
+    """The local path of a model's file, in a folder or from the Hub; ``None`` if it does not exist."""
+    if Path(path).is_dir():
+        return Path(path, name) if Path(path, name).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(path, name, revision=revision))
+    except (EntryNotFoundError, LocalEntryNotFoundError):  # the second: not cached, and no network
+        return None
 
 
 def align_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -301,8 +344,10 @@ def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
 def _from_pretrained(auto_class: Any, path: str, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and "mismatch" not in reason:  # out of memory, for example
+            raise
         if "trust_remote_code" in reason:
             raise ModelError(
                 "The model needs Python code from its own repository, which is disabled",

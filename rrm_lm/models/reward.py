@@ -204,8 +204,9 @@ class RewardModel(Root):
         state = load_tensors(folder / ADAPTER_WEIGHTS)
         head = state.pop(_HEAD_KEY, None)
         if head is None or head.shape != self.head.weight.shape:
+            found = "no `score` head" if head is None else f"a head of shape {tuple(head.shape)}"
             raise CheckpointError(
-                "The adapter has no scalar head for this model",
+                f"The adapter has no scalar head for this model, but {found}",
                 where=str(folder),
                 expected=f"a tensor {_HEAD_KEY} of shape {tuple(self.head.weight.shape)}",
                 remedy="train with TaskType.SEQ_CLS (rrm-lm reward does), and use the backbone (and, for an ensemble, "

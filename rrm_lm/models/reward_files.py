@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification
 from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.portable import add_old_names, is_template_of, save_reward_tokenizer
-from rrm_lm.models.pretrained import refuse_pickles, resolve
+from rrm_lm.models.pretrained import own_pad_id, refuse_pickles, resolve
 from rrm_lm.models.reward import ADAPTER, SETTINGS_FILE, RewardModel, RewardSettings
 from rrm_lm.models.saving.adapters import load_backbone
 from rrm_lm.storage import staged_folder, write_json
@@ -36,6 +36,7 @@ def load_reward_model(
     ensemble_k: float | None = None,
     chat_date: str | None = None,
     fold_system: bool = False,
+    tokenizing: dict[str, Any] | None = None,
     **loading: Any,
 ) -> tuple[RewardModel, ChatFormat]:
     """Load a reward model that :meth:`RewardModel.save` wrote, or any PEFT ``SEQ_CLS`` LoRA adapter with a scalar head.
@@ -46,6 +47,7 @@ def load_reward_model(
         trainable: Leave the adapter trainable.
         ensemble, ensemble_k: How ensemble members are combined, instead of the recorded way.
         chat_date, fold_system: Passed to :func:`rrm_lm.models.pretrained.load_tokenizer`; by default the recorded date.
+        tokenizing: `chat_template` and `pad_token`, for adapters of other programs.
         loading: Passed to :func:`rrm_lm.models.pretrained.load_causal_lm` (dtype, attn_implementation ...). `revision`
             is the backbone's; by default the recorded one.
 
@@ -58,17 +60,18 @@ def load_reward_model(
         CheckpointError: The adapter's weights are missing or broken, or do not fit the backbone.
     """
     folder = Path(folder)
-    config, settings = _recorded(folder, ensemble, ensemble_k)
+    config, settings = recorded(folder, ensemble, ensemble_k)
     ours = (folder / SETTINGS_FILE).is_file()
-    settings, backbone, tokenizer = load_backbone(
-        folder, settings, base_model, loading, own_pad=ours, chat_date=chat_date, fold_system=fold_system
-    )
+    texts: dict[str, Any] = {"chat_date": chat_date, "fold_system": fold_system}
+    texts |= {} if ours or tokenizing is None else tokenizing
+    settings, backbone, tokenizer = load_backbone(folder, settings, base_model, loading, own_pad=True, **texts)
     model = RewardModel.create(backbone, config, settings)
     model.load_adapter_state(folder)
     if not trainable:
         model.requires_grad_(False).eval()
-    # Other programs read the reward at the very end of the rendered template.
-    return model, ChatFormat(tokenizer, settings.max_length, settings.max_critique_length, trim=ours)
+    # Other programs read the reward at the end of the rendered template, or before it if that is the pad token.
+    pad = None if ours else own_pad_id(backbone.config, tokenizer)
+    return model, ChatFormat(tokenizer, settings.max_length, settings.max_critique_length, trim=ours, pad_id=pad)
 
 
 def put_reward(
@@ -97,7 +100,7 @@ def put_reward(
         CheckpointError: Its weights are missing or broken, or do not fit the backbone.
     """
     folder = Path(folder)
-    config, settings = _recorded(folder, ensemble, ensemble_k)
+    config, settings = recorded(folder, ensemble, ensemble_k)
     separately = "pass it as a separate reward, which is loaded with its own backbone"
     if base_model is None and not _is_same(settings.base_model, backbone):
         raise ModelError(
@@ -132,7 +135,9 @@ def put_reward(
     return model
 
 
-def _recorded(folder: Path, ensemble: str | None, ensemble_k: float | None) -> tuple[LoraConfig, RewardSettings]:
+def recorded(
+    folder: Path, ensemble: str | None = None, ensemble_k: float | None = None
+) -> tuple[LoraConfig, RewardSettings]:
     """The adapter's configuration as that of a causal language model, and its settings."""
     refuse_pickles(folder)
     config: Any = LoraConfig.from_pretrained(str(folder))

@@ -94,7 +94,7 @@ class ModelArguments(ModelLoading, ModelConfig):
     """The backbone and its LoRA adapter."""
 
     # TRL's ModelConfig with our defaults.
-    model_name_or_path: str | None = option("smollm2-135m", "Backbone: a Hub id, a folder, or smollm2-135m (embedded).")
+    model_name_or_path: str | None = option("smollm2-135m", "Hub id, folder or smollm2-135m; an adapter is trained on.")
     model_revision: str | None = option(None, "Branch, tag or commit on the Hub.")  # type: ignore[assignment]
     use_peft: bool = option(True, "Always true: the backbone is frozen.")
     lora_r: int = option(16, "Rank of the LoRA adapter.")

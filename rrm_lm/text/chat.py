@@ -90,13 +90,20 @@ class ChatFormat:
         max_critique_length: Maximum critique, in tokens; longer ones are cut.
         trim: End lines at the end-of-turn token. False keeps the whitespace that templates add after it, as other
             programs do when they train reward models.
+        pad_id: For models of other programs: the reward is read at the last token that is not this one, even if the
+            template ends with it, as sequence classifiers of transformers do.
 
     Raises:
         ModelError: The tokenizer has no chat template.
     """
 
     def __init__(
-        self, tokenizer: Any, max_length: int | None = None, max_critique_length: int = 128, trim: bool = True
+        self,
+        tokenizer: Any,
+        max_length: int | None = None,
+        max_critique_length: int = 128,
+        trim: bool = True,
+        pad_id: int | None = None,
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ModelError(
@@ -108,7 +115,7 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.max_critique_length = max_critique_length
-        self.trim = trim
+        self.trim, self.pad_id = trim, pad_id
         added = getattr(tokenizer, "added_tokens_decoder", {})
         special = {str(token) for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
         self._special_texts = special
@@ -125,7 +132,7 @@ class ChatFormat:
     @cached_property
     def uncut(self) -> ChatFormat:
         """The same format without a length limit."""
-        return ChatFormat(self.tokenizer, None, self.max_critique_length, self.trim)
+        return ChatFormat(self.tokenizer, None, self.max_critique_length, self.trim, self.pad_id)
 
     def critique_prompt_ids(self, prompt: Prompt, response: str) -> list[int]:
         """Token ids up to the start of a critique of ``response``."""
@@ -192,7 +199,9 @@ class ChatFormat:
             lost = cut
             if self.max_length is not None and len(ids) - lost > self.max_length:
                 lost, cut_responses = len(ids) - self.max_length, cut_responses + 1
-            plain = Line(tuple(ids[lost:]), max(0, begin - lost), len(ids) - lost - 1)
+            kept = ids[lost:]
+            last = next((at for at in reversed(range(len(kept))) if kept[at] != self.pad_id), 0)
+            plain = Line(tuple(kept), max(0, begin - lost), last)
             texts = critiques[index] if critiques is not None else ()
             lines.append(tuple(self._with_critique(plain, text) for text in texts) or (plain,))
         return Encoded(tuple(lines), dropped, cut, cut_responses, Lost.of(losses))

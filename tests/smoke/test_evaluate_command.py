@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ def test_an_adapter_on_the_hub(trained: TrainedReward, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "kind", ["two outputs", "pickle", "pickled adapter", "policy", "moved base", "cut", "not JSON"]
+    "kind", ["two outputs", "pickle", "pickled adapter", "policy", "tagger", "moved base", "cut", "not JSON"]
 )
 def test_models_that_are_refused(kind: str, trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "model"
@@ -223,9 +224,14 @@ def test_models_that_are_refused(kind: str, trained: TrainedReward, tmp_path: Pa
         (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
         message = "The weights are a pickle file (adapter_model.bin), which can run code when it is loaded"
     elif kind == "policy":
-        get_peft_model(tiny_model(), lora()).save_pretrained(str(folder))
+        get_peft_model(tiny_model(), lora()).save_pretrained(str(folder))  # its base is only in memory
         tiny_tokenizer().save_pretrained(str(folder))
-        message = "The adapter is for the task CAUSAL_LM, not a reward model"
+        message = "The backbone of the adapter is not available"
+    elif kind == "tagger":
+        config = json.loads((trained.folder / "adapter_config.json").read_text()) | {"task_type": "TOKEN_CLS"}
+        shutil.copytree(trained.folder, folder)
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        message = "The adapter is for the task TOKEN_CLS and does not write responses"
     elif kind == "moved base":
         shutil.copytree(trained.folder, folder)
         settings = (folder / "reward_model.json").read_text()

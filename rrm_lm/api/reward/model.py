@@ -24,8 +24,20 @@ from rrm_lm.models.pretrained import (
     resolve,
     set_seed,
 )
-from rrm_lm.models.reward import RewardModel, RewardSettings
-from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, is_classifier, model_file, put_weights
+from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, RewardSettings
+from rrm_lm.models.reward_files import recorded
+from rrm_lm.models.saving.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    fetch_adapter,
+    is_classifier,
+    load_backbone,
+    load_tensors,
+    put_weights,
+    read_json,
+    refuse_outputs,
+)
+from rrm_lm.models.saving.policies import PolicySettings, policy_config, read_policy_settings
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.templates import align_responses
@@ -48,6 +60,8 @@ class Start(NamedTuple):
         head: (heads, hidden) initial weights of the score head.
         adapter: Configuration and initial weights of the LoRA adapter.
         writes: Whether the language-model head is known, which learning critiques requires.
+        revision: Branch, tag or commit of `name` on the Hub.
+        critique_first: The adapter reads the reward after a critique of its own.
     """
 
     lm: Any
@@ -57,13 +71,16 @@ class Start(NamedTuple):
     head: Tensor | None = None
     adapter: tuple[LoraConfig, dict[str, Tensor]] | None = None
     writes: bool = True
+    revision: str | None = None
+    critique_first: bool = False
 
 
 def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantization: Any = None) -> Start:
-    """Load a named model, or split a loaded one into backbone, head and adapter.
+    """Load a named model or adapter, or split a loaded model into backbone, head and adapter.
 
-    A loaded model may be a causal language model, a sequence classifier, or a classifier with a LoRA adapter. It is
-    frozen and not copied.
+    An adapter, of a policy or a reward model, is trained on: the new reward model has its backbone, LoRA settings and
+    initial weights. A loaded model may be a causal language model, a sequence classifier, or a classifier with a LoRA
+    adapter. It is frozen and not copied.
 
     Args:
         model: A name or a model.
@@ -79,20 +96,21 @@ def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantiza
     if quantization is not None:
         loading["quantization_config"] = quantization
     code = {"trust_remote_code": args.trust_remote_code, "revision": args.model_revision}
+    folder = fetch_adapter(resolve(name, args.model_revision), args.model_revision) if isinstance(model, str) else None
+    if folder is not None:
+        return _from_adapter(name, folder, args, tokenizer, loading)
     if tokenizer is None:
         tokenizer = load_tokenizer(name, **code, **args.tokenizing())
     else:
         tokenizer = prepare_tokenizer(tokenizer, name, **args.tokenizing())
     align_responses(tokenizer)
     if isinstance(model, str):
-        path = resolve(name, args.model_revision)
-        _refuse_adapter(path, args.model_revision)
-        if not is_classifier(path, args.model_revision):
+        if not is_classifier(resolve(name, args.model_revision), args.model_revision, args.trust_remote_code):
             model = load_causal_lm(name, **loading)
             check_vocabulary(tokenizer, model)
-            return Start(model, tokenizer, name, loading)
+            return Start(model, tokenizer, name, loading, revision=args.model_revision)
         known = {key: value for key, value in loading.items() if key != "quantization_config"}
-        model = load_sequence_classifier(name, **known, num_labels=1)
+        model = load_sequence_classifier(name, **known)
     else:
         loading = _loading_again(model, name)
     adapter = None
@@ -100,18 +118,35 @@ def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantiza
         adapter, model = _taken_off(model)
     lm, head, writes = _language_model(model)
     check_vocabulary(tokenizer, lm)
-    return Start(lm, tokenizer, name, loading, head, adapter, writes)
+    return Start(lm, tokenizer, name, loading, head, adapter, writes, args.model_revision)
 
 
-def _refuse_adapter(path: str, revision: str | None) -> None:
-    """An adapter would be loaded and then switched off, since the reward has an adapter of its own."""
-    if model_file(path, ADAPTER_CONFIG, revision) is not None:
-        raise ModelError(
-            "This is an adapter, and a reward model is trained on a whole model",
-            where=path,
-            expected="a language model or a sequence classifier",
-            remedy="name the merged model instead (rrm-lm sft --merge writes OUTPUT_DIR/merged)",
-        )
+def _from_adapter(name: str, folder: Path, args: ModelArguments, tokenizer: Any, loading: dict[str, Any]) -> Start:
+    """The adapter of a policy or a reward model, its head if it has one, and its backbone."""
+    if read_json(folder / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS":
+        config, settings = recorded(folder)
+        ours = (folder / SETTINGS_FILE).is_file()
+    else:
+        config, settings = policy_config(folder), read_policy_settings(str(folder))
+        ours = settings is not None
+        settings = settings or PolicySettings(str(config.base_model_name_or_path), revision=config.revision)
+    if not Path(resolve(name, args.model_revision)).is_dir():
+        loading["revision"] = None  # this is the adapter's; it records the backbone's
+    settings, backbone, own = load_backbone(folder, settings, None, loading, own_pad=ours, **args.tokenizing())
+    if tokenizer is not None:
+        own = prepare_tokenizer(tokenizer, name, **args.tokenizing())
+    logger.info("%s is an adapter, which is trained on: its own LoRA settings hold", name)
+    revision = loading["revision"]
+    return Start(
+        backbone.causal_lm,
+        own,
+        settings.base_model,
+        loading,
+        adapter=(config, load_tensors(folder / ADAPTER_WEIGHTS)),
+        writes=not is_classifier(resolve(settings.base_model, revision), revision, args.trust_remote_code),
+        revision=revision,
+        critique_first=getattr(settings, "critique_first", False),
+    )
 
 
 def _loading_again(model: Any, name: str) -> dict[str, Any] | None:
@@ -136,13 +171,15 @@ def _taken_off(model: PeftModel) -> tuple[tuple[LoraConfig, dict[str, Tensor]], 
 def _language_model(model: Any) -> tuple[Any, Tensor | None, bool]:
     """The language model, the weights of its score head, and whether its language-model head is known."""
     score = getattr(model, "score", None)
-    if score is None:
+    if score is None and not type(model).__name__.endswith("Classification"):
         return model, None, True
-    if int(model.config.num_labels) != 1:
+    refuse_outputs(model.config, str(model.name_or_path))
+    if not isinstance(score, nn.Linear) or score.bias is not None:
         raise ModelError(
-            f"The classifier has {model.config.num_labels} outputs, and reward models require `num_labels=1`",
+            f"The head of a {type(model).__name__} is not one linear layer without bias",
             where=str(model.name_or_path),
-            remedy="load it with num_labels=1",
+            expected="a decoder with a head named score",
+            remedy="name the language model that the classifier was trained from",
         )
     with torch.device("meta"):
         lm: Any = AutoModelForCausalLM.from_config(model.config)
@@ -162,8 +199,15 @@ def make_model(
 
     Raises:
         ConfigError: LoRA settings that do not fit the model, or critiques longer than its context.
+        ConfigError: A start with another number of heads, or that writes critiques first.
         ModelError: Critiques are to be learned by a model whose language-model head is not known.
     """
+    if start.critique_first and not config.critique_first:
+        raise ConfigError(
+            "The reward model to start from writes a critique before it scores",
+            where="critique_first",
+            expected="--critique_first true, as it was trained",
+        )
     backbone = Backbone(start.lm, int(start.tokenizer.pad_token_id), None if config.share_prefixes else False)
     if config.learns_critiques and start.writes:
         check_logits(backbone)
@@ -173,7 +217,7 @@ def make_model(
         config.critique_first,
         length,
         config.max_critique_length,
-        args.model_revision,
+        start.revision,
         config.ensemble_heads,
         config.ensemble,
         config.ensemble_k,
@@ -203,7 +247,14 @@ def _put_start(model: RewardModel, start: Start) -> None:
         head = state[own[0]].float() if own else head
         state = {key: value for key, value in state.items() if ".score." not in key}
         put_weights(model.backbone, model.adapter, state, Path(start.name or "the given model"))
-    if head is not None and head.shape == model.head.weight.shape:
+    if head is not None:
+        if head.shape != model.head.weight.shape:
+            raise ConfigError(
+                f"The start has a head with {len(head)} outputs, and the new model {len(model.head.weight)}",
+                where="ensemble_heads",
+                expected=f"--ensemble_heads {len(head)}, because a trained head is trained on",
+                remedy="or start from the language model",
+            )
         with torch.no_grad():
             model.head.weight.copy_(head)
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from peft import PeftModel
 from transformers import TrainerCallback
 
 from rrm_lm.api.heldout import check_leaks, files, hold_out, settle_template, sizes, without_refused
@@ -63,8 +62,9 @@ class RewardTrainer(_RewardTrainer):
     the adapter, `results.json`, `report.html` ...
 
     Args:
-        model: A folder, a Hub id or ``smollm2-135m``; or a loaded causal language model, sequence classifier with one
-            output (its head is trained on) or `PeftModel` of one. A loaded model is frozen. Its weights must
+        model: A folder or Hub id of a language model, a sequence classifier, or an adapter of a policy or a reward
+            model, which is trained on; ``smollm2-135m``; or a loaded causal language model, sequence classifier with
+            one output (its head is trained on) or `PeftModel` of one. A loaded model is frozen. Its weights must
             be those of its name, because the saved adapter refers to that name.
         args: Settings; by default those of `rrm-lm reward`.
         data_collator: Must be None: each step packs its own batches by tokens.
@@ -116,16 +116,16 @@ class RewardTrainer(_RewardTrainer):
         if settings is None:
             settings = settings_of(args, name, peft_config)
         self._settings = settings
-        if peft_config is not None and isinstance(model, PeftModel):
+        check_arguments(args, settings.run_arguments, train_dataset, data_collator)
+        self._read(args, train_dataset, eval_dataset)
+        start = load_start(model, settings.model, processing_class, quantization_config)
+        if peft_config is not None and start.adapter is not None:
             raise ConfigError(
                 "The model has an adapter, and there is a peft_config",
                 where="peft_config",
                 expected="one of them",
                 remedy="leave out peft_config, or merge the adapter first (merge_and_unload)",
             )
-        check_arguments(args, settings.run_arguments, train_dataset, data_collator)
-        self._read(args, train_dataset, eval_dataset)
-        start = load_start(model, settings.model, processing_class, quantization_config)
         self._start = start
         reward_model, self.chat = make_model(start, peft_config or settings.model.lora(), settings.model, args)
         self._readable = not args.critique_first and is_readable(self.chat, name, settings.run_arguments.merge)

@@ -34,14 +34,21 @@ NOTES_QUESTION = _SHOWN.format(
 class JudgeScorer:
     """A causal language model as a judge: the log-odds of Yes against No to "is this a good reply?".
 
-    Each response is judged separately, so there is no position bias.
+    Each response is judged separately, so there is no position bias. `adapter` is the judge's adapter on the backbone.
     """
 
     def __init__(
-        self, backbone: Backbone, chat: ChatFormat, name: str, *, micro_batch_tokens: int = 4096, question: str = ""
+        self,
+        backbone: Backbone,
+        chat: ChatFormat,
+        name: str,
+        *,
+        adapter: str | None = None,
+        micro_batch_tokens: int = 4096,
+        question: str = "",
     ) -> None:
         check_logits(backbone)
-        self.backbone, self.chat, self.name = backbone, chat, name
+        self.backbone, self.chat, self.name, self.adapter = backbone, chat, name, adapter
         self.question = question or JUDGE_QUESTION
         self.micro_batch_tokens = micro_batch_tokens
         self.yes, self.no = _first_tokens(chat.tokenizer, "Yes"), _first_tokens(chat.tokenizer, "No")
@@ -56,9 +63,9 @@ class JudgeScorer:
         for group in row_groups(rows, self.micro_batch_tokens):
             batch = collate([row for i in group for row in rows[i]], self.backbone.pad_id).to(self.backbone.device)
             with torch.inference_mode():
-                hidden = self.backbone(batch, None)
+                hidden = self.backbone(batch, self.adapter)
                 ends = torch.stack([hidden[row, indices[-1]] for row, indices in batch.where])
-                logits = self.backbone.logits(ends)
+                logits = self.backbone.logits(ends, self.adapter)
                 odds = logits[:, self.yes].logsumexp(-1) - logits[:, self.no].logsumexp(-1)
             found = iter(odds.float().tolist())
             for i in group:

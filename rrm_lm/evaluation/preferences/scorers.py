@@ -5,7 +5,6 @@ All batch by length under a token budget. Reward models compute a prompt once fo
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -16,20 +15,22 @@ import torch
 
 from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.preferences.judge import JudgeScorer
+from rrm_lm.evaluation.preferences.own_forward import check_forward
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import (
     check_vocabulary,
-    load_causal_lm,
     load_sequence_classifier,
     load_tokenizer,
+    model_file,
+    own_pad_id,
     process_state,
     resolve,
 )
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
 from rrm_lm.models.reward_files import load_reward_model, read_settings
-from rrm_lm.models.saving.adapters import is_classifier, model_file
+from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, fetch_adapter, is_classifier, read_json, refuse_outputs
+from rrm_lm.models.saving.policies import load_policy
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import is_sharded, max_over_processes, shard_for_use, with_full_params
 from rrm_lm.text.batching import collate, length_groups, row_groups
@@ -38,7 +39,7 @@ from rrm_lm.text.chat import ChatFormat, Line
 logger = logging.getLogger(__name__)
 
 _DUMMY = Line((0,), 0, 0)  # dummy input while other processes have more batches
-_ADAPTER_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_VALUE_HEADS = ("value_head.safetensors", "value_head.bin")  # of LLaMA-Factory
 
 
 class RewardScorer:
@@ -124,31 +125,30 @@ class ClassifierScorer:
     """Rewards of any sequence-classification model with one output; each response is a row.
 
     The conversation ends as the model's chat template renders it, as in these models' training. Only models merged by
-    this package end at the end-of-turn token, as in their training.
+    this package end at the end-of-turn token, as in their training. The model's own forward pass reads the reward, at
+    the last token that is not its pad token.
     """
 
     def __init__(self, model: Any, chat: ChatFormat, name: str, *, micro_batch_tokens: int = 4096) -> None:
-        if int(model.config.num_labels) != 1:
-            raise ModelError(
-                f"The classifier has {model.config.num_labels} outputs",
-                where=name,
-                expected="a reward model with one output (num_labels 1)",
-                remedy="name another model; a preference is read from the difference of two single outputs",
-            )
+        refuse_outputs(model.config, name)
         self.model, self.chat, self.name = model.eval(), chat, name
-        self.pad_id = int(chat.tokenizer.pad_token_id)
-        model.config.pad_token_id = self.pad_id  # the model uses it to find the last token of a row
-        self.micro_batch_tokens = micro_batch_tokens
+        self.pad_id = own_pad_id(model.config, chat.tokenizer)
+        model.config.get_text_config().pad_token_id = self.pad_id
+        self.micro_batch_tokens, self.padded = micro_batch_tokens, True
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
         encoded = [encode_all(self.chat, prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
         flat = [line for group in encoded for per in group for line in per]
         rewards = [math.nan] * len(flat)
-        for group in length_groups([len(line.ids) for line in flat], self.micro_batch_tokens):
+        lengths = [len(line.ids) for line in flat]
+        groups = length_groups(lengths, self.micro_batch_tokens)
+        if not self.padded:
+            groups = [[i for i in group if lengths[i] == length] for group in groups for length in {*lengths}]
+        for group in filter(None, groups):
             ids, is_real = padded([flat[i] for i in group], self.pad_id)
             with torch.inference_mode():
                 output = self.model(ids.to(self.model.device), attention_mask=is_real.to(self.model.device))
-            for i, reward in zip(group, output.logits[:, 0].float().tolist(), strict=True):
+            for i, reward in zip(group, output.logits.reshape(len(group)).float().tolist(), strict=True):
                 rewards[i] = reward
         found = iter(rewards)
         return [_mean_per_response(group, [next(found) for per in group for _ in per]) for group in encoded]
@@ -202,44 +202,56 @@ def load_scorer(
         CheckpointError: The weights of an adapter are broken or do not fit its backbone.
     """
     path, revision = resolve(name, loading.get("revision")), loading.get("revision")
-    adapter = _adapter_folder(path, revision)
-    if adapter is not None:
+    texts: dict[str, Any] = {"pad_token": pad_token, "chat_template": chat_template}
+    title = title or name
+    adapter = fetch_adapter(path, revision)
+    if adapter is not None and read_json(adapter / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS":
         if not Path(path).is_dir():
             loading["revision"] = None  # this is the adapter's revision; the adapter records the backbone's
         options = {"ensemble": ensemble, "ensemble_k": ensemble_k, "chat_date": chat_date, "fold_system": fold_system}
-        reward_model, chat = load_reward_model(adapter, base_model=base_model, **options, **loading)
-        chat.max_length = chat.max_length or _within(max_length, reward_model.backbone.config)
+        model, chat = load_reward_model(adapter, base_model=base_model, tokenizing=texts, **options, **loading)
+        chat.max_length = chat.max_length or _within(max_length, model.backbone.config)
         logger.info("%s: a reward model (LoRA adapter with a scalar head)", name)
-        if shard:
-            _ = reward_model.backbone.can_share  # test it before the model is sharded
-            shard_for_use(reward_model)
-        return RewardScorer(
-            reward_model if is_sharded(reward_model) else _placed(reward_model, reward_model.backbone.causal_lm),
+        scorer = RewardScorer(
+            model,
             chat,
-            title or name,
+            title,
             micro_batch_tokens=micro_batch_tokens,
             critique_samples=critique_samples,
             temperature=critique_temperature,
             seed=seed,
         )
-    if base_model is not None:
+        if shard:
+            _ = model.backbone.can_share  # test it before the model is sharded
+            shard_for_use(model)
+        if not is_sharded(model):
+            _placed(model, model.backbone.causal_lm)
+            check_forward(scorer)
+        return scorer
+    if adapter is None and base_model is not None:
         raise ModelError("Only an adapter has a base model", where=name, remedy="leave out --base_model")
-    tokenizing = {key: loading[key] for key in ("revision", "trust_remote_code") if key in loading}
-    tokenizing |= {"pad_token": pad_token, "chat_template": chat_template}
-    tokenizing |= {"chat_date": chat_date, "fold_system": fold_system}
-    if is_classifier(path, revision):
+    texts |= {"chat_date": chat_date, "fold_system": fold_system}
+    if adapter is None and is_classifier(path, revision, bool(loading.get("trust_remote_code"))):
+        tokenizing = texts | {key: loading[key] for key in ("revision", "trust_remote_code") if key in loading}
         classifier, chat = _load_classifier(name, path, max_length, tokenizing, loading)
-        logger.info("%s: a sequence-classification model", name)
-        return ClassifierScorer(
-            _placed(classifier, classifier), chat, title or name, micro_batch_tokens=micro_batch_tokens
+        kind = f", problem_type {classifier.config.problem_type}" if classifier.config.problem_type else ""
+        logger.info("%s: a sequence-classification model%s: the reward is its logit, without a sigmoid", name, kind)
+        placed = _placed(classifier, classifier)
+        scored = ClassifierScorer(placed, chat, title, micro_batch_tokens=micro_batch_tokens)
+        check_forward(scored)
+        return scored
+    if any(model_file(path, file, revision) is not None for file in _VALUE_HEADS):
+        raise ModelError(
+            "This is a reward model whose head is in a file of its own, which is not read",
+            where=name,
+            remedy="save it as a sequence classifier whose score.weight is v_head.summary.weight",
         )
-    tokenizer: Any = load_tokenizer(name, **tokenizing)
-    model: Any = load_causal_lm(name, **loading)
-    check_vocabulary(tokenizer, model)
-    backbone = Backbone(_placed(model, model), int(tokenizer.pad_token_id))
-    chat = ChatFormat(tokenizer, _within(max_length, backbone.config))
+    policy = load_policy(name, base_model=base_model, **texts, **loading)
+    backbone = _placed(policy.backbone, policy.backbone.causal_lm)
+    chat = ChatFormat(policy.chat.tokenizer, _within(max_length, backbone.config))
     logger.info("%s: a causal language model, used as a judge by the log-odds of Yes and No", name)
-    return JudgeScorer(backbone, chat, title or name, micro_batch_tokens=micro_batch_tokens, question=judge_question)
+    judge = {"adapter": policy.adapter, "micro_batch_tokens": micro_batch_tokens, "question": judge_question}
+    return JudgeScorer(backbone, chat, title, **judge)
 
 
 def _load_classifier(
@@ -253,45 +265,11 @@ def _load_classifier(
             where=name,
             remedy="name the adapter that it was merged from",
         )
-    tokenizer = load_tokenizer(name, own_pad=settings is not None, **tokenizing)
+    tokenizer = load_tokenizer(name, own_pad=True, **tokenizing)
     classifier: Any = load_sequence_classifier(name, **loading)
     check_vocabulary(tokenizer, classifier)
     longest = (settings.max_length if settings else None) or _within(max_length, classifier.config)
     return classifier, ChatFormat(tokenizer, longest, trim=settings is not None)
-
-
-def _adapter_folder(path: str, revision: str | None) -> Path | None:
-    """The local folder of a reward adapter, fetched from the Hub if needed; ``None`` for a whole model.
-
-    Raises:
-        ModelError: Another kind of adapter. Otherwise the bare backbone would be scored silently.
-    """
-    config = model_file(path, "adapter_config.json", revision)
-    if config is None:
-        return None
-    task = _read(config).get("task_type")
-    if task != "SEQ_CLS":
-        raise ModelError(
-            f"The adapter is for the task {task}, not a reward model",
-            where=path,
-            expected="a SEQ_CLS adapter with a scalar head, as rrm-lm reward saves it",
-            remedy="to use an adapted language model as a judge, merge the adapter first (PEFT's merge_and_unload)",
-        )
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(path, revision=revision, allow_patterns=_ADAPTER_FILES))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) else {}
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"The file is not valid JSON ({error})", where=str(file), remedy="copy the model's folder again"
-        ) from error
 
 
 def _within(max_length: int | None, config: Any) -> int | None:

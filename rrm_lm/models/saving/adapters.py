@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,30 +16,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.embedded import backbone_name
 from rrm_lm.models.lora_targets import unsupported
-from rrm_lm.models.pretrained import check_vocabulary, load_causal_lm, load_tokenizer, resolve
+from rrm_lm.models.pretrained import check_vocabulary, load_causal_lm, load_tokenizer, model_file, resolve
 from rrm_lm.models.sharding import assign, gather, reshard
 
+_REWARD_CLASS = re.compile(r"Reward|Score|Classification$")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # files to fetch from the Hub; no pickles
-
-
-def model_file(path: str, name: str, revision: str | None = None) -> Path | None:
-    """The local path of a model's file, in a folder or from the Hub; ``None`` if it does not exist."""
-    if Path(path).is_dir():
-        return Path(path, name) if Path(path, name).is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(path, name, revision=revision))
-    except (EntryNotFoundError, LocalEntryNotFoundError):  # the second: not cached, and no network
-        return None
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -58,11 +48,38 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def is_classifier(path: str, revision: str | None = None) -> bool:
-    """Whether a folder or Hub id holds a whole sequence-classification model."""
+def is_classifier(path: str, revision: str | None = None, trust_remote_code: bool = False) -> bool:
+    """Whether a folder or Hub id holds a whole sequence-classification model.
+
+    Raises:
+        ModelError: A reward model of a class that transformers does not have. Its head would be dropped or made up.
+    """
     file = model_file(path, "config.json", revision)
-    names = (read_json(file).get("architectures") or []) if file is not None else []
-    return any(str(name).endswith("ForSequenceClassification") for name in names)
+    config = read_json(file) if file is not None else {}
+    names = [str(name) for name in config.get("architectures") or []]
+    known = set(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
+    own = [name for name in names if _REWARD_CLASS.search(name) and name not in known]
+    trusted = trust_remote_code and "AutoModelForSequenceClassification" in (config.get("auto_map") or {})
+    if own and not trusted:
+        raise ModelError(
+            f"This is a reward model of the class {own[0]}, which is no sequence classifier of transformers",
+            where=path,
+            expected="a sequence classifier with one linear head (ArmoRM, QRM and INF-ORM have others)",
+            remedy="call its maker's code in a function: --reward_function my_rewards.py:function of rrm-lm policy",
+        )
+    return bool(own) or any(name in known for name in names)
+
+
+def refuse_outputs(config: Any, where: str) -> None:
+    """Raise a ModelError for a classifier with several outputs: classes, labels, quantiles, attributes."""
+    if int(config.num_labels) != 1:
+        names = ", ".join(map(str, list(config.id2label.values())[:4]))
+        raise ModelError(
+            f"The classifier has {config.num_labels} outputs ({names} ...); its problem_type is {config.problem_type}",
+            where=where,
+            expected="one output; reward models require `num_labels=1`",
+            remedy="name another model; a preference is the difference of two single outputs",
+        )
 
 
 def fetch_adapter(path: str, revision: str | None = None) -> Path | None:
@@ -221,7 +238,7 @@ def load_backbone(
     if loading.get("revision") is None:
         loading["revision"] = settings.revision
     try:
-        resolve(settings.base_model, loading["revision"])
+        base = resolve(settings.base_model, loading["revision"])
     except ModelError as error:
         raise ModelError(
             f"The backbone of the adapter is not available. {error.what}",
@@ -237,7 +254,8 @@ def load_backbone(
         revision=None if own else loading["revision"],
         **tokenizing,
     )
-    model = load_causal_lm(settings.base_model, **loading)
+    headless = is_classifier(base, loading["revision"], bool(loading.get("trust_remote_code")))
+    model = load_causal_lm(settings.base_model, new_head=headless, **loading)
     check_vocabulary(tokenizer, model)
     return settings, Backbone(model, int(tokenizer.pad_token_id), sharing), tokenizer  # type: ignore[arg-type]
 

@@ -42,6 +42,10 @@ from rrm_lm.text.templates import align_responses, date_of, without_date
 
 POLICY = "policy"  # name of a policy's adapter on a backbone
 SETTINGS_FILE = "policy.json"
+_TAKES_REWARDS = (
+    "name the policy here; a reward model is the --reward_model of rrm-lm policy and compare, the --model of rrm-lm "
+    "score and evaluate, and the --model_name_or_path of rrm-lm reward"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +183,7 @@ def _load_adapter(
     tokenizing: dict[str, Any],
     loading: dict[str, Any],
 ) -> Policy:
-    config = _policy_config(folder)
+    config = policy_config(folder)
     recorded = PolicySettings(str(config.base_model_name_or_path), revision=config.revision)
     settings = read_policy_settings(str(folder)) or recorded
     ours = (folder / SETTINGS_FILE).is_file()
@@ -204,7 +208,7 @@ def put_policy(backbone: Backbone, folder: Path, adapter: str = POLICY, *, train
         ModelError: Not a LoRA adapter of a causal language model, or pickled weights.
         CheckpointError: The weights are missing or broken, or do not fit the backbone.
     """
-    config = _policy_config(folder)
+    config = policy_config(folder)
     config.base_model_name_or_path = None  # PEFT fills in this backbone's, and would warn about another
     try:
         backbone.add_adapter(adapter, config)
@@ -240,7 +244,7 @@ def read_policy_settings(path: str, revision: str | None = None) -> PolicySettin
     return PolicySettings(**values)
 
 
-def _policy_config(folder: Path) -> LoraConfig:
+def policy_config(folder: Path) -> LoraConfig:
     """The configuration of a policy's adapter, ready for training.
 
     Raises:
@@ -256,7 +260,7 @@ def _policy_config(folder: Path) -> LoraConfig:
             else f"The adapter is for the task {task} and does not write responses",
             where=str(folder),
             expected="the adapter of a language model (task CAUSAL_LM), as rrm-lm sft saves it",
-            remedy="rrm-lm score and rrm-lm evaluate read it" if reward else "name another one",
+            remedy=_TAKES_REWARDS if reward else "name another one",
         )
     config = read_lora(folder)
     config.task_type = TaskType.CAUSAL_LM
@@ -270,7 +274,7 @@ def _refuse_classifier(path: str, revision: str | None) -> None:
             "This is a sequence-classification model, which scores responses but does not write them",
             where=path,
             expected="a causal language model",
-            remedy="name the policy; rrm-lm score and rrm-lm evaluate read this reward model",
+            remedy=_TAKES_REWARDS,
         )
 
 
@@ -292,7 +296,7 @@ def merge_policy(
     Raises:
         ModelError: Not a policy, pickled weights, or a backbone that is not available.
     """
-    recorded: Any = _policy_config(folder)
+    recorded: Any = policy_config(folder)
     settings = read_policy_settings(str(folder))
     revision = settings.revision if settings else recorded.revision
     base = resolve(settings.base_model if settings else str(recorded.base_model_name_or_path), revision)

@@ -103,14 +103,3 @@ def test_evaluate_gives_the_numbers_of_the_command(reward_folder: Path, tmp_path
 def test_evaluate_without_comparisons_is_refused(reward: rrm_lm.RewardModel) -> None:
     with pytest.raises(DataError, match="no comparisons"):
         reward.evaluate([{"prompt": "who?", "response": "the sea", "critique": "short"}])
-
-
-@pytest.mark.parametrize("folder", ["policy_folder", "reward_folder"])
-def test_training_does_not_start_from_an_adapter_that_it_would_ignore(
-    folder: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    rows = [{"prompt": f"q {n}", "chosen": "yes", "rejected": "no"} for n in range(4)]
-    args = rrm_lm.RewardConfig(output_dir=str(tmp_path / "out"), use_cpu=True)
-    with pytest.raises(ModelError, match="This is an adapter") as caught:
-        rrm_lm.RewardTrainer(str(request.getfixturevalue(folder)), args, train_dataset=rows, eval_dataset=None)
-    assert "--merge" in str(caught.value)

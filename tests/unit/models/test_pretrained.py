@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rrm_lm.errors import ConfigError, ModelError
@@ -20,13 +22,14 @@ from rrm_lm.models.pretrained import (
     load_causal_lm,
     load_sequence_classifier,
     load_tokenizer,
+    own_pad_id,
     refuse_pickles,
     resolve,
     rounding,
     set_seed,
     to_dtype,
 )
-from tests.tiny import CHATML, save_tiny_model, tiny_config, tiny_model, tiny_tokenizer
+from tests.tiny import CHATML, lora, save_tiny_model, tiny_config, tiny_model, tiny_tokenizer
 
 
 def saved_tokenizer(folder: Path, template: str | None = CHATML, **special: str) -> str:
@@ -55,6 +58,16 @@ class TestTokenizer:
     def test_the_vocabulary_never_grows(self, tmp_path: Path) -> None:
         path = saved_tokenizer(tmp_path, pad_token="<|im_end|>", unk_token="<|endoftext|>")
         assert len(load_tokenizer(path)) == len(tiny_tokenizer())
+
+    def test_the_pad_token_of_another_programs_reward_model_stays(self, tmp_path: Path) -> None:
+        path = saved_tokenizer(tmp_path, pad_token="<|im_end|>", unk_token="<|endoftext|>")
+        tokenizer = load_tokenizer(path, own_pad=True)
+        assert tokenizer.pad_token == "<|im_end|>"
+        config = tiny_config("llama")
+        assert own_pad_id(config, tokenizer) == 0  # the model's own comes first
+        for none in (None, -1):
+            config.pad_token_id = none
+            assert own_pad_id(config, tokenizer) == 2
 
     def test_a_tokenizer_with_nothing_to_pad_with_is_refused(self, tmp_path: Path) -> None:
         template = CHATML.replace("assistant\n' }}", "assistant\n<|endoftext|>' }}")
@@ -134,6 +147,51 @@ class TestWeights:
         loaded: Any = load_sequence_classifier(str(tmp_path), dtype="float32")
         assert isinstance(loaded, LlamaForSequenceClassification)
         torch.testing.assert_close(loaded.score.weight, saved.score.weight)
+
+    @pytest.mark.parametrize(
+        ("lost", "added", "message"),
+        [
+            ("norm.weight", {}, r"lacks 1 weights of a LlamaForCausalLM: model\.norm\.weight"),
+            (
+                "",
+                {"v_head.summary.weight": torch.ones(1, 32)},
+                r"has 1 weights that are not in a LlamaForCausalLM: v_head\.summary\.weight",
+            ),
+            ("", {"model.embed_tokens.weight": torch.ones(8, 32)}, "could not be loaded .*mismatch"),
+        ],
+    )
+    def test_a_checkpoint_of_another_class_is_refused(
+        self, lost: str, added: dict[str, torch.Tensor], message: str, tmp_path: Path
+    ) -> None:
+        """transformers would warn and make up what is missing, or leave out what is unknown."""
+        file = save_tiny_model(tmp_path) / "model.safetensors"
+        weights = {name: value for name, value in load_file(file).items() if not (lost and name.endswith(f".{lost}"))}
+        save_file({**weights, **added}, file, metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=message):
+            load_causal_lm(str(tmp_path))
+
+    def test_a_classifier_is_no_language_model_and_the_reverse(self, tmp_path: Path) -> None:
+        save_tiny_model(tmp_path / "lm")
+        made: Any = load_sequence_classifier(str(tmp_path / "lm"), num_labels=1)  # a new head was asked for
+        made.save_pretrained(str(tmp_path / "classifier"))
+        with pytest.raises(ModelError, match=r"lacks 1 weights .* score\.weight"):
+            load_sequence_classifier(str(tmp_path / "lm"))
+        with pytest.raises(ModelError, match=r"lacks 1 weights .* lm_head\.weight"):
+            load_causal_lm(str(tmp_path / "classifier"))
+        load_causal_lm(str(tmp_path / "classifier"), new_head=True)
+
+    def test_tied_weights_are_not_missing(self, tmp_path: Path) -> None:
+        config = tiny_config("llama")
+        config.tie_word_embeddings = True
+        tiny_model(config=config).save_pretrained(str(tmp_path))
+        load_causal_lm(str(tmp_path))
+
+    def test_an_adapter_is_no_whole_model(self, tmp_path: Path) -> None:
+        """transformers would load its base and add the adapter, which commands with adapters of their own turn off."""
+        get_peft_model(tiny_model(), lora()).save_pretrained(str(tmp_path))
+        for load in (load_causal_lm, load_sequence_classifier):
+            with pytest.raises(ModelError, match=r"This is an adapter.*merge it first"):
+                load(str(tmp_path))
 
     def test_align_pad(self) -> None:
         model = tiny_model()

@@ -74,6 +74,18 @@ def test_white_space_behind_the_end_of_turn_stays_where_it_is_asked_for() -> Non
     assert line.reward_at == len(line.ids) - 1
 
 
+def test_another_programs_reward_is_read_at_the_last_token_that_is_not_its_pad_token() -> None:
+    template = CHATML.replace("'<|im_end|>' + '\n'", "'<|im_end|>'")
+    made = tiny_tokenizer(template)
+    read = {}
+    for pad in (None, 0, made.eos_token_id):
+        line = ChatFormat(made, trim=False, pad_id=pad).encode(prompt_of("the sea"), ["no"]).lines[0][0]
+        assert tokens(line.ids[-2:]) == ["no", "<|im_end|>"]
+        read[pad] = len(line.ids) - line.reward_at
+    assert read == {None: 1, 0: 1, made.eos_token_id: 2}
+    assert ChatFormat(made, 5, trim=False, pad_id=2).uncut.pad_id == 2
+
+
 def test_a_beginning_of_sequence_token_of_the_template_is_kept_once() -> None:
     line = only(tiny_chat(template="{{ '<|endoftext|>' }}" + CHATML), "no")
     assert tokens(line.ids)[:2] == ["<|endoftext|>", "<|im_start|>"]
