@@ -34,31 +34,25 @@ class Tally:
 
 @dataclass
 class FileCounts:
-    """Counts of the rows of one file, or of one split of a Hub set.
+    """Counts of the rows of one file, or of one split of a Hub set."""
 
-    Attributes:
-        file, format: Name of the file or split, and the recognized format.
-        rows, rows_used, rows_dropped: Rows read; rows that gave a record; rows that gave none.
-        made: Records by kind ("comparisons", "critiques", ...).
-        dropped: Comparisons or whole rows that were left out, by reason. A used row can also be here: a tie between
-            two critiqued responses gives no comparison, but its critiques are kept.
-        notes: Values that were converted when read, by reason; nothing is left out.
-        columns: The name of each column that is read, and the name it is read as.
-        unread: Columns that are not read, each with its likely meaning.
-        remarks: Assumptions about columns, such as renamed ones and scales.
-    """
-
+    # file, format: name of the file or split, and the recognized format
     file: str
     format: str
+    # rows, rows_used, rows_dropped: rows read; rows that gave a record; rows that gave none
     rows: int = 0
     rows_used: int = 0
     rows_dropped: int = 0
-    made: Counter[str] = field(default_factory=Counter)
+    made: Counter[str] = field(default_factory=Counter)  # records by kind ("comparisons", "critiques", ...)
+    # Comparisons or whole rows that were left out, by reason. A used row can also be here: a tie between two critiqued
+    # responses gives no comparison, but its critiques are kept.
     dropped: dict[str, Tally] = field(default_factory=dict)
+    # values that were converted when read, by reason; nothing is left out
     notes: dict[str, Tally] = field(default_factory=dict)
+    # the name of each column that is read, and the name it is read as
     columns: dict[str, str] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)  # columns that are not read, each with its likely meaning
+    remarks: list[str] = field(default_factory=list)  # assumptions about columns, such as renamed ones and scales
 
     def drop(self, reason: str, origin: Origin) -> None:
         self.dropped.setdefault(reason, Tally()).add(origin)
@@ -94,16 +88,11 @@ class FileCounts:
 
 @dataclass(frozen=True)
 class ReadCounts:
-    """The counts of all files.
-
-    Attributes:
-        derived_comparisons: Comparisons made from ratings (or verdicts) of two responses to one prompt.
-        derived_ties: Pairs with equal ratings, which give no comparison.
-    """
+    """The counts of all files."""
 
     files: tuple[FileCounts, ...] = ()
-    derived_comparisons: int = 0
-    derived_ties: int = 0
+    derived_comparisons: int = 0  # comparisons made from ratings (or verdicts) of two responses to one prompt
+    derived_ties: int = 0  # pairs with equal ratings, which give no comparison
 
     @property
     def rows(self) -> int:

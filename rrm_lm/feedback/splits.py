@@ -162,22 +162,18 @@ class Overlap:
 
 @dataclass(frozen=True)
 class LeakageReport:
-    """Overlap of the held-out set with the training set. Counts are of distinct held-out texts.
+    """Overlap of the held-out set with the training set. Counts are of distinct held-out texts."""
 
-    Attributes:
-        threshold: Jaccard index of word shingles from which two texts are near-duplicates.
-        openings: First user turns (`prompt_id`) that are on both sides; any means that the split was not by prompt.
-        prompts_exact, prompts_near: Whole prompts that are equal (ignoring case and whitespace), or nearly equal.
-        responses_exact, responses_near: The same for responses.
-        heldout_records, heldout_touched: Held-out records, and how many of them have an overlapping prompt or response.
-    """
-
-    threshold: float
+    threshold: float  # Jaccard index of word shingles from which two texts are near-duplicates
+    # first user turns (`prompt_id`) that are on both sides; any means that the split was not by prompt
     openings: Overlap
+    # prompts_exact, prompts_near: whole prompts that are equal (ignoring case and whitespace), or nearly equal
     prompts_exact: Overlap
     prompts_near: Overlap
+    # responses_exact, responses_near: the same for responses
     responses_exact: Overlap
     responses_near: Overlap
+    # heldout_records, heldout_touched: held-out records, and how many of them have an overlapping prompt or response
     heldout_records: int
     heldout_touched: int
 

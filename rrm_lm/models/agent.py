@@ -35,18 +35,12 @@ class PolicyOutput(NamedTuple):
     """Output of the policy and the value function for some lines. Response tokens of all lines are concatenated.
 
     A tuple, because wrappers (DDP, FSDP2, DeepSpeed) look for tensors inside tuples.
-
-    Attributes:
-        log_probs: (response tokens,) log-probability of each token in the distribution it was sampled from.
-        values: (response tokens,) value of the state before each token.
-        entropy: (response tokens,) entropy of each token's distribution in nats, without gradient.
-        end_values: (lines,) value of the state after the last token.
     """
 
-    log_probs: Tensor
-    values: Tensor
-    entropy: Tensor
-    end_values: Tensor
+    log_probs: Tensor  # (response tokens,) log-probability of each token in the distribution it was sampled from
+    values: Tensor  # (response tokens,) value of the state before each token
+    entropy: Tensor  # (response tokens,) entropy of each token's distribution in nats, without gradient
+    end_values: Tensor  # (lines,) value of the state after the last token
 
 
 class AgentModel(Root):

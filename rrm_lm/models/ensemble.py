@@ -28,13 +28,9 @@ COMBINATIONS = ("mean", "min", "mean_minus_std")
 
 
 class EnsembleReward(float):
-    """A reward as a float, with the standard deviation of the ensemble members' rewards.
+    """A reward as a float, with the standard deviation of the ensemble members' rewards."""
 
-    Attributes:
-        std: Standard deviation of the members' rewards, divided by their number.
-    """
-
-    std: float
+    std: float  # standard deviation of the members' rewards, divided by their number
 
     def __new__(cls, reward: float, std: float) -> EnsembleReward:
         made = super().__new__(cls, reward)
@@ -52,18 +48,13 @@ class Ensemble:
     ``min`` and ``mean_minus_std`` are the worst-case and (with the standard deviation in place of the variance) the
     uncertainty-weighted reward of Coste et al. 2023 (arXiv 2310.02743).
 
-    Attributes:
-        heads: Number of members.
-        combine: One of :data:`COMBINATIONS`.
-        k: Standard deviations to subtract from the mean, with mean_minus_std.
-
     Raises:
         ConfigError: No members, or an unknown combination.
     """
 
-    heads: int = 1
-    combine: str = "mean"
-    k: float = 1.0
+    heads: int = 1  # number of members
+    combine: str = "mean"  # one of :data:`COMBINATIONS`
+    k: float = 1.0  # standard deviations to subtract from the mean, with mean_minus_std
 
     def __post_init__(self) -> None:
         if self.heads < 1:

@@ -147,16 +147,12 @@ def run_as_forward(root: nn.Module, function: Callable[..., T], *args: Any, **kw
 
 
 class Root(nn.Module):
-    """A module that is sharded as a whole, with the attributes that Accelerate looks for.
+    """A module that is sharded as a whole, with the attributes that Accelerate looks for."""
 
-    Attributes:
-        gathers: Whether :func:`with_full_params` gathers the whole model at once. This is faster if the model fits;
-            otherwise layers are gathered one by one in every pass.
-        is_gathered: Whether the model is gathered now.
-    """
-
+    # Whether :func:`with_full_params` gathers the whole model at once. This is faster if the model fits; otherwise
+    # layers are gathered one by one in every pass.
     gathers: bool = True
-    is_gathered: bool = False
+    is_gathered: bool = False  # whether the model is gathered now
 
     def run_as_forward(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Registered with FSDP as a second forward method (see :func:`register_forward`)."""

@@ -16,27 +16,16 @@ WEIGHTS: dict[str, float] = {
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The user's judgment of one response.
+    """The user's judgment of one response."""
 
-    Attributes:
-        parts: Score of each part of `WEIGHTS`, from 0 (missing) to 1 (as wanted).
-        missing: Groups of words that do not occur.
-        sentences: Number of sentences, not counting a friendly close.
-        words: Number of words.
-        items: Number of list items and headings.
-        opening: The filler at the start; "" if none.
-        close: The friendly close; "" if none.
-        tail: The last words if it ends mid-sentence, else "".
-    """
-
-    parts: dict[str, float]
-    missing: tuple[str, ...]
-    sentences: int
+    parts: dict[str, float]  # score of each part of `WEIGHTS`, from 0 (missing) to 1 (as wanted)
+    missing: tuple[str, ...]  # groups of words that do not occur
+    sentences: int  # number of sentences, not counting a friendly close
     words: int
-    items: int
-    opening: str
-    close: str
-    tail: str
+    items: int  # number of list items and headings
+    opening: str  # the filler at the start; "" if none
+    close: str  # the friendly close; "" if none
+    tail: str  # the last words if it ends mid-sentence, else ""
 
     @property
     def gold(self) -> float:

@@ -74,18 +74,13 @@ _FINISHED = re.compile(r"[.!?…)\]\"'\u201d\u2019]$|[\U0001f300-\U0001faff\u260
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request, and the content that a good answer mentions.
+    """A request, and the content that a good answer mentions."""
 
-    Attributes:
-        text: The text of the user turn.
-        mentions: Groups of alternatives separated by `|`. One alternative is enough: a word also matches its longer
-            forms (boil, boiled, boiling), `stem~` matches any ending, a number matches only exactly.
-        topic: For example "cooking".
-    """
-
-    text: str
+    text: str  # the user turn
+    # Groups of alternatives separated by `|`. One alternative is enough: a word also matches its longer forms (boil,
+    # boiled, boiling), `stem~` matches any ending, a number matches only exactly.
     mentions: tuple[str, ...]
-    topic: str = ""
+    topic: str = ""  # for example "cooking"
 
 
 class PlainUser(Requester[Request]):

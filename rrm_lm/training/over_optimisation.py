@@ -30,27 +30,16 @@ NAMES = ("gold", "proxy")
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One response that the policy sampled for a held-out prompt.
+    """One response that the policy sampled for a held-out prompt."""
 
-    Attributes:
-        prompt: Index of the prompt in the held-out set, from 0.
-        prompt_id: The original request of the prompt; intervals are clustered by it.
-        response: The text.
-        proxy: The optimized reward; NaN if there is none.
-        gold: The reward that the policy is judged by (gold, or from an independent model); NaN if there is none.
-        kl: log p(response) under the policy minus that under the reference, in nats.
-        tokens: Number of generated tokens.
-        finished: Whether the response ended before the limit.
-    """
-
-    prompt: int
-    prompt_id: str
+    prompt: int  # index of the prompt in the held-out set, from 0
+    prompt_id: str  # the original request of the prompt; intervals are clustered by it
     response: str
-    proxy: float
-    gold: float
-    kl: float
-    tokens: int
-    finished: bool
+    proxy: float  # the optimized reward; NaN if there is none
+    gold: float  # the reward that the policy is judged by (gold, or from an independent model); NaN if there is none
+    kl: float  # log p(response) under the policy minus that under the reference, in nats
+    tokens: int  # number of generated tokens
+    finished: bool  # whether the response ended before the limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +53,12 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The interpretation of all measurements so far.
+    """The interpretation of all measurements so far."""
 
-    Attributes:
-        sentence: A summary for the log.
-        stop: Why training should stop; "" to continue.
-        numbers: Values to log, by name.
-        best_step: The step with the best gold reward; None without gold rewards.
-    """
-
-    sentence: str
-    stop: str = ""
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    best_step: int | None = None
+    sentence: str  # a summary for the log
+    stop: str = ""  # why training should stop; "" to continue
+    numbers: Mapping[str, float] = field(default_factory=dict)  # values to log, by name
+    best_step: int | None = None  # the step with the best gold reward; None without gold rewards
 
 
 Measure = Callable[[int], Sequence[Probe]]

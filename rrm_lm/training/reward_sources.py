@@ -36,13 +36,9 @@ _RESUME = "fix the reward for this response, and resume with --resume_from_check
 
 
 class RewardSource(Protocol):
-    """Computes rewards from the text of responses.
+    """Computes rewards from the text of responses."""
 
-    Attributes:
-        name: Its name in logs.
-    """
-
-    name: str
+    name: str  # in logs
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
         """(responses) rewards; there is one prompt per response."""

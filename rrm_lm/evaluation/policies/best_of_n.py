@@ -18,24 +18,16 @@ from rrm_lm.evaluation.statistics.metrics import Clusters, Estimate, Floats, clu
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BestOfNCurve:
-    """The best-of-n curve of one policy, for n = 1 to N.
+    """The best-of-n curve of one policy, for n = 1 to N."""
 
-    Attributes:
-        kl: `(N,)` exact KL divergence from the policy, in nats.
-        gold: Expected gold reward of the best of n by proxy.
-        proxy: Expected proxy reward of the same response.
-        gain: Gold reward of the best of n minus that of one sample, on the same prompts.
-        gold_by_prompt, proxy_by_prompt: `(prompts, N)` the values per prompt.
-        clusters: `(prompts,)` prompt labels.
-    """
-
-    kl: Floats
-    gold: tuple[Estimate, ...]
-    proxy: tuple[Estimate, ...]
-    gain: tuple[Estimate, ...]
+    kl: Floats  # `(N,)` exact KL divergence from the policy, in nats
+    gold: tuple[Estimate, ...]  # expected gold reward of the best of n by proxy
+    proxy: tuple[Estimate, ...]  # expected proxy reward of the same response
+    gain: tuple[Estimate, ...]  # gold reward of the best of n minus that of one sample, on the same prompts
+    # gold_by_prompt, proxy_by_prompt: `(prompts, N)` the values per prompt
     gold_by_prompt: Floats
     proxy_by_prompt: Floats
-    clusters: tuple[object, ...]
+    clusters: tuple[object, ...]  # `(prompts,)` prompt labels
 
     @property
     def n(self) -> list[int]:

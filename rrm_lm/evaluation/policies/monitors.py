@@ -36,23 +36,15 @@ LEAST_POINTS = 4  # one more than the curve has parameters
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:
-    """One policy at several distances from its reference, on the same prompts.
+    """One policy at several distances from its reference, on the same prompts."""
 
-    Attributes:
-        kind: Reinforcement learning or best-of-n.
-        steps: `(points,)` training step, or n.
-        kl: `(prompts, points)` log-probability ratios to the reference in nats, averaged over a prompt's samples.
-        proxy, gold: `(prompts, points)` rewards, averaged over a prompt's samples; NaN without a reward.
-        clusters: `(prompts,)` prompt labels.
-        names: Names of the gold and the proxy reward.
-    """
-
-    kind: Kind
-    steps: tuple[int, ...]
-    kl: Floats
+    kind: Kind  # reinforcement learning or best-of-n
+    steps: tuple[int, ...]  # `(points,)` training step, or n
+    kl: Floats  # `(prompts, points)` log-probability ratios to the reference in nats, averaged over a prompt's samples
+    # proxy, gold: `(prompts, points)` rewards, averaged over a prompt's samples; NaN without a reward
     proxy: Floats
     gold: Floats
-    clusters: tuple[str, ...]
+    clusters: tuple[str, ...]  # `(prompts,)` prompt labels
     names: tuple[str, str] = NAMES
 
 
@@ -73,24 +65,17 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class CurveFit:
-    """A fitted curve, with bootstrap intervals over prompts.
-
-    Attributes:
-        start, alpha, beta: R0, alpha and beta.
-        peak: d at the maximum of the curve; infinite if it only rises.
-        peak_reward: The curve's value there.
-        slope: Slope of the curve at the last point.
-        r_squared: Share of the points' variance that the curve explains; NaN if they do not vary.
-    """
+    """A fitted curve, with bootstrap intervals over prompts."""
 
     kind: Kind
+    # start, alpha, beta: R0, alpha and beta of the curve
     start: Estimate
     alpha: Estimate
     beta: Estimate
-    peak: Estimate
-    peak_reward: Estimate
-    slope: Estimate
-    r_squared: float
+    peak: Estimate  # d at the maximum of the curve; infinite if it only rises
+    peak_reward: Estimate  # the curve's value there
+    slope: Estimate  # slope of the curve at the last point
+    r_squared: float  # share of the points' variance that the curve explains; NaN if they do not vary
 
     def at(self, distance: ArrayLike) -> Floats:
         """The curve's values at distances of any shape."""
@@ -100,39 +85,25 @@ class CurveFit:
 
 @dataclass(frozen=True, slots=True)
 class Fall:
-    """How far the last point is below the best one before it.
+    """How far the last point is below the best one before it."""
 
-    Attributes:
-        best_step: Where gold reward was highest before the last point.
-        difference: Gold reward of the last point minus that of the best, paired by prompt. The interval has a
-            Bonferroni correction for picking the best of `n` points; otherwise noise alone would eventually look like a
-            fall.
-        fallen: Whether the whole interval is below 0.
-    """
-
-    best_step: int
+    best_step: int  # where gold reward was highest before the last point
+    # Gold reward of the last point minus that of the best, paired by prompt. The interval has a Bonferroni correction
+    # for picking the best of `n` points; otherwise noise alone would eventually look like a fall.
     difference: Estimate
-    fallen: bool
+    fallen: bool  # whether the whole interval is below 0
 
 
 @dataclass(frozen=True, slots=True)
 class OverOptimisation:
-    """The analysis of a track.
-
-    Attributes:
-        state: Whether gold reward still rises at the last point, according to the slope of the fitted curve and its
-            interval.
-        fit: The fitted curve; None with fewer than `LEAST_POINTS` points at different distances.
-        fall: The drop from the best point; None without a point before the last one.
-        prompts: Number of prompts.
-        names: Names of the gold and the proxy reward.
-    """
+    """The analysis of a track."""
 
     kind: Kind
+    # whether gold reward still rises at the last point, according to the slope of the fitted curve and its interval
     state: State
     points: tuple[Point, ...]
-    fit: CurveFit | None
-    fall: Fall | None
+    fit: CurveFit | None  # the fitted curve; None with fewer than `LEAST_POINTS` points at different distances
+    fall: Fall | None  # the drop from the best point; None without a point before the last one
     prompts: int
     names: tuple[str, str] = NAMES
 

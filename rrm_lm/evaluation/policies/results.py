@@ -22,21 +22,15 @@ PART = f"{GOLD}: "  # prefix of the measures for its parts
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One response that a policy wrote.
-
-    Attributes:
-        response: Its text.
-        tokens: Number of generated tokens, including the end-of-turn token.
-        finished: Whether it ended with an end token, not at the length limit.
-        rewards: By measure (`GOLD`, its parts, names of reward models); NaN or missing if unknown.
-        log_ratio: log p(response) under the policy minus that under the reference, in nats; its mean over the policy's
-            own samples is the KL divergence. None if unknown.
-    """
+    """One response that a policy wrote."""
 
     response: str
-    tokens: int
-    finished: bool
+    tokens: int  # number of generated tokens, including the end-of-turn token
+    finished: bool  # whether it ended with an end token, not at the length limit
+    # by measure (`GOLD`, its parts, names of reward models); NaN or missing if unknown
     rewards: Mapping[str, float] = field(default_factory=dict)
+    # log p(response) under the policy minus that under the reference, in nats; its mean over the policy's own samples
+    # is the KL divergence. None if unknown.
     log_ratio: float | None = None
 
     def reward(self, measure: str) -> float:
@@ -62,15 +56,11 @@ class PolicySamples:
 
 @dataclass(frozen=True, slots=True)
 class PairVerdict:
-    """A judge's verdicts on a response of the policy and one of the reference, shown in both orders.
+    """A judge's verdicts on a response of the policy and one of the reference, shown in both orders."""
 
-    Attributes:
-        prompt: Index of the prompt, from 0.
-        shown_first, shown_second: The judge's probability (0 to 1) that the policy's response is better when shown
-            first and when shown second; None if the judge abstained.
-    """
-
-    prompt: int
+    prompt: int  # index of the prompt, from 0
+    # shown_first, shown_second: the judge's probability (0 to 1) that the policy's response is better when shown first
+    # and when shown second; None if the judge abstained
     shown_first: float | None
     shown_second: float | None
 
@@ -85,38 +75,25 @@ class PairVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """A policy compared with the reference by one measure.
+    """A policy compared with the reference by one measure."""
 
-    Attributes:
-        difference: Mean reward of the policy minus that of the reference, paired by prompt.
-        win_rate: Probability that a sample of the policy has a higher reward than one of the reference; a tie counts
-            half.
-        ties: Number of the `pairs` of samples with equal rewards.
-    """
-
-    difference: Estimate
+    difference: Estimate  # mean reward of the policy minus that of the reference, paired by prompt
+    # probability that a sample of the policy has a higher reward than one of the reference; a tie counts half
     win_rate: Estimate
-    ties: int
+    ties: int  # number of the `pairs` of samples with equal rewards
     pairs: int
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeResult:
-    """A policy compared with the reference by a judge that sees both responses, in both orders.
+    """A policy compared with the reference by a judge that sees both responses, in both orders."""
 
-    Attributes:
-        win_rate: Share of the orders in which the policy's response is preferred; None if the judge always abstained.
-        first_shown: Share of the verdicts for the response shown first: 1/2 without position bias.
-        pairs: Number of judged pairs.
-        abstained: Pairs without a verdict in both orders, which are excluded.
-        inconsistent: Pairs whose two verdicts differ; they count half in the win rate.
-    """
-
+    # share of the orders in which the policy's response is preferred; None if the judge always abstained
     win_rate: Estimate | None
-    first_shown: Estimate | None
-    pairs: int
-    abstained: int
-    inconsistent: int
+    first_shown: Estimate | None  # share of the verdicts for the response shown first: 1/2 without position bias
+    pairs: int  # number of judged pairs
+    abstained: int  # pairs without a verdict in both orders, which are excluded
+    inconsistent: int  # pairs whose two verdicts differ; they count half in the win rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,37 +106,26 @@ class Drift:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyResult:
-    """All measures of one policy.
-
-    Attributes:
-        samples: Number of samples.
-        rewards: Mean reward by measure.
-        unscored: Number of samples without a reward, by measure, if above 0.
-        against: Comparison with the reference, by measure; empty for the reference.
-        judged: Comparison with the reference, by judge; empty for the reference.
-        kl: KL divergence from the reference in nats, over the policy's own samples; None for the reference, or if
-            unknown.
-        drift: By property; see `comparison.DRIFTS`.
-        best_of_n: The main measure of the best samples by the proxy; None if either measure is missing.
-        trivial: Whether it is a trivial policy (see `PolicySamples`).
-        minus: Its main measure minus that of each earlier policy and each trivial one, paired by prompt; empty for the
-            reference and for trivial policies.
-        parts: By name, the mean of each part of the gold reward and its change from the reference.
-        parts_minus: For each earlier policy, each part of the gold reward minus that policy's, paired by prompt.
-    """
+    """All measures of one policy."""
 
     name: str
     samples: int
-    rewards: Mapping[str, Estimate]
-    unscored: Mapping[str, int]
-    against: Mapping[str, Against]
-    judged: Mapping[str, JudgeResult]
+    rewards: Mapping[str, Estimate]  # mean reward by measure
+    unscored: Mapping[str, int]  # number of samples without a reward, by measure, if above 0
+    against: Mapping[str, Against]  # comparison with the reference, by measure; empty for the reference
+    judged: Mapping[str, JudgeResult]  # comparison with the reference, by judge; empty for the reference
+    # KL divergence from the reference in nats, over the policy's own samples; None for the reference, or if unknown
     kl: Estimate | None
-    drift: Mapping[str, Drift]
+    drift: Mapping[str, Drift]  # by property; see `comparison.DRIFTS`
+    # the main measure of the best samples by the proxy; None if either measure is missing
     best_of_n: BestOfNCurve | None
-    trivial: bool = False
+    trivial: bool = False  # whether it is a trivial policy (see `PolicySamples`)
+    # its main measure minus that of each earlier policy and each trivial one, paired by prompt; empty for the reference
+    # and for trivial policies
     minus: Mapping[str, Estimate] = field(default_factory=dict)
+    # by name, the mean of each part of the gold reward and its change from the reference
     parts: Mapping[str, Drift] = field(default_factory=dict)
+    # for each earlier policy, each part of the gold reward minus that policy's, paired by prompt
     parts_minus: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
@@ -171,37 +137,28 @@ class PolicyResult:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A reason why a higher reward may not mean better answers.
+    """A reason why a higher reward may not mean better answers."""
 
-    Attributes:
-        kind: A part of the gold reward fell, or the reward is below that of a trivial policy or not shown to be above
-            it.
-        cases: The part ("" for the whole reward), the other policy, and the difference from it.
-    """
-
+    # a part of the gold reward fell, or the reward is below that of a trivial policy or not shown to be above it
     kind: Literal["part fell", "below trivial", "not above trivial"]
+    # the part ("" for the whole reward), the other policy, and the difference from it
     cases: Sequence[tuple[str, str, Estimate]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyComparison:
-    """Policies on the same prompts; the first of `written` and of `results` is the reference.
-
-    Attributes:
-        proxy: The measure that policies were optimized for, if known.
-        main: The measure that policies are judged by: gold, else the first one that is not the proxy; None without one.
-        verdicts: By judge and policy, the verdicts that `judged` summarizes.
-        details: Settings and versions for results.json.
-    """
+    """Policies on the same prompts; the first of `written` and of `results` is the reference."""
 
     prompts: tuple[Prompt, ...]
     written: tuple[PolicySamples, ...]
     results: tuple[PolicyResult, ...]
     measures: tuple[str, ...]
-    proxy: str | None = None
+    proxy: str | None = None  # the measure that policies were optimized for, if known
+    # the measure that policies are judged by: gold, else the first one that is not the proxy; None without one
     main: str | None = None
+    # by judge and policy, the verdicts that `judged` summarizes
     verdicts: Mapping[str, Mapping[str, Sequence[PairVerdict]]] = field(default_factory=dict)
-    details: Mapping[str, object] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)  # settings and versions for results.json
 
     @property
     def reference(self) -> PolicyResult:

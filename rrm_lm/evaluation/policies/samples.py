@@ -31,17 +31,11 @@ class Within(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One sampled response.
+    """One sampled response."""
 
-    Attributes:
-        line: Its token ids after those of its prompt.
-        text: The response without its end token.
-        finished: Whether it ends with an end token.
-    """
-
-    line: Line
-    text: str
-    finished: bool
+    line: Line  # its token ids after those of its prompt
+    text: str  # the response without its end token
+    finished: bool  # whether it ends with an end token
 
     @property
     def tokens(self) -> int:

@@ -91,16 +91,11 @@ def best_of_n(choices: Sequence[BestOfItem]) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class TieItem:
-    """One item of RewardBench 2's Ties subset.
+    """One item of RewardBench 2's Ties subset."""
 
-    Attributes:
-        number: Shared by a question with many right answers (`tied`) and its sibling with one (not `tied`).
-        tied: Whether several answers are right.
-        right, wrong: Rewards of the right and of the wrong answers.
-    """
-
-    number: int
-    tied: bool
+    number: int  # shared by a question with many right answers (`tied`) and its sibling with one (not `tied`)
+    tied: bool  # whether several answers are right
+    # right, wrong: rewards of the right and of the wrong answers
     right: tuple[float, ...]
     wrong: tuple[float, ...]
 
@@ -154,19 +149,12 @@ def ties_score(items: Sequence[TieItem]) -> Estimate | None:
 
 @dataclass(frozen=True, slots=True)
 class StyleMatrix:
-    """RM-Bench: accuracy by the style of the chosen (row) and of the rejected response (column), concise to fancy.
+    """RM-Bench: accuracy by the style of the chosen (row) and of the rejected response (column), concise to fancy."""
 
-    Attributes:
-        matrix: `(3, 3)` accuracies; None without a comparison.
-        hard: The chosen response is the plainer one (above the diagonal).
-        normal: Both have the same style (the diagonal).
-        easy: The chosen response is the fancier one (below the diagonal).
-    """
-
-    matrix: tuple[tuple[float | None, ...], ...]
-    hard: Estimate | None
-    normal: Estimate | None
-    easy: Estimate | None
+    matrix: tuple[tuple[float | None, ...], ...]  # `(3, 3)` accuracies; None without a comparison
+    hard: Estimate | None  # the chosen response is the plainer one (above the diagonal)
+    normal: Estimate | None  # both have the same style (the diagonal)
+    easy: Estimate | None  # the chosen response is the fancier one (below the diagonal)
 
     def to_dict(self) -> dict[str, object]:
         return {**asdict(self), "matrix": [list(row) for row in self.matrix]}

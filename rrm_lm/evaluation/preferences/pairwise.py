@@ -14,19 +14,14 @@ from rrm_lm.evaluation.statistics.metrics import Estimate
 
 @dataclass(frozen=True, slots=True)
 class ModelDifference:
-    """Two models on one set.
+    """Two models on one set."""
 
-    Attributes:
-        set, first, second: The names of the set and of the models.
-        difference: Accuracy of the first model minus the second's; paired, clustered by prompt.
-        pairs_for_one_point: How many comparisons would show a difference of one point; see `metrics.needed`.
-    """
-
+    # set, first, second: the names of the set and of the models
     set: str
     first: str
     second: str
-    difference: Estimate
-    pairs_for_one_point: int | None
+    difference: Estimate  # accuracy of the first model minus the second's; paired, clustered by prompt
+    pairs_for_one_point: int | None  # how many comparisons would show a difference of one point; see `metrics.needed`
 
 
 def compare_all(evaluations: Mapping[str, Evaluation]) -> list[ModelDifference]:

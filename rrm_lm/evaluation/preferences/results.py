@@ -25,17 +25,13 @@ _TIES_GROUP = re.compile(r"(ref|tied)\W*(\d+)$")  # RewardBench 2 names its Ties
 
 @dataclass(frozen=True, slots=True)
 class ScoredComparison:
-    """A comparison with the rewards of its two responses.
+    """A comparison with the rewards of its two responses."""
 
-    Attributes:
-        index: Its index in the set, from 0.
-        reason: Why it could not be scored; "" if it was scored. The rewards are finite if it was scored, else NaN.
-    """
-
-    index: int
+    index: int  # its index in the set, from 0
     comparison: Comparison
     reward_chosen: float
     reward_rejected: float
+    # Why it could not be scored; "" if it was scored. The rewards are finite if it was scored, else NaN.
     reason: str = ""
 
     @property
@@ -56,31 +52,22 @@ class ScoredComparison:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """All measures of a group of scored comparisons. Shares are in [0, 1]. See `evaluation/statistics/metrics.py`.
-
-    Attributes:
-        accuracy: Share of comparisons in which the model agrees with the overseer; ties count half.
-        longer_accuracy: The accuracy of always picking the response with more characters.
-        minus_longer, minus_shorter: Accuracy of the model minus that of always picking the longer or the shorter
-            response, paired.
-        sections: RewardBench's section scores, if the subsets are RewardBench's.
-        best_of_four: Best-of-four accuracy (chance is 1/4), if there are items with four responses.
-        ties_subset: RewardBench 2's score of its Ties subset, if present.
-        styles: RM-Bench's accuracy by style, if the comparisons have styles.
-    """
+    """All measures of a group of scored comparisons. Shares are in [0, 1]. See `evaluation/statistics/metrics.py`."""
 
     ties: int
-    accuracy: Estimate
-    longer_accuracy: Estimate
+    accuracy: Estimate  # share of comparisons in which the model agrees with the overseer; ties count half
+    longer_accuracy: Estimate  # the accuracy of always picking the response with more characters
+    # minus_longer, minus_shorter: accuracy of the model minus that of always picking the longer or the shorter
+    # response, paired
     minus_longer: Estimate
     minus_shorter: Estimate
     calibration: Calibration
     brier: Estimate
     length: LengthCorrelation
-    sections: Mapping[str, Estimate]
-    best_of_four: Estimate | None
-    ties_subset: Estimate | None
-    styles: StyleMatrix | None
+    sections: Mapping[str, Estimate]  # RewardBench's section scores, if the subsets are RewardBench's
+    best_of_four: Estimate | None  # best-of-four accuracy (chance is 1/4), if there are items with four responses
+    ties_subset: Estimate | None  # RewardBench 2's score of its Ties subset, if present
+    styles: StyleMatrix | None  # RM-Bench's accuracy by style, if the comparisons have styles
 
     @property
     def length_rule(self) -> tuple[str, float, Estimate]:
@@ -130,15 +117,11 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A baseline's accuracy, and the accuracy of the model minus it on the same comparisons.
-
-    Attributes:
-        fitted: How it was fitted; "" for a rule without parameters.
-    """
+    """A baseline's accuracy, and the accuracy of the model minus it on the same comparisons."""
 
     accuracy: Estimate
     lead: Estimate
-    fitted: str = ""
+    fitted: str = ""  # how it was fitted; "" for a rule without parameters
 
     def to_dict(self) -> dict[str, object]:
         return {"accuracy": asdict(self.accuracy), "model_minus": asdict(self.lead), "fitted": self.fitted}
@@ -146,19 +129,16 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class SetResult:
-    """The evaluation of one set: overall, by source and by subset, and every comparison.
-
-    Attributes:
-        baselines: By name, if they were asked for (see `baselines.py`).
-        by_part: By the part of a gold reward that decides a comparison, if one was given.
-    """
+    """The evaluation of one set: overall, by source and by subset, and every comparison."""
 
     name: str
     overall: Summary
     by_source: Mapping[str, Summary]
     by_subset: Mapping[str, Summary]
     examples: tuple[ScoredComparison, ...]
+    # by name, if requested (see `baselines.py`)
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    # by the part of a gold reward that decides a comparison, if one was given
     by_part: Mapping[str, Summary] = field(default_factory=dict)
 
     @property

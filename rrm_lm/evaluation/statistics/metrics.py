@@ -48,15 +48,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class OverRuns(Estimate):
-    """The mean over trained runs. With fewer than `FEWEST_RUNS` of them, `low` and `high` are their range.
+    """The mean over trained runs. With fewer than `FEWEST_RUNS` of them, `low` and `high` are their range."""
 
-    Attributes:
-        by_run: The mean of each run, in the order of the runs.
-        kind: What `low` and `high` are, for reports.
-    """
-
-    by_run: tuple[float, ...]
-    kind: str
+    by_run: tuple[float, ...]  # the mean of each run, in the order of the runs
+    kind: str  # what `low` and `high` are, for reports
 
 
 Verdict = Literal["better", "worse", "not shown"]
@@ -288,19 +283,13 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Expected calibration error, its bins, and its value by chance.
+    """Expected calibration error, its bins, and its value by chance."""
 
-    Attributes:
-        ece: Sum over bins of (share of examples in the bin) times |confidence - accuracy|; 0 to 1/2.
-        by_chance: The 95th percentile of the ECE of a perfectly calibrated model with as many prompts.
-        modesty: Mean of accuracy minus confidence: positive if the model is underconfident, negative if overconfident.
-        bins: From least to most confident.
-    """
-
-    ece: float
-    by_chance: float
+    ece: float  # sum over bins of (share of examples in the bin) times |confidence - accuracy|; 0 to 1/2
+    by_chance: float  # the 95th percentile of the ECE of a perfectly calibrated model with as many prompts
+    # mean of accuracy minus confidence: positive if the model is underconfident, negative if overconfident
     modesty: Estimate
-    bins: tuple[ReliabilityBin, ...]
+    bins: tuple[ReliabilityBin, ...]  # from least to most confident
 
 
 def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, draws: int = 1000) -> Calibration:

@@ -33,31 +33,20 @@ Progress = Callable[[str, int, int], None]  # "comparisons" or "critiques", how 
 
 @dataclass(frozen=True)
 class CollectionCounts:
-    """Counts of responses and questions.
+    """Counts of responses and questions."""
 
-    Attributes:
-        prompts: Distinct prompts.
-        responses: All responses to them.
-        equal_responses: Responses that repeat another one to the same prompt (leading and trailing whitespace aside).
-        empty_responses: Responses without text.
-        prompts_without_pair: Prompts without two different responses.
-        pairs: Pairs asked about. Each became a comparison, a tie or an abstention.
-        abstentions: Pairs without a verdict, by cause.
-        critiques: Compared responses with a critique.
-        missing_critiques: Compared responses for which the overseer wrote nothing.
-    """
-
-    prompts: int = 0
-    responses: int = 0
+    prompts: int = 0  # distinct prompts
+    responses: int = 0  # all responses to them
+    # responses that repeat another one to the same prompt (leading and trailing whitespace aside)
     equal_responses: int = 0
-    empty_responses: int = 0
-    prompts_without_pair: int = 0
-    pairs: int = 0
+    empty_responses: int = 0  # responses without text
+    prompts_without_pair: int = 0  # prompts without two different responses
+    pairs: int = 0  # Pairs asked about. Each became a comparison, a tie or an abstention.
     comparisons: int = 0
     ties: int = 0
-    abstentions: Mapping[str, int] = field(default_factory=dict)
-    critiques: int = 0
-    missing_critiques: int = 0
+    abstentions: Mapping[str, int] = field(default_factory=dict)  # pairs without a verdict, by cause
+    critiques: int = 0  # compared responses with a critique
+    missing_critiques: int = 0  # compared responses for which the overseer wrote nothing
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"abstentions": dict(self.abstentions)}

@@ -25,18 +25,12 @@ CONTRADICTION = "contradicts itself"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An overseer's judgment of several responses to one prompt.
+    """An overseer's judgment of several responses to one prompt."""
 
-    Attributes:
-        preferred: Index of the best response; None for a tie or an abstention.
-        strength: How much better it is, at least 0, in the overseer's own units; None if not graded.
-        reason: Why, in words; may be empty.
-        abstained: Why there is no verdict, such as "refused" or `NO_ANSWER`; "" for a verdict. A tie is a verdict.
-    """
-
-    preferred: int | None
-    strength: float | None = None
-    reason: str = ""
+    preferred: int | None  # index of the best response; None for a tie or an abstention
+    strength: float | None = None  # how much better it is, at least 0, in the overseer's own units; None if not graded
+    reason: str = ""  # why, in words; may be empty
+    # Why there is no verdict, such as "refused" or `NO_ANSWER`; "" for a verdict. A tie is a verdict.
     abstained: str = ""
 
 
@@ -85,28 +79,19 @@ class SimulatedOverseer:
 
     Noise is a function of `seed`, the prompt and the responses. A repeated question gets the same answer in any order,
     so feedback can be gathered in parallel and resumed.
-
-    Attributes:
-        gold: Finite reward of a response to a prompt; higher is better.
-        limit: What `view` hides, in words for reports.
-        view: The part of the prompt and response that this overseer sees and `gold` is evaluated on.
-        temperature: Noise in units of the gold reward. The best of k is drawn with probability
-            softmax(gold / temperature), which for two is Bradley-Terry (1952); 0 always takes the best.
-        epsilon: Probability of a slip: taking one of the others, uniformly.
-        indifference: If the best response leads by no more than this, the verdict is a tie, without noise.
-        critic: Writes critiques of what is seen; without one, the overseer can only compare.
-        seed: Tells apart simulated people with equal settings.
     """
 
-    gold: GoldReward
+    gold: GoldReward  # finite reward of a response to a prompt; higher is better
     name: str = "simulated"
-    limit: str = "none: sees everything"
-    view: View = see_all
+    limit: str = "none: sees everything"  # what `view` hides, in words for reports
+    view: View = see_all  # the part of the prompt and response that this overseer sees and `gold` is evaluated on
+    # Noise in units of the gold reward. The best of k is drawn with probability softmax(gold / temperature), which for
+    # two is Bradley-Terry (1952); 0 always takes the best.
     temperature: float = 0.0
-    epsilon: float = 0.0
-    indifference: float = 0.0
-    critic: Critic | None = None
-    seed: int = 0
+    epsilon: float = 0.0  # probability of a slip: taking one of the others, uniformly
+    indifference: float = 0.0  # if the best response leads by no more than this, the verdict is a tie, without noise
+    critic: Critic | None = None  # writes critiques of what is seen; without one, the overseer can only compare
+    seed: int = 0  # tells apart simulated people with equal settings
 
     def __post_init__(self) -> None:
         for name, low, high in (("temperature", 0.0, math.inf), ("epsilon", 0.0, 1.0), ("indifference", 0.0, math.inf)):

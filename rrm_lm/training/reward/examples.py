@@ -28,23 +28,14 @@ class LinePair:
 
 @dataclass(frozen=True, slots=True)
 class RewardExample:
-    """One or more pieces of feedback on one prompt: the lines and their labels.
+    """One or more pieces of feedback on one prompt: the lines and their labels."""
 
-    Attributes:
-        rows: One row if prefixes are shared, else one per line.
-        lines: The lines, in the rows' order.
-        pairs: Preferences between lines.
-        ratings: (line, rating in [0, 1]).
-        origin: File and row, for error messages.
-        prompt_id: Identifies prompts that count as the same (see :func:`rrm_lm.feedback.records.prompt_id`).
-    """
-
-    rows: tuple[Row, ...]
-    lines: tuple[Line, ...]
-    pairs: tuple[LinePair, ...] = ()
-    ratings: tuple[tuple[int, float], ...] = ()
-    origin: str = ""
-    prompt_id: str = ""
+    rows: tuple[Row, ...]  # one row if prefixes are shared, else one per line
+    lines: tuple[Line, ...]  # the lines, in the rows' order
+    pairs: tuple[LinePair, ...] = ()  # preferences between lines
+    ratings: tuple[tuple[int, float], ...] = ()  # (line, rating in [0, 1])
+    origin: str = ""  # file and row, for error messages
+    prompt_id: str = ""  # identifies prompts that count as the same (see :func:`rrm_lm.feedback.records.prompt_id`)
 
     def __contains__(self, column: object) -> bool:
         return bool(self.pairs) and column in COLUMNS

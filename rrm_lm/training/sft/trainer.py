@@ -38,17 +38,11 @@ _LOGIT_CHUNK = 1024  # tokens whose logits are held at once
 
 @dataclass(frozen=True, slots=True)
 class Imitation:
-    """One training response, as tokens.
+    """One training response, as tokens."""
 
-    Attributes:
-        line: Prompt and response. The loss starts at ``line.response_start``.
-        origin: File and row, for error messages.
-        prompt_id: Identifies prompts that count as the same (see :func:`rrm_lm.feedback.records.prompt_id`).
-    """
-
-    line: Line
-    origin: str
-    prompt_id: str
+    line: Line  # Prompt and response. The loss starts at `line.response_start`.
+    origin: str  # file and row, for error messages
+    prompt_id: str  # identifies prompts that count as the same (see :func:`rrm_lm.feedback.records.prompt_id`)
 
     @property
     def learned(self) -> int:
@@ -205,13 +199,9 @@ class SFTTrainer(ResumableTrainer, TRLTrainer):
 
 @dataclass
 class _Collator(DataCollatorForLanguageModeling):
-    """TRL's collator. It also adds the origins, and makes a dummy batch if a process has no examples.
+    """TRL's collator. It also adds the origins, and makes a dummy batch if a process has no examples."""
 
-    Attributes:
-        dummy: The example of a dummy batch, without loss on any token.
-    """
-
-    dummy: dict[str, Any] | None = None
+    dummy: dict[str, Any] | None = None  # the example of a dummy batch, without loss on any token
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         origins = [example["origin"] for example in examples]

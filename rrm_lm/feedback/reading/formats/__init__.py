@@ -27,15 +27,12 @@ COLUMNS = frozenset((*" ".join(known.reads for known in FORMATS).split(), *ALWAY
 
 @dataclass
 class Recognized:
-    """A file's rows under our names, its format, and properties of the file.
-
-    Attributes:
-        columns, unread, remarks: See `FileCounts`.
-    """
+    """A file's rows under our names, its format, and properties of the file."""
 
     rows: list[dict[str, Any]]
     format: Format
     table: Table
+    # see `FileCounts`
     columns: dict[str, str] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)

@@ -32,23 +32,16 @@ FALSE = frozenset(["false", "no", "n", "f", "off", "0", "0.0", "nein", "non"])
 
 @dataclass
 class Table:
-    """Properties of a whole file.
+    """Properties of a whole file."""
 
-    Attributes:
-        columns: All columns; a row may lack some.
-        scales: The range of each column of ratings that are not in [0, 1].
-        repeats_prompt: Whether responses usually begin with the prompt's text.
-        is_rendered: Whether texts usually contain a chat template's turn marks.
-        documents: Columns with the name of a source or subset that hold long texts, and so name neither.
-        reader: Data that a format found in the file for reading its rows.
-    """
-
-    columns: Collection[str] = ()
+    columns: Collection[str] = ()  # all columns; a row may lack some
+    # the range of each column of ratings that are not in [0, 1]
     scales: dict[str, tuple[float, float]] = field(default_factory=dict)
-    repeats_prompt: bool = False
-    is_rendered: bool = False
+    repeats_prompt: bool = False  # whether responses usually begin with the prompt's text
+    is_rendered: bool = False  # whether texts usually contain a chat template's turn marks
+    # columns with the name of a source or subset that hold long texts, and so name neither
     documents: Collection[str] = ()
-    reader: Any = None
+    reader: Any = None  # data that a format found in the file for reading its rows
 
 
 class Row:

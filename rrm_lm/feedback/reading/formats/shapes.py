@@ -50,24 +50,17 @@ class FileColumns(Columns):
 
 @dataclass(frozen=True)
 class Format:
-    """One shape of rows.
+    """One shape of rows."""
 
-    Attributes:
-        name, shape: Its name, and its columns as text for messages.
-        needs: Columns that a file must have, separated by spaces: `a|b` means either, `!a` means no such column,
-            `a:texts` means a column of that kind, `@verdicts` is a property of `FileColumns`, and `or` separates
-            alternatives.
-        read: Reads the records of a row.
-        reads: The columns it reads in addition to `ALWAYS`.
-        source: The source of the records if rows do not name it; "" for the name of the file or set.
-    """
-
+    # name, shape: its name, and its columns as text for messages
     name: str
     shape: str
+    # columns that a file must have, separated by spaces: `a|b` means either, `!a` means no such column, `a:texts` means
+    # a column of that kind, `@verdicts` is a property of `FileColumns`, and `or` separates alternatives
     needs: str
-    read: Callable[[Row], Iterator[Record]]
-    reads: str = ""
-    source: str = ""
+    read: Callable[[Row], Iterator[Record]]  # reads the records of a row
+    reads: str = ""  # the columns it reads in addition to `ALWAYS`
+    source: str = ""  # the source of the records if rows do not name it; "" for the name of the file or set
 
 
 ALWAYS = ("prompt", "system", "tools", "source", *SUBSETS)

@@ -31,20 +31,14 @@ BOTH_BAD = frozenset(["tiebothbad", "bothbad", "neither", "bothworse", "allbad"]
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The columns of two responses and of the verdict on them.
+    """The columns of two responses and of the verdict on them."""
 
-    Attributes:
-        responses: The columns of the first and the second response.
-        verdict: The column that names the better one; "" if `marks` do.
-        marks: Columns of the first and the second response that hold 1 for the better one, or scores.
-        ties: Columns that are 1 for a tie.
-        words: The normalized values of the verdict column that mean the first and the second response.
-    """
-
-    responses: tuple[str, str]
-    verdict: str = ""
+    responses: tuple[str, str]  # the columns of the first and the second response
+    verdict: str = ""  # the column that names the better one; "" if `marks` do
+    # columns of the first and the second response that hold 1 for the better one, or scores
     marks: tuple[str, str] | tuple[()] = ()
-    ties: tuple[str, ...] = ()
+    ties: tuple[str, ...] = ()  # columns that are 1 for a tie
+    # the normalized values of the verdict column that mean the first and the second response
     words: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
 
     @property
