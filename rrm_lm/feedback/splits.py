@@ -33,10 +33,7 @@ def split_by_prompt(feedback: Feedback, fraction: float, seed: int = 0) -> tuple
 
     Holds out `fraction` of the prompts, at least one, in proportion to sources and subsets. The choice depends only on
     the seed and the prompts, not on the order or number of rows. Goal examples without a prompt stay in training.
-
-    Raises:
-        ConfigError: `fraction` is not between 0 and 1.
-        DataError: Fewer than two prompts.
+    Raises ConfigError: `fraction` is not between 0 and 1; DataError: fewer than two prompts.
     """
     if not 0.0 < fraction < 1.0:
         raise ConfigError(f"the held-out fraction is {fraction}", expected="a number between 0 and 1")
@@ -216,10 +213,8 @@ def leakage(train: Feedback, heldout: Feedback, threshold: float = 0.8) -> Leaka
     checked exactly: there are no false positives, and a few pairs close to the threshold may be missed.
 
     Texts of fewer than ten words are too short for the near-duplicate check ("What is the capital of France/Spain?")
-    and, as responses, for the exact check ("I don't know."). Equal short prompts are reported.
-
-    Raises:
-        ConfigError: `threshold` is not in (0, 1].
+    and, as responses, for the exact check ("I don't know."). Equal short prompts are reported. Raises ConfigError if
+    `threshold` is not in (0, 1].
     """
     if not 0.0 < threshold <= 1.0:
         raise ConfigError(f"the leakage threshold is {threshold}", expected="a number above 0 and at most 1")

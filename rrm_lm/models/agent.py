@@ -120,10 +120,8 @@ class AgentModel(Root):
         return cls(backbone, policy=policy, value=value, value_model=value_model, reference=frozen)
 
     def add_reward(self, reward: RewardModel) -> None:
-        """Use a reward model on the same backbone, frozen, as this agent's reward.
-
-        Raises:
-            ModelError: The reward model is on another backbone.
+        """Use a reward model on the same backbone, frozen, as this agent's reward. Raises ModelError if the reward
+        model is on another backbone.
         """
         if reward.backbone is not self.backbone:
             raise ModelError(
@@ -162,11 +160,7 @@ class AgentModel(Root):
 
     @property
     def reward(self) -> RewardModel:
-        """The reward model on the agent's own backbone.
-
-        Raises:
-            ModelError: The agent has no reward model.
-        """
+        """The reward model on the agent's own backbone. Raises ModelError if the agent has no reward model."""
         if not self._reward:
             raise ModelError("The agent has no reward", remedy="add one with add_reward")
         return self._reward[0]

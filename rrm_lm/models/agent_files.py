@@ -52,10 +52,8 @@ def save_agent(
 
 
 def load_agent(agent: AgentModel, folder: Path) -> None:
-    """Load what :func:`save_agent` wrote into an agent that was created with the same settings.
-
-    Raises:
-        CheckpointError: Weights are missing or broken, or belong to another backbone, rank or value function.
+    """Load what :func:`save_agent` wrote into an agent that was created with the same settings. Raises CheckpointError
+    if weights are missing or broken, or belong to another backbone, rank or value function.
     """
     reshard(agent)
     if agent.policy_adapter is not None:
@@ -66,10 +64,8 @@ def load_agent(agent: AgentModel, folder: Path) -> None:
 
 
 def load_values(agent: AgentModel, folder: Path) -> None:
-    """Load the value function in a folder into the agent.
-
-    Raises:
-        CheckpointError: The value function is missing or broken, or has another kind or size.
+    """Load the value function in a folder into the agent. Raises CheckpointError if the value function is missing or
+    broken, or has another kind or size.
     """
     restore(trained_values(agent), load_tensors(folder / VALUE_FILE), folder / VALUE_FILE)
 
@@ -94,11 +90,7 @@ def snapshot(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restore(parameters: dict[str, nn.Parameter], state: dict[str, Tensor], where: Path | None = None) -> None:
-    """Restore parameters from a copy.
-
-    Raises:
-        CheckpointError: The copy is of other parameters.
-    """
+    """Restore parameters from a copy. Raises CheckpointError if the copy is of other parameters."""
     missing, foreign = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
     shapes = [name for name in parameters.keys() & state.keys() if parameters[name].shape != state[name].shape]
     what = ""

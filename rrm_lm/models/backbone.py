@@ -115,10 +115,8 @@ class Backbone(nn.Module):
             parameter.requires_grad_(trainable)
 
     def using(self, adapter: str | None) -> AbstractContextManager[None]:
-        """Activate one adapter (``None``: none) inside a ``with`` block.
-
-        Raises:
-            ModelError: There is no adapter of this name.
+        """Activate one adapter (``None``: none) inside a ``with`` block. Raises ModelError if there is no adapter of
+        this name.
         """
         if adapter is None:
             return _chosen([(layer, layer._active_adapter, True) for layer in self._layers])
@@ -306,9 +304,7 @@ def _difference(backbone: Backbone, mine: Tensor, theirs: Tensor) -> float:
 
 def check_logits(backbone: Backbone) -> None:
     """Refuse a family whose logits are not its head applied to its hidden states: critiques could not be trained.
-
-    Raises:
-        ModelError: The logits differ.
+    Raises ModelError if the logits differ.
     """
     ids = torch.arange(1, 6, device=backbone.device)[None]
     batch = collate([share([tuple(ids[0].tolist())])], backbone.pad_id).to(backbone.device)

@@ -46,10 +46,8 @@ class Ensemble:
     """How members are combined into one reward.
 
     ``min`` and ``mean_minus_std`` are the worst-case and (with the standard deviation in place of the variance) the
-    uncertainty-weighted reward of Coste et al. 2023 (arXiv 2310.02743).
-
-    Raises:
-        ConfigError: No members, or an unknown combination.
+    uncertainty-weighted reward of Coste et al. 2023 (arXiv 2310.02743). Raises ConfigError for no members or an unknown
+    combination.
     """
 
     heads: int = 1  # number of members

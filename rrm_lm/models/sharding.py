@@ -211,11 +211,8 @@ def refuse_zero3(plugin: Any) -> None:
 
 
 def shards_models(accelerator: Any) -> bool:
-    """Whether this launch shards models.
-
-    Raises:
-        ConfigError: The launch shards with FSDP 1 or ZeRO-3, uses DeepSpeed on the CPU, or shards on the CPU of a
-            machine with a GPU.
+    """Whether this launch shards models. Raises ConfigError if the launch shards with FSDP 1 or ZeRO-3, uses DeepSpeed
+    on the CPU, or shards on the CPU of a machine with a GPU.
     """
     deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
     refuse_zero3(deepspeed)
@@ -250,10 +247,7 @@ def configure_fsdp(accelerator: Any, root: nn.Module) -> None:
 
     Each layer becomes an FSDP unit. Parameters keep their precision: a frozen bfloat16 model stays bfloat16, adapters
     and heads stay float32. Activations are recomputed by this package's checkpointing, which restores the adapter that
-    was active.
-
-    Raises:
-        ConfigError: See :func:`shards_models`.
+    was active. Raises ConfigError (see :func:`shards_models`).
     """
     if not shards_models(accelerator):
         return

@@ -118,10 +118,8 @@ def check_processes(checkpoint: Path, shape: Mapping[str, int], allowed: bool) -
 
 
 def check_space(output_dir: Path, model: Any, args: Any, merge: bool) -> None:
-    """Compare the free space on the disk with an estimate of what training will write.
-
-    Raises:
-        CheckpointError: There is no space for one checkpoint, or for the final model; for less than all, a warning.
+    """Compare the free space on the disk with an estimate of what training will write. Raises CheckpointError if there
+    is no space for one checkpoint, or for the final model; for less than all, a warning.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, saves = str(args.optim.value), str(args.save_strategy.value) != "no"

@@ -33,10 +33,6 @@ class StopCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Exit the training loop after a requested stop.
-
-        Raises:
-            Interrupted: A process received a signal.
-        """
+        """Exit the training loop after a requested stop. Raises Interrupted if a process received a signal."""
         if self._signum:
             raise Interrupted(self._signum, f"{args.output_dir}/checkpoint-{state.global_step}")

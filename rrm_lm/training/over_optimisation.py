@@ -210,10 +210,8 @@ def _prompts(one: Measurement) -> set[tuple[int, str]]:
 
 
 def read_measurements(file: str | Path) -> list[Measurement]:
-    """Read the measurements in a file that the callback wrote, by step.
-
-    Raises:
-        CheckpointError: The file cannot be read, or the callback did not write it.
+    """Read the measurements in a file that the callback wrote, by step. Raises CheckpointError if the file cannot be
+    read, or the callback did not write it.
     """
     measurements = []
     try:

@@ -261,11 +261,9 @@ class RewardSum:
     def __call__(
         self, prompts: Sequence[Prompt], responses: Sequence[str], lines: Sequence[Line]
     ) -> dict[str, list[float]]:
-        """Compute the rewards of responses, by name of the source; NaN where a function returned None.
-
-        Raises:
-            TrainingError: A source raised, or did not return one finite number or None per response, or all returned
-                None for one. The message quotes the text.
+        """Compute the rewards of responses, by name of the source; NaN where a function returned None. Raises
+        TrainingError if a source raised, or did not return one finite number or None per response, or all returned None
+        for one. The message quotes the text.
         """
         found = {}
         for source in self.sources:
@@ -300,10 +298,8 @@ class RewardSum:
 
 
 def load_function(spec: str) -> Callable[..., Any]:
-    """Load the function ``module:function`` or ``path/to/file.py:function``.
-
-    Raises:
-        ConfigError: The function cannot be found or loaded, or is not a function.
+    """Load the function ``module:function`` or ``path/to/file.py:function``. Raises ConfigError if the function cannot
+    be found or loaded, or is not a function.
     """
     place, _, name = spec.rpartition(":")
     if not place or not name:

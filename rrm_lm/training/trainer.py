@@ -91,19 +91,15 @@ class ResumableTrainer(_Trainer):
     # -- resuming -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`, resuming only from a verified checkpoint.
-
-        Raises:
-            CheckpointError: See :meth:`checkpoint_to_resume`.
+        """`Trainer.train`, resuming only from a verified checkpoint. Raises CheckpointError (see
+        :meth:`checkpoint_to_resume`).
         """
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def checkpoint_to_resume(self, resume_from_checkpoint: str | bool | None) -> Path | None:
-        """The checkpoint to resume from, if requested.
-
-        Raises:
-            CheckpointError: No checkpoint is intact, the named one is broken, or another number of processes wrote it.
+        """The checkpoint to resume from, if requested. Raises CheckpointError if no checkpoint is intact, the named one
+        is broken, or another number of processes wrote it.
         """
         checkpoint = checkpoint_to_resume(str(self.args.output_dir), resume_from_checkpoint)
         if checkpoint is not None:
@@ -184,10 +180,8 @@ class ResumableTrainer(_Trainer):
 
     @contextmanager
     def _shared_staging(self, staging: Path) -> Iterator[Path]:
-        """Yield an empty folder for all processes to write into; delete it at the end.
-
-        Raises:
-            CheckpointError: The disk is full.
+        """Yield an empty folder for all processes to write into; delete it at the end. Raises CheckpointError if the
+        disk is full.
         """
         with report_full_disk(staging.parent):
             try:

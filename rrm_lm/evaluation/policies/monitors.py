@@ -124,10 +124,8 @@ class OverOptimisation:
 
 
 def track_of(measurements: Sequence[Measurement]) -> Track:
-    """Make the track of a policy in training.
-
-    Raises:
-        ValueError: There is no measurement, or they have different prompts.
+    """Make the track of a policy in training. Raises ValueError if there is no measurement, or they have different
+    prompts.
     """
     if not measurements:
         raise ValueError("there is no measurement")

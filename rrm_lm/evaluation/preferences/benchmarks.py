@@ -78,10 +78,8 @@ class BestOfItem:
 
 
 def best_of_n(choices: Sequence[BestOfItem]) -> Estimate:
-    """How often the best response has the highest reward. An m-way tie counts 1/m. Chance is 1/n.
-
-    Raises:
-        ValueError: if there are no items.
+    """How often the best response has the highest reward. An m-way tie counts 1/m. Chance is 1/n. Raises ValueError if
+    there are no items.
     """
     values = [
         1 / (1 + choice.others.count(choice.best)) if choice.best >= max(choice.others) else 0.0 for choice in choices

@@ -65,10 +65,8 @@ def score_shard(
 ) -> list[tuple[int, list[float]]]:
     """Score one process's share of the prompts: (index of the prompt, rewards of its responses) for each.
 
-    The longest prompts come first, so lengths in a portion are similar and an out-of-memory error occurs early.
-
-    Raises:
-        ModelError: The scorer does not return one reward per response.
+    The longest prompts come first, so lengths in a portion are similar and an out-of-memory error occurs early. Raises
+    ModelError if the scorer does not return one reward per response.
     """
     prompts = list(groups)
     sizes = [sum(len(m.content) for m in prompt) + max(map(len, groups[prompt])) for prompt in prompts]

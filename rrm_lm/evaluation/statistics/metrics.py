@@ -140,10 +140,7 @@ def mean_estimate(values: ArrayLike, clusters: Clusters, *, bounds: tuple[float,
     """The mean of `(n,)` values and its t interval clustered by prompt, clipped to `bounds`, the values' range.
 
     With one prompt, the interval is `bounds`. Without variation between prompts, the half width is half the range times
-    Wilson's upper limit for zero events in `G` trials, `z^2 / (G + z^2)`.
-
-    Raises:
-        ValueError: if there are no values.
+    Wilson's upper limit for zero events in `G` trials, `z^2 / (G + z^2)`. Raises ValueError if there are no values.
     """
     x = np.asarray(values, dtype=float)
     if x.size == 0:

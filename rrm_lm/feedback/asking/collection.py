@@ -197,10 +197,8 @@ def responses_asked_about(
     comparisons_per_prompt: int = 1,
     seed: int = 0,
 ) -> list[Subject]:
-    """The responses that `collect` would show to an overseer if called with the same arguments, each once.
-
-    Raises:
-        ConfigError, DataError: As `collect`.
+    """The responses that `collect` would show to an overseer if called with the same arguments, each once. Raises
+    ConfigError, DataError as `collect` does.
     """
     pairs, _ = _pairs(prompts, responses_per_prompt, comparisons_per_prompt, seed, "an overseer")
     return list(dict.fromkeys((pair.prompt, text) for pair in pairs for text in pair.responses))

@@ -32,10 +32,8 @@ class Journal:
         self._stream: IO[bytes] | None = None
 
     def __enter__(self) -> Journal:
-        """Read the existing answers and open the file for appending.
-
-        Raises:
-            CheckpointError: The file is broken, holds answers from another source, or cannot be written.
+        """Read the existing answers and open the file for appending. Raises CheckpointError if the file is broken,
+        holds answers from another source, or cannot be written.
         """
         if self.path is None:
             return self
@@ -64,10 +62,8 @@ class Journal:
             self._stream.close()
 
     def add(self, entry: Entry) -> None:
-        """Append one answer and flush it: only a crash of the whole machine can lose it.
-
-        Raises:
-            CheckpointError: The disk is full or cannot be written.
+        """Append one answer and flush it: only a crash of the whole machine can lose it. Raises CheckpointError if the
+        disk is full or cannot be written.
         """
         self._write(entry)
         self.entries.append(entry)

@@ -110,11 +110,8 @@ class ServedJudge:
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
         """Prefer the response that beats all others. Each pair is asked in both orders and must get the same verdict.
 
-        If no response beats all others, the verdict is an abstention if any pair was one, else a tie.
-
-        Raises:
-            ConfigError: Fewer than two responses.
-            ModelError: As `judge`.
+        If no response beats all others, the verdict is an abstention if any pair was one, else a tie. Raises
+        ConfigError: fewer than two responses; ModelError: as `judge`.
         """
         if len(responses) < 2:
             raise ConfigError(f"{len(responses)} response given to compare", expected="at least two responses")
@@ -134,11 +131,7 @@ class ServedJudge:
         return Verdict(None, reason=reason, abstained=abstained)
 
     def critique(self, prompt: Prompt, response: str) -> str:
-        """One to three sentences about a response; "" if the model wrote none.
-
-        Raises:
-            ModelError: As `judge`.
-        """
+        """One to three sentences about a response; "" if the model wrote none. Raises ModelError as `judge` does."""
         answer, cause, cut_off = self._ask(fill(CRITIQUE_QUESTION, prompt, response))
         critique = ""
         if not cause:
@@ -149,11 +142,8 @@ class ServedJudge:
 
     def judge(self, questions: Sequence[tuple[Prompt, str, str]]) -> list[float | None]:
         """For each prompt with two responses, asked in this order only: 1 if the first is better, 0 if the second is,
-        1/2 for a tie, None for an abstention.
-
-        Raises:
-            ModelError: The server cannot be reached, does not know the model, rejects the key, or left `patience`
-                questions in a row unanswered.
+        1/2 for a tie, None for an abstention. Raises ModelError if the server cannot be reached, does not know the
+        model, rejects the key, or left `patience` questions in a row unanswered.
         """
         verdicts = ask_all(lambda question: self._verdict(*question), questions, at_once=self.at_once)
         for verdict in verdicts:
@@ -215,10 +205,8 @@ class ServedJudge:
         return content or "", "" if content or cut_off else EMPTY, cut_off
 
     def _cause(self, error: Any) -> str:
-        """The cause of an abstention for an HTTP status.
-
-        Raises:
-            ModelError: The status would be the same for every other question.
+        """The cause of an abstention for an HTTP status. Raises ModelError if the status would be the same for every
+        other question.
         """
         status, said = error.status_code, str(error).lower()
         if status in (401, 403):
@@ -238,10 +226,8 @@ class ServedJudge:
         return TOO_LONG if status == 413 or any(word in said for word in _TOO_LONG_WORDS) else TURNED_DOWN
 
     def _lost(self, cause: str, error: Any) -> str:
-        """Count an unanswered question and return the cause of its abstention.
-
-        Raises:
-            ModelError: `patience` questions in a row were unanswered.
+        """Count an unanswered question and return the cause of its abstention. Raises ModelError if `patience`
+        questions in a row were unanswered.
         """
         if cause in (REFUSED, TOO_LONG):
             return cause
@@ -279,10 +265,8 @@ def _import_openai() -> Any:
 
 
 def _checked_address(base_url: str) -> str:
-    """The address, checked.
-
-    Raises:
-        ConfigError: It is not an address, or contains a user name, a password or a query, which logs would show.
+    """The address, checked. Raises ConfigError if it is not an address, or contains a user name, a password or a query,
+    which logs would show.
     """
     try:
         parts = urlsplit(base_url)
@@ -319,10 +303,8 @@ def _strip_credentials(request: Any) -> None:
 
 
 def _key(variable: str | None, url: Any) -> str:
-    """The API key, or "".
-
-    Raises:
-        ConfigError: The named variable is not set or holds characters that no key has. The key is not shown.
+    """The API key, or "". Raises ConfigError if the named variable is not set or holds characters that no key has. The
+    key is not shown.
     """
     name = _OPENAI_KEY if variable is None else variable
     key = os.environ.get(name, "").strip()

@@ -100,10 +100,8 @@ class SimulatedOverseer:
                 raise ConfigError(f"{name} of a simulated overseer is {value}", expected=f"from {low} to {high}")
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
-        """Prefer one response, with noise. Not graded: a strength would leak the gold reward into training.
-
-        Raises:
-            ConfigError: Fewer than two responses, or a gold reward that is not a finite number.
+        """Prefer one response, with noise. Not graded: a strength would leak the gold reward into training. Raises
+        ConfigError for fewer than two responses, or a gold reward that is not a finite number.
         """
         if len(responses) < 2:
             raise ConfigError(f"{len(responses)} response given to compare", expected="at least two responses")
@@ -124,11 +122,7 @@ class SimulatedOverseer:
         return Verdict(best)
 
     def critique(self, prompt: Prompt, response: str) -> str:
-        """Critique what this overseer sees of the response.
-
-        Raises:
-            ConfigError: The overseer has no critic.
-        """
+        """Critique what this overseer sees of the response. Raises ConfigError if the overseer has no critic."""
         if self.critic is None:
             raise ConfigError(
                 f"the overseer {self.name!r} has no critic, so it cannot write critiques",

@@ -48,10 +48,8 @@ _BATCH = 512  # rows of a Parquet file that are decoded at once
 
 def read_rows(path: Path, limits: ReadLimits | None = None) -> NumberedRows:
     """Yield (row number, columns) of a local file. The first bytes give compression and encoding, the name the format.
-
-    Raises:
-        DataError: No such file, an unknown extension, a broken, truncated or wrongly encoded file, or a file above the
-            limits (None: the defaults).
+    Raises DataError: no such file, an unknown extension, a broken, truncated or wrongly encoded file, or a file above
+    the limits (None: the defaults).
     """
     limits = limits or ReadLimits()
     reader = READERS.get(data_suffix(path))
@@ -108,10 +106,8 @@ class _Source:
                 raise DataError(f"the file is {what}", where=self.file, expected="a data file", remedy=remedy)
 
     def as_utf8(self) -> _Source:
-        """This source, or its text as UTF-8 if the file has another byte order mark.
-
-        Raises:
-            DataError: The text does not match its mark, or the file is damaged or too large.
+        """This source, or its text as UTF-8 if the file has another byte order mark. Raises DataError if the text does
+        not match its mark, or the file is damaged or too large.
         """
         first = self.first()
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if first.startswith(mark)), None)
@@ -128,11 +124,7 @@ class _Source:
         return _Source(io.BytesIO(text.encode("utf-8", "surrogatepass")), self.file, self.limits)
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Each line and its number.
-
-        Raises:
-            DataError: The file is damaged or too large, or a line is too long.
-        """
+        """Each line and its number. Raises DataError if the file is damaged or too large, or a line is too long."""
         number, size, longest = 1, 0, self.limits.row_bytes()
         try:
             while line := self.stream.readline(longest + 1):
@@ -148,11 +140,7 @@ class _Source:
             raise _broken_gzip(error, f"{self.file}, row {number}") from None
 
     def whole(self) -> bytearray:
-        """All bytes.
-
-        Raises:
-            DataError: The file is damaged or too large.
-        """
+        """All bytes. Raises DataError if the file is damaged or too large."""
         data = bytearray()
         try:
             while chunk := self.stream.read(_CHUNK):

@@ -125,11 +125,7 @@ def _files_of(path: Path, split: str) -> list[Path]:
 
 
 def _choose(names: Sequence[str], split: str, where: str) -> list[str]:
-    """The names that belong to a split.
-
-    Raises:
-        DataError: None of them belongs to the split, or several do.
-    """
+    """The names that belong to a split. Raises DataError if none of them belongs to the split, or several do."""
     lower = split.lower()
     wanted = SPLIT_NAMES.get(lower, lower)
     exact = [name for name in names if name.lower() == lower]

@@ -234,10 +234,8 @@ def _unknown(table: FileColumns, file: str) -> DataError:
 def rename(rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str], file: str) -> list[dict[str, Any]]:
     """Rows with renamed columns; `mapping` maps their names to ours, or to `IGNORE`.
 
-    Other columns keep their names. A column whose name is the target of another one is dropped.
-
-    Raises:
-        DataError: A column that no row has, an unknown target, or two columns with the same target.
+    Other columns keep their names. A column whose name is the target of another one is dropped. Raises DataError: a
+    column that no row has, an unknown target, or two columns with the same target.
     """
     present = list(dict.fromkeys(name for row in rows for name in row))
     for theirs, ours in mapping.items():

@@ -164,11 +164,7 @@ def prepare_cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def find_aliases(columns: Columns, used: Collection[str], file: str) -> dict[str, str]:
-    """Maps their column names to ours.
-
-    Raises:
-        DataError: Two non-empty columns could be the same one of ours.
-    """
+    """Maps their column names to ours. Raises DataError if two non-empty columns could be the same one of ours."""
     found: dict[str, str] = {}
     for ours, names in ALIASES.items():
         if columns.kinds.get(ours, "nothing") != "nothing":

@@ -80,10 +80,8 @@ class Row:
         return "" if is_nothing(value) or isinstance(value, list | dict) else str(value).strip()
 
     def text(self, *names: str) -> str:
-        """The text of the first non-empty column of these, unchanged.
-
-        Raises:
-            DataError: The column is missing, null, empty or not text, or holds a message list that cannot be parsed.
+        """The text of the first non-empty column of these, unchanged. Raises DataError if the column is missing, null,
+        empty or not text, or holds a message list that cannot be parsed.
         """
         name = self.first(*names)
         value = self.require(name)

@@ -77,10 +77,8 @@ MEANINGS = (
 
 
 def name_unread(columns: Columns, read: Collection[str], chosen: Format, file: str) -> list[str]:
-    """Report each unread column and its likely meaning.
-
-    Raises:
-        DataError: Unread columns would change what is learned.
+    """Report each unread column and its likely meaning. Raises DataError if unread columns would change what is
+    learned.
     """
     unread: list[str] = []
     refused: list[tuple[str, str, str]] = []
