@@ -44,10 +44,8 @@ def hold_out(split: HeldOut, train: Feedback, heldout: Feedback | None) -> tuple
 
 
 def check_leaks(split: FeedbackSplit, train: Feedback, heldout: Feedback, where: str) -> LeakageReport | None:
-    """Report how far the held-out feedback overlaps the training set; None if nothing is held out.
-
-    Raises:
-        DataError: They overlap and `fail_on_leak` is set.
+    """Report how far the held-out feedback overlaps the training set; None if nothing is held out. Raises DataError if
+    they overlap and `fail_on_leak` is set.
     """
     if not len(heldout):
         return None

@@ -49,11 +49,7 @@ def judge(
 
 
 def with_comparisons(sets: dict[str, Feedback]) -> dict[str, Feedback]:
-    """Return the sets unchanged.
-
-    Raises:
-        DataError: A set has no comparisons.
-    """
+    """Return the sets unchanged. Raises DataError if a set has no comparisons."""
     empty = [name for name, feedback in sets.items() if not feedback.comparisons]
     if empty:
         raise DataError(

@@ -127,10 +127,8 @@ def trainer_settings(whose: str) -> Iterator[None]:
 
 
 def check_evaluation(config: Any, held_out: Any, what: str) -> None:
-    """Refuse evaluation during training if nothing is held out.
-
-    Raises:
-        ConfigError: ``eval_strategy`` is set without a held-out set.
+    """Refuse evaluation during training if nothing is held out. Raises ConfigError if ``eval_strategy`` is set without
+    a held-out set.
     """
     if not held_out and str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no":
         raise ConfigError(

@@ -91,11 +91,8 @@ class Policy:
         backbone, chat, adapter, _ = self.loaded
         context = getattr(backbone.config, "max_position_embeddings", None)
         if context is not None and max_new_tokens >= int(context):
-            raise ConfigError(
-                f"max_new_tokens is {max_new_tokens}, and the model has {context} positions",
-                where="max_new_tokens",
-                expected="fewer, so that a prompt fits",
-            )
+            what = f"max_new_tokens is {max_new_tokens}, and the model has {context} positions"
+            raise ConfigError(what, where="max_new_tokens", expected="fewer, so that a prompt fits")
         drawn = draw(
             backbone,
             adapter,

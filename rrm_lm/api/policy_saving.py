@@ -101,12 +101,9 @@ def check_saved_policy(
         after = _logits(fresh.backbone, fresh.adapter, line)
         if not torch.equal(before, after):
             gap = float((before - after).abs().max())
-            raise CheckpointError(
-                f"The saved policy gives different logits than the trained one (up to {gap:.3g} apart)",
-                where=str(folder),
-                expected="identical logits after a reload",
-                remedy="do not use this folder; please report the model and the library versions",
-            )
+            what = f"The saved policy gives different logits than the trained one (up to {gap:.3g} apart)"
+            remedy = "do not use this folder; please report the model and the library versions"
+            raise CheckpointError(what, where=str(folder), expected="identical logits after a reload", remedy=remedy)
     logger.info("saved to %s; reloaded, and its logits are identical", folder)
 
 

@@ -16,20 +16,14 @@ logger = logging.getLogger(__name__)
 
 
 def put_fresh_adapter(backbone: Backbone, args: ModelArguments, lora: LoraConfig | None = None) -> None:
-    """Add a new policy adapter to a backbone.
-
-    Raises:
-        ConfigError: The LoRA settings do not fit the model.
-    """
+    """Add a new policy adapter to a backbone. Raises ConfigError if the LoRA settings do not fit the model."""
     with lora_settings(backbone, lora or args.lora()) as settings:
         backbone.add_adapter(POLICY, settings)
 
 
 def check_family(backbone: Backbone) -> None:
-    """Refuse a model family whose probabilities would be computed wrong.
-
-    Raises:
-        ModelError: Its logits are not its head applied to its hidden states.
+    """Refuse a model family whose probabilities would be computed wrong. Raises ModelError if its logits are not its
+    head applied to its hidden states.
     """
     try:
         check_logits(backbone)

@@ -88,10 +88,8 @@ def set_labels(names: Sequence[str]) -> dict[str, str]:
 
 
 def to_prompt(value: Text, where: str = "the prompt") -> Prompt:
-    """A prompt from text (one user turn) or from messages with ``role`` and ``content``.
-
-    Raises:
-        DataError: The value is neither, has no user turn, or ends with the assistant's turn.
+    """A prompt from text (one user turn) or from messages with ``role`` and ``content``. Raises DataError if the value
+    is neither, has no user turn, or ends with the assistant's turn.
     """
     messages = (Message("user", value),) if isinstance(value, str) else tuple(_message(one, where) for one in value)
     check_prompt(messages, Origin(where, 1))

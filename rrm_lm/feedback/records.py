@@ -84,46 +84,30 @@ def check_prompt(prompt: Prompt, origin: Origin) -> None:
     """Raise a DataError unless a prompt has known roles, a user turn with text, and a user or tool turn at the end."""
     for place, message in enumerate(prompt):
         if message.role not in ROLES and (message.role != TOOLS or place > 0):
-            raise DataError(
-                f"unknown role {message.role!r} in the prompt",
-                where=str(origin),
-                expected="one of " + ", ".join(ROLES),
-                remedy="rename the role, for example human to user and gpt to assistant",
-            )
+            what = f"unknown role {message.role!r} in the prompt"
+            remedy = "rename the role, for example human to user and gpt to assistant"
+            raise DataError(what, where=str(origin), expected="one of " + ", ".join(ROLES), remedy=remedy)
     if not any(message.role == "user" and message.content.strip() for message in prompt):
-        raise DataError(
-            "the prompt has no user turn with text in it",
-            where=str(origin),
-            expected="at least one message with role user",
-            remedy="add the user's request to the prompt or remove the row",
-        )
+        what = "the prompt has no user turn with text in it"
+        remedy = "add the user's request to the prompt or remove the row"
+        raise DataError(what, where=str(origin), expected="at least one message with role user", remedy=remedy)
     if prompt[-1].role not in ("user", "tool"):
-        raise DataError(
-            f"the prompt ends with the turn of role {prompt[-1].role}, so there is nothing to respond to",
-            where=str(origin),
-            expected="a last turn by the user or a tool",
-            remedy="move the last assistant turn into the response or remove the row",
-        )
+        what = f"the prompt ends with the turn of role {prompt[-1].role}, so there is nothing to respond to"
+        remedy = "move the last assistant turn into the response or remove the row"
+        raise DataError(what, where=str(origin), expected="a last turn by the user or a tool", remedy=remedy)
 
 
 def _check_text(text: str, name: str, origin: Origin) -> None:
     if not text.strip():
-        raise DataError(
-            f"the {name} is empty",
-            where=str(origin),
-            expected=f"a {name} with text in it",
-            remedy="fill it in or remove the row",
-        )
+        remedy = "fill it in or remove the row"
+        raise DataError(f"the {name} is empty", where=str(origin), expected=f"a {name} with text in it", remedy=remedy)
 
 
 def _check_unit(value: float | None, name: str, origin: Origin) -> None:
     if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1.0):
-        raise DataError(
-            f"the {name} is {value}",
-            where=str(origin),
-            expected="a number from 0 (worst) to 1 (best)",
-            remedy="correct the value or rescale the column",
-        )
+        what = f"the {name} is {value}"
+        expected = "a number from 0 (worst) to 1 (best)"
+        raise DataError(what, where=str(origin), expected=expected, remedy="correct the value or rescale the column")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,19 +158,13 @@ class Comparison(_Feedback):
         for critique in self.chosen_critiques + self.rejected_critiques:
             _check_text(critique, "critique", self.origin)
         if self.chosen == self.rejected:
-            raise DataError(
-                "the chosen and the rejected response are the same text",
-                where=str(self.origin),
-                expected="two different responses",
-                remedy="remove the row: identical responses say nothing about what is wanted",
-            )
+            what = "the chosen and the rejected response are the same text"
+            remedy = "remove the row: identical responses say nothing about what is wanted"
+            raise DataError(what, where=str(self.origin), expected="two different responses", remedy=remedy)
         if self.margin is not None and not (math.isfinite(self.margin) and self.margin >= 0):
-            raise DataError(
-                f"the margin is {self.margin}",
-                where=str(self.origin),
-                expected="a finite number that is at least 0",
-                remedy="swap chosen and rejected if the rejected response was the better one",
-            )
+            what = f"the margin is {self.margin}"
+            remedy = "swap chosen and rejected if the rejected response was the better one"
+            raise DataError(what, where=str(self.origin), expected="a finite number that is at least 0", remedy=remedy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

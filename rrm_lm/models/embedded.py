@@ -221,12 +221,9 @@ def _check_wheel(wheel: Path, model: EmbeddedModel) -> None:
     if not wheel.is_file():
         raise ModelError("The wheel does not exist", where=str(wheel), remedy="check the path")
     if (found := storage.sha256(wheel)) != model.wheel_sha256:
-        raise ModelError(
-            f"The wheel has SHA-256 {found}, so it is not the file that this version expects",
-            where=wheel.name,
-            expected=model.wheel_sha256,
-            remedy="delete it and fetch again; if it happens twice, the package index or the network changes files",
-        )
+        what = f"The wheel has SHA-256 {found}, so it is not the file that this version expects"
+        remedy = "delete it and fetch again; if it happens twice, the package index or the network changes files"
+        raise ModelError(what, where=wheel.name, expected=model.wheel_sha256, remedy=remedy)
 
 
 def _extract(wheel: Path, model: EmbeddedModel, folder: Path) -> Path:

@@ -217,12 +217,9 @@ def shards_models(accelerator: Any) -> bool:
     deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
     refuse_zero3(deepspeed)
     if deepspeed is not None and accelerator.num_processes == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "DeepSpeed without a GPU does not connect the processes: each one runs alone",
-            where="the launch",
-            expected="processes that share the work",
-            remedy="launch with configs/accelerate/cpu2.yaml",
-        )
+        what = "DeepSpeed without a GPU does not connect the processes: each one runs alone"
+        remedy = "launch with configs/accelerate/cpu2.yaml"
+        raise ConfigError(what, where="the launch", expected="processes that share the work", remedy=remedy)
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None or accelerator.num_processes == 1:
         return False
@@ -234,11 +231,8 @@ def shards_models(accelerator: Any) -> bool:
             remedy="launch with --config_file configs/accelerate/fsdp2.yaml",
         )
     if accelerator.device.type != default_device().type:
-        raise ConfigError(
-            "The launch shards models on the CPU of a machine with a GPU, but FSDP2 would use the GPU",
-            where="use_cpu",
-            remedy='leave out --use_cpu, or hide the GPU: CUDA_VISIBLE_DEVICES=""',
-        )
+        what = "The launch shards models on the CPU of a machine with a GPU, but FSDP2 would use the GPU"
+        raise ConfigError(what, where="use_cpu", remedy='leave out --use_cpu, or hide the GPU: CUDA_VISIBLE_DEVICES=""')
     return accelerator.is_fsdp2
 
 

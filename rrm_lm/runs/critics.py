@@ -98,12 +98,9 @@ def _check_trained_on_critiques(name: str, file: Path | None) -> None:
     if not isinstance(settings, dict) or "critique_weight" not in settings or settings.get("critique_first"):
         return  # from another program, or a bare checkpoint, or a model that writes critiques before it scores
     if not (settings["critique_weight"] or settings.get("critique_weight_end")):
-        raise ModelError(
-            "The reward model was never trained to write critiques: its critique_weight was 0",
-            where=f"critic: {name}",
-            expected=_EXPECTED,
-            remedy="train it on feedback with critiques and --critique_weight 1 --critique_view all",
-        )
+        what = "The reward model was never trained to write critiques: its critique_weight was 0"
+        remedy = "train it on feedback with critiques and --critique_weight 1 --critique_view all"
+        raise ModelError(what, where=f"critic: {name}", expected=_EXPECTED, remedy=remedy)
     if settings.get("critique_view") == "reward":
         logger.warning(
             "%s was trained to write critiques from the reward token alone, but here it also sees the response; "

@@ -51,10 +51,8 @@ class Requester(Generic[RequestT]):
             text = next((message.content for message in reversed(text) if message.role == "user"), "")
         request = self.requests.get(_key(text))
         if request is None:
-            raise DataError(
-                f"This user did not ask {text[:80]!r}, and does not know a good answer to it",
-                remedy="add the request to the file that the user is read from",
-            )
+            what = f"This user did not ask {text[:80]!r}, and does not know a good answer to it"
+            raise DataError(what, remedy="add the request to the file that the user is read from")
         return request
 
 

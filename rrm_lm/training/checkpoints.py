@@ -65,11 +65,8 @@ def checkpoint_to_resume(output_dir: str | os.PathLike[str], resume_from_checkpo
             )
         return newest
     if problems := verify(asked):
-        raise CheckpointError(
-            f"Cannot resume from this checkpoint: {'; '.join(problems)}",
-            where=asked,
-            remedy="name another checkpoint, or pass --resume_from_checkpoint true to use the newest complete one",
-        )
+        remedy = "name another checkpoint, or pass --resume_from_checkpoint true to use the newest complete one"
+        raise CheckpointError(f"Cannot resume from this checkpoint: {'; '.join(problems)}", where=asked, remedy=remedy)
     return Path(asked)
 
 

@@ -99,11 +99,8 @@ class PythonReward:
             _checked(self.name, self(some, texts, [[0]] * 3), some, texts)
         except Exception as error:  # user code may raise anything
             what = error.what if isinstance(error, RRMError) else f"It raised {type(error).__name__}: {error}"
-            raise ConfigError(
-                f"The reward function {self.name} fails on a trial call before training. {what}",
-                expected=FORM,
-                remedy="correct the function",
-            ) from error
+            what = f"The reward function {self.name} fails on a trial call before training. {what}"
+            raise ConfigError(what, expected=FORM, remedy="correct the function") from error
 
 
 class ScorerReward:
@@ -239,22 +236,16 @@ class RewardSum:
         is_part: bool = False,
     ) -> None:
         if not sources:
-            raise ConfigError(
-                "There is no reward to train on",
-                expected="a reward model, a sequence classifier or a Python function",
-                remedy="pass one or more rewards",
-            )
+            expected = "a reward model, a sequence classifier or a Python function"
+            raise ConfigError("There is no reward to train on", expected=expected, remedy="pass one or more rewards")
         names = [source.name for source in sources]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ConfigError(f"Two rewards are called {twice[0]!r}", remedy="give them different names")
         self.weights = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
         if len(self.weights) != len(sources):
-            raise ConfigError(
-                f"There are {len(self.weights)} weights for {len(sources)} rewards",
-                where="reward_weights",
-                expected="one weight for each of " + ", ".join(names),
-            )
+            what = f"There are {len(self.weights)} weights for {len(sources)} rewards"
+            raise ConfigError(what, where="reward_weights", expected="one weight for each of " + ", ".join(names))
         self.sources, self._is_part = list(sources), is_part
         self._constant: set[str] = set()
 
@@ -336,11 +327,8 @@ def _call(
         # Try each response alone to find the failing one; if none fails, report the first.
         numbers = range(len(responses))
         guilty = next((i for i in numbers if _raises(call, [prompts[i]], [responses[i]], [ids[i]])), 0)
-        raise TrainingError(
-            f"The reward {source.name} raised {type(error).__name__}: {error}",
-            where=_quoted(prompts[guilty], responses[guilty]),
-            remedy=_RESUME,
-        ) from error
+        what = f"The reward {source.name} raised {type(error).__name__}: {error}"
+        raise TrainingError(what, where=_quoted(prompts[guilty], responses[guilty]), remedy=_RESUME) from error
 
 
 def _raises(function: Callable[..., Any], *arguments: Any) -> bool:

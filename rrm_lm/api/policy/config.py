@@ -75,9 +75,6 @@ class PolicyConfig(PPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no":
-            raise ConfigError(
-                f"eval_strategy is {getattr(self.eval_strategy, 'value', self.eval_strategy)}",
-                where="eval_strategy",
-                expected="nothing: held-out prompts are measured every monitor_steps updates",
-                remedy="leave it out",
-            )
+            what = f"eval_strategy is {getattr(self.eval_strategy, 'value', self.eval_strategy)}"
+            expected = "nothing: held-out prompts are measured every monitor_steps updates"
+            raise ConfigError(what, where="eval_strategy", expected=expected, remedy="leave it out")

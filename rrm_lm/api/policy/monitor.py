@@ -30,19 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Optimised:
-    """The optimized reward: the weighted sum, less the penalty for responses that do not end.
-
-    Attributes:
-        rewards: The weighted sum.
-        tokenizer: The policy's tokenizer.
-        end_ids: Tokens that end a response.
-        penalty: Penalty for a response without an end token; None for no penalty.
-    """
+    """The optimized reward: the weighted sum, less the penalty for responses that do not end."""
 
     rewards: RewardSum
     tokenizer: Any
-    end_ids: Sequence[int]
-    penalty: float | None
+    end_ids: Sequence[int]  # tokens that end a response
+    penalty: float | None  # penalty for a response without an end token; None for no penalty
 
     def of_drawn(self, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Drawn]]) -> list[list[float]]:
         """The reward of each response, by prompt."""

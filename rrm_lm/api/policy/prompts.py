@@ -23,19 +23,14 @@ logger = logging.getLogger(__name__)
 def read_prompts(
     args: PromptArguments, rows: dict[Prompt, Mapping[str, Any]] | None = None
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Distinct prompts: (training, held-out). `rows` receives the row of each prompt, with all its columns.
-
-    Raises:
-        ConfigError: No prompts are named.
-        DataError: A file that cannot be read, a prompt without a user turn, or nothing to split.
+    """Distinct prompts: (training, held-out). `rows` receives the row of each prompt, with all its columns. Raises
+    ConfigError: no prompts are named; DataError: a file that cannot be read, a prompt without a user turn, or nothing
+    to split.
     """
     if not args.prompts:
-        raise ConfigError(
-            "There are no prompts to train on",
-            where="prompts",
-            expected="one or more files, folders or Hub sets",
-            remedy="pass --prompts my_prompts.jsonl, or --config configs/policy.yaml",
-        )
+        what = "There are no prompts to train on"
+        remedy = "pass --prompts my_prompts.jsonl, or --config configs/policy.yaml"
+        raise ConfigError(what, where="prompts", expected="one or more files, folders or Hub sets", remedy=remedy)
     train = prompt_sources(args.prompts, **args.reading(args.dataset_train_split), rows=rows)
     heldout: dict[Prompt, Stratum] = {}
     if args.eval_prompts:
@@ -93,10 +88,8 @@ def _tell_overlap(train: Collection[Prompt], heldout: Collection[Prompt]) -> Non
 def renderable_prompts(
     chat: ChatFormat, prompts: Sequence[Prompt], heldout: Sequence[Prompt], skip_bad_rows: bool | None
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts, and held-out prompts, without those that the chat template refuses, which are skipped bad rows.
-
-    Raises:
-        DataError: It refuses some, and bad rows are not skipped.
+    """Prompts, and held-out prompts, without those that the chat template refuses, which are skipped bad rows. Raises
+    DataError if it refuses some, and bad rows are not skipped.
     """
     records = as_feedback(dict.fromkeys([*prompts, *heldout], ("", ""))).demonstrations
     checks = check_template(chat, records)
@@ -110,9 +103,7 @@ def fit_chat(
     chat: ChatFormat, backbone: Backbone, max_length: int | None, response_length: int, prompts: Sequence[Prompt]
 ) -> tuple[ChatFormat, int | None]:
     """The chat format that truncates prompts so that a response fits, and the longest prompt plus response in tokens.
-
-    Raises:
-        ConfigError: A response alone is as long as `max_length`.
+    Raises ConfigError if a response alone is as long as `max_length`.
     """
     longest = fitted(max_length, backbone)
     if longest is not None and response_length >= longest:

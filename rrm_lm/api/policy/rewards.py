@@ -94,10 +94,8 @@ class Rewards:
 
 
 def _on_backbone(args: RewardArguments, backbone: Backbone, chat: ChatFormat, name: str) -> RewardModel | None:
-    """Load a reward model onto the policy's backbone; None if another program saved it or its backbone differs.
-
-    Raises:
-        CheckpointError: Its weights are missing or broken.
+    """Load a reward model onto the policy's backbone; None if another program saved it or its backbone differs. Raises
+    CheckpointError if its weights are missing or broken.
     """
     folder = fetch_adapter(resolve(name))
     if folder is None or not (folder / SETTINGS_FILE).is_file():

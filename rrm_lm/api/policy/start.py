@@ -26,26 +26,18 @@ logger = logging.getLogger(__name__)
 
 def check_start(folder: Path, model: ModelArguments, rewards: RewardArguments, config: PolicyConfig) -> None:
     """Refuse unknown models, and models in the output folder: the run would overwrite them, and resuming needs them.
-
-    Raises:
-        ConfigError: A model is in the output folder, or there is a value model but `value_function` is not "model".
-        ModelError: There is no such model.
+    Raises ConfigError: a model is in the output folder, or there is a value model but `value_function` is not "model";
+    ModelError: there is no such model.
     """
     names = [str(model.model_name_or_path), *rewards.reward_model, *filter(None, [rewards.value_model])]
     for name in names:
         path = Path(resolve(name))
         if path.is_dir() and path.resolve() == folder.resolve():
-            raise ConfigError(
-                "The model to start from, or a reward, is in the output folder, which the run would write over",
-                where=name,
-                remedy="choose another --output_dir",
-            )
+            what = "The model to start from, or a reward, is in the output folder, which the run would write over"
+            raise ConfigError(what, where=name, remedy="choose another --output_dir")
     if rewards.value_model is not None and config.value_function != "model":
-        raise ConfigError(
-            f"There is a value_model, and value_function is {config.value_function}",
-            where="value_model",
-            remedy="pass --value_function model, or leave out value_model",
-        )
+        what = f"There is a value_model, and value_function is {config.value_function}"
+        raise ConfigError(what, where="value_model", remedy="pass --value_function model, or leave out value_model")
 
 
 def load_start(
@@ -84,11 +76,8 @@ def make_agent(
     rewards: RewardArguments,
     lora: LoraConfig | None = None,
 ) -> AgentModel:
-    """Policy, value function and reference on one backbone.
-
-    Raises:
-        ConfigError: LoRA settings that do not fit the model.
-        ModelError: A value model that does not fit the policy.
+    """Policy, value function and reference on one backbone. Raises ConfigError: LoRA settings that do not fit the
+    model; ModelError: a value model that does not fit the policy.
     """
     value_model = _value_model(policy, args, rewards.value_model) if config.value_function == "model" else None
     name = str(args.model_name_or_path)

@@ -54,24 +54,14 @@ class PolicySettingsGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Given:
-    """Inputs that are already loaded.
+    """Inputs that are already loaded."""
 
-    Attributes:
-        prompts: (training, held-out) prompts.
-        policy: The policy to start from, in place of ``model_name_or_path``.
-        rewards: Rewards in addition to those of the settings.
-        gold: The gold reward.
-        rows: The row of each prompt, for reward functions.
-        lora: The LoRA configuration, in place of that of the settings.
-        callbacks: Callbacks of the trainer.
-    """
-
-    prompts: tuple[list[Prompt], list[Prompt]]
-    policy: LoadedPolicy | None = None
-    rewards: Sequence[RewardSource] = ()
+    prompts: tuple[list[Prompt], list[Prompt]]  # (training, held-out) prompts
+    policy: LoadedPolicy | None = None  # the policy to start from, in place of `model_name_or_path`
+    rewards: Sequence[RewardSource] = ()  # rewards in addition to those of the settings
     gold: RewardFunction | None = None
-    rows: PromptRows | None = None
-    lora: Any = None
+    rows: PromptRows | None = None  # the row of each prompt, for reward functions
+    lora: Any = None  # the LoRA configuration, in place of that of the settings
     callbacks: Sequence[Any] = field(default=())
 
 
@@ -309,11 +299,8 @@ def _source(reward: Any, rows: PromptRows) -> RewardSource:
         return ScorerReward(reward.scorer)
     if callable(reward):
         return PythonReward(reward, rows=rows)
-    raise ConfigError(
-        f"A reward is a {type(reward).__name__}",
-        where="rewards",
-        expected="a folder or Hub id, a RewardModel, or a function of prompts and responses",
-    )
+    expected = "a folder or Hub id, a RewardModel, or a function of prompts and responses"
+    raise ConfigError(f"A reward is a {type(reward).__name__}", where="rewards", expected=expected)
 
 
 def _gold(gold: Reward, rows: PromptRows) -> RewardFunction:

@@ -25,52 +25,32 @@ from rrm_lm.training.ppo.trainer import PPOTrainer
 
 
 class Training(NamedTuple):
-    """A trainer and the policy that it trains.
+    """A trainer and the policy that it trains."""
 
-    Attributes:
-        trainer: Has ``train``, ``save_whole``, ``rewards``, ``end_ids`` and ``stop_reason``.
-        policy: The policy.
-        reference: The reference adapter of the KL divergence; None for the bare backbone.
-        steps_per_update: Trainer steps per update.
-    """
-
-    trainer: Any
+    trainer: Any  # has `train`, `save_whole`, `rewards`, `end_ids` and `stop_reason`
     policy: Policy
-    reference: str | None
-    steps_per_update: int
+    reference: str | None  # the reference adapter of the KL divergence; None for the bare backbone
+    steps_per_update: int  # trainer steps per update
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The inputs of a trainer.
+    """The inputs of a trainer."""
 
-    Attributes:
-        policy: The policy to start from, with the chat format of the prompts.
-        prompts: Training prompts.
-        heldout: Prompts for sample responses during training.
-        config, model, rewards: Settings.
-        put_rewards: Loads the rewards; one of them may share the given backbone.
-        settings: Settings saved with the policy.
-        lora: The LoRA configuration, in place of that of the settings.
-    """
-
-    policy: Policy
+    policy: Policy  # the policy to start from, with the chat format of the prompts
     prompts: Sequence[Prompt]
-    heldout: Sequence[Prompt]
+    heldout: Sequence[Prompt]  # prompts for sample responses during training
     config: PolicyConfig
     model: ModelArguments
     rewards: RewardArguments
-    put_rewards: Callable[[Backbone], Rewards]
-    settings: PolicySettings
-    lora: LoraConfig | None = None
+    put_rewards: Callable[[Backbone], Rewards]  # loads the rewards; one of them may share the given backbone
+    settings: PolicySettings  # settings saved with the policy
+    lora: LoraConfig | None = None  # the LoRA configuration, in place of that of the settings
 
 
 def make_training(algorithm: str, parts: Parts) -> Training:
-    """Build the trainer of an algorithm; it logs a line per update.
-
-    Raises:
-        ConfigError: Settings that the algorithm does not support.
-        RRMError: Rewards or prompts that cannot be used.
+    """Build the trainer of an algorithm; it logs a line per update. Raises ConfigError: settings that the algorithm
+    does not support; RRMError: rewards or prompts that cannot be used.
     """
     make = {"ppo": _ppo, "rloo": _rloo}[algorithm]
     with trainer_settings(f"Hugging Face's Trainer and of {algorithm.upper()}"):

@@ -22,17 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class Settings(NamedTuple):
-    """Settings of a command in addition to the trainer's, and the current run.
+    """Settings of a command in addition to the trainer's, and the current run."""
 
-    Attributes:
-        split, model, run_arguments: Settings that `rrm_lm.RewardConfig` combines with the trainer's.
-        run: Holds the lock of the output folder and the settings to record.
-    """
-
+    # split, model, run_arguments: settings that `rrm_lm.RewardConfig` combines with the trainer's
     split: FeedbackSplit
     model: ModelArguments
     run_arguments: RewardRunArguments
-    run: OutputRun | None = None
+    run: OutputRun | None = None  # holds the lock of the output folder and the settings to record
 
 
 def settings_of(args: Any, name: str, peft_config: Any) -> Settings:

@@ -18,10 +18,8 @@ def is_pretokenized(rows: Any) -> bool:
 
 
 def encode_ids(rows: Any, builder: ExampleBuilder, name: str) -> list[RewardExample]:
-    """One example per pair; the shared beginning of both sequences is the prompt.
-
-    Raises:
-        DataError: Ids that are not whole numbers, or an empty sequence.
+    """One example per pair; the shared beginning of both sequences is the prompt. Raises DataError for ids that are not
+    whole numbers, or an empty sequence.
     """
     examples = []
     for number, row in enumerate(rows, 1):

@@ -73,20 +73,15 @@ def check_saved(
     fresh.backbone.can_share = model.backbone.can_share
     before, after = trained.tolist(), members_of(fresh.to(model.device), examples).tolist()
     if before != after:
-        raise CheckpointError(
-            f"The saved model gives other rewards than the trained one ({after[:2]} instead of {before[:2]})",
-            where=str(folder),
-            expected="identical rewards after a reload",
-            remedy="do not use this folder; please report the model and the library versions",
-        )
+        what = f"The saved model gives other rewards than the trained one ({after[:2]} instead of {before[:2]})"
+        remedy = "do not use this folder; please report the model and the library versions"
+        raise CheckpointError(what, where=str(folder), expected="identical rewards after a reload", remedy=remedy)
     logger.info("saved to %s; reloaded, and its rewards are identical", folder)
 
 
 def check_classifier(model: RewardModel, tokenizer: Any, args: ModelArguments, merge: bool) -> None:
-    """Before training: the adapter must load as a sequence classifier, or other programs cannot read it.
-
-    Raises:
-        ModelError: It does not, and `merge` asks for a checkpoint for other programs; without `merge`, a warning.
+    """Before training: the adapter must load as a sequence classifier, or other programs cannot read it. Raises
+    ModelError if it does not, and `merge` asks for a checkpoint for other programs; without `merge`, a warning.
     """
     save, heads = partial(model.save, tokenizer=tokenizer), model.settings.ensemble_heads
     try:
@@ -181,10 +176,8 @@ def _gap(
     model: RewardModel,
     allowed: float,
 ) -> float:
-    """The largest difference of the rewards, relative to 1 + the largest reward.
-
-    Raises:
-        CheckpointError: It is larger than `allowed`.
+    """The largest difference of the rewards, relative to 1 + the largest reward. Raises CheckpointError if it is larger
+    than `allowed`.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
     texts = [tokenizer.apply_chat_template(messages_of(*talk), tokenize=False) for talk in talks]

@@ -220,12 +220,9 @@ def _pairs(
         check_prompt(prompt, origin)
         for text in group:
             if surrogate := find_surrogate(text):
-                raise DataError(
-                    f"a response contains {surrogate}",
-                    where=str(origin),
-                    expected="valid Unicode text",
-                    remedy="decode the policy's tokens with errors='replace'",
-                )
+                what = f"a response contains {surrogate}"
+                remedy = "decode the policy's tokens with errors='replace'"
+                raise DataError(what, where=str(origin), expected="valid Unicode text", remedy=remedy)
         groups.setdefault(prompt, []).extend(group)
     counts: Any = Counter(prompts=len(groups))
     pairs: list[Pair] = []
@@ -311,12 +308,9 @@ def _journal(path: str | Path | None, header: Entry) -> Iterator[Journal]:
     path = Path(path)
     asked = path.with_name(path.name + ASKED)
     if path.exists() and not asked.exists():
-        raise CheckpointError(
-            "The file exists, and no collection made it",
-            where=str(path),
-            expected=f"a new file, or one with {asked.name} next to it",
-            remedy="collect into another file",
-        )
+        what = "The file exists, and no collection made it"
+        expected = f"a new file, or one with {asked.name} next to it"
+        raise CheckpointError(what, where=str(path), expected=expected, remedy="collect into another file")
     with locks.lock(path.with_name(path.name + ".lock"), what="The feedback file"), Journal(asked, header) as journal:
         yield journal
 

@@ -257,10 +257,8 @@ def _import_openai() -> Any:
     try:
         import openai
     except ImportError:
-        raise ConfigError(
-            "A judge on a server needs the package openai, which is not installed",
-            remedy="pip install 'rrm_lm[judge]'",
-        ) from None
+        what = "A judge on a server needs the package openai, which is not installed"
+        raise ConfigError(what, remedy="pip install 'rrm_lm[judge]'") from None
     return openai
 
 
@@ -317,17 +315,11 @@ def _key(variable: str | None, url: Any) -> str:
             )
         return ""
     if variable and not key:
-        raise ConfigError(
-            "The environment variable for the API key is not set",
-            where=f"judge_key_env: {variable}",
-            remedy=f"set {variable}, or name another variable",
-        )
+        what = "The environment variable for the API key is not set"
+        raise ConfigError(what, where=f"judge_key_env: {variable}", remedy=f"set {variable}, or name another variable")
     if not all("!" <= character <= "~" for character in key):
-        raise ConfigError(
-            "The API key contains whitespace or a character that is not ASCII",
-            where=f"environment variable {name}",
-            expected="only the key",
-        )
+        what = "The API key contains whitespace or a character that is not ASCII"
+        raise ConfigError(what, where=f"environment variable {name}", expected="only the key")
     if key and url.scheme == "http" and not _is_trusted(url):
         logger.warning("the API key in %s is sent to %s without encryption", name, url.host)
     return key

@@ -124,10 +124,8 @@ class SimulatedOverseer:
     def critique(self, prompt: Prompt, response: str) -> str:
         """Critique what this overseer sees of the response. Raises ConfigError if the overseer has no critic."""
         if self.critic is None:
-            raise ConfigError(
-                f"the overseer {self.name!r} has no critic, so it cannot write critiques",
-                remedy="give SimulatedOverseer a critic",
-            )
+            what = f"the overseer {self.name!r} has no critic, so it cannot write critiques"
+            raise ConfigError(what, remedy="give SimulatedOverseer a critic")
         return self.critic(*self.view(prompt, response))
 
     def _value(self, prompt: Prompt, response: str) -> float:

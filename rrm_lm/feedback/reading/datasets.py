@@ -209,11 +209,8 @@ def read_records(
             row.note(REPEATED)
         seen.add(same)
     if not records:
-        raise DataError(
-            f"none of the {counts.rows} rows gives a record ({counts.summary().partition('; ')[2]})",
-            where=file,
-            expected="at least one usable row",
-            remedy="fix the rows, or say which column is which with --columns",
-        )
+        what = f"none of the {counts.rows} rows gives a record ({counts.summary().partition('; ')[2]})"
+        remedy = "fix the rows, or say which column is which with --columns"
+        raise DataError(what, where=file, expected="at least one usable row", remedy=remedy)
     all_counts.append(counts)
     return records

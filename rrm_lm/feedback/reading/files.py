@@ -54,12 +54,9 @@ def read_rows(path: Path, limits: ReadLimits | None = None) -> NumberedRows:
     limits = limits or ReadLimits()
     reader = READERS.get(data_suffix(path))
     if reader is None:
-        raise DataError(
-            f"the extension of {path.name} is not one of a data file",
-            where=str(path),
-            expected=", ".join(READERS) + ", each also with .gz",
-            remedy="rename or convert the file",
-        )
+        what = f"the extension of {path.name} is not one of a data file"
+        expected = ", ".join(READERS) + ", each also with .gz"
+        raise DataError(what, where=str(path), expected=expected, remedy="rename or convert the file")
     try:
         with open(path, "rb") as raw:
             packed = raw.peek(2)[:2] == GZIP_MAGIC
@@ -116,11 +113,8 @@ class _Source:
         try:
             text = self.whole().decode(encoding)
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"the file begins as {encoding.upper()} and is not ({error.reason} at byte {error.start:,})",
-                where=self.file,
-                remedy="save it again as UTF-8",
-            ) from None
+            what = f"the file begins as {encoding.upper()} and is not ({error.reason} at byte {error.start:,})"
+            raise DataError(what, where=self.file, remedy="save it again as UTF-8") from None
         return _Source(io.BytesIO(text.encode("utf-8", "surrogatepass")), self.file, self.limits)
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
@@ -212,22 +206,16 @@ def _read_csv(source: _Source, delimiter: str = "") -> NumberedRows:
         if header[:1] == [""]:  # index column from pandas
             header[0] = "index"
         if len(set(header)) != len(header) or "" in header:
-            raise DataError(
-                f"the header has a repeated or an empty column name: {', '.join(map(repr, header))}",
-                where=f"{file}, header",
-                expected="each column named once",
-                remedy="rename the columns",
-            )
+            what = f"the header has a repeated or an empty column name: {', '.join(map(repr, header))}"
+            where = f"{file}, header"
+            raise DataError(what, where=where, expected="each column named once", remedy="rename the columns")
         for number, cells in enumerate((cells for cells in reader if cells), 1):
             while len(cells) > len(header) and not cells[-1].strip():
                 cells.pop()
             if len(cells) != len(header):
-                raise DataError(
-                    f"the row has {len(cells)} cells and the header {len(header)}",
-                    where=f"{file}, row {number}",
-                    expected="as many cells as columns",
-                    remedy="quote cells that hold delimiters or line ends, or copy the file again if it is cut short",
-                )
+                what = f"the row has {len(cells)} cells and the header {len(header)}"
+                remedy = "quote cells that hold delimiters or line ends, or copy the file again if it is cut short"
+                raise DataError(what, where=f"{file}, row {number}", expected="as many cells as columns", remedy=remedy)
             yield number, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
         if "field limit" in str(error):
@@ -271,11 +259,8 @@ def _read_parquet(source: _Source) -> NumberedRows:
             yield from enumerate(rows, number + 1)
             number += len(rows)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"the file is not a complete Parquet file ({_why(error)})",
-            where=file,
-            remedy="copy the file again, or write it again with a current version of its tool",
-        ) from None
+        remedy = "copy the file again, or write it again with a current version of its tool"
+        raise DataError(f"the file is not a complete Parquet file ({_why(error)})", where=file, remedy=remedy) from None
 
 
 def _batches(table: Any, most: int) -> Iterator[Any]:

@@ -44,8 +44,7 @@ class ReadLimits:
         return 16 * max(self.max_cell_chars, 1 << 20)
 
     def check_row(self, row: Mapping[str, Any], where: str) -> None:
-        """Check the length of each cell. All texts in a list or mapping count. Raises DataError if a cell is too long.
-        """
+        """Check the length of each cell. All texts in a list or mapping count. Raises DataError if one is too long."""
         for name, value in row.items():
             if (length := _characters(value)) > self.max_cell_chars:
                 raise self.too_long(f"the cell {name!r} has {length:,} characters", where)

@@ -106,12 +106,9 @@ def _data_folder(path: Path, split: str, config: str | None) -> Path:
         return by_name[_choose(list(by_name), split, str(path))[0]]
     if "data" in by_name:
         return _data_folder(by_name["data"], split, config)
-    raise DataError(
-        "the folder has several subfolders with data",
-        where=str(path),
-        expected="one of " + ", ".join(by_name),
-        remedy="name the one to read, or pass --dataset_config with its name",
-    )
+    what = "the folder has several subfolders with data"
+    remedy = "name the one to read, or pass --dataset_config with its name"
+    raise DataError(what, where=str(path), expected="one of " + ", ".join(by_name), remedy=remedy)
 
 
 def _files_of(path: Path, split: str) -> list[Path]:
@@ -136,18 +133,12 @@ def _choose(names: Sequence[str], split: str, where: str) -> list[str]:
         return chosen
     known = sorted({SPLIT_NAMES.get(name.lower(), name) for name in names if _canonical(name)})
     if not chosen:
-        raise DataError(
-            f"no file of the folder belongs to the split {split!r}",
-            where=where,
-            expected="one of " + ", ".join(known or names),
-            remedy="name another split (--dataset_train_split, or --split), or one file",
-        )
-    raise DataError(
-        f"several files of the folder belong to the split {split!r}: {', '.join(chosen)}",
-        where=where,
-        expected="one set of files, which may repeat each other's rows",
-        remedy=f"name one with --dataset_train_split {chosen[0]} (or --split), or pass the files that you want",
-    )
+        what = f"no file of the folder belongs to the split {split!r}"
+        remedy = "name another split (--dataset_train_split, or --split), or one file"
+        raise DataError(what, where=where, expected="one of " + ", ".join(known or names), remedy=remedy)
+    what = f"several files of the folder belong to the split {split!r}: {', '.join(chosen)}"
+    remedy = f"name one with --dataset_train_split {chosen[0]} (or --split), or pass the files that you want"
+    raise DataError(what, where=where, expected="one set of files, which may repeat each other's rows", remedy=remedy)
 
 
 def _data_files(path: Path) -> list[Path]:
@@ -178,12 +169,8 @@ def _is_saved(path: Path) -> bool:
 def _hub_name(name: str) -> str:
     looks_local = name.startswith((".", "/", "~", "\\")) or data_suffix(Path(name)) in READERS or name.count("/") > 1
     if looks_local or not HUB_NAME.fullmatch(name):
-        raise DataError(
-            "there is no such file or folder",
-            where=name,
-            expected="a file, a folder, or a Hub set as org/name",
-            remedy="check the path",
-        )
+        expected = "a file, a folder, or a Hub set as org/name"
+        raise DataError("there is no such file or folder", where=name, expected=expected, remedy="check the path")
     return name
 
 

@@ -240,19 +240,13 @@ def rename(rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str], file: 
     present = list(dict.fromkeys(name for row in rows for name in row))
     for theirs, ours in mapping.items():
         if theirs not in present:
-            raise DataError(
-                f"--columns names {theirs!r}, which the file does not have",
-                where=file,
-                expected="one of its columns: " + ", ".join(present),
-                remedy=_nearest(theirs, present),
-            )
+            what = f"--columns names {theirs!r}, which the file does not have"
+            expected = "one of its columns: " + ", ".join(present)
+            raise DataError(what, where=file, expected=expected, remedy=_nearest(theirs, present))
         if ours not in COLUMNS:
-            raise DataError(
-                f"--columns maps {theirs!r} to {ours!r}, which is not a column that is read",
-                where=file,
-                expected="one of " + ", ".join(sorted(COLUMNS)),
-                remedy=_nearest(ours, sorted(COLUMNS)),
-            )
+            what = f"--columns maps {theirs!r} to {ours!r}, which is not a column that is read"
+            expected = "one of " + ", ".join(sorted(COLUMNS))
+            raise DataError(what, where=file, expected=expected, remedy=_nearest(ours, sorted(COLUMNS)))
     targets = [ours for ours in mapping.values() if ours != IGNORE]
     if len(set(targets)) != len(targets):
         raise DataError("--columns maps two columns to one name", where=file, remedy="map each to a name of its own")

@@ -176,12 +176,9 @@ def find_aliases(columns: Columns, used: Collection[str], file: str) -> dict[str
         if ours == "prompt" and len(theirs) > 1:
             theirs = [name for name in theirs if name not in ("history", "context")]  # parts of the prompt
         if len(theirs) > 1 and ours in ("prompt", "system"):
-            raise DataError(
-                f"several columns could be the {ours}: {', '.join(map(repr, theirs))}",
-                where=file,
-                expected="one of them",
-                remedy=f"say which with --columns {theirs[0]}={ours}, and what the others are, or {IGNORE}",
-            )
+            what = f"several columns could be the {ours}: {', '.join(map(repr, theirs))}"
+            remedy = f"say which with --columns {theirs[0]}={ours}, and what the others are, or {IGNORE}"
+            raise DataError(what, where=file, expected="one of them", remedy=remedy)
         if ours == "prompt" and not theirs and {"chosen", "rejected"} <= {*columns.kinds, *found.values()}:
             theirs = [name for name in ("messages", *ALIASES["messages"]) if columns.hold("messages", name)]
             if not all(is_prompt(value) for name in theirs for value in islice(columns.values(name), SAMPLE)):
