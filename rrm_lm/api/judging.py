@@ -34,12 +34,8 @@ _WIDTH = 120  # table width if stdout is not a terminal
 def judge(
     scorer: ResponseScorer, sets: Mapping[str, Feedback], details: Mapping[str, object] | None = None
 ) -> Evaluation:
-    """Score each set. In a distributed run every process calls it, and each gets the whole result.
-
-    Args:
-        scorer: The model to evaluate.
-        sets: Held-out feedback by name.
-        details: More fields for the results.
+    """Score each set. In a distributed run every process calls it, and each gets the whole result. `details` are more
+    fields for the results.
     """
     results = [
         evaluate_preferences(scorer, feedback.comparisons, name=name, dropped=reader_drops(feedback.counts))

@@ -19,15 +19,9 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def lora_settings(backbone: Backbone, lora: LoraConfig, is_new: bool = True) -> Iterator[LoraConfig]:
-    """Refuse settings that do not fit the model. Adapters with the yielded settings are added inside.
-
-    Args:
-        backbone: The model.
-        lora: The settings.
-        is_new: False if they are those of an existing adapter, which only have to fit.
-
-    Raises:
-        ConfigError: PEFT refuses them, named layers do not exist, or the model cannot run or be saved with them.
+    """Refuse settings that do not fit the model. Adapters with the yielded settings are added inside. Settings of an
+    existing adapter (`is_new` is False) only have to fit. Raises ConfigError if PEFT refuses them, named layers do not
+    exist, or the model cannot run or be saved with them.
     """
     try:
         yield lora

@@ -93,15 +93,8 @@ class OutputRun:
         process_state().wait_for_everyone()
 
     def train(self, trainer: Any, train: Callable[..., Any], steps_per_update: int = 1) -> Any:
-        """Call a trainer's `train`. On SIGTERM or Ctrl-C, finish the update and save a checkpoint.
-
-        Args:
-            trainer: The trainer.
-            train: The trainer's training method.
-            steps_per_update: Trainer steps per update.
-
-        Raises:
-            CheckpointError: The disk has no space for a checkpoint.
+        """Call a trainer's `train`. On SIGTERM or Ctrl-C, finish the update and save a checkpoint. Raises
+        CheckpointError if the disk has no space for a checkpoint.
         """
         if self.main:
             check_space(self.folder, trainer.model, self.config, self._merge)

@@ -30,20 +30,9 @@ _MERGED_GAP = 1e-3  # maximum difference of log-probabilities (nats) after mergi
 def save_and_compare(
     trainer: Any, policy: Policy, folder: Path, sample: Sequence[Line], model: ModelArguments, *, merge: bool
 ) -> None:
-    """Save a trained policy, reload it and compare its logits; also write the merged checkpoint.
-
-    All processes must call it.
-
-    Args:
-        trainer: The policy's trainer.
-        policy: The policy.
-        folder: The output folder.
-        sample: Lines whose response logits are compared.
-        model: Loading options of the backbone.
-        merge: Whether to write the merged checkpoint into ``folder/merged``.
-
-    Raises:
-        CheckpointError: The saved policy gives different logits.
+    """Save a trained policy, reload it and compare its logits; also write the merged checkpoint. All processes must
+    call it. `sample` are lines whose response logits are compared; `merge` writes the merged checkpoint into
+    ``folder/merged``. Raises CheckpointError if the saved policy gives different logits.
     """
     trainer.save_whole(folder)
     trainer.accelerator.wait_for_everyone()
@@ -67,12 +56,8 @@ def check_before_training(policy: Policy, config: Any, args: ModelArguments) -> 
 
 
 def logits_of(root: nn.Module, policy: Policy, lines: Sequence[Line]) -> list[Tensor]:
-    """(response tokens, vocabulary) logits of the trained policy for each line. All processes must call it.
-
-    Args:
-        root: The trainer's model, which may be sharded.
-        policy: The policy in it.
-        lines: Prompts with responses.
+    """(response tokens, vocabulary) logits of the trained policy for each line. All processes must call it. `root` is
+    the trainer's model with the policy, which may be sharded.
     """
     return run_as_forward(root, lambda: [_logits(policy.backbone, policy.adapter, line) for line in lines])
 
@@ -80,17 +65,8 @@ def logits_of(root: nn.Module, policy: Policy, lines: Sequence[Line]) -> list[Te
 def check_saved_policy(
     trained: Sequence[Tensor], policy: Policy, folder: Path, lines: Sequence[Line], **loading: Any
 ) -> None:
-    """Reload a saved policy into a new object and compare its logits.
-
-    Args:
-        trained: Logits of the trained policy (:func:`logits_of`).
-        policy: The policy.
-        folder: Where it was saved.
-        lines: The lines that the logits are for.
-        loading: Loading options of the backbone.
-
-    Raises:
-        CheckpointError: A logit differs in any bit.
+    """Reload a saved policy into a new object and compare its logits. `trained` are the logits of the trained policy
+    (:func:`logits_of`) for `lines`. Raises CheckpointError if a logit differs in any bit.
     """
     if not full_copy_fits(policy.backbone):
         logger.warning("saved to %s; not reloaded, because the full model does not fit on one device", folder)
@@ -112,17 +88,10 @@ def write_merged_policy(
 ) -> None:
     """Write the merged checkpoint, reload it with plain transformers and compare log-probabilities.
 
-    Args:
-        trained: Logits of the trained policy (:func:`logits_of`).
-        policy: The policy.
-        folder: Where its adapter was saved.
-        output: Where the merged checkpoint goes.
-        lines: The lines that the logits are for.
-        loading: See :func:`rrm_lm.models.saving.policies.merge_policy`.
-
-    Raises:
-        CheckpointError: Log-probabilities differ by more than rounding error. If the backbone was not in float32, the
-            difference is only logged, because the float32 merged checkpoint is more exact.
+    `trained` are the logits of the trained policy (:func:`logits_of`) for `lines`. `folder` holds its adapter; for
+    `loading` see :func:`rrm_lm.models.saving.policies.merge_policy`. Raises CheckpointError if log-probabilities differ
+    by more than rounding error. If the backbone was not in float32, the difference is only logged, because the float32
+    merged checkpoint is more exact.
     """
     merge_policy(folder, output, policy.chat.tokenizer, **loading)
     merged: Any = load_causal_lm(str(output), dtype="float32").to(policy.backbone.device)  # type: ignore[arg-type]

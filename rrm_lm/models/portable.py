@@ -45,12 +45,7 @@ _LOCAL = ("is_local", "local_files_only", "backend")
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save a tokenizer that transformers 4.51 and later can load.
-
-    Args:
-        tokenizer: A fast tokenizer; it is not changed.
-        folder: An existing folder.
-    """
+    """Save a tokenizer that transformers 4.51 and later can load. The given one must be fast; it is not changed."""
     tokenizer.save_pretrained(str(folder))
     _edit(folder / "tokenizer_config.json", _old_tokenizer_names)
 
@@ -59,11 +54,8 @@ def save_reward_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save a reward model's tokenizer so that clients read the reward at the trained token.
 
     The saved template ends a scored conversation at the end of its last turn. The saved tokenizer adds no special
-    tokens, because the template contains all those used in training.
-
-    Args:
-        tokenizer: A fast tokenizer with a chat template; it is not changed.
-        folder: An existing folder.
+    tokens, because the template contains all those used in training. The given tokenizer must be fast and have a chat
+    template; it is not changed.
     """
     trimmed = copy.copy(tokenizer)
     trimmed.chat_template = _ending_at_turn(tokenizer)
@@ -166,11 +158,8 @@ def messages_of(prompt: Prompt, response: str) -> list[dict[str, Any]]:
 
 def misread(tokenizer: Any, chat: ChatFormat, conversations: Sequence[Conversation]) -> str:
     """Describe the first difference between a client's tokens and those of training; empty if they are equal.
-
-    Args:
-        tokenizer: As `AutoTokenizer` loads it from a saved reward model.
-        chat: The chat format of training.
-        conversations: Conversations that fit `chat.max_length` and have no special tokens.
+    `tokenizer` is loaded from a saved reward model, `chat` is the format of training, and the conversations fit
+    `chat.max_length` and have no special tokens.
     """
     for prompt, response in conversations:
         [line] = chat.encode(prompt, [response]).lines[0]

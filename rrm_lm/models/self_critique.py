@@ -28,16 +28,9 @@ def with_own_critiques(
 ) -> list[list[list[Line]]]:
     """For each prompt and response, sample ``samples`` lines that end in a critique by the model.
 
-    Args:
-        model: Writes the critiques with its reward adapter.
-        chat: Its chat format.
-        prompts: The prompts.
-        responses: The responses to each prompt. Empty ones get no lines.
-        samples: Critiques per response; 1 with temperature 0 is greedy.
-        temperature: Sampling temperature.
-        seed: A response's critiques depend on the seed, not on the other responses.
-        batch_tokens: Maximum tokens held while sampling.
-        progress: See :func:`rrm_lm.models.decoding.generation.sample`.
+    `responses` holds the responses to each prompt; empty ones get no lines. One sample with temperature 0 is greedy. A
+    response's critiques depend on the seed, not on the other responses. `batch_tokens` is the maximum of tokens held
+    while sampling; for `progress` see :func:`rrm_lm.models.decoding.generation.sample`.
     """
     places = [(i, j) for i, group in enumerate(responses) for j, response in enumerate(group) if response.strip()]
     starts = [chat.critique_prompt_ids(prompts[i], responses[i][j]) for i, j in places]

@@ -193,13 +193,8 @@ class Root(nn.Module):
 
 def refuse_zero3(plugin: Any) -> None:
     """Reject DeepSpeed's ZeRO stage 3, which shards weights that this package also reads outside forward passes.
-
-    Args:
-        plugin: Accelerate's DeepSpeed settings, or None. Trainer settings call this before transformers loads a model,
-            because transformers loads only shards once stage 3 is configured.
-
-    Raises:
-        ConfigError: The stage is not 1 or 2.
+    `plugin` is accelerate's DeepSpeed settings, or None. Trainer settings call this before transformers loads a model,
+    because transformers loads only shards once stage 3 is configured. Raises ConfigError if the stage is not 1 or 2.
     """
     if plugin is not None and plugin.zero_stage not in (1, 2):
         raise ConfigError(

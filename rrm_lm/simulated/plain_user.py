@@ -84,11 +84,8 @@ class Request:
 
 
 class PlainUser(Requester[Request]):
-    """An overseer (`overseers.Overseer`) of responses to known requests.
-
-    Args:
-        requests: The requests.
-        tie: If the gold rewards of two responses differ by less, neither is preferred.
+    """An overseer (`overseers.Overseer`) of responses to known requests. If the gold rewards of two responses differ by
+    less than `tie`, neither is preferred.
     """
 
     name = "plain user"
@@ -102,13 +99,7 @@ class PlainUser(Requester[Request]):
     @classmethod
     def from_file(cls, path: str | Path, limits: ReadLimits | None = None) -> PlainUser:
         """Read requests from JSON lines with `request`, `mentions` and `topic` (as `data/assistant/requests.jsonl`).
-
-        Args:
-            path: The file.
-            limits: Size limits; None for the defaults.
-
-        Raises:
-            DataError: A row is not such an object, or the file exceeds the limits.
+        Raises DataError if a row is not such an object, or the file exceeds the limits (None: the defaults).
         """
         requests = []
         for row, entry in read_rows(Path(path), limits):

@@ -19,11 +19,8 @@ RequestT = TypeVar("RequestT", bound=_Asked)
 
 
 class Requester(Generic[RequestT]):
-    """A user who judges responses to its own requests. Subclasses say what a response is worth.
-
-    Args:
-        requests: The requests.
-        tie: If the gold rewards of two responses differ by less, neither is preferred.
+    """A user who judges responses to its own requests. Subclasses say what a response is worth. If the gold rewards of
+    two responses differ by less than `tie`, neither is preferred.
     """
 
     def __init__(self, requests: Iterable[RequestT], tie: float) -> None:

@@ -13,15 +13,9 @@ SimulatedUser = PlainUser | NoteUser
 
 
 def load_user(name: str, limits: ReadLimits | None = None) -> SimulatedUser | None:
-    """Load the user of a file of requests; None if the file does not exist.
-
-    Args:
-        name: A file of requests as in `data/assistant/requests.jsonl` (`PlainUser`) or of questions about notes as in
-            `data/notes` (`NoteUser`). `FILE:thorough` selects the thorough note user.
-        limits: Size limits of the file; None for the defaults.
-
-    Raises:
-        DataError: A row is not such a request.
+    """Load the user of a file of requests; None if the file does not exist. `name` is a file of requests as in
+    `data/assistant/requests.jsonl` (`PlainUser`) or of questions about notes as in `data/notes` (`NoteUser`);
+    `FILE:thorough` selects the thorough note user. Raises DataError for a row that is not such a request.
     """
     path, _, manner = (
         name.rpartition(":") if name.endswith(tuple(f":{manner}" for manner in WEIGHTS)) else (name, "", "")

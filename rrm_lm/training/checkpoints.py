@@ -41,15 +41,9 @@ def newest_verified(output_dir: str | os.PathLike[str]) -> Path | None:
 
 
 def checkpoint_to_resume(output_dir: str | os.PathLike[str], resume_from_checkpoint: str | bool | None) -> Path | None:
-    """The verified checkpoint that `--resume_from_checkpoint` selects, or None.
-
-    Args:
-        output_dir: The folder of the run's checkpoints.
-        resume_from_checkpoint: As in Hugging Face: true for the newest, a path, or false or None. Pass the result to
-            `Trainer.train`, never True, for which transformers takes the largest number unchecked.
-
-    Raises:
-        CheckpointError: No checkpoint is intact, or the named one is broken.
+    """The verified checkpoint that `--resume_from_checkpoint` selects, or None. As in Hugging Face, the option is true
+    for the newest, a path, or false or None. Pass the result to `Trainer.train`, never True, for which transformers
+    takes the largest number unchecked. Raises CheckpointError if no checkpoint is intact, or the named one is broken.
     """
     asked = str(resume_from_checkpoint or "false")
     if asked.lower() in ("false", "no", "none"):
@@ -73,14 +67,9 @@ def checkpoint_to_resume(output_dir: str | os.PathLike[str], resume_from_checkpo
 def check_processes(checkpoint: Path, shape: Mapping[str, int], allowed: bool) -> None:
     """Refuse to resume with another number of processes, unless it is allowed and the items per step are unchanged.
 
-    Args:
-        checkpoint: The checkpoint to resume from.
-        shape: This run's ``processes`` and ``items_per_step`` (over all processes).
-        allowed: Whether the number of processes may change.
-
-    Raises:
-        CheckpointError: A change is not allowed, or a step would take another number of items. The position in the data
-            is counted in steps, so it would be wrong.
+    `shape` holds this run's ``processes`` and ``items_per_step`` (over all processes). Raises CheckpointError if a
+    change is not allowed, or a step would take another number of items: the position in the data is counted in steps,
+    so it would be wrong.
     """
     file = checkpoint / PROCESSES_FILE
     if not file.is_file():
@@ -139,13 +128,9 @@ def check_space(output_dir: Path, model: Any, args: Any, merge: bool) -> None:
 
 
 def prune(output_dir: str | os.PathLike[str], save_total_limit: int | None, *, keep: Iterable[Path] = ()) -> None:
-    """Delete the oldest checkpoints until `save_total_limit` are left; those in `keep` always stay.
-
-    Args:
-        output_dir: The folder of the checkpoints.
-        save_total_limit: Number of checkpoints to keep; None, 0 or less keeps all.
-        keep: The checkpoint just saved, which must come first, and others such as the best one. Checkpoints with a
-            later step than the first are deleted before all others: the run was resumed from an earlier step.
+    """Delete the oldest checkpoints until `save_total_limit` are left; those in `keep` always stay. None, 0 or less
+    keeps all. `keep` begins with the checkpoint just saved and may name others, such as the best one. Checkpoints with
+    a later step than the first are deleted before all others: the run was resumed from an earlier step.
     """
     kept = [Path(path).absolute() for path in keep]
     if save_total_limit is None or save_total_limit <= 0:

@@ -74,14 +74,8 @@ class ZeroStates:
         return {"state": state, "param_groups": groups}
 
     def load(self, zero: Any, state: dict[str, Any]) -> None:
-        """Load this process's part of a full state and of the current weights.
-
-        Args:
-            zero: DeepSpeed's optimizer.
-            state: As :meth:`gather` returns it.
-
-        Raises:
-            ValueError: The state has different groups.
+        """Load this process's part of a full state and of the current weights. `zero` is DeepSpeed's optimizer, and
+        `state` is what :meth:`gather` returns. Raises ValueError if it has different groups.
         """
         groups = zip(self._groups, zero.optimizer.param_groups, state["param_groups"], strict=True)
         for parameters, settings, saved in groups:

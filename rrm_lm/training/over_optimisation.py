@@ -68,12 +68,9 @@ Read = Callable[[Sequence[Measurement]], Reading]
 class BestPolicy:
     """The best policy on the held-out prompts so far, in a folder that loads like any other policy.
 
-    Args:
-        folder: The run's output folder; the policy is in its subfolder :data:`BEST`.
-        save: Writes the current policy into a folder. Called by all processes.
-        load: Restores the policy from a folder. Called by all processes.
-        writes: Whether this process creates folders.
-        wait: Returns when all processes have called it.
+    It is in the subfolder :data:`BEST` of the output folder. `save` writes the current policy into a folder, and `load`
+    restores it; all processes call both. `writes` says whether this process creates folders, and `wait` returns when
+    all processes have called it.
     """
 
     def __init__(

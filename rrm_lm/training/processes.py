@@ -50,14 +50,8 @@ class GlobalBatches(Sampler[list[int]]):
 
     A global batch is the next ``size * processes`` examples, fewer at the end of an epoch. It is split as evenly as
     possible; shares may be empty. (Accelerate fills up the last batch with examples from the start of the epoch, which
-    are then trained on twice.)
-
-    Args:
-        count: Number of examples in an epoch.
-        size: Number of examples in a batch, per process.
-        seed: Seed of the random order, which differs between epochs; ``None`` keeps the order.
-        process, processes: Index of this process, and number of processes.
-        drop_last: Skip an incomplete last batch.
+    are then trained on twice.) `count` examples make an epoch, and `size` of them a batch of one process. The random
+    order differs between epochs; without a `seed`, the order is kept. `drop_last` skips an incomplete last batch.
     """
 
     def __init__(
@@ -108,16 +102,8 @@ def accumulate(accelerator: Any, model: Any, loss: Callable[[], Tensor], last: b
     """Compute one part of a step's loss and its gradients, which are summed over processes in the last part only.
 
     The parts add up. (DeepSpeed would divide each by the number of accumulation steps, and take an optimizer step after
-    each.)
-
-    Args:
-        accelerator: Computes the gradients.
-        model: The wrapped model.
-        loss: Runs the forward pass and returns the loss.
-        last: Whether this is the last part of the step. In gradient accumulation, Trainer delays the sum on its own.
-
-    Returns:
-        The loss, without gradient.
+    each.) `loss` runs the forward pass. In gradient accumulation, Trainer delays the sum on its own, whatever `last`
+    is. Returns the loss, without gradient.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         part = loss()
@@ -132,15 +118,8 @@ def accumulate(accelerator: Any, model: Any, loss: Callable[[], Tensor], last: b
 
 
 def check_finite(loss: Tensor, where: str, suspects: str = "the data") -> None:
-    """Raise before a step would train on a loss that is not finite.
-
-    Args:
-        loss: The loss.
-        where: The step, and the examples in it.
-        suspects: What to inspect.
-
-    Raises:
-        TrainingError: The loss is infinite or NaN.
+    """Raise before a step would train on a loss that is not finite. `where` names the step and its examples, and
+    `suspects` what to inspect. Raises TrainingError if the loss is infinite or NaN.
     """
     value = float(loss.detach())
     if not math.isfinite(value):

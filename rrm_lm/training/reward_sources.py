@@ -69,15 +69,9 @@ class TextScorer(Protocol):
 
 
 class PythonReward:
-    """A Python function, called as :class:`rrm_lm.training.reward_functions.UserFunction` describes.
-
-    Args:
-        function: The function, or its location: ``module:function`` or ``path/to/file.py:function``.
-        name: The source's name; by default the function's name.
-        rows: The row of each prompt.
-
-    Raises:
-        ConfigError: The function does not exist, or it is not clear how to call it.
+    """A Python function, called as :class:`rrm_lm.training.reward_functions.UserFunction` describes. The function may
+    be given by its location: ``module:function`` or ``path/to/file.py:function``. `rows` holds the row of each prompt.
+    Raises ConfigError if the function does not exist, or it is not clear how to call it.
     """
 
     def __init__(
@@ -107,10 +101,6 @@ class ScorerReward:
     """A scorer with its own chat format: a reward model on its own backbone, a sequence classifier, or a judge.
 
     A response without text has no tokens to score. It gets the lowest reward of its batch (0 if there is none).
-
-    Args:
-        scorer: The scorer.
-        name: The source's name; by default the scorer's name.
     """
 
     def __init__(self, scorer: TextScorer, name: str | None = None) -> None:
@@ -143,14 +133,8 @@ class ScorerReward:
 
 class ClassifierOnTokens:
     """A sequence-classification model that reads the policy's tokens, like the reward model of TRL's PPO.
-
-    Args:
-        model: A model with a ``score`` head of one output.
-        name: What to call it.
-        micro_batch_tokens: Maximum padded tokens at once; rewards do not depend on it.
-
-    Raises:
-        ModelError: The model has no such head.
+    `micro_batch_tokens` is the maximum of padded tokens at once; rewards do not depend on it. Raises ModelError if the
+    model has no ``score`` head with one output.
     """
 
     def __init__(self, model: Any, name: str = "reward_model", micro_batch_tokens: int = 4096) -> None:
@@ -187,12 +171,9 @@ class ClassifierOnTokens:
 class AdapterReward:
     """A reward adapter on the policy's backbone that reads the policy's tokens.
 
-    For trainers other than :class:`rrm_lm.training.ppo.trainer.PPOTrainer`, which calls an agent's own reward.
-
-    Args:
-        model: A model from :func:`rrm_lm.models.reward_files.put_reward`.
-        name: What to call it.
-        micro_batch_tokens: Maximum padded tokens at once; rewards do not depend on it.
+    For trainers other than :class:`rrm_lm.training.ppo.trainer.PPOTrainer`, which calls an agent's own reward. The
+    model comes from :func:`rrm_lm.models.reward_files.put_reward`. `micro_batch_tokens` is the maximum of padded tokens
+    at once; rewards do not depend on it.
     """
 
     def __init__(self, model: RewardModel, name: str = "reward", micro_batch_tokens: int = 4096) -> None:
@@ -218,15 +199,9 @@ class AdapterReward:
 
 
 class RewardSum:
-    """A weighted sum of sources.
-
-    Args:
-        sources: The sources, with distinct names.
-        weights: One per source; by default 1.
-        is_part: Whether there are more sources elsewhere, so that none of these needs to apply to a response.
-
-    Raises:
-        ConfigError: No source, duplicate names, or another number of weights.
+    """A weighted sum of sources. The sources have distinct names; the weights are 1 by default. With `is_part` there
+    are more sources elsewhere, so none of these needs to apply to a response. Raises ConfigError for no source,
+    duplicate names, or another number of weights.
     """
 
     def __init__(

@@ -67,13 +67,8 @@ class UpdateLines(TrainerCallback):
 
 
 def line_of(update: Update, of: int, seconds: float, left: float) -> str:
-    """Format one update: `update  3 of 40: reward +0.541, KL 1.32, 94% ended, 31.5 tokens, 21.8 s, 13 min left`.
-
-    Args:
-        update: The update.
-        of: Total number of updates.
-        seconds: Duration of the update.
-        left: Estimated seconds until the last update ends.
+    """Format one update: `update  3 of 40: reward +0.541, KL 1.32, 94% ended, 31.5 tokens, 21.8 s, 13 min left`. `of`
+    is the total number of updates, and `left` the estimated seconds until the last one ends.
     """
     reward = f"reward {update.get('reward'):+.3f}"
     if len(update.rewards) > 1:

@@ -44,13 +44,7 @@ def read_prompts(
 def split_prompts(
     split: PromptSplit, prompts: Sequence[Prompt], heldout: Sequence[Prompt] | None
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """As :func:`read_prompts`, for prompts in memory.
-
-    Args:
-        split: How prompts are held out and limited.
-        prompts: Training prompts.
-        heldout: Held-out prompts; None holds out a share of ``prompts``.
-    """
+    """As :func:`read_prompts`, for prompts in memory. Without `heldout` prompts, a share of ``prompts`` is held out."""
     train: dict[Prompt, Stratum] = dict.fromkeys(prompts, ("", ""))
     held = {} if heldout is None else dict.fromkeys(heldout, ("", ""))
     if heldout is not None:

@@ -24,17 +24,9 @@ logger = logging.getLogger(__name__)
 def write_results(
     folder: Path, training: Training, result: Any, monitor: Monitor | None, settings: Sequence[Any], episodes: int
 ) -> None:
-    """Write train_results.json and report.html, and print a comparison of the policy before and after training.
-
-    Every process calls it; the main one writes.
-
-    Args:
-        folder: The output folder.
-        training: The finished training.
-        result: The trainer's `TrainOutput`.
-        monitor: The monitor of the run, if any.
-        settings: The dataclasses of the run's settings.
-        episodes: Episodes per update.
+    """Write train_results.json and report.html, and print a comparison of the policy before and after training. Every
+    process calls it; the main one writes. `result` is the trainer's `TrainOutput`, `settings` the dataclasses of the
+    run's settings, and `episodes` the number of episodes per update.
     """
     trainer, steps = training.trainer, training.steps_per_update
     ended = _ended_because(trainer, monitor)

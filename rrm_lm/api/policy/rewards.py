@@ -79,11 +79,8 @@ class Rewards:
             self.sources[source.name] = source
 
     def sum(self, own: Any, weights: Sequence[float] | None) -> RewardSum:
-        """The weighted sum of all rewards, in the order of the settings.
-
-        Args:
-            own: The source of the reward on the policy's backbone; it is renamed here.
-            weights: See :class:`RewardSum`.
+        """The weighted sum of all rewards, in the order of the settings. `own` is the source of the reward on the
+        policy's backbone; it is renamed here. For `weights` see :class:`RewardSum`.
         """
         sources: list[Any] = []
         for name in self.names:
@@ -124,15 +121,8 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def gold_reward(args: MonitorArguments, load: Load, gold: RewardFunction | None) -> tuple[str, RewardFunction]:
-    """Name and function of the reward that monitors training; without one, the function returns NaN.
-
-    Args:
-        args: The settings.
-        load: Loads a reward model.
-        gold: The gold reward, if there is one.
-
-    Raises:
-        ConfigError, DataError, ModelError: The reward cannot be loaded.
+    """Name and function of the reward that monitors training; without one, the function returns NaN. Raises
+    ConfigError, DataError or ModelError if the reward cannot be loaded.
     """
     if gold is not None:
         return GOLD, _never_silent(gold, f"gold: {args.gold}" if args.gold else "gold")
@@ -161,13 +151,8 @@ def _never_silent(function: RewardFunction, where: str) -> RewardFunction:
 
 
 def scorer_loader(loading: dict[str, Any], *, micro_batch_tokens: int, seed: int, chat_template: str | None) -> Load:
-    """A function that loads reward models on their own backbones.
-
-    Args:
-        loading: The loading options of the policy's backbone.
-        micro_batch_tokens: Maximum padded tokens per forward pass.
-        seed: Seed for critiques that some models write before they score.
-        chat_template: Chat template for tokenizers without one.
+    """A function that loads reward models on their own backbones. `seed` is for critiques that some models write before
+    they score, and `chat_template` for tokenizers without one.
     """
     options = {key: loading[key] for key in ("dtype", "attn_implementation", "trust_remote_code")}
     options |= {"micro_batch_tokens": micro_batch_tokens, "seed": seed, "chat_template": chat_template}

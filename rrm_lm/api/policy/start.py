@@ -45,15 +45,9 @@ def load_start(
 ) -> Policy:
     """Load the model or policy that training starts from.
 
-    Args:
-        args: Its name and loading options.
-        stop: The id of a token that ends responses.
-        loaded: A policy that is already loaded.
-        rewards: Names of reward models. The chat template writes the date of their training, if the policy has none.
-
-    Raises:
-        ConfigError: The model has no such token.
-        ModelError: No such model, or one that does not generate text.
+    `stop` is the id of a token that ends responses, and `loaded` a policy that is already loaded. If the policy has no
+    date, the chat template writes the date of the training of the reward models named in `rewards`. Raises ConfigError:
+    the model has no such token; ModelError: no such model, or one that does not generate text.
     """
     name, options = str(args.model_name_or_path), args.tokenizing()
     dates = (recorded_date(resolve(one)) for one in (name, *rewards))

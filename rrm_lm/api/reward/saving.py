@@ -54,17 +54,8 @@ def members_of(model: RewardModel, examples: list[RewardExample]) -> Tensor:
 def check_saved(
     trained: Tensor, model: RewardModel, folder: Path, examples: list[RewardExample], **loading: Any
 ) -> None:
-    """Reload a saved reward model into a new object and compare its rewards.
-
-    Args:
-        trained: Rewards of the trained model (:func:`members_of`).
-        model: The model.
-        folder: Where it was saved.
-        examples: The examples that the rewards are for.
-        loading: Loading options of the backbone.
-
-    Raises:
-        CheckpointError: A reward differs in any bit.
+    """Reload a saved reward model into a new object and compare its rewards. `trained` are the rewards of the trained
+    model (:func:`members_of`) for `examples`. Raises CheckpointError if a reward differs in any bit.
     """
     if not full_copy_fits(model):
         logger.warning("saved to %s; not reloaded, since the whole model does not fit on one device", folder)
@@ -112,17 +103,8 @@ def check_plain(
     trained: Tensor, model: RewardModel, folder: Path, chat: ChatFormat, talks: Sequence[Conversation], **loading: Any
 ) -> None:
     """Load a saved adapter with plain transformers and PEFT, render with the saved template, and compare rewards.
-
-    Args:
-        trained: Rewards of the trained model (:func:`members_by_template`).
-        model: The model.
-        folder: Where it was saved.
-        chat: Its chat format.
-        talks: The conversations that the rewards are for.
-        loading: Loading options of the backbone.
-
-    Raises:
-        CheckpointError: Rewards differ by more than rounding error.
+    `trained` are the rewards of the trained model (:func:`members_by_template`) for the conversations `talks`. Raises
+    CheckpointError if rewards differ by more than rounding error.
     """
     if not full_copy_fits(model):
         return
@@ -147,18 +129,9 @@ def write_merged(
 ) -> None:
     """Write the merged checkpoint, load it with plain transformers, and compare rewards.
 
-    Args:
-        trained: Rewards of the trained model (:func:`members_by_template`).
-        model: The model.
-        folder: Where its adapter was saved.
-        output: The folder of the merged checkpoint.
-        chat: Its chat format; the tokenizer is saved.
-        talks: The conversations that the rewards are for.
-        loading: See :func:`rrm_lm.models.reward_files.merge_reward_model`.
-
-    Raises:
-        CheckpointError: Rewards differ by more than the rounding error of the backbone's precision; the merged
-            checkpoint is float32.
+    `trained` are the rewards of the trained model (:func:`members_by_template`) for the conversations `talks`. `folder`
+    holds its adapter; for `loading` see :func:`rrm_lm.models.reward_files.merge_reward_model`. Raises CheckpointError
+    if rewards differ by more than the rounding error of the backbone's precision; the merged checkpoint is float32.
     """
     merge_reward_model(folder, output, chat.tokenizer, **loading)
     plain: Any = load_sequence_classifier(str(output), dtype="float32")

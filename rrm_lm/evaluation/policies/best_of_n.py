@@ -69,13 +69,8 @@ def expected_best(proxy: ArrayLike, gold: ArrayLike) -> Floats:
     """Expected gold reward of the best of n by proxy for each prompt and each n: `(prompts, N)`, column n - 1.
 
     This is the mean over all subsets of size n, which is unbiased for n fresh samples. Responses that tie for the best
-    proxy reward count equally.
-
-    Args:
-        proxy, gold: `(prompts, N)` finite rewards of N samples per prompt.
-
-    Raises:
-        ValueError: The shapes differ, there are no samples, or a reward is not finite.
+    proxy reward count equally. `proxy` and `gold` are `(prompts, N)` rewards of N samples per prompt. Raises ValueError
+    if the shapes differ, there are no samples, or a reward is not finite.
     """
     by, worth = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
     if by.shape != worth.shape or by.ndim != 2 or by.size == 0:
@@ -96,15 +91,9 @@ def expected_best(proxy: ArrayLike, gold: ArrayLike) -> Floats:
 def best_of_n(
     proxy: ArrayLike, gold: ArrayLike, clusters: Clusters, *, draws: int = bootstrap.DRAWS, seed: int = 0
 ) -> BestOfNCurve:
-    """The best-of-n curve with 95% intervals over prompts.
-
-    Args:
-        proxy, gold: `(prompts, N)` rewards that select and that measure the best response.
-        clusters: `(prompts,)` prompt labels; prompts with the same label are resampled together.
-        draws, seed: Number of bootstrap draws, and their seed.
-
-    Raises:
-        ValueError: As in `expected_best`, or there is not one label per prompt.
+    """The best-of-n curve with 95% intervals over prompts. `proxy` and `gold` are `(prompts, N)` rewards that select
+    and that measure the best response. Prompts with the same label in `clusters` (`(prompts,)`) are resampled together.
+    Raises ValueError as `expected_best` does, or if there is not one label per prompt.
     """
     worth, chosen = expected_best(proxy, gold), expected_best(proxy, proxy)
     if len(clusters) != len(worth):

@@ -41,15 +41,10 @@ def compare(
 ) -> PolicyComparison:
     """Compute all measures of some policies.
 
-    Args:
-        prompts: The prompts.
-        written: The samples of each policy, in the order of the prompts; the first policy is the reference.
-        proxy: The reward that the policies were optimized for.
-        verdicts: By judge and policy, verdicts on pairs of a response of the policy and one of the reference.
-        details: Settings and versions for results.json.
-
-    Raises:
-        ValueError: No prompt or policy, a prompt without samples, or two policies with the same name.
+    `written` holds the samples of each policy, in the order of the prompts; the first policy is the reference.
+    `verdicts` are, by judge and policy, on pairs of a response of the policy and one of the reference; `details` are
+    settings and versions for results.json. Raises ValueError for no prompt or policy, a prompt without samples, or two
+    policies with the same name.
     """
     if not prompts or not written:
         raise ValueError("a comparison needs at least one prompt and one policy")

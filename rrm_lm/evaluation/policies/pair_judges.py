@@ -36,14 +36,9 @@ class PairJudge(Protocol):
 class LanguageModelJudge:
     """A causal language model: its probability of A against B as the first token of the answer.
 
-    It abstains if a question does not fit the context, or if the most likely answer is neither letter.
-
-    Args:
-        backbone, adapter: The model.
-        chat: Its chat format; `max_length` is the maximum question length in tokens.
-        name: Its name in results.
-        micro_batch_tokens: Maximum padded tokens at once; verdicts do not depend on it.
-        question: A template for `rrm_lm.feedback.asking.judge_questions.fill`.
+    It abstains if a question does not fit the context (at most `chat.max_length` tokens), or if the most likely answer
+    is neither letter. Verdicts do not depend on `micro_batch_tokens`, the maximum of padded tokens at once. `question`
+    is a template for `rrm_lm.feedback.asking.judge_questions.fill`.
     """
 
     def __init__(

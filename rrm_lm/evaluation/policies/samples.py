@@ -72,15 +72,10 @@ def draw(
 ) -> list[list[Drawn]]:
     """Sample `samples` responses to each prompt from a policy. Equal calls give equal responses.
 
-    Args:
-        backbone, adapter: The policy; the bare backbone if `adapter` is None.
-        chat: Its chat format. A prompt longer than its `max_length` loses its beginning.
-        batch_tokens: Maximum tokens held at once.
-        progress: Called after each batch with the responses done, the total, and tokens per second.
-
-    Raises:
-        ModelError: A prompt and its response do not fit the model's context.
-        ConfigError: Several samples at temperature 0.
+    Without an adapter, the bare backbone is the policy. A prompt longer than the chat format's `max_length` loses its
+    beginning. `batch_tokens` is the maximum of tokens held at once; `progress` is called after each batch with the
+    responses done, the total, and tokens per second. Raises ModelError: a prompt and its response do not fit the
+    model's context; ConfigError: several samples at temperature 0.
     """
     ids, ends = [chat.prompt_ids(prompt) for prompt in prompts], end_ids(chat)
     options: dict[str, Any] = {"seed": seed, "batch_tokens": batch_tokens, "progress": progress}
@@ -109,13 +104,9 @@ def log_probs(
     *,
     micro_batch_tokens: int = 4096,
 ) -> list[list[float]]:
-    """Log-probability of each response under a policy, summed over its tokens, in nats.
-
-    Args:
-        backbone, adapter: Any policy, not only the one that sampled the responses.
-        groups: The responses to each prompt; they share its computation if the model can.
-        temperature: Divides the logits; above 0.
-        micro_batch_tokens: Maximum padded tokens at once.
+    """Log-probability of each response under a policy, summed over its tokens, in nats. The policy need not be the one
+    that sampled the responses. `groups` holds the responses to each prompt, which share its computation if the model
+    can. `temperature`, above 0, divides the logits; `micro_batch_tokens` is the maximum of padded tokens at once.
     """
     whole = Sampling(max_new_tokens=1, temperature=temperature)
     lines = [[one.line for one in group] for group in groups]

@@ -42,12 +42,8 @@ def section_scores(correct: ArrayLike, subsets: Sequence[str], clusters: Cluster
     """RewardBench's section scores: the accuracies of a section's subsets, weighted by RewardBench's example counts.
 
     A missing subset is omitted from its section, as in RewardBench. A section without subsets is omitted from the
-    result; RewardBench reports 0. "Score" is the mean of the four sections, if all are present.
-
-    Args:
-        correct: `(n,)` correctness in [0, 1].
-        subsets: `(n,)` subset names; examples of unknown subsets are ignored.
-        clusters: `(n,)` prompt labels.
+    result; RewardBench reports 0. "Score" is the mean of the four sections, if all are present. `correct` is `(n,)`
+    correctness in [0, 1], and `clusters` `(n,)` prompt labels. Examples of unknown `subsets` are ignored.
     """
     y, names, labels = np.asarray(correct, dtype=float), np.asarray(subsets, dtype=str), list(clusters)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by section: its rows and their weights

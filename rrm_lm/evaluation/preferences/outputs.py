@@ -42,14 +42,9 @@ def write_evaluation(
 ) -> list[Path]:
     """Write results.json, scores.jsonl and RewardBench's files into `folder`; return the paths.
 
-    RewardBench's files cover one set each. With several sets, each set has its own folder inside `folder`.
-
-    Args:
-        evaluation: The results of one model.
-        folder: Created if it does not exist.
-        render: The text that the model reads, for RewardBench's `text_chosen`.
-        tokenizer: The tokenizer's name, for RewardBench's file; by default the model's name.
-        chat_template: RewardBench's name of a chat template, None for the tokenizer's own.
+    RewardBench's files cover one set each. With several sets, each set has its own folder inside `folder`. For these
+    files, `render` gives the text that the model reads, `tokenizer` is the tokenizer's name (by default the model's),
+    and `chat_template` RewardBench's name of a chat template (None: the tokenizer's own).
     """
     paths = [folder / "results.json", folder / "scores.jsonl"]
     write_json(paths[0], evaluation.to_dict())

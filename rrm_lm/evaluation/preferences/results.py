@@ -176,15 +176,9 @@ class Evaluation:
 def summarise_set(
     name: str, examples: Sequence[ScoredComparison], dropped: Mapping[str, int] | None = None
 ) -> SetResult:
-    """Compute all measures of a set.
-
-    Args:
-        name: The set's name.
-        examples: All of its comparisons, scored or not.
-        dropped: Rows that the reader dropped, by reason; they count as given and not scored.
-
-    Raises:
-        DataError: No comparison has a reward; the message lists the reasons.
+    """Compute all measures of a set. `examples` are all of its comparisons, scored or not. `dropped` are rows that the
+    reader dropped, by reason; they count as given and not scored. Raises DataError, with the reasons, if no comparison
+    has a reward.
     """
     if not examples:
         raise DataError(

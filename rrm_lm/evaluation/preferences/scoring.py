@@ -159,17 +159,10 @@ def evaluate_preferences(
 ) -> SetResult:
     """Evaluate a scorer on one set of comparisons: overall, by source and by subset.
 
-    Args:
-        scorer: Gives the rewards.
-        comparisons: The held-out comparisons. Each distinct response to a prompt is scored once.
-        name: The set's name in results.
-        dropped: Rows that the reader dropped, by reason (see `reader_drops`); they count as given and not scored.
-        across_processes: Split the prompts among the processes of an `accelerate launch`; each gets the whole result.
-        progress: Show a progress bar on the main process.
-
-    Raises:
-        DataError: There are no comparisons, or none could be scored.
-        ModelError: The scorer does not return one reward per response.
+    Each distinct response to a prompt is scored once. `dropped` are rows that the reader dropped, by reason (see
+    `reader_drops`); they count as given and not scored. `across_processes` splits the prompts among the processes of an
+    `accelerate launch`; each gets the whole result. Raises DataError: there are no comparisons, or none could be
+    scored; ModelError: the scorer does not return one reward per response.
     """
     if not comparisons:
         return summarise_set(name, [], dropped)  # raises, listing what the reader dropped

@@ -99,17 +99,9 @@ def share(
 
     The effective sample size for Wilson's interval is `p (1 - p) / V`, at most `n`, times `(z / t)^2` for the
     uncertainty of `V` (Korn and Graubard 1998). If `V` cannot be estimated, because there is one prompt or no variation
-    (all right, all wrong), it is the number of prompts.
-
-    Args:
-        values: `(n,)` numbers in [0, 1], n at least 1.
-        clusters: `(n,)` prompt labels.
-        weights: `(n,)` positive weights; by default equal.
-        strata: `(n,)` labels of groups with sizes fixed by design (the subsets of a benchmark). Variation between
-            groups does not count as error.
-
-    Raises:
-        ValueError: if there are no values.
+    (all right, all wrong), it is the number of prompts. All arguments are `(n,)`; `clusters` are prompt labels, and the
+    positive `weights` are equal by default. `strata` are labels of groups with sizes fixed by design (the subsets of a
+    benchmark): variation between groups does not count as error. Raises ValueError if there are no values.
     """
     x = np.asarray(values, dtype=float)
     if x.size == 0:
@@ -153,14 +145,9 @@ def mean_estimate(values: ArrayLike, clusters: Clusters, *, bounds: tuple[float,
 def paired_difference(first: ArrayLike, second: ArrayLike, clusters: Clusters) -> Estimate:
     """How much more often the first model is right than the second **on the same examples**, with a clustered interval.
 
-    Pairing removes the variance in example difficulty, which is most of the variance of either accuracy.
-
-    Args:
-        first, second: `(n,)` correctness in [0, 1] of each model, or `(runs, n)`; see `over_runs`.
-        clusters: `(n,)` prompt labels.
-
-    Raises:
-        ValueError: if the shapes differ or there are no examples.
+    Pairing removes the variance in example difficulty, which is most of the variance of either accuracy. `first` and
+    `second` are `(n,)` correctness in [0, 1] of each model, or `(runs, n)` (see `over_runs`); `clusters` are `(n,)`
+    prompt labels. Raises ValueError if the shapes differ or there are no examples.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape or a.shape[-1] != len(clusters) or a.ndim not in (1, 2):
@@ -233,14 +220,8 @@ def _bounded(value: float, se: float, df: float, bounds: tuple[float, float], n:
 def balanced_accuracy(truth: Sequence[Hashable], said: Sequence[Hashable], clusters: Clusters) -> Estimate:
     """The mean recall over the true labels, so rare and common labels count equally.
 
-    With recalls `r_k` of the K occurring labels, an observation of label k contributes `(right - r_k) / (K n_k)`.
-
-    Args:
-        truth, said: `(n,)` labels, n at least 1.
-        clusters: `(n,)` cluster labels.
-
-    Raises:
-        ValueError: if there are no observations.
+    With recalls `r_k` of the K occurring labels, an observation of label k contributes `(right - r_k) / (K n_k)`. All
+    arguments are `(n,)` labels. Raises ValueError if there are no observations.
     """
     index, kinds = cluster_index(truth)
     if not kinds:
@@ -298,16 +279,8 @@ def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, d
 
     Equal confidences share a bin, so the result does not depend on the order of the examples. `by_chance` flips the
     sign of each prompt's deviations within the bins at random (wild cluster bootstrap: Cameron, Gelbach and Miller
-    2008; fixed seed).
-
-    Args:
-        margins: `(n,)`, n at least 1.
-        clusters: `(n,)` prompt labels.
-        max_bins: Maximum number of bins; fewer if a bin would have under twenty examples.
-        draws: Number of random sign flips for `by_chance`.
-
-    Raises:
-        ValueError: if there are no margins.
+    2008; fixed seed). `margins` is `(n,)`, and `clusters` `(n,)` prompt labels. There are fewer than `max_bins` bins if
+    one would have under twenty examples. Raises ValueError if there are no margins.
     """
     m = np.asarray(margins, dtype=float)
     if m.size == 0:
@@ -379,12 +352,8 @@ def length_correlation(
     """Pearson's and Spearman's correlation of reward with length, overall and within prompts.
 
     Within prompts, the prompt's mean is subtracted from the values (or from their ranks among the prompt's responses).
-    Only prompts with at least two responses count.
-
-    Args:
-        rewards, lengths: `(n,)`, one entry per distinct response.
-        prompts: `(n,)` labels of the exact prompt that the response belongs to.
-        clusters: `(n,)` labels for the interval, if coarser than `prompts`.
+    Only prompts with at least two responses count. `rewards` and `lengths` are `(n,)`, one entry per distinct response;
+    `prompts` are `(n,)` labels of its exact prompt, and `clusters` `(n,)` labels for the interval, if coarser.
     """
     r, length = np.asarray(rewards, dtype=float), np.asarray(lengths, dtype=float)
     groups, _ = cluster_index(prompts if clusters is None else clusters)

@@ -19,13 +19,10 @@ def ask_all(
 ) -> list[Answer]:
     """Return the answers in the order of the questions.
 
-    Args:
-        ask: Answers one question. Called in up to `at_once` threads, or in this thread if that is 1.
-        keep: Called in this thread with each question and its answer as it arrives, in no fixed order.
-
-    Raises:
-        Exception: The first error of `ask`, or an interruption (Ctrl-C). No further question is asked; `keep` still
-            gets the answers to the questions in flight.
+    `ask` is called in up to `at_once` threads, or in this thread if that is 1. `keep` is called in this thread with
+    each question and its answer as it arrives, in no fixed order. At the first error of `ask`, or an interruption
+    (Ctrl-C), no further question is asked; `keep` still gets the answers to the questions in flight, and the error is
+    raised.
     """
     answers: dict[int, Answer] = {}
 

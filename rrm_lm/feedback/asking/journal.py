@@ -16,14 +16,9 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """Questions and answers. The first line names the source of the answers; each further line is one answer.
-
-    A last line that was cut short is dropped when the file is reopened. Use it as a context manager, in one process
-    at a time.
-
-    Args:
-        path: The file; None keeps the answers in memory only.
-        header: The source of the answers.
+    """Questions and answers. The first line names the source of the answers; each further line is one answer. A last
+    line that was cut short is dropped when the file is reopened. Use it as a context manager, in one process at a time.
+    Without a `path`, the answers are kept in memory only.
     """
 
     def __init__(self, path: Path | None, header: Entry) -> None:

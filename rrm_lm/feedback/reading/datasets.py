@@ -115,15 +115,9 @@ def feedback_of_rows(
     columns: Mapping[str, str] | None = None,
     skip_bad_rows: bool = False,
 ) -> Feedback:
-    """As :func:`load_feedback`, for rows in memory.
-
-    Args:
-        rows: One mapping of columns to values per row, in any shape that a file may have.
-        name: Name of the rows in messages, and the records' source.
-        columns, skip_bad_rows: See :func:`load_feedback`.
-
-    Raises:
-        DataError: An unknown shape, an invalid row, or no usable row.
+    """As :func:`load_feedback`, for rows in memory. Each row maps columns to values, in any shape that a file may have.
+    `name` is the rows' name in messages and the records' source. Raises DataError for an unknown shape, an invalid row,
+    or no usable row.
     """
     counts: list[FileCounts] = []
     table = SourceTable([(number, dict(row)) for number, row in enumerate(rows, 1)], name, "")

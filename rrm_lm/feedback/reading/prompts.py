@@ -36,14 +36,9 @@ def prompt_sources(
 ) -> dict[Prompt, tuple[str, str]]:
     """The distinct prompts of several sets in order of first appearance, each with its source and subset.
 
-    Args:
-        names: Files, folders, or Hub sets ("org/name") of feedback or of prompts only.
-        columns, split, config, skip_bad_rows, limits: As for `load_feedback`.
-        rows: Receives the row of each prompt, with all its columns.
-        counts: Receives the counts of each file.
-
-    Raises:
-        DataError: No such set, an unknown shape, an invalid row, or no prompt.
+    `names` are files, folders, or Hub sets ("org/name") of feedback or of prompts only; the other options are those of
+    `load_feedback`. `rows` receives the row of each prompt, with all its columns, and `counts` the counts of each file.
+    Raises DataError for no such set, an unknown shape, an invalid row, or no prompt.
     """
     found: dict[Prompt, tuple[str, str]] = {}
     for name in names:

@@ -97,16 +97,9 @@ class FitCounts:
 
 @dataclass(frozen=True, slots=True)
 class ExampleBuilder:
-    """Turns records into examples.
-
-    Args:
-        chat: The chat format.
-        backbone: Arranges lines in rows.
-        with_critiques: Train on the critiques.
-        pair_ratings: Also train on the ratings of compared responses.
-        narrow: Let critiques attend to the response only through the token at which the reward is read. The model must
-            accept such a mask.
-        counts: Counts cuts and unusable records.
+    """Turns records into examples. `pair_ratings` also trains on the ratings of compared responses. With `narrow`,
+    critiques attend to the response only through the token at which the reward is read; the model must accept such a
+    mask. `counts` counts cuts and unusable records.
     """
 
     chat: ChatFormat

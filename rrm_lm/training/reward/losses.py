@@ -60,14 +60,8 @@ def centering(chosen: Tensor, rejected: Tensor) -> Tensor:
 def rating_regression(reward: Tensor, rating: Tensor) -> Tensor:
     """Cross-entropy between a rating in [0, 1] and ``sigmoid(reward)``.
 
-    The reward stays a logit, so ratings and comparisons share one scale: a response rated 0.5 has reward 0.
-
-    Args:
-        reward: (responses,) rewards.
-        rating: (responses,) ratings in [0, 1].
-
-    Returns:
-        (responses,) losses in nats; the minimum is the entropy of the rating, not zero.
+    The reward stays a logit, so ratings and comparisons share one scale: a response rated 0.5 has reward 0. Rewards and
+    ratings are (responses,). Returns (responses,) losses in nats; the minimum is the entropy of the rating, not zero.
     """
     return bradley_terry(reward, torch.zeros_like(reward), target=rating)
 
@@ -154,15 +148,8 @@ def member_weights(seed: int, heads: int, prompt_id: str) -> tuple[float, ...]:
 
     In a bootstrap of many prompts, the count of a prompt follows a Poisson distribution with mean 1 (Oza and Russell
     2001). The counts depend only on seed, member and prompt: all feedback on a prompt goes to the same members, and
-    batches, processes and resumed runs do not change them.
-
-    Args:
-        seed: Seed of the run.
-        heads: Number of members; a single one sees every prompt once.
-        prompt_id: See :func:`rrm_lm.feedback.records.prompt_id`.
-
-    Returns:
-        (heads,) counts, with mean 1 over prompts.
+    batches, processes and resumed runs do not change them. A single member sees every prompt once. Returns (heads,)
+    counts, with mean 1 over prompts.
     """
     if heads == 1:
         return (1.0,)

@@ -55,14 +55,9 @@ def _held_out(examples: Sequence[RewardExample] | Mapping[str, Sequence[RewardEx
 
 
 class RewardTrainer(ResumableTrainer, Trainer):
-    """Trains a :class:`RewardModel` on examples.
-
-    Args:
-        model: The reward model.
-        args: Settings.
-        train_dataset: Examples to learn from.
-        eval_dataset: Examples with pairs, for the held-out loss and accuracy during training; or several sets by name.
-        processing_class: The tokenizer; saved with the model.
+    """Trains a :class:`RewardModel` on examples. `eval_dataset` holds examples with pairs, or several sets of them by
+    name, for the held-out loss and accuracy during training. The tokenizer (`processing_class`) is saved with the
+    model.
     """
 
     model: RewardModel
@@ -139,13 +134,9 @@ class RewardTrainer(ResumableTrainer, Trainer):
         return groups + [[] for _ in range(self.processes.max(len(groups)) - len(groups))]
 
     def _loss(self, model: nn.Module, examples: Sequence[RewardExample], counts: Tensor) -> Tensor:
-        """The sum of this micro-batch's losses, divided by the number of items in the step.
-
-        Args:
-            model: The wrapped model.
-            examples: The micro-batch. If it is empty, a dummy pass with zero loss runs for the sake of the other
-                processes.
-            counts: (3,) as :meth:`_count` returns them.
+        """The sum of this micro-batch's losses, divided by the number of items in the step. `counts` is (3,), as
+        :meth:`_count` returns it. Without examples, a dummy pass with zero loss runs for the sake of the other
+        processes.
         """
         is_dummy = not examples
         examples = examples or [self.train_dataset[0]]

@@ -59,12 +59,9 @@ class Imitation:
 
 
 def to_imitate(feedback: Feedback, sources: Sequence[str]) -> list[Demonstration]:
-    """Select the responses to train on from feedback, without duplicates, in the order of the sources.
-
-    Args:
-        feedback: The feedback.
-        sources: Some of :data:`rrm_lm.training.sft.config.SOURCES`: demonstrations, corrections (the corrected text),
-            chosen (the chosen response of each comparison).
+    """Select the responses to train on from feedback, without duplicates, in the order of the sources. The sources are
+    from :data:`rrm_lm.training.sft.config.SOURCES`: demonstrations, corrections (the corrected text), chosen (the
+    chosen response of each comparison).
     """
     made: list[Demonstration] = []
     for source in sources:
@@ -87,13 +84,8 @@ def _demonstration(record: Correction | Comparison, response: str) -> Demonstrat
 
 
 def imitations(chat: ChatFormat, records: Sequence[Demonstration], counts: FitCounts) -> list[Imitation]:
-    """Encode records.
-
-    Args:
-        chat: The chat format; its ``max_length`` bounds prompt plus response.
-        records: The responses to imitate.
-        counts: Counts shortened prompts and skipped records (an empty response, or one that leaves no tokens for its
-            prompt).
+    """Encode records. The chat format's ``max_length`` bounds prompt plus response. `counts` counts shortened prompts
+    and skipped records (an empty response, or one that leaves no tokens for its prompt).
     """
     made = []
     for record in records:
@@ -128,15 +120,9 @@ def _with_end(line: Line, chat: ChatFormat) -> Line:
 
 
 class SFTTrainer(ResumableTrainer, TRLTrainer):
-    """TRL's trainer on tokenized examples, with verified checkpoints and adapter folders.
-
-    Args:
-        policy: The backbone with the adapter to train, and its chat format.
-        args: Settings.
-        train: Training examples.
-        heldout: Examples for the held-out loss during training (``eval_strategy``).
-        settings: Saved with every checkpoint.
-        kwargs: Passed to TRL's trainer.
+    """TRL's trainer on tokenized examples, with verified checkpoints and adapter folders. The `heldout` examples are
+    for the loss during training (``eval_strategy``), and `settings` are saved with every checkpoint. Further keyword
+    arguments are passed to TRL's trainer.
     """
 
     args: SFTConfig
@@ -229,16 +215,9 @@ def to_dataset(examples: Sequence[Imitation]) -> Dataset:
 def response_nll(
     backbone: Backbone, adapter: str | None, lines: Sequence[Line], micro_batch_tokens: int = 2048
 ) -> list[Tensor]:
-    """The negative log-likelihood of each token of each response.
-
-    Args:
-        backbone: The model, in evaluation mode.
-        adapter: The adapter to use; ``None`` for the bare backbone.
-        lines: Prompts with responses.
-        micro_batch_tokens: Maximum padded tokens at once; the result does not depend on it.
-
-    Returns:
-        For each line (response tokens,) in nats, on the CPU.
+    """The negative log-likelihood of each token of each response. The model must be in evaluation mode; without an
+    `adapter`, the bare backbone is used. `micro_batch_tokens` is the maximum of padded tokens at once, and the result
+    does not depend on it. Returns for each line (response tokens,) in nats, on the CPU.
     """
     found: dict[int, Tensor] = {}
     for group in length_groups([len(line.ids) for line in lines], micro_batch_tokens):

@@ -50,15 +50,9 @@ def recognise(rows: Sequence[Mapping[str, Any]], file: str, mapping: Mapping[str
 def recognize_rows(
     rows: Sequence[Mapping[str, Any]], file: str, mapping: Mapping[str, str] | None = None
 ) -> Recognized:
-    """Recognize a file's format and columns.
-
-    Args:
-        rows: All rows of the file.
-        file: Its name, for errors.
-        mapping: Maps their column names to ours, for shapes that are not recognized.
-
-    Raises:
-        DataError: No format fits, a column is ambiguous, or an unread one changes what is learned.
+    """Recognize a file's format and columns. `rows` are all rows of the file, and `mapping` maps their column names to
+    ours, for shapes that are not recognized. Raises DataError if no format fits, a column is ambiguous, or an unread
+    one changes what is learned.
     """
     found, table, aliases = _named(rows, file, mapping)
     chosen = next((known for known in FORMATS if table.fit(known.needs)), None)

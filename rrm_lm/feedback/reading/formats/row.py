@@ -45,12 +45,8 @@ class Table:
 
 
 class Row:
-    """A row with checked access to its columns.
-
-    Args:
-        values: Column to value; None for nothing.
-        source: The source's name if the row has none.
-        counts: Receives the counts of drops and notes.
+    """A row with checked access to its columns. `values` maps columns to values, None for nothing. `source` is used if
+    the row names none, and `counts` receives the counts of drops and notes.
     """
 
     def __init__(

@@ -48,13 +48,8 @@ class Verdicts:
 
 
 def find_verdicts(kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]], file: str) -> Verdicts | None:
-    """Find the columns of two responses and a verdict in a file; None if there are none.
-
-    Args:
-        kinds: The kind of each column, as `columns.Columns.kinds`.
-
-    Raises:
-        DataError: There is a verdict whose direction is unclear.
+    """Find the columns of two responses and a verdict in a file; None if there are none. `kinds` is the kind of each
+    column, as in `columns.Columns.kinds`. Raises DataError for a verdict whose direction is unclear.
     """
     found = _pair_of_columns(kinds, RESPONSE_WORDS, ("text", "messages", "transcript", "texts"))
     if found is None:
