@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -316,17 +316,12 @@ def _raises(function: Callable[..., Any], *arguments: Any) -> bool:
 
 def _checked(name: str, values: Any, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
     values = values.tolist() if hasattr(values, "tolist") else values
-    try:
-        count = len(values)
-    except TypeError:
-        count = -1
+    count = len(values) if isinstance(values, Sized) else -1
     if count != len(responses):
         found = f"{count} rewards" if count >= 0 else repr(values)[:_SHOWN]
-        raise TrainingError(
-            f"The reward {name} gave {found} for {len(responses)} responses",
-            where=_quoted(prompts[0], responses[0]),
-            expected="a list with one number for each response",
-        )
+        what = f"The reward {name} gave {found} for {len(responses)} responses"
+        expected = "a list with one number for each response"
+        raise TrainingError(what, where=_quoted(prompts[0], responses[0]), expected=expected)
     rewards = []
     for prompt, response, value in zip(prompts, responses, values, strict=True):
         try:
@@ -334,8 +329,7 @@ def _checked(name: str, values: Any, prompts: Sequence[Prompt], responses: Seque
         except (TypeError, ValueError):
             number = math.inf
         if not math.isfinite(number) and value is not None:
-            where = _quoted(prompt, response)
-            what = f"The reward {name} gave {value!r}"
+            what, where = f"The reward {name} gave {value!r}", _quoted(prompt, response)
             raise TrainingError(what, where=where, expected="a finite number, or None", remedy=_RESUME)
         rewards.append(value if isinstance(value, EnsembleReward) else number)
     return rewards

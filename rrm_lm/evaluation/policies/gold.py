@@ -35,22 +35,16 @@ class CheckedFunction:
         self.function = function
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], *ids: Any) -> list[float]:
-        name = self.function.name
         try:
             found = self.function(list(prompts), list(responses), *ids)
             values = [math.nan if value is None else float(value) for value in found]
+            if len(values) != len(responses):
+                raise ValueError(f"it returned {len(values)} rewards for {len(responses)} responses")
         except Exception as error:  # user code may raise anything, and the message must quote the text
-            raise DataError(
-                f"The reward function failed ({type(error).__name__}: {error})",
-                where=f"{name}, at one of {len(responses)} responses, the first: {_quoted(responses)}",
-                expected=FORM,
-            ) from error
-        if len(values) != len(responses):
-            raise DataError(
-                f"The reward function returned {len(values)} rewards for {len(responses)} responses",
-                where=f"{name}, the first response: {_quoted(responses)}",
-                expected="one number for each response, in the order given; None for a response without a reward",
-            )
+            what = f"The reward function failed ({type(error).__name__}: {error})"
+            first = repr(responses[0][:200]) if responses else "none"
+            where = f"{self.function.name}, at one of {len(responses)} responses, the first: {first}"
+            raise DataError(what, where=where, expected=FORM) from error
         return values
 
 
@@ -98,7 +92,3 @@ def rewards_by(scorer: ResponseScorer) -> RewardFunction:
         return [found[prompt][response] for prompt, response in zip(prompts, responses, strict=True)]
 
     return rewards
-
-
-def _quoted(responses: Sequence[str]) -> str:
-    return repr(responses[0][:200]) if responses else "none"
