@@ -72,17 +72,10 @@ def write_judgement(
 ) -> None:
     """Write results.json, scores.jsonl, RewardBench's files, a model card and report.html, and print the numbers.
 
-    Args:
-        evaluation: The result of `judge`.
-        sets: The evaluated sets by name.
-        folder: The output folder.
-        chat: The model's chat format, for RewardBench's texts.
-        location: The path or name that the model is loaded from.
-        train: The training feedback, if known.
-        leak: The leakage check of the sets against the training feedback.
-        log_history: The training log.
-        configuration: Settings to show in the report.
-        base_model: The backbone's name, for an adapter that was trained here.
+    `sets` are the evaluated sets by name, and `chat` is the model's chat format, for RewardBench's texts. `location` is
+    the path or name that the model is loaded from, and `base_model` the backbone's name, for an adapter that was
+    trained here. `leak` is the leakage check of the sets against the training feedback. The report shows the training
+    log and the `configuration`.
     """
     settings = dict(configuration or {})
     render = plain_text if chat is None else chat.transcript

@@ -104,10 +104,8 @@ class OutputRun:
 
 @contextmanager
 def trainer_settings(whose: str) -> Iterator[None]:
-    """Turn library errors about settings that do not fit this machine into a ConfigError.
-
-    Args:
-        whose: Owner of the settings, for the message.
+    """Turn library errors about settings that do not fit this machine into a ConfigError. `whose` names the owner of
+    the settings in the message.
     """
     try:
         yield

@@ -106,11 +106,7 @@ def fingerprint(path: Path) -> str:
 
 
 def resume_command(words: Sequence[str]) -> str:
-    """The shell command that resumes the current run.
-
-    Args:
-        words: Name and flags of the current command.
-    """
+    """The shell command that resumes the current run. The words are the name and flags of the current command."""
     typed = os.environ.get(COMMAND)
     whole = shlex.split(typed) if typed else ["rrm-lm", *words]
     kept: list[str] = []

@@ -231,11 +231,9 @@ def _flat(hidden: Tensor) -> Tensor:
 
 
 def _places(batch: Batch, lines: Sequence[Line]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find the hidden states of the responses.
-
-    Returns:
-        Indices in the flattened batch of the states before each response token and after each line's last token; which
-        of these states precede a token; which follow the last token; the response tokens.
+    """Find the hidden states of the responses. Returns indices in the flattened batch of the states before each
+    response token and after each line's last token; which of these states precede a token; which follow the last token;
+    the response tokens.
     """
     width = batch.input_ids.shape[1]
     places: list[int] = []

@@ -37,11 +37,9 @@ _Choice = tuple[BaseTunerLayer, Any, bool]  # an adapter layer, its active adapt
 class Backbone(nn.Module):
     """A frozen causal language model with LoRA adapters.
 
-    Args:
-        model: A causal language model as transformers loads it. Its parameters are frozen here.
-        pad_id: Token id for padding; masked everywhere, so any valid id gives the same result.
-        sharing: Whether lines share the computation of common prefixes. ``None`` compares a shared and an unshared
-            computation once; ``False`` never shares.
+    The model is as transformers loads it; its parameters are frozen here. `pad_id` is masked everywhere, so any valid
+    token id gives the same result. `sharing` says whether lines share the computation of common prefixes: ``None``
+    compares a shared and an unshared computation once; ``False`` never shares.
     """
 
     def __init__(self, model: Any, pad_id: int, sharing: bool | None = None) -> None:

@@ -114,11 +114,7 @@ def _adding_nothing(tokenizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_old_names(folder: Path) -> None:
-    """Add the keys that transformers 4 expects to a saved config.json. Without them it silently uses defaults.
-
-    Args:
-        folder: A saved model.
-    """
+    """Add the keys that transformers 4 expects to a saved config.json. Without them it silently uses defaults."""
     _edit(folder / "config.json", _with_old_rope)
 
 

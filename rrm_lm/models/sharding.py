@@ -60,11 +60,9 @@ def shard_like(value: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign(target: Tensor, value: Tensor) -> None:
-    """Copy a value into a parameter; each process copies its own shard. Call :func:`reshard` on the root first.
-
-    Args:
-        target: A parameter, or a tensor that shares its memory.
-        value: Full and equal on every process, or sharded like the parameter.
+    """Copy a value into a parameter; each process copies its own shard. Call :func:`reshard` on the root first. The
+    target is a parameter, or a tensor that shares its memory. The value is full and equal on every process, or sharded
+    like the parameter.
     """
     target.copy_(shard_like(value, target))
 

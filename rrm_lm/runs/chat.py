@@ -54,12 +54,9 @@ def chat(args: ChatArguments) -> int:
 
 
 class ChatSession:
-    """One conversation.
-
-    Args:
-        draw: Chooses a token from (vocabulary,) logits.
-        interactive: Whether a person types. If so, there is a prompt, errors do not end the session, and Ctrl-C
-            stops a response. Otherwise each line of stdin is a message, and only responses go to stdout.
+    """One conversation. `draw` chooses a token from (vocabulary,) logits. If a person types (`interactive`), there is a
+    prompt, errors do not end the session, and Ctrl-C stops a response. Otherwise each line of stdin is a message, and
+    only responses go to stdout.
     """
 
     def __init__(self, policy: Policy, args: ChatArguments, draw: Draw, *, interactive: bool) -> None:

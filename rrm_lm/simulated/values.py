@@ -27,12 +27,8 @@ _CLAUSE_END = re.compile(r"[.!?;,](?=\s|$)|\n|\bbut\b", re.IGNORECASE)
 
 
 def states(text: str, kind: str, value: str) -> bool:
-    """Whether a text states the value somewhere without denying it ("not on 3 May" denies it).
-
-    Args:
-        text: For example a response.
-        kind: One of `KINDS`.
-        value: The value as in a note: "3 May", "17:30", "5 euros", "six" or "6", "Anna", "the gym", "fresh mint".
+    """Whether a text states the value somewhere without denying it ("not on 3 May" denies it). `kind` is one of
+    `KINDS`. The value is as in a note: "3 May", "17:30", "5 euros", "six" or "6", "Anna", "the gym", "fresh mint".
     """
     return any(not _denied(text[: match.start()]) for match in _pattern(kind, value).finditer(text))
 

@@ -26,11 +26,8 @@ def gather_state(state: Any) -> Any:
 
 
 def shard_state(state: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """Shard each tensor of a full ``state_dict()`` like its parameter.
-
-    Args:
-        state: As `torch.optim.Optimizer.state_dict` returns it.
-        groups: The optimizer's own parameter groups, in the same order.
+    """Shard each tensor of a full ``state_dict()`` like its parameter. `groups` are the optimizer's own parameter
+    groups, in the same order.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
@@ -43,21 +40,16 @@ def shard_state(state: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[
 
 
 class ZeroStates:
-    """Gathers and loads the state of DeepSpeed's ZeRO-1 or 2 optimizer.
-
-    Args:
-        optimizer: The optimizer before DeepSpeed wraps it and replaces each group with a flat parameter. No group may
-            be empty.
+    """Gathers and loads the state of DeepSpeed's ZeRO-1 or 2 optimizer. It takes the optimizer before DeepSpeed wraps
+    it and replaces each group with a flat parameter. No group may be empty.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._groups: list[list[nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
 
     def gather(self, zero: Any) -> dict[str, Any]:
-        """Gather the ``state_dict()`` of a single-process optimizer on the CPU. Called by all processes.
-
-        Args:
-            zero: DeepSpeed's optimizer.
+        """Gather the ``state_dict()`` of a single-process optimizer on the CPU. Called by all processes. `zero` is
+        DeepSpeed's optimizer.
         """
         state: dict[int, dict[str, Any]] = {}
         groups = []

@@ -26,12 +26,8 @@ class UserFunction:
     - any other name: that column of the prompts' file, None where a row lacks it. ``**kwargs`` receives every column.
     - ``responses``: strings; ``prompts`` are then tuples of `Message`. ``f(prompts, texts)`` is called the same way.
 
-    Args:
-        function: The function.
-        rows: The row of each prompt.
-
-    Raises:
-        ConfigError: It has parameters that are neither of these nor a column.
+    `rows` holds the row of each prompt. Raises ConfigError if the function has parameters that are neither of these nor
+    a column.
     """
 
     def __init__(self, function: Callable[..., Any], rows: PromptRows | None = None) -> None:

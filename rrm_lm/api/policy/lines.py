@@ -30,11 +30,7 @@ def show_prompt(chat: ChatFormat, prompt: Prompt) -> None:
 
 
 class UpdateLines(TrainerCallback):
-    """Logs one line per update, in place of progress bars and tables of all metrics.
-
-    Args:
-        steps_per_update: Trainer steps per update.
-    """
+    """Logs one line per update, in place of progress bars and tables of all metrics."""
 
     def __init__(self, steps_per_update: int = 1) -> None:
         self._steps = steps_per_update

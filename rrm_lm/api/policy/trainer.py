@@ -66,12 +66,7 @@ class Given:
 
 
 class PolicyTraining:
-    """Trains one policy, saves it, checks that it reloads, and writes the report.
-
-    Args:
-        settings: The settings.
-        given: Prompts, and inputs that are already loaded.
-    """
+    """Trains one policy, saves it, checks that it reloads, and writes the report."""
 
     def __init__(self, settings: PolicySettingsGroup, given: Given) -> None:
         self.settings, self.given = settings, given

@@ -162,20 +162,12 @@ def held_out_probe(
 ) -> Measure:
     """Make the `measure` of `OverOptimisationCallback`: samples of the current policy, their rewards and KL divergence.
 
-    The seed is the same at every step, to reduce the noise between steps.
-
-    Args:
-        policy: Returns the policy's backbone and adapter (a trainer may wrap them when it starts).
-        reference: The backbone and adapter that the KL divergence is measured from.
-        chat, prompts, sampling, samples, seed, batch_tokens: See `draw`. `sampling` must not have top-k or top-p,
-            because the KL divergence needs the whole distribution.
-        proxy, gold: The optimized reward, and the reward that the policy is judged by.
-        micro_batch_tokens: See `log_probs`.
-        within: Calls functions that run the policy; for a sharded model
-            :func:`rrm_lm.models.sharding.with_full_params`.
-
-    Raises:
-        ValueError: `sampling` excludes tokens.
+    The seed is the same at every step, to reduce the noise between steps. `policy` returns the policy's backbone and
+    adapter (a trainer may wrap them when it starts); the KL divergence is measured from those of `reference`.
+    `sampling` must not have top-k or top-p, because the KL divergence needs the whole distribution. `proxy` is the
+    optimized reward and `gold` the one that the policy is judged by. `within` calls functions that run the policy; for
+    a sharded model :func:`rrm_lm.models.sharding.with_full_params`. The other arguments are those of `draw` and
+    `log_probs`. Raises ValueError if `sampling` excludes tokens.
     """
     if sampling.truncates:
         raise ValueError("top-p, top-k or temperature 0 leave tokens out, and the KL divergence needs all of them")

@@ -86,10 +86,8 @@ _REASON_LENGTH = 1000  # maximum characters of an answer that are kept as the re
 
 def fill(question: str, prompt: Prompt, first: str, second: str = "") -> str:
     """Fill the texts into a question, between marks. Equal texts give equal questions, so answers can be cached.
-
-    Args:
-        question: A template with the fields `conversation`, `first` and, for two replies, `second`. The optional fields
-            `opened` and `closed` show the marks.
+    `question` is a template with the fields `conversation`, `first` and, for two replies, `second`; the optional fields
+    `opened` and `closed` show the marks.
     """
     conversation = "\n\n".join(f"{message.role}: {message.content}" for message in prompt)
     texts = [_break_control_tokens(text) for text in (conversation, first, second)]

@@ -45,16 +45,10 @@ def read_tables(
 ) -> Iterator[SourceTable]:
     """The tables of a file, a folder or a Hub set ("org/name").
 
-    Args:
-        name: A file, a folder or a Hub set.
-        split: The split of a Hub set or of a folder with files or subfolders named by split. An exact match is
-            preferred, then another common name (dev and val for validation), then the only name that begins with it.
-            A folder without split names gives all its files.
-        revision: The version of a Hub set.
-        config: The configuration of a Hub set, or the subfolder of a folder.
-
-    Raises:
-        DataError: No such set, several matching splits or subfolders, a broken file, or too much data.
+    `split` selects a split of a Hub set, or of a folder with files or subfolders named by split. An exact match is
+    preferred, then another common name (dev and val for validation), then the only name that begins with it. A folder
+    without split names gives all its files. `config` is the configuration of a Hub set, or the subfolder of a folder.
+    Raises DataError: no such set, several matching splits or subfolders, a broken file, or too much data.
     """
     path = Path(name).expanduser()
     if path.is_file():

@@ -150,12 +150,9 @@ class ExampleBuilder:
     def own_critiques(
         self, records: Sequence[Comparison], lines: Sequence[Sequence[Sequence[Line]]]
     ) -> list[RewardExample]:
-        """Examples whose rewards are read after the model's own critiques.
-
-        Args:
-            records: The comparisons.
-            lines: For each comparison, the lines of the chosen and of the rejected response, one per critique (see
-                `rrm_lm.models.self_critique`). The n-th of one side is compared with the n-th of the other.
+        """Examples whose rewards are read after the model's own critiques. For each comparison, `lines` holds the lines
+        of the chosen and of the rejected response, one per critique (see `rrm_lm.models.self_critique`). The n-th of
+        one side is compared with the n-th of the other.
         """
         examples = []
         for record, (chosen, rejected) in zip(records, lines, strict=True):
