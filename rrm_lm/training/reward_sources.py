@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -316,7 +316,7 @@ def _raises(function: Callable[..., Any], *arguments: Any) -> bool:
 
 def _checked(name: str, values: Any, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
     values = values.tolist() if hasattr(values, "tolist") else values
-    count = len(values) if isinstance(values, Sized) else -1
+    count = len(values) if hasattr(values, "__len__") else -1
     if count != len(responses):
         found = f"{count} rewards" if count >= 0 else repr(values)[:_SHOWN]
         what = f"The reward {name} gave {found} for {len(responses)} responses"
