@@ -36,17 +36,11 @@ _LOGIT_CHUNK = 1024  # critique tokens whose logits are held at once
 
 
 class RewardOutput(NamedTuple):
-    """Output for one batch: a tuple, because wrappers (DDP, FSDP2, DeepSpeed) look for tensors inside tuples.
+    """Output for one batch: a tuple, because wrappers (DDP, FSDP2, DeepSpeed) look for tensors inside tuples."""
 
-    Attributes:
-        rewards: (lines,) the members' combined reward.
-        critique_nll: (critique tokens,) negative log-likelihood of each critique token, over all lines in order.
-        members: (lines, heads) the reward of each ensemble member.
-    """
-
-    rewards: Tensor
-    critique_nll: Tensor
-    members: Tensor
+    rewards: Tensor  # (lines,) the members' combined reward
+    critique_nll: Tensor  # (critique tokens,) negative log-likelihood of each critique token, over all lines in order
+    members: Tensor  # (lines, heads) the reward of each ensemble member
 
     @classmethod
     def of_one(cls, rewards: Tensor, critique_nll: Tensor) -> RewardOutput:
@@ -56,29 +50,17 @@ class RewardOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RewardSettings:
-    """Reward-model settings that training and inference must share.
+    """Reward-model settings that training and inference must share."""
 
-    Attributes:
-        base_model: The backbone: an alias of this project, a Hub id or a folder.
-        critique_first: The model writes a critique, and the reward is read after it.
-        max_length: Maximum prompt plus response, in tokens.
-        max_critique_length: Maximum critique, in tokens.
-        revision: Branch, tag or commit of the backbone on the Hub.
-        ensemble_heads: Number of ensemble members; 1 is no ensemble.
-        ensemble: How they are combined (:data:`rrm_lm.models.ensemble.COMBINATIONS`).
-        ensemble_k: Standard deviations to subtract, with mean_minus_std.
-        chat_date: The date that the chat template wrote in training, if it writes one.
-    """
-
-    base_model: str
-    critique_first: bool = False
-    max_length: int | None = None
-    max_critique_length: int = 128
-    revision: str | None = None
-    ensemble_heads: int = 1
-    ensemble: str = "mean"
-    ensemble_k: float = 1.0
-    chat_date: str | None = None
+    base_model: str  # the backbone: an alias of this project, a Hub id or a folder
+    critique_first: bool = False  # the model writes a critique, and the reward is read after it
+    max_length: int | None = None  # maximum prompt plus response, in tokens
+    max_critique_length: int = 128  # maximum critique, in tokens
+    revision: str | None = None  # branch, tag or commit of the backbone on the Hub
+    ensemble_heads: int = 1  # number of ensemble members; 1 is no ensemble
+    ensemble: str = "mean"  # how they are combined (:data:`rrm_lm.models.ensemble.COMBINATIONS`)
+    ensemble_k: float = 1.0  # standard deviations to subtract, with mean_minus_std
+    chat_date: str | None = None  # the date that the chat template wrote in training, if it writes one
 
     def __post_init__(self) -> None:
         _ = self.combination  # raises on invalid settings

@@ -57,46 +57,27 @@ _MENTION_OF_NOTE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class NoteRequest:
-    """A question about a note.
+    """A question about a note."""
 
-    Attributes:
-        text: The user turn: the note and the question.
-        note: The note.
-        question: The question or small task.
-        kind: The type of the value that is asked for (`values.KINDS`).
-        value: The right value.
-        others: Wrong values of the same type.
-        topic: For example "garden".
-    """
-
-    text: str
+    text: str  # the user turn: the note and the question
     note: str
-    question: str
-    kind: str
-    value: str
-    others: tuple[str, ...]
-    topic: str = ""
+    question: str  # the question or small task
+    kind: str  # the type of the value that is asked for (`values.KINDS`)
+    value: str  # the right value
+    others: tuple[str, ...]  # wrong values of the same type
+    topic: str = ""  # for example "garden"
 
 
 @dataclass(frozen=True, slots=True)
 class NoteJudgement:
-    """A note user's judgment of one response.
+    """A note user's judgment of one response."""
 
-    Attributes:
-        parts: `answer` and the parts of `WEIGHTS`, from 0 to 1.
-        gold: The gold reward, 0 to 1.
-        sentences: Number of sentences, not counting a friendly close.
-        given: The wrong value that it states, or "".
-        opening: The filler at the start, or "".
-        close: The friendly close, or "".
-    """
-
-    parts: Mapping[str, float]
-    gold: float
-    sentences: int
-    given: str
-    opening: str
-    close: str
+    parts: Mapping[str, float]  # `answer` and the parts of `WEIGHTS`, from 0 to 1
+    gold: float  # 0 to 1
+    sentences: int  # number of sentences, not counting a friendly close
+    given: str  # the wrong value that it states, or ""
+    opening: str  # the filler at the start, or ""
+    close: str  # the friendly close, or ""
 
 
 class NoteUser(Requester[NoteRequest]):

@@ -21,22 +21,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the model's input: a tree of token runs. A single line is a tree of one run.
+    """One row of the model's input: a tree of token runs. A single line is a tree of one run."""
 
-    Attributes:
-        ids: Token ids; every run follows its parent.
-        positions: Each token's position along its path.
-        runs: The run that each token belongs to.
-        parents: Each run's parent run; -1 for a root.
-        where: The indices of each line's tokens in this row, in order.
-        sees_from: The first position on its path that each token attends to; empty if all attend to everything.
-    """
-
-    ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    runs: tuple[int, ...]
-    parents: tuple[int, ...]
-    where: tuple[tuple[int, ...], ...]
+    ids: tuple[int, ...]  # token ids; every run follows its parent
+    positions: tuple[int, ...]  # each token's position along its path
+    runs: tuple[int, ...]  # the run that each token belongs to
+    parents: tuple[int, ...]  # each run's parent run; -1 for a root
+    where: tuple[tuple[int, ...], ...]  # the indices of each line's tokens in this row, in order
+    # the first position on its path that each token attends to; empty if all attend to everything
     sees_from: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -97,21 +89,15 @@ def common_beginning(lines: Sequence[Any]) -> int:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows padded to one length, ready for the model.
+    """Rows padded to one length, ready for the model."""
 
-    Attributes:
-        input_ids: (batch, time) token ids.
-        position_ids: (batch, time) positions along each token's own path.
-        is_real: (batch, time) True at tokens, False at padding.
-        sees: (batch, time, time) True if a query attends to a key; ``None`` if every row is a single line, for which
-            causal attention is enough.
-        where: For each line of all rows, in order: its row, and the (padded) indices of its tokens in that row.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    is_real: Tensor
+    input_ids: Tensor  # (batch, time) token ids
+    position_ids: Tensor  # (batch, time) positions along each token's own path
+    is_real: Tensor  # (batch, time) True at tokens, False at padding
+    # (batch, time, time) True if a query attends to a key; `None` if every row is a single line, for which causal
+    # attention is enough
     sees: Tensor | None
+    # for each line of all rows, in order: its row, and the (padded) indices of its tokens in that row
     where: list[tuple[int, tuple[int, ...]]]
 
     def to(self, device: torch.device | str) -> Batch:

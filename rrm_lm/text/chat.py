@@ -31,21 +31,14 @@ _ANSWER, _CRITIQUE = "\ue002", "\ue003"  # and for text whose surroundings in th
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One token sequence: prompt, response and optionally a critique.
+    """One token sequence: prompt, response and optionally a critique."""
 
-    Attributes:
-        ids: All token ids.
-        response_start: Position of the first token of the response.
-        reward_at: Position of the token at which the reward is read.
-        critique: Positions of the critique's trained tokens, including its end-of-turn token.
-        critique_view: First position that tokens after ``reward_at`` attend to. 0 is the whole line; ``reward_at``
-            limits the critique's view of the response to the hidden state that the reward is read from.
-    """
-
-    ids: tuple[int, ...]
-    response_start: int
-    reward_at: int
-    critique: range = range(0)
+    ids: tuple[int, ...]  # all token ids
+    response_start: int  # position of the first token of the response
+    reward_at: int  # position of the token at which the reward is read
+    critique: range = range(0)  # positions of the critique's trained tokens, including its end-of-turn token
+    # First position that tokens after `reward_at` attend to. 0 is the whole line; `reward_at` limits the critique's
+    # view of the response to the hidden state that the reward is read from.
     critique_view: int = 0
 
     @property
@@ -56,21 +49,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The lines of one prompt's responses, and counts of what was cut to fit the context.
+    """The lines of one prompt's responses, and counts of what was cut to fit the context."""
 
-    Attributes:
-        lines: The lines of each response: one without a critique, or one per critique.
-        dropped_turns: Number of the prompt's oldest messages that were dropped.
-        cut_tokens: Tokens cut from the start of the remaining prompt.
-        cut_responses: Number of responses longer than the context, which lost their beginning.
-        lost: What the template leaves out; see :meth:`ChatFormat.lost`.
-    """
-
-    lines: tuple[tuple[Line, ...], ...]
-    dropped_turns: int = 0
-    cut_tokens: int = 0
-    cut_responses: int = 0
-    lost: Lost = NOTHING
+    lines: tuple[tuple[Line, ...], ...]  # the lines of each response: one without a critique, or one per critique
+    dropped_turns: int = 0  # number of the prompt's oldest messages that were dropped
+    cut_tokens: int = 0  # tokens cut from the start of the remaining prompt
+    cut_responses: int = 0  # number of responses longer than the context, which lost their beginning
+    lost: Lost = NOTHING  # what the template leaves out; see :meth:`ChatFormat.lost`
 
     def whole(self) -> Encoded:
         """These lines; raises a TemplateError if words are missing from them."""

@@ -50,29 +50,17 @@ _SCORE = "score.weight"
 
 
 class Start(NamedTuple):
-    """The starting point of training.
+    """The starting point of training."""
 
-    Attributes:
-        lm: The causal language model that becomes the backbone.
-        tokenizer: With a chat template and a usable pad token.
-        name: The folder, Hub id or alias that the saved adapter records as its base model.
-        loading: Arguments that load the same backbone again; None if it is not saved anywhere.
-        head: (heads, hidden) initial weights of the score head.
-        adapter: Configuration and initial weights of the LoRA adapter.
-        writes: Whether the language-model head is known, which learning critiques requires.
-        revision: Branch, tag or commit of `name` on the Hub.
-        critique_first: The adapter reads the reward after a critique of its own.
-    """
-
-    lm: Any
-    tokenizer: Any
-    name: str
-    loading: dict[str, Any] | None
-    head: Tensor | None = None
-    adapter: tuple[LoraConfig, dict[str, Tensor]] | None = None
-    writes: bool = True
-    revision: str | None = None
-    critique_first: bool = False
+    lm: Any  # the causal language model that becomes the backbone
+    tokenizer: Any  # with a chat template and a usable pad token
+    name: str  # the folder, Hub id or alias that the saved adapter records as its base model
+    loading: dict[str, Any] | None  # arguments that load the same backbone again; None if it is not saved anywhere
+    head: Tensor | None = None  # (heads, hidden) initial weights of the score head
+    adapter: tuple[LoraConfig, dict[str, Tensor]] | None = None  # configuration and initial weights of the LoRA adapter
+    writes: bool = True  # whether the language-model head is known, which learning critiques requires
+    revision: str | None = None  # branch, tag or commit of `name` on the Hub
+    critique_first: bool = False  # the adapter reads the reward after a critique of its own
 
 
 def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantization: Any = None) -> Start:

@@ -50,37 +50,22 @@ _TAKES_REWARDS = (
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
-    """Policy settings that training and inference share.
+    """Policy settings that training and inference share."""
 
-    Attributes:
-        base_model: The backbone: an alias of this project, a Hub id or a folder.
-        max_length: Maximum prompt plus response in training, in tokens.
-        revision: Branch, tag or commit of the backbone on the Hub.
-        method: Training method: sft, ppo ...
-        chat_date: The date that the chat template wrote in training, if it writes one.
-    """
-
-    base_model: str
-    max_length: int | None = None
-    revision: str | None = None
-    method: str = ""
-    chat_date: str | None = None
+    base_model: str  # the backbone: an alias of this project, a Hub id or a folder
+    max_length: int | None = None  # maximum prompt plus response in training, in tokens
+    revision: str | None = None  # branch, tag or commit of the backbone on the Hub
+    method: str = ""  # sft, ppo ...
+    chat_date: str | None = None  # the date that the chat template wrote in training, if it writes one
 
 
 class Policy(NamedTuple):
-    """A loaded policy.
+    """A loaded policy."""
 
-    Attributes:
-        backbone: The frozen model, with the policy's adapter if it has one.
-        chat: Its chat format.
-        adapter: Name of the adapter; ``None`` for a base model or a merged policy.
-        settings: Saved with adapters that are trained on this backbone.
-    """
-
-    backbone: Backbone
+    backbone: Backbone  # the frozen model, with the policy's adapter if it has one
     chat: ChatFormat
-    adapter: str | None
-    settings: PolicySettings | None = None
+    adapter: str | None  # name of the adapter; `None` for a base model or a merged policy
+    settings: PolicySettings | None = None  # saved with adapters that are trained on this backbone
 
 
 # -- saving ---------------------------------------------------------------------------------------------------------
