@@ -54,10 +54,8 @@ _WEIGHTS = {"model.safetensors": "pytorch_model.bin", "adapter_model.safetensors
 
 def resolve(name_or_path: str, revision: str | None = None) -> str:
     """Resolve a name for `from_pretrained`: an alias to its cached folder, fetched if needed; other names are checked.
-
-    Raises:
-        ModelError: A path that does not exist, a Hub model that is neither cached nor reachable, or an alias with a
-            revision (the embedded model has one version).
+    Raises ModelError for a path that does not exist, a Hub model that is neither cached nor reachable, or an alias with
+    a revision (the embedded model has one version).
     """
     if name_or_path in EMBEDDED and not Path(name_or_path).is_dir():
         if revision is not None:
@@ -205,11 +203,8 @@ def _load_model(
     if Path(path).is_dir():
         refuse_pickles(path)
     if model_file(path, "adapter_config.json", revision) is not None:
-        raise ModelError(
-            "This is an adapter, and only a whole model can be loaded here",
-            where=name,
-            remedy="merge it first (PEFT's merge_and_unload; rrm-lm reward, sft and policy have --merge)",
-        )
+        remedy = "merge it first (PEFT's merge_and_unload; rrm-lm reward, sft and policy have --merge)"
+        raise ModelError("This is an adapter, and only a whole model can be loaded here", where=name, remedy=remedy)
     options = {key: value for key, value in {**options, "revision": revision}.items() if value is not None}
     model, info = _from_pretrained(auto_class, path, use_safetensors=True, output_loading_info=True, **options)
     for keys, found in (("missing_keys", "lacks {} weights of"), ("unexpected_keys", "has {} weights that are not in")):
@@ -278,12 +273,9 @@ def refuse_pickles(folder: str | Path) -> None:
         has_safe = (folder / safe).exists() or (folder / f"{safe}.index.json").exists()
         found = sorted(path.name for path in folder.glob(f"{Path(pickled).stem}*.bin"))
         if found and not has_safe:
-            raise ModelError(
-                f"The weights are a pickle file ({found[0]}), which can run code when it is loaded",
-                where=str(folder),
-                expected=safe,
-                remedy="if you trust the file, convert it to safetensors (load, then save_pretrained)",
-            )
+            what = f"The weights are a pickle file ({found[0]}), which can run code when it is loaded"
+            remedy = "if you trust the file, convert it to safetensors (load, then save_pretrained)"
+            raise ModelError(what, where=str(folder), expected=safe, remedy=remedy)
 
 
 def default_device() -> torch.device:
@@ -324,10 +316,8 @@ def rounding(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
-    """Parse a dtype: a name such as `bfloat16`, `auto`, or None for the device's default.
-
-    Raises:
-        ConfigError: The name is not a floating-point dtype.
+    """Parse a dtype: a name such as `bfloat16`, `auto`, or None for the device's default. Raises ConfigError if the
+    name is not a floating-point dtype.
     """
     if dtype is None:
         return default_dtype()
@@ -371,11 +361,8 @@ def _check_hub(name: str, revision: str | None) -> None:
         if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in _CONFIGS):
             return
         if constants.is_offline_mode():
-            raise ModelError(
-                "The model is not in the Hub's cache, and offline mode is on (HF_HUB_OFFLINE)",
-                where=name,
-                remedy=f"unset HF_HUB_OFFLINE and run once with a network; or {remedy}",
-            )
+            what = "The model is not in the Hub's cache, and offline mode is on (HF_HUB_OFFLINE)"
+            raise ModelError(what, where=name, remedy=f"unset HF_HUB_OFFLINE and run once with a network; or {remedy}")
         HfApi().model_info(name, revision=revision, timeout=20)
     except HFValidationError as error:
         raise ModelError("There is no such folder, and it is not a Hub id", where=name, remedy=remedy) from error
@@ -390,11 +377,8 @@ def _check_hub(name: str, revision: str | None) -> None:
     except ModelError:
         raise
     except Exception as error:  # connections fail in many ways
-        raise ModelError(
-            f"The model is not in the Hub's cache, and the Hub cannot be reached ({type(error).__name__})",
-            where=name,
-            remedy=f"check the network; or {remedy}",
-        ) from error
+        what = f"The model is not in the Hub's cache, and the Hub cannot be reached ({type(error).__name__})"
+        raise ModelError(what, where=name, remedy=f"check the network; or {remedy}") from error
 
 
 def _turn_enders(tokenizer: Any) -> set[int]:

@@ -71,10 +71,8 @@ class RewardSettings:
         return Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)
 
     def combined(self, ensemble: str | None, ensemble_k: float | None) -> RewardSettings:
-        """A copy that combines members differently; ``None`` keeps the recorded value.
-
-        Raises:
-            ConfigError: Unknown combination.
+        """A copy that combines members differently; ``None`` keeps the recorded value. Raises ConfigError for an
+        unknown combination.
         """
         changes = {"ensemble": ensemble, "ensemble_k": ensemble_k}
         changed = {name: value for name, value in changes.items() if value is not None}
@@ -89,12 +87,8 @@ class RewardSettings:
 
 
 class RewardModel(Root):
-    """Scores responses and writes critiques with one adapter. See :meth:`create`.
-
-    Args:
-        backbone: The frozen model with the reward adapter on it.
-        settings: Its settings.
-        adapter: The adapter's name. Reward models on the same backbone need different names.
+    """Scores responses and writes critiques with one adapter. See :meth:`create`. The adapter is on the frozen
+    backbone. Reward models on the same backbone need different adapter names.
     """
 
     def __init__(self, backbone: Backbone, settings: RewardSettings, adapter: str = ADAPTER) -> None:
@@ -118,12 +112,8 @@ class RewardModel(Root):
         return self.backbone.device
 
     def forward(self, batch: Batch, lines: Sequence[Line], with_critiques: bool = True) -> RewardOutput:
-        """Return rewards of the lines and negative log-likelihoods of their critiques.
-
-        Args:
-            batch: The lines, arranged in rows.
-            lines: The lines, in the batch's order.
-            with_critiques: False skips the language-model head.
+        """Return rewards of the lines and negative log-likelihoods of their critiques. `batch` holds the `lines`,
+        arranged in rows. Without `with_critiques`, the language-model head is skipped.
         """
         hidden = self.backbone(batch, self.adapter)
         ends = _gather(hidden, [batch.at(number, line.reward_at) for number, line in enumerate(lines)])
@@ -178,10 +168,8 @@ class RewardModel(Root):
             write_json(folder / SETTINGS_FILE, replace(self.settings, chat_date=date_of(tokenizer)).to_dict())
 
     def load_adapter_state(self, folder: Path) -> None:
-        """Load a saved adapter and head into this model.
-
-        Raises:
-            CheckpointError: The folder's adapter does not fit this model.
+        """Load a saved adapter and head into this model. Raises CheckpointError if the folder's adapter does not fit
+        this model.
         """
         state = load_tensors(folder / ADAPTER_WEIGHTS)
         head = state.pop(_HEAD_KEY, None)

@@ -103,26 +103,16 @@ def put_reward(
     config, settings = recorded(folder, ensemble, ensemble_k)
     separately = "pass it as a separate reward, which is loaded with its own backbone"
     if base_model is None and not _is_same(settings.base_model, backbone):
-        raise ModelError(
-            f"The reward model was trained on another backbone, {settings.base_model}",
-            where=str(folder),
-            expected=str(backbone.causal_lm.name_or_path),
-            remedy=separately,
-        )
+        what = f"The reward model was trained on another backbone, {settings.base_model}"
+        raise ModelError(what, where=str(folder), expected=str(backbone.causal_lm.name_or_path), remedy=separately)
     if settings.critique_first:
-        raise ModelError(
-            "The reward model writes a critique before it scores, which is not possible on a shared backbone",
-            where=str(folder),
-            remedy=separately,
-        )
+        what = "The reward model writes a critique before it scores, which is not possible on a shared backbone"
+        raise ModelError(what, where=str(folder), remedy=separately)
     template = folder / "chat_template.jinja"
     saved = template.read_text(encoding="utf-8") if template.is_file() else None
     if chat is not None and saved is not None and not is_template_of(saved, chat.tokenizer):
-        raise ModelError(
-            "The reward model was trained with another chat template than responses are sampled in",
-            where=str(template),
-            remedy=separately,
-        )
+        what = "The reward model was trained with another chat template than responses are sampled in"
+        raise ModelError(what, where=str(template), remedy=separately)
     try:
         model = RewardModel.create(backbone, config, settings, adapter)
     except ValueError as error:
@@ -169,13 +159,10 @@ def read_settings(folder: Path) -> RewardSettings | None:
 def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftModel:
     """Load a saved reward model as other programs do, with transformers and PEFT only.
 
-    Args:
-        folder: The adapter, as :meth:`RewardModel.save` wrote it.
-        pad_token_id: The tokenizer's pad token, which marks the end of a sequence for these models.
-        loading: Passed to `from_pretrained` of the backbone (dtype, revision, trust_remote_code ...).
-
-    Raises:
-        ModelError: The family has no sequence-classification model in transformers.
+    `folder` is the adapter, as :meth:`RewardModel.save` wrote it. `pad_token_id` is the tokenizer's pad token, which
+    marks the end of a sequence for these models. `loading` is passed to `from_pretrained` of the backbone (dtype,
+    revision, trust_remote_code ...). Raises ModelError if the family has no sequence-classification model in
+    transformers.
     """
     settings = read_settings(folder)
     recorded: Any = LoraConfig.from_pretrained(str(folder))
@@ -205,16 +192,9 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
 
     RewardBench, TRL, vLLM and the pipelines of transformers read it (see :mod:`rrm_lm.models.portable`).
     :data:`SETTINGS_FILE` records how the adapter was trained. For an ensemble, the head is the mean of the members'
-    heads regardless of `ensemble`, because this format has only one linear head.
-
-    Args:
-        folder: The adapter, as :meth:`RewardModel.save` wrote it.
-        output: The output folder; replaced if it exists.
-        tokenizer: Saved with it.
-        loading: Passed to `from_pretrained` of the backbone (revision, trust_remote_code).
-
-    Raises:
-        ModelError: The family has no sequence-classification model in transformers.
+    heads regardless of `ensemble`, because this format has only one linear head. `output` is replaced if it exists.
+    `loading` is passed to `from_pretrained` of the backbone (revision, trust_remote_code). Raises ModelError if the
+    family has no sequence-classification model in transformers.
     """
     settings = read_settings(folder)
     merged: Any = load_classifier(folder, tokenizer.pad_token_id, **loading).merge_and_unload()

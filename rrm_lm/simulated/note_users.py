@@ -81,15 +81,9 @@ class NoteJudgement:
 
 
 class NoteUser(Requester[NoteRequest]):
-    """One of the two users: an overseer (`overseers.Overseer`) of responses to questions about notes.
-
-    Args:
-        requests: The questions that may be asked.
-        manner: "plain" or "thorough".
-        tie: If the gold rewards of two responses differ by less, neither is preferred.
-
-    Raises:
-        ConfigError: Unknown manner.
+    """One of the two users: an overseer (`overseers.Overseer`) of responses to questions about notes. `manner` is
+    "plain" or "thorough". If the gold rewards of two responses differ by less than `tie`, neither is preferred. Raises
+    ConfigError for an unknown manner.
     """
 
     limit = "knows only what the note says"
@@ -105,10 +99,8 @@ class NoteUser(Requester[NoteRequest]):
 
     @classmethod
     def from_file(cls, path: str | Path, manner: str = "plain", limits: ReadLimits | None = None) -> NoteUser:
-        """Read the questions from JSON lines (`data/notes/train_questions.jsonl.gz`).
-
-        Raises:
-            DataError: A row is not such a question, or its right and wrong values overlap.
+        """Read the questions from JSON lines (`data/notes/train_questions.jsonl.gz`). Raises DataError if a row is not
+        such a question, or its right and wrong values overlap.
         """
         return cls([_request(entry, f"{path}, row {row}") for row, entry in read_rows(Path(path), limits)], manner)
 
@@ -205,11 +197,8 @@ def _request(entry: Mapping[str, object], where: str) -> NoteRequest:
         if mentions(o, request.kind, request.value) or mentions(request.value, request.kind, o)
     ]
     if overlaps:
-        raise DataError(
-            f"The right value {request.value!r} and the wrong value {overlaps[0]!r} overlap",
-            where=where,
-            remedy="change one of them, so that no answer is both right and wrong",
-        )
+        what = f"The right value {request.value!r} and the wrong value {overlaps[0]!r} overlap"
+        raise DataError(what, where=where, remedy="change one of them, so that no answer is both right and wrong")
     missing = [value for value in (request.value, *request.others) if not mentions(request.note, request.kind, value)]
     if missing:
         raise DataError(f"The note does not contain the value {missing[0]!r}", where=where)

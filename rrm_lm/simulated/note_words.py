@@ -110,12 +110,8 @@ PRAISE: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 
 def critique(judged: Judged, manner: str, key: str) -> str:
-    """Write a critique for one judgment: the answer or the worst fault first, then another fault or a merit.
-
-    Args:
-        judged: The judgment.
-        manner: "plain" or "thorough".
-        key: Selects the words; equal keys give equal words.
+    """Write a critique for one judgment: the answer or the worst fault first, then another fault or a merit. `manner`
+    is "plain" or "thorough". `key` selects the words; equal keys give equal words.
     """
     rng = random.Random(key)
     number = _NUMBERS[judged.sentences] if judged.sentences < len(_NUMBERS) else str(judged.sentences)

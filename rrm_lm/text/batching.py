@@ -36,12 +36,9 @@ class Row:
 
 
 def share(lines: Sequence[Sequence[int]], blind: Sequence[tuple[int, int]] | None = None) -> Row:
-    """Arrange lines in one row that contains every common prefix once.
-
-    Args:
-        lines: Token ids of each line; none empty.
-        blind: ``(start, first)`` for each line: its tokens from position ``start`` on attend to nothing before
-            ``first`` except the line's first token. ``(0, 0)`` for no restriction.
+    """Arrange lines in one row that contains every common prefix once. `lines` are token ids, none empty. `blind` is
+    ``(start, first)`` for each line: its tokens from position ``start`` on attend to nothing before ``first`` except
+    the line's first token; ``(0, 0)`` for no restriction.
     """
     # Tokens are shared if their ids and what they attend to are both equal.
     symbols = [
@@ -113,12 +110,8 @@ class Batch:
 
 
 def collate(rows: Sequence[Row], pad_id: int, padding_side: str = "right") -> Batch:
-    """Pad rows to the longest one.
-
-    Args:
-        rows: One or more rows.
-        pad_id: Token id for padding; masked, so any id works.
-        padding_side: ``right`` or ``left``; results do not depend on it.
+    """Pad rows to the longest one. The padding is masked, so any `pad_id` works, and results do not depend on
+    `padding_side` (``right`` or ``left``).
     """
     width = max(len(row) for row in rows)
     input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
@@ -187,11 +180,8 @@ def to_additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def by_layer_type(config: Any, mask: Callable[[int | None], Tensor]) -> Any:
-    """A model's masks: one, or one per layer type if the configuration lists `layer_types`.
-
-    Args:
-        config: The model's configuration.
-        mask: Makes a mask for a sliding window, or for full attention (None).
+    """A model's masks: one, or one per layer type if the configuration lists `layer_types`. `mask` makes a mask for a
+    sliding window, or for full attention (None).
     """
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if not kinds:
@@ -205,16 +195,9 @@ def length_groups(
     """Group items of similar length into micro-batches of at most ``max_tokens`` padded tokens.
 
     Dynamic programming over the sorted lengths finds the split with the least padding, counting ``overhead`` tokens per
-    micro-batch for its fixed cost. An item longer than ``max_tokens`` gets its own micro-batch.
-
-    Args:
-        lengths: The length of each item's longest row.
-        max_tokens: Maximum padded tokens of a micro-batch.
-        overhead: Fixed cost of a micro-batch, in tokens.
-        sizes: Each item's number of rows; by default one.
-
-    Returns:
-        Item indices of each micro-batch, longest first so that memory peaks in the first one.
+    micro-batch for its fixed cost. An item longer than ``max_tokens`` gets its own micro-batch. `lengths` are those of
+    each item's longest row, `overhead` is in tokens, and `sizes` are the numbers of rows of the items, by default 1.
+    Returns item indices of each micro-batch, longest first so that memory peaks in the first one.
     """
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     best: list[tuple[float, int]] = [(0.0, 0)]

@@ -156,16 +156,9 @@ class ChatFormat:
         """Encode the responses to one prompt. All lines have the same prompt, even if it is cut.
 
         A conversation longer than ``max_length`` first loses its oldest turns, except a system message and the last
-        user turn, then the first tokens of the rest. The response is kept.
-
-        Args:
-            prompt: The messages so far.
-            responses: One or more responses to it.
-            critiques: The critiques of each response to train on; ``None`` for none.
-
-        Raises:
-            DataError: A response has no tokens. (A TemplateError is one, too.)
-            TemplateError: The chat template cannot render the conversation.
+        user turn, then the first tokens of the rest. The response is kept. `critiques` are those of each response to
+        train on; ``None`` for none. Raises DataError: a response has no tokens; TemplateError (a DataError, too): the
+        chat template cannot render the conversation.
         """
         losses: list[Lost] = []
         prompt, sequences, dropped = self._drop_turns(

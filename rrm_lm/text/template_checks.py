@@ -67,13 +67,8 @@ class TemplateChecks:
         return {kind: {what: rows.to_dict() for what, rows in found.items()} for kind, found in kinds.items()}
 
     def settle(self, skip_bad_rows: bool) -> None:
-        """Log the remarks, and raise an error for refused rows, or log that they are left out.
-
-        Args:
-            skip_bad_rows: Leave refused rows out.
-
-        Raises:
-            DataError: Rows are refused and not skipped, or at least half of the rows were rendered before.
+        """Log the remarks, and raise an error for refused rows, or log that they are left out. Raises DataError if rows
+        are refused and not skipped, or at least half of the rows were rendered before.
         """
         for remark in self.remarks():
             logger.warning("%s", remark)

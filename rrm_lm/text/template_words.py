@@ -34,11 +34,8 @@ NOTHING = Lost()
 
 
 def left_out(messages: Sequence[Message], text: str) -> Lost:
-    """Words of the messages that a rendered text lacks.
-
-    Args:
-        messages: The messages. A last one by the assistant is the response.
-        text: The text that they were rendered to.
+    """Words of the messages that a rendered text lacks. A last message by the assistant is the response; `text` is what
+    the messages were rendered to.
     """
     place, refused, noted = 0, "", ""
     for number, message in enumerate(messages):

@@ -50,14 +50,9 @@ _AFTER_OPENING = (
 def prepare_template(tokenizer: Any, chat_date: str | None = None, fold_system: bool = False) -> None:
     """Change the template of a tokenizer, so that its text does not depend on the clock.
 
-    Args:
-        tokenizer: A tokenizer with a chat template.
-        chat_date: The date that the template writes, if it writes one, such as 2026-11-29; None keeps a date that is
-            fixed already, and otherwise fixes today's.
-        fold_system: Put a first system message into the user turn after it.
-
-    Raises:
-        ConfigError: Not a date.
+    `chat_date` is the date that the template writes, if it writes one, such as 2026-11-29; None keeps a date that is
+    fixed already, and otherwise fixes today's. `fold_system` puts a first system message into the user turn after it.
+    Raises ConfigError if it is not a date.
     """
     given = _parsed(chat_date)
 

@@ -183,19 +183,14 @@ def _language_model(model: Any) -> tuple[Any, Tensor | None, bool]:
 def make_model(
     start: Start, lora: LoraConfig, args: ModelArguments, config: RewardConfig
 ) -> tuple[RewardModel, ChatFormat]:
-    """A reward model with a fresh adapter or that of the starting point, and its chat format.
-
-    Raises:
-        ConfigError: LoRA settings that do not fit the model, or critiques longer than its context.
-        ConfigError: A start with another number of heads, or that writes critiques first.
-        ModelError: Critiques are to be learned by a model whose language-model head is not known.
+    """A reward model with a fresh adapter or that of the starting point, and its chat format. Raises ConfigError: LoRA
+    settings that do not fit the model, critiques longer than its context, or a start with another number of heads or
+    that writes critiques first; ModelError: critiques are to be learned by a model whose language-model head is not
+    known.
     """
     if start.critique_first and not config.critique_first:
-        raise ConfigError(
-            "The reward model to start from writes a critique before it scores",
-            where="critique_first",
-            expected="--critique_first true, as it was trained",
-        )
+        what = "The reward model to start from writes a critique before it scores"
+        raise ConfigError(what, where="critique_first", expected="--critique_first true, as it was trained")
     backbone = Backbone(start.lm, int(start.tokenizer.pad_token_id), None if config.share_prefixes else False)
     if config.learns_critiques and start.writes:
         check_logits(backbone)
@@ -276,10 +271,8 @@ def narrows_critiques(config: RewardConfig, backbone: Backbone) -> bool:
 
 
 def is_readable(chat: ChatFormat, name: str, merge: bool) -> bool:
-    """Whether other programs that use the saved template read the reward at the token where it is trained.
-
-    Raises:
-        ModelError: They do not, and `merge` asks for a checkpoint for other programs.
+    """Whether other programs that use the saved template read the reward at the token where it is trained. Raises
+    ModelError if they do not, and `merge` asks for a checkpoint for other programs.
     """
     reason = unreadable(chat)
     if reason and merge:

@@ -120,12 +120,9 @@ class RewardTrainer(_RewardTrainer):
         self._read(args, train_dataset, eval_dataset)
         start = load_start(model, settings.model, processing_class, quantization_config)
         if peft_config is not None and start.adapter is not None:
-            raise ConfigError(
-                "The model has an adapter, and there is a peft_config",
-                where="peft_config",
-                expected="one of them",
-                remedy="leave out peft_config, or merge the adapter first (merge_and_unload)",
-            )
+            what = "The model has an adapter, and there is a peft_config"
+            remedy = "leave out peft_config, or merge the adapter first (merge_and_unload)"
+            raise ConfigError(what, where="peft_config", expected="one of them", remedy=remedy)
         self._start = start
         reward_model, self.chat = make_model(start, peft_config or settings.model.lora(), settings.model, args)
         self._readable = not args.critique_first and is_readable(self.chat, name, settings.run_arguments.merge)

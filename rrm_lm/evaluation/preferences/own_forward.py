@@ -24,13 +24,8 @@ def check_forward(scorer: Any) -> None:
     """Compare a scorer's rewards of a few short conversations with those of its model's own forward pass.
 
     Those of this package were checked when they were saved. If a classifier reads padded rows differently, the scorer
-    runs it without padding from then on.
-
-    Args:
-        scorer: A `RewardScorer` or a `ClassifierScorer`.
-
-    Raises:
-        ModelError: The rewards differ, or there are several.
+    (a `RewardScorer` or a `ClassifierScorer`) runs it without padding from then on. Raises ModelError if the rewards
+    differ, or there are several.
     """
     if scorer.chat.trim:
         return

@@ -43,17 +43,9 @@ _VALUE_HEADS = ("value_head.safetensors", "value_head.bin")  # of LLaMA-Factory
 
 
 class RewardScorer:
-    """Rewards of a model trained by `rrm-lm reward`.
-
-    Args:
-        model: The reward model, in evaluation mode.
-        chat: The chat format it was trained with.
-        name: Its name in results.
-        micro_batch_tokens: Maximum padded tokens at once; rewards do not depend on it.
-        critique_samples: Number of critiques to average over, for a model that writes critiques first.
-        temperature: Sampling temperature of those critiques.
-        seed: Seed of those critiques.
-        padding_side: Side of the padding; rewards do not depend on it.
+    """Rewards of a model trained by `rrm-lm reward`. The model must be in evaluation mode. Rewards do not depend on
+    `micro_batch_tokens`, the maximum of padded tokens at once, or on `padding_side`. A model that writes critiques
+    first averages over `critique_samples` of them, sampled with `temperature` and `seed`.
     """
 
     def __init__(
@@ -260,11 +252,8 @@ def _load_classifier(
     file = model_file(path, SETTINGS_FILE, loading.get("revision"))
     settings = read_settings(file.parent) if file is not None else None
     if settings is not None and settings.critique_first:
-        raise ModelError(
-            "The checkpoint was merged from a model that writes critiques first, and a classifier cannot write",
-            where=name,
-            remedy="name the adapter that it was merged from",
-        )
+        what = "The checkpoint was merged from a model that writes critiques first, and a classifier cannot write"
+        raise ModelError(what, where=name, remedy="name the adapter that it was merged from")
     tokenizer = load_tokenizer(name, own_pad=True, **tokenizing)
     classifier: Any = load_sequence_classifier(name, **loading)
     check_vocabulary(tokenizer, classifier)

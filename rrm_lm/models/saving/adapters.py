@@ -32,11 +32,7 @@ _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # files to
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ModelError: The file is not valid JSON, or not an object.
-    """
+    """The object in a JSON file. Raises ModelError if the file is not valid JSON, or not an object."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -49,10 +45,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def is_classifier(path: str, revision: str | None = None, trust_remote_code: bool = False) -> bool:
-    """Whether a folder or Hub id holds a whole sequence-classification model.
-
-    Raises:
-        ModelError: A reward model of a class that transformers does not have. Its head would be dropped or made up.
+    """Whether a folder or Hub id holds a whole sequence-classification model. Raises ModelError for a reward model
+    of a class that transformers does not have: its head would be dropped or made up.
     """
     file = model_file(path, "config.json", revision)
     config = read_json(file) if file is not None else {}
@@ -94,19 +88,14 @@ def fetch_adapter(path: str, revision: str | None = None) -> Path | None:
 
 
 def read_lora(folder: Path) -> LoraConfig:
-    """The configuration of a LoRA adapter, ready for training.
-
-    Raises:
-        ModelError: Another kind of adapter, or one that also replaces layers.
+    """The configuration of a LoRA adapter, ready for training. Raises ModelError for another kind of adapter, or one
+    that also replaces layers.
     """
     raw = read_json(folder / ADAPTER_CONFIG)
     if raw.get("peft_type") != "LORA":
-        raise ModelError(
-            f"The adapter is of the type {raw.get('peft_type')}",
-            where=str(folder),
-            expected="a LoRA adapter",
-            remedy="merge it into its model with PEFT, and name the merged model",
-        )
+        what = f"The adapter is of the type {raw.get('peft_type')}"
+        remedy = "merge it into its model with PEFT, and name the merged model"
+        raise ModelError(what, where=str(folder), expected="a LoRA adapter", remedy=remedy)
     extra = unsupported(raw)
     if extra:
         raise ModelError(
@@ -140,15 +129,10 @@ def save_adapter(
 ) -> None:
     """Write an adapter in PEFT's format. Called by all processes if the model is sharded.
 
-    Args:
-        backbone: The model.
-        adapter: The adapter's name.
-        folder: The output folder; other files in it are kept.
-        more: Additional tensors, such as a head.
-        task: PEFT's task type.
-        base_model, revision: Recorded as the adapter's backbone.
-        write: False in processes that only contribute their shards.
-        changes: Other fields of the saved configuration.
+    Called by all processes if the model is sharded; `write` is False in those that only contribute their shards. Other
+    files in `folder` are kept. `more` holds additional tensors, such as a head; `task` is PEFT's task type;
+    `base_model` and `revision` are recorded as the adapter's backbone; `changes` are other fields of the saved
+    configuration.
     """
     reshard(backbone)
     state = gather({**adapter_weights(backbone, adapter), **(more or {})})
@@ -168,16 +152,9 @@ def check_reloads(save: Callable[[Path], None], auto: Any, trust_remote_code: bo
     """Save an untrained adapter, and put it on a model of the class that others load it with: before training.
 
     The model has no weights (it is on the meta device), so this is fast for any size. Skipped if the base model is not
-    saved anywhere.
-
-    Args:
-        save: Writes the adapter to a folder.
-        auto: The class that the model card names, such as `AutoModelForCausalLM`.
-        trust_remote_code: Run Python code from the model's repository.
-        changes: Changes of the base model's configuration.
-
-    Raises:
-        ModelError: transformers has no such class for this family, or the adapter does not fit it.
+    saved anywhere. `save` writes the adapter to a folder. `auto` is the class that the model card names, such as
+    `AutoModelForCausalLM`, and `changes` are made to the base model's configuration. Raises ModelError if transformers
+    has no such class for this family, or the adapter does not fit it.
     """
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         save(Path(folder))
@@ -196,11 +173,8 @@ def check_reloads(save: Callable[[Path], None], auto: Any, trust_remote_code: bo
         except ValueError as error:
             wrong = " ".join(str(error).split())[:400]
     if wrong:
-        raise ModelError(
-            f"Other programs cannot load the adapter with {auto.__name__}: {wrong}",
-            where=base,
-            remedy="leave out --merge, or use another base model",
-        )
+        what = f"Other programs cannot load the adapter with {auto.__name__}: {wrong}"
+        raise ModelError(what, where=base, remedy="leave out --merge, or use another base model")
 
 
 Settings = TypeVar("Settings", bound=Any)  # RewardSettings or PolicySettings
@@ -267,36 +241,25 @@ def recorded_date(name: str, revision: str | None = None) -> str | None:
 
 
 def read_weights(backbone: Backbone, adapter: str, folder: Path) -> None:
-    """Load a folder's weights into an adapter of the backbone.
-
-    Raises:
-        CheckpointError: The weights are missing or broken, or do not fit this adapter on this model.
+    """Load a folder's weights into an adapter of the backbone. Raises CheckpointError if the weights are missing or
+    broken, or do not fit this adapter on this model.
     """
     put_weights(backbone, adapter, load_tensors(folder / ADAPTER_WEIGHTS), folder)
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file, on the CPU.
-
-    Raises:
-        CheckpointError: The file is missing or broken.
-    """
+    """The tensors in a safetensors file, on the CPU. Raises CheckpointError if the file is missing or broken."""
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"The weights cannot be read ({error})",
-            where=str(file),
-            expected="a complete safetensors file",
-            remedy="copy the folder again, resume from another checkpoint, or train again",
-        ) from error
+        what = f"The weights cannot be read ({error})"
+        remedy = "copy the folder again, resume from another checkpoint, or train again"
+        raise CheckpointError(what, where=str(file), expected="a complete safetensors file", remedy=remedy) from error
 
 
 def put_weights(backbone: Backbone, adapter: str, state: dict[str, Tensor], folder: Path) -> None:
-    """Copy tensors, under PEFT's names, into an adapter of the backbone. `folder` is for error messages.
-
-    Raises:
-        CheckpointError: The tensors do not fit this adapter on this model.
+    """Copy tensors, under PEFT's names, into an adapter of the backbone. `folder` is for error messages. Raises
+    CheckpointError if the tensors do not fit this adapter on this model.
     """
     reshard(backbone)
     mine = adapter_weights(backbone, adapter)

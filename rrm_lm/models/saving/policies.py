@@ -79,17 +79,9 @@ def save_policy(
     adapter: str = POLICY,
     write: bool = True,
 ) -> None:
-    """Write a policy's adapter, its tokenizer and :data:`SETTINGS_FILE`.
-
-    Called by all processes if the model is sharded; `write` is False in processes that only contribute shards.
-
-    Args:
-        backbone: The backbone with the adapter.
-        folder: The output folder; other files in it are kept.
-        tokenizer: The tokenizer, with the policy's pad token.
-        settings: See :class:`PolicySettings`.
-        adapter: The adapter's name.
-        write: See above.
+    """Write a policy's adapter, its tokenizer and :data:`SETTINGS_FILE`. Called by all processes if the model is
+    sharded; `write` is False in processes that only contribute shards. Other files in `folder` are kept. The tokenizer
+    has the policy's pad token.
     """
     base, revision = settings.base_model, settings.revision
     save_adapter(backbone, adapter, folder, task="CAUSAL_LM", base_model=base, revision=revision, write=write)
@@ -183,36 +175,26 @@ def _load_adapter(
 def put_policy(backbone: Backbone, folder: Path, adapter: str = POLICY, *, trainable: bool = False) -> None:
     """Add a saved policy's adapter to a loaded backbone.
 
-    Args:
-        backbone: The backbone it was trained on. Its adapters are not changed.
-        folder: The adapter, as :func:`save_policy` or PEFT wrote it.
-        adapter: Name of the new adapter.
-        trainable: Leave it trainable.
-
-    Raises:
-        ModelError: Not a LoRA adapter of a causal language model, or pickled weights.
-        CheckpointError: The weights are missing or broken, or do not fit the backbone.
+    The backbone is the one that it was trained on; its adapters are not changed. The folder was written by
+    :func:`save_policy` or PEFT, and `adapter` is the name of the new adapter. Raises ModelError: not a LoRA adapter of
+    a causal language model, or pickled weights; CheckpointError: the weights are missing or broken, or do not fit the
+    backbone.
     """
     config = policy_config(folder)
     config.base_model_name_or_path = None  # PEFT fills in this backbone's, and would warn about another
     try:
         backbone.add_adapter(adapter, config)
     except ValueError as error:
-        raise ModelError(
-            f"The adapter cannot be put on this model: {error}",
-            where=str(folder),
-            remedy="use the backbone it was trained on",
-        ) from error
+        what = f"The adapter cannot be put on this model: {error}"
+        raise ModelError(what, where=str(folder), remedy="use the backbone it was trained on") from error
     read_weights(backbone, adapter, folder)
     if not trainable:
         backbone.set_trainable(adapter, False)
 
 
 def read_policy_settings(path: str, revision: str | None = None) -> PolicySettings | None:
-    """The settings of a saved policy; ``None`` for a model that another program wrote.
-
-    Raises:
-        ModelError: The file is broken.
+    """The settings of a saved policy; ``None`` for a model that another program wrote. Raises ModelError if the file is
+    broken.
     """
     file = model_file(path, SETTINGS_FILE, revision)
     if file is None:
@@ -220,20 +202,15 @@ def read_policy_settings(path: str, revision: str | None = None) -> PolicySettin
     known = {field.name for field in fields(PolicySettings)}
     values = {name: value for name, value in read_json(file).items() if name in known}
     if not isinstance(values.get("base_model"), str):
-        raise ModelError(
-            "The settings do not name the policy's base model",
-            where=str(file),
-            expected='"base_model": a name or a folder',
-            remedy="copy the folder again, or train again",
-        )
+        what = "The settings do not name the policy's base model"
+        expected = '"base_model": a name or a folder'
+        raise ModelError(what, where=str(file), expected=expected, remedy="copy the folder again, or train again")
     return PolicySettings(**values)
 
 
 def policy_config(folder: Path) -> LoraConfig:
-    """The configuration of a policy's adapter, ready for training.
-
-    Raises:
-        ModelError: Not a policy's adapter, or pickled weights.
+    """The configuration of a policy's adapter, ready for training. Raises ModelError if it is not a policy's, or
+    has pickled weights.
     """
     refuse_pickles(folder)
     task = read_json(folder / ADAPTER_CONFIG).get("task_type")
@@ -255,12 +232,8 @@ def policy_config(folder: Path) -> LoraConfig:
 def _refuse_classifier(path: str, revision: str | None) -> None:
     """Reject a classifier: transformers would silently load it as a language model without its head."""
     if is_classifier(path, revision):
-        raise ModelError(
-            "This is a sequence-classification model, which scores responses but does not write them",
-            where=path,
-            expected="a causal language model",
-            remedy=_TAKES_REWARDS,
-        )
+        what = "This is a sequence-classification model, which scores responses but does not write them"
+        raise ModelError(what, where=path, expected="a causal language model", remedy=_TAKES_REWARDS)
 
 
 # -- merging --------------------------------------------------------------------------------------------------------
@@ -271,15 +244,10 @@ def merge_policy(
 ) -> None:
     """Write a checkpoint for transformers, TRL and vLLM, with the adapter merged into the backbone.
 
-    Args:
-        folder: The adapter, as :func:`save_policy` wrote it.
-        output: The output folder; replaced if it exists.
-        tokenizer: Saved with it.
-        dtype: Dtype of the saved weights. The merge is always computed in float32.
-        loading: Passed to `from_pretrained` of the backbone (revision, trust_remote_code).
-
-    Raises:
-        ModelError: Not a policy, pickled weights, or a backbone that is not available.
+    `folder` is the adapter, as :func:`save_policy` wrote it; `output` is replaced if it exists. The merge is always
+    computed in float32; `dtype` is that of the saved weights. `loading` is passed to `from_pretrained` of the backbone
+    (revision, trust_remote_code). Raises ModelError: not a policy, pickled weights, or a backbone that is not
+    available.
     """
     recorded: Any = policy_config(folder)
     settings = read_policy_settings(str(folder))
