@@ -23,7 +23,7 @@ from rrm_lm.runs.recurse import run as recurse_run
 
 ROOT = Path(__file__).parents[2]
 EVERY = sorted((ROOT / "configs").glob("*.yaml"))
-PIPELINES = [path for path in EVERY if path.stem == "demo"]  # a section for each command
+PIPELINES = [path for path in EVERY if path.stem in ("demo", "notes")]  # a section for each command
 TREES = [path for path in EVERY if path.stem.startswith("chip")]
 CONFIGS = [path for path in EVERY if path not in (*PIPELINES, *TREES)]
 SCRIPTS = {
@@ -78,6 +78,7 @@ def test_promised_configurations_exist() -> None:
         "reward",
         "ultrafeedback",
         "helpsteer3",
+        "notes",
         "sft",
     }
     assert promised <= {path.stem for path in EVERY}
