@@ -354,9 +354,9 @@ def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(sft_config, "default_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(sft_config, "default_dtype", lambda: torch.bfloat16)
     monkeypatch.setattr(SFTConfig.__mro__[2], "__post_init__", lambda self: None)  # it would look for the GPU
-    gpu = SFTConfig(output_dir=str(tmp_path))
+    gpu = SFTConfig(output_dir=str(tmp_path), report_to=[])
     assert (gpu.bf16, gpu.activation_checkpointing) == (True, True)
-    assert not SFTConfig(output_dir=str(tmp_path), use_cpu=True).bf16
+    assert not SFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[]).bf16
 
 
 @pytest.mark.parametrize(
