@@ -179,7 +179,7 @@ def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftMode
             )
     except ValueError as error:
         raise ModelError(
-            f"This family has no sequence-classification model: {error}",
+            f"This family has no sequence-classification model: {str(error).splitlines()[0]}",  # a list of all follows
             where=str(base),
             remedy="leave out --merge; rrm-lm score and rrm-lm evaluate read the adapter",
         ) from error

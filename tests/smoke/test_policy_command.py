@@ -58,7 +58,13 @@ def test_files_written_by_a_run(tiny: Path, prompts: Path, tmp_path: Path, capsy
     }
     assert read(folder / "run.json")["outcome"] == "finished"
     settings = read(folder / "policy.json")
-    assert settings == {"base_model": str(tiny), "max_length": 512, "revision": None, "method": "ppo"}
+    assert settings == {
+        "base_model": str(tiny),
+        "max_length": 512,
+        "revision": None,
+        "chat_date": None,
+        "method": "ppo",
+    }
     found = read(folder / "train_results.json")
     assert (found["updates"], found["episodes"], found["ended"]) == (6, 24, "")
     assert found["objective/scores"] == updates(folder)[-1]["objective/scores"]

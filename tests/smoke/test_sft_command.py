@@ -87,7 +87,13 @@ def test_files_written_by_a_run(tiny: Path, chosen: Path, tmp_path: Path, capsys
     assert read(folder / "run.json")["outcome"] == "finished"
     assert read(folder / "train_results.json")["train_loss"] > 0
     settings = read(folder / "policy.json")
-    assert settings == {"base_model": str(tiny), "max_length": 120, "revision": None, "method": "sft"}
+    assert settings == {
+        "base_model": str(tiny),
+        "max_length": 120,
+        "revision": None,
+        "chat_date": None,
+        "method": "sft",
+    }
     examples = read(folder / "examples.json")
     assert (examples["learned_responses"], examples["held_out_responses"], examples["shortened"]) == (12, 6, 0)
     measured = read(folder / "eval_results.json")
