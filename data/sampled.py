@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,26 @@ class Row:
     most_tokens: int
     temperature: float
     fields: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """The style of a response. With `form` "own" there are no examples, and the model responds in its own style."""
+
+    form: str
+    opening: str = ""
+    closing: str = ""
+    temperature: float = 0.7
+
+    def messages(self, request: str, examples: Iterable[tuple[str, Mapping[str, str]]]) -> tuple[Message, ...]:
+        """The conversation that the model responds to: examples (a question, an answer in each form), the request."""
+        shown: list[Message] = []
+        gap = "\n\n" if self.form == "list" else " "
+        for question, answers in examples:
+            answer = " ".join(part for part in (self.opening, answers[self.form]) if part)
+            answer += (gap + self.closing) * bool(self.closing)
+            shown += [Message("user", question), Message("assistant", answer)]
+        return (*shown, Message("user", request))
 
 
 def sample_rows(rows: Sequence[Row], path: Path, seed: int, num_return: int = 1, threads: int = 2) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-
-from rrm_lm.feedback.records import Message
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import sampled
+from sampled import Manner
 
 IDS_PER_REQUEST = 6  # row ids reserved for each request
 TEMPERATURES = (0.4, 0.7, 1.0)
@@ -88,29 +87,6 @@ CLOSINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """The style of a response. With `form` "own" there are no examples, and the model responds in its own style."""
-
-    form: str
-    opening: str = ""
-    closing: str = ""
-    temperature: float = 0.7
-
-    def messages(self, request: str, rng: random.Random) -> tuple[Message, ...]:
-        """The conversation that the model responds to."""
-        shown: list[Message] = []
-        if self.form != "own":
-            for question, answers in rng.sample(EXCHANGES, 3):
-                answer = " ".join(part for part in (self.opening, answers[self.form]) if part)
-                gap = "\n\n" if self.form == "list" else " "
-                shown += [
-                    Message("user", question),
-                    Message("assistant", answer + (gap + self.closing) * bool(self.closing)),
-                ]
-        return (*shown, Message("user", request))
-
-
 def manners(rng: random.Random) -> list[Manner]:
     """The styles for one request: the model's own, and one per form, about half with an opening or a closing."""
     chosen = [Manner("own", temperature=rng.choice(TEMPERATURES[1:]))]
@@ -141,10 +117,11 @@ def _rows(requests: Sequence[str], seed: int) -> list[sampled.Row]:
     for index, request in enumerate(requests):
         rng = random.Random(f"{seed} {request}")
         for place, manner in enumerate(manners(rng)):
+            examples = rng.sample(EXCHANGES, 3) if manner.form != "own" else []
             rows.append(
                 sampled.Row(
                     index * IDS_PER_REQUEST + place,
-                    manner.messages(request, rng),
+                    manner.messages(request, examples),
                     manner.form,
                     MOST_TOKENS[manner.form],
                     manner.temperature,

@@ -1,4 +1,4 @@
-"""Notes and the questions about them, from the patterns in the YAML files beside this one.
+"""Notes and the questions about them, from the patterns in the YAML files next to this one.
 
 Every note has two values of each type that is asked about, and both are asked for equally often: each is the right
 answer to one question and the wrong answer to another. No pattern and no value stands in two parts.

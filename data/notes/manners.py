@@ -9,13 +9,12 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-
-from rrm_lm.feedback.records import Message
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import sampled
+from sampled import Manner
 
 SAMPLES = 2  # responses in each manner, which therefore often share their form
 ROWS_PER_QUESTION = 3
@@ -70,26 +69,6 @@ CLOSINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """The style of a response. With `form` "own" there is no example, and the model responds in its own style."""
-
-    form: str
-    opening: str = ""
-    closing: str = ""
-    temperature: float = 0.7
-
-    def messages(self, prompt: str, rng: random.Random) -> tuple[Message, ...]:
-        """The conversation that the model responds to."""
-        if self.form == "own":
-            return (Message("user", prompt),)
-        question, answers = rng.choice(EXCHANGES)
-        gap = "\n\n" if self.form == "list" else " "
-        answer = " ".join(part for part in (self.opening, answers[self.form]) if part)
-        answer += (gap + self.closing) * bool(self.closing)
-        return Message("user", question), Message("assistant", answer), Message("user", prompt)
-
-
 def manners(rng: random.Random) -> list[Manner]:
     """The styles for one question: the model's own, a short one and a long one."""
     chosen = [Manner("own", temperature=rng.choice(TEMPERATURES))]
@@ -111,10 +90,11 @@ def sample_responses(prompts: Sequence[tuple[str, str]], path: Path, seed: int, 
     for index, (part, prompt) in enumerate(prompts):
         rng = random.Random(f"{seed} {prompt}")
         for place, manner in enumerate(manners(rng)):
+            examples = [rng.choice(EXCHANGES)] if manner.form != "own" else []
             rows.append(
                 sampled.Row(
                     index * ROWS_PER_QUESTION + place,
-                    manner.messages(prompt, rng),
+                    manner.messages(prompt, examples),
                     f"{part} {manner.form}",
                     MOST_TOKENS[manner.form],
                     manner.temperature,

@@ -100,7 +100,7 @@ def record_use(seeds: Sequence[int]) -> None:
 
 
 def by_prompt(file: Path, user: NoteUser, best_by: str | None = None) -> ByPrompt:
-    """Gold and its parts of each policy and prompt of a samples.jsonl, `(prompts,)`, in the order of the prompts.
+    """Gold and its parts of each policy and prompt of a samples.jsonl, `(prompts,)`, in the order of the requests.
 
     Args:
         file: `samples.jsonl` of a comparison.
@@ -109,13 +109,15 @@ def by_prompt(file: Path, user: NoteUser, best_by: str | None = None) -> ByPromp
     """
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-        groups.setdefault(Path(row["policy"]).name, {}).setdefault(row["prompt_id"], []).append(row)
+        asked = user.request(row["prompt"][-1]["content"]).text
+        groups.setdefault(Path(row["policy"]).name, {}).setdefault(asked, []).append(row)
     found: ByPrompt = {}
     for name, prompts in groups.items():
         judged = []
-        for _, rows in sorted(prompts.items()):
+        for request in user.requests.values():
+            rows = prompts[request.text]
             chosen = [max(rows, key=lambda row: row["rewards"][best_by])] if best_by else rows
-            judged.append([user.judge(row["prompt"][-1]["content"], row["response"]) for row in chosen])
+            judged.append([user.judge(request.text, row["response"]) for row in chosen])
         found[name] = {"gold": np.array([np.mean([j.gold for j in some]) for some in judged])} | {
             part: np.array([np.mean([j.parts[part] for j in some]) for some in judged]) for part in user.parts
         }
@@ -149,10 +151,10 @@ def summary(part: str, seeds: Sequence[int], out: Path) -> dict[str, Any]:
         proxy = str(out / f"seed{seed}" / "reward")
         best.append(by_prompt(folder / "best_of" / "samples.jsonl", user, proxy)["sft"])
     names = {"start": "smollm2-135m", "sft": "sft", "ppo": "policy", "dpo": "dpo"}
-    prompts = list(range(len(next(iter(sampled[0].values()))["gold"])))
+    notes = [request.note for request in user.requests.values()]  # questions about one note are not independent
 
     def over(runs: Sequence[np.ndarray]) -> dict[str, Any]:
-        return combined(np.array(runs), prompts).to_dict()
+        return combined(np.array(runs), notes).to_dict()
 
     def table(runs: Sequence[ByPrompt], name: str) -> dict[str, Any]:
         parts = {part: over([run[name][part] for run in runs]) for part in user.parts}
@@ -181,15 +183,16 @@ def summary(part: str, seeds: Sequence[int], out: Path) -> dict[str, Any]:
             part: over([run["policy"][part] - run["sft"][part] for run in sampled]) for part in user.parts
         },
         "trivial": {
-            name: {key: mean_estimate(values, prompts, bounds=(0, 1)).to_dict() for key, values in found.items()}
+            name: {key: mean_estimate(values, notes, bounds=(0, 1)).to_dict() for key, values in found.items()}
+            | {"ppo_minus": over([run["policy"]["gold"] - found["gold"] for run in sampled])}
             for name, found in trivial(user).items()
         },
     }  # fmt: skip
 
 
-def combined(values: np.ndarray, prompts: Sequence[int]) -> Estimate:
-    """An estimate over runs and prompts; over prompts alone for a single run."""
-    return over_runs(values, prompts) if len(values) > 1 else mean_estimate(values[0], prompts, bounds=(-1, 1))
+def combined(values: np.ndarray, notes: Sequence[str]) -> Estimate:
+    """An estimate over runs and notes; over notes alone for a single run."""
+    return over_runs(values, notes) if len(values) > 1 else mean_estimate(values[0], notes, bounds=(-1, 1))
 
 
 def reward_accuracy(file: Path) -> dict[str, Any]:

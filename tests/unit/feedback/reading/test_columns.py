@@ -1,26 +1,14 @@
 """Every column is read, or named as unread, or the file is refused: by name and by what it holds."""
 
-import json
 from typing import Any
 
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
 from rrm_lm.feedback.records import Message
 
 PAIR = {"prompt": "Where is Oslo?", "chosen": "Oslo is in Norway.", "rejected": "Oslo is in Sweden."}
 SHOWN = [{"role": "user", "content": "Where is Oslo?"}, {"role": "assistant", "content": "In Norway."}]
-
-
-@pytest.fixture
-def load(tmp_path):
-    def loader(*rows: dict[str, Any], **options: Any) -> Feedback:
-        path = tmp_path / "mine.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return load_feedback(str(path), **options)
-
-    return loader
 
 
 def without_prompt(**more: Any) -> dict[str, Any]:

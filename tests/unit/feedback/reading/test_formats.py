@@ -1,12 +1,8 @@
 """Each shape of feedback on a few rows written for it: which it is taken for, and the records it gives."""
 
-import json
-from typing import Any
-
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
 from rrm_lm.feedback.reading.formats import FORMATS, recognise, rename
 from rrm_lm.feedback.records import Message
 
@@ -21,18 +17,6 @@ def bot(text):
 
 ASK = (Message("user", "What is the sky's colour?"),)
 ASKED = "What is the sky's colour?"
-
-
-@pytest.fixture
-def load(tmp_path):
-    """Write rows as JSON Lines and load them."""
-
-    def loader(*rows: dict[str, Any], name: str = "mine.jsonl", **options: Any) -> Feedback:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return load_feedback(str(path), **options)
-
-    return loader
 
 
 def the_format(feedback):

@@ -24,18 +24,6 @@ def bot(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-@pytest.fixture
-def load(tmp_path):
-    """Load rows, or the text of a file."""
-
-    def loader(*rows: dict[str, Any] | str, name: str = "mine.jsonl", **options: Any) -> Feedback:
-        lines = (row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
-        (tmp_path / name).write_bytes("".join(lines).encode())
-        return load_feedback(str(tmp_path / name), **options)
-
-    return loader
-
-
 def pairs(feedback: Feedback) -> list[tuple[str, str, str]]:
     assert not feedback.demonstrations
     return [(c.prompt[-1].content, c.chosen, c.rejected) for c in feedback.comparisons]
@@ -114,7 +102,7 @@ def test_texts_that_were_damaged_before_are_named(load, url, text, remark):
 
 @pytest.mark.parametrize(("high", "low"), [(0.9, 0.8), ("thumbs up", "thumbs down"), ("👍", "👎"), ("good", "bad")])
 def test_feedback_that_is_a_number_or_a_verdict_is_a_rating(load, high, low):
-    """https://github.com/hiyouga/LlamaFactory/issues/6470: feedback from 0 to 1 was refused as a text that is none, and
+    """https://github.com/hiyouga/LlamaFactory/issues/6470: feedback from 0 to 1 was refused because it is no text, and
     verdicts were critiques without a rating."""
     rows = ({"query": ASK, "response": text, "feedback": one} for text, one in ((GOOD, high), (BAD, low)))
     feedback = load(*rows)

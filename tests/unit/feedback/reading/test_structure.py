@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
 from rrm_lm.feedback.records import TOOLS, Message
 
 
@@ -16,16 +15,6 @@ def user(text: str) -> dict[str, Any]:
 
 def bot(text: str | None, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text, **more}
-
-
-@pytest.fixture
-def load(tmp_path):
-    def loader(*rows: dict[str, Any], **options: Any) -> Feedback:
-        path = tmp_path / "mine.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return load_feedback(str(path), **options)
-
-    return loader
 
 
 NUMPY = "[{'role': 'user', 'content': 'Who is it?'}\n {'role': 'assistant', 'content': %r}]"

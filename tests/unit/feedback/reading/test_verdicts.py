@@ -1,25 +1,11 @@
 """A against B: two responses and who won, as the public sets write it and as others may."""
 
-import json
-from typing import Any
-
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
 from rrm_lm.feedback.records import Message
 
 TIE, BAD = "tie: the overseer preferred neither response", "tie: the overseer found both responses bad"
-
-
-@pytest.fixture
-def load(tmp_path):
-    def loader(*rows: dict[str, Any], **options: Any) -> Feedback:
-        path = tmp_path / "mine.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return load_feedback(str(path), **options)
-
-    return loader
 
 
 def pairs(feedback):
