@@ -34,6 +34,7 @@ COMMANDS = {
     "policy": "train a policy against reward models or functions: PPO or RLOO",
     "chat": "chat with a policy or any language model in the terminal",
     "collect": "collect comparisons and critiques of a policy's answers",
+    "feedback": "import, export, merge and retract what a store of feedback holds",
     "compare": "compare policies with their starting point on held-out prompts",
     "plan": "plan the memory of training on each GPU: what fits, and how",
     "recurse": "solve a task with helpers trained on easier tasks, recursively",

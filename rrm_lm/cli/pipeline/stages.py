@@ -18,6 +18,8 @@ import yaml
 
 from rrm_lm import __version__
 from rrm_lm.errors import CheckpointError, ConfigError
+from rrm_lm.feedback.store.files import is_store
+from rrm_lm.feedback.store.records import store_digest
 from rrm_lm.launch import signals
 from rrm_lm.storage import read_object, sha256, write_json, write_text
 
@@ -56,7 +58,12 @@ class Stage:
             "settings": yaml.load(self.settings, Loader=yaml.BaseLoader),
             "flags": list(self.flags),
             "files": {
-                name: sha256(name) if Path(name).is_file() else _hashes(Path(name)) for name in self._named_files()
+                name: store_digest(name)
+                if is_store(name)
+                else sha256(name)
+                if Path(name).is_file()
+                else _hashes(Path(name))
+                for name in self._named_files()
             },
         }
 

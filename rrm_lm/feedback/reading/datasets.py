@@ -25,6 +25,8 @@ from rrm_lm.feedback.records import (
     Rating,
     Record,
 )
+from rrm_lm.feedback.store.files import is_store
+from rrm_lm.feedback.store.records import numbered_records, read_store
 
 KINDS: dict[type, str] = {
     Comparison: "comparisons",
@@ -88,7 +90,8 @@ def load_feedback(
     are averaged first. These comparisons carry no critiques or ratings, so nothing is trained on twice.
 
     Args:
-        name: A file, a folder, or a Hub set ("org/name"); see `tables.read_tables` for folders and splits.
+        name: A file, a folder, or a Hub set ("org/name"); see `tables.read_tables` for folders and splits. Or a store
+            of feedback (`.db`), whose answers need no recognition.
         columns: Maps their column names to ours, for shapes that are not recognized.
         split, revision, config: Part and version of the set.
         skip_bad_rows: True counts and skips invalid rows; False makes them errors. None skips them in a Hub set, whose
@@ -103,9 +106,26 @@ def load_feedback(
     skip = not is_local_file(name) if skip_bad_rows is None else skip_bad_rows
     counts: list[FileCounts] = []
     records: list[Record] = []
+    if is_store(name):
+        records, of_store = store_records(name)
+        return _with_derived(records, [of_store])
     for table in read_tables(name, split=split, revision=revision, config=config, limits=limits):
         records += read_records(table, columns, skip, counts)
     return _with_derived(records, counts)
+
+
+def store_records(name: str) -> tuple[list[Record], FileCounts]:
+    """The records of a store's answers, and their counts. Raises DataError: it cannot be read, or gives no record."""
+    counts, records = FileCounts(name, "a store of feedback"), []
+    for number, made in numbered_records(read_store(name), name):
+        counts.count_row(KINDS[type(record)] for record in made)
+        if not made:
+            counts.drop("an answer without feedback to train on, such as a tie or a skip", Origin(name, number))
+        records += made
+    if not records:
+        what = f"none of the {counts.rows} answers gives a record"
+        raise DataError(what, where=name, expected="at least one", remedy="rrm-lm ask --store collects answers")
+    return records, counts
 
 
 def feedback_of_rows(

@@ -14,6 +14,8 @@ from rrm_lm.feedback.reading.formats.row import Row
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.reading.tables import SourceTable, is_local_file, read_tables
 from rrm_lm.feedback.records import Demonstration, Origin, Prompt, check_prompt
+from rrm_lm.feedback.store.files import is_store
+from rrm_lm.feedback.store.records import read_store
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,10 @@ def prompt_sources(
     for name in names:
         skip = not is_local_file(name) if skip_bad_rows is None else skip_bad_rows
         prompts: list[tuple[Prompt, tuple[str, str]]] = []
-        for table in read_tables(name, split=split, config=config, limits=limits):
+        if is_store(name):
+            items = read_store(name).items.values()
+            prompts = [(item.prompt, (item.source, "")) for item in items if item.prompt]
+        for table in () if is_store(name) else read_tables(name, split=split, config=config, limits=limits):
             prompts += table_prompts(table, columns, skip, rows, counts)
         if not prompts:
             raise DataError("there is no prompt in it", where=name, expected="at least one row with a prompt")

@@ -14,6 +14,7 @@ from typing import Any
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.files import READERS, data_suffix, read_rows
 from rrm_lm.feedback.reading.limits import ReadLimits, too_large
+from rrm_lm.feedback.store.files import SUFFIX
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -21,7 +22,15 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "eval", "heldout"), "test"),
 }
 # Files that this program and the Hub write next to the data.
-SIDE_FILES = ("counts.json", "manifest.json", "run.json", "dataset_info.json", "dataset_infos.json", "state.json")
+SIDE_FILES = (
+    "counts.json",
+    "unacceptable.jsonl",
+    "manifest.json",
+    "run.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "state.json",
+)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SHARD = re.compile(r"(?:^|[-_.])(?:part[-_]?)?\d+(?:-of-\d+)?(?:-[0-9a-f]{8,})?$")
 
@@ -161,7 +170,9 @@ def _is_saved(path: Path) -> bool:
 
 
 def _hub_name(name: str) -> str:
-    looks_local = name.startswith((".", "/", "~", "\\")) or data_suffix(Path(name)) in READERS or name.count("/") > 1
+    looks_local = (
+        name.startswith((".", "/", "~", "\\")) or data_suffix(Path(name)) in (*READERS, SUFFIX) or name.count("/") > 1
+    )
     if looks_local or not HUB_NAME.fullmatch(name):
         expected = "a file, a folder, or a Hub set as org/name"
         raise DataError("there is no such file or folder", where=name, expected=expected, remedy="check the path")

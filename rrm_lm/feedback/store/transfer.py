@@ -1,0 +1,260 @@
+"""Move feedback between stores, files of this project, TRL's preference sets and Argilla's exports."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rrm_lm import storage
+from rrm_lm.errors import DataError
+from rrm_lm.feedback.records import (
+    Comparison,
+    Correction,
+    Critique,
+    Demonstration,
+    GoalExample,
+    Message,
+    Origin,
+    Prompt,
+    Rating,
+    Record,
+)
+from rrm_lm.feedback.store.events import ANSWER, FIRST, ITEM, SECOND, UNDO, About, Answer, Event, Item, State
+from rrm_lm.feedback.store.files import Store
+from rrm_lm.feedback.store.records import COMPARISONS, Row, numbered_rows, prompt_text
+
+FORMATS = ("rrm_lm", "trl", "argilla")
+_SIDES = ("response_0", "response_1")
+
+
+def export(state: State, path: Path, format: str) -> dict[str, int]:
+    """Write the answers that count; returns the rows of each kind.
+
+    `rrm_lm`: a folder with a JSON Lines file for each kind of feedback, which `load_feedback` reads as a whole; `trl`:
+    a JSON Lines file of preferences; `argilla`: a JSON file as Argilla's `records.to_json` writes it.
+    """
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for kind, row in numbered_rows(state):
+        rows[kind].append(row)
+    if format == "argilla":
+        records = argilla_records(state)
+        storage.write_json(path, records)
+        return {"records": len(records)}
+    if format == "trl":
+        pairs = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows[COMPARISONS]]
+        storage.write_jsonl(path, pairs)
+        return {COMPARISONS: len(pairs)}
+    with storage.staged_folder(path, replace=(path / storage.MANIFEST).is_file()) as folder:
+        for kind, found in rows.items():
+            storage.write_jsonl(folder / f"{kind}.jsonl", found)
+    return {kind: len(found) for kind, found in rows.items()}
+
+
+def import_records(store: Store, records: Iterable[Record], person: str = "") -> dict[str, int]:
+    """Add records as answers by `person`, or by each record's source; returns counts.
+
+    Records of one person about one item make one answer. The same answer again is a duplicate, which is not stored.
+    Another answer to an item that the person has already answered is a conflict: the new one counts.
+    """
+    given: dict[tuple[str, str], Answer] = {}
+    items: dict[str, Item] = {}
+    for record in records:
+        item, answer = _as_answer(record)
+        items[item.id] = item
+        key = person or record.source or "imported", item.id
+        given[key] = _joined(given[key], answer) if key in given else answer
+    return add_answers(store, items, given)
+
+
+def add_answers(
+    store: Store, items: Mapping[str, Item], given: Mapping[tuple[str, str], Answer], time: str = ""
+) -> dict[str, int]:
+    """Store answers by person and item; returns how many are new, duplicates and conflicts."""
+    store.add_items(list(items.values()))
+    state, counts, events = store.state(), Counter(answers=0, duplicates=0, conflicts=0), []
+    for (who, item), answer in given.items():
+        answer.check(items[item])
+        known = state.answer(who, item)
+        if known is not None and _said(known) == _said(answer):
+            counts["duplicates"] += 1
+            continue
+        counts["conflicts" if known is not None else "answers"] += 1
+        events.append((Event(0, time or storage.now(), who, ANSWER, item, dataclasses.asdict(answer)), ""))
+    store.append_all(events)
+    return dict(counts)
+
+
+def merge(store: Store, others: Sequence[Store]) -> dict[str, int]:
+    """Add the events of other stores, with people and times; returns counts. Merging a store again adds nothing."""
+    found = [(event, other.id) for other in others for event in other.events()]
+    counts, numbers = Counter(answers=0, duplicates=0, conflicts=0), dict[tuple[str, int], int]()
+    before = {(event.person, event.item): _said(answer) for event, answer in store.state().answers()}
+    for event, origin in sorted(found, key=lambda one: (one[0].kind != ITEM, one[0].time, one[0].id)):
+        body, request = event.body, f"{origin}:{event.id}"
+        if event.kind == ITEM:
+            request = f"item:{event.item}"
+        elif event.kind == UNDO:
+            body = {**body, "answer": numbers.get((origin, int(body.get("answer", 0))), 0)}
+        [(number, new)] = store.append_all([(dataclasses.replace(event, body=body), request)])
+        numbers[origin, event.id] = number
+        if event.kind == ANSWER:
+            known = before.get((event.person, event.item))
+            conflicts = new and known is not None and known != _said(Answer.from_dict(event.body))
+            counts["conflicts" if conflicts else "answers" if new else "duplicates"] += 1
+    return dict(counts)
+
+
+def _said(answer: Answer) -> Answer:
+    """An answer without how it was given."""
+    about = tuple(dataclasses.replace(one, quote="") for one in answer.about)
+    return dataclasses.replace(answer, shown=(), seconds=None, about=() if not any(map(_any, about)) else about)
+
+
+def _any(about: About) -> bool:
+    return about != About()
+
+
+def _as_answer(record: Record) -> tuple[Item, Answer]:
+    if isinstance(record, Comparison):
+        item = Item(record.prompt, (record.chosen, record.rejected), source=record.origin.file)
+        sides = [
+            About(critiques=record.chosen_critiques, rating=record.chosen_rating),
+            About(critiques=record.rejected_critiques, rating=record.rejected_rating),
+        ]
+        first = item.responses[0] == record.chosen
+        about = tuple(sides if first else sides[::-1])
+        return item, Answer(verdict=FIRST if first else SECOND, strength=record.margin, about=about, shown=(0, 1))
+    if isinstance(record, Demonstration):
+        return Item(record.prompt, source=record.origin.file), Answer(demonstration=record.response)
+    if isinstance(record, GoalExample):
+        response, about = record.example, About(goal="goal")
+    elif isinstance(record, Critique):
+        response, about = record.response, About(critiques=(record.critique,), rating=record.rating)
+    elif isinstance(record, Rating):
+        response, about = record.response, About(rating=record.rating)
+    elif isinstance(record, Correction):
+        critiques = (record.critique,) if record.critique else ()
+        response, about = record.response, About(corrected=record.corrected, critiques=critiques)
+    item = Item(record.prompt, (response,), source=record.origin.file)
+    return item, Answer(about=(about,), shown=(0,))
+
+
+def _joined(one: Answer, other: Answer) -> Answer:
+    """Two partial answers as one; where they differ, the second one's part counts."""
+    about = [
+        About(
+            # a correction repeats the critiques of its response as one text
+            critiques=first.critiques
+            if second.critiques == ("\n".join(first.critiques),)
+            else tuple(dict.fromkeys((*first.critiques, *second.critiques))),
+            rating=first.rating if second.rating is None else second.rating,
+            corrected=second.corrected or first.corrected,
+            goal=second.goal or first.goal,
+        )
+        for first, second in zip(one.about, other.about, strict=True)
+    ]
+    return dataclasses.replace(
+        one,
+        verdict=other.verdict or one.verdict,
+        strength=one.strength if other.strength is None else other.strength,
+        demonstration=other.demonstration or one.demonstration,
+        about=tuple(about),
+    )
+
+
+def argilla_records(state: State) -> list[Row]:
+    """The items as Argilla's records: text fields `prompt`, `response_0` and `response_1`; the questions are named for
+    the parts of an answer, with the number of the response at their end. The messages are in the metadata.
+    """
+    records: dict[str, Row] = {}
+    for event, answer in state.answers():
+        item = state.items.get(event.item)
+        if item is None:
+            continue
+        record = records.setdefault(
+            event.item,
+            {
+                "id": event.item,
+                "fields": {"prompt": prompt_text(item.prompt), **dict(zip(_SIDES, item.responses, strict=False))},
+                "metadata": {"messages": storage.json_text([m.to_dict() for m in item.prompt], indent=None)},
+                "suggestions": {},
+                "responses": defaultdict(list),
+                "vectors": {},
+            },
+        )
+        for question, value in _questions(answer).items():
+            record["responses"][question].append({"value": value, "user_id": event.person})
+    return list(records.values())
+
+
+def _questions(answer: Answer) -> Row:
+    found: Row = {"verdict": answer.verdict, "strength": answer.strength, "demonstration": answer.demonstration}
+    for place, about in enumerate(answer.about):
+        values = dataclasses.asdict(about) | {"critiques": storage.json_text(about.critiques, indent=None)}
+        values["critiques"] = values["critiques"] if about.critiques else ""
+        found |= {f"{name}_{place}": value for name, value in values.items()}
+    return {name: value for name, value in found.items() if value not in ("", None)}
+
+
+def read_argilla(records: Sequence[Any], file: str) -> tuple[dict[str, Item], dict[tuple[str, str], Answer]]:
+    """Items, and answers by person and item, of an export that `argilla_records` wrote or Argilla wrote of such a
+    dataset: fields `prompt` (or `instruction`), `response_0` and `response_1` (or `response1` and `response2`), and the
+    questions of `argilla_records`. `preference` is read as `verdict`; its value names a field.
+    Raises DataError: other fields or questions.
+    """
+    items: dict[str, Item] = {}
+    given: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
+    for number, record in enumerate(records, 1):
+        origin = Origin(file, number)
+        try:
+            fields, responses = record["fields"], record["responses"]
+            names = [name for name in (*_SIDES, "response1", "response2") if fields.get(name)]
+            item = Item(_argilla_prompt(record, fields), tuple(fields[name] for name in names), source=file)
+            places = {name: str(item.responses.index(fields[name])) for name in names}
+            for question, answers in responses.items():
+                for one in answers:
+                    name, value = _argilla_part(question, one["value"], places)
+                    given[str(one["user_id"]), item.id][name] = value
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            what = f"the record is not one of Argilla's, or has a question that is not known ({error})"
+            expected = "fields prompt, response_0, response_1; questions verdict, rating_0, critiques_0 ..."
+            raise DataError(what, where=str(origin), expected=expected) from None
+        items[item.id] = item
+    return items, {key: _argilla_answer(parts, items[key[1]]) for key, parts in given.items()}
+
+
+def _argilla_prompt(record: Any, fields: Any) -> Prompt:
+    import json
+
+    if messages := record.get("metadata", {}).get("messages"):
+        return tuple(map(Message.from_dict, json.loads(messages)))
+    return (Message("user", fields["prompt"] if "prompt" in fields else fields["instruction"]),)
+
+
+def _argilla_part(question: str, value: Any, places: Mapping[str, str]) -> tuple[str, Any]:
+    """The part of an answer that a question asks for (`rating_0` of the item's first response), and its value."""
+    name, _, side = question.rpartition("_")
+    if question in ("verdict", "preference"):
+        sides = {field: (FIRST, SECOND)[int(place)] for field, place in places.items()}
+        if question == "preference" and value not in sides:
+            raise ValueError(f"{question}: {value!r}")
+        return "verdict", sides.get(value, value)
+    if question in ("strength", "demonstration"):
+        return question, value
+    if name not in {field.name for field in dataclasses.fields(About)} or f"response_{side}" not in places:
+        raise ValueError(question)
+    return f"{name}_{places[f'response_{side}']}", value
+
+
+def _argilla_answer(parts: Mapping[str, Any], item: Item) -> Answer:
+    import json
+
+    about = []
+    for place in range(len(item.responses)):
+        own = {name[:-2]: value for name, value in parts.items() if name.endswith(f"_{place}")}
+        about.append(About(**{**own, "critiques": tuple(json.loads(own.get("critiques", "[]")))}))
+    whole = {name: parts[name] for name in ("verdict", "strength", "demonstration") if name in parts}
+    return Answer(**whole, about=tuple(about) if any(map(_any, about)) else ())

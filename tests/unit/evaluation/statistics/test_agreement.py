@@ -1,0 +1,55 @@
+"""Agreement between people, against the package krippendorff and by hand; a careless person stands out."""
+
+from __future__ import annotations
+
+import random
+
+import krippendorff
+import pytest
+
+from rrm_lm.evaluation.statistics.agreement import agreement, alpha, kappa
+
+
+def answers(rng: random.Random, flips: dict[str, float], n: int = 60) -> dict[str, dict[str, str]]:
+    """The verdicts of people who flip a true preference with some probability."""
+    truth = [rng.choice(["first", "second"]) for _ in range(n)]
+    other = {"first": "second", "second": "first"}
+    return {
+        str(item): {who: other[true] if rng.random() < flip else true for who, flip in flips.items()}
+        for item, true in enumerate(truth)
+    }
+
+
+def test_alpha_is_krippendorffs() -> None:
+    rng = random.Random(1)
+    for _ in range(20):
+        units = [[rng.choice("abc") if rng.random() < 0.7 else "" for _ in range(4)] for _ in range(12)]
+        table = [
+            [float("nan") if not value else float(ord(value)) for value in person]
+            for person in zip(*units, strict=True)
+        ]
+        expected = krippendorff.alpha(reliability_data=table, level_of_measurement="nominal")
+        assert alpha([[value for value in unit if value] for unit in units]) == pytest.approx(expected)
+
+
+def test_alpha_without_anything_to_compare() -> None:
+    assert alpha([]) is None and alpha([["a"], ["b"]]) is None and alpha([["a", "a"]]) is None
+
+
+def test_kappa() -> None:
+    pairs = [("yes", "yes")] * 20 + [("yes", "no")] * 5 + [("no", "yes")] * 10 + [("no", "no")] * 15
+    assert kappa(pairs) == pytest.approx(0.4)  # (0.7 - 0.5) / (1 - 0.5)
+    assert kappa([]) is None and kappa([("a", "a")]) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_careless_person_in_three_stands_out(seed: int) -> None:
+    found = agreement(answers(random.Random(seed), {"anna": 0.02, "ben": 0.3, "carl": 0.02}))
+    people = found["people"]
+    assert min(people, key=lambda who: people[who]["value"]) == "ben"
+    assert found["n"] == 60 and people["ben"]["n"] == 120 and people["ben"]["low"] < people["ben"]["value"]
+    assert max(found["pairs"], key=lambda pair: pair["kappa"])["people"] == ("anna", "carl")
+
+
+def test_one_person_agrees_with_nobody() -> None:
+    assert agreement({"x": {"anna": "first"}}) == {"alpha": None, "n": 0, "pairs": [], "people": {}}
