@@ -30,6 +30,7 @@ COMMANDS = {
     "reward": "train a reward model on comparisons and critiques, and evaluate it",
     "evaluate": "evaluate a reward model on held-out preferences, with error bars",
     "score": "write the reward of each response in a file",
+    "serve": "serve reward models to other programs over HTTP",
     "sft": "fine-tune on demonstrations, corrections or chosen responses",
     "policy": "train a policy against reward models or functions: PPO or RLOO",
     "chat": "chat with a policy or any language model in the terminal",
@@ -150,7 +151,7 @@ def _dispatch(words: list[str]) -> int:
         options, rest = launcher.take_options(rest)
         if options and not HELP_FLAGS.intersection(rest):
             return launcher.launch(name, options, rest)
-    return importlib.import_module(f"rrm_lm.cli.{name}").run(rest)
+    return importlib.import_module(f"rrm_lm.cli.{name.replace('-', '_')}").run(rest)
 
 
 def help_text() -> str:

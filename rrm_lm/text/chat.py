@@ -237,6 +237,14 @@ class ChatFormat:
             raise ModelError("The tokenizer has no token that ends a turn", expected="an eos token")
         return int(self.tokenizer.eos_token_id)
 
+    @cached_property
+    def answer_mark(self) -> str:
+        """The template's text between a user turn and its answer, without the end of the user turn."""
+        between = self._render((Message("user", _CRITIQUE), Message("assistant", _ANSWER)), [])
+        between = between.partition(_CRITIQUE)[2].partition(_ANSWER)[0].strip()
+        end = self._special.match(between)
+        return (between[end.end() :].strip() if end else "") or between or _HIDE
+
     # -- rendering ------------------------------------------------------------------------------------------------
 
     def _render(self, messages: Sequence[Message], literals: list[str], generation: bool = False) -> str:
@@ -308,16 +316,8 @@ class ChatFormat:
 
     def _lost(self, turns: Sequence[Message], text: str, literals: Sequence[str]) -> Lost:
         lost = left_out(turns, _shown(text, literals))
-        is_twice = bool(literals) and any(self._answer_mark in message.content for message in turns)
+        is_twice = bool(literals) and any(self.answer_mark in message.content for message in turns)
         return lost._replace(is_twice=is_twice)
-
-    @cached_property
-    def _answer_mark(self) -> str:
-        """The template's text between a user turn and its answer, without the end of the user turn."""
-        between = self._render((Message("user", _CRITIQUE), Message("assistant", _ANSWER)), [])
-        between = between.partition(_CRITIQUE)[2].partition(_ANSWER)[0].strip()
-        end = self._special.match(between)
-        return (between[end.end() :].strip() if end else "") or between or _HIDE
 
     def _response_ids(self, prompt: Prompt, response: str, losses: list[Lost]) -> list[int]:
         literals: list[str] = []

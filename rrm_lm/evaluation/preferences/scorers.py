@@ -69,7 +69,10 @@ class RewardScorer:
 
         Rewards of an ensemble carry its disagreement (:class:`rrm_lm.models.ensemble.EnsembleReward`).
         """
-        lines = self._lines(prompts, responses)
+        return self.score_lines(self._lines(prompts, responses))
+
+    def score_lines(self, lines: Sequence[Sequence[Sequence[Line]]]) -> list[list[float]]:
+        """The same for encoded responses: for each prompt and response, its lines, whose rewards are averaged."""
         rows = [self.model.backbone.rows([line.ids for per in group for line in per]) for group in lines]
         flat = [[line for per in group for line in per] for group in lines]
         members: dict[int, list[list[float]]] = {}  # for each prompt's lines, the rewards of the model's members
@@ -84,7 +87,7 @@ class RewardScorer:
             found = iter(output.members.float().tolist())
             for i in group:
                 members[i] = [next(found) for _ in flat[i]]
-        return [self._combined(lines[i], members.get(i, [])) for i in range(len(prompts))]
+        return [self._combined(lines[i], members.get(i, [])) for i in range(len(lines))]
 
     def fits(self, prompt: Prompt, response: str) -> bool:
         """Whether a prompt and its response fit without truncation."""
@@ -129,8 +132,11 @@ class ClassifierScorer:
         self.micro_batch_tokens, self.padded = micro_batch_tokens, True
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
-        encoded = [encode_all(self.chat, prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
-        flat = [line for group in encoded for per in group for line in per]
+        return self.score_lines([encode_all(self.chat, p, group) for p, group in zip(prompts, responses, strict=True)])
+
+    def score_lines(self, lines: Sequence[Sequence[Sequence[Line]]]) -> list[list[float]]:
+        """The same for encoded responses: for each prompt and response, its lines, whose rewards are averaged."""
+        flat = [line for group in lines for per in group for line in per]
         rewards = [math.nan] * len(flat)
         lengths = [len(line.ids) for line in flat]
         groups = length_groups(lengths, self.micro_batch_tokens)
@@ -143,7 +149,7 @@ class ClassifierScorer:
             for i, reward in zip(group, output.logits.reshape(len(group)).float().tolist(), strict=True):
                 rewards[i] = reward
         found = iter(rewards)
-        return [_mean_per_response(group, [next(found) for per in group for _ in per]) for group in encoded]
+        return [_mean_per_response(group, [next(found) for per in group for _ in per]) for group in lines]
 
     def fits(self, prompt: Prompt, response: str) -> bool:
         """Whether a prompt and its response fit without truncation."""
@@ -202,7 +208,7 @@ def load_scorer(
             loading["revision"] = None  # this is the adapter's revision; the adapter records the backbone's
         options = {"ensemble": ensemble, "ensemble_k": ensemble_k, "chat_date": chat_date, "fold_system": fold_system}
         model, chat = load_reward_model(adapter, base_model=base_model, tokenizing=texts, **options, **loading)
-        chat.max_length = chat.max_length or _within(max_length, model.backbone.config)
+        chat.max_length = chat.max_length or within_context(max_length, model.backbone.config)
         logger.info("%s: a reward model (LoRA adapter with a scalar head)", name)
         scorer = RewardScorer(
             model,
@@ -240,7 +246,7 @@ def load_scorer(
         )
     policy = load_policy(name, base_model=base_model, **texts, **loading)
     backbone = _placed(policy.backbone, policy.backbone.causal_lm)
-    chat = ChatFormat(policy.chat.tokenizer, _within(max_length, backbone.config))
+    chat = ChatFormat(policy.chat.tokenizer, within_context(max_length, backbone.config))
     logger.info("%s: a causal language model, used as a judge by the log-odds of Yes and No", name)
     judge = {"adapter": policy.adapter, "micro_batch_tokens": micro_batch_tokens, "question": judge_question}
     return JudgeScorer(backbone, chat, title, **judge)
@@ -257,11 +263,11 @@ def _load_classifier(
     tokenizer = load_tokenizer(name, own_pad=True, **tokenizing)
     classifier: Any = load_sequence_classifier(name, **loading)
     check_vocabulary(tokenizer, classifier)
-    longest = (settings.max_length if settings else None) or _within(max_length, classifier.config)
+    longest = (settings.max_length if settings else None) or within_context(max_length, classifier.config)
     return classifier, ChatFormat(tokenizer, longest, trim=settings is not None)
 
 
-def _within(max_length: int | None, config: Any) -> int | None:
+def within_context(max_length: int | None, config: Any) -> int | None:
     """`max_length`, capped at the model's number of positions."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min((length for length in (max_length, context) if length is not None), default=None)

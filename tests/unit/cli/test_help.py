@@ -15,7 +15,7 @@ from rrm_lm.launch.launcher import LAUNCHED, OPTIONS
 
 ROOT = Path(__file__).parents[3]
 # Folders in examples that an earlier command has to write, which the example says.
-WRITTEN = {"compare": "outputs/demo/policy"}
+WRITTEN = {"compare": "outputs/demo/policy", "serve": "outputs/demo/reward"}
 
 
 @pytest.fixture
