@@ -16,14 +16,15 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rrm_lm import __version__
 from rrm_lm.api.resuming import resume_command
 from rrm_lm.errors import ConfigError, Interrupted, RRMError
 from rrm_lm.launch import failures, launcher, signals
 
-# Each command is a module `rrm_lm.cli.NAME` with `run(argv) -> exit code`, where argv is what follows the name.
+# Each command is a module `rrm_lm.cli.NAME`, or in a folder of `FOLDERS`, with `run(argv) -> exit code`, where argv is
+# what follows the name.
 COMMANDS = {
     "inspect": "show how a file is read and what a model will see, before training",
     "run": "run the whole pipeline: reward model, policy, comparison, report",
@@ -35,12 +36,14 @@ COMMANDS = {
     "policy": "train a policy against reward models or functions: PPO or RLOO",
     "chat": "chat with a policy or any language model in the terminal",
     "collect": "collect comparisons and critiques of a policy's answers",
+    "ask": "serve a page on which people compare, criticize and correct",
     "feedback": "import, export, merge and retract what a store of feedback holds",
     "compare": "compare policies with their starting point on held-out prompts",
     "plan": "plan the memory of training on each GPU: what fits, and how",
     "recurse": "solve a task with helpers trained on easier tasks, recursively",
     "fetch": "download and convert the embedded default model, once",
 }
+FOLDERS = {"ask": "people.", "feedback": "people."}
 HELP_FLAGS = {"-h", "--help", "--help_all", "--help-all"}
 
 USER_ERROR = 2
@@ -151,7 +154,12 @@ def _dispatch(words: list[str]) -> int:
         options, rest = launcher.take_options(rest)
         if options and not HELP_FLAGS.intersection(rest):
             return launcher.launch(name, options, rest)
-    return importlib.import_module(f"rrm_lm.cli.{name.replace('-', '_')}").run(rest)
+    return command_module(name).run(rest)
+
+
+def command_module(name: str) -> Any:
+    """The module of a command."""
+    return importlib.import_module(f"rrm_lm.cli.{FOLDERS.get(name, '')}{name.replace('-', '_')}")
 
 
 def help_text() -> str:

@@ -153,7 +153,7 @@ class State:
 
     items: dict[str, Item] = field(default_factory=dict)  # in the order in which they were added
     _given: dict[int, tuple[Event, Answer]] = field(default_factory=dict)  # answers not withdrawn, replaced ones too
-    _current: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # by person and item; the last one counts
+    _current: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # by item and person; the last one counts
 
     def apply(self, event: Event) -> None:
         """Take one more event into account. Unknown kinds are ignored: a later version may write them."""
@@ -161,7 +161,7 @@ class State:
             self.items.setdefault(event.item, Item.from_dict(event.body))
         elif event.kind == ANSWER:
             self._given[event.id] = event, Answer.from_dict(event.body)
-            self._current.setdefault((event.person, event.item), []).append(event.id)
+            self._current.setdefault(event.item, {}).setdefault(event.person, []).append(event.id)
         elif event.kind == UNDO:
             found = self._given.get(event.body.get("answer", 0))
             if found is not None and found[0].person == event.person:
@@ -173,20 +173,21 @@ class State:
 
     def _withdraw(self, event: Event) -> None:
         del self._given[event.id]
-        left = self._current[event.person, event.item]
-        left.remove(event.id)
-        if not left:
-            del self._current[event.person, event.item]
+        people = self._current[event.item]
+        people[event.person].remove(event.id)
+        if not people[event.person]:
+            del people[event.person]
 
     def answers(self, person: str | None = None) -> list[tuple[Event, Answer]]:
         """The answers that count, of everybody or one person, oldest first."""
-        counted = sorted(given[-1] for (who, _), given in self._current.items() if person in (None, who))
+        people = (pair for given in self._current.values() for pair in given.items())
+        counted = sorted(numbers[-1] for who, numbers in people if person in (None, who))
         return [self._given[number] for number in counted]
 
     def answer(self, person: str, item: str) -> Answer | None:
         """A person's answer about an item."""
-        given = self._current.get((person, item))
-        return self._given[given[-1]][1] if given else None
+        numbers = self._current.get(item, {}).get(person)
+        return self._given[numbers[-1]][1] if numbers else None
 
     def last(self, person: str) -> Event | None:
         """The newest answer of a person, which `undo` withdraws."""
@@ -202,7 +203,7 @@ class State:
 
     def people_of(self, item: str) -> set[str]:
         """Who answered about an item."""
-        return {person for person, answered in self._current if answered == item}
+        return set(self._current.get(item, ()))
 
 
 def _number(event: Event) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.cli.main import COMMANDS, main
+from rrm_lm.cli.main import COMMANDS, command_module, main
 from rrm_lm.cli.run import run
 from rrm_lm.errors import ConfigError
 from rrm_lm.launch import launcher
@@ -58,7 +58,7 @@ def kinds(command: str, monkeypatch: pytest.MonkeyPatch) -> list[type]:
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(parser, "parse", parse)
-        importlib.import_module(f"rrm_lm.cli.{command}").run(["--config", "a.yaml"])
+        command_module(command).run(["--config", "a.yaml"])
     return found
 
 
