@@ -27,6 +27,7 @@ from rrm_lm.launch import failures, launcher, signals
 # what follows the name.
 COMMANDS = {
     "inspect": "show how a file is read and what a model will see, before training",
+    "criteria": "list what critiques ask for, as criteria that are measured",
     "run": "run the whole pipeline: reward model, policy, comparison, report",
     "reward": "train a reward model on comparisons and critiques, and evaluate it",
     "evaluate": "evaluate a reward model on held-out preferences, with error bars",

@@ -1,11 +1,11 @@
-"""Settings of `rrm-lm inspect`."""
+"""Settings of `rrm-lm inspect` and `rrm-lm criteria`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from rrm_lm.options import check_minimum, option, require
-from rrm_lm.settings.data import TrainingSource
+from rrm_lm.settings.data import DatasetSource, TrainingSource
 from rrm_lm.settings.models import TokenizerLoading
 
 
@@ -25,3 +25,18 @@ class InspectArguments(TrainingSource, TokenizerLoading):
         super().__post_init__()
         require(self, dataset="name a file: rrm-lm inspect my_feedback.jsonl")
         check_minimum(self, max_length=1, rows=0)
+
+
+@dataclass
+class CriteriaArguments(DatasetSource):
+    """The feedback whose critiques are read."""
+
+    dataset: list[str] = option([], "Feedback with critiques: one or more files, folders or Hub datasets.")
+    split: str = option("train", "Split of a Hub dataset, or of a folder with a file per split.")
+    output: str | None = option(None, "Write the criteria to this file, for rrm-lm reward --criteria.")
+    uncovered: int = option(10, "How many of the clauses that no criterion covers are shown.")
+    json: bool = option(False, "Print JSON.")
+
+    def __post_init__(self) -> None:
+        require(self, dataset="name a file: rrm-lm criteria --dataset my_feedback.jsonl")
+        check_minimum(self, uncovered=0)

@@ -15,6 +15,7 @@ from rrm_lm.feedback.records import Comparison, Correction, Critique, Prompt, Re
 QUOTATIONS = 3
 _FEWEST = 8  # responses with a fault, and without one, before another measure than the preferred one is chosen
 _BETTER = 0.05  # how much more of the area under the curve it must have
+_RARE = 0.005  # criteria that a smaller share of the read clauses names are listed, but not written
 _TARGETS = 0.2  # share of the clauses about length that must give limits for these to be the target
 
 
@@ -51,7 +52,13 @@ class Findings:
 
     @property
     def criteria(self) -> list[Criterion]:
-        return [one.criterion for one in self.found]
+        """The criteria that are not rare."""
+        return [one.criterion for one in self.found if one not in self.rare]
+
+    @property
+    def rare(self) -> list[Found]:
+        """The criteria that very few clauses name, often because they were misread."""
+        return [one for one in self.found if one.criterion.named < _RARE * self.read]
 
 
 def critiques_of(records: Iterable[Record]) -> Iterable[tuple[Prompt, str, str, str]]:
@@ -88,11 +95,14 @@ def find_criteria(records: Iterable[Record]) -> Findings:
                 by_aspect.setdefault(reading.aspect, []).append(Said(clause, reading, (prompt, response), origin))
     most = max(map(len, by_aspect.values()), default=1)
     for name, said in sorted(by_aspect.items(), key=lambda item: -len(item[1])):
-        findings.found.append(_found(lexicon()[name], said, list(responses), len(said) / most))
+        used = {one.criterion.measure for one in findings.found}
+        findings.found.append(_found(lexicon()[name], said, list(responses), len(said) / most, used))
     return findings
 
 
-def _found(aspect: Aspect, said: Sequence[Said], responses: Sequence[tuple[Prompt, str]], share: float) -> Found:
+def _found(
+    aspect: Aspect, said: Sequence[Said], responses: Sequence[tuple[Prompt, str]], share: float, used: set[str]
+) -> Found:
     wants = Counter(one.reading.wants for one in said)
     wanted = "more" if wants["more"] >= wants["less"] else "less"
     agreeing = [one for one in said if one.reading.wants == wanted]
@@ -102,7 +112,8 @@ def _found(aspect: Aspect, said: Sequence[Said], responses: Sequence[tuple[Promp
     if target is not None:
         options = [Criterion(_in_words(target, unit), aspect.name, unit, "target", target)]
     else:
-        options = [_measured(aspect, measure, wanted) for measure in aspect.measures]
+        free = [measure for measure in aspect.measures if measure.lstrip("-") not in used]
+        options = [_measured(aspect, measure, wanted) for measure in free or aspect.measures]
     others = (
         list(praised - faulty) if len(praised - faulty) >= _FEWEST else [one for one in responses if one not in faulty]
     )
@@ -120,9 +131,10 @@ def _found(aspect: Aspect, said: Sequence[Said], responses: Sequence[tuple[Promp
     # Shrunk if few named it, if they disagree, if others are named much more often, or if the measure does not fire.
     strength = sum(one.reading.strength for one in agreeing) / max(len(agreeing), 1)
     prior = 2 * WEIGHT * strength * (count - against) / (count + against + 2) * math.sqrt(share)
-    if scores[best] is not None:
+    agreement = scores[best]
+    if agreement is not None:
         seen = len(faulty) / (len(faulty) + _FEWEST)
-        prior *= 1 - seen + seen * min(max(4 * (scores[best] - 0.5), 0.0), 1.0)
+        prior *= 1 - seen + seen * min(max(4 * (agreement - 0.5), 0.0), 1.0)
     chosen = options[best]
     criterion = Criterion(
         chosen.statement,
@@ -137,7 +149,7 @@ def _found(aspect: Aspect, said: Sequence[Said], responses: Sequence[tuple[Promp
         quotations=_quotations(agreeing),
     )
     contradicted = sum(len(directions) == 2 for directions in both.values())
-    return Found(criterion, count - criterion.faults, contradicted, scores[best], len(faulty))
+    return Found(criterion, count - criterion.faults, contradicted, agreement, len(faulty))
 
 
 def _measured(aspect: Aspect, measure: str, wanted: str) -> Criterion:
