@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from rrm_lm.asking import forms, text
 from rrm_lm.asking.desk import Desk
 from rrm_lm.asking.guard import HEADERS, Guard
-from rrm_lm.asking.overview import overview_numbers, said_what
+from rrm_lm.asking.overview import in_words, overview_numbers, parts_of
 from rrm_lm.asking.sampling import Sampler
 from rrm_lm.asking.training import Trainer
 from rrm_lm.errors import CheckpointError, DataError
@@ -180,7 +180,7 @@ class Pages:
             {
                 "item": event.item,
                 "time": event.time,
-                "what": said_what(answer),
+                "what": in_words(parts_of(answer)),
                 "prompt": _short(state.items[event.item]),
             }
             for event, answer in reversed(state.answers(person))

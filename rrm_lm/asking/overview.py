@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from rrm_lm.asking.desk import Desk
 from rrm_lm.asking.training import FEW, LEAST, Trainer
 from rrm_lm.evaluation.statistics.agreement import agreement
-from rrm_lm.feedback.store.events import FIRST, SECOND, SKIP, Answer
+from rrm_lm.feedback.store.events import BOTH_BAD, FIRST, SECOND, SKIP, TIE, Answer
 
 
 def overview_numbers(desk: Desk, trainer: Trainer | None) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def overview_numbers(desk: Desk, trainer: Trainer | None) -> dict[str, Any]:
         "answers": len(answers),
         "items": len(state.items),
         "complete": sum(len(state.people_of(name)) >= desk.overlap for name in state.items),
-        "kinds": Counter(part for _, answer in answers for part in parts_of(answer)),
+        "said": in_words(part for _, answer in answers for part in parts_of(answer)),
+        "criteria": Counter(name for _, answer in answers for name in answer.criteria),
         "people": people,
         "agreement": agreed,
         "training": None if trainer is None else _training(trainer),
@@ -49,16 +51,18 @@ def _training(trainer: Trainer) -> dict[str, Any]:
 
 
 def parts_of(answer: Answer) -> list[str]:
-    """The kinds of feedback in an answer, in the plural."""
-    kinds = {FIRST: "preferences", SECOND: "preferences", SKIP: "skips", "tie": "ties", "both_bad": "both bad"}
+    """The kinds of feedback in an answer, each in the singular."""
+    kinds = {FIRST: "preference", SECOND: "preference", TIE: "tie", BOTH_BAD: "pair of bad answers", SKIP: "skip"}
     found = [kinds[answer.verdict]] if answer.verdict else []
     for about in answer.about:
-        found += ["critiques"] * len(about.critiques) + ["ratings"] * (about.rating is not None)
-        found += ["corrections"] * bool(about.corrected)
-        found += [{"goal": "goal examples", "unacceptable": "unacceptable outcomes"}[about.goal]] if about.goal else []
-    return found + ["demonstrations"] * bool(answer.demonstration) + [f"“{name}”" for name in answer.criteria]
+        found += ["critique"] * len(about.critiques) + ["rating"] * (about.rating is not None)
+        found += ["correction"] * bool(about.corrected)
+        found += [{"goal": "goal example", "unacceptable": "unacceptable outcome"}[about.goal]] if about.goal else []
+    return found + ["demonstration"] * bool(answer.demonstration)
 
 
-def said_what(answer: Answer) -> str:
-    """An answer in a few words."""
-    return ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in Counter(parts_of(answer)).items())
+def in_words(parts: Iterable[str]) -> str:
+    """Kinds of feedback with their counts: `1 preference, 2 critiques`."""
+    counts = Counter(parts).items()
+    plural = {kind: kind.replace("pair", "pairs") if kind.startswith("pair") else f"{kind}s" for kind, _ in counts}
+    return ", ".join(f"{count} {kind if count == 1 else plural[kind]}" for kind, count in counts)

@@ -44,12 +44,23 @@ function restoreDraft() {
   say("Your draft was restored.");
 }
 
+function noteSelection() {
+  const selection = document.getSelection();
+  const text = selection.toString().trim();
+  const card = selection.anchorNode?.parentElement?.closest(".response")?.closest(".card");
+  if (text && card) {
+    selected = text;
+    activate(Number(card.dataset.place));
+  }
+}
+
 function fit(area) { // grow with the text
   area.style.height = "auto";
   area.style.height = `${area.scrollHeight + 2}px`;
 }
 
 function begin() {
+  selected = "";
   activate(0);
   restoreDraft();
   main().querySelectorAll("textarea").forEach((area) => area.value && area.offsetParent && fit(area));
@@ -90,6 +101,7 @@ const actions = {
   "answer B": () => activate(1),
   keys: () => document.getElementById("keys").showModal(),
   "mark selection": () => {
+    noteSelection();
     const field = form()?.elements[`quote_${active}`];
     if (!field) return;
     if (!selected) return say("Select a part of an answer first.");
@@ -169,13 +181,5 @@ document.addEventListener("focusin", (event) => {
   const card = event.target.closest?.(".card");
   if (card) activate(Number(card.dataset.place));
 });
-document.addEventListener("selectionchange", () => {
-  const selection = document.getSelection();
-  const text = selection.toString().trim();
-  const card = selection.anchorNode?.parentElement?.closest(".response")?.closest(".card");
-  if (text && card) {
-    selected = text;
-    activate(Number(card.dataset.place));
-  }
-});
+document.addEventListener("selectionchange", noteSelection);
 begin();

@@ -90,7 +90,7 @@ def test_undo_and_change(page: MakePage) -> None:
     assert back.url.path == f"/item/{name}" and not one.store.state().answers()
     one.answer(f"/item/{name}", verdict="1", critique_0="First thought.")
     text = one.get("/answers")
-    assert f'href="/item/{name}"' in text and "preferences, critiques" in text
+    assert f'href="/item/{name}"' in text and "1 preference, 1 critique" in text
     assert "You are changing an earlier answer" in (text := one.get(f"/item/{name}")) and "First thought." in text
     one.answer(f"/item/{name}", verdict="7")
     [(_, answer)] = one.store.state().answers()
