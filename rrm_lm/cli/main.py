@@ -26,13 +26,14 @@ from rrm_lm.launch import failures, launcher, signals
 # Each command is a module `rrm_lm.cli.NAME`, or in a folder of `FOLDERS`, with `run(argv) -> exit code`, where argv is
 # what follows the name.
 COMMANDS = {
-    "inspect": "show how a file is read and what a model will see, before training",
+    "inspect": "show how a file is read and what a model will see of it",
     "criteria": "list what critiques ask for, as criteria that are measured",
     "run": "run the whole pipeline: reward model, policy, comparison, report",
-    "reward": "train a reward model on comparisons and critiques, and evaluate it",
+    "reward": "train a reward model on comparisons and critiques; evaluate it",
     "evaluate": "evaluate a reward model on held-out preferences, with error bars",
     "score": "write the reward of each response in a file",
     "serve": "serve reward models to other programs over HTTP",
+    "check-server": "compare a server's rewards with those of a saved model",
     "sft": "fine-tune on demonstrations, corrections or chosen responses",
     "policy": "train a policy against reward models or functions: PPO or RLOO",
     "chat": "chat with a policy or any language model in the terminal",
@@ -44,7 +45,7 @@ COMMANDS = {
     "recurse": "solve a task with helpers trained on easier tasks, recursively",
     "fetch": "download and convert the embedded default model, once",
 }
-FOLDERS = {"ask": "people.", "feedback": "people."}
+FOLDERS = {"ask": "people.", "feedback": "people.", "serve": "server.", "check-server": "server."}
 HELP_FLAGS = {"-h", "--help", "--help_all", "--help-all"}
 
 USER_ERROR = 2
@@ -174,9 +175,8 @@ Examples:
   rrm-lm inspect my_pairs.jsonl --model smollm2-135m
   rrm-lm reward --dataset_name my_pairs.jsonl --output_dir outputs/reward
   rrm-lm evaluate --model outputs/reward --dataset other_pairs.jsonl
-  rrm-lm sft --dataset_name my_pairs.jsonl --sft_on chosen
   rrm-lm policy --prompts my_prompts.jsonl --reward_model outputs/reward
-  rrm-lm chat outputs/sft
+  rrm-lm serve --model outputs/reward
 
 usage: rrm-lm COMMAND [--config FILE.yaml] [--SETTING VALUE ...]
 

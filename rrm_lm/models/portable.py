@@ -28,6 +28,16 @@ EXAMPLES: tuple[Conversation, ...] = (
     ((Message("user", "What is the capital of France?"),), "Paris."),
     ((Message("user", "Hello"), Message("assistant", "Hi!"), Message("user", "Two and two?")), "Four, I think"),
 )
+# What a saved reward model records its rewards of. It holds no feedback, which may be private.
+RECORDED: tuple[Conversation, ...] = (
+    *EXAMPLES,
+    ((Message("user", "How long does cooked rice keep?"),), "Three or four days in the fridge, in a closed box."),
+    ((Message("user", "How long does cooked rice keep?"),), "Rice is a grain."),
+    ((Message("user", "Is the sea blue?\n"),), "yes"),
+    ((Message("user", "café 漢字?"),), "é 漢字 🌊"),
+    ((Message("user", "Write a list."),), "1. one\n2. two\n\n3. three"),
+    ((Message("user", "A story, please. " * 10),), "Once there was a moon over the sea. " * 5 + "The end."),
+)
 
 # A rendered conversation that ends with a response does not end in whitespace; a prompt to be continued is unchanged.
 # `+` keeps Jinja from removing whitespace next to the tags.

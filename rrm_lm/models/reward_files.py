@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +18,16 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from rrm_lm.errors import ModelError
+from rrm_lm.feedback.records import Message
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.portable import add_old_names, is_template_of, save_reward_tokenizer
+from rrm_lm.models.portable import Conversation, add_old_names, is_template_of, messages_of, save_reward_tokenizer
 from rrm_lm.models.pretrained import own_pad_id, refuse_pickles, resolve
 from rrm_lm.models.reward import ADAPTER, SETTINGS_FILE, RewardModel, RewardSettings
 from rrm_lm.models.saving.adapters import load_backbone
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.chat import ChatFormat
+
+EXAMPLES_FILE = "example_rewards.json"
 
 
 def load_reward_model(
@@ -154,6 +157,23 @@ def read_settings(folder: Path) -> RewardSettings | None:
     if not path.is_file():
         return None
     return RewardSettings(**json.loads(path.read_text()))
+
+
+def write_examples(folder: Path, rewards: Sequence[tuple[Conversation, Sequence[int], float]]) -> None:
+    """Record conversations, their token ids and their rewards, which every later use of the model must repeat."""
+    rows = [{"messages": messages_of(*talk), "ids": list(ids), "reward": reward} for talk, ids, reward in rewards]
+    write_json(folder / EXAMPLES_FILE, {"examples": rows})
+
+
+def read_examples(folder: Path) -> list[tuple[Conversation, list[int], float]]:
+    """What :func:`write_examples` recorded; nothing for models that were saved without it."""
+    path = folder / EXAMPLES_FILE
+    rows = json.loads(path.read_text(encoding="utf-8"))["examples"] if path.is_file() else []
+    talks = [[Message.from_dict(turn) for turn in row["messages"]] for row in rows]
+    return [
+        ((tuple(turns[:-1]), turns[-1].content), row["ids"], row["reward"])
+        for turns, row in zip(talks, rows, strict=True)
+    ]
 
 
 def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftModel:

@@ -17,14 +17,11 @@ from starlette.exceptions import HTTPException
 
 from rrm_lm import __version__
 from rrm_lm.errors import ModelError
-from rrm_lm.serving.dialects import ALL, Body, Dialect, Refused, Result
+from rrm_lm.serving.dialects import ALL, OWN, Body, Dialect, Refused, Result
 from rrm_lm.serving.gate import Gate
 from rrm_lm.serving.models import Served, find
 from rrm_lm.serving.queue import Busy, Queue
 from rrm_lm.settings.serving import ServeArguments
-
-# The URL that each project's client is given, where its path differs from the dialect's.
-_ALIASES = {"/openrlhf/get_reward": ["/openrlhf"], "/llamafactory/v1/score/evaluation": ["/llamafactory"]}
 
 
 class _Json(JSONResponse):
@@ -61,7 +58,7 @@ def create_app(models: Mapping[str, Served], args: ServeArguments, token: str = 
     app.add_middleware(Gate, token=token, max_body=int(args.max_body_mb * 1e6), timeout=args.body_timeout)
     by_path: dict[str, Dialect] = {}
     for dialect in (one for group in ALL.values() for one in group):
-        for path in (dialect.path, *_ALIASES.get(dialect.path, ())):
+        for path in dialect.paths:
             by_path[path] = dialect
             _add(app, path, dialect, models, args, metrics)
     _add_operations(app, models, metrics)
@@ -73,7 +70,7 @@ def create_app(models: Mapping[str, Served], args: ServeArguments, token: str = 
         else:
             assert isinstance(error, HTTPException)
             refused = Refused(error.status_code, str(error.detail))
-        return _Json(by_path.get(request.url.path, Dialect()).error(refused), refused.status)
+        return _Json(by_path.get(request.url.path, OWN).error(refused), refused.status)
 
     app.add_exception_handler(RequestValidationError, refuse)
     app.add_exception_handler(HTTPException, refuse)
@@ -95,13 +92,13 @@ def _add(
     async def _answer(body: Body, queue: Queue) -> tuple[int, Any, dict[str, str]]:
         headers: dict[str, str] = {}
         try:
-            model = find(models, body.model, anything=dialect.anything)
-            asks = dialect.asks(body)
+            name, seconds = body.get("model"), body.get("timeout", args.request_timeout)
+            if not isinstance(name, str | None) or not isinstance(seconds, int | float) or not seconds > 0:
+                raise Refused(422, "`model` is a name, and `timeout` a number of seconds")
+            model, asks = find(models, name, anything=dialect.anything), dialect.asks(body)
             if not asks:
                 raise Refused(400, "the request has no responses to score")
-            async with asyncio.timeout(
-                min(args.request_timeout, getattr(body, "timeout", None) or args.request_timeout)
-            ):
+            async with asyncio.timeout(min(args.request_timeout, seconds)):
                 results = [Result(*one) for one in await queue.score(model, asks, dialect.cuts(body))]
             failed = sum(not isinstance(one.reward, float) for one in results)
             metrics.responses.labels("failed").inc(failed)
@@ -117,8 +114,7 @@ def _add(
             refused = error
         return refused.status, dialect.error(refused), headers
 
-    answer.__annotations__["body"] = dialect.Body  # FastAPI reads the request's type from here
-    app.post(path, name=path, summary=(type(dialect).__doc__ or path).split("\n")[0], response_model=None)(answer)
+    app.post(path, name=path, response_model=None)(answer)
 
 
 def _add_operations(app: FastAPI, models: Mapping[str, Served], metrics: _Metrics) -> None:

@@ -1,7 +1,8 @@
-"""Dynamic batching: responses of all requests wait in one queue, and one thread scores them.
+"""Dynamic batching: responses of all requests wait in one queue, and one thread encodes and scores them.
 
 While a batch is computed, further responses arrive; the next batch takes them together, an equal share of each
-request, so that a large request does not delay the others. Everything but encoding and scoring runs on the event loop.
+request, so that a large request does not delay the others. There is one thread, because two that hold Python's lock in
+turn are slower than one.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from rrm_lm.api.asks import Ask, Read, read, score
 from rrm_lm.errors import DataError, ModelError, RRMError
 from rrm_lm.serving.models import Served
 
-_ENCODED = 32  # responses that are encoded at once, so that requests take turns
 _BATCHES = 4  # forward passes per batch: enough responses to group by length
+_CHARACTERS = 4  # per token, to guess lengths before tokens are known
+
+Found = tuple[Read | None, float | RRMError]  # how a response was read, and its reward or why it has none
 
 
 class Busy(Exception):
@@ -32,65 +35,43 @@ class Busy(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """The responses of one request that are not scored yet."""
+    """The responses of one request: those that wait, by their places, and what was found for the others."""
 
     model: Served
-    waiting: deque[tuple[int, Read]] = field(default_factory=deque)  # place in the request, and the response
-    left: int = 0  # responses without a result
-    found: dict[int, float | RRMError] = field(default_factory=dict)
+    cut: bool
+    waiting: deque[tuple[int, Ask | DataError]]
+    left: int
+    found: dict[int, Found] = field(default_factory=dict)
     done: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def put(self, place: int, result: float | RRMError) -> None:
-        self.found[place] = result
-        self.left -= 1
-        if not self.left:
-            self.done.set()
 
 
 class Queue:
     """Scores responses in batches. `max_waiting` is the most responses that wait."""
 
     def __init__(self, max_waiting: int) -> None:
-        self.max_waiting, self.waiting = max_waiting, 0
-        self.batches = self.scored = 0
+        self.max_waiting, self.waiting, self.batches = max_waiting, 0, 0
         self._requests: deque[_Request] = deque()
         self._arrived = asyncio.Event()
         self._rate = 50.0  # responses per second
-        # Tokenizers must not be used by two threads at once; nor models.
-        self._encoder = ThreadPoolExecutor(1, "encode")
-        self._scorer = ThreadPoolExecutor(1, "score")
+        self._worker = ThreadPoolExecutor(1, "score")
 
-    async def score(
-        self, model: Served, asks: Sequence[Ask | DataError], cut: bool
-    ) -> list[tuple[Read | None, float | RRMError]]:
-        """Encode and score the responses of one request: for each, how it was read and its reward, or an error.
+    async def score(self, model: Served, asks: Sequence[Ask | DataError], cut: bool) -> list[Found]:
+        """Encode and score the responses of one request; without `cut`, those that are too long are errors.
 
-        Without `cut`, a conversation that is too long is an error. If the caller is cancelled, what is not scored yet
-        leaves the queue. Raises Busy.
+        If the caller is cancelled, what is not scored yet leaves the queue. Raises Busy.
         """
         if self.waiting and self.waiting + len(asks) > self.max_waiting:
             raise Busy(max(1, math.ceil(self.waiting / self._rate)))
-        request = _Request(model, left=len(asks))
-        reads: list[Read | None] = []
+        request = _Request(model, cut, deque(enumerate(asks)), len(asks))
+        self._requests.append(request)
         self.waiting += len(asks)
+        self._arrived.set()
         try:
-            loop = asyncio.get_running_loop()
-            for start in range(0, len(asks), _ENCODED):
-                encoded = await loop.run_in_executor(self._encoder, _encode, model, asks[start : start + _ENCODED], cut)
-                for place, one in enumerate(encoded, start):
-                    reads.append(one if isinstance(one, Read) else None)
-                    if isinstance(one, Read):
-                        request.waiting.append((place, one))
-                    else:
-                        request.put(place, one)
-                if request.waiting and request not in self._requests:
-                    self._requests.append(request)
-                    self._arrived.set()
             await request.done.wait()
         finally:
             self.waiting -= len(asks)
             request.waiting.clear()
-        return [(read, request.found[place]) for place, read in enumerate(reads)]
+        return [request.found[place] for place in range(len(asks))]
 
     async def run(self) -> None:
         """Score batches until cancelled."""
@@ -101,20 +82,22 @@ class Queue:
             if not batch:
                 self._arrived.clear()
                 continue
-            model, began = batch[0][0].model, time.monotonic()
-            results = await loop.run_in_executor(self._scorer, _score, model, [read for _, _, read in batch])
-            self.batches, self.scored = self.batches + 1, self.scored + len(batch)
-            rate = len(batch) / max(1e-6, time.monotonic() - began)
-            self._rate += 0.3 * (rate - self._rate)
+            began = time.monotonic()
+            asked = [(ask, request.cut) for request, _, ask in batch]
+            results = await loop.run_in_executor(self._worker, _work, batch[0][0].model, asked)
+            self.batches += 1
+            self._rate += 0.3 * (len(batch) / max(1e-6, time.monotonic() - began) - self._rate)
             for (request, place, _), result in zip(batch, results, strict=True):
-                request.put(place, result)
+                request.found[place] = result
+                request.left -= 1
+                if not request.left:
+                    request.done.set()
 
     def close(self) -> None:
-        """Stop the threads once they have finished what they are doing."""
-        self._encoder.shutdown(wait=False, cancel_futures=True)
-        self._scorer.shutdown(wait=False, cancel_futures=True)
+        """Stop the thread once it has finished its batch."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def _take(self) -> list[tuple[_Request, int, Read]]:
+    def _take(self) -> list[tuple[_Request, int, Ask | DataError]]:
         """The next batch: responses of one model, in turn from each request, up to the token budget."""
         while self._requests and not self._requests[0].waiting:  # scored or cancelled
             self._requests.popleft()
@@ -122,35 +105,46 @@ class Queue:
             return []
         model = self._requests[0].model
         turn = deque(request for request in self._requests if request.model is model and request.waiting)
-        batch: list[tuple[_Request, int, Read]] = []
+        self._requests.rotate(-1)
+        batch: list[tuple[_Request, int, Ask | DataError]] = []
         tokens, budget = 0, _BATCHES * model.scorer.micro_batch_tokens
         share = budget / len(turn)
         while turn and tokens < budget:
             request, taken = turn.popleft(), 0
             while request.waiting and taken < share and tokens < budget:
-                place, read = request.waiting.popleft()
-                batch.append((request, place, read))
-                taken, tokens = taken + read.tokens, tokens + read.tokens
+                place, ask = request.waiting.popleft()
+                batch.append((request, place, ask))
+                length = _length(ask)
+                taken, tokens = taken + length, tokens + length
             if request.waiting:
                 turn.append(request)
-        self._requests.rotate(-1)
         return batch
 
 
-def _encode(model: Served, asks: Sequence[Ask | DataError], cut: bool) -> list[Read | RRMError]:
-    found: list[Read | RRMError] = []
-    for ask in asks:
+def _length(ask: Ask | DataError) -> int:
+    """The approximate number of tokens."""
+    if isinstance(ask, DataError) or not isinstance(ask.response, str):
+        return 1
+    text = sum(len(m.content) for m in ask.prompt) + len(ask.response) if ask.prompt else len(ask.rendered or "")
+    return 1 + text // _CHARACTERS
+
+
+def _work(model: Served, asked: Sequence[tuple[Ask | DataError, bool]]) -> list[Found]:
+    """Encode and score a batch."""
+    reads: list[Read | RRMError] = []
+    for ask, cut in asked:
         try:
-            found.append(read(model.chat, ask, cut))
+            reads.append(read(model.chat, ask, cut))
         except RRMError as error:
-            found.append(error)
-    return found
+            reads.append(error)
+    rewards = iter(_score(model, [one for one in reads if isinstance(one, Read)]))
+    return [(one, next(rewards)) if isinstance(one, Read) else (None, one) for one in reads]
 
 
 def _score(model: Served, reads: list[Read]) -> list[float | RRMError]:
-    """Rewards; if the batch fails, each response alone, so that one bad response fails alone."""
+    """Rewards; if the batch fails, those of its halves, so that a bad response fails alone."""
     try:
-        rewards = score(model.scorer, reads)
+        rewards = score(model.scorer, reads) if reads else []
     except Exception as error:  # whatever a model raises must not end the server
         if len(reads) > 1:
             half = len(reads) // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 
@@ -9,6 +10,7 @@ import uvicorn
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.serving.app import create_app
+from rrm_lm.serving.checks import check_app
 from rrm_lm.serving.models import load_models
 from rrm_lm.settings.serving import ServeArguments
 
@@ -27,6 +29,8 @@ def serve(args: ServeArguments) -> int:
     with _listening(args) as listener:
         models = load_models(args)
         app = create_app(models, args, token)
+        if args.self_check:
+            asyncio.run(check_app(app, models, token))
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=args.drain_timeout
         )

@@ -15,6 +15,7 @@ from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.feedback.records import Message
 from rrm_lm.models import reward
 from rrm_lm.models.portable import save_tokenizer
+from rrm_lm.models.reward_files import read_examples
 from rrm_lm.storage import verify
 from tests.smoke.commands import (
     contents,
@@ -40,7 +41,7 @@ HANDS = "please write two words about the sea and the moon and who lives in the 
 def test_files_written_by_a_run(trained: TrainedReward) -> None:
     names = {path.name for path in trained.folder.iterdir() if not path.name.startswith(".")}
     assert names == {
-        *("adapter_config.json", "adapter_model.safetensors", "reward_model.json"),
+        *("adapter_config.json", "adapter_model.safetensors", "reward_model.json", "example_rewards.json"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "merged"),
         *("trainer_state.json", "train_results.json", "all_results.json"),
         *("config.yaml", "run.json", "leakage.json", "results.json", "scores.jsonl"),
@@ -69,6 +70,14 @@ def test_the_code_on_the_model_card_prints_the_reward(trained: TrainedReward, ca
     asked = (Message("user", "What is the capital of France?"),)
     [[expected]] = load_scorer(str(trained.folder), dtype="float32").score([asked], [["Paris."]])
     assert float(capsys.readouterr().out) == pytest.approx(expected, abs=1e-5)
+
+
+def test_rewards_of_fixed_conversations_are_recorded(trained: TrainedReward) -> None:
+    for folder in (trained.folder, trained.merged):
+        scorer = load_scorer(str(folder), dtype="float32")
+        rows = read_examples(folder)
+        found = [scorer.score([prompt], [[response]])[0][0] for (prompt, response), _, _ in rows]
+        assert len(rows) >= 6 and found == pytest.approx([reward for _, _, reward in rows], abs=1e-4)
 
 
 def test_the_merged_checkpoint_says_how_it_was_trained(trained: TrainedReward) -> None:

@@ -18,10 +18,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.feedback.records import Comparison
-from rrm_lm.models.portable import EXAMPLES, Conversation, messages_of, misread
+from rrm_lm.models.portable import RECORDED, Conversation, messages_of, misread
 from rrm_lm.models.pretrained import load_sequence_classifier, rounding
 from rrm_lm.models.reward import RewardModel
-from rrm_lm.models.reward_files import load_classifier, load_reward_model, merge_reward_model
+from rrm_lm.models.reward_files import load_classifier, load_reward_model, merge_reward_model, write_examples
 from rrm_lm.models.saving.adapters import check_reloads
 from rrm_lm.models.sharding import full_copy_fits
 from rrm_lm.settings.models import ModelArguments
@@ -32,7 +32,7 @@ from rrm_lm.training.reward.trainer import RewardTrainer
 
 logger = logging.getLogger(__name__)
 
-_COMPARED = 6  # conversations scored with plain transformers
+_COMPARED = 12  # conversations scored with plain transformers
 _TRIED = 20  # comparisons that these conversations are chosen from
 
 
@@ -89,7 +89,7 @@ def conversations(chat: ChatFormat, comparisons: Sequence[Comparison]) -> list[C
     Conversations that are truncated or hold special tokens are left out: other programs treat them differently.
     """
     made = [(one.prompt, response) for one in comparisons[:_TRIED] for response in (one.chosen, one.rejected)]
-    return [one for one in (*EXAMPLES, *made) if one[1].strip() and chat.is_as_rendered(*one)][:_COMPARED]
+    return [one for one in (*RECORDED, *made) if one[1].strip() and chat.is_as_rendered(*one)][:_COMPARED]
 
 
 def members_by_template(model: RewardModel, chat: ChatFormat, talks: Sequence[Conversation]) -> Tensor:
@@ -97,6 +97,17 @@ def members_by_template(model: RewardModel, chat: ChatFormat, talks: Sequence[Co
     lines = [chat.encode(prompt, [response]).lines[0][0] for prompt, response in talks]
     rows = model.backbone.rows([line.ids for line in lines])
     return members_of(model, [RewardExample(tuple(rows), tuple(lines))])
+
+
+def record_rewards(
+    members: Tensor, model: RewardModel, folder: Path, chat: ChatFormat, talks: Sequence[Conversation]
+) -> None:
+    """Record the rewards of the fixed conversations in a saved model. `members` are the rewards of each member for the
+    conversations `talks` (:func:`members_by_template`).
+    """
+    rewards = model.settings.combination(members.float().cpu()).tolist()
+    found = [(talk, reward) for talk, reward in zip(talks, rewards, strict=True) if talk in RECORDED]
+    write_examples(folder, [(t, chat.encode(t[0], [t[1]]).lines[0][0].ids, reward) for t, reward in found])
 
 
 def check_plain(
@@ -136,6 +147,7 @@ def write_merged(
     merge_reward_model(folder, output, chat.tokenizer, **loading)
     plain: Any = load_sequence_classifier(str(output), dtype="float32")
     mean = trained.mean(-1, keepdim=True)  # the merged checkpoint returns the mean of the heads
+    record_rewards(mean, model, output, chat, talks)
     gap = _gap(mean, plain, output, chat, talks, model, rounding(model.backbone.causal_lm.dtype, model.device))
     logger.info("merged checkpoint in %s; plain transformers gives the same rewards, within %.1g", output, gap)
 

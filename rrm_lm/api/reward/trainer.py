@@ -33,6 +33,7 @@ from rrm_lm.api.reward.saving import (
     members_by_template,
     members_of,
     plain_model,
+    record_rewards,
     write_merged,
 )
 from rrm_lm.api.reward_model import RewardModel
@@ -322,6 +323,7 @@ class RewardTrainer(_RewardTrainer):
         check_saved(rewards, model, run.folder, sample, **loading)
         if read is None:
             return
+        record_rewards(read, model, run.folder, self.chat, talks)
         check_plain(read, model, run.folder, self.chat, talks, **loading)
         if self._settings.run_arguments.merge:
             code, merged = self._settings.model.trust_remote_code, run.folder / "merged"

@@ -64,7 +64,7 @@ def test_fetchs_help_needs_no_torch() -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     page = capsys.readouterr().out
-    assert set(re.findall(r"^  (\w+)  +", page, re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^  (\w[\w-]*)  +", page, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_every_example_of_help_names_a_command(capsys: pytest.CaptureFixture[str]) -> None:

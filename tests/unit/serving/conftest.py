@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import uvicorn
 from fastapi.testclient import TestClient
 
 import rrm_lm
@@ -59,3 +63,18 @@ def client(models: dict[str, Served]) -> Iterator[TestClient]:
 @pytest.fixture(scope="session")
 def reward(reward_folder: Path) -> rrm_lm.RewardModel:
     return rrm_lm.RewardModel.from_pretrained(reward_folder)
+
+
+@contextlib.contextmanager
+def served(app: Any) -> Iterator[str]:
+    """The address of an application that is served on loopback, in a thread."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

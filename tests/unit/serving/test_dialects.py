@@ -39,10 +39,10 @@ def family(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield client, AutoTokenizer.from_pretrained(folder), expected
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.path)
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.paths[0])
 def test_a_dialect_gives_the_rewards_of_score(dialect: Dialect, family: Any) -> None:
     client, tokenizer, expected = family
-    reply = client.post(dialect.path, json=dialect.request(TALKS, tokenizer, "mine"))
+    reply = client.post(dialect.paths[-1], json=dialect.request(TALKS, tokenizer, "mine"))
     assert reply.status_code == 200, reply.text
     assert dialect.rewards(reply.json()) == pytest.approx(expected, abs=1e-5)
 
