@@ -12,6 +12,9 @@ from rrm_lm.cli.pipeline.pipeline import plan
 from rrm_lm.cli.pipeline.stages import Stage
 from rrm_lm.cli.run import config_file, take_stage_flags
 from rrm_lm.errors import CheckpointError, ConfigError
+from rrm_lm.feedback.records import Message
+from rrm_lm.feedback.store.events import Item
+from rrm_lm.feedback.store.files import Store
 from rrm_lm.settings.workflows import PipelineArguments
 
 FILE = """\
@@ -123,6 +126,21 @@ def test_a_stage_is_done_until_its_inputs_or_outputs_change(stage: Stage) -> Non
     assert stage.is_done()
     (stage.folder.parent / "data.jsonl").write_text("{}\n{}\n")
     assert not stage.is_done()
+
+
+def test_a_store_is_an_input_by_its_answers(tmp_path: Path) -> None:
+    """Not by its bytes: those of a store that is in use are partly in another file, and retraction only adds some."""
+    item = Item((Message("user", "Capital of Norway?"),), ("Oslo.", "Rome."))
+    with Store(tmp_path / "feedback.db", create=True) as store:
+        store.add_items([item])
+        made = Stage("reward", "reward", f"dataset_name: {store.path}\n", (), tmp_path / "out", tmp_path / "records")
+        before = made.inputs()
+        store.append("answer", person="anna", item=item.id, body={"verdict": "skip"})
+        assert made.inputs() == before
+        store.append("answer", person="anna", item=item.id, body={"verdict": "first"})
+        assert made.inputs() != before
+        store.append("retract", body={"person": "anna"})
+        assert made.inputs() == before
 
 
 def test_rewriting_a_page_changes_nothing(stage: Stage) -> None:
