@@ -124,6 +124,8 @@ def check_scorer(scorer: Any, name: str) -> None:
     """Raise a ModelError unless a scorer reads the reward from one line per response."""
     settings = getattr(getattr(scorer, "model", None), "settings", None)
     kind = "" if hasattr(scorer, "score_lines") else "a language model, which is only used as a judge"
+    if getattr(scorer, "criteria", None) is not None:
+        kind = "a reward model with criteria, which are measured on text and not on tokens"
     if getattr(settings, "critique_first", False):
         kind = "a model that writes a critique before it scores"
     if kind:

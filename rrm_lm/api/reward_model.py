@@ -102,6 +102,8 @@ class RewardModel:
         folder = Path(folder)
         if isinstance(self.scorer, RewardScorer):
             self.scorer.model.save(folder, self.scorer.chat.tokenizer)
+            if self.scorer.criteria is not None:
+                self.scorer.criteria.save(folder)
         elif isinstance(self.scorer, ClassifierScorer):
             self.scorer.model.save_pretrained(str(folder))
             self.scorer.chat.tokenizer.save_pretrained(str(folder))

@@ -41,6 +41,11 @@ class EnsembleReward(float):
         return EnsembleReward, (float(self), self.std)
 
 
+def with_added(reward: float, part: float) -> float:
+    """A reward plus another part, which has no disagreement."""
+    return EnsembleReward(reward + part, reward.std) if isinstance(reward, EnsembleReward) else reward + part
+
+
 @dataclass(frozen=True, slots=True)
 class Ensemble:
     """How members are combined into one reward.

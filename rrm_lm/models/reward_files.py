@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from rrm_lm.errors import ModelError
+from rrm_lm.feedback.criteria.records import CRITERIA_FILE
 from rrm_lm.feedback.records import Message
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.portable import Conversation, add_old_names, is_template_of, messages_of, save_reward_tokenizer
@@ -99,7 +100,8 @@ def put_reward(
 
     Raises:
         ConfigError: Unknown combination of members.
-        ModelError: The model was trained on another backbone or with another chat template, or writes critiques first.
+        ModelError: The model was trained on another backbone or with another chat template, writes critiques first, or
+            has criteria.
         CheckpointError: Its weights are missing or broken, or do not fit the backbone.
     """
     folder = Path(folder)
@@ -111,6 +113,9 @@ def put_reward(
     if settings.critique_first:
         what = "The reward model writes a critique before it scores, which is not possible on a shared backbone"
         raise ModelError(what, where=str(folder), remedy=separately)
+    if (folder / CRITERIA_FILE).is_file():
+        what = "The reward model has criteria, which are measured on text and not on the policy's tokens"
+        raise ModelError(what, where=str(folder / CRITERIA_FILE), remedy=separately)
     template = folder / "chat_template.jinja"
     saved = template.read_text(encoding="utf-8") if template.is_file() else None
     if chat is not None and saved is not None and not is_template_of(saved, chat.tokenizer):
@@ -216,6 +221,9 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
     `loading` is passed to `from_pretrained` of the backbone (revision, trust_remote_code). Raises ModelError if the
     family has no sequence-classification model in transformers.
     """
+    if (folder / CRITERIA_FILE).is_file():
+        what = "A merged checkpoint cannot hold the criteria of the reward model"
+        raise ModelError(what, where=str(folder / CRITERIA_FILE), remedy="train without --criteria to merge")
     settings = read_settings(folder)
     merged: Any = load_classifier(folder, tokenizer.pad_token_id, **loading).merge_and_unload()
     _average_heads(merged.score)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rrm_lm.errors import ConfigError
 from rrm_lm.options import check, check_minimum, option, refuse_repeats
 from rrm_lm.settings.models import EnsembleArguments
+from rrm_lm.settings.permissions import CodeArguments
 
 ALGORITHMS = ("ppo", "rloo")
 
@@ -22,10 +23,15 @@ class FolderArguments:
 
 
 @dataclass
-class RewardRunArguments(FolderArguments):
+class RewardRunArguments(FolderArguments, CodeArguments):
     """What else `rrm-lm reward` does."""
 
     merge: bool = option(False, "Also write a plain sequence-classification checkpoint to OUTPUT_DIR/merged.")
+    criteria: str | None = option(
+        None,
+        "Criteria that are added to the reward, with weights fitted to the comparisons: a file of rrm-lm criteria or "
+        "by hand, or `critiques` (read them from the critiques that are trained on).",
+    )
 
 
 @dataclass

@@ -55,6 +55,12 @@ def check_arguments(
         )
     if collator is not None:
         raise ConfigError("`data_collator` cannot be set: the trainer builds its own batches", where="RewardTrainer")
+    if run_arguments.merge and run_arguments.criteria:
+        raise ConfigError(
+            "A merged checkpoint cannot hold criteria: other programs would read other rewards",
+            where="merge and criteria",
+            remedy="leave out --merge; rrm-lm score, evaluate, policy, compare and serve read the adapter's folder",
+        )
     if run_arguments.merge and args.critique_first:
         raise ConfigError(
             "A merged checkpoint cannot write the critiques that its rewards are read after",

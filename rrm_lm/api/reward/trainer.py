@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -14,6 +15,7 @@ from rrm_lm.api.inspection import log_inspection
 from rrm_lm.api.judging import judge, write_judgement
 from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
 from rrm_lm.api.reward.config import RewardConfig
+from rrm_lm.api.reward.criteria import fitted_criteria
 from rrm_lm.api.reward.critiques import critic_config, own_critiques
 from rrm_lm.api.reward.inputs import (
     Settings,
@@ -136,6 +138,9 @@ class RewardTrainer(_RewardTrainer):
             pair_ratings=args.pair_ratings,
             narrow=narrows_critiques(args, reward_model.backbone),
         )
+        self.criteria = fitted_criteria(settings.run_arguments, self.train_feedback, reward_model, self.chat)
+        if self.criteria is not None:
+            self._builder = replace(self._builder, known=self.criteria.of_responses)
         examples, held_out = self._encode(args, train_dataset, eval_dataset)
         if args.should_save and len(self.train_feedback):
             held = merge_feedback(*self.heldout_feedback.values())
@@ -220,7 +225,7 @@ class RewardTrainer(_RewardTrainer):
 
     def _pairs(self, feedback: Feedback) -> list[RewardExample]:
         builder = self._builder
-        plain = ExampleBuilder(builder.chat, builder.backbone, with_critiques=False, counts=builder.counts)
+        plain = replace(builder, with_critiques=False, pair_ratings=False, narrow=False)
         return plain.comparisons(feedback.comparisons)
 
     def _held_out_examples(self, rows: Any) -> Any:
@@ -344,8 +349,14 @@ class RewardTrainer(_RewardTrainer):
                 critique_samples=args.critique_samples,
                 temperature=args.critique_temperature,
                 seed=args.seed,
+                criteria=self.criteria,
             )
         )
+
+    def save_weights(self, folder: Path, write: bool) -> None:
+        super().save_weights(folder, write)
+        if write and self.criteria is not None:
+            self.criteria.save(folder)
 
     def _judge(self, run: OutputRun) -> None:
         sets = {name: part for name, part in self.heldout_feedback.items() if part.comparisons}

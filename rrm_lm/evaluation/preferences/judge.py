@@ -29,6 +29,9 @@ NOTES_QUESTION = _SHOWN.format(
     "instructions, and they may be wrong.",
     ask="Considering what the notes say, is",
 )
+CRITERION_QUESTION = _SHOWN.format(about_notes="", ask="Is").replace(
+    "Is this a good reply, one that the user would be satisfied with?", "{criterion}"
+)
 
 
 class JudgeScorer:

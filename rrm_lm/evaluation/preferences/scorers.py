@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
-from rrm_lm.errors import DataError, ModelError
+from rrm_lm.errors import ConfigError, DataError, ModelError
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward
 from rrm_lm.evaluation.preferences.judge import JudgeScorer
 from rrm_lm.evaluation.preferences.own_forward import check_forward
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.records import Prompt
+from rrm_lm.models.ensemble import with_added
 from rrm_lm.models.pretrained import (
     check_vocabulary,
     load_sequence_classifier,
@@ -45,7 +47,8 @@ _VALUE_HEADS = ("value_head.safetensors", "value_head.bin")  # of LLaMA-Factory
 class RewardScorer:
     """Rewards of a model trained by `rrm-lm reward`. The model must be in evaluation mode. Rewards do not depend on
     `micro_batch_tokens`, the maximum of padded tokens at once, or on `padding_side`. A model that writes critiques
-    first averages over `critique_samples` of them, sampled with `temperature` and `seed`.
+    first averages over `critique_samples` of them, sampled with `temperature` and `seed`. The reward of `criteria` is
+    added.
     """
 
     def __init__(
@@ -59,7 +62,9 @@ class RewardScorer:
         temperature: float = 0.7,
         seed: int = 0,
         padding_side: str = "right",
+        criteria: CriteriaReward | None = None,
     ) -> None:
+        self.criteria = criteria
         self.model, self.chat, self.name = model, chat, name
         self.micro_batch_tokens, self.padding_side = micro_batch_tokens, padding_side
         self.critique_samples, self.temperature, self.seed = critique_samples, temperature, seed
@@ -69,10 +74,16 @@ class RewardScorer:
 
         Rewards of an ensemble carry its disagreement (:class:`rrm_lm.models.ensemble.EnsembleReward`).
         """
-        return self.score_lines(self._lines(prompts, responses))
+        rewards = self.score_lines(self._lines(prompts, responses))
+        if self.criteria is None:
+            return rewards
+        added = self.criteria.rewards(prompts, responses)
+        return [list(map(with_added, group, parts)) for group, parts in zip(rewards, added, strict=True)]
 
     def score_lines(self, lines: Sequence[Sequence[Sequence[Line]]]) -> list[list[float]]:
-        """The same for encoded responses: for each prompt and response, its lines, whose rewards are averaged."""
+        """The same for encoded responses, without criteria: for each prompt and response, its lines, whose rewards are
+        averaged.
+        """
         rows = [self.model.backbone.rows([line.ids for per in group for line in per]) for group in lines]
         flat = [[line for per in group for line in per] for group in lines]
         members: dict[int, list[list[float]]] = {}  # for each prompt's lines, the rewards of the model's members
@@ -209,7 +220,9 @@ def load_scorer(
         options = {"ensemble": ensemble, "ensemble_k": ensemble_k, "chat_date": chat_date, "fold_system": fold_system}
         model, chat = load_reward_model(adapter, base_model=base_model, tokenizing=texts, **options, **loading)
         chat.max_length = chat.max_length or within_context(max_length, model.backbone.config)
-        logger.info("%s: a reward model (LoRA adapter with a scalar head)", name)
+        criteria = CriteriaReward.load(adapter, model.backbone, chat, allow_code=bool(loading.get("trust_remote_code")))
+        more = "" if criteria is None else f" and {len(criteria.criteria)} criteria"
+        logger.info("%s: a reward model (LoRA adapter with a scalar head%s)", name, more)
         scorer = RewardScorer(
             model,
             chat,
@@ -218,10 +231,14 @@ def load_scorer(
             critique_samples=critique_samples,
             temperature=critique_temperature,
             seed=seed,
+            criteria=criteria,
         )
         if shard:
             _ = model.backbone.can_share  # test it before the model is sharded
             shard_for_use(model)
+        if is_sharded(model) and criteria is not None and criteria.asks:
+            what = "A criterion asks the model a question, which a sharded model cannot answer"
+            raise ConfigError(what, where=name, remedy="score on one process, or choose detectors as measures")
         if not is_sharded(model):
             _placed(model, model.backbone.causal_lm)
             check_forward(scorer)

@@ -23,7 +23,7 @@ from rrm_lm.text.batching import Batch, collate, length_groups
 from rrm_lm.training.processes import accumulate, check_finite
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import COLUMNS, RewardExample
-from rrm_lm.training.reward.losses import pair_losses, pair_margins, pair_rewards, rating_losses
+from rrm_lm.training.reward.losses import pair_losses, pair_margins, pair_rewards, rating_losses, with_offsets
 from rrm_lm.training.trainer import ResumableTrainer
 
 _ITEMS = ("pairs", "ratings", "critiques")  # losses are averaged over pairs, ratings, and critique tokens
@@ -141,7 +141,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
         is_dummy = not examples
         examples = examples or [self.train_dataset[0]]
         batch, lines = self._collate(examples)
-        output = model(batch, lines, with_critiques=self.critique_weight > 0)
+        output = with_offsets(model(batch, lines, with_critiques=self.critique_weight > 0), examples)
         parts = {
             "pairs": pair_losses(output, examples, self.args).sum(),
             "ratings": rating_losses(output, examples, self.args.seed).sum(),
@@ -245,7 +245,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
         with torch.no_grad():
             for members in self._groups([example for example in examples if example.pairs]):
                 batch, lines = self._collate(members)
-                output = model(batch, lines, with_critiques=False)
+                output = with_offsets(model(batch, lines, with_critiques=False), members)
                 # Members are combined as in inference, and every pair counts once.
                 combined = RewardOutput.of_one(output.rewards, output.critique_nll)
                 losses.append(pair_losses(combined, members, self.args))

@@ -1,0 +1,58 @@
+"""The criteria of a reward model that is trained: read, checked against what is held out, and fitted."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from rrm_lm.errors import DataError
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward
+from rrm_lm.feedback.criteria.finding import find_criteria
+from rrm_lm.feedback.criteria.records import Criterion, read_criteria
+from rrm_lm.feedback.reading.datasets import Feedback
+from rrm_lm.models.reward import RewardModel
+from rrm_lm.settings.training import RewardRunArguments
+from rrm_lm.text.chat import ChatFormat
+
+logger = logging.getLogger(__name__)
+
+FROM_CRITIQUES = "critiques"
+
+
+def fitted_criteria(
+    args: RewardRunArguments, train: Feedback, model: RewardModel, chat: ChatFormat
+) -> CriteriaReward | None:
+    """The criteria that the settings name, with weights fitted to the training comparisons; None without any."""
+    if not args.criteria:
+        return None
+    criteria = _found(train) if args.criteria == FROM_CRITIQUES else read_criteria(args.criteria)
+    if args.criteria != FROM_CRITIQUES:
+        _warn_held_out(criteria, train)
+    reward = CriteriaReward(criteria, model.backbone, chat, allow_code=args.allow_code)
+    logger.info("%d criteria, and their weights after %d comparisons:", len(criteria), len(train.comparisons))
+    reward.fit(train.comparisons)
+    logger.info("they are added to the LoRA reward; other programs that load the adapter read only that part")
+    return reward
+
+
+def _found(train: Feedback) -> list[Criterion]:
+    criteria = find_criteria(train.records()).criteria
+    if not criteria:
+        raise DataError(
+            "The critiques of the training part name no criterion",
+            where="criteria: critiques",
+            expected="critiques in English about the responses",
+            remedy="look at rrm-lm criteria --dataset FILE, or write a criteria.yaml by hand",
+        )
+    return criteria
+
+
+def _warn_held_out(criteria: list[Criterion], train: Feedback) -> None:
+    """Words about responses that are held out would make the evaluation optimistic."""
+    trained = {str(record.origin) for record in train.records()}
+    files = {str(record.origin.file) for record in train.records()}
+    quoted: list[Any] = [one.where for criterion in criteria for one in criterion.quotations]
+    seen = [where for where in quoted if where.rpartition(", row ")[0] in files and where not in trained]
+    if seen:
+        message = "the criteria quote rows that are held out, the first being %s, so results on them are optimistic"
+        logger.warning(message + "; --criteria critiques reads only what is trained on", seen[0])

@@ -1,0 +1,228 @@
+"""Criteria in a reward: their measures, weights fitted to comparisons, and their sum, which is added to the LoRA part.
+
+With z the measures in the wanted direction, standardized over the training responses, the reward of the criteria is
+``sum(weight * z)`` in nats. The weights are the maximum a posteriori of a logistic model of comparisons, with a normal
+prior around the weights that the words gave; intervals are from the Hessian there (Laplace's approximation).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from rrm_lm.errors import ConfigError
+from rrm_lm.evaluation.preferences.judge import CRITERION_QUESTION, JudgeScorer
+from rrm_lm.feedback.criteria.detectors import DETECTORS
+from rrm_lm.feedback.criteria.records import CRITERIA_FILE, Criterion, read_criteria, write_criteria
+from rrm_lm.feedback.records import Comparison, Prompt
+from rrm_lm.models.backbone import Backbone
+from rrm_lm.text.chat import ChatFormat
+from rrm_lm.training.reward_functions import UserFunction
+from rrm_lm.training.reward_sources import load_function
+
+logger = logging.getLogger(__name__)
+
+PRIOR_STD = 0.5  # of a weight around what the words gave
+_SAME = 0.95  # correlation above which two criteria are reported to measure the same
+_COMMENT = (
+    "The criteria of this reward model, with fitted weights: the reward of each is weight * (value - mean) / scale."
+)
+
+Measured = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], list[list[float]]]
+Floats = NDArray[np.float64]
+
+
+class CriteriaReward:
+    """The reward of criteria. `backbone` and `chat` answer the criteria that are questions. Raises ConfigError for a
+    Python function without `allow_code`, or a question without a backbone.
+    """
+
+    def __init__(
+        self,
+        criteria: Sequence[Criterion],
+        backbone: Backbone | None = None,
+        chat: ChatFormat | None = None,
+        *,
+        allow_code: bool = False,
+        permission: str = "--allow_code",
+    ) -> None:
+        self.criteria = list(criteria)
+        self._measures: list[Measured] = []
+        self._failures: dict[str, int] = {}
+        for one in criteria:
+            if one.function:
+                if not allow_code:
+                    raise ConfigError(
+                        f"The criterion {one.name} runs the Python function {one.function}",
+                        where=one.where or "criteria",
+                        expected=f"{permission}, since a file of criteria may not run code without permission",
+                        remedy=f"read the code; if you trust it, pass {permission}",
+                    )
+                self._measures.append(_called(UserFunction(load_function(one.function))))
+            elif one.question:
+                if backbone is None or chat is None:
+                    raise ConfigError(
+                        f"The criterion {one.name} is a question, and there is no model to ask",
+                        where=one.where or "criteria",
+                        remedy="choose a detector as its measure",
+                    )
+                asked = CRITERION_QUESTION.replace("{criterion}", one.question.replace("{", "{{").replace("}", "}}"))
+                self._measures.append(JudgeScorer(backbone, chat, one.name, question=asked).score)
+            else:
+                self._measures.append(_detected(one.measure))
+
+    @classmethod
+    def load(cls, folder: Path, backbone: Backbone, chat: ChatFormat, *, allow_code: bool) -> CriteriaReward | None:
+        """The criteria of a saved reward model; None if it has none."""
+        if not (folder / CRITERIA_FILE).is_file():
+            return None
+        criteria = read_criteria(folder / CRITERIA_FILE)
+        return cls(criteria, backbone, chat, allow_code=allow_code, permission="--trust_remote_code true")
+
+    def save(self, folder: Path) -> None:
+        """Write the criteria with their weights into the folder of a reward model."""
+        write_criteria(folder / CRITERIA_FILE, self.criteria, _COMMENT)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a criterion is a question to the model."""
+        return any(one.question for one in self.criteria)
+
+    def values(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[Floats]:
+        """For each prompt, (responses, criteria) values in the wanted direction; NaN where a measure failed."""
+        columns = [self._column(number, prompts, responses) for number in range(len(self.criteria))]
+        return [
+            np.array([column[number] for column in columns], dtype=np.float64).reshape(len(columns), -1).T
+            for number in range(len(prompts))
+        ]
+
+    def contributions(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[Floats]:
+        """For each prompt, (responses, criteria) parts of the reward in nats. A value that is missing contributes 0."""
+        weights = np.array([one.weight if one.scale else 0.0 for one in self.criteria])
+        found = [self._standardized(values) * weights for values in self.values(prompts, responses)]
+        self._report_failures()
+        return found
+
+    def rewards(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+        """For each prompt, the criteria's reward of each response."""
+        return [parts.sum(1).tolist() for parts in self.contributions(prompts, responses)]
+
+    def of_responses(self, prompt: Prompt, responses: Sequence[str]) -> list[float]:
+        """The criteria's reward of each response to one prompt."""
+        return self.rewards([prompt], [responses])[0]
+
+    def fit(self, comparisons: Sequence[Comparison], prior_std: float = PRIOR_STD) -> None:
+        """Fit means, scales, weights and their intervals to comparisons. A criterion in which the responses do not vary
+        gets no weight, and is named, as are two that measure the same.
+        """
+        found = self.values([one.prompt for one in comparisons], [[one.chosen, one.rejected] for one in comparisons])
+        self._report_failures()
+        pairs = np.stack(found) if found else np.zeros((0, 2, len(self.criteria)))
+        flat = pairs.reshape(-1, len(self.criteria))
+        known = np.isfinite(flat)
+        count = np.maximum(known.sum(0), 1)
+        means = np.where(known, flat, 0.0).sum(0) / count
+        scales = np.sqrt((np.where(known, flat - means, 0.0) ** 2).sum(0) / count)
+        for number, one in enumerate(self.criteria):
+            varies = scales[number] > 1e-9 * max(1.0, abs(means[number]))
+            if not varies:
+                logger.warning("criterion %s is left out: no two responses of the comparisons differ in it", one.name)
+            scale = float(scales[number]) if varies else None
+            self.criteria[number] = replace(one, mean=float(means[number]), scale=scale)
+        z = np.stack([self._standardized(pair) for pair in pairs]) if len(pairs) else pairs
+        self._report_same(z.reshape(-1, len(self.criteria)))
+        used = [number for number, one in enumerate(self.criteria) if one.scale]
+        prior = np.array([self.criteria[number].weight for number in used])
+        weights, deviations = fit_weights((z[:, 0] - z[:, 1])[:, used], prior, prior_std)
+        for number, weight, deviation in zip(used, weights, deviations, strict=True):
+            low, high = weight - 1.96 * deviation, weight + 1.96 * deviation
+            self.criteria[number] = replace(
+                self.criteria[number], weight=float(weight), low=float(low), high=float(high)
+            )
+        for one in self.criteria:
+            if one.scale:
+                logger.info("  %+.2f (%+.2f to %+.2f)  %s", one.weight, one.low, one.high, one.statement)
+
+    def _column(self, number: int, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+        """One criterion's values; a measure that raises gives NaN and is counted."""
+        measure, criterion = self._measures[number], self.criteria[number]
+        try:
+            found = measure(prompts, responses)
+        except Exception as error:  # a user's function may raise anything
+            if not criterion.function:
+                raise
+            logger.warning("criterion %s raised %s: %s", criterion.name, type(error).__name__, error)
+            found = [[math.nan] * len(group) for group in responses]
+        values = [[criterion.value(float(one)) if math.isfinite(one) else math.nan for one in group] for group in found]
+        failed = sum(map(math.isnan, (one for group in values for one in group)))
+        if failed:
+            self._failures[criterion.name] = self._failures.get(criterion.name, 0) + failed
+        return values
+
+    def _standardized(self, values: Floats) -> Floats:
+        means = np.array([one.mean or 0.0 for one in self.criteria])
+        scales = np.array([one.scale or math.inf for one in self.criteria])
+        return np.nan_to_num((values - means) / scales, nan=0.0)
+
+    def _report_failures(self) -> None:
+        for name, count in self._failures.items():
+            logger.warning("criterion %s has no value for %d responses and is left out there", name, count)
+        self._failures.clear()
+
+    def _report_same(self, z: Floats) -> None:
+        for second in range(z.shape[1]):
+            for first in range(second):
+                if len(z) > 2 and z[:, first].std() and z[:, second].std():
+                    correlation = np.corrcoef(z[:, first], z[:, second])[0, 1]
+                    if abs(correlation) > _SAME:
+                        names = (self.criteria[first].name, self.criteria[second].name)
+                        logger.warning("criteria %s and %s measure the same (correlation %.2f)", *names, correlation)
+
+
+def fit_weights(differences: Floats, prior: Floats, prior_std: float = PRIOR_STD) -> tuple[Floats, Floats]:
+    """The most probable weights of a logistic model of comparisons, and their standard deviations. `differences`
+    (pairs, criteria): chosen minus rejected; `prior` (criteria,): the prior's means.
+    """
+    precision = prior_std**-2
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        margins, away = differences @ weights, weights - prior
+        value = np.logaddexp(0.0, -margins).sum() + 0.5 * precision * away @ away
+        return float(value), -differences.T @ expit(-margins) + precision * away
+
+    if not len(prior):
+        return prior, prior
+    weights = minimize(loss, prior, jac=True, method="L-BFGS-B").x
+    right = expit(differences @ weights)
+    hessian = (differences * (right * (1 - right))[:, None]).T @ differences + precision * np.eye(len(prior))
+    return weights, np.sqrt(np.diag(np.linalg.inv(hessian)))
+
+
+def _detected(name: str) -> Measured:
+    measure = DETECTORS[name].measure
+
+    def values(prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+        asked = [next((turn.content for turn in reversed(prompt) if turn.role == "user"), "") for prompt in prompts]
+        return [[measure(one, text) for one in group] for text, group in zip(asked, responses, strict=True)]
+
+    return values
+
+
+def _called(function: UserFunction) -> Measured:
+    def values(prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+        flat = [(prompt, one) for prompt, group in zip(prompts, responses, strict=True) for one in group]
+        if not flat:
+            return [[] for _ in responses]
+        found = function([prompt for prompt, _ in flat], [one for _, one in flat], [[]] * len(flat))
+        numbers = iter([math.nan if one is None else float(one) for one in found])
+        return [[next(numbers) for _ in group] for group in responses]
+
+    return values

@@ -1,0 +1,161 @@
+"""Reward models with criteria: trained, saved, loaded, and used by everything that needs a reward."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rrm_lm
+from rrm_lm.cli.main import main
+from rrm_lm.errors import ConfigError, DataError, ModelError
+from rrm_lm.evaluation.preferences.scorers import load_scorer
+from rrm_lm.feedback.criteria.records import read_criteria
+from rrm_lm.models.reward_files import load_reward_model, merge_reward_model, put_reward
+from tests.tiny import tiny_tokenizer
+
+ROWS = [
+    {
+        "prompt": f"what is it {n}?",
+        "chosen": f"yes {n}",
+        "rejected": "no i do not know what the answer is " * (1 + n % 2) + str(n),
+        "chosen_critiques": ["Nice and short."],
+        "rejected_critiques": ["Far too long."],
+    }
+    for n in range(8)
+]
+SHORT = "criteria:\n  - {statement: is short, name: length, measure: words, direction: less}\n"
+PROMPT, RESPONSES = "what is the moon made of?", ["the answer is yes", "no i do not know", "yes"]
+
+
+def trainer(start: Path, output: Path, criteria: str, rows: Any = ROWS, held_out: Any = None, **settings: Any) -> Any:
+    args = rrm_lm.RewardConfig(
+        output_dir=str(output), use_cpu=True, report_to="none", max_steps=2, criteria=criteria, **settings
+    )
+    return rrm_lm.RewardTrainer(str(start), args, train_dataset=rows, eval_dataset=held_out)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("criteria")
+    (folder / "criteria.yaml").write_text(SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        trainer(tiny, folder / "out", str(folder / "criteria.yaml"), held_out=ROWS[:3]).train()
+    return folder / "out"
+
+
+def parts(folder: Path) -> tuple[Any, Any]:
+    """The rewards of the criteria and of the LoRA part."""
+    scorer: Any = load_scorer(str(folder))
+    prompt = (rrm_lm.feedback.records.Message("user", PROMPT),)
+    criteria = np.array(scorer.criteria.rewards([prompt], [RESPONSES])[0])
+    scorer.criteria = None
+    return criteria, np.array(scorer.score([prompt], [RESPONSES])[0])
+
+
+def test_the_reward_is_the_sum_wherever_it_is_read(trained: Path, tmp_path: Path) -> None:
+    criteria, lora = parts(trained)
+    reward = rrm_lm.RewardModel.from_pretrained(trained)
+    found = reward.score(PROMPT, RESPONSES)
+    np.testing.assert_allclose(found, criteria + lora, rtol=1e-6)
+    assert criteria.std() > 0.01
+    (criterion,) = read_criteria(trained / "criteria.yaml")
+    assert criterion.weight > 0 and criterion.low is not None and criterion.scale is not None
+
+    reward.save_pretrained(tmp_path / "again")
+    np.testing.assert_allclose(rrm_lm.RewardModel.from_pretrained(tmp_path / "again").score(PROMPT, RESPONSES), found)
+    rows = [{"prompt": PROMPT, "completion": one} for one in RESPONSES]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    output = tmp_path / "rewards.jsonl"
+    assert (
+        main(
+            ["score", "--model", str(trained), "--dataset", str(tmp_path / "rows.jsonl"), "--output_file", str(output)]
+        )
+        == 0
+    )
+    np.testing.assert_allclose(
+        [json.loads(line)["reward"] for line in output.read_text().splitlines()], found, rtol=1e-5
+    )
+
+
+def test_training_evaluates_the_sum(trained: Path) -> None:
+    results = json.loads((trained / "results.json").read_text())
+    assert results["sets"]["held out"]["accuracy"]["value"] == 1.0  # the shorter response always wins
+
+
+def test_a_policy_optimizes_the_sum(
+    trained: Path, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = rrm_lm.PPOConfig(
+        output_dir=str(tmp_path / "policy"), use_cpu=True, report_to="none", total_episodes=2, response_length=4,
+        eval_fraction=0, per_device_train_batch_size=2, gradient_accumulation_steps=1, num_mini_batches=1,
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO):
+        made = rrm_lm.PPOTrainer(str(tiny), str(trained), [PROMPT, "who is it?"], args)
+    assert "gets its own backbone: The reward model has criteria" in caplog.text
+    (source,) = made.trainer.rewards.sources
+    asked = [(rrm_lm.feedback.records.Message("user", PROMPT),)] * 3
+    criteria, lora = parts(trained)
+    np.testing.assert_allclose(source(asked, RESPONSES), criteria + lora, rtol=1e-5)
+
+
+def test_what_cannot_hold_criteria_refuses(trained: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "criteria.yaml").write_text(SHORT)
+    with pytest.raises(ConfigError, match="cannot hold criteria"):
+        trainer(tiny, tmp_path / "out", str(tmp_path / "criteria.yaml"), merge=True)
+    with pytest.raises(ModelError, match="cannot hold the criteria"):
+        merge_reward_model(trained, tmp_path / "merged", tiny_tokenizer())
+    model, _ = load_reward_model(trained)
+    with pytest.raises(ModelError, match="has criteria"):
+        put_reward(model.backbone, trained, adapter="second")
+
+
+def test_criteria_from_the_critiques_that_are_trained_on(tiny: Path, tmp_path: Path) -> None:
+    made = trainer(tiny, tmp_path / "out", "critiques")
+    (criterion,) = made.criteria.criteria
+    assert (criterion.name, criterion.direction, criterion.named) == ("length", "less", 16)
+    assert made.train_dataset[0].offsets and made.train_dataset[0].offsets[0] > 0 > made.train_dataset[0].offsets[1]
+    with pytest.raises(DataError, match="name no criterion"):
+        trainer(
+            tiny,
+            tmp_path / "out",
+            "critiques",
+            rows=[{**row, "chosen_critiques": [], "rejected_critiques": ["Hm."]} for row in ROWS],
+        )
+
+
+def test_quotations_of_rows_that_are_held_out_are_reported(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, ROWS)))
+    assert main(["criteria", str(data), "--output", str(tmp_path / "criteria.yaml")]) == 0
+    with caplog.at_level(logging.WARNING):
+        trainer(
+            tiny,
+            tmp_path / "out",
+            str(tmp_path / "criteria.yaml"),
+            rows=str(data),
+            held_out=rrm_lm.api.reward.trainer.HOLD_OUT,
+            eval_fraction=0.9,
+        )
+    assert "quote rows that are held out" in caplog.text
+
+
+def test_code_in_a_file_of_criteria_needs_permission(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "criteria.yaml").write_text(
+        "- {statement: is short, measure: 'function: tests.unit.api.reward.test_criteria:short'}"
+    )
+    with pytest.raises(ConfigError, match="--allow_code"):
+        trainer(tiny, tmp_path / "out", str(tmp_path / "criteria.yaml"))
+    trainer(tiny, tmp_path / "out", str(tmp_path / "criteria.yaml"), allow_code=True).train()
+    with pytest.raises(ConfigError, match="--trust_remote_code"):
+        rrm_lm.RewardModel.from_pretrained(tmp_path / "out")
+    rrm_lm.RewardModel.from_pretrained(tmp_path / "out", trust_remote_code=True).score(PROMPT, RESPONSES)
+
+
+def short(prompts: Any, responses: Any) -> list[float]:
+    return [-float(len(one)) for one in responses]
