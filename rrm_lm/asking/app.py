@@ -118,7 +118,7 @@ class Pages:
             return self.ask(request, item)
         if self.sampler is not None and self.sampler.error:
             return self.message(request, "The model stopped answering", self.sampler.error)
-        if self.sampler is not None and self.sampler.left:
+        if self.sampler is not None and self.sampler.is_working:
             return self.message(
                 request, "The model is writing", "The next answers will be here in a moment.", wait=True
             )

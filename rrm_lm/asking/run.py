@@ -41,25 +41,23 @@ def serve(args: AskArguments) -> int:
         if args.reward_model:
             desk.priority = disagreement = Disagreement(args.reward_model)
             disagreement.prepare(list(store.state().items.values()))
-        sampler = Sampler(desk, args, prompts) if args.model else None
+        sampler = Sampler(args, prompts) if args.model else None
         trainer = Trainer(desk, args) if args.train else None
         listener = stack.enter_context(_listening(args))
         port = listener.getsockname()[1]
         guard = Guard(_hosts(args, port), args.max_body_kb * 1000, args.max_requests, secret_key(args.store))
         pages = Pages(desk, guard, args, sampler, trainer)
         _print_links(pages, args, port)
-        for thread in filter(None, (sampler, trainer)):
-            thread.start()
+        for worker in filter(None, (sampler, trainer)):
+            worker.start()
         config = uvicorn.Config(create_app(pages), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
         try:
             uvicorn.Server(config).run(sockets=[listener])
         except KeyboardInterrupt:  # uvicorn passes the signal on after it has answered the open requests
             print(f"\n{len(store.state().answers())} answers in {args.store}")
         finally:
-            if sampler is not None:
-                sampler.stopped.set()
-            if trainer is not None:
-                trainer.stop()
+            for worker in filter(None, (sampler, trainer)):
+                worker.stop()
     return 0
 
 

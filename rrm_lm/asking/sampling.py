@@ -1,71 +1,99 @@
-"""A policy's answers, sampled in a thread ahead of need, and the order of items by disagreement."""
+"""A policy's answers, sampled in another process ahead of need, and the order of items by disagreement."""
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import multiprocessing
+import os
+import signal
 import statistics
-import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rrm_lm.asking.desk import Desk
 from rrm_lm.asking.items import pairs
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.feedback.store.events import Item
+from rrm_lm.feedback.store.files import Store
 from rrm_lm.settings.asking import AskArguments
 from rrm_lm.storage import MANIFEST, sha256
-
-logger = logging.getLogger(__name__)
 
 AHEAD = 8  # items that wait for people before sampling pauses
 BATCH = 4  # prompts that are answered at once
 
 
-class Sampler(threading.Thread):
-    """Answers prompts with the policy until all have items, and pauses while `AHEAD` items wait.
+class Sampler:
+    """A process that answers prompts with the policy until all have items, and pauses while `AHEAD` items wait.
+
+    A process and not a thread, because a thread that generates would hold up the page.
 
     Args:
-        desk: Where items go.
-        args: The model and how it answers.
+        args: The store, the model, and how it answers.
         prompts: Prompts by the file that they are from. Those with items in the store are left out.
     """
 
-    def __init__(self, desk: Desk, args: AskArguments, prompts: dict[Prompt, str]) -> None:
-        super().__init__(daemon=True, name="sampler")
-        known = {item.prompt for item in desk.state.items.values() if item.responses}
-        self.desk, self.args, self.stopped, self.error = desk, args, threading.Event(), ""
-        self.left = [(prompt, source) for prompt, source in prompts.items() if prompt not in known]
+    def __init__(self, args: AskArguments, prompts: Mapping[Prompt, str]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._error, self._problems, report = "", *context.Pipe(duplex=False)
+        self._process = context.Process(target=_process, args=(args, prompts, report), daemon=True, name="sampler")
 
-    def run(self) -> None:
-        try:
-            self._sample()
-        except Exception as error:  # shown on the page, which goes on with the items that it has
-            logger.exception("sampling stopped")
-            self.error = f"{type(error).__name__}: {error}"
+    def start(self) -> None:
+        self._process.start()
 
-    def _sample(self) -> None:
-        if not self.left:
+    @property
+    def is_working(self) -> bool:
+        return self._process.is_alive()
+
+    @property
+    def error(self) -> str:
+        """Why it stopped; "" if it did not, or is done."""
+        with contextlib.suppress(EOFError):  # it ended, and had nothing to report
+            if not self._error and self._problems.poll():
+                self._error = self._problems.recv()
+        return self._error
+
+    def stop(self) -> None:
+        """End it, and wait for it."""
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join(10)
+
+
+def _process(args: AskArguments, prompts: Mapping[Prompt, str], report: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the server ends this one
+    if hasattr(os, "nice"):
+        os.nice(5)
+    try:
+        sample(args, prompts)
+    except Exception as error:  # shown on the page, which goes on with the items that it has
+        report.send(f"{type(error).__name__}: {error}")
+        raise
+
+
+def sample(args: AskArguments, prompts: Mapping[Prompt, str]) -> None:
+    """Answer the prompts that have no items yet. Raises RRMError: a model or store that cannot be used."""
+    with Store(args.store) as store:
+        known = {item.prompt for item in store.state().items.values() if item.responses}
+        left = [(prompt, source) for prompt, source in prompts.items() if prompt not in known]
+        if not left:
             return
         import rrm_lm
 
-        args = self.args
-        policy = rrm_lm.Policy.from_pretrained(str(args.model))
-        digest = model_digest(str(args.model))
-        while self.left and not self.stopped.is_set():
-            if self._waiting() >= AHEAD:
-                self.stopped.wait(0.5)
+        policy, digest = rrm_lm.Policy.from_pretrained(str(args.model)), model_digest(str(args.model))
+        options = {"n": args.samples, "max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+        batch = 1  # the first item comes as early as possible
+        while left:
+            state = store.state()
+            if sum(len(state.people_of(name)) < args.overlap for name in state.items) >= AHEAD:
+                time.sleep(0.5)
                 continue
-            batch, self.left = self.left[:BATCH], self.left[BATCH:]
-            options = {"n": args.samples, "max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
-            seed = args.seed + len(self.left)
-            texts = policy.respond([list(prompt) for prompt, _ in batch], **options, seed=seed)
-            for (prompt, source), group in zip(batch, texts, strict=True):
+            now, left = left[:batch], left[batch:]
+            texts = policy.respond([list(prompt) for prompt, _ in now], **options, seed=args.seed + len(left))
+            for (prompt, source), group in zip(now, texts, strict=True):
                 group = [group] if isinstance(group, str) else group
-                self.desk.store.add_items(list(pairs(prompt, group, model=digest, source=source)))
-
-    def _waiting(self) -> int:
-        state = self.desk.state
-        return sum(len(state.people_of(name)) < self.desk.overlap for name in state.items)
+                store.add_items(list(pairs(prompt, group, model=digest, source=source)))
+            batch = BATCH
 
 
 def model_digest(name: str) -> str:

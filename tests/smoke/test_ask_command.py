@@ -19,7 +19,7 @@ pytest.importorskip("fastapi")
 
 from rrm_lm.asking.desk import Desk
 from rrm_lm.asking.run import fill
-from rrm_lm.asking.sampling import Disagreement, Sampler
+from rrm_lm.asking.sampling import Disagreement, Sampler, sample
 from rrm_lm.asking.training import LEAST, Trainer
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import load_feedback
@@ -39,16 +39,13 @@ def test_a_policy_answers_ahead_of_need(tiny: Path, tmp_path: Path) -> None:
     with Store(args.store, create=True) as store:
         prompts = fill(store, args)
         assert len(prompts) == 5 and not store.state().items
-        sampler = Sampler(Desk(store), args, prompts)
-        sampler.run()
+        sample(args, prompts)
         items = list(store.state().items.values())
-        assert sampler.error == "" and {item.prompt for item in items} == set(prompts)
+        assert {item.prompt for item in items} == set(prompts)
         assert all(item.model == str(tiny) and item.source == file for item in items)
-        assert not Sampler(Desk(store), args, prompts).left  # started again, nothing is sampled twice
-        args.model = str(tmp_path / "missing")
-        broken = Sampler(Desk(store), args, {(Message("user", "New?"),): file})
-        broken.run()
-        assert "missing" in broken.error
+        count = len(store.events())
+        sample(args, prompts)  # started again, nothing is sampled twice
+        assert len(store.events()) == count
         with pytest.raises(DataError, match="no longer in the file"):
             fill(
                 store, AskArguments(prompts=[str(write_rows(tmp_path / "prompts.jsonl", PROMPTS[1:]))], model=str(tiny))
@@ -74,6 +71,27 @@ def test_pairs_on_which_models_differ_come_first(trained: TrainedReward, tiny: P
         disagreement.prepare(list(store.state().items.values()))
         order = [disagreement(item) for item in desk.open_items("anna")]
         assert order == sorted(order, reverse=True) and order[0] > order[-1] == 0
+
+
+@pytest.mark.slow
+def test_sampling_in_its_process(tiny: Path, tmp_path: Path) -> None:
+    prompts = {(Message("user", "Name a fruit."),): "file"}
+    with Store(tmp_path / "a.db", create=True) as store:
+        args = AskArguments(model=str(tiny), max_new_tokens=5, store=str(store.path))
+        sampler = Sampler(args, prompts)
+        sampler.start()
+        deadline = time.monotonic() + 120
+        while sampler.is_working and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(store.state().items) == 1 and sampler.error == ""
+        args.model = str(tmp_path / "missing")
+        broken = Sampler(args, {(Message("user", "Name a tree."),): "file"})
+        broken.start()
+        while not broken.error and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert "missing" in broken.error
+        broken.stop()
+        assert not broken.is_working
 
 
 @pytest.mark.slow
