@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rrm_lm.api.policy_model import Policy
     from rrm_lm.api.reward.config import RewardConfig
     from rrm_lm.api.reward.trainer import RewardTrainer
+    from rrm_lm.api.reward_function import reward_function
     from rrm_lm.api.reward_model import RewardModel, evaluate
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "inspect",
+    "reward_function",
 ]
 
 _HOMES = {
@@ -45,6 +47,7 @@ _HOMES = {
     "RewardTrainer": "rrm_lm.api.reward.trainer",
     "RewardModel": "rrm_lm.api.reward_model",
     "evaluate": "rrm_lm.api.reward_model",
+    "reward_function": "rrm_lm.api.reward_function",
 }
 
 # Nothing is sent anywhere unless the user asks: Hugging Face's libraries report usage by default and read this

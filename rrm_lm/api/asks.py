@@ -45,8 +45,8 @@ def asks_of(item: Any, where: str = "the item") -> list[Ask | DataError]:
     """The responses of one item, each with its prompt; an error in place of each that cannot be read.
 
     Args:
-        item: ``{"messages" or "prompt", "responses": [...]}``, or ``{"messages"}`` that end with the response. A prompt
-            is text, or messages.
+        item: ``{"messages" or "prompt", "responses": [...]}``, where a prompt is text or messages; ``{"messages"}``
+            that end with the response; or OpenRLHF's ``{"query", "prompt"}``.
         where: Names the item in errors.
     """
     try:
@@ -54,6 +54,8 @@ def asks_of(item: Any, where: str = "the item") -> list[Ask | DataError]:
             raise DataError(
                 f"the item is not an object but {type(item).__name__}", expected='{"messages", "responses"}'
             )
+        if "query" in item:
+            return [query_of(item["query"], item.get("prompt"))]
         row = Row(dict(item), Origin(where, 1), "", FileCounts(where, "request"))
         name = row.first("messages", "prompt")
         responses = item.get("responses", item.get("response"))
@@ -73,6 +75,21 @@ def asks_of(item: Any, where: str = "the item") -> list[Ask | DataError]:
         Ask(prompt, response, text + response if text is not None and isinstance(response, str) else None)
         for response in responses
     ]
+
+
+def text_of(value: Any, where: str) -> Ask | DataError:
+    """The response in a rendered conversation."""
+    if isinstance(value, str):
+        return Ask(rendered=value)
+    return DataError(f"The text is {'null' if value is None else type(value).__name__}", where=where, expected="text")
+
+
+def query_of(query: Any, prompt: Any) -> Ask | DataError:
+    """OpenRLHF's query: prompt and response as text, rendered if the prompt was."""
+    place = query.find(prompt) if isinstance(query, str) and isinstance(prompt, str) and prompt else -1
+    if place < 0:
+        return text_of(query, "query")
+    return asks_of({"prompt": prompt, "responses": [query[place + len(prompt) :]]}, "query")[0]
 
 
 def size_of(item: Any) -> int:

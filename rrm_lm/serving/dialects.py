@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rrm_lm.api.asks import Ask, Read, asks_of, size_of
+from rrm_lm.api.asks import Ask, Read, asks_of, query_of, size_of, text_of
 from rrm_lm.errors import DataError, RRMError
 from rrm_lm.models.ensemble import EnsembleReward
 from rrm_lm.models.portable import Conversation, messages_of
@@ -110,28 +110,14 @@ def _openrlhf_asks(body: Body) -> Asked:
     return [query_of(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
 
 
-def query_of(query: Any, prompt: Any) -> Ask | DataError:
-    """OpenRLHF's query: prompt and response as text, rendered if the prompt was."""
-    place = query.find(prompt) if isinstance(query, str) and isinstance(prompt, str) and prompt else -1
-    if place < 0:
-        return _text(query, "query")
-    return asks_of({"prompt": prompt, "responses": [query[place + len(prompt) :]]}, "query")[0]
-
-
 def _texts(body: Body, name: str, other: str = "") -> Asked:
     """The responses in a rendered text or a list of them."""
     value = body.get(name, body.get(other))
     if isinstance(value, list) and value and all(isinstance(one, int | list) for one in value):
         raise Refused(400, f"`{name}` holds token ids, which are not read; send text or messages")
     if isinstance(value, list):
-        return [_text(one, f"{name}, item {place}") for place, one in enumerate(value)]
-    return [_text(value, name)]
-
-
-def _text(value: Any, where: str) -> Ask | DataError:
-    if isinstance(value, str):
-        return Ask(rendered=value)
-    return DataError(f"The text is {'null' if value is None else type(value).__name__}", where=where, expected="text")
+        return [text_of(one, f"{name}, item {place}") for place, one in enumerate(value)]
+    return [text_of(value, name)]
 
 
 def _list(body: Body, name: str) -> list[Any]:

@@ -49,11 +49,11 @@ def test_a_failed_response_is_an_error_in_its_place(client: TestClient, reward: 
     assert answer.status_code == 200
     found = [item["responses"] for item in answer.json()["items"]]
     assert [len(one) for one in found] == [6, 1, 1, 1, 2]
-    whats = [one.get("error", {}).get("what", "") for group in found for one in group]
+    problems = [one.get("error", {}).get("what", "") for group in found for one in group]
     for place, what in enumerate(
         ("", "is empty", "is null", "is int", "surrogate", "", "is empty", "int", "ends with '<|im_end|>'", "king")
     ):
-        assert (what in whats[place]) if what else whats[place] == "", (place, whats)
+        assert (what in problems[place]) if what else problems[place] == "", (place, problems)
     assert [found[0][0]["reward"], found[0][5]["reward"]] == pytest.approx(
         reward.score("who?", ["yes", "no"]), abs=1e-5
     )
