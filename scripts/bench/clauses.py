@@ -1,4 +1,7 @@
-"""Critique clauses labeled by reading: what a clause asks for (`clauses.jsonl`), and how to read that file.
+"""How often the reader of critiques is right about clauses that were labeled by reading (`clauses.jsonl`).
+
+    python scripts/bench/clauses.py --feedbackqa PATH       (writes results/clauses.json; seconds)
+    python scripts/bench/clauses.py --feedbackqa PATH --show dev      (prints what is read differently)
 
 The labels were written before the lexicon that is measured on them. Each line has
 
@@ -20,12 +23,22 @@ final half, but its author had read it.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from common import SHARED, save
 
 from rrm_lm.errors import DataError
+from rrm_lm.evaluation.statistics.metrics import share
+from rrm_lm.feedback.criteria import reader
 from rrm_lm.feedback.reading.files import read_rows
 
 LABELS = Path(__file__).with_suffix(".jsonl")
@@ -69,3 +82,60 @@ def _text(label: dict, rows: dict, path: Path | None) -> str:
             expected=f"{label['side']}_critiques with a clause whose SHA-256 begins with {label['sha256']}",
         )
     return text
+
+
+def right(clause: Clause, readings: Sequence[reader.Reading]) -> dict[str, bool]:
+    """Whether the surest reading has the label's direction (wanted and verdict), and also its aspect."""
+    first = readings[0]
+    direction = (first.wants, "merit" if first.is_merit else "fault") == (clause.wants, clause.verdict)
+    return {"direction": direction, "direction_and_aspect": direction and first.aspect in clause.aspects}
+
+
+def measured(clauses: Sequence[Clause]) -> dict[str, Any]:
+    """Shares with intervals over clauses. `coverage`: clauses that name an aspect and are read; `direction` and
+    `direction_and_aspect`: of those, read right; `false`: clauses that name none and are read nevertheless;
+    `precision`: of all clauses that are read, those with the right direction and aspect.
+    """
+    read = [reader.read_clause(one.text) for one in clauses]
+    named = [(one, found) for one, found in zip(clauses, read, strict=True) if one.aspects]
+    answers = [right(one, found) for one, found in named if found]
+    empty = [bool(found) for one, found in zip(clauses, read, strict=True) if not one.aspects]
+    shares = {
+        "coverage": [bool(found) for _, found in named],
+        "direction": [one["direction"] for one in answers],
+        "direction_and_aspect": [one["direction_and_aspect"] for one in answers],
+        "false": empty,
+        "precision": [one["direction_and_aspect"] for one in answers] + [False] * sum(empty),
+    }
+    return {name: asdict(share(values, list(range(len(values))))) for name, values in shares.items()}
+
+
+def show(clauses: Sequence[Clause]) -> None:
+    """Print the clauses that are read differently from their label."""
+    for one in clauses:
+        found = reader.read_clause(one.text)
+        if not one.aspects and not found:
+            continue
+        if not (one.aspects and found and right(one, found)["direction_and_aspect"]):
+            label = (", ".join(one.aspects), one.wants, one.verdict)
+            print(one.text, "|", *label, "|", *((r.aspect, r.wants, r.is_merit) for r in found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--feedbackqa", type=Path, default=SHARED / "feedbackqa" / "train.jsonl.gz")
+    parser.add_argument("--show", choices=("dev", "final"), help="print what is read differently, and write nothing")
+    args = parser.parse_args()
+    if args.show:
+        return show(read_clauses(args.show, args.feedbackqa))
+    lexicon = Path(reader.__file__).with_name("lexicon.yaml").read_bytes()
+    found: dict[str, Any] = {"lexicon_sha256": hashlib.sha256(lexicon).hexdigest()}
+    for half in ("dev", "final"):
+        clauses = read_clauses(half, args.feedbackqa)
+        parts = {"all": clauses} | {name: [c for c in clauses if c.source == name] for name in ("feedbackqa", "own")}
+        found[half] = {name: measured(part) for name, part in parts.items()}
+    print(json.dumps(found["final"], indent=1), save("clauses.json", found))
+
+
+if __name__ == "__main__":
+    main()

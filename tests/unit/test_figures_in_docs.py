@@ -62,6 +62,14 @@ def critiques() -> Iterator[str]:
         yield f"{points(found['feedbackqa', budget, 'all']['gain'])} points with {budget} comparisons"
 
 
+def clauses() -> Iterator[str]:
+    names = {"all": "all", "feedbackqa": "people (FeedbackQA)", "own": "written for this file"}
+    for key, name in names.items():
+        one = result("clauses")["final"][key]
+        shares = " | ".join(percent(one[part]) for part in ("coverage", "direction", "direction_and_aspect", "false"))
+        yield f"| {name} | {one['coverage']['n']} | {shares} of {one['false']['n']} |"
+
+
 def critic() -> Iterator[str]:
     found = result("critic")
     yield f"{percent(found['accuracy']['none-plain'])} of {found['heldout']['pairs']} held-out pairs"
@@ -244,6 +252,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, critiques),
     (BENCH, critic),
     (BENCH, recursion),
+    (BENCH, clauses),
     (BENCH, reward_speed),
     (BENCH, policy_speed),
     (BENCH, demo),
