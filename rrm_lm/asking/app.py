@@ -22,6 +22,7 @@ from rrm_lm.asking.overview import in_words, overview_numbers, parts_of
 from rrm_lm.asking.sampling import Sampler
 from rrm_lm.asking.training import Trainer
 from rrm_lm.errors import CheckpointError, DataError
+from rrm_lm.feedback.criteria.records import read_criteria
 from rrm_lm.feedback.store.events import Item
 from rrm_lm.feedback.store.transfer import export
 from rrm_lm.settings.asking import AskArguments
@@ -46,6 +47,8 @@ class Pages:
         self.people = {guard.token(f"person {name}"): name for name in args.everybody}
         self.asker = guard.token(ASKER)
         self.instructions = text.markdown(Path(args.instructions).read_text("utf-8")) if args.instructions else ""
+        named = [read_criteria(name) if name.endswith(".yaml") else [name] for name in args.criteria]
+        self.criteria = [getattr(criterion, "name", criterion) for found in named for criterion in found]
         loader = jinja2.FunctionLoader(lambda name: (PAGES / name).read_text("utf-8"))
         self.jinja = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         self.jinja.filters |= {
@@ -103,7 +106,7 @@ class Pages:
             item=item,
             responses=[{"text": item.responses[place], "notes": item.notes[place]} for place in shown],
             fields={**forms.fill_form(answer, shown), **(fields or {})},
-            criteria=self.args.criteria,
+            criteria=self.criteria,
             changing=answer is not None,
             problem=problem,
             done=done,

@@ -27,6 +27,7 @@ class Desk:
         self.store, self.overlap, self.lease, self.seed = store, overlap, lease, seed
         self.priority: Callable[[Item], float] = lambda item: 0.0  # items of higher priority come first
         self._leases: dict[str, dict[str, float]] = {}  # until when an item is kept for a person
+        self._places: dict[str, float] = {}  # the random order of items
         self._since: dict[tuple[str, str], float] = {}  # when an item was first shown to a person
         self._lock = threading.RLock()
 
@@ -43,7 +44,9 @@ class Desk:
                 answered = state.people_of(name)
                 kept = {who for who, until in self._leases.get(name, {}).items() if until > now}
                 if person not in answered and len((answered | kept) - {person}) < self.overlap:
-                    found.append((person not in kept, -self.priority(item), self._random(name).random(), name))
+                    if name not in self._places:
+                        self._places[name] = self._random(name).random()
+                    found.append((person not in kept, -self.priority(item), self._places[name], name))
             return [state.items[name] for *_, name in sorted(found)]
 
     def next_item(self, person: str) -> Item | None:

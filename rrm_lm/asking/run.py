@@ -52,8 +52,8 @@ def serve(args: AskArguments) -> int:
             worker.start()
         config = uvicorn.Config(create_app(pages), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
         try:
-            uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn passes the signal on after it has answered the open requests
+            with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes it on after it has answered the open requests
+                uvicorn.Server(config).run(sockets=[listener])
             print(f"\n{len(store.state().answers())} answers in {args.store}")
         finally:
             for worker in filter(None, (sampler, trainer)):

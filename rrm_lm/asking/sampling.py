@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -62,6 +63,7 @@ class Sampler:
 
 def _process(args: AskArguments, prompts: Mapping[Prompt, str], report: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the server ends this one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     if hasattr(os, "nice"):
         os.nice(5)
     try:

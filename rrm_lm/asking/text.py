@@ -16,6 +16,8 @@ _HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 
 def visible(text: str) -> Markup:
     """HTML of a text in which control, direction and zero-width characters are marks that name them."""
+    if text.replace("\n", "").isprintable():
+        return escape(text)
     return Markup("").join(_mark(character) if _is_hidden(character) else escape(character) for character in text)
 
 

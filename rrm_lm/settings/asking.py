@@ -39,7 +39,7 @@ class AskArguments(DatasetSource):
     people: list[str] = option([], "Names, each of which gets an invitation link. Unset: you, without a link.")
     overlap: int = option(1, "How many people answer each item.")
     lease: float = option(600.0, "Seconds for which an item is kept for the person who sees it.")
-    criteria: list[str] = option([], "Criteria to tick if they decided, such as correct short polite.")
+    criteria: list[str] = option([], "Criteria to tick if they decided: words such as correct short, or criteria.yaml.")
     instructions: str | None = option(None, "Markdown file that is shown first.")
     keys: list[str] = option([], "Other keys, as action=key, for example skip=k; the page shows all with ?.")
     host: str = option("127.0.0.1", "Address to listen on. Other machines always need an invitation link.")

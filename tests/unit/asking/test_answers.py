@@ -12,6 +12,7 @@ import pytest
 from rrm_lm.asking.forms import fill_form, read_answer
 from rrm_lm.asking.items import check_unchanged, items_of_responses
 from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.feedback.criteria.records import Criterion, write_criteria
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Message
 from rrm_lm.feedback.store.events import FIRST, Item
@@ -178,6 +179,12 @@ def test_instructions_criteria_and_keys(page: MakePage, tmp_path: Path) -> None:
     assert "<kbd>k</kbd></dt><dd>skip" in anna.get()
     anna.answer(**{"verdict": "1", "criterion true": "on"})
     assert anna.store.state().answers()[0][1].criteria == ("true",)
+
+
+def test_criteria_of_a_file(page: MakePage, tmp_path: Path) -> None:
+    file = tmp_path / "criteria.yaml"
+    write_criteria(file, [Criterion("says how long", name="how long"), Criterion("is polite", name="polite")])
+    assert page(criteria=[str(file), "short"]).pages.criteria == ["how long", "polite", "short"]
 
 
 def rows(path: Path, *lines: str) -> AskArguments:
