@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -153,7 +153,9 @@ class State:
 
     items: dict[str, Item] = field(default_factory=dict)  # in the order in which they were added
     _given: dict[int, tuple[Event, Answer]] = field(default_factory=dict)  # answers not withdrawn, replaced ones too
-    _current: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # by item and person; the last one counts
+    _current: dict[str, dict[str, tuple[int, ...]]] = field(
+        default_factory=dict
+    )  # by item and person; the last one counts
 
     def apply(self, event: Event) -> None:
         """Take one more event into account. Unknown kinds are ignored: a later version may write them."""
@@ -161,7 +163,7 @@ class State:
             self.items.setdefault(event.item, Item.from_dict(event.body))
         elif event.kind == ANSWER:
             self._given[event.id] = event, Answer.from_dict(event.body)
-            self._current.setdefault(event.item, {}).setdefault(event.person, []).append(event.id)
+            self._set(event, (*self._numbers(event), event.id))
         elif event.kind == UNDO:
             found = self._given.get(event.body.get("answer", 0))
             if found is not None and found[0].person == event.person:
@@ -173,10 +175,22 @@ class State:
 
     def _withdraw(self, event: Event) -> None:
         del self._given[event.id]
-        people = self._current[event.item]
-        people[event.person].remove(event.id)
-        if not people[event.person]:
-            del people[event.person]
+        self._set(event, tuple(number for number in self._numbers(event) if number != event.id))
+
+    def _numbers(self, event: Event) -> tuple[int, ...]:
+        return self._current.get(event.item, {}).get(event.person, ())
+
+    def _set(self, event: Event, numbers: tuple[int, ...]) -> None:
+        """Replace the answers of a person about an item. The old mapping stays: earlier states share it."""
+        people = {who: kept for who, kept in self._current.get(event.item, {}).items() if who != event.person}
+        self._current[event.item] = {**people, event.person: numbers} if numbers else people
+
+    def after(self, events: Sequence[Event]) -> State:
+        """The state after more events. This one does not change, so that other threads may be reading it."""
+        later = State(dict(self.items), dict(self._given), dict(self._current)) if events else self
+        for event in events:
+            later.apply(event)
+        return later
 
     def answers(self, person: str | None = None) -> list[tuple[Event, Answer]]:
         """The answers that count, of everybody or one person, oldest first."""

@@ -197,11 +197,11 @@ class Store:
         return [Event(n, time, who, kind, item, json.loads(body)) for n, time, who, kind, item, body in rows]
 
     def state(self) -> State:
-        """The current state, with what other processes wrote. The same object each time, which grows."""
+        """The current state, with what other processes wrote. Later events make another one."""
         with self._lock:
-            for event in self.events(self._seen):
-                self._state.apply(event)
-                self._seen = event.id
+            new = self.events(self._seen)
+            self._state = self._state.after(new)
+            self._seen = new[-1].id if new else self._seen
             return self._state
 
 
