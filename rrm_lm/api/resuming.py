@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rrm_lm.feedback.criteria.records import CRITERIA_FILE
 from rrm_lm.launch.launcher import COMMAND
 from rrm_lm.storage import json_text, sha256
 
@@ -55,7 +56,7 @@ MAY_CHANGE = frozenset(name for names in _MAY_CHANGE.values() for name in names.
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # per process
 _NAMES_FILES = (
     "model_name_or_path", "chat_template_path", "dataset_name", "eval_dataset_name", "prompts", "eval_prompts",
-    "reward_model", "reward_function", "value_model", "gold", "monitor_reward_model",
+    "reward_model", "reward_function", "value_model", "gold", "monitor_reward_model", "criteria",
 )  # fmt: skip
 _HASHED = (".safetensors", ".bin", ".gguf", ".json", ".jsonl", ".csv", ".parquet", ".gz", ".zst", ".py", ".jinja")
 _RUN_RECORDS = re.compile(r"\..*|(run|manifest|results|trainer_state|leakage|examples|\w+_results)\.json|scores\.jsonl")
@@ -100,7 +101,8 @@ def fingerprint(path: Path) -> str:
         return _of_file(path)
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
-        if file.is_file() and file.suffix in _HASHED and not _RUN_RECORDS.fullmatch(file.name):
+        is_content = file.suffix in _HASHED or file.name == CRITERIA_FILE
+        if file.is_file() and is_content and not _RUN_RECORDS.fullmatch(file.name):
             digest.update(f"{file.name} {_of_file(file)}\n".encode())
     return digest.hexdigest()[:16]
 

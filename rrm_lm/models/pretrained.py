@@ -52,6 +52,11 @@ _CONFIGS = ("config.json", "adapter_config.json", "tokenizer_config.json")
 _WEIGHTS = {"model.safetensors": "pytorch_model.bin", "adapter_model.safetensors": "adapter_model.bin"}
 
 
+def is_criteria(path: Path) -> bool:
+    """Whether a path is a file of criteria, which is a reward without a model."""
+    return path.suffix in (".yaml", ".yml") and path.is_file()
+
+
 def resolve(name_or_path: str, revision: str | None = None) -> str:
     """Resolve a name for `from_pretrained`: an alias to its cached folder, fetched if needed; other names are checked.
     Raises ModelError for a path that does not exist, a Hub model that is neither cached nor reachable, or an alias with
@@ -64,7 +69,7 @@ def resolve(name_or_path: str, revision: str | None = None) -> str:
             )
         return str(fetch(name_or_path))
     folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or is_criteria(folder):
         return str(folder)
     _check_hub(name_or_path, revision)
     return name_or_path
@@ -222,7 +227,7 @@ def _load_model(
 
 def model_file(path: str, name: str, revision: str | None = None) -> Path | None:
     """The local path of a model's file, in a folder or from the Hub; ``None`` if it does not exist."""
-    if Path(path).is_dir():
+    if Path(path).exists():
         return Path(path, name) if Path(path, name).is_file() else None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

@@ -91,7 +91,7 @@ def _digest(model: str, revision: str | None, base_model: str | None = None) -> 
     config = adapter or model_file(path, "config.json", revision)
     folder = Path(path) if config is None else config.parent
     weights = [f"{file.name} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.safetensors"))]
-    own = [fingerprint(folder), *weights] if Path(path).is_dir() else [folder.name]
+    own = [fingerprint(folder), *weights] if Path(path).exists() else [folder.name]
     if adapter is None:
         return own
     settings = read_settings(adapter.parent)

@@ -187,6 +187,33 @@ class CriteriaReward:
                         logger.warning("criteria %s and %s measure the same (correlation %.2f)", *names, correlation)
 
 
+class CriteriaScorer:
+    """The rewards of a file of criteria alone, without a trained model: detectors and Python functions with the weights
+    of the file. Criteria that were not fitted are scaled by typical standard deviations.
+    """
+
+    def __init__(self, path: str | Path, name: str, *, allow_code: bool = False) -> None:
+        self.name = name
+        criteria = [replace(one, scale=one.scale or _typical_scale(one)) for one in read_criteria(path)]
+        self.criteria = CriteriaReward(criteria, allow_code=allow_code, permission="--trust_remote_code true")
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+        """For each prompt, the rewards of its responses in nats; NaN for a response without text."""
+        rewards = self.criteria.rewards(prompts, responses)
+        return [
+            [one if text.strip() else math.nan for one, text in zip(group, texts, strict=True)]
+            for group, texts in zip(rewards, responses, strict=True)
+        ]
+
+    def fits(self, prompt: Prompt, response: str) -> bool:
+        """Text is never truncated."""
+        return True
+
+
+def _typical_scale(criterion: Criterion) -> float:
+    return DETECTORS[criterion.measure].scale if criterion.measure in DETECTORS else 1.0
+
+
 def fit_weights(differences: Floats, prior: Floats, prior_std: float = PRIOR_STD) -> tuple[Floats, Floats]:
     """The most probable weights of a logistic model of comparisons, and their standard deviations. `differences`
     (pairs, criteria): chosen minus rejected; `prior` (criteria,): the prior's means.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rrm_lm.errors import ConfigError, DataError, ModelError
-from rrm_lm.evaluation.preferences.criteria import CriteriaReward
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward, CriteriaScorer
 from rrm_lm.evaluation.preferences.judge import JudgeScorer
 from rrm_lm.evaluation.preferences.own_forward import check_forward
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
@@ -190,7 +190,7 @@ def load_scorer(
     """Load a model by name and log its kind.
 
     A PEFT ``SEQ_CLS`` adapter is a reward model; a sequence-classification checkpoint is a classifier; a causal
-    language model is a judge.
+    language model is a judge; a file ``criteria.yaml`` is a reward by itself.
 
     Args:
         name: Folder, Hub id or alias.
@@ -210,6 +210,9 @@ def load_scorer(
         ModelError: The model does not exist or cannot give rewards.
         CheckpointError: The weights of an adapter are broken or do not fit its backbone.
     """
+    if Path(name).suffix in (".yaml", ".yml"):
+        logger.info("%s: criteria, without a trained model", name)
+        return CriteriaScorer(name, title or name, allow_code=bool(loading.get("trust_remote_code")))
     path, revision = resolve(name, loading.get("revision")), loading.get("revision")
     texts: dict[str, Any] = {"pad_token": pad_token, "chat_template": chat_template}
     title = title or name

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import rrm_lm
+from rrm_lm.api.resuming import fingerprint
 from rrm_lm.cli.main import main
 from rrm_lm.errors import ConfigError, DataError, ModelError
 from rrm_lm.evaluation.preferences.scorers import load_scorer
@@ -145,6 +147,22 @@ def test_quotations_of_rows_that_are_held_out_are_reported(
     assert "quote rows that are held out" in caplog.text
 
 
+def test_a_file_of_criteria_is_a_reward_by_itself(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "criteria.yaml").write_text(SHORT)
+    reward = rrm_lm.RewardModel.from_pretrained(tmp_path / "criteria.yaml")
+    found = reward.score(PROMPT, ["one", "one two three", " "])
+    assert found[0] > found[1] and np.isnan(found[2])
+    assert rrm_lm.evaluate(reward, ROWS)["sets"]["rows"]["accuracy"]["value"] == 1.0
+    args = rrm_lm.PPOConfig(
+        output_dir=str(tmp_path / "policy"), use_cpu=True, report_to="none", total_episodes=2, response_length=4,
+        eval_fraction=0, per_device_train_batch_size=2, gradient_accumulation_steps=1, num_mini_batches=1,
+    )  # fmt: skip
+    made = rrm_lm.PPOTrainer(str(tiny), str(tmp_path / "criteria.yaml"), [PROMPT, "who is it?"], args)
+    (source,) = made.trainer.rewards.sources
+    asked = [(rrm_lm.feedback.records.Message("user", PROMPT),)] * 2
+    np.testing.assert_allclose(source(asked, ["one", "one two three"]), found[:2])
+
+
 def test_code_in_a_file_of_criteria_needs_permission(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "criteria.yaml").write_text(
         "- {statement: is short, measure: 'function: tests.unit.api.reward.test_criteria:short'}"
@@ -155,6 +173,16 @@ def test_code_in_a_file_of_criteria_needs_permission(tiny: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match="--trust_remote_code"):
         rrm_lm.RewardModel.from_pretrained(tmp_path / "out")
     rrm_lm.RewardModel.from_pretrained(tmp_path / "out", trust_remote_code=True).score(PROMPT, RESPONSES)
+
+
+def test_edited_criteria_are_another_model(trained: Path, tmp_path: Path) -> None:
+    """Cached rewards and resumed runs depend on the contents of a file of criteria."""
+    shutil.copytree(trained, tmp_path / "copy")
+    before = fingerprint(tmp_path / "copy")
+    assert before == fingerprint(trained)
+    with open(tmp_path / "copy" / "criteria.yaml", "a") as file:
+        file.write("# edited")
+    assert fingerprint(tmp_path / "copy") != before
 
 
 def short(prompts: Any, responses: Any) -> list[float]:
