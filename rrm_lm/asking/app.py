@@ -46,7 +46,7 @@ class Pages:
         self.desk, self.guard, self.args, self.sampler, self.trainer = desk, guard, args, sampler, trainer
         self.people = {guard.token(f"person {name}"): name for name in args.everybody}
         self.asker = guard.token(ASKER)
-        self.instructions = text.markdown(Path(args.instructions).read_text("utf-8")) if args.instructions else ""
+        self.instructions = text.markdown(args.instructions_text)
         named = [read_criteria(name) if name.endswith(".yaml") else [name] for name in args.criteria]
         self.criteria = [getattr(criterion, "name", criterion) for found in named for criterion in found]
         loader = jinja2.FunctionLoader(lambda name: (PAGES / name).read_text("utf-8"))
@@ -79,6 +79,7 @@ class Pages:
             person = ""
         secret = self.guard.token(f"form {person}")
         common = {"person": person, "asker": self.is_asker(request), "keys": self.args.key_map, "secret": secret}
+        common["guided"] = bool(self.instructions)
         made = self.jinja.get_template(f"{name}.html.j2").render(**common, request_id=secrets.token_hex(8), **values)
         return HTMLResponse(made, status)
 
@@ -116,7 +117,10 @@ class Pages:
 
     def next(self, request: Request) -> HTMLResponse:
         """The next item, or why there is none."""
-        item = self.desk.next_item(self.person(request))
+        person = self.person(request)
+        if self.instructions and "start" not in request.query_params and not self.desk.state.answers(person):
+            return self.guide(request)
+        item = self.desk.next_item(person)
         if item is not None:
             return self.ask(request, item)
         if self.sampler is not None and self.sampler.error:
@@ -125,11 +129,17 @@ class Pages:
             return self.message(
                 request, "The model is writing", "The next answers will be here in a moment.", wait=True
             )
-        done = bool(self.desk.state.answers(self.person(request)))
+        done = bool(self.desk.state.answers(person))
         return self.message(
             request, "Thank you, that was the last one" if done else "There is nothing to answer now",
             "All answers are saved.", undo=done,
         )  # fmt: skip
+
+    def guide(self, request: Request) -> HTMLResponse:
+        """The instructions."""
+        lines, link = ["Your answers train a model. You can undo and change all of them."], ("/?start", "Start")
+        title = f"Hello {self.person(request)}" if self.args.people else "Hello"
+        return self.message(request, title, *lines, instructions=self.instructions, link=link)
 
     def item(self, name: str) -> Item:
         found = self.desk.state.items.get(name)
@@ -160,16 +170,13 @@ class Pages:
 
     def join(self, request: Request, token: str) -> Response:
         """Let a person in who has a link, and greet them."""
-        name, cookie = self.people.get(token), "person"
-        if token == self.asker:
-            name, cookie = self.args.everybody[0], "asker"
-        if name is None:
+        cookie = "asker" if token == self.asker else "person"
+        if cookie == "person" and token not in self.people:
             raise HTTPException(404, "this link is not an invitation of this page")
-        # The cookie is not sent with a redirection from another site, so a page comes first, which also greets.
-        lines, link = ["Your answers train a model. You can undo and change all of them."], ("/", "Start")
-        if cookie == "asker":
-            lines, link = ["This link shows you the overview, in this browser."], ("/overview", "Overview")
-        page = self.message(request, f"Hello {name}", *lines, instructions=self.instructions, link=link)
+        # The cookie is not sent with a redirection from another site, so a page comes first.
+        request.cookies[cookie] = token
+        line, link = "This link shows you the overview, in this browser.", ("/overview", "Overview")
+        page = self.guide(request) if cookie == "person" else self.message(request, "Hello", line, link=link)
         page.set_cookie(cookie, token, max_age=90 * 86400, httponly=True, samesite="strict")
         return page
 
@@ -241,6 +248,7 @@ def create_app(pages: Pages) -> FastAPI:
     app.get("/item/{name}")(pages.change)
     app.get("/join/{token}")(pages.join)
     app.get("/answers")(pages.answers)
+    app.get("/instructions")(pages.guide)
     app.get("/overview")(pages.overview)
     app.get("/export/{format}")(pages.export)
     app.post("/answer")(pages.answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from rrm_lm.errors import ConfigError
@@ -71,6 +72,14 @@ class AskArguments(DatasetSource):
         if unknown:
             expected = "action=key, with the action one of " + ", ".join(KEYS)
             raise ConfigError(f"{unknown[0]!r} sets no key", where="keys", expected=expected)
+
+    @property
+    def instructions_text(self) -> str:
+        """The Markdown of `instructions`. Raises ConfigError: it cannot be read."""
+        try:
+            return Path(self.instructions).read_text(encoding="utf-8") if self.instructions else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"The instructions cannot be read ({error})", where="instructions") from error
 
     @property
     def key_map(self) -> dict[str, str]:

@@ -173,6 +173,7 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     [
         ([], "nothing to ask about"),
         (["--responses", "missing.jsonl"], "no such file"),
+        (["--prompts", "PROMPTS", "--instructions", "missing.md"], "instructions cannot be read"),
         (["--prompts", "PROMPTS", "--host", "192.0.2.1", "--people", "anna"], "cannot be served on 192.0.2.1"),
         (["--responses", "PROMPTS", "--store", "PROMPTS"], "not a SQLite file"),
     ],

@@ -176,8 +176,9 @@ def test_instructions_criteria_and_keys(page: MakePage, tmp_path: Path) -> None:
         and 'href="javascript' not in text
         and "<img" not in text
     )
-    assert "<kbd>k</kbd></dt><dd>skip" in anna.get()
-    anna.answer(**{"verdict": "1", "criterion true": "on"})
+    assert "Be kind" in anna.get() and "Be kind" in anna.get("/instructions")
+    assert "<kbd>k</kbd></dt><dd>skip" in anna.get("/?start")
+    anna.answer("/?start", **{"verdict": "1", "criterion true": "on"})
     assert anna.store.state().answers()[0][1].criteria == ("true",)
 
 
