@@ -84,15 +84,17 @@ def _add(
 
     async def answer(body: Body, request: Request) -> Response:
         began = time.monotonic()
-        status, reply, headers = await _answer(body, request.app.state.queue)
+        # Clients whose requests name no model can name it in the URL.
+        name = request.query_params.get("model", body.get("model"))
+        status, reply, headers = await _answer(body, name, request.app.state.queue)
         metrics.requests.labels(path, status).inc()
         metrics.seconds.labels(path).observe(time.monotonic() - began)
         return _Json(reply, status, headers)
 
-    async def _answer(body: Body, queue: Queue) -> tuple[int, Any, dict[str, str]]:
+    async def _answer(body: Body, name: Any, queue: Queue) -> tuple[int, Any, dict[str, str]]:
         headers: dict[str, str] = {}
         try:
-            name, seconds = body.get("model"), body.get("timeout", args.request_timeout)
+            seconds = body.get("timeout", args.request_timeout)
             if not isinstance(name, str | None) or not isinstance(seconds, int | float) or not seconds > 0:
                 raise Refused(422, "`model` is a name, and `timeout` a number of seconds")
             model, asks = find(models, name, anything=dialect.anything), dialect.asks(body)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 from fastapi import FastAPI
@@ -49,9 +50,7 @@ async def check_app(app: FastAPI, models: Mapping[str, Served], token: str) -> N
             allowed = max(ALLOWED, rounding(_dtype(model.scorer), model.scorer.model.device))
             largest = 0.0
             for dialect in (one for group in ALL.values() for one in group):
-                if dialect.anything and len(models) > 1:
-                    continue  # a placeholder in place of the model's name
-                path = dialect.paths[0]
+                path = f"{dialect.paths[0]}?model={quote(model.name, safe='')}"
                 try:
                     gap = await _gap(_post(client), dialect, path, tokenizer, model.name, recorded)
                 except RRMError as error:

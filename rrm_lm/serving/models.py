@@ -46,6 +46,7 @@ def load_models(args: ServeArguments) -> dict[str, Served]:
     for location, name in short_names(args.model).items():
         scorer = _on_backbone(args, served, location)
         if scorer is None:
+            logger.info("%s gets a backbone of its own", location)
             scorer = load_scorer(location, title=name, **options, **args.tokenizing(), **args.loading())
         served.append(Served(name, location, scorer))
     return {one.name: one for one in served}
@@ -65,7 +66,7 @@ def _on_backbone(args: ServeArguments, served: Sequence[Served], location: str) 
                 other.scorer.model.backbone, folder, ensemble=args.ensemble, ensemble_k=args.ensemble_k, adapter=adapter
             )
         except ModelError as error:
-            logger.info("%s gets its own backbone: %s", location, error.what)
+            logger.debug("%s is not put on the backbone of %s: %s", location, other.name, error.what)
             continue
         settings, config = model.settings, model.backbone.config
         tokenizer = load_tokenizer(str(folder), chat_date=args.chat_date or settings.chat_date)
@@ -84,7 +85,10 @@ def find(models: Mapping[str, Served], name: str | None, *, anything: Sequence[s
     if name is None or name in anything:
         if len(models) == 1:
             return next(iter(models.values()))
-        raise ModelError("The request names no model, and several are served", expected=f"one of {', '.join(models)}")
+        raise ModelError(
+            "The request names no model, and several are served",
+            expected=f"one of {', '.join(models)}, also in the URL: ?model=NAME",
+        )
     found = next((one for one in models.values() if name.rstrip("/") in one.names), None)
     if found is None:
         raise ModelError(f"There is no model {name!r}", where="model", expected=f"one of {', '.join(models)}")

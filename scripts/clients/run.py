@@ -6,7 +6,8 @@ checkpoint, and scores the same pairs with each client, unmodified, in a separat
 - RewardBench 0.1.4 with transformers 4.51.0, the oldest that a client pins (`with_rewardbench.py`);
 - PEFT with the same transformers, on the adapter (`with_peft.py`);
 - TRL 1.16's GRPO for one step, with `reward_funcs=FOLDER` (`with_grpo.py`);
-- `pipeline("text-classification")` of the newest transformers (`with_pipeline.py`).
+- `pipeline("text-classification")` of the newest transformers (`with_pipeline.py`);
+- the reward clients of verl 0.9.1, OpenRLHF 0.11.2 and LLaMA-Factory 0.9.5 against `rrm-lm serve` (`with_servers.py`).
 
 Writes `scripts/bench/results/clients.json`, and fails if a reward differs by more than 1e-4.
 """
@@ -40,7 +41,11 @@ OLD = (
 )  # fmt: skip
 ENVIRONMENTS = {
     "old": [[TORCH], [*OLD], ["--no-deps", "rewardbench==0.1.4"]],
-    "new": [[TORCH], ["trl==1.16.0", "peft"]],
+    "new": [
+        [TORCH],
+        ["trl==1.16.0", "peft", "aiohttp", "requests"],
+        ["--no-deps", "verl==0.9.1", "openrlhf==0.11.2", "llamafactory==0.9.5"],
+    ],
 }
 CLIENTS = {
     "RewardBench 0.1.4": ("old", "with_rewardbench.py", "merged"),
@@ -73,9 +78,9 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in args.models:
         folder = reward_model(work / "models" / name, name)
-        found[name] = {client: compare(client, folder, pythons) for client in CLIENTS}
+        found[name] = {client: compare(client, folder, pythons) for client in CLIENTS} | served(folder, pythons["new"])
         for client, result in found[name].items():
-            print(f"{name:14} {client:34} largest difference {result['largest_difference']:.1e}", flush=True)
+            print(f"{name:14} {client:44} largest difference {result['largest_difference']:.1e}", flush=True)
     largest = max(result["largest_difference"] for of_model in found.values() for result in of_model.values())
     versions = {name: packages(python) for name, python in pythons.items()}
     about = {"machine": machine(), "commit": commit(), "environments": versions, "allowed": ALLOWED}
@@ -132,24 +137,52 @@ def compare(client: str, folder: Path, pythons: dict[str, Path]) -> dict[str, An
     """The rewards of a client and of `rrm-lm score`, and the largest difference."""
     where, script, kind = CLIENTS[client]
     path = folder / "merged" if kind == "merged" else folder
-    asked = {"folder": str(path), "base": base_of(folder), "pairs": [(p, good, bad) for p, good, bad in PAIRS]}
+    return difference(ask(pythons[where], script, path, base=base_of(folder)), folder)
+
+
+def served(folder: Path, python: Path) -> dict[str, Any]:
+    """The same for the clients of servers: the server runs while they ask."""
+    words = [sys.executable, "-m", "rrm_lm", "serve", "--model", str(folder), "--port", "0", "--dtype", "float32"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        log = ""
+        while "serving" not in log:
+            line = server.stderr.readline()
+            if not line:
+                sys.exit(f"error: the server did not start on {folder}:\n{log}")
+            log += line
+        url = "http://" + log.partition("on http://")[2].split(";")[0]
+        try:
+            found = ask(python, "with_servers.py", folder, url=url, model=folder.name)
+        finally:
+            server.terminate()
+    return {f"{client}, against rrm-lm serve": difference(read, folder) for client, read in found.items()}
+
+
+def ask(python: Path, script: str, path: Path, **more: str) -> Any:
+    """What a client's script reads from the model in a folder."""
+    asked = {"folder": str(path), "pairs": [(p, good, bad) for p, good, bad in PAIRS], **more}
     # Their own threads and no network; nothing of this repository is imported there.
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled"}
     env.pop("PYTHONPATH", None)
     done = subprocess.run(
-        [str(pythons[where]), str(HERE / script)],
+        [str(python), str(HERE / script)],
         input=json.dumps(asked), capture_output=True, text=True, env=env, cwd=path, check=False,
     )  # fmt: skip
     if done.returncode:
-        sys.exit(f"error: {client} failed on {path}:\n{done.stderr[-3000:]}")
-    read = json.loads(done.stdout.splitlines()[-1])
+        sys.exit(f"error: {script} failed on {path}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def difference(read: list[float], folder: Path) -> dict[str, Any]:
+    """The rewards of a client, and their largest difference from those of `rrm-lm score`."""
     scorer = load_scorer(str(folder), dtype="float32")
     prompts = [tuple(Message(role, text) for role, text in prompt) for prompt, _, _ in PAIRS]
     pairs = [scorer.score([prompt], [[good, bad]])[0] for prompt, (_, good, bad) in zip(prompts, PAIRS, strict=True)]
     scored = [reward for pair in pairs for reward in pair]
-    difference = (torch.tensor(read, dtype=torch.float64) - torch.tensor(scored, dtype=torch.float64)).abs().max()
+    gap = (torch.tensor(read, dtype=torch.float64) - torch.tensor(scored, dtype=torch.float64)).abs().max()
     agree = sum((a > b) == (c > d) for a, b, c, d in zip(read[::2], read[1::2], scored[::2], scored[1::2], strict=True))
-    return {"largest_difference": float(difference), "same_order": agree, "pairs": len(PAIRS), "read": read}
+    return {"largest_difference": float(gap), "same_order": agree, "pairs": len(PAIRS), "read": read}
 
 
 def base_of(folder: Path) -> str:

@@ -20,7 +20,7 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *words: object) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL's GRPO sets it
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning")  # TRL's GRPO calls them
 def test_the_examples_run_as_they_are(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ from rrm_lm.api import asks
 from rrm_lm.cli.main import main
 from rrm_lm.errors import ConfigError
 from rrm_lm.serving.app import create_app
+from rrm_lm.serving.checks import check_app
 from rrm_lm.serving.models import Served, load_models
 from rrm_lm.settings.serving import DIALECTS, ServeArguments
 from tests.unit.serving.conftest import save_reward, served
@@ -153,6 +154,13 @@ def test_several_models_are_asked_by_name(reward_folder: Path, tmp_path: Path) -
                 answer = client.post("/v1/rewards", json={"model": asked, **HI}).json()
                 assert answer["items"][0]["responses"][0]["reward"] == pytest.approx(float(expected[0]), abs=1e-5)
         assert client.post("/v1/rewards", json=HI).status_code == 404
+        # LLaMA-Factory sends the name "model", and OpenRLHF none: the URL names it.
+        assert client.post("/llamafactory", json={"model": "model", "messages": [TALK + "yes"]}).status_code == 404
+        expected = rrm_lm.RewardModel.from_pretrained(other).score("who?", ["yes"])
+        sent = {"model": "model", "messages": [TALK + "yes"]}
+        found = client.post("/llamafactory?model=other", json=sent).json()["scores"]
+        assert found == pytest.approx(expected, abs=1e-5)
+    asyncio.run(check_app(create_app(models, args), models, ""))
 
 
 # -- operation -------------------------------------------------------------------------------------------------------
