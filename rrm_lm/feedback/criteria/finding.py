@@ -121,7 +121,7 @@ def _found(
     best = 0
     if min(len(faulty), len(others)) >= _FEWEST:
         for number, score in enumerate(scores):
-            if score is not None and score > (scores[best] or 0.5) + _BETTER:
+            if score is not None and score[0] > (scores[best] or (0.5, 0.0))[0] + _BETTER:
                 best = number
     sides = Counter({one.response: 0 for one in said})
     both: Mapping[tuple[Prompt, str], set[str]] = {response: set() for response in sides}
@@ -131,10 +131,12 @@ def _found(
     # Shrunk if few named it, if they disagree, if others are named much more often, or if the measure does not fire.
     strength = sum(one.reading.strength for one in agreeing) / max(len(agreeing), 1)
     prior = 2 * WEIGHT * strength * (count - against) / (count + against + 2) * math.sqrt(share)
-    agreement = scores[best]
-    if agreement is not None:
-        seen = len(faulty) / (len(faulty) + _FEWEST)
-        prior *= 1 - seen + seen * min(max(4 * (agreement - 0.5), 0.0), 1.0)
+    agreement, ties = scores[best] or (None, 1.0)
+    if agreement is not None and ties < 1:  # of pairs that tie nothing is learned: few complain of all that they miss
+        fewest = (1 - ties) * min(len(faulty), len(others))
+        decided = (agreement - ties / 2) / (1 - ties)
+        seen = fewest / (fewest + _FEWEST)
+        prior *= 1 - seen + seen * min(max(4 * (decided - 0.5), 0.0), 1.0)
     chosen = options[best]
     criterion = Criterion(
         chosen.statement,
@@ -178,8 +180,10 @@ def _in_words(target: tuple[float, float], unit: str) -> str:
 
 def _agreement(
     criterion: Criterion, faulty: Sequence[tuple[Prompt, str]], others: Sequence[tuple[Prompt, str]]
-) -> float | None:
-    """How often the measure is worse for a response with the fault than for one without; ties count half."""
+) -> tuple[float, float] | None:
+    """How often the measure is worse for a response with the fault than for one without, where ties count half; and the
+    share of ties. None for measures that are no detectors, or without responses of both kinds.
+    """
     if criterion.measure not in DETECTORS or not faulty or not others:
         return None
     measure = DETECTORS[criterion.measure].measure
@@ -191,7 +195,8 @@ def _agreement(
     for value in sorted({*bad, *good}):
         below[value] = total
         total += ranks[value]
-    return sum(total - below[value] - ranks[value] / 2 for value in bad) / (len(bad) * total)
+    worse = sum(total - below[value] - ranks[value] / 2 for value in bad) / (len(bad) * total)
+    return worse, sum(ranks[value] for value in bad) / (len(bad) * total)
 
 
 def _quotations(said: Sequence[Said]) -> tuple[Quotation, ...]:

@@ -74,3 +74,13 @@ def test_comparisons_count_a_critique_once() -> None:
 
 def test_no_critiques() -> None:
     assert find_criteria([]).criteria == []
+
+
+def test_responses_that_miss_it_without_complaint_do_not_shrink_the_weight() -> None:
+    """Nearly all responses lack a friendly close, and people complain of it only sometimes: that is no evidence."""
+    records = [critique(n, text, "I miss a friendly word at the end.") for n, text in enumerate(SHORT[:8])]
+    few = find_criteria(records).criteria[0]
+    records += [critique(n, text, "My cat is called Tom.") for n, text in enumerate(SHORT[8:] + LONG, 20)]
+    (close,) = find_criteria(records).found
+    assert (close.criterion.measure, close.agreement) == ("friendly_close", 0.5)
+    assert close.criterion.weight == few.weight
