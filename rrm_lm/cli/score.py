@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rrm_lm.settings.scoring import ScoreArguments
 
@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 def run(argv: list[str]) -> int:
     """Write a line per distinct response: its prompt, text, reward and origin.
 
-    For a reward ensemble also ``std``, the standard deviation over its members.
+    For a reward ensemble also ``std``, the standard deviation over its members; for a model with criteria, the part of
+    the reward that each contributes.
     """
     from rrm_lm.settings.parser import parse
 
@@ -43,17 +44,19 @@ def run(argv: list[str]) -> int:
 
     state = process_state()
     origins = _origins(load_sets(args))
-    rewards = score_responses(
-        make_scorer(args, str(args.model)), {prompt: list(found) for prompt, found in origins.items()}
-    )
+    scorer = make_scorer(args, str(args.model))
+    groups = {prompt: list(found) for prompt, found in origins.items()}
+    rewards = score_responses(scorer, groups)
     if not state.is_main_process:
         return 0
+    parts = _parts(scorer, groups)
     rows = [
         {
             "prompt": [m.to_dict() for m in prompt],
             "response": response,
             "reward": rewards[prompt][response],
             **_disagreement(rewards[prompt][response]),
+            **({"criteria": parts[prompt, response]} if parts else {}),
             "origin": origin,
         }
         for prompt, found in origins.items()
@@ -76,6 +79,20 @@ def _disagreement(reward: float) -> dict[str, float]:
     from rrm_lm.models.ensemble import EnsembleReward
 
     return {"std": reward.std} if isinstance(reward, EnsembleReward) else {}
+
+
+def _parts(scorer: Any, groups: dict[Prompt, list[str]]) -> dict[tuple[Prompt, str], dict[str, float]]:
+    """The contribution of each criterion to the reward of each response, in nats; empty for models without criteria."""
+    criteria = getattr(scorer, "criteria", None)
+    if criteria is None:
+        return {}
+    names = [one.name for one in criteria.criteria]
+    found = zip(groups.items(), criteria.contributions(list(groups), list(groups.values())), strict=True)
+    return {
+        (prompt, response): dict(zip(names, row.tolist(), strict=True))
+        for (prompt, responses), table in found
+        for response, row in zip(responses, table, strict=True)
+    }
 
 
 def _origins(sets: dict[str, Feedback]) -> dict[Prompt, dict[str, str]]:

@@ -78,9 +78,9 @@ def test_the_reward_is_the_sum_wherever_it_is_read(trained: Path, tmp_path: Path
         )
         == 0
     )
-    np.testing.assert_allclose(
-        [json.loads(line)["reward"] for line in output.read_text().splitlines()], found, rtol=1e-5
-    )
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    np.testing.assert_allclose([row["reward"] for row in written], found, rtol=1e-5)
+    np.testing.assert_allclose([row["criteria"]["length"] for row in written], criteria, rtol=1e-5)
 
 
 def test_training_evaluates_the_sum(trained: Path) -> None:
