@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rrm_lm.feedback.criteria.records import CRITERIA_FILE
 from rrm_lm.launch.launcher import COMMAND
 from rrm_lm.storage import json_text, sha256
 
@@ -95,10 +94,16 @@ def fingerprint(path: Path) -> str:
     """A hash of the contents of a file or folder: 16 hexadecimal digits.
 
     For a folder, the weights, records, settings and code are hashed, but not logs. For a file above 64 MiB, only the
-    size and the first and last MiB are hashed (which include the header of weights), so a large model is fast.
+    size and the first and last MiB are hashed (which include the header of weights), so a large model is fast. For a
+    store of feedback, the answers that count are hashed.
     """
+    # Here and not above: `rrm-lm --help` imports this module, and these import YAML and SQLite.
+    from rrm_lm.feedback.criteria.records import CRITERIA_FILE
+    from rrm_lm.feedback.store.files import is_store
+    from rrm_lm.feedback.store.records import store_digest
+
     if path.is_file():
-        return _of_file(path)
+        return store_digest(path)[:16] if is_store(path) else _of_file(path)
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         is_content = file.suffix in _HASHED or file.name == CRITERIA_FILE
