@@ -46,6 +46,7 @@ class Pages:
         self.desk, self.guard, self.args, self.sampler, self.trainer = desk, guard, args, sampler, trainer
         self.people = {guard.token(f"person {name}"): name for name in args.everybody}
         self.asker = guard.token(ASKER)
+        guard.members = set(self.people)
         self.instructions = text.markdown(args.instructions_text)
         named = [read_criteria(name) if name.endswith(".yaml") else [name] for name in args.criteria]
         self.criteria = [getattr(criterion, "name", criterion) for found in named for criterion in found]

@@ -250,6 +250,7 @@ def test_tokens_are_in_no_log(page: MakePage, caplog: pytest.LogCaptureFixture) 
 def test_too_many_requests(page: MakePage) -> None:
     one = page(max_requests=5)
     assert [one.client.get("/").status_code for _ in range(7)][-2:] == [429, 429]
+    assert one.client.get("/", headers={"cookie": "person=another"}).status_code == 429
 
 
 def test_a_full_disk_is_told_and_the_text_stays(page: MakePage, monkeypatch: pytest.MonkeyPatch) -> None:
