@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import re
 import sqlite3
@@ -13,8 +14,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from fastapi import HTTPException, Request
 
-from rrm_lm.asking import text
+from rrm_lm.asking import guard, text
 from rrm_lm.errors import CheckpointError
 from rrm_lm.feedback.records import Message
 from rrm_lm.feedback.store.events import ANSWER, About, Answer, Item
@@ -210,6 +212,18 @@ def test_forms_from_elsewhere(change: dict[str, str], headers: dict[str, str], s
     found = one.client.post("/answer", content=body, headers=headers)
     assert found.status_code == status, found.text
     assert len(one.store.state().answers()) == (status == 200)
+
+
+def test_a_form_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "FORM_SECONDS", 0.05)
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    request = Request({"type": "http", "method": "POST", "path": "/answer", "headers": []}, receive)
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(guard.Guard(["x"], 1000, 10, b"key").form(request, "anna"))
+    assert refused.value.status_code == 408
 
 
 def test_get_changes_nothing(page: MakePage) -> None:
