@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rrm_lm.feedback.criteria.finding import Findings, Found, find_criteria
+from rrm_lm.feedback.criteria.reader import MOST_CHARACTERS
 from rrm_lm.feedback.criteria.records import Criterion, write_criteria
 from rrm_lm.feedback.reading.datasets import load_feedback, merge_feedback
 from rrm_lm.settings.inspection import CriteriaArguments
@@ -36,7 +37,7 @@ def list_criteria(args: CriteriaArguments) -> int:
 def _as_json(findings: Findings) -> dict[str, object]:
     names = ("merits", "contradicted", "agreement", "compared")
     found = [one.criterion.to_dict() | {name: getattr(one, name) for name in names} for one in findings.found]
-    counts = {name: getattr(findings, name) for name in ("critiques", "clauses", "read")}
+    counts = {name: getattr(findings, name) for name in ("critiques", "cut", "clauses", "read")}
     return {**counts, "criteria": found, "uncovered": dict(findings.uncovered.most_common())}
 
 
@@ -71,6 +72,10 @@ def _print(findings: Findings, args: CriteriaArguments) -> None:
     share = findings.read / max(findings.clauses, 1)
     counts = f"{findings.critiques:,} critiques, {findings.clauses:,} clauses"
     console.print(f"\n{counts}; {findings.read:,} ({share:.0%}) name a criterion.")
+    if findings.cut:
+        console.print(
+            f"Of {findings.cut} critiques only the first {MOST_CHARACTERS:,} characters are read.", style="yellow"
+        )
     if rare := findings.rare:
         console.print(Text("Named rarely, and not written: " + "; ".join(_rare(one) for one in rare), "dim"))
     if args.uncovered and findings.uncovered:

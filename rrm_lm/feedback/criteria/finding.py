@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rrm_lm.feedback.criteria.detectors import DETECTORS, split_words
-from rrm_lm.feedback.criteria.reader import Aspect, Reading, lexicon, read_critique
+from rrm_lm.feedback.criteria.reader import MOST_CHARACTERS, Aspect, Reading, lexicon, read_critique
 from rrm_lm.feedback.criteria.records import WEIGHT, Criterion, Quotation
 from rrm_lm.feedback.records import Comparison, Correction, Critique, Prompt, Record
 
@@ -47,6 +47,7 @@ class Findings:
     found: list[Found] = field(default_factory=list)  # the most frequent first
     uncovered: Counter[str] = field(default_factory=Counter)  # clauses that no criterion covers
     critiques: int = 0
+    cut: int = 0  # critiques of which only the first MOST_CHARACTERS are read
     clauses: int = 0
     read: int = 0  # clauses that name an aspect
 
@@ -85,6 +86,7 @@ def find_criteria(records: Iterable[Record]) -> Findings:
     responses: dict[tuple[Prompt, str], None] = {}
     for prompt, response, text, origin in critiques_of(records):
         findings.critiques += 1
+        findings.cut += len(text) > MOST_CHARACTERS
         responses.setdefault((prompt, response))
         for clause, readings in read_critique(text):
             findings.clauses += 1

@@ -17,7 +17,7 @@ import yaml
 
 from rrm_lm.feedback.criteria.detectors import DETECTORS
 
-MOST_CHARACTERS = 4000
+MOST_CHARACTERS = 20_000  # about 3,500 words
 Wants = Literal["more", "less"]
 
 # What the kinds of phrases mean: the wanted direction, and whether it is a merit.

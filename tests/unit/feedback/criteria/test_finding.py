@@ -72,6 +72,11 @@ def test_comparisons_count_a_critique_once() -> None:
     assert (length.criterion.named, length.compared) == (2, 2)
 
 
+def test_critiques_that_are_cut_are_counted() -> None:
+    found = find_criteria([critique(1, SHORT[0], "Far too long. " * 3000)])
+    assert found.cut == 1 and found.criteria[0].named < 3000
+
+
 def test_no_critiques() -> None:
     assert find_criteria([]).criteria == []
 
