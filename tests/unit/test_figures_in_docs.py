@@ -70,6 +70,15 @@ def clauses() -> Iterator[str]:
         yield f"| {name} | {one['coverage']['n']} | {shares} of {one['false']['n']} |"
 
 
+def words() -> Iterator[str]:
+    for person, found in result("words_linear")["sets"].items():
+        for budget in ("8", "16", "32"):
+            one, gains = found[budget]["accuracy"], found[budget]["words_and_all_over"]
+            before, after = (f"{100 * one[name]['value']:.1f}%" for name in ("no_words", "words_and_all"))
+            cells = [points(gains[name]) for name in ("no_words", "other_person", "shuffled", "flat")]
+            yield f"| {person} | {budget} | {before} | {after} | {' | '.join(cells)} |"
+
+
 def critic() -> Iterator[str]:
     found = result("critic")
     yield f"{percent(found['accuracy']['none-plain'])} of {found['heldout']['pairs']} held-out pairs"
@@ -253,6 +262,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, critic),
     (BENCH, recursion),
     (BENCH, clauses),
+    (BENCH, words),
     (BENCH, reward_speed),
     (BENCH, policy_speed),
     (BENCH, demo),
