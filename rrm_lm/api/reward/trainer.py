@@ -203,7 +203,7 @@ class RewardTrainer(_RewardTrainer):
             held_out: Any = None if given is None else self._held_out_examples(given)
         else:
             feedback = self.train_feedback
-            examples = builder.comparisons(feedback.comparisons)
+            examples = builder.together(feedback.comparisons, args.comparisons_together)
             ratings = feedback.ratings if args.rating_weight > 0 else ()
             examples += builder.responses(feedback.critiques, ratings)
             sets = {name: self._pairs(part) for name, part in self.heldout_feedback.items()}

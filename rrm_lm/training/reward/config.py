@@ -52,6 +52,11 @@ class RewardConfig(TrainerArguments, TrainingArguments):
     )
     max_critique_length: int = option(96, "Longest critique in tokens; the rest is cut.")
     micro_batch_tokens: int = option(2048, "Most padded tokens that go through the model at once; bounds the memory.")
+    comparisons_together: int = option(
+        1,
+        "Most comparisons of one prompt that are one piece of feedback, so that the prompt and repeated responses are "
+        "computed once (arXiv 2203.02155, section 3.5).",
+    )
     share_prefixes: bool = option(True, "Compute shared prefixes once, where that is exact.")
     critique_weight: float = option(0.5, "Weight of learning to write the critiques; 0 ignores them.")
     critique_weight_end: float | None = option(
@@ -90,6 +95,7 @@ class RewardConfig(TrainerArguments, TrainingArguments):
         check(self, ("train_sampling_strategy", is_known, by_length))
         check_minimum(self, critique_weight=0, critique_weight_end=0, rating_weight=0, center_rewards_coefficient=0)
         check_minimum(self, micro_batch_tokens=1, critique_samples=1, max_critique_length=1, max_length=1)
+        check_minimum(self, comparisons_together=1)
         check_above_zero(self, "grade_scale")
         check_seed_and_smoothing(self)
         Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)  # validates these settings

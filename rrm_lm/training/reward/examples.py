@@ -119,8 +119,10 @@ class ExampleBuilder:
     def together(self, records: Sequence[Comparison], most: int) -> list[RewardExample]:
         """Examples with up to `most` comparisons of one prompt. The prompt and repeated responses are computed once.
 
-        The loss is a mean over pairs, so it is the same as with :meth:`comparisons`.
+        The loss is a mean over pairs, so it is the same as with :meth:`comparisons`, which this is for `most` 1.
         """
+        if most == 1:
+            return self.comparisons(records)
         groups: dict[Prompt, list[Comparison]] = {}
         for record in records:
             groups.setdefault(record.prompt, []).append(record)

@@ -203,6 +203,19 @@ def test_a_response_that_the_template_swallows_is_counted_and_named() -> None:
     assert [origin.row for origin in made.counts.template.origins] == [3]
 
 
+def test_comparisons_of_one_prompt_share_it_and_repeated_responses() -> None:
+    records = [comparison("the sea?", "yes", other) for other in ("no", "i do not know", "perhaps")]
+    records.insert(1, comparison("the moon?", "yes", "no"))
+    apart, sea_and_moon = builder().together(records, 1), builder().together(records, 3)
+    assert [len(example.pairs) for example in apart] == [1, 1, 1, 1]
+    assert [len(example.pairs) for example in sea_and_moon] == [3, 1]
+    sea = sea_and_moon[0]
+    assert [response_of(line) for line in sea.lines] == ["yes", "no", "i do not know", "perhaps"]
+    assert sea.pairs == tuple(LinePair(0, other, None) for other in (1, 2, 3)) and rows_fit(sea)
+    assert sum(map(len, sea.rows)) < sum(len(row) for one in apart for row in one.rows) / 2
+    assert [len(example.pairs) for example in builder().together(records, 2)] == [2, 1, 1]
+
+
 def test_together_one_response_that_cannot_be_used_takes_nothing_else_with_it() -> None:
     template = "{% for m in messages %}{{ m['content'].split('#')[0] | trim }}{% endfor %}"
     made = ExampleBuilder(tiny_chat(template=template), SHARING)
