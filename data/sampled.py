@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from rrm_lm import storage
 from rrm_lm.feedback.records import Message
@@ -62,10 +63,13 @@ class Manner:
         return (*shown, Message("user", request))
 
 
-def sample_rows(rows: Sequence[Row], path: Path, seed: int, num_return: int = 1, threads: int = 2) -> None:
+def sample_rows(
+    rows: Sequence[Row], path: Path, seed: int, num_return: int = 1, threads: int = 2, adapter: Path | None = None
+) -> None:
     """Sample `num_return` responses to every row and append them to `path`, one JSON object per line.
 
-    Steps that are already in `path` are not sampled again, so a stopped run can be resumed.
+    Steps that are already in `path` are not sampled again, so a stopped run can be resumed. The model is SmolLM2, with
+    an adapter if one is given.
     """
     done = set()
     if path.exists():
@@ -78,7 +82,9 @@ def sample_rows(rows: Sequence[Row], path: Path, seed: int, num_return: int = 1,
         return
     torch.set_num_threads(threads)
     tokenizer: Any = load_tokenizer(DEFAULT_MODEL)
-    model = load_causal_lm(DEFAULT_MODEL, dtype="float32")
+    model: Any = load_causal_lm(DEFAULT_MODEL, dtype="float32")
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     chat = ChatFormat(tokenizer)
     for number, step in enumerate(steps):
         outputs = sample(

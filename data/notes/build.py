@@ -143,17 +143,17 @@ def by_overlap(question: Question) -> str:
     The strongest simple rule: `hard` questions are worded such that it fails.
     """
     sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z\d])", question.note)
-    asked = _stems(question.question)
+    asked = stems(question.question)
 
     def shared(value: str) -> int:
         return max(
-            (len(asked & _stems(s.replace(value, " "))) for s in sentences if value.lower() in s.lower()), default=0
+            (len(asked & stems(s.replace(value, " "))) for s in sentences if value.lower() in s.lower()), default=0
         )
 
     in_order = (question.value, question.other) if question.first else (question.other, question.value)
     return max(in_order, key=shared)
 
 
-def _stems(text: str) -> set[str]:
+def stems(text: str) -> set[str]:
     words = (word for word in re.findall(r"[a-z0-9']+", text.lower()) if word not in _STOP)
     return {re.sub(r"(ing|ed|es|s)$", "", word) if len(word) > 4 else word for word in words}

@@ -3,9 +3,9 @@
 There are three kinds of comparisons. In *answer pairs*, both responses have the same form; one states the right value
 and the other the wrong one. In *manner pairs*, both are right or both are wrong. The rest are *mixed pairs*. A value
 is right in as many answer pairs as it is wrong in, so neither the form, nor the type of a value, nor its place in the
-note says which response is better. Where the sampled
-responses do not give enough such pairs, the value in a sampled response is exchanged: a wrong one for the right one
-(what a user does who corrects it) or the other way round, equally often.
+note says which response is better. Where the sampled responses do not give
+enough such pairs, a value is exchanged: in a sampled response, the wrong one for the right one (what a user does who
+corrects it) or the other way round, the rarer way first; or in what the user demonstrates.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from build import stems
+
 from rrm_lm.feedback.records import Message, prompt_id
 from rrm_lm.simulated.note_users import NoteRequest, NoteUser
 from rrm_lm.simulated.values import exchange, mentions, states
@@ -27,9 +29,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from pairs import Response, ResponsePair, choose_pairs
 
 ANSWER_PAIRS = 2  # per question
-MANNER_PAIRS = 2
+MOST_WORDS = 25  # of the responses in an answer pair
+MANNER_PAIRS = 1
 MIXED_PAIRS = 1
 CLOSES = ("Good luck!", "Enjoy!", "All the best!", "Have a lovely day!", "Have a great day!", "I hope this helps!")
+SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\d])")
+BARE_WORDS = 2  # a sentence with so few content words, the value included, is about nothing else
 PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
@@ -40,8 +45,8 @@ class Comparison:
     Attributes:
         pair: The two responses.
         kind: "answer" (same form, right against wrong value), "manner" (both right or both wrong) or "mixed".
-        made: "sampled", "corrected" (the chosen response had the wrong value) or "spoiled" (the rejected one had the
-            right value).
+        made: "sampled", "corrected" (the chosen response had the wrong value), "spoiled" (the rejected one had the
+            right value) or "demonstrated" (the chosen one is the user's; the rejected one has the wrong value).
     """
 
     pair: ResponsePair
@@ -49,20 +54,57 @@ class Comparison:
     made: str
 
 
-def comparisons(groups: Mapping[str, Sequence[Response]], user: NoteUser, seed: str) -> list[Comparison]:
+@dataclass(frozen=True)
+class Subject:
+    """The words by which a sentence about the right value of a question differs from one about the wrong value.
+
+    "The atlas is due on 26 July" names the date that is asked for, but says it of the wrong thing. A user sees that in
+    the note; a rule that looks for values does not, so no comparison is made of such a response.
+    """
+
+    right: frozenset[str]
+    wrong: frozenset[str]
+    shown: str  # what the user demonstrates
+
+    @classmethod
+    def of(cls, note: str, say: str, value: str, other_say: str, other: str, shown: str) -> Subject:
+        """From the note, a full answer for either value, and the demonstration."""
+        sides = [
+            stems(say.replace("{}", " ")).union(
+                *(stems(s.replace(value, " ")) for s in SENTENCE.split(note) if value.lower() in s.lower())
+            )
+            for say, value in ((say, value), (other_say, other))
+        ]
+        return cls(frozenset(sides[0] - sides[1]), frozenset(sides[1] - sides[0]), shown)
+
+    def fits(self, request: NoteRequest, text: str) -> bool:
+        """Whether the sentence that states the right value is about the right thing, or about nothing."""
+        said = [sentence for sentence in SENTENCE.split(text) if mentions(sentence, request.kind, request.value)]
+        words = set().union(*(stems(sentence) for sentence in said))
+        return len(words & self.right) > len(words & self.wrong) or len(words) <= BARE_WORDS
+
+
+def comparisons(
+    groups: Mapping[str, Sequence[Response]], user: NoteUser, subjects: Mapping[str, Subject], seed: str
+) -> list[Comparison]:
     """The comparisons of one part by one user; the same at every call.
 
     Args:
         groups: The responses to each question, judged by the user.
         user: Who compares them.
+        subjects: What each question is about.
         seed: Decides between equally good choices.
     """
+    groups = {
+        prompt: [r for r in responses if not _answers(user, r) or subjects[prompt].fits(user.request(prompt), r.text)]
+        for prompt, responses in groups.items()
+    }
     rng = random.Random(seed)
     by_value: dict[tuple[str, str], dict[str, list[Comparison]]] = defaultdict(lambda: defaultdict(list))
     made: Counter[str] = Counter()
     for prompt, responses in groups.items():
         request = user.request(prompt)
-        pairs = _answer_pairs(request, responses, user, made, random.Random(f"{seed} {prompt}"))
+        pairs = _answer_pairs(request, responses, user, subjects[prompt], made, random.Random(f"{seed} {prompt}"))
         by_value[request.note, request.kind][request.value] += pairs
     chosen: list[Comparison] = []
     for pairs_of in by_value.values():
@@ -92,6 +134,10 @@ def _kind(pair: ResponsePair, user: NoteUser) -> str:
     return "answer" if _states_only_wrong(user, pair.rejected) else "mixed"
 
 
+def _answers(user: NoteUser, response: Response) -> bool:
+    return bool(user.judge(response.request, response.text).parts["answer"])
+
+
 def _states_only_wrong(user: NoteUser, response: Response) -> bool:
     request = user.request(response.request)
     return not states(response.text, request.kind, request.value) and any(
@@ -100,14 +146,21 @@ def _states_only_wrong(user: NoteUser, response: Response) -> bool:
 
 
 def _answer_pairs(
-    request: NoteRequest, responses: Sequence[Response], user: NoteUser, made: Counter[str], rng: random.Random
+    request: NoteRequest,
+    responses: Sequence[Response],
+    user: NoteUser,
+    subject: Subject,
+    made: Counter[str],
+    rng: random.Random,
 ) -> list[Comparison]:
-    """`ANSWER_PAIRS` answer pairs for one question: sampled ones first, then those with an exchanged value.
+    """`ANSWER_PAIRS` answer pairs for one question: sampled ones first, then those with an exchanged value. Of these,
+    the shortest come first: in a long response, one value is hardly what is right or wrong.
 
     `made` counts how values were exchanged so far; the rarer way is taken first.
     """
-    right = [r for r in responses if user.judge(r.request, r.text).parts["answer"]]
-    wrong = [r for r in responses if _states_only_wrong(user, r)]
+    clear = [r for r in responses if r.finished and len(r.text.split()) <= MOST_WORDS]
+    right = [r for r in clear if _answers(user, r)]
+    wrong = [r for r in clear if _states_only_wrong(user, r)]
     sampled = [
         Comparison(ResponsePair(one, other), "answer", "sampled")
         for one, other in itertools.product(right, wrong)
@@ -121,15 +174,24 @@ def _answer_pairs(
             taken.append(comparison)
     used = {side for other in taken for side in (other.pair.chosen, other.pair.rejected)}
     exchanged = {
-        "corrected": [pair for r in wrong if r not in used and (pair := _corrected(request, r, user))],
+        "corrected": [
+            pair
+            for r in wrong
+            if r not in used and (pair := _corrected(request, r, user)) and subject.fits(request, pair.pair.chosen.text)
+        ],
         "spoiled": [pair for r in right if r not in used and (pair := _spoiled(request, r, user))],
     }
     for pairs in exchanged.values():
         rng.shuffle(pairs)
+        pairs.sort(key=lambda pair: len(pair.pair.chosen.text.split()), reverse=True)  # the last one is taken first
     while len(taken) < ANSWER_PAIRS and any(exchanged.values()):
         how = min((how for how, pairs in exchanged.items() if pairs), key=lambda how: made[how])
         taken.append(exchanged[how].pop())
         made[how] += 1
+    if len(taken) < ANSWER_PAIRS:
+        shown = Response(request.text, subject.shown, True, user.gold(request.text, subject.shown))
+        pair = _spoiled(request, shown, user)
+        taken += [Comparison(pair.pair, "answer", "demonstrated")] if pair is not None else []
     return taken
 
 
@@ -145,7 +207,11 @@ def _spoiled(request: NoteRequest, response: Response, user: NoteUser) -> Compar
 
 
 def _exchanged(pair: ResponsePair, made: str, user: NoteUser) -> Comparison | None:
-    """None if more than the answer changed, such as a quotation that the note does not contain."""
+    """None if more than the answer changed (a quotation that the note does not contain), or if the value became another
+    one (at "12:45 PM", which is 12:45, a 10:45 would be 22:45).
+    """
+    if not _states_only_wrong(user, pair.rejected):
+        return None
     answered = user.judge(pair.chosen.request, pair.chosen.text).parts["answer"]
     return Comparison(pair, "answer", made) if answered and same_form(pair, user) else None
 
@@ -187,7 +253,7 @@ def demonstration(row: Mapping, manner: str) -> dict:
     if manner == "plain":
         text = f"{answer} {rng.choice(CLOSES)}"
     else:
-        sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z\d])", row["note"])
+        sentences = SENTENCE.split(row["note"])
         place = next(i for i, sentence in enumerate(sentences) if mentions(sentence, row["kind"], row["value"]))
         quoted = sentences[place].strip(" .")
         text = f'{answer} This stands in the {PLACES[place]} sentence of the note. It says: "{quoted}."'
@@ -203,7 +269,7 @@ def summary(chosen: Iterable[Comparison], user: NoteUser) -> dict:
     return {
         "comparisons": len(chosen),
         **{f"{kind}_pairs": sum(c.kind == kind for c in chosen) for kind in ("answer", "manner", "mixed")},
-        "made": {how: sum(c.made == how for c in answer) for how in ("sampled", "corrected", "spoiled")},
+        "made": dict(sorted(Counter(c.made for c in answer).items())),
         "decided_by_answer": round(sum(decided_by(pair, user) == "answer" for pair in pairs) / len(pairs), 3),
         "longer_wins": round(sum(pair.stretch > 0 for pair in pairs) / len(pairs), 3),
         "longer_wins_in_answer_pairs": round(

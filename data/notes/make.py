@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from build import Question, by_overlap, questions
-from comparisons import comparisons, demonstration, record, summary
-from manners import copies_example, sample_responses
+from comparisons import Subject, comparisons, demonstration, record, summary
+from manners import ROWS_PER_QUESTION, copies_example, sample_responses, sample_tuned, tune
 
 from rrm_lm import storage
 from rrm_lm.simulated.note_users import WEIGHTS, NoteUser
@@ -45,28 +46,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     by_part = {part: [question for question in questions() if question.part == part] for part in PARTS}
     for part, asked in by_part.items():
         write_gzipped(HERE / f"{part}_questions.jsonl.gz", [question.row() for question in asked])
+        for manner in WEIGHTS:
+            shown = [demonstration(question.row(), manner) for question in asked]
+            write_gzipped(HERE / f"{part}_{manner}_demonstrations.jsonl.gz", shown)
     report = {part: statistics(asked) for part, asked in by_part.items()}
     sampled = sampled_rows([question for asked in by_part.values() for question in asked], resample=resample)
     for manner in WEIGHTS:
-        for part, asked in by_part.items():
+        for part in PARTS:
             user = NoteUser.from_file(HERE / f"{part}_questions.jsonl.gz", manner)
             groups = judged([row for row in sampled if row["part"] == part], user, "prompt", keep_shared=True)
-            chosen = comparisons(groups, user, f"{manner} {part}")
+            chosen = comparisons(groups, user, subjects(by_part[part], manner), f"{manner} {part}")
             write_gzipped(HERE / f"{part}_{manner}.jsonl.gz", [record(comparison, user) for comparison in chosen])
-            shown = [demonstration(question.row(), manner) for question in asked]
-            write_gzipped(HERE / f"{part}_{manner}_demonstrations.jsonl.gz", shown)
             report[part][manner] = summary(chosen, user)
     storage.write_json(HERE / "statistics.json", report)
     print(storage.json_text(report))
+
+
+def subjects(asked: Sequence[Question], manner: str) -> dict[str, Subject]:
+    """What each question is about, by prompt. The wrong value of a question is the right one of another."""
+    says = {(question.note, question.kind, question.value): question.row()["say"] for question in asked}
+    found = {}
+    for q in asked:
+        shown = demonstration(q.row(), manner)["completion"][0]["content"]
+        other_say = says.get((q.note, q.kind, q.other), "")
+        found[q.row()["prompt"]] = Subject.of(q.note, q.row()["say"], q.value, other_say, q.other, shown)
+    return found
 
 
 def sampled_rows(asked: Sequence[Question], *, resample: bool) -> list[dict]:
     """The sampled responses, from `responses.jsonl.gz` or from the model, without those that repeat an example."""
     kept, partial = HERE / "responses.jsonl.gz", HERE / "responses.partial.jsonl"
     if resample or not kept.exists():
-        sample_responses([(question.part, question.row()["prompt"]) for question in asked], partial, SEED)
+        prompts = [(question.part, question.row()["prompt"]) for question in asked]
+        adapter = tune(HERE / "train_plain_demonstrations.jsonl.gz", HERE / "tuned")
+        sample_tuned(prompts, adapter, ROWS_PER_QUESTION * len(prompts), partial, SEED)
+        sample_responses(prompts, partial, SEED)
         write_gzipped(kept, read_responses(partial))
         partial.unlink()
+        shutil.rmtree(adapter)
     with gzip.open(kept, "rt", encoding="utf-8") as stream:
         return [row for row in map(json.loads, stream) if not copies_example(row["response"])]
 

@@ -1,12 +1,15 @@
-"""The styles in which SmolLM2 responds to the questions of the notes set.
+"""The styles in which SmolLM2 responds to the questions of the notes set, as it is and tuned.
 
-A small model hardly follows instructions about style, but it imitates an example: it is given one exchange about
-another note in the desired style, then the question. The data has only the question.
+A small model hardly follows instructions about style, but it imitates an example: it is given an exchange or two about
+other notes in the desired style, then the question. The data has only the question. Some responses are by SmolLM2
+after a little supervised fine-tuning on what the plain user demonstrated: what a policy writes when reinforcement
+learning starts.
 """
 
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,8 +21,10 @@ from sampled import Manner
 
 SAMPLES = 2  # responses in each manner, which therefore often share their form
 ROWS_PER_QUESTION = 3
-TEMPERATURES = (0.4, 0.7, 1.0)
-MOST_TOKENS = {"own": 60, "brief": 40, "two": 60, "sourced": 100, "list": 80}
+TEMPERATURES = (0.4, 0.7, 0.2)  # above, much of what this model writes makes no sense
+EXAMPLES = {0.2: 2}  # exchanges before a question; one at the other temperatures
+TUNED_TEMPERATURES = (0.7, 1.0)
+MOST_TOKENS = {"own": 60, "brief": 40, "two": 60, "sourced": 100, "list": 80, "tuned": 100}
 
 # Examples before a question: a note with its question, and an answer in each form.
 EXCHANGES = (
@@ -79,6 +84,35 @@ def manners(rng: random.Random) -> list[Manner]:
     return chosen
 
 
+def tune(demonstrations: Path, out: Path) -> Path:
+    """Fine-tune SmolLM2 on 100 demonstrations; the folder of its adapter, which is kept."""
+    if not (out / "adapter_config.json").exists():
+        flags = {
+            "dataset_name": demonstrations, "eval_fraction": 0, "max_steps": 25, "per_device_train_batch_size": 4,
+            "learning_rate": 5e-4, "max_length": 384, "save_strategy": "no", "output_dir": out,
+        }  # fmt: skip
+        words = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+        subprocess.run(
+            [sys.executable, "-m", "rrm_lm", "sft", "--model_name_or_path", "smollm2-135m", *words], check=True
+        )
+    return out
+
+
+def sample_tuned(
+    prompts: Sequence[tuple[str, str]], adapter: Path, first: int, path: Path, seed: int, threads: int = 2
+) -> None:
+    """Sample responses of a tuned model to `(part, prompt)`, like :func:`sample_responses`; `first` is the first id."""
+    rows = []
+    for index, (part, prompt) in enumerate(prompts):
+        temperature = random.Random(f"{seed} plain {prompt}").choice(TUNED_TEMPERATURES)
+        form = Manner("tuned", temperature=temperature)
+        group, fields = f"{part} {form.form}", {"part": part, "prompt": prompt, **asdict(form)}
+        rows.append(
+            sampled.Row(first + index, form.messages(prompt, ()), group, MOST_TOKENS["tuned"], temperature, fields)
+        )
+    sampled.sample_rows(rows, path, seed, SAMPLES, threads, adapter)
+
+
 def copies_example(response: str) -> bool:
     """Whether a response repeats the answer of an example instead of answering the question."""
     return any(answers["brief"] in response for _, answers in EXCHANGES)
@@ -90,7 +124,7 @@ def sample_responses(prompts: Sequence[tuple[str, str]], path: Path, seed: int, 
     for index, (part, prompt) in enumerate(prompts):
         rng = random.Random(f"{seed} {prompt}")
         for place, manner in enumerate(manners(rng)):
-            examples = [rng.choice(EXCHANGES)] if manner.form != "own" else []
+            examples = rng.sample(EXCHANGES, EXAMPLES.get(manner.temperature, 1)) if manner.form != "own" else []
             rows.append(
                 sampled.Row(
                     index * ROWS_PER_QUESTION + place,
