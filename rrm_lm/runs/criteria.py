@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from rrm_lm.settings.inspection import CriteriaArguments
 from rrm_lm.storage import json_text
 
 _SHOWN = 140  # characters of a clause
+_WIDTH = 110  # most columns
 _COMMENT = """\
 Criteria that rrm-lm criteria found in the critiques of {names}. A good response does what each statement says.
 Edit, add or remove any; rrm-lm reward --criteria starts from these weights and fits them to the comparisons."""
@@ -42,16 +44,16 @@ def _as_json(findings: Findings) -> dict[str, object]:
 
 
 def _print(findings: Findings, args: CriteriaArguments) -> None:
-    console = Console(highlight=False, width=min(Console().width, 110))
+    console = Console(highlight=False, width=min(Console().width, _WIDTH) if sys.stdout.isatty() else _WIDTH)
     if not findings.critiques:
         console.print("There are no critiques in the feedback. rrm-lm inspect shows how it is read.", style="bold")
         return
     shown = [one for one in findings.found if one not in findings.rare]
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("a good response ...", min_width=32)
+    table.add_column("a good response ...", min_width=20)
     for heading in ("named", "faults", "against"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("measure", min_width=20)
+    table.add_column("measure", min_width=12, overflow="fold")
     table.add_column("fires", no_wrap=True)
     for one in shown:
         criterion = one.criterion

@@ -17,7 +17,7 @@ The labels were written before the lexicon that is measured on them. Each line h
   want less `length`;
 - `verdict`: `fault` if this response fails in it, `merit` if it succeeds.
 
-One author, a language model, wrote the own clauses, all labels and later the lexicon: the lexicon was not tuned on the
+One author wrote the own clauses, all labels and later the lexicon: the lexicon was not tuned on the
 final half, but its author had read it.
 """
 
