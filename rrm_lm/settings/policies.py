@@ -106,6 +106,7 @@ class CompareArguments(ResultsFolder, EvaluationSource, ServerArguments, CriticA
         "{first_sentence} in a text stands for the first sentence of the reference's answer.",
     )
     max_prompts: int | None = option(None, "Use only this many prompts, drawn with the seed.")
+    greedy: bool = option(True, "Also score one answer per prompt at temperature 0: what a policy does without luck.")
     gold: str | None = option(
         None, "Gold reward: file.py:function, module:function, or a file of a simulated user's requests."
     )

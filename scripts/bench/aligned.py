@@ -2,16 +2,18 @@
 
     python scripts/bench/aligned.py --seeds 0                         (a pilot on the validation part)
     python scripts/bench/aligned.py --part test --seeds 1 2 3 4 5     (the final comparison)
-    python scripts/bench/aligned.py --part test --seeds 1 2 3 4 5 --summarise
+    python scripts/bench/aligned.py --part test                       (only the summary of the seeds that were run)
 
-Every stage is a command with an output folder; a finished stage is not run again, so a stopped script resumes. Writes
-results/aligned.json (`aligned_validation.json` for the validation part). Each use of the test part is recorded in
+Every stage is a command with an output folder; a finished stage is not run again, so a stopped script resumes. What a
+finished seed measured is kept in results/aligned/, so that seeds may run on different days; the summary of all of them
+is results/aligned.json (`aligned_validation.json` for the validation part). Each use of the test part is recorded in
 results/aligned_ledger.jsonl with the commit and a digest of the settings, since settings must not be chosen on it.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import subprocess
@@ -30,13 +32,14 @@ from common import RESULTS, commit, machine, save
 
 from rrm_lm.evaluation.statistics.metrics import Estimate, mean_estimate, over_runs
 from rrm_lm.simulated.note_users import NoteUser
-from rrm_lm.storage import sha256
+from rrm_lm.storage import sha256, write_json
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data" / "notes"
 CONFIG = ROOT / "configs" / "notes.yaml"
 GENERAL = (ROOT / "data" / "assistant" / "heldout.jsonl.gz", ROOT / "data" / "assistant" / "requests.jsonl")
-TRAINED = ("sft", "ppo", "dpo")
+POLICIES = ("start", "sft", "ppo", "dpo")
+KEPT = RESULTS / "aligned"
 SAMPLES, BEST_OF = 4, 8
 CONSTANT = "I hope this helps! Have a lovely day!"
 
@@ -66,9 +69,8 @@ def stages(seed: int, part: str, out: Path) -> Iterator[tuple[Path, Callable[[],
     shared = ["--prompts", questions, "--gold", questions, "--max_new_tokens", "48", "--seed", str(seed)]
     policies = list(folders.values())
     for name, some, flags in (
-        ("sampled", policies, ["--samples", str(SAMPLES), "--temperature", "1"]),
-        ("greedy", policies, ["--samples", "1", "--temperature", "0"]),
-        ("best_of", policies[:1], ["--samples", str(BEST_OF), "--proxy", run / "reward"]),
+        ("policies", policies, ["--samples", str(SAMPLES), "--temperature", "1"]),
+        ("best_of", policies[:1], ["--samples", str(BEST_OF), "--proxy", run / "reward", "--greedy", "false"]),
     ):
         folder = found / name
         yield folder / "results.json", command("compare", *some, *shared, *flags, "--output_dir", folder)
@@ -85,11 +87,37 @@ def command(*parts: object) -> Callable[[], None]:
 
 
 def run_seed(seed: int, part: str, out: Path) -> None:
-    """Run what is missing of one seed."""
+    """Run what is missing of one seed, and keep what it measured."""
+    seconds = {}
     for file, work in stages(seed, part, out):
         if not file.is_file():
-            print(f"seed {seed}: {file.parent.relative_to(out)}", flush=True)
+            name = str(file.parent.relative_to(out / f"seed{seed}"))
+            print(f"seed {seed}: {name}", flush=True)
+            started = time.time()
             work()
+            seconds[name] = round(time.time() - started)
+    user = NoteUser.from_file(DATA / f"{part}_questions.jsonl.gz")
+    found, proxy = out / f"seed{seed}" / part, str(out / f"seed{seed}" / "reward")
+    names = {"smollm2-135m": "start", "sft": "sft", "policy": "ppo", "dpo": "dpo"}
+    measured = {
+        way: {
+            names[name]: values
+            for name, values in by_prompt(found / "policies" / "samples.jsonl", user, greedy).items()
+        }
+        for way, greedy in (("sampled", False), ("greedy", True))
+    }
+    measured["best_of"] = {"best_of_8": by_prompt(found / "best_of" / "samples.jsonl", user, best_by=proxy)["sft"]}
+    kept = {
+        "seed": seed, "part": part, "commit": commit(), "machine": machine(),
+        "config": sha256(CONFIG), "seconds": seconds,
+        "pairs": pairs_judged(found / "evaluate"),
+        "general": json.loads((out / f"seed{seed}" / "general" / "results.json").read_text())["policies"],
+        "values": {
+            way: {name: {key: v.round(4).tolist() for key, v in values.items()} for name, values in policies.items()}
+            for way, policies in measured.items()
+        },
+    }  # fmt: skip
+    write_json(KEPT / f"{part}_seed{seed}.json", kept)
 
 
 def record_use(seeds: Sequence[int]) -> None:
@@ -99,18 +127,20 @@ def record_use(seeds: Sequence[int]) -> None:
         stream.write(json.dumps(use) + "\n")
 
 
-def by_prompt(file: Path, user: NoteUser, best_by: str | None = None) -> ByPrompt:
+def by_prompt(file: Path, user: NoteUser, greedy: bool = False, best_by: str | None = None) -> ByPrompt:
     """Gold and its parts of each policy and prompt of a samples.jsonl, `(prompts,)`, in the order of the requests.
 
     Args:
         file: `samples.jsonl` of a comparison.
         user: Judges the samples.
+        greedy: Whether the answers at temperature 0 count, or the samples.
         best_by: Only the sample of each prompt with the highest such reward counts.
     """
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-        asked = user.request(row["prompt"][-1]["content"]).text
-        groups.setdefault(Path(row["policy"]).name, {}).setdefault(asked, []).append(row)
+        if row["greedy"] == greedy:
+            asked = user.request(row["prompt"][-1]["content"]).text
+            groups.setdefault(Path(row["policy"]).name, {}).setdefault(asked, []).append(row)
     found: ByPrompt = {}
     for name, prompts in groups.items():
         judged = []
@@ -140,17 +170,22 @@ def trivial(user: NoteUser) -> ByPrompt:
     }
 
 
-def summary(part: str, seeds: Sequence[int], out: Path) -> dict[str, Any]:
+def kept_runs(part: str) -> list[dict[str, Any]]:
+    """What the finished seeds measured, which must all have had the same settings."""
+    runs = [json.loads(file.read_text()) for file in sorted(KEPT.glob(f"{part}_seed*.json"))]
+    if len({run["config"] for run in runs}) != 1:
+        raise SystemExit(f"{KEPT}: no seeds, or seeds with different settings; run them with the current configuration")
+    return runs
+
+
+def summary(part: str) -> dict[str, Any]:
     """The numbers of aligned.json."""
     user = NoteUser.from_file(DATA / f"{part}_questions.jsonl.gz")
-    sampled, greedy, best = [], [], []
-    for seed in seeds:
-        folder = out / f"seed{seed}" / part
-        sampled.append(by_prompt(folder / "sampled" / "samples.jsonl", user))
-        greedy.append(by_prompt(folder / "greedy" / "samples.jsonl", user))
-        proxy = str(out / f"seed{seed}" / "reward")
-        best.append(by_prompt(folder / "best_of" / "samples.jsonl", user, proxy)["sft"])
-    names = {"start": "smollm2-135m", "sft": "sft", "ppo": "policy", "dpo": "dpo"}
+    runs = kept_runs(part)
+    sampled, greedy, best = (
+        [{name: {k: np.array(v) for k, v in one.items()} for name, one in run["values"][way].items()} for run in runs]
+        for way in ("sampled", "greedy", "best_of")
+    )
     notes = [request.note for request in user.requests.values()]  # questions about one note are not independent
 
     def over(runs: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -160,31 +195,30 @@ def summary(part: str, seeds: Sequence[int], out: Path) -> dict[str, Any]:
         parts = {part: over([run[name][part] for run in runs]) for part in user.parts}
         return {"gold": over([run[name]["gold"] for run in runs]), "parts": parts}
 
-    policies = {name: table(sampled, there) for name, there in names.items()}
-    policies["best_of_8"] = {
-        "gold": over([run["gold"] for run in best]),
-        "parts": {part: over([run[part] for run in best]) for part in user.parts},
-    }
+    policies = {name: table(sampled, name) for name in POLICIES} | {"best_of_8": table(best, "best_of_8")}
     other = max(("start", "sft"), key=lambda name: policies[name]["gold"]["value"])
-    at_zero = {name: table(greedy, there) for name, there in names.items()}
+    at_zero = {name: table(greedy, name) for name in POLICIES}
     right = max(("start", "sft"), key=lambda name: at_zero[name]["parts"]["answer"]["value"])
     return {
-        "part": part, "seeds": [*seeds], "commit": commit(), "machine": machine(), "config": sha256(CONFIG),
-        "reward": [reward_accuracy(out / f"seed{seed}" / part / "evaluate" / "results.json") for seed in seeds],
+        "part": part, "seeds": [run["seed"] for run in runs], "commits": [run["commit"] for run in runs],
+        "machine": machine(), "config": runs[0]["config"],
+        **pair_accuracies(runs, part),
+        "baselines": runs[0]["pairs"]["baselines"],  # they do not depend on the seed
+        "by_seed": [{key: run[key] for key in ("seed", "seconds", "general")} for run in runs],
         "policies": policies,
         "policies_at_temperature_0": at_zero,
         "better_in_gold": other,
         "better_in_answers": right,
-        "ppo_minus_best_other": over([run["policy"]["gold"] - run[names[other]]["gold"] for run in sampled]),
+        "ppo_minus_best_other": over([run["ppo"]["gold"] - run[other]["gold"] for run in sampled]),
         "answer_ppo_minus_best_other": over(
-            [run["policy"]["answer"] - run[names[right]]["answer"] for run in greedy]
+            [run["ppo"]["answer"] - run[right]["answer"] for run in greedy]
         ),
         "parts_ppo_minus_sft": {
-            part: over([run["policy"][part] - run["sft"][part] for run in sampled]) for part in user.parts
+            part: over([run["ppo"][part] - run["sft"][part] for run in sampled]) for part in user.parts
         },
         "trivial": {
             name: {key: mean_estimate(values, notes, bounds=(0, 1)).to_dict() for key, values in found.items()}
-            | {"ppo_minus": over([run["policy"]["gold"] - found["gold"] for run in sampled])}
+            | {"ppo_minus": over([run["ppo"]["gold"] - found["gold"] for run in sampled])}
             for name, found in trivial(user).items()
         },
     }  # fmt: skip
@@ -195,27 +229,46 @@ def combined(values: np.ndarray, notes: Sequence[str]) -> Estimate:
     return over_runs(values, notes) if len(values) > 1 else mean_estimate(values[0], notes, bounds=(-1, 1))
 
 
-def reward_accuracy(file: Path) -> dict[str, Any]:
-    """What the reward model and the baselines get right, of one seed."""
-    (found,) = json.loads(file.read_text(encoding="utf-8"))["sets"].values()
-    return {key: found[key] for key in ("accuracy", "by_source", "baselines") if key in found}
+def pairs_judged(folder: Path) -> dict[str, Any]:
+    """Which comparisons the reward model of one seed got right, and what the baselines got right."""
+    rows = map(json.loads, (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines())
+    (found,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))["sets"].values()
+    return {"correct": [row["correct"] for row in rows], "baselines": found["baselines"]}
+
+
+def pair_accuracies(runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, Any]:
+    """Accuracy of the reward models over seeds and notes: of all comparisons, and of those of each kind."""
+    with gzip.open(DATA / f"{part}_plain.jsonl.gz", "rt", encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    notes = np.array([row["prompt"][0]["content"].rsplit("\n\n", 1)[0] for row in rows])
+    correct = np.array([run["pairs"]["correct"] for run in runs], dtype=float)
+
+    def accuracy(chosen: np.ndarray) -> dict[str, Any]:
+        return combined(correct[:, chosen], notes[chosen].tolist()).to_dict()
+
+    found = {"reward_accuracy": accuracy(np.ones(len(rows), dtype=bool))}
+    for kind in ("answer", "manner", "mixed"):
+        found[f"{kind}_pairs_accuracy"] = accuracy(np.array([row["source"] == f"notes, {kind} pairs" for row in rows]))
+    parts = sorted({row["decided_by"] for row in rows})
+    found["accuracy_by_part"] = {
+        part: accuracy(np.array([row["decided_by"] == part for row in rows])) for part in parts
+    }
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("validation", "test"), default="validation")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="seeds to run before the summary")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "aligned")
-    parser.add_argument("--summarise", action="store_true", help="only write the results of finished seeds")
     args = parser.parse_args()
-    out = args.output.resolve()
-    if not args.summarise:
-        if args.part == "test":
-            record_use(args.seeds)
-        for seed in args.seeds:
-            run_seed(seed, args.part, out)
+    KEPT.mkdir(exist_ok=True)
+    if args.seeds and args.part == "test":
+        record_use(args.seeds)
+    for seed in args.seeds:
+        run_seed(seed, args.part, args.output.resolve())
     name = "aligned.json" if args.part == "test" else "aligned_validation.json"
-    print(save(name, summary(args.part, args.seeds, out)))
+    print(save(name, summary(args.part)))
 
 
 if __name__ == "__main__":

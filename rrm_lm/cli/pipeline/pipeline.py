@@ -25,6 +25,11 @@ from rrm_lm.storage import write_text
 from rrm_lm.training.output_folder import OutputFolder
 
 _RECORDS = "stages"
+_NEXT = (
+    "with feedback of your own:",
+    "  rrm-lm inspect my_feedback.jsonl",
+    "  rrm-lm reward --dataset_name my_feedback.jsonl --output_dir outputs/mine",
+)
 FEEDBACK = "feedback.jsonl"  # written by `collect` (runs/collect.py names it, but importing that loads torch)
 
 
@@ -59,8 +64,14 @@ class Pipeline:
                     _print(f"{place}: stopped. Finished stages are kept; the same command resumes here.")
                     return code
                 _print(f"{place}: {minutes(time.perf_counter() - began)}")
-            _print(f"report: {self._page}" if self._page.is_file() else f"everything is in {self.folder}")
+            self._conclude()
         return 0
+
+    def _conclude(self) -> None:
+        """Print the outcome of each stage, where the report is, and what to do with other feedback."""
+        lines = [f"  {view.name}: {view.outcome}" for view in (stage_view(stage, self.folder) for stage in self.stages)]
+        where = f"report: {self._page}" if self._page.is_file() else f"everything is in {self.folder}"
+        _print("\n".join([*lines, where, *_NEXT]))
 
     @property
     def _page(self) -> Path:

@@ -116,6 +116,7 @@ def _measure(
         best_of_n=None,
         trivial=one.trivial,
         parts=_parts(one, reference, clusters),
+        greedy=_at_zero(one, reference, clusters),
     )
 
 
@@ -138,6 +139,23 @@ def _parts(one: PolicySamples, reference: PolicySamples | None, clusters: Sequen
         if level is not None:
             change = None if reference is None else paired_means(rows, rewards_of(reference, name), clusters)
             found[name.removeprefix(PART)] = Drift(level, change)
+    return found
+
+
+def _at_zero(one: PolicySamples, reference: PolicySamples | None, clusters: Sequence[str]) -> dict[str, Drift]:
+    """At temperature 0, each measure and each part of gold, and its change from the reference."""
+
+    def rows(side: PolicySamples, name: str) -> list[Floats]:
+        return rewards_of(PolicySamples(side.name, tuple((sample,) for sample in side.greedy)), name)
+
+    found = {}
+    for name in dict.fromkeys(measure for sample in one.greedy for measure in sample.rewards):
+        level = mean_over_prompts(rows(one, name), clusters)
+        if level is not None:
+            change = None
+            if reference is not None and reference.greedy:
+                change = paired_means(rows(one, name), rows(reference, name), clusters)
+            found[name] = Drift(level, change)
     return found
 
 

@@ -40,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PolicySamples:
-    """For each prompt, one or more samples of one policy.
+    """For each prompt, one or more samples of one policy, and possibly its answer at temperature 0.
 
     A trivial policy is not a model. It shows how a measure rates answers that cannot be good.
     """
@@ -48,6 +48,7 @@ class PolicySamples:
     name: str
     samples: tuple[tuple[Sample, ...], ...]
     trivial: bool = False
+    greedy: tuple[Sample, ...] = ()  # by prompt; empty if unknown
 
     @property
     def count(self) -> int:
@@ -125,6 +126,9 @@ class PolicyResult:
     minus: Mapping[str, Estimate] = field(default_factory=dict)
     # by name, the mean of each part of the gold reward and its change from the reference
     parts: Mapping[str, Drift] = field(default_factory=dict)
+    # at temperature 0, the mean of each measure and of each part of gold (with its prefix); empty if unknown. A policy
+    # that is better only when sampled has become more certain, not more able.
+    greedy: Mapping[str, Drift] = field(default_factory=dict)
     # for each earlier policy, each part of the gold reward minus that policy's, paired by prompt
     parts_minus: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 

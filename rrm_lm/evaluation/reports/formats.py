@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rrm_lm.evaluation.policies.comparison import SHARES
+from rrm_lm.evaluation.policies.results import PolicyComparison, PolicyResult
 from rrm_lm.evaluation.statistics.metrics import Estimate
 
 NONE = "\N{EN DASH}"
@@ -145,3 +146,11 @@ def change_cell(name: str, estimate: Estimate | None) -> Cell:
 def _one_place(estimate: Estimate, factor: float, *, sign: bool) -> Cell:
     value, low, high = (fixed(factor * x, 1, sign=sign) for x in (estimate.value, estimate.low, estimate.high))
     return value, f"{low} to {high}" if estimate.clusters > 1 else ""
+
+
+def greedy_cells(comparison: PolicyComparison, result: PolicyResult, measure: str) -> list[Cell]:
+    """A measure at temperature 0, and its change from the reference; no cells if no policy was measured there."""
+    if not comparison.reference.greedy:
+        return []
+    found = result.greedy.get(measure)
+    return [decimal_cell(found and found.level), decimal_cell(found and found.change, sign=True)]

@@ -5,7 +5,7 @@ Its sections are in `policy_sections.html.j2`, which the training page includes 
 
 from __future__ import annotations
 
-import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from rrm_lm.evaluation.policies.monitors import OverOptimisation, best_of_n_trac
 from rrm_lm.evaluation.policies.results import PolicyComparison
 from rrm_lm.evaluation.reports import policy_figures
 from rrm_lm.evaluation.reports.page import PageData, embed, render
-from rrm_lm.evaluation.reports.plots import ForestRow, forest, spread_out
+from rrm_lm.evaluation.reports.plots import ForestRow, forest
 
 ANSWERS = 8  # prompts with answers shown side by side
 
@@ -65,7 +65,7 @@ def policy_view(comparison: PolicyComparison, tracks: Mapping[str, OverOptimisat
         "tracks": _track_views(comparison, tracks),
         "length": length,
         "drifts": DRIFTS,
-        "answers": answers(comparison, measure),
+        "answers": answers(comparison),
         "answers_by": measure,
     }
 
@@ -109,15 +109,11 @@ def _track_views(comparison: PolicyComparison, found: Mapping[str, OverOptimisat
     ]
 
 
-def answers(comparison: PolicyComparison, measure: str | None) -> list[dict[str, Any]]:
-    """Prompts with the first sample of each policy, spread evenly from the largest loss of the first policy to its
-    largest gain; without a measure, evenly over the prompts."""
+def answers(comparison: PolicyComparison, number: int = ANSWERS) -> list[dict[str, Any]]:
+    """Prompts drawn at random, the same ones at every call, with the first sample of each policy."""
     shown = [one for one in comparison.written if not one.trivial]
-    order = list(range(len(comparison.prompts)))
-    if measure is not None and len(shown) > 1:
-        gains = [shown[1].samples[i][0].reward(measure) - shown[0].samples[i][0].reward(measure) for i in order]
-        order = sorted((i for i in order if math.isfinite(gains[i])), key=lambda i: (gains[i], i)) or order
+    drawn = random.Random(0).sample(range(len(comparison.prompts)), min(number, len(comparison.prompts)))
     return [
         {"prompt": comparison.prompts[i], "sides": [{"policy": one.name, "sample": one.samples[i][0]} for one in shown]}
-        for i in (order[place] for place in spread_out(len(order), ANSWERS))
+        for i in drawn
     ]

@@ -52,12 +52,14 @@ def sample_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
     """One row per sample, ordered by prompt; the reference comes first."""
     for number, prompt in enumerate(comparison.prompts):
         for one in comparison.written:
-            for k, sample in enumerate(one.samples[number]):
+            greedy = one.greedy[number : number + 1]
+            for k, sample in enumerate((*one.samples[number], *greedy)):
                 yield {
                     "prompt": [m.to_dict() for m in prompt],
                     "prompt_id": prompt_id(prompt),
                     "policy": one.name,
                     "sample": k,
+                    "greedy": k == len(one.samples[number]),  # at temperature 0
                     "response": sample.response,
                     "tokens": sample.tokens,
                     "finished": sample.finished,

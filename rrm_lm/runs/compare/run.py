@@ -129,10 +129,12 @@ class CompareRun:
         names = [reference, *self.args.policies, *map(_trivial_name, self.args.trivial)]
         start = self._load(reference)
         answers: list[Answers] = [self._draw(start, reference, prompts, 0)]
+        greedy: list[Answers] = self._draw_greedy(start, reference, prompts)
         ratios: list[LogRatios] = [None]
         for place, name in enumerate(self.args.policies, start=1):
             policy = self._load(name)
             answers.append(self._draw(policy, name, prompts, place))
+            greedy += self._draw_greedy(policy, name, prompts)
             ratios.append(self._log_ratios(policy, start, answers[-1], name))
             del policy
             gc.collect()  # hold one policy at a time in addition to the reference
@@ -141,7 +143,7 @@ class CompareRun:
             ratios.append(None)
         del start
         gc.collect()
-        rewards = self._rewards(prompts, answers, gold)
+        rewards = self._rewards(prompts, [*answers, *greedy], gold)
         if critic is not None:
             judged = [
                 (prompt, text) for texts in _first_answers(answers) for prompt, text in zip(prompts, texts, strict=True)
@@ -150,8 +152,11 @@ class CompareRun:
         verdicts = {judge: self._judge(judge, prompts, names, answers) for judge in self.args.judge}
         written = [
             replace(_written(*each), trivial=place > len(self.args.policies))
-            for place, each in enumerate(zip(names, answers, ratios, rewards, strict=True))
+            for place, each in enumerate(zip(names, answers, ratios, rewards[: len(answers)], strict=True))
         ]
+        for place, each in enumerate(zip(names, greedy, rewards[len(answers) :], strict=False)):
+            certain = _written(each[0], each[1], None, each[2])
+            written[place] = replace(written[place], greedy=tuple(group[0] for group in certain.samples))
         details: dict[str, Any] = {"samples_per_prompt": self.drawing.samples, "sampling": asdict(self.sampling)}
         if self.critiques is not None:
             details["critic"] = self.critiques.account() | {"asked_without": dict(self.asked_without)}
@@ -173,17 +178,26 @@ class CompareRun:
             raise ConfigError(what, where="max_new_tokens", remedy="set a smaller max_new_tokens")
         return policy._replace(chat=ChatFormat(policy.chat.tokenizer, max_prompt))
 
-    def _draw(self, policy: Policy, name: str, prompts: Sequence[Prompt], place: int) -> Answers:
+    def _draw_greedy(self, policy: Policy, name: str, prompts: Sequence[Prompt]) -> list[Answers]:
+        """One answer to each prompt at temperature 0, in a list; the empty list if they are not wanted."""
+        if not self.args.greedy or self.drawing.temperature == 0:
+            return []
+        return [self._draw(policy, f"{name} at temperature 0", prompts, 0, greedy=True)]
+
+    def _draw(
+        self, policy: Policy, name: str, prompts: Sequence[Prompt], place: int, *, greedy: bool = False
+    ) -> Answers:
         """Answers of one policy. Each policy has its own seed, so that their samples are independent."""
-        total = len(prompts) * self.drawing.samples
-        with tqdm(total=total, desc=f"answers of {name}", unit="answer") as bar:
+        samples = 1 if greedy else self.drawing.samples
+        sampling = Sampling(self.drawing.max_new_tokens, temperature=0) if greedy else self.sampling
+        with tqdm(total=len(prompts) * samples, desc=f"answers of {name}", unit="answer") as bar:
             return draw(
                 policy.backbone,
                 policy.adapter,
                 policy.chat,
                 prompts,
-                self.sampling,
-                samples=self.drawing.samples,
+                sampling,
+                samples=samples,
                 seed=self.drawing.seed * 1000 + place,
                 batch_tokens=self.drawing.batch_tokens,
                 progress=advance(bar),

@@ -7,7 +7,7 @@ import pytest
 
 from rrm_lm.evaluation.policies.comparison import compare
 from rrm_lm.evaluation.policies.monitors import over_optimisation, track_of
-from rrm_lm.evaluation.policies.results import PairVerdict
+from rrm_lm.evaluation.policies.results import PairVerdict, PolicySamples, Sample
 from rrm_lm.evaluation.reports import plots, policy_figures
 from rrm_lm.evaluation.reports.formats import minus
 from rrm_lm.evaluation.reports.page import sentence
@@ -87,7 +87,7 @@ def test_page_has_every_part():
         "is past its peak",
         "4-word runs that also occur in other answers",
         "Answers before and after",
-        "8 of 24 prompts, spread evenly from the largest loss of outputs/p1",
+        "8 of 24 prompts, drawn at random with a fixed seed",
         "Glossary",
         "2030-01-02 03:04 UTC",
     ):
@@ -118,7 +118,7 @@ def test_a_comparison_with_nothing_to_say_still_has_its_answers():
     text = Page(render_policy_report(PolicyReportData(comparison=found))).text
     assert "nothing shows whether it is better than start" in text
     assert "No gold reward and no reward model was given." in text
-    assert "2 of 2 prompts, spread evenly. The first sample of each policy." in text
+    assert "2 of 2 prompts, drawn at random with a fixed seed. The first sample of each policy." in text
     assert "Best of n" not in text
 
 
@@ -151,26 +151,38 @@ def test_the_best_of_n_of_the_same_rewards_stands_beside_a_policys_track():
 # ---- answers ----
 
 
-def test_answers_are_spread_from_the_largest_loss_to_the_largest_gain():
+def test_answers_are_drawn_at_random_and_not_by_reward():
     count = 30
     start = written("start", [[sample(0.0, f"old {i}")] for i in range(count)])
-    new = written("new", [[sample(float((7 * i) % count), f"new {i}")] for i in range(count)])
-    found = answers(compare(prompts(count), [start, new]), "gold")
-    gains = [answer["sides"][1]["sample"].reward("gold") for answer in found]
-    assert len(gains) == ANSWERS and gains == sorted(gains)
-    assert (gains[0], gains[-1]) == (0.0, 29.0)
-    for answer in found:
-        number = answer["prompt"][0].content.removeprefix("question ").removesuffix("?")
+    new = [written("new", [[sample(float(x * i), f"new {i}")] for i in range(count)]) for x in (1, -1)]
+    found, reversed_rewards = (answers(compare(prompts(count), [start, one])) for one in new)
+    numbers = [answer["prompt"][0].content.removeprefix("question ").removesuffix("?") for answer in found]
+    assert len(set(numbers)) == ANSWERS and numbers != sorted(numbers, key=int)
+    assert numbers == [a["prompt"][0].content.removeprefix("question ").removesuffix("?") for a in reversed_rewards]
+    for number, answer in zip(numbers, found, strict=True):
         assert [side["sample"].response for side in answer["sides"]] == [f"old {number}", f"new {number}"]
 
 
-def test_answers_without_a_reward_are_not_ranked():
+def test_answers_show_their_length():
     start = written("start", [[sample(0.0, "old")], [sample(text="none")]])
     new = written("new", [[sample(1.0, "new", finished=False)], [sample(1.0, "x")]])
-    found = compare(prompts(2), [start, new])
-    (only,) = answers(found, "gold")
-    assert [side["policy"] for side in only["sides"]] == ["start", "new"]
-    assert "2 tokens, cut off" in page(found, tracks={})
+    assert "2 tokens, cut off" in page(compare(prompts(2), [start, new]), tracks={})
+
+
+def test_values_at_temperature_0_stand_next_to_the_sampled_ones():
+    def at_zero(name: str, sampled: float, zero: float) -> PolicySamples:
+        def one(value: float) -> Sample:
+            return Sample("text", 2, True, {"gold": value, "gold: answer": value / 2})
+
+        return PolicySamples(name, tuple((one(sampled + i / 10),) for i in range(4)), greedy=(one(zero),) * 4)
+
+    found = compare(prompts(4), [at_zero("start", 0.1, 0.9), at_zero("new", 0.3, 0.8)])
+    assert found.results[1].greedy["gold"].level.value == pytest.approx(0.8)
+    change = found.results[1].greedy["gold: answer"].change
+    assert change is not None and change.value == pytest.approx(-0.05)
+    text = Page(page(found, tracks={})).text
+    assert text.count("at temperature 0") >= 2 and "0.800" in text
+    assert "at temperature 0" not in Page(page(full_comparison())).text.split("Glossary")[0]
 
 
 # ---- words ----
