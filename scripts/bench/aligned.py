@@ -99,12 +99,9 @@ def run_seed(seed: int, part: str, out: Path) -> None:
     user = NoteUser.from_file(DATA / f"{part}_questions.jsonl.gz")
     found, proxy = out / f"seed{seed}" / part, str(out / f"seed{seed}" / "reward")
     names = {"smollm2-135m": "start", "sft": "sft", "policy": "ppo", "dpo": "dpo"}
+    files = {"sampled": found / "policies" / "samples.jsonl", "greedy": found / "policies" / "greedy.jsonl"}
     measured = {
-        way: {
-            names[name]: values
-            for name, values in by_prompt(found / "policies" / "samples.jsonl", user, greedy).items()
-        }
-        for way, greedy in (("sampled", False), ("greedy", True))
+        way: {names[name]: values for name, values in by_prompt(file, user).items()} for way, file in files.items()
     }
     measured["best_of"] = {"best_of_8": by_prompt(found / "best_of" / "samples.jsonl", user, best_by=proxy)["sft"]}
     kept = {
@@ -127,20 +124,18 @@ def record_use(seeds: Sequence[int]) -> None:
         stream.write(json.dumps(use) + "\n")
 
 
-def by_prompt(file: Path, user: NoteUser, greedy: bool = False, best_by: str | None = None) -> ByPrompt:
+def by_prompt(file: Path, user: NoteUser, best_by: str | None = None) -> ByPrompt:
     """Gold and its parts of each policy and prompt of a samples.jsonl, `(prompts,)`, in the order of the requests.
 
     Args:
-        file: `samples.jsonl` of a comparison.
+        file: `samples.jsonl` or `greedy.jsonl` of a comparison.
         user: Judges the samples.
-        greedy: Whether the answers at temperature 0 count, or the samples.
         best_by: Only the sample of each prompt with the highest such reward counts.
     """
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-        if row["greedy"] == greedy:
-            asked = user.request(row["prompt"][-1]["content"]).text
-            groups.setdefault(Path(row["policy"]).name, {}).setdefault(asked, []).append(row)
+        asked = user.request(row["prompt"][-1]["content"]).text
+        groups.setdefault(Path(row["policy"]).name, {}).setdefault(asked, []).append(row)
     found: ByPrompt = {}
     for name, prompts in groups.items():
         judged = []

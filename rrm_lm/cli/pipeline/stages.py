@@ -27,7 +27,7 @@ _CHECKPOINTS = "checkpoint-*"
 _RESUMABLE = {"collect": "*.asked"}  # files that a stopped stage resumes from
 _LIST = "tag:yaml.org,2002:seq"
 _OUTPUTS = (".safetensors", ".jsonl")  # files that later stages read; the others are for people
-_REPORTS = ("scores.jsonl", "samples.jsonl", "verdicts.jsonl", "over_optimisation.jsonl")
+_REPORTS = ("scores.jsonl", "samples.jsonl", "greedy.jsonl", "verdicts.jsonl", "over_optimisation.jsonl")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The output of `rrm-lm compare`: results.json, samples.jsonl, verdicts.jsonl, report.html, and a table."""
+"""The output of `rrm-lm compare`: results.json, samples.jsonl, greedy.jsonl, verdicts.jsonl, report.html, a table."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def write_comparison(
     monitored = {name: found.to_dict() for name, found in tracks.items()}
     write_json(folder / "results.json", {**comparison.to_dict(), "over_optimisation": monitored})
     write_jsonl(folder / "samples.jsonl", sample_rows(comparison))
+    if comparison.written[0].greedy:
+        write_jsonl(folder / "greedy.jsonl", sample_rows(comparison, greedy=True))
     if comparison.verdicts:
         write_jsonl(folder / "verdicts.jsonl", verdict_rows(comparison))
     report = PolicyReportData(
@@ -48,18 +50,16 @@ def training_tracks(comparison: PolicyComparison) -> dict[str, OverOptimisation]
     }
 
 
-def sample_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
-    """One row per sample, ordered by prompt; the reference comes first."""
+def sample_rows(comparison: PolicyComparison, *, greedy: bool = False) -> Iterator[dict[str, Any]]:
+    """One row per sample, or per answer at temperature 0, ordered by prompt; the reference comes first."""
     for number, prompt in enumerate(comparison.prompts):
         for one in comparison.written:
-            greedy = one.greedy[number : number + 1]
-            for k, sample in enumerate((*one.samples[number], *greedy)):
+            for k, sample in enumerate(one.greedy[number : number + 1] if greedy else one.samples[number]):
                 yield {
                     "prompt": [m.to_dict() for m in prompt],
                     "prompt_id": prompt_id(prompt),
                     "policy": one.name,
                     "sample": k,
-                    "greedy": k == len(one.samples[number]),  # at temperature 0
                     "response": sample.response,
                     "tokens": sample.tokens,
                     "finished": sample.finished,
