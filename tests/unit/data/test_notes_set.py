@@ -142,6 +142,18 @@ def test_what_a_user_demonstrates_is_worth_most_to_that_user(part: str, manner: 
     assert min(golds) >= 0.8 and sum(golds) / len(golds) >= 0.95
 
 
+def test_the_rule_for_right_answers_agrees_with_labels_by_reading() -> None:
+    with gzip.open(FOLDER / "responses.jsonl.gz", "rt", encoding="utf-8") as stream:
+        sampled = {(row["id"], row["sample"]): row for row in map(json.loads, stream)}
+    labels = [json.loads(line) for line in (FOLDER / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
+    judge, agree = NoteUser.from_file(FOLDER / "validation_questions.jsonl.gz"), Counter[bool]()
+    for label in labels:
+        row = sampled[label["id"], label["sample"]]
+        agree[bool(judge.judge(row["prompt"], row["response"]).parts["answer"]) == label["right"]] += 1
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"it agrees with {agree[True]} of {len(labels)} labels" in card and agree[True] >= 0.94 * len(labels)
+
+
 def test_the_files_are_what_the_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     spec = importlib.util.spec_from_file_location("make_notes", FOLDER / "make.py")
