@@ -69,7 +69,8 @@ class Pipeline:
 
     def _conclude(self) -> None:
         """Print the outcome of each stage, where the report is, and what to do with other feedback."""
-        lines = [f"  {view.name}: {view.outcome}" for view in (stage_view(stage, self.folder) for stage in self.stages)]
+        views = [stage_view(stage, self.folder) for stage in self.stages if stage.command != "compare"]  # just printed
+        lines = [f"  {view.name}: {view.outcome.removeprefix('reward model: ')}" for view in views]
         where = f"report: {self._page}" if self._page.is_file() else f"everything is in {self.folder}"
         _print("\n".join([*lines, where, *_NEXT]))
 
