@@ -79,6 +79,13 @@ def words() -> Iterator[str]:
             yield f"| {person} | {budget} | {before} | {after} | {' | '.join(cells)} |"
 
 
+def served() -> Iterator[str]:
+    found = result("serve")
+    yield f"{100 * found['throughput_share']:.1f}% of that throughput ({found['responses_per_second']:.2f}"
+    yield f"lost {found['lost']} of {found['responses']} responses"
+    yield f"half of the requests took {found['p50_ms'] / 1000:.1f} s"
+
+
 def critic() -> Iterator[str]:
     found = result("critic")
     yield f"{percent(found['accuracy']['none-plain'])} of {found['heldout']['pairs']} held-out pairs"
@@ -263,6 +270,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, recursion),
     (BENCH, clauses),
     (BENCH, words),
+    (BENCH, served),
     (BENCH, reward_speed),
     (BENCH, policy_speed),
     (BENCH, demo),
