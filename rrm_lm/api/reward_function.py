@@ -53,7 +53,7 @@ def reward_function(
 
 
 class RewardFunction:
-    """Calls with the keywords of TRL, verl and OpenRLHF are told apart; :func:`reward_function` makes it.
+    """It recognizes calls by TRL, verl and OpenRLHF by their keywords; :func:`reward_function` makes it.
 
     Its methods are for each of them. A response that cannot be scored is None for TRL, and an error for the others.
     """

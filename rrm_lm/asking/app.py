@@ -117,7 +117,7 @@ class Pages:
         )
 
     def next(self, request: Request) -> HTMLResponse:
-        """The next item, or why there is none."""
+        """The next item, or why no item is left."""
         person = self.person(request)
         if self.instructions and "start" not in request.query_params and not self.desk.state.answers(person):
             return self.guide(request)

@@ -50,7 +50,7 @@ class Desk:
             return [state.items[name] for *_, name in sorted(found)]
 
     def next_item(self, person: str) -> Item | None:
-        """The next item for a person, which is kept for them; None if there is none now."""
+        """The next item for a person, which is kept for them; None if no item is free now."""
         with self._lock:
             items = self.open_items(person)
             if items:

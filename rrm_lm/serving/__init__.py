@@ -1,4 +1,4 @@
-"""`rrm-lm serve`: reward models behind the addresses that other projects' clients use. It needs the extra `serve`.
+"""`rrm-lm serve`: reward models at the addresses that other projects' clients use. It needs the extra `serve`.
 
     rrm-lm serve --model outputs/mine --port 8080
     curl http://127.0.0.1:8080/v1/rewards -H 'Content-Type: application/json' \\
@@ -32,7 +32,7 @@ operation       ``/health``, ``/v1/models``,            httpx2
 - vLLM's, SGLang's and TEI's dialects refuse text that is too long unless asked to cut it; the others cut it and say so.
 - In rendered text, special tokens are control tokens, since the client has mixed both. Send messages if prompts are not
   trusted: their text is always text.
-- A response that begins with a space cannot be told from the space of Mistral's template in sampled text.
+- In sampled text, the space at the start of a response looks like the space of Mistral's template.
 """
 
 from rrm_lm.errors import ConfigError

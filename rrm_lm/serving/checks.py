@@ -159,7 +159,7 @@ def _check_tokens(model: Served, recorded: Recorded) -> None:
 
 
 def _why(model: Served, dialect: Dialect, tokenizer: Any, recorded: Recorded) -> str:
-    """The first token that a dialect reads and the model was not trained with; "" if there is none."""
+    """The first token that a dialect reads and the model was not trained with; "" without one."""
     asks = dialect.asks(dialect.request([talk for talk, _, _ in recorded], tokenizer, model.name))
     for ask, (_, ids, _) in zip(asks, recorded, strict=True):
         try:

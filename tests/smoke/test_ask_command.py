@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
-pytest.importorskip("fastapi")
+pytest.importorskip("fastapi", reason="the extra `ask` is not installed")
 
 from rrm_lm.asking.desk import Desk
 from rrm_lm.asking.run import fill

@@ -54,7 +54,7 @@ class Gold:
 
     reward: RewardFunction
     parts: Mapping[str, RewardFunction] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)  # 1 where there is none
+    weights: Mapping[str, float] = field(default_factory=dict)  # 1 if missing
 
     @property
     def reads_ids(self) -> bool:

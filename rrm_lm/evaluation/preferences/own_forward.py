@@ -72,7 +72,7 @@ def _own_rewards(model: Any, chat: ChatFormat) -> dict[Conversation, float]:
 
 
 def _as_classifier(reward: RewardModel, chat: ChatFormat) -> Any:
-    """The sequence classifier of transformers with this model's weights, which it shares; None if there is none."""
+    """The sequence classifier of transformers with this model's weights, which it shares; None without one."""
     lm = reward.backbone.causal_lm
     config = copy.deepcopy(lm.config)
     config.num_labels, config.get_text_config().pad_token_id = 1, chat.pad_id

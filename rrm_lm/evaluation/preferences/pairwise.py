@@ -35,7 +35,7 @@ def compare_all(evaluations: Mapping[str, Evaluation]) -> list[ModelDifference]:
 
 def compare_models(first: SetResult, second: SetResult) -> Estimate:
     """Accuracy of the first model minus the second's on comparisons that both scored; paired, clustered by prompt.
-    Raises DataError if the two results are not of the same comparisons, or there is none that both scored.
+    Raises DataError if the two results are not of the same comparisons, or both scored none of them.
     """
     return metrics.paired_difference(*_right(first, second))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("fastapi")
+pytest.importorskip("fastapi", reason="the extra `ask` is not installed")
 pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
 import uvicorn
