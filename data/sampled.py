@@ -16,7 +16,8 @@ from peft import PeftModel
 from rrm_lm import storage
 from rrm_lm.feedback.records import Message
 from rrm_lm.models.decoding.generation import sample
-from rrm_lm.models.pretrained import DEFAULT_MODEL, load_causal_lm, load_tokenizer
+from rrm_lm.models.pretrained import DEFAULT_MODEL, load_causal_lm
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.text.chat import ChatFormat
 
 ROWS_PER_STEP = 48  # sampled and saved together

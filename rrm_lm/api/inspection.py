@@ -25,7 +25,7 @@ from rrm_lm.feedback.reading.datasets import REPEATED, Feedback
 from rrm_lm.feedback.reading.prompts import as_feedback, prompt_sources
 from rrm_lm.feedback.records import Comparison, Critique, Prompt, Rating, Record
 from rrm_lm.feedback.splits import LeakageReport, composition, composition_text, leakage, responses_of
-from rrm_lm.models.pretrained import load_tokenizer
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.planning.footprint import read_config
 from rrm_lm.settings.inspection import InspectArguments
 from rrm_lm.text.chat import ChatFormat

@@ -22,9 +22,10 @@ from rrm_lm.feedback.criteria.records import CRITERIA_FILE
 from rrm_lm.feedback.records import Message
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.portable import Conversation, add_old_names, is_template_of, messages_of, save_reward_tokenizer
-from rrm_lm.models.pretrained import own_pad_id, refuse_pickles, resolve
+from rrm_lm.models.pretrained import refuse_pickles, resolve
 from rrm_lm.models.reward import ADAPTER, SETTINGS_FILE, RewardModel, RewardSettings
 from rrm_lm.models.saving.adapters import load_backbone
+from rrm_lm.models.tokenizers import own_pad_id
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.chat import ChatFormat
 
@@ -50,7 +51,7 @@ def load_reward_model(
         base_model: Backbone to use instead of the recorded one.
         trainable: Leave the adapter trainable.
         ensemble, ensemble_k: How ensemble members are combined, instead of the recorded way.
-        chat_date, fold_system: Passed to :func:`rrm_lm.models.pretrained.load_tokenizer`; by default the recorded date.
+        chat_date, fold_system: Passed to :func:`rrm_lm.models.tokenizers.load_tokenizer`; by default the recorded date.
         tokenizing: `chat_template` and `pad_token`, for adapters of other programs.
         loading: Passed to :func:`rrm_lm.models.pretrained.load_causal_lm` (dtype, attn_implementation ...). `revision`
             is the backbone's; by default the recorded one.

@@ -22,9 +22,10 @@ from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.evaluation.reports.page import PageData, render, sentence
 from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
 from rrm_lm.feedback.reading.limits import ReadLimits
-from rrm_lm.models.pretrained import load_tokenizer, process_state, resolve
+from rrm_lm.models.pretrained import process_state, resolve
 from rrm_lm.models.reward_files import read_settings
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.runs.gold import load_gold
 from rrm_lm.settings.scoring import EvaluateArguments, ScoringArguments
 from rrm_lm.storage import write_json, write_text

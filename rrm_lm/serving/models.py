@@ -12,10 +12,11 @@ from rrm_lm.api.policy.rewards import short_names
 from rrm_lm.api.resuming import fingerprint
 from rrm_lm.errors import ModelError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer, load_scorer, within_context
-from rrm_lm.models.pretrained import load_tokenizer, resolve
+from rrm_lm.models.pretrained import resolve
 from rrm_lm.models.reward import SETTINGS_FILE
 from rrm_lm.models.reward_files import put_reward
 from rrm_lm.models.saving.adapters import fetch_adapter
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.settings.serving import ServeArguments
 from rrm_lm.text.chat import ChatFormat
 

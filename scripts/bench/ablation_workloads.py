@@ -26,8 +26,9 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding import decoders, rollouts, sampling, token_probs
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer
+from rrm_lm.models.pretrained import load_causal_lm
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo import rollouts as ppo_rollouts
 from rrm_lm.training.ppo.config import PPOConfig

@@ -38,9 +38,10 @@ from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
 from rrm_lm.feedback.records import Comparison
 from rrm_lm.feedback.splits import LeakageReport, leakage
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state
+from rrm_lm.models.pretrained import load_causal_lm, process_state
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.models.reward_files import put_reward
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.recursion.agents import Shared
 from rrm_lm.recursion.critics import AdapterCritic, AssistedScorer, Critiques, Remark, write_critiques
 from rrm_lm.recursion.training import NodeTrainer, TrainingOptions

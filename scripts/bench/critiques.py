@@ -35,9 +35,10 @@ from rrm_lm.evaluation.statistics.metrics import paired_difference
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison, Prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, set_seed
+from rrm_lm.models.pretrained import load_causal_lm, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.self_critique import with_own_critiques
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.storage import json_text
 from rrm_lm.text.chat import ChatFormat

@@ -26,8 +26,9 @@ from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer
+from rrm_lm.models.pretrained import load_causal_lm
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.text.chat import ChatFormat
 
 MODEL, PER_PROMPT = "smollm2-135m", 4

@@ -41,8 +41,9 @@ from transformers import (
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding import decoders
-from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, load_tokenizer, set_seed
+from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.text.chat import Line
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.trainer import PPOTrainer

@@ -31,8 +31,9 @@ from peft import LoraConfig
 
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer
+from rrm_lm.models.pretrained import load_causal_lm
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.planning.footprint import read_config
 from rrm_lm.planning.planning import Job, measure, trained_bytes
 from rrm_lm.planning.strategies import static_memory

@@ -31,7 +31,7 @@ from policy_floor import Floor
 from policy_sides import MODEL, NEW_TOKENS, Case, Equivalent, Ours, Trl
 
 from rrm_lm.feedback.reading.prompts import load_prompts
-from rrm_lm.models.pretrained import load_tokenizer
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.text.batching import share
 from rrm_lm.text.chat import ChatFormat
 

@@ -18,8 +18,9 @@ from trl.experimental.ppo import ppo_trainer as trl_module
 
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, load_tokenizer
+from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.prompts import PromptItem
 from rrm_lm.training.ppo.rollouts import Rollouts

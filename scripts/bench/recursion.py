@@ -37,7 +37,8 @@ from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.asking.overseers import SimulatedOverseer
 from rrm_lm.feedback.records import Comparison, Demonstration, Message, Origin, Prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state
+from rrm_lm.models.pretrained import load_causal_lm, process_state
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.recursion import quality
 from rrm_lm.recursion.agents import (
     Costs,

@@ -33,9 +33,10 @@ from transformers import TrainerCallback
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.feedback.records import Comparison
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, load_tokenizer
+from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.reward_files import merge_reward_model
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample

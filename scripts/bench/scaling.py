@@ -39,8 +39,9 @@ from rrm_lm.feedback.reading.prompts import load_prompts
 from rrm_lm.launch.signals import exit_process
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer
+from rrm_lm.models.pretrained import load_causal_lm
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.trainer import PPOTrainer

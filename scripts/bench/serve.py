@@ -32,8 +32,9 @@ from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.evaluation.preferences.scoring import group_by_prompt, score_responses
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, set_seed
+from rrm_lm.models.pretrained import load_causal_lm, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.storage import write_json
 from scripts.bench.common import RESULTS, commit, machine

@@ -20,9 +20,10 @@ from rrm_lm.cli.main import main
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison, Message
 from rrm_lm.models.backbone import Backbone, check_logits
-from rrm_lm.models.pretrained import DEFAULT_MODEL, load_causal_lm, load_tokenizer
+from rrm_lm.models.pretrained import DEFAULT_MODEL, load_causal_lm
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.reward_files import load_classifier, merge_reward_model
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import ChatFormat, Line

@@ -15,15 +15,7 @@ from rrm_lm.api.lora import lora_settings
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.portable import unreadable
-from rrm_lm.models.pretrained import (
-    check_vocabulary,
-    load_causal_lm,
-    load_sequence_classifier,
-    load_tokenizer,
-    prepare_tokenizer,
-    resolve,
-    set_seed,
-)
+from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, resolve, set_seed
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, RewardSettings
 from rrm_lm.models.reward_files import recorded
 from rrm_lm.models.saving.adapters import (
@@ -38,6 +30,7 @@ from rrm_lm.models.saving.adapters import (
     refuse_outputs,
 )
 from rrm_lm.models.saving.policies import PolicySettings, policy_config, read_policy_settings
+from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer, prepare_tokenizer
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.templates import align_responses

@@ -20,21 +20,14 @@ from rrm_lm.evaluation.preferences.own_forward import check_forward
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.ensemble import with_added
-from rrm_lm.models.pretrained import (
-    check_vocabulary,
-    load_sequence_classifier,
-    load_tokenizer,
-    model_file,
-    own_pad_id,
-    process_state,
-    resolve,
-)
+from rrm_lm.models.pretrained import load_sequence_classifier, model_file, process_state, resolve
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
 from rrm_lm.models.reward_files import load_reward_model, read_settings
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, fetch_adapter, is_classifier, read_json, refuse_outputs
 from rrm_lm.models.saving.policies import load_policy
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import is_sharded, max_over_processes, shard_for_use, with_full_params
+from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer, own_pad_id
 from rrm_lm.text.batching import collate, length_groups, row_groups
 from rrm_lm.text.chat import ChatFormat, Line
 

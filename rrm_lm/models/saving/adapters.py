@@ -22,8 +22,9 @@ from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.embedded import backbone_name
 from rrm_lm.models.lora_targets import unsupported
-from rrm_lm.models.pretrained import check_vocabulary, load_causal_lm, load_tokenizer, model_file, resolve
+from rrm_lm.models.pretrained import load_causal_lm, model_file, resolve
 from rrm_lm.models.sharding import assign, gather, reshard
+from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer
 
 _REWARD_CLASS = re.compile(r"Reward|Score|Classification$")
 ADAPTER_CONFIG = "adapter_config.json"

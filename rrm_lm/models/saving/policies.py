@@ -17,14 +17,7 @@ from transformers import AutoModelForCausalLM
 from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.portable import add_old_names, save_tokenizer
-from rrm_lm.models.pretrained import (
-    align_pad,
-    check_vocabulary,
-    load_causal_lm,
-    load_tokenizer,
-    refuse_pickles,
-    resolve,
-)
+from rrm_lm.models.pretrained import load_causal_lm, refuse_pickles, resolve
 from rrm_lm.models.saving.adapters import (
     ADAPTER_CONFIG,
     fetch_adapter,
@@ -36,6 +29,7 @@ from rrm_lm.models.saving.adapters import (
     read_weights,
     save_adapter,
 )
+from rrm_lm.models.tokenizers import align_pad, check_vocabulary, load_tokenizer
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.templates import align_responses, date_of, without_date

@@ -17,7 +17,8 @@ from typing import Any
 from rrm_lm.api.policy_start import check_family
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, process_state, resolve
+from rrm_lm.models.pretrained import load_causal_lm, process_state, resolve
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.recursion.agents import Shared
 from rrm_lm.recursion.domains import load_domain
 from rrm_lm.recursion.report import write_report

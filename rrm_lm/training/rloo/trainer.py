@@ -41,10 +41,10 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.pretrained import align_pad
 from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, save_policy
 from rrm_lm.models.sharding import reshard, with_full_params
+from rrm_lm.models.tokenizers import align_pad
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.control import LastGood, out_of_bounds

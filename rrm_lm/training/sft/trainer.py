@@ -22,9 +22,9 @@ from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Comparison, Correction, Demonstration, Prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.pretrained import align_pad
 from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.saving.policies import Policy, PolicySettings, save_policy
+from rrm_lm.models.tokenizers import align_pad
 from rrm_lm.text.batching import collate, length_groups, share
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.processes import check_finite

@@ -19,7 +19,8 @@ from rrm_lm import storage
 from rrm_lm.errors import ModelError
 from rrm_lm.models import embedded
 from rrm_lm.models.embedded import EMBEDDED, cache_home, fetch
-from rrm_lm.models.pretrained import load_causal_lm, load_tokenizer, resolve
+from rrm_lm.models.pretrained import load_causal_lm, resolve
+from rrm_lm.models.tokenizers import load_tokenizer
 from tests.tiny import CHATML, tiny_config, tiny_model, tiny_tokenizer
 
 _TENSORS = {
