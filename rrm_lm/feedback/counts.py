@@ -69,12 +69,9 @@ class FileCounts:
         self.rows_dropped += not made
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            **{name: getattr(self, name) for name in ("file", "format", "rows", "rows_used", "rows_dropped")},
-            "made": dict(self.made),
-            "dropped": {reason: tally.to_dict() for reason, tally in self.dropped.items()},
-            "notes": {reason: tally.to_dict() for reason, tally in self.notes.items()},
-            **{name: getattr(self, name) for name in ("columns", "unread", "remarks")},
+        tallies = {"dropped": self.dropped, "notes": self.notes}
+        return vars(self) | {
+            name: {why: one.to_dict() for why, one in found.items()} for name, found in tallies.items()
         }
 
     def summary(self) -> str:

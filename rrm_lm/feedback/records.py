@@ -97,17 +97,22 @@ def check_prompt(prompt: Prompt, origin: Origin) -> None:
         raise DataError(what, where=str(origin), expected="a last turn by the user or a tool", remedy=remedy)
 
 
-def _check_text(text: str, name: str, origin: Origin) -> None:
-    if not text.strip():
-        remedy = "fill it in or remove the row"
-        raise DataError(f"the {name} is empty", where=str(origin), expected=f"a {name} with text in it", remedy=remedy)
-
-
-def _check_unit(value: float | None, name: str, origin: Origin) -> None:
-    if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1.0):
-        what = f"the {name} is {value}"
-        expected = "a number from 0 (worst) to 1 (best)"
-        raise DataError(what, where=str(origin), expected=expected, remedy="correct the value or rescale the column")
+# The fields that a record checks, and their names in messages: texts, and numbers from 0 to 1.
+_TEXTS = {
+    "chosen": "chosen response",
+    "rejected": "rejected response",
+    "response": "response",
+    "critique": "critique",
+    "chosen_critiques": "critique",
+    "rejected_critiques": "critique",
+    "corrected": "corrected response",
+    "example": "goal example",
+}
+_RATINGS = {
+    "rating": "rating",
+    "chosen_rating": "rating of the chosen response",
+    "rejected_rating": "rating of the rejected response",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +123,21 @@ class _Feedback:
     source: str = ""
     subset: str = ""
     origin: Origin
+
+    def __post_init__(self) -> None:
+        if self.prompt or not isinstance(self, GoalExample):
+            check_prompt(self.prompt, self.origin)
+        where = str(self.origin)
+        for field, name in _TEXTS.items():
+            value = getattr(self, field, None)
+            if not all(text.strip() for text in (value if isinstance(value, tuple) else (value,)) if text is not None):
+                expected, remedy = f"a {name} with text in it", "fill it in or remove the row"
+                raise DataError(f"the {name} is empty", where=where, expected=expected, remedy=remedy)
+        for field, name in _RATINGS.items():
+            value = getattr(self, field, None)
+            if value is not None and not 0.0 <= value <= 1.0:
+                expected, remedy = "a number from 0 (worst) to 1 (best)", "correct the value or rescale the column"
+                raise DataError(f"the {name} is {value}", where=where, expected=expected, remedy=remedy)
 
     @property
     def prompt_id(self) -> str:
@@ -150,13 +170,7 @@ class Comparison(_Feedback):
     styles: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        check_prompt(self.prompt, self.origin)
-        _check_text(self.chosen, "chosen response", self.origin)
-        _check_text(self.rejected, "rejected response", self.origin)
-        _check_unit(self.chosen_rating, "rating of the chosen response", self.origin)
-        _check_unit(self.rejected_rating, "rating of the rejected response", self.origin)
-        for critique in self.chosen_critiques + self.rejected_critiques:
-            _check_text(critique, "critique", self.origin)
+        _Feedback.__post_init__(self)
         if self.chosen == self.rejected:
             what = "the chosen and the rejected response are the same text"
             remedy = "remove the row: identical responses say nothing about what is wanted"
@@ -176,12 +190,6 @@ class Critique(_Feedback):
     rating: float | None = None
     verdict: str | None = None
 
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt, self.origin)
-        _check_text(self.response, "response", self.origin)
-        _check_text(self.critique, "critique", self.origin)
-        _check_unit(self.rating, "rating", self.origin)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rating(_Feedback):
@@ -190,21 +198,12 @@ class Rating(_Feedback):
     response: str
     rating: float
 
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt, self.origin)
-        _check_text(self.response, "response", self.origin)
-        _check_unit(self.rating, "rating", self.origin)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration(_Feedback):
     """A response to imitate."""
 
     response: str
-
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt, self.origin)
-        _check_text(self.response, "response", self.origin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,13 +214,6 @@ class Correction(_Feedback):
     corrected: str
     critique: str | None = None
 
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt, self.origin)
-        _check_text(self.response, "response", self.origin)
-        _check_text(self.corrected, "corrected response", self.origin)
-        if self.critique is not None:
-            _check_text(self.critique, "critique", self.origin)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalExample(_Feedback):
@@ -229,11 +221,6 @@ class GoalExample(_Feedback):
 
     prompt: Prompt = ()
     example: str
-
-    def __post_init__(self) -> None:
-        if self.prompt:
-            check_prompt(self.prompt, self.origin)
-        _check_text(self.example, "goal example", self.origin)
 
 
 Record = Comparison | Critique | Rating | Demonstration | Correction | GoalExample

@@ -23,11 +23,13 @@ from rrm_lm.feedback.asking.concurrently import ask_all
 from rrm_lm.feedback.asking.journal import Entry, Journal
 from rrm_lm.feedback.asking.overseers import NO_ANSWER, Overseer, Verdict
 from rrm_lm.feedback.records import Comparison, Origin, Prompt, check_prompt, find_surrogate
+from rrm_lm.feedback.store.records import prompt_row, turn
 
 logger = logging.getLogger(__name__)
 
 ASKED = ".asked"  # suffix of the journal, after the feedback file's name
 Subject = tuple[Prompt, str]  # what a critique is about: a response to a prompt
+Pair = tuple[Prompt, tuple[str, str]]  # two different responses to a prompt, in the order in which they are shown
 Progress = Callable[[str, int, int], None]  # "comparisons" or "critiques", how many are done, how many in all
 
 
@@ -78,14 +80,6 @@ class Collected:
     counts: CollectionCounts
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two different responses to a prompt, in the order in which they are shown."""
-
-    prompt: Prompt
-    responses: tuple[str, str]
-
-
 def collect(
     overseer: Overseer,
     prompts: Sequence[Prompt],
@@ -130,14 +124,12 @@ def collect(
     with _journal(path, header) as journal:
         answers = _Answers(journal, at_once, progress)
         verdicts = answers.verdicts(overseer, pairs)
-        decided = [
-            (pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.preferred is not None
-        ]
-        subjects = list(dict.fromkeys((pair.prompt, text) for pair, _ in decided for text in pair.responses))
+        decided = [one for one in zip(pairs, verdicts, strict=True) if one[1].preferred is not None]
+        subjects = list(dict.fromkeys((prompt, text) for (prompt, texts), _ in decided for text in texts))
         words = answers.critiques(overseer, subjects if critiques else [])
         records = tuple(
-            _comparison(pair, verdict, words, overseer.name, round_number, Origin(label, row))
-            for row, (pair, verdict) in enumerate(decided, start=1)
+            _comparison(*one, words, overseer.name, round_number, Origin(label, row))
+            for row, one in enumerate(decided, start=1)
         )
         if path is not None:
             storage.write_jsonl(path, map(_row, records))
@@ -159,14 +151,15 @@ def collect(
 def _comparison(
     pair: Pair, verdict: Verdict, words: Mapping[Subject, tuple[str, ...]], name: str, round_number: int, origin: Origin
 ) -> Comparison:
-    chosen, rejected = pair.responses if verdict.preferred == 0 else (pair.responses[1], pair.responses[0])
+    prompt, responses = pair
+    chosen, rejected = responses if verdict.preferred == 0 else responses[::-1]
     return Comparison(
-        prompt=pair.prompt,
+        prompt=prompt,
         chosen=chosen,
         rejected=rejected,
         margin=verdict.strength,
-        chosen_critiques=words.get((pair.prompt, chosen), ()),
-        rejected_critiques=words.get((pair.prompt, rejected), ()),
+        chosen_critiques=words.get((prompt, chosen), ()),
+        rejected_critiques=words.get((prompt, rejected), ()),
         source=name.strip(),
         subset=f"round {round_number}",
         origin=origin,
@@ -201,7 +194,7 @@ def responses_asked_about(
     ConfigError, DataError as `collect` does.
     """
     pairs, _ = _pairs(prompts, responses_per_prompt, comparisons_per_prompt, seed, "an overseer")
-    return list(dict.fromkeys((pair.prompt, text) for pair in pairs for text in pair.responses))
+    return list(dict.fromkeys((prompt, text) for prompt, responses in pairs for text in responses))
 
 
 def _pairs(
@@ -239,7 +232,7 @@ def _pairs(
             prompts_without_pair=len(texts) < 2,
         )
         rng = random.Random(json.dumps([seed, [(message.role, message.content) for message in prompt]]))
-        pairs += [Pair(prompt, (texts[i], texts[j])) for i, j in choose_pairs(len(texts), budget, rng)]
+        pairs += [(prompt, (texts[i], texts[j])) for i, j in choose_pairs(len(texts), budget, rng)]
     return pairs, CollectionCounts(**counts)
 
 
@@ -257,9 +250,9 @@ class _Answers:
 
     def verdicts(self, overseer: Overseer, pairs: Sequence[Pair]) -> list[Verdict]:
         def ask(question: Entry, pair: Pair) -> Entry:
-            return question | asdict(overseer.compare(pair.prompt, pair.responses))
+            return question | asdict(overseer.compare(*pair))
 
-        questions = [_question("comparison", pair.prompt, pair.responses) for pair in pairs]
+        questions = [_question("comparison", *pair) for pair in pairs]
         entries = self._all("comparisons", ask, questions, pairs)
         return [Verdict(e["preferred"], e["strength"], e["reason"], e["abstained"]) for e in entries]
 
@@ -318,9 +311,9 @@ def _journal(path: str | Path | None, header: Entry) -> Iterator[Journal]:
 def _row(record: Comparison) -> dict[str, Any]:
     """A comparison as a row that `load_feedback` reads back unchanged."""
     row: dict[str, Any] = {
-        "prompt": [message.to_dict() for message in record.prompt],
-        "chosen": [{"role": "assistant", "content": record.chosen}],
-        "rejected": [{"role": "assistant", "content": record.rejected}],
+        **prompt_row(record.prompt),
+        "chosen": turn(record.chosen),
+        "rejected": turn(record.rejected),
         "chosen_critiques": list(record.chosen_critiques),
         "rejected_critiques": list(record.rejected_critiques),
         "source": record.source,

@@ -41,36 +41,16 @@ class Overseer(Protocol):
     @property
     def name(self) -> str:
         """The overseer's name in records and reports."""
-        ...
 
     @property
     def limit(self) -> str:
         """What this overseer cannot see or do, in words."""
-        ...
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
         """Say which of at least two responses is best."""
-        ...
 
     def critique(self, prompt: Prompt, response: str) -> str:
         """Say in words what is good or bad about one response; "" for nothing."""
-        ...
-
-
-def see_all(prompt: Prompt, response: str) -> tuple[Prompt, str]:
-    """The view of an overseer without a limit."""
-    return prompt, response
-
-
-def see_first_words(count: int) -> View:
-    """The view of an overseer that reads only the first `count` words of a response."""
-    if count < 1:
-        raise ConfigError(f"an overseer that reads {count} words sees nothing", expected="at least 1 word")
-
-    def view(prompt: Prompt, response: str) -> tuple[Prompt, str]:
-        return prompt, " ".join(response.split()[:count])
-
-    return view
 
 
 @dataclass(frozen=True)
@@ -84,7 +64,8 @@ class SimulatedOverseer:
     gold: GoldReward  # finite reward of a response to a prompt; higher is better
     name: str = "simulated"
     limit: str = "none: sees everything"  # what `view` hides, in words for reports
-    view: View = see_all  # the part of the prompt and response that this overseer sees and `gold` is evaluated on
+    # the part of the prompt and response that this overseer sees and `gold` is evaluated on; by default everything
+    view: View = lambda prompt, response: (prompt, response)
     # Noise in units of the gold reward. The best of k is drawn with probability softmax(gold / temperature), which for
     # two is Bradley-Terry (1952); 0 always takes the best.
     temperature: float = 0.0

@@ -40,13 +40,11 @@ def detector(scale: float) -> Callable[[Measure], Measure]:
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 _BREAK = re.compile(r"(?<=[.!?\u2026])[\"'\u201d\u2019)*]*\s+|\n+")
 _DOTTED = re.compile(r"\b(?:e\.g|i\.e|a\.m|p\.m|etc|vs|dr|mr|mrs|ms|prof|no|approx)\.", re.IGNORECASE)
-_ITEM = re.compile(r"^[ \t]*(?:[-*+\u2022\u2013]|\(?\d{1,2}[.)]|\(?[a-h]\))[ \t]+\S", re.MULTILINE)
 _TEXTS: dict[str, str] = yaml.safe_load(Path(__file__).with_name("detectors.yaml").read_text(encoding="utf-8"))
 _PATTERNS = {name: re.compile(text.replace("\n", ""), re.IGNORECASE | re.MULTILINE) for name, text in _TEXTS.items()}
 _STOP_WORDS = frozenset(_TEXTS["stop_words"].split())
 _ENDED = re.compile(r"(?:[.!?\u2026:)\]\"'\u201d\u2019*`]|[\U0001f300-\U0001faff\u2600-\u27bf]\ufe0f?)$")
 _QUOTED = re.compile(r"[\"\u201c\u00ab]([^\"\u201d\u00bb\n]{8,})[\"\u201d\u00bb]")
-_FIRST_PERSON = re.compile(r"\b(?:I|I'm|I'd|I've|I'll|me|my|mine|myself)\b")
 _NUMBER = re.compile(
     r"\d[\d.,:/]*|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|fifty|hundred|thousand)\b",
     re.I,
@@ -71,6 +69,15 @@ def content_words(text: str) -> set[str]:
 
 def _per_100_words(pattern: re.Pattern[str], text: str) -> float:
     return 100.0 * len(pattern.findall(text)) / max(len(text.split()), 10)
+
+
+def _count(name: str, scale: float, pattern: re.Pattern[str], what: str) -> None:
+    def measure(response: str, prompt: str) -> float:
+        is_rate = what.endswith("per 100 words.")
+        return _per_100_words(pattern, response) if is_rate else float(len(pattern.findall(response)))
+
+    measure.__name__, measure.__doc__ = name, what
+    detector(scale)(measure)
 
 
 # -- length -----------------------------------------------------------------------------------------------------------
@@ -111,34 +118,10 @@ def repetition(response: str, prompt: str) -> float:
 # -- form -------------------------------------------------------------------------------------------------------------
 
 
-@detector(2.5)
-def list_items(response: str, prompt: str) -> float:
-    """Number of list items."""
-    return float(len(_ITEM.findall(response)))
-
-
-@detector(1.0)
-def headings(response: str, prompt: str) -> float:
-    """Number of Markdown headings, or of lines that end in a colon."""
-    return float(len(re.findall(r"^(?:#{1,6} +\S.*|[^\n]{3,60}:)$", response, re.MULTILINE)))
-
-
-@detector(2.0)
-def bold(response: str, prompt: str) -> float:
-    """Number of pieces of bold text."""
-    return float(len(re.findall(r"\*\*[^*\n]+\*\*|__[^_\n]+__", response)))
-
-
 @detector(2.0)
 def paragraphs(response: str, prompt: str) -> float:
     """Number of paragraphs."""
     return float(len([part for part in re.split(r"\n[ \t]*\n", response) if part.strip()]))
-
-
-@detector(1.0)
-def emphasis(response: str, prompt: str) -> float:
-    """Number of exclamation marks, emoji and words in capitals."""
-    return float(len(re.findall(r"!|[\U0001f300-\U0001faff\u2600-\u27bf]|\b[A-Z]{4,}\b", response)))
 
 
 # -- beginning and end ------------------------------------------------------------------------------------------------
@@ -200,18 +183,6 @@ def fits_question(response: str, prompt: str) -> float:
     return 0.5
 
 
-@detector(4.0)
-def numbers(response: str, prompt: str) -> float:
-    """Number of figures, dates and times in digits."""
-    return float(len(re.findall(r"\d[\d.,:/]*", response)))
-
-
-@detector(1.5)
-def sources(response: str, prompt: str) -> float:
-    """Number of links and references to sources."""
-    return float(len(_PATTERNS["sources"].findall(response)))
-
-
 @detector(0.2)
 def quotation(response: str, prompt: str) -> float:
     """Share of its words that are in quotation marks and occur in the prompt in the same order, 0 to 1."""
@@ -228,43 +199,7 @@ def copied(response: str, prompt: str) -> float:
     return sum(f" {run} " in where for run in runs) / max(len(runs), 1)
 
 
-@detector(1.0)
-def examples(response: str, prompt: str) -> float:
-    """Number of phrases that introduce examples."""
-    return float(len(_PATTERNS["examples"].findall(response)))
-
-
-@detector(3.0)
-def steps(response: str, prompt: str) -> float:
-    """Number of instructions: ordinals and sentences that begin with a common verb of action."""
-    return float(len(_PATTERNS["steps"].findall(response)))
-
-
 # -- tone and style ---------------------------------------------------------------------------------------------------
-
-
-@detector(2.0)
-def hedges(response: str, prompt: str) -> float:
-    """Hedges ("might", "it depends") per 100 words."""
-    return _per_100_words(_PATTERNS["hedges"], response)
-
-
-@detector(3.0)
-def first_person(response: str, prompt: str) -> float:
-    """First-person words per 100 words."""
-    return _per_100_words(_FIRST_PERSON, response)
-
-
-@detector(0.7)
-def questions_back(response: str, prompt: str) -> float:
-    """Number of questions that it asks."""
-    return float(len(re.findall(r"\w[\"')*]*\?", response)))
-
-
-@detector(1.5)
-def politeness(response: str, prompt: str) -> float:
-    """Polite words per 100 words."""
-    return _per_100_words(_PATTERNS["polite"], response)
 
 
 @detector(3.0)
@@ -284,3 +219,29 @@ def long_words(response: str, prompt: str) -> float:
 def refusal(response: str, prompt: str) -> float:
     """1 if it declines to answer, else 0."""
     return float(_PATTERNS["refusals"].search(response[:400]) is not None)
+
+
+# -- counts of a pattern ----------------------------------------------------------------------------------------------
+
+_ITEM = re.compile(r"^[ \t]*(?:[-*+\u2022\u2013]|\(?\d{1,2}[.)]|\(?[a-h]\))[ \t]+\S", re.MULTILINE)
+_HEADING = re.compile(r"^(?:#{1,6} +\S.*|[^\n]{3,60}:)$", re.MULTILINE)
+_BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
+_EMPHASIS = re.compile(r"!|[\U0001f300-\U0001faff\u2600-\u27bf]|\b[A-Z]{4,}\b")
+_QUESTION = re.compile(r"\w[\"')*]*\?")
+_FIRST_PERSON = re.compile(r"\b(?:I|I'm|I'd|I've|I'll|me|my|mine|myself)\b")
+# Name, scale, pattern, and what is counted: in the whole response, or per 100 words.
+for _row in (
+    ("list_items", 2.5, _ITEM, "Number of list items."),
+    ("headings", 1.0, _HEADING, "Number of Markdown headings, or of lines that end in a colon."),
+    ("bold", 2.0, _BOLD, "Number of pieces of bold text."),
+    ("emphasis", 1.0, _EMPHASIS, "Number of exclamation marks, emoji and words in capitals."),
+    ("numbers", 4.0, re.compile(r"\d[\d.,:/]*"), "Number of figures, dates and times in digits."),
+    ("sources", 1.5, _PATTERNS["sources"], "Number of links and references to sources."),
+    ("examples", 1.0, _PATTERNS["examples"], "Number of phrases that introduce examples."),
+    ("steps", 3.0, _PATTERNS["steps"], "Number of ordinals, and of sentences that begin with a common verb of action."),
+    ("questions_back", 0.7, _QUESTION, "Number of questions that it asks."),
+    ("hedges", 2.0, _PATTERNS["hedges"], 'Hedges ("might", "it depends") per 100 words.'),
+    ("first_person", 3.0, _FIRST_PERSON, "First-person words per 100 words."),
+    ("politeness", 1.5, _PATTERNS["polite"], "Polite words per 100 words."),
+):
+    _count(*_row)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from rrm_lm.feedback.criteria.detectors import DETECTORS, split_words
 from rrm_lm.feedback.criteria.reader import MOST_CHARACTERS, Aspect, Reading, lexicon, read_critique
@@ -125,8 +127,7 @@ def _found(
         for number, score in enumerate(scores):
             if score is not None and score[0] > (scores[best] or (0.5, 0.0))[0] + _BETTER:
                 best = number
-    sides = Counter({one.response: 0 for one in said})
-    both: Mapping[tuple[Prompt, str], set[str]] = {response: set() for response in sides}
+    both: dict[tuple[Prompt, str], set[str]] = defaultdict(set)
     for one in said:
         both[one.response].add(one.reading.wants)
     count, against = (len(said), 0) if target is not None else (len(agreeing), len(said) - len(agreeing))
@@ -190,15 +191,11 @@ def _agreement(
         return None
     measure = DETECTORS[criterion.measure].measure
     bad, good = (
-        [criterion.value(measure(r, p[-1].content if p else "")) for p, r in group] for group in (faulty, others)
+        np.sort([criterion.value(measure(r, p[-1].content if p else "")) for p, r in group])
+        for group in (faulty, others)
     )
-    ranks = Counter(good)
-    below, total = {}, 0
-    for value in sorted({*bad, *good}):
-        below[value] = total
-        total += ranks[value]
-    worse = sum(total - below[value] - ranks[value] / 2 for value in bad) / (len(bad) * total)
-    return worse, sum(ranks[value] for value in bad) / (len(bad) * total)
+    lower, upper = (np.searchsorted(good, bad, side).mean() / len(good) for side in ("left", "right"))
+    return float(1 - (lower + upper) / 2), float(upper - lower)
 
 
 def _quotations(said: Sequence[Said]) -> tuple[Quotation, ...]:

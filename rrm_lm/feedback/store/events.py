@@ -205,7 +205,9 @@ class State:
 
     def last(self, person: str) -> Event | None:
         """The newest answer of a person, which `undo` withdraws."""
-        return max((event for event, _ in self._given.values() if event.person == person), key=_number, default=None)
+        return max(
+            (one for one, _ in self._given.values() if one.person == person), key=lambda one: one.id, default=None
+        )
 
     def verdicts(self) -> dict[str, dict[str, str]]:
         """The verdict of each person on each item, without skips."""
@@ -218,10 +220,6 @@ class State:
     def people_of(self, item: str) -> set[str]:
         """Who answered about an item."""
         return set(self._current.get(item, ()))
-
-
-def _number(event: Event) -> int:
-    return event.id
 
 
 def fold(events: Iterable[Event]) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -110,11 +111,8 @@ def merge(store: Store, others: Sequence[Store]) -> dict[str, int]:
 def _said(answer: Answer) -> Answer:
     """An answer without how it was given."""
     about = tuple(dataclasses.replace(one, quote="") for one in answer.about)
-    return dataclasses.replace(answer, shown=(), seconds=None, about=() if not any(map(_any, about)) else about)
-
-
-def _any(about: About) -> bool:
-    return about != About()
+    is_said = any(one != About() for one in about)
+    return dataclasses.replace(answer, shown=(), seconds=None, about=about if is_said else ())
 
 
 def _as_answer(record: Record) -> tuple[Item, Answer]:
@@ -227,8 +225,6 @@ def read_argilla(records: Sequence[Any], file: str) -> tuple[dict[str, Item], di
 
 
 def _argilla_prompt(record: Any, fields: Any) -> Prompt:
-    import json
-
     if messages := record.get("metadata", {}).get("messages"):
         return tuple(map(Message.from_dict, json.loads(messages)))
     return (Message("user", fields["prompt"] if "prompt" in fields else fields["instruction"]),)
@@ -250,11 +246,9 @@ def _argilla_part(question: str, value: Any, places: Mapping[str, str]) -> tuple
 
 
 def _argilla_answer(parts: Mapping[str, Any], item: Item) -> Answer:
-    import json
-
     about = []
     for place in range(len(item.responses)):
         own = {name[:-2]: value for name, value in parts.items() if name.endswith(f"_{place}")}
         about.append(About(**{**own, "critiques": tuple(json.loads(own.get("critiques", "[]")))}))
     whole = {name: parts[name] for name in ("verdict", "strength", "demonstration") if name in parts}
-    return Answer(**whole, about=tuple(about) if any(map(_any, about)) else ())
+    return Answer(**whole, about=tuple(about) if any(one != About() for one in about) else ())

@@ -42,11 +42,6 @@ class Recognized:
         return FileCounts(file, self.format.name, columns=self.columns, unread=self.unread, remarks=self.remarks)
 
 
-def recognise(rows: Sequence[Mapping[str, Any]], file: str, mapping: Mapping[str, str] | None = None) -> Format:
-    """The format of a file's rows; see `recognize_rows`."""
-    return recognize_rows(rows, file, mapping).format
-
-
 def recognize_rows(
     rows: Sequence[Mapping[str, Any]], file: str, mapping: Mapping[str, str] | None = None
 ) -> Recognized:

@@ -10,7 +10,7 @@ from typing import Any
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.formats.responses import verdict_rating
 from rrm_lm.feedback.reading.formats.row import FALSE, TRUE, as_number, is_nothing
-from rrm_lm.feedback.reading.formats.structure import ROLE_NAMES, is_message, is_transcript, parse_cell
+from rrm_lm.feedback.reading.formats.structure import ROLE_NAMES, is_message, is_transcript, parse_cell, split_name
 
 IGNORE = "ignore"  # target of --columns for a column that is dropped on purpose
 SAMPLE = 200  # rows compared to find columns that repeat others
@@ -211,8 +211,7 @@ def texts_in(value: Any) -> list[str]:
 
 
 def words_of(name: str) -> set[str]:
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", name)
-    return {word for word in re.split(r"[\W_]+", spaced.lower()) if word}
+    return set(split_name(name))
 
 
 def _kind(value: Any) -> str:

@@ -137,6 +137,12 @@ def odd_texts(texts: Iterable[str]) -> list[str]:
     return [f"{what}: in {100 * n / total:.0f}% of the texts" for what, n in counts.items() if n and n >= total / 50]
 
 
+def split_name(name: str) -> list[str]:
+    """The words of a column's name. In human_ref_A, responseA and response1 the suffix is a separate word."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", name)
+    return [word for word in re.split(r"[\W_]+", spaced.lower()) if word]
+
+
 def is_transcript(value: Any) -> bool:
     return isinstance(value, str) and dialect_of(value) is not None
 

@@ -11,7 +11,7 @@ from typing import Any
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.formats.pairs import TIE_GRADE, Side, pair, split_shared
 from rrm_lm.feedback.reading.formats.row import Row, as_number, is_nothing
-from rrm_lm.feedback.reading.formats.structure import parse_texts
+from rrm_lm.feedback.reading.formats.structure import parse_texts, split_name
 from rrm_lm.feedback.records import Message, Prompt, Record
 
 TIE_BAD = "tie: the overseer found both responses bad"
@@ -63,9 +63,11 @@ def find_verdicts(kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]], f
     one_hot = _pair_of_columns(numbers, ONE_HOT_WORDS, tuple(set(numbers.values())))
     if one_hot is not None:
         marks = one_hot[0]
-        stem = set(_words_of(marks[0])) & set(_words_of(marks[1]))
+        stem = set(split_name(marks[0])) & set(split_name(marks[1]))
         ties = [
-            name for name in numbers if (name not in marks and stem & set(_words_of(name))) or "tie" in _words_of(name)
+            name
+            for name in numbers
+            if (name not in marks and stem & set(split_name(name))) or "tie" in split_name(name)
         ]
         return Verdicts(responses, marks=marks, ties=tuple(ties))
     scores = _pair_of_columns(numbers, SCORE_WORDS, tuple(set(numbers.values())))
@@ -141,7 +143,7 @@ def _words(
         for suffix, column in zip(suffixes, responses, strict=True)
     ]
     if values and values <= {"0", "1", "2", "3", "-1", "true", "false"}:
-        shp = name == "labels" and "ref" in _words_of(responses[0])
+        shp = name == "labels" and "ref" in split_name(responses[0])
         if shp and values <= {"0", "1"}:
             return frozenset({"1"}), frozenset({"0"})  # SHP: 1 means that A is preferred
         unclear = name in ("label", "labels", "verdict", "result", "outcome") and values & {"0", "true", "false"}
@@ -176,7 +178,7 @@ def _pair_of_columns(
     kinds: Mapping[str, str], stems: Sequence[str], allowed: Sequence[str]
 ) -> tuple[tuple[str, str], tuple[str, str]] | None:
     """Two columns whose names differ only in a suffix such as a and b, for the first stem that has such a pair."""
-    by_words = {tuple(_words_of(name)): name for name, kind in kinds.items() if kind in allowed}
+    by_words = {tuple(split_name(name)): name for name, kind in kinds.items() if kind in allowed}
     for stem in stems:
         for words, name in by_words.items():
             for one, two in SUFFIXES:
@@ -186,12 +188,6 @@ def _pair_of_columns(
                     if other is not None and kinds[other] == kinds[name]:
                         return (name, other), (one, two)
     return None
-
-
-def _words_of(name: str) -> list[str]:
-    """The words of a column name. In human_ref_A, responseA and response1 the suffix is a separate word."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", name)
-    return [word for word in re.split(r"[\W_]+", spaced.lower()) if word]
 
 
 def _spells_numbers(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:

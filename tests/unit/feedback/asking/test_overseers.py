@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.feedback.asking.overseers import Overseer, SimulatedOverseer, Verdict, see_first_words
+from rrm_lm.feedback.asking.overseers import Overseer, SimulatedOverseer, Verdict
 from rrm_lm.feedback.records import Message
 
 ASK = (Message("user", "Say something short."),)
@@ -80,7 +80,7 @@ def test_a_limited_view_decides_on_what_it_sees():
         polite,
         name="hasty",
         limit="reads the first three words",
-        view=see_first_words(3),
+        view=lambda prompt, response: (prompt, " ".join(response.split()[:3])),
         critic=lambda prompt, response: f"I read: {response}",
     )
     late = "Do this for me please"
@@ -103,5 +103,3 @@ def test_misuse_is_refused():
         options: dict[str, Any] = {name: value}
         with pytest.raises(ConfigError, match=name):
             SimulatedOverseer(shorter_is_better, **options)
-    with pytest.raises(ConfigError, match="at least 1 word"):
-        see_first_words(0)

@@ -3,7 +3,7 @@
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.reading.formats import FORMATS, recognise, rename
+from rrm_lm.feedback.reading.formats import FORMATS, recognize_rows, rename
 from rrm_lm.feedback.records import Message
 
 
@@ -544,7 +544,7 @@ def test_the_most_particular_shape_wins_whatever_the_order_of_columns():
     names = list(row)
     for shift in range(len(names)):
         shifted = {name: row[name] for name in names[shift:] + names[:shift]}
-        assert recognise([shifted], "f").name == "RewardBench"
+        assert recognize_rows([shifted], "f").format.name == "RewardBench"
 
 
 def test_columns_are_those_of_all_rows_and_kinds_those_of_the_first_with_something_in_it():
@@ -552,6 +552,6 @@ def test_columns_are_those_of_all_rows_and_kinds_those_of_the_first_with_somethi
         {"prompt": "p", "response": "a", "critique": None},
         {"prompt": "p", "response": "b", "rating": 0.5},
     ]
-    assert recognise(rows, "f").name == "critiques, ratings and corrections"
+    assert recognize_rows(rows, "f").format.name == "critiques, ratings and corrections"
     listed = [{"prompt": "p", "chosen": [], "rejected": None}, {"prompt": "p", "chosen": ["a"], "rejected": ["b"]}]
-    assert recognise(listed, "f").name == "best of n"
+    assert recognize_rows(listed, "f").format.name == "best of n"
