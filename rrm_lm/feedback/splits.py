@@ -7,7 +7,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from rrm_lm.errors import ConfigError, DataError
@@ -129,32 +129,20 @@ def _rank(seed: int | str, unit: Hashable) -> bytes:
 class Match:
     """A held-out text and the training text it repeats. `similarity` is the Jaccard index of their shingles."""
 
-    heldout: Origin
-    train: Origin
+    heldout: str  # where they are from
+    train: str
     similarity: float
     text: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "heldout": str(self.heldout),
-            "train": str(self.train),
-            "similarity": round(self.similarity, 4),
-            "text": self.text,
-        }
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """The number of distinct held-out texts that are in the training set, and the first few of them."""
+    """The number of distinct held-out texts that are in the training set, their share, and the first few of them."""
 
-    count: int = 0
-    of: int = 0
-    examples: tuple[Match, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        share = self.count / self.of if self.of else 0.0
-        examples = [match.to_dict() for match in self.examples]
-        return {"count": self.count, "of": self.of, "share": share, "examples": examples}
+    count: int
+    of: int
+    share: float
+    examples: tuple[Match, ...]
 
 
 @dataclass(frozen=True)
@@ -180,16 +168,7 @@ class LeakageReport:
         return self.heldout_touched > 0
 
     def to_dict(self) -> dict[str, Any]:
-        overlaps = ("openings", "prompts_exact", "prompts_near", "responses_exact", "responses_near")
-        return {
-            "found": self.found,
-            "threshold": self.threshold,
-            "shingle_words": SHINGLE_WORDS,
-            "min_words": MIN_WORDS,
-            "heldout_records": self.heldout_records,
-            "heldout_touched": self.heldout_touched,
-            **{name: getattr(self, name).to_dict() for name in overlaps},
-        }
+        return {"found": self.found, "shingle_words": SHINGLE_WORDS, "min_words": MIN_WORDS, **asdict(self)}
 
     def summary(self) -> str:
         """One line for a log."""
@@ -325,8 +304,9 @@ def responses_of(record: Record) -> tuple[str, ...]:
 def _match(heldout: tuple[Origin, str], train: tuple[Origin, str], similarity: float) -> Match:
     text = " ".join(heldout[1].split())
     excerpt = text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"
-    return Match(heldout[0], train[0], similarity, excerpt)
+    return Match(str(heldout[0]), str(train[0]), round(similarity, 4), excerpt)
 
 
 def _overlap(matches: Matches, heldout: Texts) -> Overlap:
-    return Overlap(len(matches), len(heldout), tuple(matches.values())[:EXAMPLES])
+    share = len(matches) / max(len(heldout), 1)
+    return Overlap(len(matches), len(heldout), share, tuple(matches.values())[:EXAMPLES])

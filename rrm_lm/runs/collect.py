@@ -23,7 +23,7 @@ from rrm_lm.runs.loading import load_policy_on_device
 from rrm_lm.runs.progress import advance
 from rrm_lm.settings.parser import write_resolved
 from rrm_lm.settings.policies import CollectArguments
-from rrm_lm.simulated.users import load_user
+from rrm_lm.simulated.note_users import load_user
 from rrm_lm.storage import write_json, write_jsonl
 from rrm_lm.training.output_folder import OutputFolder
 from rrm_lm.training.reward_sources import load_function

@@ -9,9 +9,8 @@ from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.policies.gold import CheckedFunction, Gold, RewardFunction
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.simulated.judgement import Judgement
-from rrm_lm.simulated.note_users import NoteJudgement
-from rrm_lm.simulated.users import SimulatedUser, load_user
+from rrm_lm.simulated.note_users import NoteJudgement, SimulatedUser, load_user
+from rrm_lm.simulated.plain_words import Judgement
 from rrm_lm.training.reward_functions import PromptRows
 from rrm_lm.training.reward_sources import PythonReward, load_function
 
@@ -21,7 +20,7 @@ Judged = Judgement | NoteJudgement
 def load_gold(name: str, limits: ReadLimits | None = None, rows: PromptRows | None = None) -> Gold:
     """Load a gold reward by name.
 
-    It is a file of requests, scored by its simulated user (`rrm_lm/simulated/users.py`; NaN for a prompt that is not
+    It is a file of requests, scored by its simulated user (`rrm_lm/simulated/note_users.py`; NaN for a prompt that is not
     the user's; `limits` says how much the file may hold), `module:function` or `path/to/file.py:function`. A function
     gets the row of each prompt from `rows`, and may have the attributes `parts`, functions of the same form by
     name, and `weights`, numbers by the same names.

@@ -18,7 +18,6 @@ from rrm_lm.api.shown import CLOSE, OPEN, READ
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import FileCounts
 from rrm_lm.feedback.reading.tables import read_tables
-from rrm_lm.feedback.records import Origin
 from rrm_lm.settings.inspection import InspectArguments
 
 _WIDTH = 100  # columns
@@ -144,15 +143,11 @@ def _checks(found: Inspection) -> Iterable[tuple[str, str]]:
         overlaps = (found.leakage.prompts_exact, found.leakage.prompts_near, found.leakage.responses_near)
         matches = [match for overlap in overlaps for match in overlap.examples][:_LEAKS]
         rows = (
-            f"{_short(one.heldout)} ~ {_short(one.train)} ({100 * one.similarity:.0f}%): {one.text[:50]}..."
+            f"{Path(one.heldout).name} ~ {Path(one.train).name} ({100 * one.similarity:.0f}%): {one.text[:50]}..."
             for one in matches
         )
         yield "leaks", "\n".join([found.leakage.summary().removeprefix("leakage check: "), *rows])
     yield "repeats", found.repeats() or "none"
-
-
-def _short(origin: Origin) -> str:
-    return f"{Path(origin.file).name}, row {origin.row}"
 
 
 def _verdict(found: Inspection, args: InspectArguments) -> Text:

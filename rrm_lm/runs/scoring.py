@@ -14,8 +14,7 @@ from rrm_lm.api.resuming import fingerprint
 from rrm_lm.api.rows import set_labels
 from rrm_lm.errors import ConfigError, DataError, RRMError
 from rrm_lm.evaluation.preferences.baselines import baselines, frozen_states
-from rrm_lm.evaluation.preferences.pairwise import compare_all
-from rrm_lm.evaluation.preferences.results import Evaluation, grouped
+from rrm_lm.evaluation.preferences.results import Evaluation, compare_all, grouped
 from rrm_lm.evaluation.preferences.score_cache import CachedScorer
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer

@@ -47,7 +47,8 @@ async def check_app(app: FastAPI, models: Mapping[str, Served], token: str) -> N
             recorded = _recorded(model.location) or _scored(model)
             _check_tokens(model, recorded)
             tokenizer: Any = AutoTokenizer.from_pretrained(resolve(model.location))
-            allowed = max(ALLOWED, rounding(_dtype(model.scorer), model.scorer.model.device))
+            dtype = getattr(model.scorer.model, "dtype", None) or model.scorer.model.backbone.causal_lm.dtype
+            allowed = max(ALLOWED, rounding(dtype, model.scorer.model.device))
             largest = 0.0
             for dialect in (one for group in ALL.values() for one in group):
                 path = f"{dialect.paths[0]}?model={quote(model.name, safe='')}"
@@ -177,7 +178,3 @@ def _first(model: Served, found: Sequence[int], expected: Sequence[int]) -> str:
     )
     ours, theirs = (model.chat.tokenizer.decode(list(ids[at : at + 1])) for ids in (found, expected))
     return f"token {at + 1} is {ours!r} in place of {theirs!r}"
-
-
-def _dtype(scorer: Any) -> Any:
-    return getattr(scorer.model, "dtype", None) or scorer.model.backbone.causal_lm.dtype

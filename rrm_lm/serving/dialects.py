@@ -69,12 +69,8 @@ class Dialect(NamedTuple):
 # -- requests -------------------------------------------------------------------------------------------------------
 
 
-def _items(body: Body) -> list[Any]:
-    return _list(body, "items")
-
-
 def _own_asks(body: Body) -> Asked:
-    return [ask for place, item in enumerate(_items(body)) for ask in asks_of(item, f"item {place}")]
+    return [ask for place, item in enumerate(_list(body, "items")) for ask in asks_of(item, f"item {place}")]
 
 
 def _vllm_asks(body: Body) -> Asked:
@@ -137,7 +133,7 @@ def problem(error: Any) -> dict[str, str]:
 
 def _own_reply(body: Body, model: Served, results: Sequence[Result]) -> Any:
     found = iter(results)
-    items = [{"responses": [_own(next(found)) for _ in range(size_of(item))]} for item in _items(body)]
+    items = [{"responses": [_own(next(found)) for _ in range(size_of(item))]} for item in body["items"]]
     return {"model": model.name, "digest": model.digest, "items": items}
 
 
@@ -213,10 +209,6 @@ def whole(talks: Sequence[Conversation], tokenizer: Any) -> list[str]:
     return [tokenizer.apply_chat_template(messages_of(*talk), tokenize=False) for talk in talks]
 
 
-def _without_begin(talks: Sequence[Conversation], tokenizer: Any) -> list[str]:
-    return [text.removeprefix(tokenizer.bos_token or "") for text in whole(talks, tokenizer)]
-
-
 def sampled(talks: Sequence[Conversation], tokenizer: Any) -> tuple[list[str], list[str]]:
     """Prompts as a trainer renders them, and the same with a sampled response and the token that ends it."""
     prompts, texts = [], []
@@ -278,7 +270,10 @@ SGLANG_EMBEDDINGS = Dialect(
 # HOST:PORT/verl. It cuts the token that begins the sequence off, and tries again only after errors of the server (5xx).
 VERL_VLLM = VLLM._replace(
     paths=("/verl/classify",),
-    request=lambda talks, tokenizer, model: {"model": model, "input": _without_begin(talks, tokenizer)},
+    request=lambda talks, tokenizer, model: {
+        "model": model,
+        "input": [text.removeprefix(tokenizer.bos_token or "") for text in whole(talks, tokenizer)],
+    },
     busy=503,
 )
 VERL_SGLANG = SGLANG_EMBEDDINGS._replace(paths=("/verl/v1/embeddings",), request=VERL_VLLM.request, busy=503)

@@ -27,7 +27,8 @@ from rrm_lm.feedback.reading.files import read_rows
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.simulated import note_words
-from rrm_lm.simulated.plain_user import Request, judge
+from rrm_lm.simulated.note_words import NoteJudgement
+from rrm_lm.simulated.plain_user import PlainUser, Request, judge
 from rrm_lm.simulated.requester import Requester
 from rrm_lm.simulated.values import KINDS, counts, mentions, states
 
@@ -68,18 +69,6 @@ class NoteRequest:
     topic: str = ""  # for example "garden"
 
 
-@dataclass(frozen=True, slots=True)
-class NoteJudgement:
-    """A note user's judgment of one response."""
-
-    parts: Mapping[str, float]  # `answer` and the parts of `WEIGHTS`, from 0 to 1
-    gold: float  # 0 to 1
-    sentences: int  # number of sentences, not counting a friendly close
-    given: str  # the wrong value that it states, or ""
-    opening: str  # the filler at the start, or ""
-    close: str  # the friendly close, or ""
-
-
 class NoteUser(Requester[NoteRequest]):
     """One of the two users: an overseer (`overseers.Overseer`) of responses to questions about notes. `manner` is
     "plain" or "thorough". If the gold rewards of two responses differ by less than `tie`, neither is preferred. Raises
@@ -105,12 +94,7 @@ class NoteUser(Requester[NoteRequest]):
         return cls([_request(entry, f"{path}, row {row}") for row, entry in read_rows(Path(path), limits)], manner)
 
     def judge(self, prompt: Prompt | str, response: str) -> NoteJudgement:
-        """Judge a response part by part. Raises DataError for a prompt that is not one of this user's requests."""
         return judge_note_response(self.request(prompt), response, self.manner)
-
-    def gold(self, prompt: Prompt | str, response: str) -> float:
-        """The gold reward of a response, 0 to 1. For labels and measurements, never for training."""
-        return self.judge(prompt, response).gold
 
     def weight(self, part: str) -> float:
         """How much a part may add to gold when the answer is right; 0.5 for the answer."""
@@ -203,3 +187,23 @@ def _request(entry: Mapping[str, object], where: str) -> NoteRequest:
     if missing:
         raise DataError(f"The note does not contain the value {missing[0]!r}", where=where)
     return request
+
+
+SimulatedUser = PlainUser | NoteUser
+
+
+def load_user(name: str, limits: ReadLimits | None = None) -> SimulatedUser | None:
+    """Load the user of a file of requests; None if the file does not exist. `name` is a file of requests as in
+    `data/assistant/requests.jsonl` (`PlainUser`) or of questions about notes as in `data/notes` (`NoteUser`);
+    `FILE:thorough` selects the thorough note user. Raises DataError for a row that is not such a request.
+    """
+    path, _, manner = (
+        name.rpartition(":") if name.endswith(tuple(f":{manner}" for manner in WEIGHTS)) else (name, "", "")
+    )
+    file = Path(path).expanduser()
+    if not file.is_file():
+        return None
+    first = next((entry for _, entry in read_rows(file, limits)), {})
+    if manner or "note" in first:
+        return NoteUser.from_file(file, manner or "plain", limits)
+    return PlainUser.from_file(file, limits)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-class Judged(Protocol):
-    """The required fields of a judgment (`note_users.NoteJudgement`)."""
+@dataclass(frozen=True, slots=True)
+class NoteJudgement:
+    """A note user's judgment of one response."""
 
-    @property
-    def parts(self) -> Mapping[str, float]: ...
-    @property
-    def sentences(self) -> int: ...
-    @property
-    def given(self) -> str: ...
-    @property
-    def opening(self) -> str: ...
-    @property
-    def close(self) -> str: ...
+    parts: Mapping[str, float]  # `answer` and the parts of `note_users.WEIGHTS`, from 0 to 1
+    gold: float  # 0 to 1
+    sentences: int  # number of sentences, not counting a friendly close
+    given: str  # the wrong value that it states, or ""
+    opening: str  # the filler at the start, or ""
+    close: str  # the friendly close, or ""
 
 
 _WRONG = (
@@ -109,7 +106,7 @@ PRAISE: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def critique(judged: Judged, manner: str, key: str) -> str:
+def critique(judged: NoteJudgement, manner: str, key: str) -> str:
     """Write a critique for one judgment: the answer or the worst fault first, then another fault or a merit. `manner`
     is "plain" or "thorough". `key` selects the words; equal keys give equal words.
     """

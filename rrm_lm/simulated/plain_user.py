@@ -17,7 +17,6 @@ Responses are judged on six parts, each scored from 0 to 1 and weighted (`WEIGHT
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +26,7 @@ from rrm_lm.feedback.reading.files import read_rows
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.simulated import plain_words
-from rrm_lm.simulated.judgement import WEIGHTS, Judgement
+from rrm_lm.simulated.plain_words import WEIGHTS, Judgement
 from rrm_lm.simulated.requester import Requester
 
 _BY_SENTENCES = {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.6, 4: 0.35, 5: 0.15}
@@ -93,9 +92,6 @@ class PlainUser(Requester[Request]):
     parts = tuple(WEIGHTS)
     weights = WEIGHTS
 
-    def __init__(self, requests: Iterable[Request], tie: float = 0.02) -> None:
-        super().__init__(requests, tie)
-
     @classmethod
     def from_file(cls, path: str | Path, limits: ReadLimits | None = None) -> PlainUser:
         """Read requests from JSON lines with `request`, `mentions` and `topic` (as `data/assistant/requests.jsonl`).
@@ -114,12 +110,7 @@ class PlainUser(Requester[Request]):
         return cls(requests)
 
     def judge(self, prompt: Prompt | str, response: str) -> Judgement:
-        """Judge a response part by part. Raises DataError for a prompt that is not one of this user's requests."""
         return judge(self.request(prompt), response)
-
-    def gold(self, prompt: Prompt | str, response: str) -> float:
-        """The gold reward of a response, 0 to 1. For labels and measurements, never for training."""
-        return self.judge(prompt, response).gold
 
     def critique(self, prompt: Prompt | str, response: str, seed: int = 0) -> str:
         """A critique in 8 to 40 plain words, with faults and merits. The seed selects the words."""

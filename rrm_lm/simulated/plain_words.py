@@ -1,4 +1,4 @@
-"""Wording of the plain user's (`plain_user.py`) critiques, with many variants.
+"""The plain user's (`plain_user.py`) judgment of a response, and its wording as a critique, with many variants.
 
 `plain_words.json` has the phrases. Each fault has three kinds: predicates ("rambles on for five sentences"), sentences,
 and advice; each merit has the first two. Braces in a phrase are filled in. A critique names the costliest faults first,
@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import dataclass
 from pathlib import Path
-
-from rrm_lm.simulated.judgement import Judgement
 
 MOST_WORDS = 40
 LEAST_WORDS = 8
@@ -22,6 +21,34 @@ _BANK = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8
 FAULTS: dict[str, dict[str, list[str]]] = _BANK["faults"]
 MERITS: dict[str, dict[str, list[str]]] = _BANK["merits"]
 _APPROVAL: list[str] = _BANK["approval"]
+
+WEIGHTS: dict[str, float] = {
+    "answer": 0.35,
+    "short": 0.20,
+    "close": 0.15,
+    "opening": 0.13,
+    "prose": 0.12,
+    "whole": 0.05,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The user's judgment of one response."""
+
+    parts: dict[str, float]  # score of each part of `WEIGHTS`, from 0 (missing) to 1 (as wanted)
+    missing: tuple[str, ...]  # groups of words that do not occur
+    sentences: int  # number of sentences, not counting a friendly close
+    words: int
+    items: int  # number of list items and headings
+    opening: str  # the filler at the start; "" if none
+    close: str  # the friendly close; "" if none
+    tail: str  # the last words if it ends mid-sentence, else ""
+
+    @property
+    def gold(self) -> float:
+        """The weighted sum of the parts, 0 to 1."""
+        return round(sum(weight * self.parts[part] for part, weight in WEIGHTS.items()), 6)
 
 
 def critique(judgement: Judgement, seed: str) -> str:
@@ -35,7 +62,8 @@ def critique(judgement: Judgement, seed: str) -> str:
     else:
         merits = merits[: rng.choice((0, 1, 1))] if len(faults) > 1 else merits[:1]
         pieces = _mixed(faults, merits, rng)
-    return _fit([_capital(_fill(piece, facts)) for piece in pieces], [_fill(p, facts) for p in _spare(faults, rng)])
+    said = [_fill(piece, facts) for piece in pieces]
+    return _fit([text[:1].upper() + text[1:] for text in said], [_fill(p, facts) for p in _spare(faults, rng)])
 
 
 def _faults(judgement: Judgement, rng: random.Random) -> list[str]:
@@ -145,7 +173,3 @@ def _join(phrases: list[str]) -> str:
 
 def _fill(phrase: str, facts: dict[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: facts[match.group(1)], phrase)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.asking.overseers import Verdict
@@ -23,13 +23,17 @@ class Requester(Generic[RequestT]):
     two responses differ by less than `tie`, neither is preferred.
     """
 
-    def __init__(self, requests: Iterable[RequestT], tie: float) -> None:
+    def __init__(self, requests: Iterable[RequestT], tie: float = 0.02) -> None:
         self.requests = {_key(request.text): request for request in requests}
         self.tie = tie
 
+    def judge(self, prompt: Prompt | str, response: str) -> Any:
+        """Judge a response part by part. Raises DataError for a prompt that is not one of this user's requests."""
+        raise NotImplementedError
+
     def gold(self, prompt: Prompt | str, response: str) -> float:
         """The gold reward of a response, 0 to 1. For labels and measurements, never for training."""
-        raise NotImplementedError
+        return self.judge(prompt, response).gold
 
     def rating(self, prompt: Prompt | str, response: str) -> float:
         """`gold` as a rating of one to five stars, scaled to 0 to 1."""

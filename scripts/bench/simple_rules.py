@@ -25,8 +25,8 @@ from common import save
 from rrm_lm.evaluation.statistics.metrics import correctness, share
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison
-from rrm_lm.simulated.judgement import WEIGHTS
 from rrm_lm.simulated.plain_user import PlainUser
+from rrm_lm.simulated.plain_words import WEIGHTS
 
 DATA = Path(__file__).parents[2] / "data" / "assistant"
 BUDGETS, DRAWS = (8, 16, 32), 200

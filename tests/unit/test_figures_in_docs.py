@@ -14,8 +14,8 @@ import pytest
 
 from rrm_lm.evaluation.statistics import metrics
 from rrm_lm.feedback.reading.datasets import load_feedback
-from rrm_lm.simulated.judgement import WEIGHTS
 from rrm_lm.simulated.plain_user import PlainUser
+from rrm_lm.simulated.plain_words import WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 RESULTS, DATA = ROOT / "scripts" / "bench" / "results", ROOT / "data" / "assistant"

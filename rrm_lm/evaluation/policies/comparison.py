@@ -8,12 +8,12 @@ prompt difficulty.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from rrm_lm.evaluation.policies import drift
 from rrm_lm.evaluation.policies.best_of_n import BestOfNCurve, best_of_n
 from rrm_lm.evaluation.policies.results import (
     GOLD,
@@ -123,7 +123,6 @@ def _measure(
 def _minus(
     one: PolicySamples, others: Sequence[PolicySamples], measure: str, clusters: Sequence[str]
 ) -> dict[str, Estimate]:
-    """A measure of a policy minus that of each other policy."""
     mine = rewards_of(one, measure)
     differences = {other.name: paired_means(mine, rewards_of(other, measure), clusters) for other in others}
     return {name: difference for name, difference in differences.items() if difference is not None}
@@ -132,30 +131,35 @@ def _minus(
 def _parts(one: PolicySamples, reference: PolicySamples | None, clusters: Sequence[str]) -> dict[str, Drift]:
     """Each part of the gold reward in a policy's samples, in their order, and its change from the reference."""
     names = dict.fromkeys(m for group in one.samples for s in group for m in s.rewards if m.startswith(PART))
-    found = {}
-    for name in names:
-        rows = rewards_of(one, name)
-        level = mean_over_prompts(rows, clusters)
-        if level is not None:
-            change = None if reference is None else paired_means(rows, rewards_of(reference, name), clusters)
-            found[name.removeprefix(PART)] = Drift(level, change)
-    return found
+    mine, theirs = (
+        side and {name.removeprefix(PART): rewards_of(side, name) for name in names} for side in (one, reference)
+    )
+    return _changes(mine or {}, theirs, clusters)
 
 
 def _at_zero(one: PolicySamples, reference: PolicySamples | None, clusters: Sequence[str]) -> dict[str, Drift]:
     """At temperature 0, each measure and each part of gold, and its change from the reference."""
+    names = dict.fromkeys(measure for sample in one.greedy for measure in sample.rewards)
+    single = (
+        side and side.greedy and PolicySamples(side.name, tuple((sample,) for sample in side.greedy))
+        for side in (one, reference)
+    )
+    mine, theirs = (side and {name: rewards_of(side, name) for name in names} for side in single)
+    return _changes(mine or {}, theirs or None, clusters)
 
-    def rows(side: PolicySamples, name: str) -> list[Floats]:
-        return rewards_of(PolicySamples(side.name, tuple((sample,) for sample in side.greedy)), name)
 
+def _changes(
+    mine: Mapping[str, list[Floats]],
+    theirs: Mapping[str, list[Floats]] | None,
+    clusters: Sequence[str],
+    shares: Collection[str] = (),
+) -> dict[str, Drift]:
+    """The mean of each property, and its change from the reference, paired by prompt; `shares` are those in [0, 1]."""
     found = {}
-    for name in dict.fromkeys(measure for sample in one.greedy for measure in sample.rewards):
-        level = mean_over_prompts(rows(one, name), clusters)
-        if level is not None:
-            change = None
-            if reference is not None and reference.greedy:
-                change = paired_means(rows(one, name), rows(reference, name), clusters)
-            found[name] = Drift(level, change)
+    for name, rows in mine.items():
+        level = (share_over_prompts if name in shares else mean_over_prompts)(rows, clusters)
+        if level is not None:  # None without values, for example if every response is too short
+            found[name] = Drift(level, None if theirs is None else paired_means(rows, theirs[name], clusters))
     return found
 
 
@@ -218,7 +222,6 @@ def versus(mine: Sequence[Floats], theirs: Sequence[Floats], clusters: Sequence[
 
 
 def judge_pairs(verdicts: Sequence[PairVerdict], clusters: Sequence[str]) -> JudgeResult:
-    """Summarize a judge's verdicts on pairs."""
     labels = [clusters[verdict.prompt] for verdict in verdicts if verdict.decisions]
     decided = np.array([verdict.decisions for verdict in verdicts if verdict.decisions]).reshape(-1, 2)
     first, second = decided.T
@@ -244,34 +247,66 @@ def best_of_n_of(
 
 
 # ---- the texts ----
+# Over-optimization shows here first: the policy writes longer texts, repeats itself, or ends every answer alike. Words
+# are lower-cased runs of characters between whitespace.
+
+RUN = 4  # words, as in "seq-rep-4" (Welleck et al. 2020, arXiv 1908.04319)
+
+
+def word_runs(text: str, length: int) -> list[tuple[str, ...]]:
+    """Every run of `length` words of a text, in order."""
+    words = text.lower().split()
+    return [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
+
+
+def distinct(text: str, length: int = 2) -> float:
+    """Share of a text's word runs that are distinct: distinct-n of Li et al. 2016 (arXiv 1510.03055).
+
+    1 without repetition; NaN for a text shorter than a run.
+    """
+    runs = word_runs(text, length)
+    return len(set(runs)) / len(runs) if runs else math.nan
+
+
+def repeated(text: str, length: int = RUN) -> float:
+    """Share of a text's word runs that occurred earlier in it: 0 without repetition, NaN for too short a text."""
+    return 1 - distinct(text, length)
+
+
+def stock_phrases(texts: Sequence[Sequence[str]], length: int = RUN) -> list[list[float]]:
+    """For each prompt and text, the share of its word runs that also occur in a response to another prompt.
+
+    It rises if a policy writes the same text for every prompt. It also rises with the number of texts, so only compare
+    equal numbers of texts on the same prompts. NaN for a text shorter than a run.
+    """
+    runs = [[word_runs(text, length) for text in group] for group in texts]
+    prompts_with = Counter(run for group in runs for run in {run for text in group for run in text})
+    return [
+        [sum(prompts_with[run] > 1 for run in text) / len(text) if text else math.nan for text in group]
+        for group in runs
+    ]
+
 
 # Properties of one text; `stock` needs all texts at once.
 _OF_ONE: Mapping[str, Callable[[Sample], float]] = {
     "tokens": lambda sample: sample.tokens,
     "finished": lambda sample: float(sample.finished),
-    "repeated": lambda sample: drift.repeated(sample.response),
-    "distinct": lambda sample: drift.distinct(sample.response),
+    "repeated": lambda sample: repeated(sample.response),
+    "distinct": lambda sample: distinct(sample.response),
 }
 DRIFTS = {
     "tokens": "tokens of a response",
     "finished": "responses that ended with an end token",
-    "repeated": f"{drift.RUN}-word runs repeated in a response",
+    "repeated": f"{RUN}-word runs repeated in a response",
     "distinct": "different word pairs in a response (distinct-2)",
-    "stock": f"{drift.RUN}-word runs that also occur in other answers",
+    "stock": f"{RUN}-word runs that also occur in other answers",
 }
 SHARES = frozenset(DRIFTS) - {"tokens"}  # those in [0, 1]
 
 
 def drifts(one: PolicySamples, reference: PolicySamples | None, clusters: Sequence[str]) -> dict[str, Drift]:
     """Length, endings and repetition of a policy's texts, and the change from the reference, paired by prompt."""
-    mine = _text_rows(one)
-    theirs = None if reference is None else _text_rows(reference)
-    found = {}
-    for name, rows in mine.items():
-        level = (share_over_prompts if name in SHARES else mean_over_prompts)(rows, clusters)
-        if level is not None:  # None if every response is too short
-            found[name] = Drift(level, None if theirs is None else paired_means(rows, theirs[name], clusters))
-    return found
+    return _changes(_text_rows(one), reference and _text_rows(reference), clusters, SHARES)
 
 
 def _text_rows(written: PolicySamples) -> dict[str, list[Floats]]:
@@ -279,5 +314,5 @@ def _text_rows(written: PolicySamples) -> dict[str, list[Floats]]:
     rows = {
         name: [np.array([value(sample) for sample in group]) for group in groups] for name, value in _OF_ONE.items()
     }
-    stock = drift.stock_phrases([[sample.response for sample in group] for group in groups])
+    stock = stock_phrases([[sample.response for sample in group] for group in groups])
     return {**rows, "stock": [np.array(row) for row in stock]}

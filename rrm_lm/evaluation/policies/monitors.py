@@ -178,19 +178,6 @@ def _design(kind: Kind, distance: Floats) -> Floats:
     return np.stack([np.ones_like(distance), distance, -bend], axis=-1)
 
 
-def _peak(kind: Kind, alpha: Floats, beta: Floats) -> Floats:
-    """The distance at the curve's maximum: infinite if it only rises, 0 if it only falls."""
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        top = alpha / (2 * beta) if kind == "best_of_n" else np.exp(alpha / beta - 1)
-    return np.where(beta > 0, np.maximum(top, 0.0), math.inf)
-
-
-def _slope(kind: Kind, alpha: Floats, beta: Floats, distance: Floats) -> Floats:
-    if kind == "best_of_n":
-        return alpha - 2 * beta * distance
-    return alpha - beta * (np.log(np.maximum(distance, np.finfo(float).tiny)) + 1)
-
-
 def fit_curve(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> CurveFit | None:
     """Fit gold reward against distance at the points with a gold reward; None with too few different distances."""
     there = np.isfinite(track.gold).any(axis=0) & np.isfinite(track.kl).any(axis=0)
@@ -224,14 +211,18 @@ def _means(weights: Floats, kl: Floats, gold: Floats) -> tuple[Floats, Floats]:
 
 
 def _parameters(kind: Kind, distance: Floats, reward: Floats) -> tuple[Floats, ...]:
-    """R0, alpha, beta, peak, reward at the peak and slope at the last point, each `(draws,)`, by least squares."""
+    """R0, alpha, beta, peak, reward at the peak and slope at the last point, each `(draws,)`, by least squares. The
+    peak is infinite if the curve only rises, 0 if it only falls.
+    """
     parameters = (np.linalg.pinv(_design(kind, distance)) @ reward[..., None])[..., 0]
     start, alpha, beta = np.moveaxis(parameters, -1, 0)
-    peak = _peak(kind, alpha, beta)
-    with np.errstate(invalid="ignore"):
+    last = np.maximum(distance[:, -1], np.finfo(float).tiny)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        top = alpha / (2 * beta) if kind == "best_of_n" else np.exp(alpha / beta - 1)
+        peak = np.where(beta > 0, np.maximum(top, 0.0), math.inf)
         gain = peak * (alpha - beta * peak) if kind == "best_of_n" else beta * peak
-    top = start + np.where(np.isinf(peak), math.inf, gain)
-    return start, alpha, beta, peak, top, _slope(kind, alpha, beta, distance[:, -1])
+        slope = alpha - beta * (2 * distance[:, -1] if kind == "best_of_n" else np.log(last) + 1)
+    return start, alpha, beta, peak, start + np.where(np.isinf(peak), math.inf, gain), slope
 
 
 # ---- verdicts ----

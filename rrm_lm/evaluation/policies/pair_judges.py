@@ -1,4 +1,4 @@
-"""Judges that compare two responses side by side: a language model, or any overseer.
+"""Judges that compare two responses side by side.
 
 Judges have a position bias (Wang et al. 2023, arXiv 2305.17926), so each pair is shown in both orders, and counts only
 if both give a verdict.
@@ -7,16 +7,15 @@ if both give a verdict.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from rrm_lm.evaluation.policies.results import PairVerdict
+from rrm_lm.evaluation.preferences.judge import answer_logits
 from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, fill
-from rrm_lm.feedback.asking.overseers import Overseer
 from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.models.backbone import Backbone, check_logits
-from rrm_lm.text.batching import collate, length_groups, share
 from rrm_lm.text.chat import ChatFormat
 
 PairQuestion = tuple[Prompt, str, str]  # a prompt, the response shown first, the response shown second
@@ -30,7 +29,6 @@ class PairJudge(Protocol):
 
     def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
         """For each question, the probability (0 to 1) that the first response is better; None for an abstention."""
-        ...
 
 
 class LanguageModelJudge:
@@ -56,31 +54,25 @@ class LanguageModelJudge:
         self.chat = ChatFormat(chat.tokenizer)  # never truncates a question
         self.longest = chat.max_length or getattr(backbone.config, "max_position_embeddings", None)
         self.micro_batch_tokens, self.question = micro_batch_tokens, question
-        self.letters = [_letter_ids(chat.tokenizer, letter) for letter in ("A", "B")]
+        # The possible first tokens of an answer: a letter with and without a leading space.
+        tokens = [[chat.tokenizer(text, add_special_tokens=False).input_ids[-1] for text in (a, f" {a}")] for a in "AB"]
+        self.letters = [sorted(set(ids)) for ids in tokens]
 
     def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
-        """See `PairJudge`."""
         lines = [tuple(self.chat.prompt_ids(self._ask(*question))) for question in questions]
         fitting = [i for i, line in enumerate(lines) if self._is_short(line)]
         verdicts: list[float | None] = [None] * len(questions)
         self.backbone.eval()
-        for group in length_groups([len(lines[i]) for i in fitting], self.micro_batch_tokens):
-            members = [fitting[i] for i in group]
-            batch = collate([share([lines[i]]) for i in members], self.backbone.pad_id).to(self.backbone.device)
-            with torch.inference_mode():
-                hidden = self.backbone(batch, self.adapter)
-                ends = torch.stack([hidden[row, indices[-1]] for row, indices in batch.where])
-                logits = self.backbone.logits(ends, self.adapter)
-                likeliest = logits.argmax(-1).tolist()
-                first, second = (logits[:, ids].logsumexp(-1) for ids in self.letters)
-                chances = torch.sigmoid(first - second).tolist()
-            for i, token, chance in zip(members, likeliest, chances, strict=True):
+        asked = [[lines[i]] for i in fitting]
+        for group, logits in answer_logits(self.backbone, self.adapter, asked, self.micro_batch_tokens):
+            first, second = (logits[:, ids].logsumexp(-1) for ids in self.letters)
+            chances = torch.sigmoid(first - second).tolist()
+            for i, token, chance in zip(group, logits.argmax(-1).tolist(), chances, strict=True):
                 if token in self.letters[0] or token in self.letters[1]:
-                    verdicts[i] = chance
+                    verdicts[fitting[i]] = chance
         return verdicts
 
     def fits(self, question: PairQuestion) -> bool:
-        """Whether a question fits the context."""
         return self._is_short(self.chat.prompt_ids(self._ask(*question)))
 
     def _is_short(self, line: Sequence[int]) -> bool:
@@ -88,26 +80,6 @@ class LanguageModelJudge:
 
     def _ask(self, prompt: Prompt, first: str, second: str) -> Prompt:
         return (Message("user", fill(self.question, prompt, first, second)),)
-
-
-class OverseerJudge:
-    """An overseer as a judge of pairs. No preference counts half; an abstention does not count."""
-
-    def __init__(self, overseer: Overseer) -> None:
-        self.overseer = overseer
-
-    @property
-    def name(self) -> str:
-        return self.overseer.name
-
-    def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
-        """See `PairJudge`."""
-        verdicts: list[float | None] = []
-        for prompt, first, second in questions:
-            verdict = self.overseer.compare(prompt, [first, second])
-            decision = 0.5 if verdict.preferred is None else float(verdict.preferred == 0)
-            verdicts.append(None if verdict.abstained else decision)
-        return verdicts
 
 
 def both_orders(
@@ -126,8 +98,3 @@ def both_orders(
         other = answers[len(asked) + place]
         verdicts[i] = PairVerdict(i, answers[place], None if other is None else 1 - other)
     return list(verdicts.values())
-
-
-def _letter_ids(tokenizer: Any, letter: str) -> list[int]:
-    """The possible first tokens of an answer with this letter: with and without a leading space."""
-    return sorted({tokenizer(text, add_special_tokens=False).input_ids[-1] for text in (letter, " " + letter)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -20,13 +20,7 @@ from rrm_lm.text.batching import collate, length_groups
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.over_optimisation import Measure, Probe
 
-T = TypeVar("T")
-
-
-class Within(Protocol):
-    """Calls a function that computes with a policy."""
-
-    def __call__(self, function: Callable[[], T], /) -> T: ...
+Within = Callable[[Callable[[], Any]], Any]  # calls a function that computes with a policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +43,6 @@ class DrawnReward(Protocol):
 
     def of_drawn(self, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Drawn]]) -> list[list[float]]:
         """For each prompt, the reward of each response; NaN if it has none."""
-        ...
 
 
 def end_ids(chat: ChatFormat) -> list[int]:

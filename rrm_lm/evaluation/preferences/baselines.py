@@ -18,6 +18,7 @@ import scipy
 import torch
 from tqdm.auto import tqdm
 
+from rrm_lm.evaluation.preferences.criteria import most_probable
 from rrm_lm.evaluation.preferences.judge import JudgeScorer
 from rrm_lm.evaluation.preferences.results import Baseline, SetResult
 from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, RewardScorer, encode_all, padded
@@ -102,12 +103,7 @@ def cross_fitted(
 
 
 def _weights(x: Any, penalty: float) -> Floats:
-    def loss(weights: Floats) -> tuple[float, Floats]:
-        margins = x @ weights
-        value = np.logaddexp(0, -margins).mean() + penalty / 2 * weights @ weights
-        return float(value), penalty * weights - x.T @ scipy.special.expit(-margins) / len(margins)
-
-    return scipy.optimize.minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B").x
+    return most_probable(x, np.zeros(x.shape[1]), penalty * x.shape[0])
 
 
 # ---- features ----

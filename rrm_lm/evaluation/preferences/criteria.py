@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,7 +195,8 @@ class CriteriaScorer:
 
     def __init__(self, path: str | Path, name: str, *, allow_code: bool = False) -> None:
         self.name = name
-        criteria = [replace(one, scale=one.scale or _typical_scale(one)) for one in read_criteria(path)]
+        typical = {name: one.scale for name, one in DETECTORS.items()}
+        criteria = [replace(one, scale=one.scale or typical.get(one.measure, 1.0)) for one in read_criteria(path)]
         self.criteria = CriteriaReward(criteria, allow_code=allow_code, permission="--trust_remote_code true")
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -210,27 +212,28 @@ class CriteriaScorer:
         return True
 
 
-def _typical_scale(criterion: Criterion) -> float:
-    return DETECTORS[criterion.measure].scale if criterion.measure in DETECTORS else 1.0
-
-
 def fit_weights(differences: Floats, prior: Floats, prior_std: float = PRIOR_STD) -> tuple[Floats, Floats]:
     """The most probable weights of a logistic model of comparisons, and their standard deviations. `differences`
     (pairs, criteria): chosen minus rejected; `prior` (criteria,): the prior's means.
     """
+    if not len(prior):
+        return prior, prior
     precision = prior_std**-2
+    weights = most_probable(differences, prior, precision)
+    right = expit(differences @ weights)
+    hessian = (differences * (right * (1 - right))[:, None]).T @ differences + precision * np.eye(len(prior))
+    return weights, np.sqrt(np.diag(np.linalg.inv(hessian)))
+
+
+def most_probable(differences: Any, prior: Floats, precision: float) -> Floats:
+    """The weights of the largest posterior of a logistic model of comparisons; `differences` may be sparse."""
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         margins, away = differences @ weights, weights - prior
         value = np.logaddexp(0.0, -margins).sum() + 0.5 * precision * away @ away
-        return float(value), -differences.T @ expit(-margins) + precision * away
+        return float(value), precision * away - differences.T @ expit(-margins)
 
-    if not len(prior):
-        return prior, prior
-    weights = minimize(loss, prior, jac=True, method="L-BFGS-B").x
-    right = expit(differences @ weights)
-    hessian = (differences * (right * (1 - right))[:, None]).T @ differences + precision * np.eye(len(prior))
-    return weights, np.sqrt(np.diag(np.linalg.inv(hessian)))
+    return minimize(loss, prior, jac=True, method="L-BFGS-B").x
 
 
 def _detected(name: str) -> Measured:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,15 +61,9 @@ class JudgeScorer:
             [tuple(self.chat.prompt_ids(self._ask(prompt, response))) for response in group]
             for prompt, group in zip(prompts, responses, strict=True)
         ]
-        rows = [self.backbone.rows(group) for group in lines]
         rewards: dict[int, list[float]] = {}
-        for group in row_groups(rows, self.micro_batch_tokens):
-            batch = collate([row for i in group for row in rows[i]], self.backbone.pad_id).to(self.backbone.device)
-            with torch.inference_mode():
-                hidden = self.backbone(batch, self.adapter)
-                ends = torch.stack([hidden[row, indices[-1]] for row, indices in batch.where])
-                logits = self.backbone.logits(ends, self.adapter)
-                odds = logits[:, self.yes].logsumexp(-1) - logits[:, self.no].logsumexp(-1)
+        for group, logits in answer_logits(self.backbone, self.adapter, lines, self.micro_batch_tokens):
+            odds = logits[:, self.yes].logsumexp(-1) - logits[:, self.no].logsumexp(-1)
             found = iter(odds.float().tolist())
             for i in group:
                 rewards[i] = [next(found) for _ in lines[i]]
@@ -83,6 +77,21 @@ class JudgeScorer:
     def _ask(self, prompt: Prompt, response: str) -> Prompt:
         conversation = "\n\n".join(f"{message.role}: {message.content}" for message in prompt)
         return (Message("user", self.question.format(conversation=conversation, response=response)),)
+
+
+def answer_logits(
+    backbone: Backbone, adapter: str | None, lines: Sequence[list[tuple[int, ...]]], micro_batch_tokens: int
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Batches of questions: which of `lines` they are, and the logits (questions, vocabulary) of their answers' first
+    token. Each of `lines` holds the token ids of questions that may share a beginning.
+    """
+    rows = [backbone.rows(group) for group in lines]
+    for group in row_groups(rows, micro_batch_tokens):
+        batch = collate([row for i in group for row in rows[i]], backbone.pad_id).to(backbone.device)
+        with torch.inference_mode():
+            hidden = backbone(batch, adapter)
+            logits = backbone.logits(torch.stack([hidden[row, places[-1]] for row, places in batch.where]), adapter)
+        yield group, logits
 
 
 def _first_tokens(tokenizer: Any, word: str) -> list[int]:

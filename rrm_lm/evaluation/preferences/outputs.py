@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from rrm_lm.evaluation.preferences.benchmarks import SECTIONS
-from rrm_lm.evaluation.preferences.results import Evaluation, ScoredComparison, SetResult
+from rrm_lm.evaluation.preferences.results import Evaluation, SetResult
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.ensemble import EnsembleReward
 from rrm_lm.storage import write_json, write_jsonl
@@ -33,18 +33,12 @@ def plain_text(prompt: Prompt, response: str | None) -> str:
 
 
 def write_evaluation(
-    evaluation: Evaluation,
-    folder: Path,
-    *,
-    render: Render = plain_text,
-    tokenizer: str | None = None,
-    chat_template: str | None = None,
+    evaluation: Evaluation, folder: Path, *, render: Render = plain_text, tokenizer: str | None = None
 ) -> list[Path]:
     """Write results.json, scores.jsonl and RewardBench's files into `folder`; return the paths.
 
     RewardBench's files cover one set each. With several sets, each set has its own folder inside `folder`. For these
-    files, `render` gives the text that the model reads, `tokenizer` is the tokenizer's name (by default the model's),
-    and `chat_template` RewardBench's name of a chat template (None: the tokenizer's own).
+    files, `render` gives the text that the model reads, and `tokenizer` the tokenizer's name (default: the model's).
     """
     paths = [folder / "results.json", folder / "scores.jsonl"]
     write_json(paths[0], evaluation.to_dict())
@@ -53,9 +47,7 @@ def write_evaluation(
     for result in evaluation.sets:
         where = folder if len(evaluation.sets) == 1 else folder / re.sub(r"[^\w.-]+", "-", result.name).strip("-.")
         summary, outputs = where / f"{name}.json", where / f"{name}_outputs.jsonl"
-        write_json(
-            summary, rewardbench_summary(result, evaluation.model, tokenizer=tokenizer, chat_template=chat_template)
-        )
+        write_json(summary, rewardbench_summary(result, evaluation.model, tokenizer=tokenizer))
         write_jsonl(outputs, rewardbench_rows(result, render))
         paths += [summary, outputs]
     return paths
@@ -73,41 +65,24 @@ def score_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     """One row per comparison of every set, scored or not, in the order of the sets and their comparisons."""
     for result in evaluation.sets:
         for example in result.examples:
-            yield {"set": result.name, **_row(example)}
+            comparison, origin = example.comparison, example.comparison.origin
+            known = ("reward_chosen", "reward_rejected", "margin", "probability", "correct")
+            rewards = {"std_chosen": example.reward_chosen, "std_rejected": example.reward_rejected}
+            yield {
+                "set": result.name,
+                "index": example.index,
+                **{name: getattr(comparison, name) for name in ("prompt_id", "source", "subset", "group", "styles")},
+                "origin": {"file": origin.file, "row": origin.row},
+                **{name: None if example.reason else getattr(example, name) for name in known},
+                "length_chosen": len(comparison.chosen),
+                "length_rejected": len(comparison.rejected),
+                "not_scored_because": example.reason or None,
+                # over the members of an ensemble
+                **{name: one.std for name, one in rewards.items() if isinstance(one, EnsembleReward)},
+            }
 
 
-def _row(example: ScoredComparison) -> dict[str, Any]:
-    comparison = example.comparison
-    scored = not example.reason
-    return {
-        "index": example.index,
-        "prompt_id": comparison.prompt_id,
-        "source": comparison.source,
-        "subset": comparison.subset,
-        "group": comparison.group,
-        "styles": comparison.styles,
-        "origin": {"file": comparison.origin.file, "row": comparison.origin.row},
-        "reward_chosen": example.reward_chosen if scored else None,
-        "reward_rejected": example.reward_rejected if scored else None,
-        "margin": example.margin if scored else None,
-        "probability": example.probability if scored else None,
-        "correct": example.correct if scored else None,
-        "length_chosen": len(comparison.chosen),
-        "length_rejected": len(comparison.rejected),
-        "not_scored_because": example.reason or None,
-        **_disagreement(example),
-    }
-
-
-def _disagreement(example: ScoredComparison) -> dict[str, float]:
-    """Standard deviations of rewards over ensemble members; empty for other models."""
-    rewards = {"std_chosen": example.reward_chosen, "std_rejected": example.reward_rejected}
-    return {name: reward.std for name, reward in rewards.items() if isinstance(reward, EnsembleReward)}
-
-
-def rewardbench_summary(
-    result: SetResult, model: str, *, tokenizer: str | None = None, chat_template: str | None = None
-) -> dict[str, Any]:
+def rewardbench_summary(result: SetResult, model: str, *, tokenizer: str | None = None) -> dict[str, Any]:
     """RewardBench's `<model>.json`. It counts a tie as wrong, so its accuracy can be below ours.
 
     As in RewardBench, `extra_results` is the accuracy of each subset if the set is RewardBench's, else None.
@@ -124,7 +99,7 @@ def rewardbench_summary(
         "model": model,
         "ref_model": None,
         "tokenizer": tokenizer or model,
-        "chat_template": chat_template,
+        "chat_template": None,
         "extra_results": {name: sum(wins) / len(wins) for name, wins in sorted(by_subset.items())} if own else None,
     }
 

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -288,6 +289,47 @@ def distinct_responses(scored: Sequence[ScoredComparison]) -> list[ScoredRespons
         for text, reward in ((comparison.chosen, one.reward_chosen), (comparison.rejected, one.reward_rejected)):
             seen.setdefault((number, text), ScoredResponse(number, comparison, text, reward))
     return list(seen.values())
+
+
+# ---- models compared with each other ----
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDifference:
+    """Two models on one set."""
+
+    # set, first, second: the names of the set and of the models
+    set: str
+    first: str
+    second: str
+    difference: Estimate  # accuracy of the first model minus the second's; paired, clustered by prompt
+    pairs_for_one_point: int | None  # how many comparisons would show a difference of one point; see `metrics.needed`
+
+
+def compare_all(evaluations: Mapping[str, Evaluation]) -> list[ModelDifference]:
+    """Every pair of models, by name, on each set. Raises DataError if two results are not of the same comparisons, or
+    both models scored none of them.
+    """
+    found = []
+    for (first, one), (second, other) in combinations(evaluations.items(), 2):
+        for mine, theirs in zip(one.sets, other.sets, strict=True):
+            right = _right(mine, theirs)
+            difference = metrics.paired_difference(*right)
+            found.append(ModelDifference(mine.name, first, second, difference, metrics.needed(*right)))
+    return found
+
+
+def _right(first: SetResult, second: SetResult) -> tuple[list[float], list[float], list[str]]:
+    """Whether each model is right on each comparison that both scored, and its prompt."""
+    both = [(a, b) for a, b in zip(first.examples, second.examples, strict=False) if not (a.reason or b.reason)]
+    if [one.comparison for one in first.examples] != [one.comparison for one in second.examples] or not both:
+        raise DataError(
+            "the two models were not evaluated on the same comparisons",
+            where=f"{first.name} and {second.name}",
+            expected="the same comparisons in the same order, some of which both models scored",
+            remedy="evaluate both models on one set",
+        )
+    return [a.correct for a, _ in both], [b.correct for _, b in both], [a.comparison.prompt_id for a, _ in both]
 
 
 # ---- items of benchmarks, put back together from their comparisons ----

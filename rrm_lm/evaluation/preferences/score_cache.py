@@ -46,11 +46,8 @@ class CachedScorer:
                     self.known[key] = [reward, reward.std] if isinstance(reward, EnsembleReward) else [reward]
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.file, json.dumps(self.known))  # unlike JSON proper, this keeps NaN
-        return [[_reward(*self.known[key]) for key in group] for group in keys]
-
-
-def _reward(reward: float, std: float | None = None) -> float:
-    return reward if std is None else EnsembleReward(reward, std)
+        known = ([self.known[key] for key in group] for group in keys)
+        return [[EnsembleReward(*one) if len(one) > 1 else one[0] for one in group] for group in known]
 
 
 def _digest(value: object) -> str:

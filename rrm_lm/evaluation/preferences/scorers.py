@@ -37,6 +37,15 @@ _DUMMY = Line((0,), 0, 0)  # dummy input while other processes have more batches
 _VALUE_HEADS = ("value_head.safetensors", "value_head.bin")  # of LLaMA-Factory
 
 
+def _fits(self: RewardScorer | ClassifierScorer, prompt: Prompt, response: str) -> bool:
+    """Whether a prompt and its response fit without truncation."""
+    try:
+        encoded = self.chat.encode(prompt, [response])
+    except DataError:  # no tokens, so nothing is truncated
+        return True
+    return not (encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
+
+
 class RewardScorer:
     """Rewards of a model trained by `rrm-lm reward`. The model must be in evaluation mode. Rewards do not depend on
     `micro_batch_tokens`, the maximum of padded tokens at once, or on `padding_side`. A model that writes critiques
@@ -82,7 +91,10 @@ class RewardScorer:
         members: dict[int, list[list[float]]] = {}  # for each prompt's lines, the rewards of the model's members
         self.model.eval()
         backbone = self.model.backbone
-        for group in _same_on_all(row_groups(rows, self.micro_batch_tokens), self.model):
+        groups = row_groups(rows, self.micro_batch_tokens)
+        if is_sharded(self.model):  # all processes must run the same number of batches
+            groups += [[]] * (max_over_processes(len(groups), _device()) - len(groups))
+        for group in groups:
             together = [line for i in group for line in flat[i]] if group else [_DUMMY]
             laid = [row for i in group for row in rows[i]] if group else backbone.rows([_DUMMY.ids])
             batch = collate(laid, backbone.pad_id, self.padding_side).to(backbone.device)
@@ -93,9 +105,7 @@ class RewardScorer:
                 members[i] = [next(found) for _ in flat[i]]
         return [self._combined(lines[i], members.get(i, [])) for i in range(len(lines))]
 
-    def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether a prompt and its response fit without truncation."""
-        return _fits(self.chat, prompt, response)
+    fits = _fits
 
     def _combined(self, lines: Sequence[Sequence[Line]], members: Sequence[Sequence[float]]) -> list[float]:
         """One reward per response: average each member over the response's lines, then combine the members."""
@@ -155,9 +165,7 @@ class ClassifierScorer:
         found = iter(rewards)
         return [_mean_per_response(group, [next(found) for per in group for _ in per]) for group in lines]
 
-    def fits(self, prompt: Prompt, response: str) -> bool:
-        """Whether a prompt and its response fit without truncation."""
-        return _fits(self.chat, prompt, response)
+    fits = _fits
 
 
 def load_scorer(
@@ -321,22 +329,6 @@ def padded(lines: Sequence[Line], pad_id: int) -> tuple[torch.Tensor, torch.Tens
         ids[row, : len(line.ids)] = torch.tensor(line.ids)
         is_real[row, : len(line.ids)] = 1
     return ids, is_real
-
-
-def _fits(chat: ChatFormat, prompt: Prompt, response: str) -> bool:
-    """Whether nothing is truncated."""
-    try:
-        encoded = chat.encode(prompt, [response])
-    except DataError:  # no tokens, so nothing is truncated
-        return True
-    return not (encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
-
-
-def _same_on_all(groups: list[list[int]], model: torch.nn.Module) -> list[list[int]]:
-    """Pad groups with empty ones for a sharded model, because all processes must run the same number of batches."""
-    if not is_sharded(model):
-        return groups
-    return groups + [[]] * (max_over_processes(len(groups), _device()) - len(groups))
 
 
 def _mean_per_response(lines: Sequence[Sequence[Line]], rewards: Sequence[float]) -> list[float]:

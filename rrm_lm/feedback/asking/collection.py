@@ -23,7 +23,7 @@ from rrm_lm.feedback.asking.concurrently import ask_all
 from rrm_lm.feedback.asking.journal import Entry, Journal
 from rrm_lm.feedback.asking.overseers import NO_ANSWER, Overseer, Verdict
 from rrm_lm.feedback.records import Comparison, Origin, Prompt, check_prompt, find_surrogate
-from rrm_lm.feedback.store.records import prompt_row, turn
+from rrm_lm.feedback.store.records import comparison_row
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,8 @@ def collect(
             for row, one in enumerate(decided, start=1)
         )
         if path is not None:
-            storage.write_jsonl(path, map(_row, records))
+            rows = (comparison_row(one) | {"source": one.source, "subset": one.subset} for one in records)
+            storage.write_jsonl(path, rows)
     counts = replace(
         counts,
         pairs=len(verdicts),
@@ -306,17 +307,3 @@ def _journal(path: str | Path | None, header: Entry) -> Iterator[Journal]:
         raise CheckpointError(what, where=str(path), expected=expected, remedy="collect into another file")
     with locks.lock(path.with_name(path.name + ".lock"), what="The feedback file"), Journal(asked, header) as journal:
         yield journal
-
-
-def _row(record: Comparison) -> dict[str, Any]:
-    """A comparison as a row that `load_feedback` reads back unchanged."""
-    row: dict[str, Any] = {
-        **prompt_row(record.prompt),
-        "chosen": turn(record.chosen),
-        "rejected": turn(record.rejected),
-        "chosen_critiques": list(record.chosen_critiques),
-        "rejected_critiques": list(record.rejected_critiques),
-        "source": record.source,
-        "subset": record.subset,
-    }
-    return row if record.margin is None else row | {"margin": record.margin}

@@ -32,7 +32,7 @@ class Journal:
         """
         if self.path is None:
             return self
-        try:
+        with storage.explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("a+b")
             self._stream.seek(0)
@@ -41,8 +41,6 @@ class Journal:
             if complete < len(content):
                 logger.info("%s: dropped the last line, which was cut short", self.path)
                 self._stream.truncate(complete)
-        except OSError as error:
-            raise self._failed("opened", error) from error
         try:
             self._read(content[:complete])
             if complete == 0:
@@ -95,17 +93,8 @@ class Journal:
                 )
 
     def _write(self, entry: Entry) -> None:
-        if self._stream is None:
+        if self._stream is None or self.path is None:
             return
-        try:
+        with storage.explained(self.path):
             self._stream.write(storage.json_text(entry, indent=None).encode() + b"\n")
             self._stream.flush()
-        except OSError as error:
-            raise self._failed("written", error) from error
-
-    def _failed(self, how: str, error: OSError) -> CheckpointError:
-        return CheckpointError(
-            f"The file of answers cannot be {how}: {error.strerror}",
-            where=str(self.path),
-            remedy="free some space, or choose a writable folder; the answers so far are kept",
-        )

@@ -87,11 +87,17 @@ _REASON_LENGTH = 1000  # maximum characters of an answer that are kept as the re
 def fill(question: str, prompt: Prompt, first: str, second: str = "") -> str:
     """Fill the texts into a question, between marks. Equal texts give equal questions, so answers can be cached.
     `question` is a template with the fields `conversation`, `first` and, for two replies, `second`; the optional fields
-    `opened` and `closed` show the marks.
+    `opened` and `closed` show the marks. Each control token gets a space: `<|im_end|>` becomes `< |im_end|>`.
     """
     conversation = "\n\n".join(f"{message.role}: {message.content}" for message in prompt)
-    texts = [_break_control_tokens(text) for text in (conversation, first, second)]
-    mark = _unused_mark(texts)
+    texts = [
+        _CONTROL.sub(lambda found: " ".join(filter(None, found.groups())), text)
+        for text in (conversation, first, second)
+    ]
+    whole, mark, number = "\x1f".join(texts), "", 0
+    while not mark or mark in whole:  # a hash of all texts, which the author of one of them cannot predict
+        mark = hashlib.sha256(f"{number}\x1f{whole}".encode("utf-8", "replace")).hexdigest()[:8]
+        number += 1
     fenced = [f"<text {mark}>\n{text}\n</text {mark}>" for text in texts]
     fields = dict(zip(("conversation", "first", "second"), fenced, strict=True))
     return question.format(**fields, opened=f"<text {mark}>", closed=f"</text {mark}>")
@@ -143,21 +149,6 @@ def without_thoughts(answer: str) -> str:
 def is_refusal(text: str) -> bool:
     """Whether a text begins with one of the usual refusals."""
     return _REFUSAL.search(text[:100]) is not None
-
-
-def _unused_mark(texts: list[str]) -> str:
-    """A hash of all texts that none of them contains; the author of one text cannot predict it."""
-    whole = "\x1f".join(texts)
-    mark, number = "", 0
-    while not mark or mark in whole:
-        mark = hashlib.sha256(f"{number}\x1f{whole}".encode("utf-8", "replace")).hexdigest()[:8]
-        number += 1
-    return mark
-
-
-def _break_control_tokens(text: str) -> str:
-    """Put a space into each control token: `<|im_end|>` becomes `< |im_end|>`."""
-    return _CONTROL.sub(lambda found: " ".join(part for part in found.groups() if part), text)
 
 
 def _json_choice(text: str) -> tuple[str, str] | None:

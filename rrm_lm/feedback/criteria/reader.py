@@ -186,17 +186,13 @@ def _plain(clause: str) -> str:
     return re.sub(r"\s+", " ", _QUOTED.sub(kind, text)).strip().lower().replace("more or less ", "")
 
 
-def _is_negated(before: str) -> bool:
-    near = " ".join(re.split("[,;:]| and ", _cue("not_only").sub("", before))[-1].split()[-5:])
-    return len(_cue("negation").findall(near)) % 2 == 1
-
-
 def _turned(text: str, match: re.Match[str], is_merit: bool) -> bool:
     """Whether a phrase is a merit after negations and modal verbs before it."""
     before = text[: match.start()]
     if not is_merit and (_cue("unwanted").search(before) or re.search(r"\b(?:instead of|rather than) $", before)):
         return False
-    if _is_negated(before):
+    near = " ".join(re.split("[,;:]| and ", _cue("not_only").sub("", before))[-1].split()[-5:])
+    if len(_cue("negation").findall(near)) % 2 == 1:
         return not is_merit
     if is_merit and match.start() == 0 and _cue("imperative").match(text):
         return False

@@ -192,11 +192,16 @@ def _read_json(source: _Source) -> NumberedRows:
 
 def _read_csv(source: _Source, delimiter: str = "") -> NumberedRows:
     csv.field_size_limit(source.limits.max_cell_chars)  # the default of 128 KiB is too small for long documents
-    lines = _text_lines(source)
+    lines = (  # with line ends, for the csv module; old Mac files have only carriage returns
+        part
+        for row, line in source.lines()
+        for part in io.StringIO(_decode(line, row, f"{source.file}, row {row} (counted in lines)"), newline="")
+    )
     file, number, first = source.file, 0, next(lines, "")
     if stated := re.fullmatch(r"sep=(.)\s*", first):  # Excel's, before the header
         delimiter, first = stated[1], next(lines, "")
-    delimiter = delimiter or _delimiter(first)
+    # the delimiter that splits the header into the most columns; a comma if none does
+    delimiter = delimiter or max(DELIMITERS, key=re.sub(r'"[^"]*"', "", first).count)
     spaced = f"{delimiter} " in first and not first.startswith("{")
     reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True, skipinitialspace=spaced)
     try:
@@ -226,19 +231,6 @@ def _read_csv(source: _Source, delimiter: str = "") -> NumberedRows:
             expected='cells quoted as "..." with quotes inside doubled',
             remedy="fix the row, or copy the file again if it is cut short",
         ) from None
-
-
-def _delimiter(header: str) -> str:
-    """The delimiter that splits a header line into the most columns; a comma if none does."""
-    quoted = re.sub(r'"[^"]*"', "", header)
-    return max(DELIMITERS, key=quoted.count)
-
-
-def _text_lines(source: _Source) -> Iterator[str]:
-    """Lines with line ends, for the csv module. Old Mac files have only carriage returns."""
-    for number, line in source.lines():
-        text = _decode(line, number, f"{source.file}, row {number} (counted in lines)")
-        yield from io.StringIO(text, newline="")
 
 
 def _read_parquet(source: _Source) -> NumberedRows:

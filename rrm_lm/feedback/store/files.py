@@ -165,27 +165,26 @@ class Store:
         """Store an event; returns its number, and whether it is new: an event with the same `request` is not repeated.
         Raises CheckpointError: it was not stored.
         """
-        with self._transaction():
-            return self._insert(kind, person, item, body or {}, request, storage.now())
+        now = storage.now()
+        return self.append_all([(Event(0, now, person, kind, item, body or {}), request)])[0]
 
     def append_all(self, events: Sequence[tuple[Event, str]]) -> list[tuple[int, bool]]:
         """Store events with their times, each with its request, all or none; returns as `append`."""
         with self._transaction():
-            return [self._insert(e.kind, e.person, e.item, e.body, request, e.time) for e, request in events]
+            return [self._insert(event, request) for event, request in events]
 
     def add_items(self, items: Sequence[Item]) -> int:
         """Store items that are not in the store yet; returns how many are new."""
         events = [(Event(0, storage.now(), "", ITEM, item.id, item.to_dict()), f"item:{item.id}") for item in items]
         return sum(new for _, new in self.append_all(events))
 
-    def _insert(
-        self, kind: str, person: str, item: str, body: Mapping[str, Any], request: str, time: str
-    ) -> tuple[int, bool]:
+    def _insert(self, event: Event, request: str) -> tuple[int, bool]:
         if request:
             known = self._connection.execute("SELECT id FROM events WHERE request = ?", (request,)).fetchone()
             if known is not None:
                 return known[0], False
-        values = (time, person, kind, item, json.dumps(storage.plain(body)), request or None)
+        body = json.dumps(storage.plain(event.body))
+        values = (event.time, event.person, event.kind, event.item, body, request or None)
         statement = "INSERT INTO events (time, person, kind, item, body, request) VALUES (?, ?, ?, ?, ?, ?)"
         return int(self._connection.execute(statement, values).lastrowid or 0), True
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rrm_lm import storage
 from rrm_lm.feedback.records import (
     Comparison,
     Correction,
@@ -82,17 +84,13 @@ def numbered_rows(state: State) -> Iterator[tuple[str, Row]]:
 
 def _rows(item: Item, answer: Answer) -> Iterator[tuple[str, Row]]:
     prompt = prompt_row(item.prompt)
-    compared = preferred(item, answer)
-    if compared is not None:
-        row: Row = dict(prompt)
-        for side, (response, about) in zip(("chosen", "rejected"), compared, strict=True):
-            row[side], row[f"{side}_critiques"] = turn(response), list(critiques(about))
-            if about.rating is not None:
-                row[f"{side}_rating"] = about.rating
-        yield COMPARISONS, row if answer.strength is None else row | {"margin": answer.strength}
+    for record in _records(item, answer, {"origin": Origin(item.source, 0)}):
+        if isinstance(record, Comparison):
+            yield COMPARISONS, comparison_row(record)
+    is_compared = preferred(item, answer) is not None
     for response, about in zip(item.responses, answer.about, strict=False):
-        row = {}
-        if compared is None:
+        row: Row = {}
+        if not is_compared:
             row |= {"critique": list(critiques(about))} if about.critiques else {}
             row |= {} if about.rating is None else {"rating": about.rating, "rating_min": 0, "rating_max": 1}
         row |= {"corrected": about.corrected} if _is_corrected(response, about) else {}
@@ -105,6 +103,16 @@ def _rows(item: Item, answer: Answer) -> Iterator[tuple[str, Row]]:
             yield kind, {**prompt, column: response}
     if answer.demonstration.strip():
         yield DEMONSTRATIONS, {**prompt, "completion": turn(answer.demonstration)}
+
+
+def comparison_row(record: Comparison) -> Row:
+    """A comparison as a row that `load_feedback` reads back as it is, without its source and subset."""
+    row = prompt_row(record.prompt)
+    for side in ("chosen", "rejected"):
+        row |= {side: turn(getattr(record, side)), f"{side}_critiques": list(getattr(record, f"{side}_critiques"))}
+        if (rating := getattr(record, f"{side}_rating")) is not None:
+            row[f"{side}_rating"] = rating
+    return row if record.margin is None else row | {"margin": record.margin}
 
 
 def preferred(item: Item, answer: Answer) -> tuple[tuple[str, About], tuple[str, About]] | None:
@@ -143,9 +151,5 @@ def _is_corrected(response: str, about: About) -> bool:
 
 def store_digest(path: str | os.PathLike[str]) -> str:
     """Identifies what a store's answers say: the bytes of a SQLite file change without that, and the reverse."""
-    import hashlib
-
-    from rrm_lm.storage import json_text
-
     rows = list(numbered_rows(read_store(Path(path))))
-    return hashlib.sha256(json_text(rows, indent=None).encode()).hexdigest()
+    return hashlib.sha256(storage.json_text(rows, indent=None).encode()).hexdigest()

@@ -19,7 +19,6 @@ from rrm_lm.feedback.records import (
     GoalExample,
     Message,
     Origin,
-    Prompt,
     Rating,
     Record,
 )
@@ -210,7 +209,11 @@ def read_argilla(records: Sequence[Any], file: str) -> tuple[dict[str, Item], di
         try:
             fields, responses = record["fields"], record["responses"]
             names = [name for name in (*_SIDES, "response1", "response2") if fields.get(name)]
-            item = Item(_argilla_prompt(record, fields), tuple(fields[name] for name in names), source=file)
+            messages = record.get("metadata", {}).get("messages")
+            prompt = (Message("user", fields["prompt"] if "prompt" in fields else fields["instruction"]),)
+            if messages:
+                prompt = tuple(map(Message.from_dict, json.loads(messages)))
+            item = Item(prompt, tuple(fields[name] for name in names), source=file)
             places = {name: str(item.responses.index(fields[name])) for name in names}
             for question, answers in responses.items():
                 for one in answers:
@@ -222,12 +225,6 @@ def read_argilla(records: Sequence[Any], file: str) -> tuple[dict[str, Item], di
             raise DataError(what, where=str(origin), expected=expected) from None
         items[item.id] = item
     return items, {key: _argilla_answer(parts, items[key[1]]) for key, parts in given.items()}
-
-
-def _argilla_prompt(record: Any, fields: Any) -> Prompt:
-    if messages := record.get("metadata", {}).get("messages"):
-        return tuple(map(Message.from_dict, json.loads(messages)))
-    return (Message("user", fields["prompt"] if "prompt" in fields else fields["instruction"]),)
 
 
 def _argilla_part(question: str, value: Any, places: Mapping[str, str]) -> tuple[str, Any]:

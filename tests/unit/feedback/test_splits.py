@@ -177,7 +177,7 @@ def test_exact_overlaps_ignore_case_space_and_punctuation():
     report = leakage(train, held)
     assert (report.responses_exact.count, report.responses_near.count, report.prompts_exact.count) == (1, 0, 0)
     [match] = report.responses_exact.examples
-    assert (match.heldout, match.train, match.similarity) == (Origin("held", 9), Origin("train", 4), 1.0)
+    assert (match.heldout, match.train, match.similarity) == ("held, row 9", "train, row 4", 1.0)
     assert report.found and report.heldout_touched == 1
 
 
@@ -189,7 +189,7 @@ def test_near_duplicates_are_found_above_the_threshold_and_not_below():
     train = Feedback.of([comparison(original, sentence(5), sentence(6))])
     report = leakage(train, Feedback.of([comparison(near, "a", "b"), comparison(far, "c", "d")]))
     assert (report.prompts_near.count, report.prompts_near.of, report.prompts_exact.count) == (1, 2, 0)
-    assert report.prompts_near.examples[0].similarity == pytest.approx(57 / 59)
+    assert report.prompts_near.examples[0].similarity == round(57 / 59, 4)
     assert report.heldout_touched == 1
     assert leakage(train, Feedback.of([comparison(near, "a", "b")]), threshold=1.0).prompts_near.count == 0
 

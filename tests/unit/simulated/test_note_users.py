@@ -7,8 +7,7 @@ import pytest
 
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.feedback.asking.overseers import Overseer
-from rrm_lm.simulated.note_users import MOST_WITHOUT_ANSWER, NoteRequest, NoteUser, answers
-from rrm_lm.simulated.users import load_user
+from rrm_lm.simulated.note_users import MOST_WITHOUT_ANSWER, NoteRequest, NoteUser, answers, load_user
 
 NOTE = "The choir rehearses on 3 May, and Anna brings the music. The concert follows on 9 June."
 PROMPT = f"{NOTE}\n\nOn which date is the concert?"

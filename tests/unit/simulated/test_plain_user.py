@@ -14,8 +14,8 @@ from rrm_lm.errors import DataError
 from rrm_lm.feedback.asking.overseers import Overseer
 from rrm_lm.feedback.records import Message
 from rrm_lm.simulated import plain_user, plain_words
-from rrm_lm.simulated.judgement import WEIGHTS
 from rrm_lm.simulated.plain_user import PlainUser, Request, judge, split_sentences
+from rrm_lm.simulated.plain_words import WEIGHTS
 
 EGG = Request("How long should I boil an egg?", ("minutes", "8|9|10|eight|nine|ten"), "cooking")
 PASTE = Request("How do I fix a hole?", ("ventilat~|putty", "dry"))

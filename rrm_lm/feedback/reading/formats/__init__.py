@@ -106,7 +106,9 @@ def _named(
     rows: Sequence[Mapping[str, Any]], file: str, mapping: Mapping[str, str] | None
 ) -> tuple[list[dict[str, Any]], FileColumns, dict[str, str]]:
     """The rows under our column names, their columns, and the mapping from their names to ours."""
-    found = columns.prepare_cells(rename(rows, mapping, file) if mapping else rows)
+    renamed = rename(rows, mapping, file) if mapping else rows
+    # Message lists that were written as text are parsed.
+    found = [{name: structure.parse_cell(value) for name, value in row.items()} for row in renamed]
     table = FileColumns(found, file)
     particular = next((known for known in PARTICULAR if table.fit(known.needs)), None)
     joined: dict[str, str] = {}

@@ -12,25 +12,21 @@ from rrm_lm.feedback.records import Comparison, Record
 RM_BENCH_STYLES = ("concise", "detailed plain text", "detailed markdown")  # in the order of the lists
 
 
-def read_best_of(row: Row) -> Iterator[Record]:
-    """RewardBench 2: every chosen response against every rejected one, in the group "source/subset/id".
-
-    Best-of-four items have one chosen and three rejected responses. Ties items have several correct responses, which
-    are not compared with each other; its ids ("ref:3", "tied:3") end the group's name.
-    """
-    yield from _every_pair(row)
-
-
 def read_rm_bench(row: Row) -> Iterator[Record]:
     """RM-Bench: three chosen and three rejected responses in the same styles, so nine comparisons in one group."""
     for name in ("chosen", "rejected"):
         count = len(row.texts(name))
         if count != len(RM_BENCH_STYLES):
             row.fail(name, f"has {count} responses with text", "three: " + ", ".join(RM_BENCH_STYLES))
-    yield from _every_pair(row, styled=True)
+    yield from read_best_of(row, styled=True)
 
 
-def _every_pair(row: Row, *, styled: bool = False) -> Iterator[Record]:
+def read_best_of(row: Row, *, styled: bool = False) -> Iterator[Record]:
+    """RewardBench 2: every chosen response against every rejected one, in the group "source/subset/id".
+
+    Best-of-four items have one chosen and three rejected responses. Ties items have several correct responses, which
+    are not compared with each other; its ids ("ref:3", "tied:3") end the group's name.
+    """
     prompt = row.prompt()
     for name in ("chosen", "rejected"):
         if not row.texts(name):

@@ -10,7 +10,7 @@ from typing import Any
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.formats.responses import verdict_rating
 from rrm_lm.feedback.reading.formats.row import FALSE, TRUE, as_number, is_nothing
-from rrm_lm.feedback.reading.formats.structure import ROLE_NAMES, is_message, is_transcript, parse_cell, split_name
+from rrm_lm.feedback.reading.formats.structure import ROLE_NAMES, is_message, is_transcript, split_name
 
 IGNORE = "ignore"  # target of --columns for a column that is dropped on purpose
 SAMPLE = 200  # rows compared to find columns that repeat others
@@ -156,11 +156,6 @@ def is_prompt(messages: Any) -> bool:
     """Whether a list of messages does not end with an assistant turn."""
     last: Any = messages[-1] if isinstance(messages, list) and messages else None
     return is_message(last) and ROLE_NAMES.get(last.get("role", last.get("from"))) != "assistant"
-
-
-def prepare_cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows in which message lists that were written as text are parsed."""
-    return [{name: parse_cell(value) for name, value in row.items()} for row in rows]
 
 
 def find_aliases(columns: Columns, used: Collection[str], file: str) -> dict[str, str]:

@@ -48,13 +48,8 @@ def read_graded(row: Row) -> Iterator[Record]:
     prompt = row.prompt("context", "prompt")
     first, second = _side(row, 1), _side(row, 2)
     grade = row.number("overall_preference" if "overall_preference" in row.values else "preference_strength")
-    if grade == 0:
-        row.drop(TIE_GRADE)
-        # No ratings: a comparison would be derived from them although the overseer made none.
-        yield from words(row, prompt, first, second, with_ratings=False)
-        return
-    best, other = (first, second) if grade < 0 else (second, first)
-    yield from pair(row, prompt, best, other, margin=abs(grade))
+    # No ratings of a tie: a comparison would be derived from them although the overseer made none.
+    yield from _graded(row, prompt, (first, second), grade, with_ratings=False)
 
 
 def read_feedback_pair(row: Row) -> Iterator[Record]:
@@ -64,12 +59,19 @@ def read_feedback_pair(row: Row) -> Iterator[Record]:
     """
     prompt = row.prompt("context", "prompt")
     first, second = _side(row, 1), _side(row, 2)
-    if first.rating is None or second.rating is None or first.rating == second.rating:
+    grade = 0.0 if first.rating is None or second.rating is None else second.rating - first.rating
+    yield from _graded(row, prompt, (first, second), grade)
+
+
+def _graded(
+    row: Row, prompt: Prompt, sides: tuple[Side, Side], grade: float, *, with_ratings: bool = True
+) -> Iterator[Record]:
+    """The records of two responses: a negative grade means that the first is better, 0 that it is a tie."""
+    if grade == 0:
         row.drop(TIE_GRADE)
-        yield from words(row, prompt, first, second)
-        return
-    best, other = (first, second) if first.rating > second.rating else (second, first)
-    yield from pair(row, prompt, best, other, margin=abs(first.rating - second.rating))
+        yield from words(row, prompt, *sides, with_ratings=with_ratings)
+    else:
+        yield from pair(row, prompt, *(sides if grade < 0 else sides[::-1]), margin=abs(grade))
 
 
 def read_slf5k(row: Row) -> Iterator[Record]:

@@ -268,7 +268,9 @@ class Row:
     def _message(self, name: str, item: Any) -> Message:
         if isinstance(item, dict) and "role" not in item and isinstance(item.get("from"), str) and "value" in item:
             item = {"role": ROLE_NAMES.get(item["from"], item["from"]), "content": item["value"]}
-        if not isinstance(item, dict) or not isinstance(item.get("role"), str) or "content" not in item | _calls(item):
+        is_call = isinstance(item, dict) and item.get("tool_calls")
+        is_turn = isinstance(item, dict) and isinstance(item.get("role"), str) and ("content" in item or is_call)
+        if not is_turn:
             self.fail(name, f"holds {_a(item)} that is not a message", 'messages {"role": ..., "content": ...}')
         content = item.get("content")
         if isinstance(content, list):  # content in parts, as for multimodal models
@@ -314,10 +316,6 @@ def is_nothing(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, list | dict) and not value)
-
-
-def _calls(item: Any) -> dict[str, Any]:
-    return {"content": None} if isinstance(item, dict) and item.get("tool_calls") else {}
 
 
 def _a(value: Any) -> str:

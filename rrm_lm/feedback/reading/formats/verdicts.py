@@ -93,7 +93,11 @@ def _responses(row: Row, names: tuple[str, str]) -> tuple[Prompt, str, str]:
         if not all(len(answers) == len(asked) for answers in turns):
             row.fail(names[0], f"has {len(turns[0])} turns and the prompt {len(asked)}", "as many responses as prompts")
         talks = [
-            tuple(message for pair in zip(asked, answers, strict=True) for message in _exchange(*pair))
+            tuple(
+                message
+                for question, answer in zip(asked, answers, strict=True)
+                for message in (Message("user", question), Message("assistant", answer))
+            )
             for answers in turns
         ]
         prompt, first, second = split_shared(row, talks[0], talks[1], names)
@@ -105,10 +109,6 @@ def _responses(row: Row, names: tuple[str, str]) -> tuple[Prompt, str, str]:
             return row.in_context(prompt), first, second
     prompt = row.prompt()
     return prompt, row.response(names[0], prompt), row.response(names[1], prompt)
-
-
-def _exchange(asked: str, answer: str) -> tuple[Message, Message]:
-    return Message("user", asked), Message("assistant", answer)
 
 
 def _better(row: Row, verdicts: Verdicts) -> tuple[int | None, float | None]:

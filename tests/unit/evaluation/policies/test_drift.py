@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rrm_lm.evaluation.policies.drift import distinct, repeated, stock_phrases, word_runs
+from rrm_lm.evaluation.policies.comparison import distinct, repeated, stock_phrases, word_runs
 
 
 def test_runs_are_of_words_whatever_their_case():

@@ -11,8 +11,8 @@ import pytest
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.policies.gold import CheckedFunction, Gold, rewards_by
 from rrm_lm.runs.gold import load_gold
-from rrm_lm.simulated.judgement import WEIGHTS
 from rrm_lm.simulated.plain_user import PlainUser
+from rrm_lm.simulated.plain_words import WEIGHTS
 from rrm_lm.training.reward_sources import PythonReward
 from tests.unit.evaluation.policy_cases import asked
 from tests.unit.evaluation.samples import FunctionScorer

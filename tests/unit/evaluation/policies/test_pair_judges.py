@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from rrm_lm.evaluation.policies.comparison import judge_pairs
-from rrm_lm.evaluation.policies.pair_judges import LanguageModelJudge, OverseerJudge, PairQuestion, both_orders
-from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, REFUSED, fill
-from rrm_lm.feedback.asking.overseers import SimulatedOverseer, Verdict
+from rrm_lm.evaluation.policies.pair_judges import LanguageModelJudge, PairQuestion, both_orders
+from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, fill
 from rrm_lm.feedback.records import prompt_id
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.text.chat import ChatFormat
@@ -66,24 +65,6 @@ def test_an_abstention_in_one_order_leaves_the_pair_out() -> None:
     judge = Function(lambda _p, first, second: None if first == "the sea" else longer(_p, first, second))
     verdicts = both_orders(judge, PROMPTS, MINE, THEIRS)
     assert (verdicts[0].shown_first, verdicts[0].shown_second, verdicts[0].decisions) == (None, 0.0, None)
-
-
-def test_an_overseer_as_a_judge() -> None:
-    judge = OverseerJudge(SimulatedOverseer(lambda _, response: float(len(response)), name="likes length"))
-    assert judge.name == "likes length"
-    pairs = [("long text", "no"), ("no", "long text"), ("ab", "cd")]
-    assert judge.judge([(PROMPTS[0], first, second) for first, second in pairs]) == [1.0, 0.0, 0.5]
-
-
-def test_an_overseer_who_abstains_counts_for_nobody() -> None:
-    class Shy(SimulatedOverseer):
-        def compare(self, prompt, responses):
-            return Verdict(None, abstained=REFUSED)
-
-    judge = OverseerJudge(Shy(lambda *_: 0.0))
-    assert judge.judge([(PROMPTS[0], "one", "two")]) == [None]
-    (verdict,) = both_orders(judge, PROMPTS[:1], ["one"], ["two"])
-    assert verdict.decisions is None
 
 
 # ---- a language model ----

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from rrm_lm.errors import DataError
-from rrm_lm.evaluation.preferences.pairwise import compare_all, compare_models
-from rrm_lm.evaluation.preferences.results import Evaluation, best_of_choices, tie_items
+from rrm_lm.evaluation.preferences.results import Evaluation, best_of_choices, compare_all, tie_items
 from tests.unit.evaluation.samples import compare, evaluate, hashed, many, rewards_of
 
 REWARDS = {"right": 2.0, "wrong": 1.0, "same": 2.0, "a longer text": 0.0}
@@ -162,11 +161,12 @@ def test_two_models_are_compared_on_what_both_scored():
     first = evaluate(comparisons, rewards_of(right))
     broken = {**right, comparisons[0].chosen: float("nan"), comparisons[1].chosen: -1.0}
     second = evaluate(comparisons, rewards_of(broken))
-    found = compare_models(first, second)
+    one, other = Evaluation("one", (first,)), Evaluation("other", (second,))
+    found = compare_all({"one": one, "other": other})[0].difference
     assert found.n == 39
     assert found.value == pytest.approx(1 / 39)
     with pytest.raises(DataError, match="not evaluated on the same comparisons"):
-        compare_models(first, evaluate(comparisons[1:], hashed))
+        compare_all({"one": one, "other": Evaluation("other", (evaluate(comparisons[1:], hashed),))})
 
 
 def test_every_pair_of_models_is_compared_on_every_set():
