@@ -20,7 +20,7 @@ Judged = Judgement | NoteJudgement
 def load_gold(name: str, limits: ReadLimits | None = None, rows: PromptRows | None = None) -> Gold:
     """Load a gold reward by name.
 
-    It is a file of requests, scored by its simulated user (`rrm_lm/simulated/note_users.py`; NaN for a prompt that is not
+    It is a file of requests, scored by its simulated user (in `rrm_lm/simulated`; NaN for a prompt that is not
     the user's; `limits` says how much the file may hold), `module:function` or `path/to/file.py:function`. A function
     gets the row of each prompt from `rows`, and may have the attributes `parts`, functions of the same form by
     name, and `weights`, numbers by the same names.
