@@ -113,9 +113,7 @@ class AgentModel(Root):
         return cls(backbone, policy=policy, value=value, value_model=value_model, reference=frozen)
 
     def add_reward(self, reward: RewardModel) -> None:
-        """Use a reward model on the same backbone, frozen, as this agent's reward. Raises ModelError if the reward
-        model is on another backbone.
-        """
+        """Use a reward model on the same backbone, frozen. Raises ModelError if it is on another backbone."""
         if reward.backbone is not self.backbone:
             raise ModelError(
                 "The reward model has its own backbone",
@@ -144,10 +142,6 @@ class AgentModel(Root):
     # -- computing ------------------------------------------------------------------------------------------------
 
     @property
-    def device(self) -> torch.device:
-        return self.backbone.device
-
-    @property
     def has_reward(self) -> bool:
         return bool(self._reward)
 
@@ -161,7 +155,8 @@ class AgentModel(Root):
     @property
     def can_share(self) -> bool:
         """Whether lines may share the computation of common prefixes in every role."""
-        return all(backbone.can_share for backbone in self._trunks())
+        backbones = (self.backbone, self.value_backbone, self.reference_backbone)
+        return all(backbone.can_share for backbone in backbones if backbone is not None)
 
     def rows(self, lines: Sequence[Line]) -> list[Row]:
         """Arrange lines in rows: one tree of shared prefixes if sharing is exact, else one row per line."""
@@ -211,10 +206,6 @@ class AgentModel(Root):
     def roll_out(self, prompts: Sequence[Sequence[int]], sampling: Sampling, **options: Any) -> list[list[list[int]]]:
         """Sample from the policy; see :func:`rrm_lm.models.decoding.rollouts.roll_out`. Called by all processes."""
         return with_full_params(self, roll_out, self.backbone, self.policy_adapter, prompts, sampling, **options)
-
-    def _trunks(self) -> list[Backbone]:
-        backbones = (self.backbone, self.value_backbone, self.reference_backbone)
-        return [backbone for backbone in backbones if backbone is not None]
 
 
 def _value_head(backbone: Backbone) -> nn.Linear:

@@ -23,9 +23,8 @@ ALL_FILE = "trained.safetensors"
 def save_agent(
     agent: AgentModel, folder: Path, tokenizer: Any, settings: PolicySettings, *, whole: bool, write: bool = True
 ) -> None:
-    """Write the policy in PEFT (or transformers) format, and the value function as :data:`VALUE_FILE`. Other files in
-    `folder` are kept. If the agent is sharded, all processes call this; `write` is False in those that only contribute
-    shards. For a policy without an adapter, `whole` also writes the weights that :func:`load_agent` needs.
+    """Write the policy in PEFT (or transformers) format, and the value function as :data:`VALUE_FILE`; for `write` see
+    :func:`save_adapter`. For a policy without an adapter, `whole` also writes what :func:`load_agent` needs.
     """
     values = gather(trained_values(agent))
     if write:
@@ -58,9 +57,7 @@ def load_agent(agent: AgentModel, folder: Path) -> None:
 
 
 def load_values(agent: AgentModel, folder: Path) -> None:
-    """Load the value function in a folder into the agent. Raises CheckpointError if the value function is missing or
-    broken, or has another kind or size.
-    """
+    """Load a folder's value function. Raises CheckpointError if it is missing, broken, or of another kind or size."""
     restore(trained_values(agent), load_tensors(folder / VALUE_FILE), folder / VALUE_FILE)
 
 

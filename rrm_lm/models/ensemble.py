@@ -60,14 +60,13 @@ class Ensemble:
     k: float = 1.0  # standard deviations to subtract from the mean, with mean_minus_std
 
     def __post_init__(self) -> None:
-        if self.heads < 1:
-            raise ConfigError(f"ensemble_heads is {self.heads}", where="ensemble_heads", expected="at least 1")
-        if self.combine not in COMBINATIONS:
-            raise ConfigError(
-                f"ensemble is {self.combine!r}", where="ensemble", expected="one of " + ", ".join(COMBINATIONS)
-            )
-        if not 0 <= self.k < float("inf"):
-            raise ConfigError(f"ensemble_k is {self.k}", where="ensemble_k", expected="0 or more")
+        for name, value, is_valid, expected in (
+            ("ensemble_heads", self.heads, self.heads >= 1, "at least 1"),
+            ("ensemble", self.combine, self.combine in COMBINATIONS, "one of " + ", ".join(COMBINATIONS)),
+            ("ensemble_k", self.k, 0 <= self.k < float("inf"), "0 or more"),
+        ):
+            if not is_valid:
+                raise ConfigError(f"{name} is {value!r}", where=name, expected=expected)
 
     def __call__(self, members: Tensor) -> Tensor:
         """Combine the members' rewards: (..., heads) -> (...)."""

@@ -87,8 +87,8 @@ class RewardSettings:
 
 
 class RewardModel(Root):
-    """Scores responses and writes critiques with one adapter. See :meth:`create`. The adapter is on the frozen
-    backbone. Reward models on the same backbone need different adapter names.
+    """Scores responses and writes critiques with one adapter on a frozen backbone; :meth:`create` adds the adapter.
+    Reward models on the same backbone need different adapter names.
     """
 
     def __init__(self, backbone: Backbone, settings: RewardSettings, adapter: str = ADAPTER) -> None:
@@ -106,10 +106,6 @@ class RewardModel(Root):
         """Put a new reward adapter and head on a backbone."""
         backbone.add_adapter(adapter, lora)
         return cls(backbone, settings, adapter)
-
-    @property
-    def device(self) -> torch.device:
-        return self.backbone.device
 
     def forward(self, batch: Batch, lines: Sequence[Line], with_critiques: bool = True) -> RewardOutput:
         """Return rewards of the lines and negative log-likelihoods of their critiques. `batch` holds the `lines`,
@@ -149,28 +145,18 @@ class RewardModel(Root):
         the tokenizer's pad token. For an ensemble, `num_labels` is the number of members and the logits are their
         rewards. :func:`rrm_lm.models.reward_files.load_classifier` does the same and also finds the embedded model.
 
-        Called by all processes if the model is sharded; `write` is False in processes that only contribute shards.
+        For `write` see :func:`rrm_lm.models.saving.adapters.save_adapter`.
         """
         reshard(self)
-        save_adapter(
-            self.backbone,
-            self.adapter,
-            folder,
-            {_HEAD_KEY: self.head.weight},
-            task="SEQ_CLS",
-            base_model=self.settings.base_model,
-            revision=self.settings.revision,
-            write=write,
-            modules_to_save=["score"],
-        )
+        base, head = self.settings, {_HEAD_KEY: self.head.weight}
+        options = {"task": "SEQ_CLS", "base_model": base.base_model, "revision": base.revision}
+        save_adapter(self.backbone, self.adapter, folder, head, **options, write=write, modules_to_save=["score"])
         if write:
             save_reward_tokenizer(tokenizer, folder)
             write_json(folder / SETTINGS_FILE, replace(self.settings, chat_date=date_of(tokenizer)).to_dict())
 
     def load_adapter_state(self, folder: Path) -> None:
-        """Load a saved adapter and head into this model. Raises CheckpointError if the folder's adapter does not fit
-        this model.
-        """
+        """Load a saved adapter and head into this model. Raises CheckpointError if they do not fit."""
         state = load_tensors(folder / ADAPTER_WEIGHTS)
         head = state.pop(_HEAD_KEY, None)
         if head is None or head.shape != self.head.weight.shape:

@@ -36,7 +36,6 @@ def load_reward_model(
     folder: str | Path,
     *,
     base_model: str | None = None,
-    trainable: bool = False,
     ensemble: str | None = None,
     ensemble_k: float | None = None,
     chat_date: str | None = None,
@@ -47,9 +46,7 @@ def load_reward_model(
     """Load a reward model that :meth:`RewardModel.save` wrote, or any PEFT ``SEQ_CLS`` LoRA adapter with a scalar head.
 
     Args:
-        folder: Adapter folder.
         base_model: Backbone to use instead of the recorded one.
-        trainable: Leave the adapter trainable.
         ensemble, ensemble_k: How ensemble members are combined, instead of the recorded way.
         chat_date, fold_system: Passed to :func:`rrm_lm.models.tokenizers.load_tokenizer`; by default the recorded date.
         tokenizing: `chat_template` and `pad_token`, for adapters of other programs.
@@ -57,7 +54,7 @@ def load_reward_model(
             is the backbone's; by default the recorded one.
 
     Returns:
-        The model, in evaluation mode unless trainable, and the chat format it was trained with.
+        The model, frozen and in evaluation mode, and the chat format it was trained with.
 
     Raises:
         ConfigError: Unknown combination of members.
@@ -72,8 +69,7 @@ def load_reward_model(
     settings, backbone, tokenizer = load_backbone(folder, settings, base_model, loading, own_pad=True, **texts)
     model = RewardModel.create(backbone, config, settings)
     model.load_adapter_state(folder)
-    if not trainable:
-        model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
     # Other programs read the reward at the end of the rendered template, or before it if that is the pad token.
     pad = None if ours else own_pad_id(backbone.config, tokenizer)
     return model, ChatFormat(tokenizer, settings.max_length, settings.max_critique_length, trim=ours, pad_id=pad)
@@ -93,10 +89,9 @@ def put_reward(
 
     Args:
         backbone: The backbone it was trained on. Its adapters are not changed.
-        folder: The reward model, as :meth:`RewardModel.save` wrote it, or any PEFT ``SEQ_CLS`` adapter with one output.
+        folder: The reward model; ensemble, ensemble_k: see :func:`load_reward_model`.
         chat: The chat format of sampling; the reward model must have been trained with the same one.
         base_model: The backbone's name in the reward model's folder, if it has another name here.
-        ensemble, ensemble_k: How ensemble members are combined, instead of the recorded way.
         adapter: Name of the new adapter.
 
     Raises:
@@ -107,31 +102,27 @@ def put_reward(
     """
     folder = Path(folder)
     config, settings = recorded(folder, ensemble, ensemble_k)
-    separately = "pass it as a separate reward, which is loaded with its own backbone"
+    template, wrong = folder / "chat_template.jinja", ""
     if base_model is None and not _is_same(settings.base_model, backbone):
-        what = f"The reward model was trained on another backbone, {settings.base_model}"
-        raise ModelError(what, where=str(folder), expected=str(backbone.causal_lm.name_or_path), remedy=separately)
-    if settings.critique_first:
-        what = "The reward model writes a critique before it scores, which is not possible on a shared backbone"
-        raise ModelError(what, where=str(folder), remedy=separately)
-    if (folder / CRITERIA_FILE).is_file():
-        what = "The reward model has criteria, which are measured on text and not on the policy's tokens"
-        raise ModelError(what, where=str(folder / CRITERIA_FILE), remedy=separately)
-    template = folder / "chat_template.jinja"
-    saved = template.read_text(encoding="utf-8") if template.is_file() else None
-    if chat is not None and saved is not None and not is_template_of(saved, chat.tokenizer):
-        what = "The reward model was trained with another chat template than responses are sampled in"
-        raise ModelError(what, where=str(template), remedy=separately)
-    try:
-        model = RewardModel.create(backbone, config, settings, adapter)
-    except ValueError as error:
-        raise ModelError(
-            f"The reward model cannot be put on this backbone: {error}", where=str(folder), remedy=separately
-        ) from error
-    model.load_adapter_state(folder)
-    backbone.set_trainable(adapter, False)
-    model.head.requires_grad_(False)
-    return model
+        wrong = f"was trained on another backbone, {settings.base_model} and not {backbone.causal_lm.name_or_path}"
+    elif settings.critique_first:
+        wrong = "writes a critique before it scores, which is not possible on a shared backbone"
+    elif (folder / CRITERIA_FILE).is_file():
+        wrong = "has criteria, which are measured on text and not on the policy's tokens"
+    elif chat is not None and template.is_file() and not is_template_of(template.read_text("utf-8"), chat.tokenizer):
+        wrong = "was trained with another chat template than responses are sampled in"
+    if not wrong:
+        try:
+            model = RewardModel.create(backbone, config, settings, adapter)
+        except ValueError as error:
+            wrong = f"cannot be put on this backbone: {error}"
+        else:
+            model.load_adapter_state(folder)
+            backbone.set_trainable(adapter, False)
+            model.head.requires_grad_(False)
+            return model
+    remedy = "pass it as a separate reward, which is loaded with its own backbone"
+    raise ModelError(f"The reward model {wrong}", where=str(folder), remedy=remedy)
 
 
 def recorded(
@@ -160,9 +151,7 @@ def _is_same(name: str, backbone: Backbone) -> bool:
 def read_settings(folder: Path) -> RewardSettings | None:
     """The settings of a saved reward model; ``None`` for an adapter that another program wrote."""
     path = folder / SETTINGS_FILE
-    if not path.is_file():
-        return None
-    return RewardSettings(**json.loads(path.read_text()))
+    return RewardSettings(**json.loads(path.read_text())) if path.is_file() else None
 
 
 def write_examples(folder: Path, rewards: Sequence[tuple[Conversation, Sequence[int], float]]) -> None:
@@ -185,10 +174,9 @@ def read_examples(folder: Path) -> list[tuple[Conversation, list[int], float]]:
 def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftModel:
     """Load a saved reward model as other programs do, with transformers and PEFT only.
 
-    `folder` is the adapter, as :meth:`RewardModel.save` wrote it. `pad_token_id` is the tokenizer's pad token, which
-    marks the end of a sequence for these models. `loading` is passed to `from_pretrained` of the backbone (dtype,
-    revision, trust_remote_code ...). Raises ModelError if the family has no sequence-classification model in
-    transformers.
+    `pad_token_id` is the tokenizer's pad token, which marks the end of a sequence for these models. `loading` is passed
+    to `from_pretrained` of the backbone (dtype, revision, trust_remote_code ...). Raises ModelError if the family has
+    no sequence-classification model in transformers.
     """
     settings = read_settings(folder)
     recorded: Any = LoraConfig.from_pretrained(str(folder))
@@ -218,16 +206,17 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
 
     RewardBench, TRL, vLLM and the pipelines of transformers read it (see :mod:`rrm_lm.models.portable`).
     :data:`SETTINGS_FILE` records how the adapter was trained. For an ensemble, the head is the mean of the members'
-    heads regardless of `ensemble`, because this format has only one linear head. `output` is replaced if it exists.
-    `loading` is passed to `from_pretrained` of the backbone (revision, trust_remote_code). Raises ModelError if the
-    family has no sequence-classification model in transformers.
+    heads regardless of `ensemble`, because this format has only one linear head. `output` is replaced if it exists. For
+    `loading` and errors see :func:`load_classifier`.
     """
     if (folder / CRITERIA_FILE).is_file():
         what = "A merged checkpoint cannot hold the criteria of the reward model"
         raise ModelError(what, where=str(folder / CRITERIA_FILE), remedy="train without --criteria to merge")
     settings = read_settings(folder)
     merged: Any = load_classifier(folder, tokenizer.pad_token_id, **loading).merge_and_unload()
-    _average_heads(merged.score)
+    if merged.score.out_features > 1:
+        merged.score.weight = nn.Parameter(merged.score.weight.detach().mean(0, keepdim=True), requires_grad=False)
+        merged.score.out_features = 1
     merged.config.num_labels = merged.num_labels = 1
     merged.config.problem_type = "regression"  # the logit is the reward: pipelines and vLLM apply no sigmoid then
     with staged_folder(output, replace=True) as staged:
@@ -238,16 +227,8 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
             write_json(staged / SETTINGS_FILE, replace(settings, ensemble_heads=1).to_dict())
 
 
-def _average_heads(score: nn.Linear) -> None:
-    """Replace a head with several outputs by the mean of these."""
-    if score.out_features > 1:
-        score.weight = nn.Parameter(score.weight.detach().mean(0, keepdim=True), requires_grad=False)
-        score.out_features = 1
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers' warnings."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

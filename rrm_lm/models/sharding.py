@@ -98,9 +98,8 @@ def reshard(module: nn.Module) -> None:
 
 @contextmanager
 def full_params(root: nn.Module) -> Iterator[None]:
-    """Keep every parameter full on every process; processes may then run different numbers of passes.
-
-    Entered and exited by all processes, after :func:`register_forward`. Do not change parameters inside.
+    """Keep every parameter full on every process, after :func:`register_forward`; processes may then run different
+    numbers of passes. Entered and exited by all processes. Do not change parameters inside.
     """
     module: Any = root
     units = [] if getattr(module, "is_gathered", False) else fsdp_units(root)
@@ -151,6 +150,11 @@ class Root(nn.Module):
     # layers are gathered one by one in every pass.
     gathers: bool = True
     is_gathered: bool = False  # whether the model is gathered now
+    backbone: Any
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
 
     def run_as_forward(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Registered with FSDP as a second forward method (see :func:`register_forward`)."""
@@ -190,9 +194,9 @@ class Root(nn.Module):
 
 
 def refuse_zero3(plugin: Any) -> None:
-    """Reject DeepSpeed's ZeRO stage 3, which shards weights that this package also reads outside forward passes.
-    `plugin` is accelerate's DeepSpeed settings, or None. Trainer settings call this before transformers loads a model,
-    because transformers loads only shards once stage 3 is configured. Raises ConfigError if the stage is not 1 or 2.
+    """Raise a ConfigError for DeepSpeed's ZeRO stage 3, which shards weights that this package also reads outside
+    forward passes. Called before transformers loads a model, which would load only shards. `plugin` is accelerate's
+    DeepSpeed settings, or None.
     """
     if plugin is not None and plugin.zero_stage not in (1, 2):
         raise ConfigError(

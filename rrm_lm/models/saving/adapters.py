@@ -128,12 +128,11 @@ def save_adapter(
     write: bool = True,
     **changes: Any,
 ) -> None:
-    """Write an adapter in PEFT's format. Called by all processes if the model is sharded.
+    """Write an adapter in PEFT's format; other files in `folder` are kept.
 
-    Called by all processes if the model is sharded; `write` is False in those that only contribute their shards. Other
-    files in `folder` are kept. `more` holds additional tensors, such as a head; `task` is PEFT's task type;
-    `base_model` and `revision` are recorded as the adapter's backbone; `changes` are other fields of the saved
-    configuration.
+    Called by all processes if the model is sharded; `write` is False in those that only contribute their shards. `more`
+    holds additional tensors, such as a head; `task` is PEFT's task type; `base_model` and `revision` are recorded as
+    the adapter's backbone; `changes` are other fields of the saved configuration.
     """
     reshard(backbone)
     state = gather({**adapter_weights(backbone, adapter), **(more or {})})
@@ -153,9 +152,9 @@ def check_reloads(save: Callable[[Path], None], auto: Any, trust_remote_code: bo
     """Save an untrained adapter, and put it on a model of the class that others load it with: before training.
 
     The model has no weights (it is on the meta device), so this is fast for any size. Skipped if the base model is not
-    saved anywhere. `save` writes the adapter to a folder. `auto` is the class that the model card names, such as
-    `AutoModelForCausalLM`, and `changes` are made to the base model's configuration. Raises ModelError if transformers
-    has no such class for this family, or the adapter does not fit it.
+    saved anywhere. `auto` is the class that the model card names, such as `AutoModelForCausalLM`; `changes` are made to
+    the base model's configuration. Raises ModelError if transformers has no such class for this family, or the adapter
+    does not fit it.
     """
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         save(Path(folder))
@@ -191,16 +190,13 @@ def load_backbone(
     sharing: bool | None = None,
     **tokenizing: Any,
 ) -> tuple[Settings, Backbone, Any]:
-    """Load the backbone and tokenizer that an adapter was trained with.
+    """Load the backbone and tokenizer that an adapter with these `settings` was trained with.
 
     Args:
-        folder: The adapter.
-        settings: Its recorded settings.
         base_model: A backbone to use instead of the recorded one.
         loading: For :func:`load_causal_lm`. A missing revision is set to the recorded one.
-        own_pad: Keep the tokenizer's pad token.
         sharing: See :class:`Backbone`.
-        tokenizing: Options of :func:`load_tokenizer`. A missing `chat_date` is the recorded one.
+        own_pad, tokenizing: Options of :func:`load_tokenizer`. A missing `chat_date` is the recorded one.
 
     Returns:
         The settings, updated with the backbone in use; the backbone; the tokenizer.
@@ -242,8 +238,8 @@ def recorded_date(name: str, revision: str | None = None) -> str | None:
 
 
 def read_weights(backbone: Backbone, adapter: str, folder: Path) -> None:
-    """Load a folder's weights into an adapter of the backbone. Raises CheckpointError if the weights are missing or
-    broken, or do not fit this adapter on this model.
+    """Load a folder's weights into an adapter of the backbone. Raises CheckpointError if they are missing or broken, or
+    do not fit this adapter on this model.
     """
     put_weights(backbone, adapter, load_tensors(folder / ADAPTER_WEIGHTS), folder)
 
@@ -259,9 +255,7 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def put_weights(backbone: Backbone, adapter: str, state: dict[str, Tensor], folder: Path) -> None:
-    """Copy tensors, under PEFT's names, into an adapter of the backbone. `folder` is for error messages. Raises
-    CheckpointError if the tensors do not fit this adapter on this model.
-    """
+    """Copy tensors, under PEFT's names, into an adapter of the backbone. Raises CheckpointError if they do not fit."""
     reshard(backbone)
     mine = adapter_weights(backbone, adapter)
     # PEFT also saves the frozen embeddings if they have an adapter. Wrappers of two parameters of a layer are nested.

@@ -73,9 +73,8 @@ def save_policy(
     adapter: str = POLICY,
     write: bool = True,
 ) -> None:
-    """Write a policy's adapter, its tokenizer and :data:`SETTINGS_FILE`. Called by all processes if the model is
-    sharded; `write` is False in processes that only contribute shards. Other files in `folder` are kept. The tokenizer
-    has the policy's pad token.
+    """Write a policy's adapter (see :func:`save_adapter`), its tokenizer and :data:`SETTINGS_FILE`. The tokenizer has
+    the policy's pad token.
     """
     base, revision = settings.base_model, settings.revision
     save_adapter(backbone, adapter, folder, task="CAUSAL_LM", base_model=base, revision=revision, write=write)
@@ -104,11 +103,9 @@ def load_policy(
     Args:
         name: Folder, Hub id or alias.
         base_model: Backbone of an adapter, instead of the recorded one.
-        trainable: Leave the adapter trainable.
         sharing: Passed to :class:`Backbone`.
-        chat_template, pad_token: For tokenizers without one.
+        chat_template, pad_token, fold_system: See :func:`rrm_lm.models.tokenizers.prepare_tokenizer`.
         chat_date: The date that the chat template writes, instead of the recorded one.
-        fold_system: Put a first system message into the user turn after it.
         loading: Passed to :func:`rrm_lm.models.pretrained.load_causal_lm` (dtype, attn_implementation, revision,
             trust_remote_code ...). For an adapter in a folder, the revision is the backbone's.
 
@@ -129,10 +126,11 @@ def load_policy(
             loading["revision"] = None  # that was the adapter's; it records the backbone's
         return _load_adapter(folder, base_model, trainable, sharing, tokenizing, loading)
     if base_model is not None:
-        raise ModelError(
-            "--base_model is for adapters, and this is not an adapter", where=str(name), remedy="leave out --base_model"
-        )
-    _refuse_classifier(path, revision)
+        what, remedy = "--base_model is for adapters, and this is not an adapter", "leave out --base_model"
+        raise ModelError(what, where=str(name), remedy=remedy)
+    if is_classifier(path, revision):  # transformers would silently load it without its head
+        what = "This is a sequence-classification model, which scores responses but does not write them"
+        raise ModelError(what, where=path, expected="a causal language model", remedy=_TAKES_REWARDS)
     settings = read_policy_settings(path, revision)
     code = {key: loading[key] for key in ("revision", "trust_remote_code") if key in loading}
     tokenizing["chat_date"] = chat_date or (settings.chat_date if settings else None)
@@ -167,12 +165,9 @@ def _load_adapter(
 
 
 def put_policy(backbone: Backbone, folder: Path, adapter: str = POLICY, *, trainable: bool = False) -> None:
-    """Add a saved policy's adapter to a loaded backbone.
-
-    The backbone is the one that it was trained on; its adapters are not changed. The folder was written by
-    :func:`save_policy` or PEFT, and `adapter` is the name of the new adapter. Raises ModelError: not a LoRA adapter of
-    a causal language model, or pickled weights; CheckpointError: the weights are missing or broken, or do not fit the
-    backbone.
+    """Add the adapter in a folder of :func:`save_policy` or PEFT, under the name `adapter`, to the backbone that it was
+    trained on. Raises ModelError: not a LoRA adapter of a causal language model, or pickled weights; CheckpointError:
+    the weights are missing or broken, or do not fit the backbone.
     """
     config = policy_config(folder)
     config.base_model_name_or_path = None  # PEFT fills in this backbone's, and would warn about another
@@ -187,9 +182,7 @@ def put_policy(backbone: Backbone, folder: Path, adapter: str = POLICY, *, train
 
 
 def read_policy_settings(path: str, revision: str | None = None) -> PolicySettings | None:
-    """The settings of a saved policy; ``None`` for a model that another program wrote. Raises ModelError if the file is
-    broken.
-    """
+    """The settings of a saved policy; ``None`` for another program's model. Raises ModelError if the file is broken."""
     file = model_file(path, SETTINGS_FILE, revision)
     if file is None:
         return None
@@ -223,13 +216,6 @@ def policy_config(folder: Path) -> LoraConfig:
     return config
 
 
-def _refuse_classifier(path: str, revision: str | None) -> None:
-    """Reject a classifier: transformers would silently load it as a language model without its head."""
-    if is_classifier(path, revision):
-        what = "This is a sequence-classification model, which scores responses but does not write them"
-        raise ModelError(what, where=path, expected="a causal language model", remedy=_TAKES_REWARDS)
-
-
 # -- merging --------------------------------------------------------------------------------------------------------
 
 
@@ -238,10 +224,9 @@ def merge_policy(
 ) -> None:
     """Write a checkpoint for transformers, TRL and vLLM, with the adapter merged into the backbone.
 
-    `folder` is the adapter, as :func:`save_policy` wrote it; `output` is replaced if it exists. The merge is always
-    computed in float32; `dtype` is that of the saved weights. `loading` is passed to `from_pretrained` of the backbone
-    (revision, trust_remote_code). Raises ModelError: not a policy, pickled weights, or a backbone that is not
-    available.
+    `output` is replaced if it exists. The merge is always computed in float32; `dtype` is that of the saved weights.
+    `loading` is passed to `from_pretrained` of the backbone (revision, trust_remote_code). Raises ModelError: not a
+    policy, pickled weights, or a backbone that is not available.
     """
     recorded: Any = policy_config(folder)
     settings = read_policy_settings(str(folder))
