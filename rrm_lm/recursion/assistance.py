@@ -51,19 +51,6 @@ class Assistance(Protocol):
     def account(self) -> dict[str, Any]: ...  # counts of notes written and dropped
 
 
-class Unassisted:
-    """No helpers."""
-
-    def prepare(self, subjects: Sequence[Subject]) -> None:
-        pass
-
-    def notes(self, prompt: Prompt, response: str) -> tuple[Note, ...]:
-        return ()
-
-    def account(self) -> dict[str, Any]:
-        return {}
-
-
 @dataclass
 class HelperAnswers:
     """One helper's answers, as notes and counts."""

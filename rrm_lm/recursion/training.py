@@ -68,16 +68,6 @@ class TrainingOptions:
         }
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder is complete and unchanged."""
-    return not verify(folder)
-
-
-class _PPOTrainer(PPOTrainer):
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: TRL would write a card next to every checkpoint."""
-
-
 @dataclass(frozen=True)
 class NodeTrainer:
     """Trains the adapters of one node on the shared backbone."""
@@ -89,7 +79,7 @@ class NodeTrainer:
 
     def train_start(self, drafts: Sequence[Demonstration], folder: Path) -> None:
         """Train the start policy: SFT on well-formed responses, good and bad, to learn the format of a response."""
-        if is_whole(folder):
+        if not verify(folder):
             return
         shared, settings, adapter = self.shared, self.settings, policy_adapter(self.name)
         self._begin(adapter)
@@ -114,7 +104,7 @@ class NodeTrainer:
         """Train the reward model on comparisons, and on their critiques if `critique_weight` is above 0. Raises
         DataError: there is no usable comparison.
         """
-        if is_whole(folder):
+        if not verify(folder):
             return
         if not records:
             raise DataError(
@@ -166,7 +156,7 @@ class NodeTrainer:
         Returns:
             Number of tokens generated in this call.
         """
-        if is_whole(folder):
+        if not verify(folder):
             return 0
         shared, settings, adapter = self.shared, self.settings, policy_adapter(self.name)
         self._begin(adapter, REFERENCE)
@@ -186,10 +176,9 @@ class NodeTrainer:
             response_length=settings.max_new_tokens,
             temperature=1.0,
             missing_eos_penalty=1.0,
-            num_sample_generations=0,
             micro_batch_tokens=self.options.micro_batch_tokens,
         )
-        trainer = _PPOTrainer(
+        trainer = PPOTrainer(
             config,
             shared.chat.tokenizer,
             agent,

@@ -33,12 +33,12 @@ from rrm_lm.recursion.agents import (
     load_sampler,
     policy_adapter,
 )
-from rrm_lm.recursion.assistance import AboutSubject, Assistance, HelperNotes, Unassisted, WorstFlaw
+from rrm_lm.recursion.assistance import AboutSubject, Assistance, HelperNotes, WorstFlaw
 from rrm_lm.recursion.oversight import FlawJudge
 from rrm_lm.recursion.tasks import MainTask, PointTask
-from rrm_lm.recursion.training import TrainingOptions, is_whole
+from rrm_lm.recursion.training import TrainingOptions
 from rrm_lm.recursion.tree import Node
-from rrm_lm.storage import MANIFEST, read_object, remove_folder, sha256, write_json
+from rrm_lm.storage import MANIFEST, read_object, remove_folder, sha256, verify, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Workspace:
         if not all(self.is_solved(helper) for helper in node.helpers):
             return False
         folder = self.folder_of(node)
-        return is_whole(folder) and read_object(folder / RECORD).get("inputs") == self.inputs(node)
+        return not verify(folder) and read_object(folder / RECORD).get("inputs") == self.inputs(node)
 
     def inputs(self, node: Node) -> dict[str, Any]:
         """All inputs of a node's result. Its helpers must be solved."""
@@ -147,7 +147,7 @@ class Workspace:
     ) -> Assistance:
         """Make the assistance of a node's overseer; for `path` and `ignored`, see `HelperNotes`."""
         if not helpers:
-            return Unassisted()
+            return HelperNotes(())
         if node.settings.assistance == "worst_flaw":
             task = helpers[0].task
             assert isinstance(task, PointTask)  # `read_tree` checked it

@@ -90,7 +90,7 @@ class TemplateChecks:
 _TWICE = "texts contain marks of this chat template, and would be rendered twice: {}"
 
 
-def check_template(chat: ChatFormat, records: Iterable[Record], checks: TemplateChecks | None = None) -> TemplateChecks:
+def check_template(chat: ChatFormat, records: Iterable[Record]) -> TemplateChecks:
     """Render records with a chat template, and count what it refuses or leaves out. Nothing is tokenized.
 
     Example::
@@ -104,9 +104,8 @@ def check_template(chat: ChatFormat, records: Iterable[Record], checks: Template
     Args:
         chat: The chat format of the model.
         records: The feedback. A prompt is rendered with each response to it.
-        checks: Counts to add to.
     """
-    checks = TemplateChecks() if checks is None else checks
+    checks = TemplateChecks()
     for record in records:
         responses = [text for name in _RESPONSES if isinstance(text := getattr(record, name, None), str)]
         if record.prompt:

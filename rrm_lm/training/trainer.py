@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from rrm_lm.models.saving.adapters import read_weights
+from rrm_lm.models.saving.policies import Policy, PolicySettings, save_policy
 from rrm_lm.models.sharding import configure_fsdp, register_forward
 from rrm_lm.storage import commit_folder, replace_files, report_full_disk, staged_file, write_json
 from rrm_lm.training.checkpoints import PROCESSES_FILE, check_processes, checkpoint_to_resume, prune
@@ -33,7 +35,7 @@ else:
 # Hidden; the name lets `clear_leftovers` delete it after a crash.
 _CHECKPOINT_STAGING = ".checkpoint.staging-trainer"
 _MODEL_STAGING = ".model.staging-trainer"
-_TRAINER_STATE = "trainer_state.json"
+TRAINER_STATE = "trainer_state.json"
 _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # Trainer's names
 
 
@@ -82,6 +84,9 @@ class ResumableTrainer(_Trainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: TRL would write its card into the run's folder at every checkpoint."""
 
     @property
     def is_saving_checkpoint(self) -> bool:
@@ -202,7 +207,7 @@ class ResumableTrainer(_Trainer):
         if step and (best.name == staged.name or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
-                self.state.save_to_json(str(staged / _TRAINER_STATE))
+                self.state.save_to_json(str(staged / TRAINER_STATE))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Delay an upload until the checkpoint has its final name: uploads read the folder in the background."""
@@ -257,19 +262,35 @@ class ResumableTrainer(_Trainer):
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save")
 
-    def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
+    def save_metrics(self, split: str, metrics: dict[str, Any]) -> None:
         """Write Hugging Face's `<split>_results.json` and `all_results.json`, each atomically."""
         if not self.is_world_process_zero():
             return
         folder = Path(str(self.args.output_dir))
         write_json(folder / f"{split}_results.json", dict(sorted(metrics.items())))
         every = folder / "all_results.json"
-        if combined:
-            earlier = json.loads(every.read_text(encoding="utf-8")) if every.is_file() else {}
-            write_json(every, dict(sorted({**earlier, **metrics}.items())))
+        earlier = json.loads(every.read_text(encoding="utf-8")) if every.is_file() else {}
+        write_json(every, dict(sorted({**earlier, **metrics}.items())))
 
     def save_state(self) -> None:
         """Write Hugging Face's `trainer_state.json` atomically."""
         if self.is_world_process_zero():
-            with staged_file(Path(str(self.args.output_dir)) / _TRAINER_STATE) as staged:
+            with staged_file(Path(str(self.args.output_dir)) / TRAINER_STATE) as staged:
                 self.state.save_to_json(str(staged))
+
+
+class AdapterTrainer(ResumableTrainer):
+    """Trains a policy's adapter, and saves it in the format of :mod:`rrm_lm.models.saving.policies`."""
+
+    def keep_for_saving(self, policy: Policy, tokenizer: Any, settings: PolicySettings) -> None:
+        """Call it before TRL's `__init__`. `settings` are saved with every checkpoint."""
+        assert policy.adapter is not None
+        self.backbone, self.adapter = policy.backbone, policy.adapter
+        self.policy_settings, self._saved_tokenizer = settings, tokenizer
+
+    def save_weights(self, folder: Path, write: bool) -> None:
+        """Write the adapter in PEFT's format. PEFT itself would use a subfolder for a name other than `default`."""
+        save_policy(self.backbone, folder, self._saved_tokenizer, self.policy_settings, self.adapter, write)
+
+    def load_weights(self, folder: Path) -> None:
+        read_weights(self.backbone, self.adapter, folder)

@@ -49,7 +49,7 @@ from rrm_lm.recursion.agents import (
     load_sampler,
     reward_adapter,
 )
-from rrm_lm.recursion.assistance import Assistance, Assisted, HelperNotes, Unassisted
+from rrm_lm.recursion.assistance import Assistance, Assisted, HelperNotes
 from rrm_lm.recursion.domains import load_domain
 from rrm_lm.recursion.oversight import LimitedOverseer
 from rrm_lm.recursion.solve import solve_all
@@ -299,7 +299,7 @@ class Experiment:
         """The notes that an arm's overseer gets, ready."""
         subjects = [(prompt, text) for prompt, *both in pairs for text in both]
         if arm in ("U", "G"):
-            return Unassisted()
+            return HelperNotes(())
         if arm == "C":
             # A pair takes a check for each aspect of each response: M for each helper buy M / 2 pairs.
             return MeasuredNotes(self.domain, frozenset(subjects[: 2 * (self.sizes.checks // 2)]))

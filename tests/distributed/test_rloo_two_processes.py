@@ -17,7 +17,7 @@ from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.saving.policies import Policy
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
-from rrm_lm.training.rloo.trainer import RLOOTrainer, rloo_trainer
+from rrm_lm.training.rloo.trainer import RLOOTrainer
 from tests.tiny import lora, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting
 
@@ -54,7 +54,7 @@ def train(folder: Path, processes: int) -> RLOOTrainer:
         save_steps=3,
     )
     rewards = RewardSum([AdapterReward(own), PythonReward(counting)], [0.5, 1.0])
-    made = rloo_trainer(Policy(trunk, CHAT, POLICY), settings, rewards, PROMPTS)
+    made = RLOOTrainer(Policy(trunk, CHAT, POLICY), settings, rewards, PROMPTS)
     made.train()
     return made
 

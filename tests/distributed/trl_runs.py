@@ -17,7 +17,7 @@ from rrm_lm.models.saving.policies import Policy, PolicySettings
 from rrm_lm.models.sharding import gather, run_as_forward
 from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
-from rrm_lm.training.rloo.trainer import rloo_trainer
+from rrm_lm.training.rloo.trainer import RLOOTrainer
 from rrm_lm.training.sft.config import SFTConfig
 from rrm_lm.training.sft.trainer import Imitation, SFTTrainer, imitations, response_nll, to_imitate
 from tests.distributed.processes import share_held
@@ -104,7 +104,7 @@ def rloo_on(folder: Path, base: Path, layers: int, processes: int, **more: Any) 
         "learning_rate": 0.001,
     }
     rewards = RewardSum([AdapterReward(own), PythonReward(counting)], [0.5, 1.0])
-    made = rloo_trainer(start, config(folder, **{**settings, **STEPS, **more}), rewards, PROMPTS)
+    made = RLOOTrainer(start, config(folder, **{**settings, **STEPS, **more}), rewards, PROMPTS)
     made.train()
     found: dict[str, Any] = {"learned": learned(start.backbone), "share": share_held(start.backbone.model)}
     found["logs"] = logged(made, "objective/kl", ["objective/", "reward", "disagreement/", "val/"])

@@ -9,9 +9,9 @@ import torch
 
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.saving.policies import Policy, load_policy
+from rrm_lm.models.saving.policies import POLICY, Policy, load_policy
 from rrm_lm.training.reward_sources import PythonReward, RewardSum
-from rrm_lm.training.rloo.trainer import rloo_trainer
+from rrm_lm.training.rloo.trainer import RLOOTrainer
 from tests.tiny import lora, save_tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config
 
@@ -37,8 +37,9 @@ def test_a_policy_learns_to_say_what_is_rewarded(tmp_path: Path) -> None:
         learning_rate=3e-2,
         kl_coef=0.005,
     )
-    start = Policy(load_policy(str(base), dtype="float32").backbone, CHAT, None)
-    trainer = rloo_trainer(start, settings, RewardSum([PythonReward(says_it)]), PROMPTS, lora=lora(random=False))
+    start = Policy(load_policy(str(base), dtype="float32").backbone, CHAT, POLICY)
+    start.backbone.add_adapter(POLICY, lora(random=False))
+    trainer = RLOOTrainer(start, settings, RewardSum([PythonReward(says_it)]), PROMPTS)
     assert isinstance(trainer.backbone, Backbone)
     trainer.train()
     earned = [entry["objective/scores"] for entry in trainer.state.log_history if "objective/scores" in entry]

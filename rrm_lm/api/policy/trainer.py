@@ -105,7 +105,6 @@ class PolicyTraining:
         parts = Parts(
             policy=start._replace(chat=chat),
             prompts=train,
-            heldout=watched,
             config=config,
             model=model,
             rewards=rewards,

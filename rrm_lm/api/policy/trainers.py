@@ -39,7 +39,6 @@ class Parts:
 
     policy: Policy  # the policy to start from, with the chat format of the prompts
     prompts: Sequence[Prompt]
-    heldout: Sequence[Prompt]  # prompts for sample responses during training
     config: PolicyConfig
     model: ModelArguments
     rewards: RewardArguments
@@ -61,11 +60,6 @@ def make_training(algorithm: str, parts: Parts) -> Training:
     return made
 
 
-class _Trainer(PPOTrainer):
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: TRL would write a draft that names no model into every checkpoint."""
-
-
 def _ppo(parts: Parts) -> Training:
     chat, config = parts.policy.chat, parts.config
     agent = make_agent(parts.policy, parts.model, config, parts.rewards, parts.lora)
@@ -74,12 +68,11 @@ def _ppo(parts: Parts) -> Training:
     rewards = parts.put_rewards(agent.backbone)
     if rewards.own is not None:
         agent.add_reward(rewards.own)
-    trainer = _Trainer(
+    trainer = PPOTrainer(
         config,
         chat.tokenizer,
         agent,
         train_dataset=parts.prompts,
-        eval_dataset=parts.heldout or None,
         rewards=list(rewards.sources.values()),
         chat=chat,
         settings=parts.settings,
@@ -91,7 +84,7 @@ def _ppo(parts: Parts) -> Training:
 
 def _rloo(parts: Parts) -> Training:
     from rrm_lm.training.reward_sources import AdapterReward
-    from rrm_lm.training.rloo.trainer import rloo_trainer
+    from rrm_lm.training.rloo.trainer import RLOOTrainer
 
     backbone, config, policy = parts.policy.backbone, parts.config, parts.policy
     if policy.adapter is None:
@@ -100,7 +93,7 @@ def _rloo(parts: Parts) -> Training:
     check_before_training(policy, config, parts.model)
     rewards = parts.put_rewards(backbone)
     own = None if rewards.own is None else AdapterReward(rewards.own, micro_batch_tokens=config.micro_batch_tokens)
-    trainer = rloo_trainer(
+    trainer = RLOOTrainer(
         policy,
         config,
         rewards.sum(own, config.reward_weights),

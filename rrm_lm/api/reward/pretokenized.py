@@ -34,7 +34,7 @@ def encode_ids(rows: Any, builder: ExampleBuilder, name: str) -> list[RewardExam
         margin = row.get("margin")
         pairs = (LinePair(0, 1, None if margin is None else float(margin)),)
         encoded = Encoded(tuple((line,) for line in lines))
-        examples.append(builder.lay(encoded, pairs, origin=where, prompt_id=str(sides[0][: _shared(*sides)])))
+        examples.append(builder.lay(encoded, pairs, (), where, prompt_id=str(sides[0][: _shared(*sides)])))
     return examples
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.recursion.agents import Agent
 from rrm_lm.recursion.tasks import MainTask
-from rrm_lm.recursion.training import TrainingOptions, is_whole
+from rrm_lm.recursion.training import TrainingOptions
 from rrm_lm.recursion.tree import Node
 from rrm_lm.recursion.workspace import RECORD, Workspace
 from rrm_lm.runs.recurse.run import RecurseRun
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parser import parse
 from rrm_lm.settings.workflows import RecurseArguments
-from rrm_lm.storage import read_object
+from rrm_lm.storage import read_object, verify
 
 
 def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun, Node]:
@@ -43,7 +43,7 @@ def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun,
     for one in node.walk():
         place = folder.with_name(one.name)
         settings = json.loads(json.dumps(asdict(one.settings)))
-        if not is_whole(place) or read_object(place / RECORD)["inputs"]["settings"] != settings:
+        if verify(place) or read_object(place / RECORD)["inputs"]["settings"] != settings:
             what = f"{one.name} is not solved, its files are damaged, or the tree has changed since"
             raise CheckpointError(what, where=str(place), remedy=" ".join(["rrm-lm recurse", *words]))
     return run, node

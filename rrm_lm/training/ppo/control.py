@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -71,20 +70,15 @@ class Steering:
     kl: KLControl
     scale: RewardScale
 
-    def state(self) -> dict[str, Any]:
-        return {"kl": asdict(self.kl), "scale": asdict(self.scale)}
+    def save(self, folder: Path) -> None:
+        write_json(folder / _STEERING, asdict(self))
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load(self, folder: Path) -> None:
         """Load a saved state. Target, gain and a fixed coefficient come from the current settings."""
+        state = json.loads((folder / _STEERING).read_text(encoding="utf-8"))
         if self.kl.target is not None:
             self.kl.coefficient = float(state["kl"]["coefficient"])
         self.scale = RewardScale(**state["scale"])
-
-    def save(self, folder: Path) -> None:
-        write_json(folder / _STEERING, self.state())
-
-    def load(self, folder: Path) -> None:
-        self.load_state(json.loads((folder / _STEERING).read_text(encoding="utf-8")))
 
 
 class LastGood:

@@ -79,16 +79,6 @@ class AgentPasses:
                 result[group.episodes] = spread(flat.float(), is_response[group.episodes])
         return result
 
-    @torch.no_grad()
-    def rewards(self, groups: Sequence[Group], count: int) -> list[list[float]]:
-        """For each of `count` episodes, the reward by each member of the agent's ensemble (one without an ensemble)."""
-        result: list[list[float]] = [[] for _ in range(count)]
-        for group in groups:
-            found = self.model("members", group.batch, group.lines).float().tolist()
-            for episode, rewards in zip(group.episodes, found, strict=False):  # a dummy group has no episodes
-                result[episode] = rewards
-        return result
-
 
 @dataclass
 class OwnReward:
@@ -100,5 +90,11 @@ class OwnReward:
     grouping: Callable[[Sequence[Line]], Grouping]
     ensemble: Ensemble = field(default_factory=Ensemble)
 
+    @torch.no_grad()
     def score_lines(self, lines: Sequence[Line]) -> list[float]:
-        return self.ensemble.rewards(self.passes.rewards(self.grouping(lines)(), len(lines)))
+        members: list[list[float]] = [[] for _ in lines]  # of each line, the rewards by each member of the ensemble
+        for group in self.grouping(lines)():
+            found = self.passes.model("members", group.batch, group.lines).float().tolist()
+            for episode, rewards in zip(group.episodes, found, strict=False):  # a dummy group has no episodes
+                members[episode] = rewards
+        return self.ensemble.rewards(members)

@@ -1,13 +1,11 @@
-"""Reports of a run: metrics under TRL's names, time by phase, and samples to read."""
+"""Reports of a run: metrics under TRL's names, and time by phase."""
 
 from __future__ import annotations
 
-import importlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +14,6 @@ from rrm_lm.models.ensemble import disagreement
 from rrm_lm.training.ppo.estimates import Estimates
 from rrm_lm.training.ppo.rollouts import Rollouts
 from rrm_lm.training.processes import Processes
-
-_SHOWN = 5  # samples in a table
 
 
 @dataclass(slots=True)
@@ -100,26 +96,3 @@ class Progress:
             "tokens_per_second": round(tokens / max(watch.seconds["roll_out"], 1e-9), 1),
         }
         return found | {f"time/{name}": round(seconds, 3) for name, seconds in watch.seconds.items()}
-
-
-def show_samples(rollouts: Rollouts, scores: Sequence[float], report_to: Sequence[str]) -> None:
-    """Print the first samples as a table, and send all of them to trackers that accept tables, as TRL does."""
-    from pandas import DataFrame
-    from trl.experimental.ppo.ppo_trainer import print_rich_table
-
-    table = DataFrame(
-        {
-            "query": [item.prompt[-1].content for item in rollouts.items],
-            "model response": rollouts.texts,
-            "score": [round(score, 3) for score in scores],
-        }
-    )
-    print_rich_table(table.iloc[:_SHOWN])
-    if "wandb" in report_to:
-        wandb: Any = importlib.import_module("wandb")
-        if wandb.run is not None:
-            wandb.log({"completions": wandb.Table(dataframe=table)})
-    if "comet_ml" in report_to:
-        from trl.trainer.utils import log_table_to_comet_experiment
-
-        log_table_to_comet_experiment(name="completions.csv", table=table)

@@ -9,45 +9,38 @@ computed once, resumable checkpoints.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 from trl.experimental.ppo import PPOTrainer as _TrlPPOTrainer
-from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.models.agent import AgentModel, disable_dropout
-from rrm_lm.models.agent_files import load_agent, save_agent, trained
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.saving.policies import PolicySettings
-from rrm_lm.models.sharding import configure_fsdp, is_sharded, register_forward
+from rrm_lm.models.sharding import is_sharded
 from rrm_lm.text.chat import ChatFormat, Line
+from rrm_lm.training.ppo.agent_trainer import AgentTrainer
 from rrm_lm.training.ppo.config import PPOConfig
-from rrm_lm.training.ppo.control import KLControl, LastGood, RewardScale, Steering, out_of_bounds
+from rrm_lm.training.ppo.control import out_of_bounds
 from rrm_lm.training.ppo.estimates import Estimates, estimate
-from rrm_lm.training.ppo.passes import AgentPasses, OwnReward, PolicyPass
-from rrm_lm.training.ppo.prompts import PromptItem, PromptOrder, check_lengths, encode_prompts
-from rrm_lm.training.ppo.reports import EpisodeScores, Progress, Stopwatch, episode_metrics, show_samples
+from rrm_lm.training.ppo.passes import OwnReward, PolicyPass
+from rrm_lm.training.ppo.prompts import PromptItem
+from rrm_lm.training.ppo.reports import EpisodeScores, Progress, Stopwatch, episode_metrics
 from rrm_lm.training.ppo.rollouts import Group, Grouping, Rollouts, end_id
 from rrm_lm.training.ppo.trl import agent_from_trl
-from rrm_lm.training.ppo.update import PolicyUpdate, UpdateStatistics
+from rrm_lm.training.ppo.update import UpdateStatistics
 from rrm_lm.training.reward_sources import ClassifierOnTokens, RewardSource, RewardSum, TokenRewardSource
-from rrm_lm.training.trainer import ResumableTrainer
 
 logger = logging.getLogger(__name__)
 
-_TRAINER_STATE = "trainer_state.json"
 
-
-class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
+class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
     """Trains an agent's policy with PPO.
 
     Args:
@@ -57,16 +50,11 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         ref_model, reward_model, value_model, peft_config: As in TRL; not used with an agent.
         train_dataset: Prompts as messages, or rows with ``input_ids`` as in TRL.
         data_collator: Makes ``input_ids`` and ``attention_mask`` for rows that lack them.
-        eval_dataset: Prompts whose responses are shown during training (``num_sample_generations``).
-        optimizers, callbacks: As in TRL.
+        optimizers, callbacks, eval_dataset: As in TRL; no samples of an evaluation set are shown.
         rewards: Reward sources in addition to ``reward_model``; optional for an agent with its own reward.
         chat: The chat format, for prompts as messages.
         settings: Saved with the policy.
     """
-
-    args: PPOConfig
-    state: OnlineTrainerState
-    model: Any  # the agent, wrapped
 
     def __init__(
         self,
@@ -112,12 +100,12 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
             optimizers=optimizers,
         )
         self.settings = settings or PolicySettings(str(model.backbone.causal_lm.name_or_path), method="ppo")
-        self._keep_names_of_trl(ref_model, reward_model)
-        self._prepare_prompts(chat, data_collator)
+        self.keep_names_of_trl(ref_model, reward_model)
+        self.prepare_prompts(chat, data_collator)
         self.stop_token_id = end_id(args, processing_class, chat)
         self.end_ids = [] if self.stop_token_id is None else [self.stop_token_id]
         self.sampling = Sampling(args.response_length, args.temperature, args.top_p, args.top_k)
-        self._prepare_model()
+        self.prepare_model()
         self._grouping: Grouping | None = None
         self._has_warned = False
         sources: list[Any] = []
@@ -127,72 +115,6 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
             sources.append(ClassifierOnTokens(reward_model))
             disable_dropout(reward_model.to(self.accelerator.device))
         self.rewards = RewardSum([*sources, *rewards], args.reward_weights)
-
-    # -- setting up ---------------------------------------------------------------------------------------------------
-
-    def _keep_names_of_trl(self, ref_model: Any, reward_model: Any) -> None:
-        """Set the attributes that TRL's callbacks and users expect."""
-        self.policy_model, self.value_model = self.agent.policy, self.agent.value_model
-        self.ref_model, self.reward_model = ref_model, reward_model
-        self.is_peft_model = self.agent.policy_adapter is not None
-        self.model_adapter_name, self.ref_adapter_name = self.agent.policy_adapter, self.agent.reference_adapter
-        self.train_dataset_len = len(self.train_dataset)  # type: ignore[arg-type]
-        callbacks = [*self.callback_handler.callbacks, self.control]
-        stateful: list[Any] = [each for each in callbacks if isinstance(each, ExportableState)]
-        self.state = OnlineTrainerState(
-            is_local_process_zero=self.is_local_process_zero(),
-            is_world_process_zero=self.is_world_process_zero(),
-            stateful_callbacks=stateful,
-        )
-
-    def _prepare_prompts(self, chat: ChatFormat | None, collator: Callable[..., Any] | None) -> None:
-        args, tokenizer = self.args, self.processing_class
-        self.prompts = encode_prompts(self.train_dataset, chat, tokenizer, collator)  # type: ignore[arg-type]
-        self.eval_prompts: list[PromptItem] = []
-        if self.eval_dataset is not None and len(self.eval_dataset):  # type: ignore[arg-type]
-            self.eval_prompts = encode_prompts(self.eval_dataset, chat, tokenizer, collator)  # type: ignore[arg-type]
-        positions = getattr(self.agent.backbone.config, "max_position_embeddings", None)
-        check_lengths([*self.prompts, *self.eval_prompts], args.response_length, positions)
-        args.count_batches(self.processes.count, len(self.prompts))
-        assert args.local_batch_size is not None
-        self.order = PromptOrder(
-            len(self.prompts),
-            args.local_batch_size // args.samples_per_prompt,
-            args.seed if args.data_seed is None else args.data_seed,
-            self.accelerator.process_index,
-            self.processes.count,
-        )
-        self.dataloader = DataLoader(
-            self.prompts,  # type: ignore[arg-type]
-            batch_sampler=self.order,
-            collate_fn=list,
-            # A separate generator, so that creating an iterator does not advance the random state that a resumed run
-            # starts from.
-            generator=torch.Generator(),
-        )
-
-    def _prepare_model(self) -> None:
-        args = self.args
-        if args.activation_checkpointing:
-            self.agent.activation_checkpointing_enable(args.activation_checkpointing_kwargs)  # type: ignore[arg-type]
-        self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches or 1)
-        _ = self.agent.can_share  # test it before the model is sharded
-        configure_fsdp(self.accelerator, self.agent)
-        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        register_forward(self.agent)
-        self.agent.gathers = args.ds3_gather_for_generation
-        self.model_wrapped = self.model
-        handler: Any = self.callback_handler
-        handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
-        handler.train_dataloader = self.dataloader
-        self.passes = AgentPasses(self.model, self.sampling)
-        self.updater = PolicyUpdate(args, self.passes, self.accelerator, self.optimizer, self.processes)
-        target = args.kl_target if args.kl_control == "adaptive" else None
-        self.steering = Steering(KLControl(args.kl_coef, target, args.kl_gain), RewardScale())
-        self.last_good = LastGood(partial(trained, self.agent))
-        self.stop_reason: str | None = None
-        if args.num_sample_generations > 0:
-            self.sample_generations_freq = max(1, (args.num_total_batches or 1) // args.num_sample_generations)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -356,8 +278,6 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
         elif self.control.should_save:
             self._save_checkpoint(self.model, trial=None)
             self.control = self.callback_handler.on_save(args, state, self.control)
-        if args.num_sample_generations > 0 and (state.global_step - 1) % self.sample_generations_freq == 0:
-            self.generate_completions(sampling=True)
 
     def _end(self) -> TrainOutput:
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
@@ -393,62 +313,3 @@ class PPOTrainer(ResumableTrainer, _TrlPPOTrainer):
 
     def _rollouts(self, items: Sequence[PromptItem], responses: Sequence[Sequence[int]]) -> Rollouts:
         return Rollouts.of(items, responses, self.processing_class, self.end_ids, self.accelerator.device)
-
-    def generate_completions(self, sampling: bool = False) -> None:
-        """Show greedy responses to the evaluation prompts; with `sampling`, to a few of them."""
-        items = self.eval_prompts[: self.args.per_device_eval_batch_size] if sampling else self.eval_prompts
-        if not items:
-            return
-        greedy, ids = Sampling(self.args.response_length, temperature=0.0), [item.ids for item in items]
-        budget = self.args.rollout_batch_tokens
-        responses = self.agent.roll_out(ids, greedy, end_ids=self.end_ids, batch_tokens=budget)
-        rollouts = self._rollouts(items, [samples[0] for samples in responses])
-        prompts = [item.prompt for item in items]
-        scores = self.rewards.total(self.rewards(prompts, rollouts.texts, rollouts.lines))
-        if self.accelerator.is_main_process:
-            show_samples(rollouts, scores, self.args.report_to or ())
-
-    def get_train_dataloader(self) -> DataLoader:
-        return self.dataloader
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        return DataLoader(self.eval_prompts, self.args.per_device_eval_batch_size, collate_fn=list)  # type: ignore[arg-type]
-
-    # -- saving -------------------------------------------------------------------------------------------------------
-
-    def save_weights(self, folder: Path, write: bool) -> None:
-        """Write the policy and the value function; in a checkpoint also the adaptive state (KL coefficient ...)."""
-        save_agent(
-            self.agent, folder, self.processing_class, self.settings, whole=self.is_saving_checkpoint, write=write
-        )
-        if self.is_saving_checkpoint:
-            self.last_good.save(folder, write)
-            if write:
-                self.steering.save(folder)
-
-    def load_weights(self, folder: Path) -> None:
-        load_agent(self.agent, folder)
-
-    def load_checkpoint(self, checkpoint: Path) -> None:
-        """Restore everything except the random states. (Trainer's loop, which would do it, is not used.)
-
-        Raises:
-            CheckpointError: The weights do not fit this agent.
-        """
-        self.load_weights(checkpoint)
-        self._load_optimizer_and_scheduler(str(checkpoint))
-        self._load_scaler(str(checkpoint))
-        self.steering.load(checkpoint)
-        self.last_good.load(checkpoint, self.agent.device)
-        local, world = self.state.is_local_process_zero, self.state.is_world_process_zero
-        self.state = OnlineTrainerState.load_from_json(str(checkpoint / _TRAINER_STATE))  # type: ignore[assignment]
-        self.state.is_local_process_zero, self.state.is_world_process_zero = local, world
-        self._load_callback_state()
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write TRL's card for the unwrapped model, whose configuration the card needs."""
-        wrapped, self.model = self.model, self.agent  # type: ignore[assignment]
-        try:
-            super().create_model_card(*args, **kwargs)
-        finally:
-            self.model = wrapped

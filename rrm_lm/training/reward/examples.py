@@ -150,7 +150,7 @@ class ExampleBuilder:
             self.counts.add(encoded, origin)
             mean = [(0, sum(numbers) / len(numbers))] if numbers else []
             offsets = self._offsets(prompt, [response], encoded)
-            examples.append(self._lay(encoded, (), mean, origin, prompt_id(prompt), offsets))
+            examples.append(self.lay(encoded, (), mean, origin, prompt_id(prompt), offsets))
         return examples
 
     def own_critiques(
@@ -165,12 +165,8 @@ class ExampleBuilder:
             pairs = tuple(LinePair(n, len(chosen) + n, record.margin) for n in range(len(chosen)))
             encoded = Encoded((tuple(chosen), tuple(rejected)))
             offsets = self._offsets(record.prompt, [record.chosen, record.rejected], encoded)
-            examples.append(self._lay(encoded, pairs, (), record.origin, record.prompt_id, offsets))
+            examples.append(self.lay(encoded, pairs, (), record.origin, record.prompt_id, offsets))
         return examples
-
-    def lay(self, encoded: Encoded, pairs: tuple[LinePair, ...], *, origin: str, prompt_id: str) -> RewardExample:
-        """Make an example from encoded lines."""
-        return self._lay(encoded, pairs, (), origin, prompt_id)
 
     def _compared(self, records: Sequence[Comparison]) -> list[RewardExample]:
         """One example from comparisons of one prompt; none if they are not usable."""
@@ -204,7 +200,7 @@ class ExampleBuilder:
                 rated = ((pair.chosen, record.chosen_rating), (pair.rejected, record.rejected_rating))
                 ratings += [(line, rating) for line, rating in rated if rating is not None]
         offsets = self._offsets(records[0].prompt, list(critiques), encoded)
-        laid = self._lay(encoded, tuple(pairs), ratings, records[0].origin, records[0].prompt_id, offsets)
+        laid = self.lay(encoded, tuple(pairs), ratings, records[0].origin, records[0].prompt_id, offsets)
         return [laid] if pairs else []
 
     def _offsets(self, prompt: Prompt, responses: Sequence[str], encoded: Encoded) -> tuple[float, ...]:
@@ -214,17 +210,18 @@ class ExampleBuilder:
         rewards = self.known(prompt, responses)
         return tuple(reward for reward, lines in zip(rewards, encoded.lines, strict=True) for _ in lines)
 
-    def _lay(
+    def lay(
         self,
         encoded: Encoded,
         pairs: tuple[LinePair, ...],
         ratings: Sequence[tuple[int, float]],
         origin: Origin | str,
-        about: str,
+        prompt_id: str,
         offsets: tuple[float, ...] = (),
     ) -> RewardExample:
+        """Make an example from encoded lines; its arguments are the fields of :class:`RewardExample`."""
         lines = tuple(line for group in encoded.lines for line in group)
         if self.narrow:
             lines = tuple(replace(line, critique_view=line.reward_at) if line.critique else line for line in lines)
         rows = tuple(self.backbone.rows([line.ids for line in lines], [line.blind for line in lines]))
-        return RewardExample(rows, lines, pairs, tuple(ratings), str(origin), offsets, about)
+        return RewardExample(rows, lines, pairs, tuple(ratings), str(origin), offsets, prompt_id)

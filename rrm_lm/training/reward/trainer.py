@@ -8,14 +8,14 @@ the budget, nor gradient accumulation, nor the number of processes changes the g
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
 
 from rrm_lm.models.reward import RewardModel, RewardOutput
@@ -30,22 +30,10 @@ _ITEMS = ("pairs", "ratings", "critiques")  # losses are averaged over pairs, ra
 _SUMS = (*_ITEMS, *(f"loss_{item}" for item in _ITEMS), "accuracy", "margin", "disagreement", "lines", "tokens")
 
 
-class RewardDataset(Dataset[RewardExample]):
-    """A list of examples as a Dataset, as Trainer expects."""
+class RewardDataset(list[RewardExample]):
+    """Examples, with the columns that TRL's datasets have."""
 
     column_names = COLUMNS
-
-    def __init__(self, examples: Sequence[RewardExample]) -> None:
-        self.examples = list(examples)
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> RewardExample:
-        return self.examples[index]
-
-    def __iter__(self) -> Iterator[RewardExample]:
-        return iter(self.examples)
 
 
 def _held_out(examples: Sequence[RewardExample] | Mapping[str, Sequence[RewardExample]] | None) -> Any:

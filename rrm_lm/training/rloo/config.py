@@ -25,7 +25,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 # Settings of the value function, of advantages per token, and of how our own PPO computes.
 IDLE = frozenset(
     {"vf_coef", "cliprange_value", "value_function", "max_value_loss", "gamma", "lam", "whiten_rewards", "kl_target"}
-    | {"kl_gain", "share_prefixes", "trl_compatible", "num_sample_generations", "eval_strategy", "eval_on_start"}
+    | {"kl_gain", "share_prefixes", "trl_compatible", "eval_strategy", "eval_on_start"}
     | {"load_best_model_at_end"}
 )
 
@@ -119,8 +119,7 @@ def _warn_of_idle(ppo: PPOConfig) -> None:
         default = item.default_factory() if item.default_factory is not MISSING else item.default
         value = getattr(ppo, item.name)
         value = getattr(value, "value", value)  # Hugging Face's enums
-        is_off = item.name == "num_sample_generations" and not value
-        if item.name in IDLE and value != getattr(default, "value", default) and not is_off:
+        if item.name in IDLE and value != getattr(default, "value", default):
             idle.append(f"{item.name} {value}")
     if idle:
         logger.warning("settings that have no effect with RLOO: %s", ", ".join(idle))

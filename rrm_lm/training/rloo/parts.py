@@ -33,16 +33,13 @@ class RewardFunction:
         return rewards
 
 
-class MissingEndPenalty:
+def missing_end_penalty(penalty: float, rollouts: Callable[..., Rollouts]) -> Callable[..., list[float]]:
     """The penalty for responses that reach the length limit, in TRL's calling convention."""
 
-    __name__ = "missing_eos_penalty"
+    def missing_eos_penalty(prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        return [-penalty * (not done) for done in rollouts(prompts, completion_ids).finished]
 
-    def __init__(self, penalty: float, rollouts: Callable[..., Rollouts]) -> None:
-        self._penalty, self._rollouts = penalty, rollouts
-
-    def __call__(self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-        return [-self._penalty * (not done) for done in self._rollouts(prompts, completion_ids).finished]
+    return missing_eos_penalty
 
 
 class UpdateSampler(Sampler[int]):

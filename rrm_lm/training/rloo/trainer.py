@@ -23,13 +23,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
@@ -41,101 +40,46 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.saving.adapters import read_weights
-from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, save_policy
+from rrm_lm.models.saving.policies import Policy, PolicySettings
 from rrm_lm.models.sharding import reshard, with_full_params
 from rrm_lm.models.tokenizers import align_pad
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.control import LastGood, out_of_bounds
-from rrm_lm.training.ppo.prompts import PromptItem, PromptOrder, check_lengths, encode_prompts
+from rrm_lm.training.ppo.prompts import PromptOrder, check_lengths, encode_prompts
 from rrm_lm.training.ppo.rollouts import Rollouts, end_id
 from rrm_lm.training.processes import check_finite
 from rrm_lm.training.reward_sources import AdapterReward, RewardSum
 from rrm_lm.training.rloo import parts
 from rrm_lm.training.rloo.config import rloo_config
-from rrm_lm.training.trainer import ResumableTrainer
+from rrm_lm.training.trainer import AdapterTrainer
 
 logger = logging.getLogger(__name__)
 
 _REFERENCE = "ref"  # TRL's name for the frozen adapter that it uses as the reference
 
 
-def rloo_trainer(
-    policy: Policy,
-    ppo: PPOConfig,
-    rewards: RewardSum,
-    prompts: Sequence[Prompt],
-    chat: ChatFormat | None = None,
-    *,
-    lora: LoraConfig | None = None,
-    settings: PolicySettings | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    **more: Any,
-) -> RLOOTrainer:
-    """Make an RLOO trainer with the interface of :class:`rrm_lm.training.ppo.trainer.PPOTrainer`.
+class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
+    """TRL's trainer on an adapter of a shared backbone, used like :class:`rrm_lm.training.ppo.trainer.PPOTrainer`.
 
-    ``train(resume_from_checkpoint)`` and ``save_model(folder)`` work as there. Logs have TRL's names for RLOO, and
-    PPO's names where the meaning is the same (``objective/kl``, ``objective/scores``, ``reward/<name>`` ...).
-    ``state.global_step`` counts optimizer steps, of which an update has ``trainer.steps_per_update``; callbacks that
-    count updates (``OverOptimisationCallback(every=...)``) must multiply by it. ``trainer.end_ids`` are the tokens that
-    end a response, ``trainer.reference_adapter`` is the reference, ``trainer.stop_reason`` says why training stopped
-    early.
+    Logs have TRL's names for RLOO, and PPO's names where the meaning is the same (``objective/kl``,
+    ``objective/scores``, ``reward/<name>`` ...). ``state.global_step`` counts optimizer steps, of which an update has
+    ``steps_per_update``; callbacks that count updates (``OverOptimisationCallback(every=...)``) must multiply by it.
+    ``end_ids`` are the tokens that end a response; ``stop_reason`` says why training stopped early.
 
     Args:
-        policy: The policy to train. Its adapter keeps its name. The backbone gets a frozen adapter ``ref`` as the
-            reference: a copy of the current policy, or an adapter without effect if ``reference`` is base. A policy
-            without an adapter gets a new one, named ``policy``.
+        policy: The policy to train, with an adapter. The backbone gets a frozen adapter ``ref`` as the reference: a
+            copy of the current policy, or an adapter without effect if ``reference`` is base.
         ppo: The settings; :func:`rrm_lm.training.rloo.config.rloo_config` converts them.
         rewards: The reward sources. Use :class:`rrm_lm.training.reward_sources.AdapterReward` for a reward adapter on
             the policy's backbone.
         chat: The chat format of the prompts; by default the policy's.
-        lora: The new adapter, for a policy without one.
         settings: Saved with the policy; by default those it was loaded with. The method is always rloo.
         more: Settings of TRL's RLOOConfig that PPO lacks, such as ``normalize_advantages``.
 
     Raises:
-        ConfigError: Settings that RLOO lacks, no `lora` for a policy without an adapter, or prompts that leave no
-            tokens for a response.
+        ConfigError: Settings that RLOO lacks, or prompts that leave no tokens for a response.
         DataError: No prompts, or an invalid one.
-    """
-    chat = policy.chat if chat is None else chat
-    items = encode_prompts(prompts, chat, chat.tokenizer)
-    check_lengths(items, ppo.response_length, getattr(policy.backbone.config, "max_position_embeddings", None))
-    if ppo.reward_weights is not None and [float(weight) for weight in ppo.reward_weights] != rewards.weights:
-        what = f"The rewards have the weights {rewards.weights}, and reward_weights is {ppo.reward_weights}"
-        raise ConfigError(what, where="reward_weights", remedy="make the RewardSum with these weights")
-    args = rloo_config(
-        ppo,
-        processes=PartialState().num_processes,
-        prompts=len(items),
-        longest=max(len(item.ids) for item in items),
-        weights=rewards.weights if ppo.missing_eos_penalty is None else [*rewards.weights, 1.0],
-        **more,
-    )
-    trained = _with_adapter(policy, lora)
-    settings = settings or policy.settings or PolicySettings(str(policy.backbone.causal_lm.name_or_path))
-    settings = replace(settings, method="rloo")
-    return RLOOTrainer(trained, args, ppo, rewards, items, chat, settings=settings, callbacks=callbacks)
-
-
-def _with_adapter(policy: Policy, lora: LoraConfig | None) -> Policy:
-    adapter = policy.adapter
-    if adapter is None:
-        if lora is None:
-            remedy = "describe a new one: peft.LoraConfig(...)"
-            raise ConfigError("The policy has no adapter to train", where="lora", remedy=remedy)
-        adapter = POLICY
-        policy.backbone.add_adapter(adapter, lora)
-    policy.backbone.set_trainable(adapter, True)
-    return policy._replace(adapter=adapter)
-
-
-class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
-    """TRL's trainer on an adapter of a shared backbone; made by :func:`rloo_trainer`.
-
-    Args:
-        ppo: The settings from which `args` were made.
     """
 
     args: RLOOConfig
@@ -145,18 +89,23 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
     def __init__(
         self,
         policy: Policy,
-        args: RLOOConfig,
         ppo: PPOConfig,
         rewards: RewardSum,
-        items: Sequence[PromptItem],
-        chat: ChatFormat,
+        prompts: Sequence[Prompt],
+        chat: ChatFormat | None = None,
         *,
-        settings: PolicySettings,
+        settings: PolicySettings | None = None,
         callbacks: Sequence[TrainerCallback] = (),
+        **more: Any,
     ) -> None:
-        self.policy, self.ppo, self.rewards, self.policy_settings = policy, ppo, rewards, settings
-        self.backbone, self.adapter, self._saved_tokenizer = policy.backbone, str(policy.adapter), chat.tokenizer
-        self.prompts, self._items = list(items), {item.prompt: item for item in items}
+        chat = policy.chat if chat is None else chat
+        settings = settings or policy.settings or PolicySettings(str(policy.backbone.causal_lm.name_or_path))
+        self.keep_for_saving(policy, chat.tokenizer, replace(settings, method="rloo"))
+        policy.backbone.set_trainable(self.adapter, True)
+        self.policy, self.ppo, self.rewards = policy, ppo, rewards
+        self.prompts = encode_prompts(prompts, chat, chat.tokenizer)
+        self._items = {item.prompt: item for item in self.prompts}
+        args = self._settings(more)
         ends = end_id(ppo, chat.tokenizer, chat)
         assert ends is not None
         self.end_ids = [int(ends)]
@@ -169,20 +118,37 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
         policy.backbone.model.set_adapter(self.adapter)  # TRL trains the active adapter, which may be a different one
         functions: list[Any] = [parts.RewardFunction(source, self._rollouts) for source in rewards.sources]
         if ppo.missing_eos_penalty is not None:
-            functions.append(parts.MissingEndPenalty(ppo.missing_eos_penalty, self._rollouts))
+            functions.append(parts.missing_end_penalty(ppo.missing_eos_penalty, self._rollouts))
         with _known_as_default(policy.backbone.model, self.adapter):
             super().__init__(
                 model=policy.backbone.model,
                 reward_funcs=functions,
                 args=args,
-                train_dataset=Dataset.from_list([{"prompt": parts.to_messages(item.prompt)} for item in items]),
+                train_dataset=Dataset.from_list([{"prompt": parts.to_messages(item.prompt)} for item in self.prompts]),
                 processing_class=parts.tokenizer_with_eos(chat.tokenizer, self.end_ids[0]),
                 callbacks=[_StopOutOfBounds(self), *callbacks],
             )
         _set_reference(policy.backbone, self.adapter if ppo.reference == "start" else None)
         policy.backbone.set_trainable(self.adapter, True)
-        prompts = args.generation_batch_size // ppo.samples_per_prompt
-        self.order = PromptOrder(len(items), prompts, args.seed if args.data_seed is None else args.data_seed)
+        size = args.generation_batch_size // ppo.samples_per_prompt
+        self.order = PromptOrder(len(self.prompts), size, args.seed if args.data_seed is None else args.data_seed)
+
+    def _settings(self, more: dict[str, Any]) -> RLOOConfig:
+        """TRL's settings. Raises ConfigError (see the class)."""
+        ppo, rewards = self.ppo, self.rewards
+        positions = getattr(self.backbone.config, "max_position_embeddings", None)
+        check_lengths(self.prompts, ppo.response_length, positions)
+        if ppo.reward_weights is not None and [float(weight) for weight in ppo.reward_weights] != rewards.weights:
+            what = f"The rewards have the weights {rewards.weights}, and reward_weights is {ppo.reward_weights}"
+            raise ConfigError(what, where="reward_weights", remedy="make the RewardSum with these weights")
+        return rloo_config(
+            ppo,
+            processes=PartialState().num_processes,
+            prompts=len(self.prompts),
+            longest=max(len(item.ids) for item in self.prompts),
+            weights=rewards.weights if ppo.missing_eos_penalty is None else [*rewards.weights, 1.0],
+            **more,
+        )
 
     def _rollouts(self, prompts: Sequence[Any], responses: Sequence[Sequence[int]]) -> Rollouts:
         items = [self._items[parts.to_prompt(messages)] for messages in prompts]
@@ -276,15 +242,6 @@ class RLOOTrainer(ResumableTrainer, _TrlRLOOTrainer):
         assert self.args.generation_batch_size is not None
         logs["episode"] = self.state.global_step // self.steps_per_update * self.args.generation_batch_size
         super().log(logs, start_time)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: TRL would write its card into the run's folder at every checkpoint."""
-
-    def save_weights(self, folder: Path, write: bool) -> None:
-        save_policy(self.backbone, folder, self._saved_tokenizer, self.policy_settings, self.adapter, write)
-
-    def load_weights(self, folder: Path) -> None:
-        read_weights(self.backbone, self.adapter, folder)
 
 
 class _StopOutOfBounds(TrainerCallback):

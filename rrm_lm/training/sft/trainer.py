@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +21,14 @@ from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Comparison, Correction, Demonstration, Prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.saving.adapters import read_weights
-from rrm_lm.models.saving.policies import Policy, PolicySettings, save_policy
+from rrm_lm.models.saving.policies import Policy, PolicySettings
 from rrm_lm.models.tokenizers import align_pad
 from rrm_lm.text.batching import collate, length_groups, share
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.processes import check_finite
 from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.sft.config import SFTConfig
-from rrm_lm.training.trainer import ResumableTrainer
+from rrm_lm.training.trainer import AdapterTrainer
 
 _IGNORED = -100  # transformers' label of tokens without loss
 _LOGIT_CHUNK = 1024  # tokens whose logits are held at once
@@ -119,7 +117,7 @@ def _with_end(line: Line, chat: ChatFormat) -> Line:
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
-class SFTTrainer(ResumableTrainer, TRLTrainer):
+class SFTTrainer(AdapterTrainer, TRLTrainer):
     """TRL's trainer on tokenized examples, with verified checkpoints and adapter folders. The `heldout` examples are
     for the loss during training (``eval_strategy``), and `settings` are saved with every checkpoint. Further keyword
     arguments are passed to TRL's trainer.
@@ -137,9 +135,8 @@ class SFTTrainer(ResumableTrainer, TRLTrainer):
         settings: PolicySettings,
         **kwargs: Any,
     ) -> None:
-        self.backbone, self.policy_settings = policy.backbone, settings
-        self.adapter = str(policy.adapter)
         tokenizer = policy.chat.tokenizer
+        self.keep_for_saving(policy, tokenizer, settings)
         align_pad(policy.backbone.causal_lm, tokenizer)
         if getattr(policy.backbone.config, "logits_scaling", None) and args.loss_type == "chunked_nll":
             args.loss_type = "nll"  # TRL's chunked loss leaves out this factor of Granite's logits
@@ -171,16 +168,6 @@ class SFTTrainer(ResumableTrainer, TRLTrainer):
             where = f"step {self.state.global_step + 1}, responses from {', '.join(origins)}"
             check_finite(loss, where, "those responses")
         return (loss, outputs) if return_outputs else loss
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: TRL would write its card into the run's folder at every checkpoint."""
-
-    def save_weights(self, folder: Path, write: bool) -> None:
-        """Write the adapter in PEFT's format. PEFT itself would use a subfolder for a name other than `default`."""
-        save_policy(self.backbone, folder, self.processing_class, self.policy_settings, self.adapter, write)
-
-    def load_weights(self, folder: Path) -> None:
-        read_weights(self.backbone, self.adapter, folder)
 
 
 @dataclass

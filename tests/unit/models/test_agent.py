@@ -186,10 +186,6 @@ def test_values_of_a_fresh_agent_are_zero_and_its_policy_is_the_reference() -> N
 
 def test_what_cannot_be() -> None:
     backbone = Backbone(tiny_model(), 0)
-    with pytest.raises(ConfigError, match="'tree'"):
-        AgentModel.create(backbone, lora(), value="tree")
-    with pytest.raises(ConfigError, match="'past'"):
-        AgentModel.create(backbone, lora(), reference="past")
     with pytest.raises(ConfigError, match="value_model"):
         AgentModel(backbone, value="model")
     agent = tiny_agent()

@@ -13,7 +13,7 @@ import pytest
 
 from rrm_lm.feedback.asking.overseers import CONTRADICTION, BothOrders, Verdict
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.recursion.assistance import ENOUGH, AboutSubject, Assisted, HelperNotes, Unassisted, WorstFlaw
+from rrm_lm.recursion.assistance import ENOUGH, AboutSubject, Assisted, HelperNotes, WorstFlaw
 from rrm_lm.recursion.notes import QUOTE_LENGTH, Note, read_note, show_notes, with_notes, write_note
 from rrm_lm.recursion.oversight import Bench, FlawJudge, LimitedOverseer
 from rrm_lm.recursion.steps import NodeRun
@@ -99,12 +99,12 @@ def test_the_overseer_subtracts_for_reported_problems() -> None:
     helper = HelperNotes([Fake(right)])
     helper.prepare([(PROMPT, text) for text in pair])
     overseer = LimitedOverseer(DOMAIN)
-    assert Assisted(overseer, Unassisted()).compare(PROMPT, pair).preferred == 0  # the longer one
+    assert Assisted(overseer, HelperNotes(())).compare(PROMPT, pair).preferred == 0  # the longer one
     assisted = Assisted(overseer, helper)
     assert assisted.compare(PROMPT, pair).preferred == 1
     assert assisted.critique(PROMPT, pair[0]) == "letter_s: yes."
     assert (assisted.name, assisted.limit) == (overseer.name, overseer.limit)
-    assert Assisted(overseer, Unassisted()).critique(PROMPT, pair[0]) == ""
+    assert Assisted(overseer, HelperNotes(())).critique(PROMPT, pair[0]) == ""
 
 
 def test_false_quotations_are_dropped_and_counted() -> None:
@@ -260,7 +260,7 @@ def test_a_bench_measures_and_counts_where_its_helpers_have_no_note(tmp_path: Pa
     assert len(bench.measured) == 1
     letter_s = next(node for node in three_levels().walk() if node.name == "letter_s")
     work = NodeRun(letter_s, workspace(tmp_path), tmp_path)
-    assert (work._checks([*asked, *asked], helper), work._checks(asked, Unassisted())) == (1, 2)
+    assert (work._checks([*asked, *asked], helper), work._checks(asked, HelperNotes(()))) == (1, 2)
 
 
 def test_only_a_real_worst_flaw_counts() -> None:

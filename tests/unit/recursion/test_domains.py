@@ -1,4 +1,4 @@
-"""The messages domain, a toy domain, the one of the example, and faulty ones."""
+"""A toy domain, the one of the example, and faulty ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import yaml
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.recursion.assistance import Assisted, HelperNotes, Unassisted
+from rrm_lm.recursion.assistance import Assisted, HelperNotes
 from rrm_lm.recursion.domains import load_domain
-from rrm_lm.recursion.domains.messages import Messages, met, order_of
 from rrm_lm.recursion.oversight import Bench, FlawJudge, LimitedOverseer
 from rrm_lm.recursion.tasks import MAIN, NOTHING, POINT, Domain, HelperTask, MainTask, PointTask, make_task
 from rrm_lm.recursion.tree import read_tree
@@ -24,7 +23,7 @@ from tests.unit.recursion.toy import Letters
 EXAMPLES = Path(__file__).parents[3] / "scripts" / "examples" / "recursion"
 
 
-@pytest.mark.parametrize("name", ["chip", "messages", f"{Path(__file__).with_name('toy.py')}:Letters"])
+@pytest.mark.parametrize("name", ["chip", f"{Path(__file__).with_name('toy.py')}:Letters"])
 def test_every_domain_is_consistent(name: str) -> None:
     domain, rng = load_domain(name), random.Random(0)
     for prompt in domain.prompts[:6]:
@@ -39,23 +38,6 @@ def test_every_domain_is_consistent(name: str) -> None:
                 assert one.evidence(prompt, draft)[0] in draft
                 assert domain.weight(prompt, aspect, one.verdicts[0]) == 0
     assert domain.limit and domain.kind
-
-
-def test_messages_by_hand() -> None:
-    domain = Messages()
-    prompt = domain.prompts[0]
-    order = order_of(prompt)
-    good = f"We meet, {order.include}. {order.end}"
-    assert met(prompt, good) == {"include": True, "avoid": True, "length": True, "end": True}
-    assert domain.gold(prompt, good) == 1.0
-    long = f"{order.avoid} " + "we " * 30
-    assert met(prompt, long) == {"include": False, "avoid": False, "length": False, "end": False}
-    assert domain.gold(prompt, long) == 0.0
-    assert domain.impression(prompt, good) == 0.5  # the words it does not see
-    task = HelperTask(domain, "include")
-    asked = task.ask(prompt, good)
-    assert task.gold(asked, f'YES "{order.include}"') == 1
-    assert task.gold(asked, f'NO "{order.include}"') == task.gold(asked, 'YES "nowhere"') == 0
 
 
 @dataclass
@@ -80,7 +62,7 @@ def test_the_domain_of_the_example_works() -> None:
     for odd in ("", "sum=", "sum 12", "sum=²", "sum=1.5", "It is sum=12"):  # as a policy may write it
         assert domain.parse(odd) is None and domain.gold(prompt, odd) == -1.0
         assert domain.aspects["parity"].measure(prompt, odd) in ("even", "odd")
-    assert Assisted(LimitedOverseer(domain), Unassisted()).compare(prompt, ["sum=12", "sum=99"]).preferred == 1
+    assert Assisted(LimitedOverseer(domain), HelperNotes(())).compare(prompt, ["sum=12", "sum=99"]).preferred == 1
     # Help arrives there: a response is all that can be quoted of it.
     parity = Oracle(make_task(domain, "parity"))
     helped = HelperNotes([parity])
@@ -127,7 +109,7 @@ def test_a_helpers_prompt_is_the_conversation_and_a_question() -> None:
 def test_a_bench_counts_each_check_once_and_compares_by_it() -> None:
     task = HelperTask(Letters(), "letter_s")
     bench, asked = Bench(task), task.ask(task.domain.prompts[0], "blue sea")
-    alone = Assisted(bench, Unassisted())
+    alone = Assisted(bench, HelperNotes(()))
     assert alone.compare(asked, ['no "blue"', 'yes "blue"']).preferred == 1
     assert alone.compare(asked, ['yes "sea"', 'yes "moon"']).preferred == 0  # the second quotation is made up
     assert alone.compare(asked, ['no "blue"', "no note"]).preferred is None
@@ -143,7 +125,7 @@ def test_pointing_at_flaws() -> None:
     asked, clean = (task.ask(domain.prompts[0], text) for text in ("sea moon", "moon"))
     assert task.truth(asked) == "letter_s yes" and task.truth(clean) == NOTHING
     judge = FlawJudge(task)
-    alone = Assisted(judge, Unassisted())
+    alone = Assisted(judge, HelperNotes(()))
     notes = ['letter_s yes "sea"', 'letter_b yes "sea"', 'nothing "sea"']
     assert alone.compare(asked, notes).preferred == 0
     assert alone.compare(asked, notes[1:]).preferred == 1  # a flaw that is not there is worse than none

@@ -97,7 +97,7 @@ def test_code_in_a_file_needs_permission(
         ("policy", f"gold: {REQUESTS}"),
         ("collect", f"overseer: {REQUESTS}"),
         ("collect", "overseer: llm:Qwen/Qwen3-8B"),
-        ("recurse", "domain: messages"),
+        ("recurse", "domain: chip"),
         ("reward", "trust_remote_code: false"),
         ("reward", "attn_implementation: flash_attention_2"),
         ("reward", "allow_code: false"),

@@ -22,7 +22,7 @@ from rrm_lm.training.ppo.estimates import estimate
 from rrm_lm.training.ppo.losses import kl_k1, kl_k3, policy_losses, value_losses, whiten
 from rrm_lm.training.reward.losses import bradley_terry, centering, graded_target, rating_regression
 from rrm_lm.training.reward_sources import PythonReward, RewardSum
-from rrm_lm.training.rloo.trainer import rloo_trainer
+from rrm_lm.training.rloo.trainer import RLOOTrainer
 from tests.tiny import lora, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting
 
@@ -148,7 +148,7 @@ def test_log_probabilities_of_rloo(tmp_path: Path) -> None:
     backbone = Backbone(tiny_model(dtype=torch.bfloat16), pad_id=0)
     backbone.add_adapter(POLICY, lora())
     settings = config(tmp_path, samples_per_prompt=2)
-    made = rloo_trainer(Policy(backbone, CHAT, POLICY), settings, RewardSum([PythonReward(counting)]), PROMPTS)
+    made = RLOOTrainer(Policy(backbone, CHAT, POLICY), settings, RewardSum([PythonReward(counting)]), PROMPTS)
     ids = torch.randint(3, 300, (2, 60), generator=torch.Generator().manual_seed(0))
     found, entropy, _ = made._get_per_token_logps_and_entropies(
         made.model, ids, torch.ones_like(ids), 50, compute_entropy=True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -37,19 +39,20 @@ def test_a_constant_reward_becomes_zero() -> None:
     assert scale(torch.full((4,), 7.0)).tolist() == [0.0] * 4
 
 
-def test_a_saved_state_goes_on() -> None:
+def test_a_saved_state_goes_on(tmp_path: Path) -> None:
     one = Steering(KLControl(0.1, 6.0), RewardScale())
     one.kl.update(60.0)
     one.scale.add(torch.tensor([1.0, 2.0]), lambda tensor: tensor)
     other = Steering(KLControl(0.5, 6.0), RewardScale())
-    other.load_state(one.state())
-    assert other.state() == one.state()
+    one.save(tmp_path)
+    other.load(tmp_path)
+    assert other == one
 
 
-def test_a_fixed_coefficient_is_that_of_the_settings_now() -> None:
-    saved = Steering(KLControl(0.05), RewardScale()).state()
+def test_a_fixed_coefficient_is_that_of_the_settings_now(tmp_path: Path) -> None:
+    Steering(KLControl(0.05), RewardScale()).save(tmp_path)
     now = Steering(KLControl(0.2), RewardScale())
-    now.load_state(saved)
+    now.load(tmp_path)
     assert now.kl.coefficient == 0.2
 
 

@@ -276,12 +276,6 @@ def test_arguments_that_contradict_each_other(tmp_path: Path) -> None:
         trainer(tmp_path, train_dataset=[prompt_of("sea " * 600)])
 
 
-def test_samples_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = trainer(tmp_path, eval_dataset=PROMPTS[:2], num_sample_generations=2, max_steps=2)
-    made.train()
-    assert capsys.readouterr().out.count("model response") == 2
-
-
 def test_activations_can_be_recomputed(tmp_path: Path) -> None:
     found = []
     for number, recompute in enumerate((False, True)):

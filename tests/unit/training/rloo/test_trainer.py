@@ -24,7 +24,7 @@ from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
 from rrm_lm.training.rloo import config as rloo_config
 from rrm_lm.training.rloo import trainer as rloo
-from rrm_lm.training.rloo.trainer import RLOOTrainer, rloo_trainer
+from rrm_lm.training.rloo.trainer import RLOOTrainer
 from tests.deprecations import trls_switch
 from tests.tiny import lora, prompt_of, save_tiny_model, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting, state
@@ -48,8 +48,11 @@ def settings(folder: Path, **more: Any) -> PPOConfig:
 def trainer(folder: Path, policy: Policy | None = None, rewards: RewardSum | None = None, **more: Any) -> RLOOTrainer:
     own = {name: more.pop(name) for name in ("callbacks", "lora", "prompts") if name in more}
     prompts = own.pop("prompts", PROMPTS)
-    rewards = rewards or RewardSum([PythonReward(counting)])
-    return rloo_trainer(policy or tiny_policy(), settings(folder, **more), rewards, prompts, **own)
+    rewards, policy = rewards or RewardSum([PythonReward(counting)]), policy or tiny_policy()
+    if "lora" in own:
+        policy.backbone.add_adapter(POLICY, own.pop("lora"))
+        policy = policy._replace(adapter=POLICY)
+    return RLOOTrainer(policy, settings(folder, **more), rewards, prompts, **own)
 
 
 def writes(monkeypatch: pytest.MonkeyPatch, responses: Sequence[Sequence[int]]) -> None:
@@ -76,7 +79,7 @@ TAKEN = frozenset(
 NOT_SETTINGS = frozenset(
     {"world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "mini_batch_size"}
     | {"local_mini_batch_size", "local_rollout_forward_batch_size", "dataset_num_proc", "sft_model_path"}
-    | {"reward_model_path", "model_adapter_name", "ref_adapter_name"}
+    | {"reward_model_path", "model_adapter_name", "ref_adapter_name", "num_sample_generations"}
 )
 
 
@@ -159,16 +162,14 @@ def test_settings_without_effect_are_named_once(tmp_path: Path, caplog: pytest.L
     with caplog.at_level(logging.WARNING, logger="rrm_lm"):
         trainer(tmp_path)
         assert not caplog.records
-        trainer(tmp_path, vf_coef=0.5, gamma=0.9, value_function="adapter", num_sample_generations=3)
+        trainer(tmp_path, vf_coef=0.5, gamma=0.9, value_function="adapter")
     assert len(caplog.records) == 1
-    for words in ("vf_coef 0.5", "gamma 0.9", "value_function adapter", "num_sample_generations 3"):
+    for words in ("vf_coef 0.5", "gamma 0.9", "value_function adapter"):
         assert words in caplog.text
 
 
-def test_a_policy_without_an_adapter(tmp_path: Path) -> None:
+def test_a_policy_with_a_fresh_adapter(tmp_path: Path) -> None:
     bare = Policy(Backbone(tiny_model(), pad_id=0), CHAT, None, PolicySettings("tiny"))
-    with pytest.raises(ConfigError, match="no adapter to train"):
-        trainer(tmp_path, bare)
     made = trainer(tmp_path, bare, lora=lora(random=False))
     made.train()
     assert made.adapter == POLICY
