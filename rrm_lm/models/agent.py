@@ -101,7 +101,7 @@ class AgentModel(Root):
         else:
             if reference == "start":
                 frozen = REFERENCE
-                _copy_adapter(backbone, policy, frozen)
+                copy_adapter(backbone, policy, frozen)
             backbone.set_trainable(policy, True)
         if value == "adapter":
             backbone.add_adapter(VALUE, lora)
@@ -247,10 +247,10 @@ def disable_dropout(model: nn.Module) -> None:
             setattr(module, "attention_dropout", 0.0)  # noqa: B010
 
 
-def _copy_adapter(backbone: Backbone, source: str, target: str) -> None:
-    """A frozen copy of an adapter under another name."""
-    config = LoraConfig(**backbone.model.peft_config[source].to_dict())
-    backbone.add_adapter(target, config)
+def copy_adapter(backbone: Backbone, source: str, target: str) -> None:
+    """A frozen copy of an adapter under another name, which may exist already."""
+    if not backbone.has_adapter(target):
+        backbone.add_adapter(target, LoraConfig(**backbone.model.peft_config[source].to_dict()))
     there = adapter_weights(backbone, target)
     for name, tensor in adapter_weights(backbone, source).items():
         assign(there[name], tensor)

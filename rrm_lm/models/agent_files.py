@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +72,6 @@ def trained_values(agent: AgentModel) -> dict[str, nn.Parameter]:
     mine = trained(agent.backbone) if policy is None else adapter_parameters(agent.backbone, policy)
     taken = {id(parameter) for parameter in mine.values()}
     return {name: parameter for name, parameter in everything.items() if id(parameter) not in taken}
-
-
-def snapshot(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of some parameters; for a sharded model, of the shards."""
-    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
 def restore(parameters: dict[str, nn.Parameter], state: dict[str, Tensor], where: Path | None = None) -> None:

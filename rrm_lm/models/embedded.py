@@ -165,11 +165,7 @@ def download(model: EmbeddedModel, folder: Path) -> Path:
 
 
 def convert(gguf: Path, model: EmbeddedModel, folder: Path) -> None:
-    """Convert a GGUF file to a folder with a tokenizer and fp32 safetensors that `from_pretrained` loads in seconds.
-
-    The pad token must not end a turn: with pad equal to eos, masks computed from ids lose the end of every turn, and
-    sequence-classification models read their score at the wrong token.
-    """
+    """Convert a GGUF file to a folder with a tokenizer and fp32 safetensors that `from_pretrained` loads in seconds."""
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer

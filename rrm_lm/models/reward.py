@@ -42,11 +42,6 @@ class RewardOutput(NamedTuple):
     critique_nll: Tensor  # (critique tokens,) negative log-likelihood of each critique token, over all lines in order
     members: Tensor  # (lines, heads) the reward of each ensemble member
 
-    @classmethod
-    def of_one(cls, rewards: Tensor, critique_nll: Tensor) -> RewardOutput:
-        """Output of a model with one head."""
-        return cls(rewards, critique_nll, rewards.unsqueeze(-1))
-
 
 @dataclass(frozen=True, slots=True)
 class RewardSettings:

@@ -64,11 +64,8 @@ class Critic(Protocol):
 
 
 class AdapterCritic:
-    """A reward model trained on critiques; writes a greedy critique of each response.
-
-    Args:
-        chat: The chat format it was trained with. A conversation that leaves too few tokens for a critique loses its
-            beginning.
+    """A reward model trained on critiques, with its chat format; writes a greedy critique of each response. A
+    conversation that leaves too few tokens for a critique loses its beginning.
     """
 
     label = "critic"
@@ -122,10 +119,8 @@ class HelperCritic:
 
 
 def shortened_remark(text: str, *, complete: bool = True) -> Remark:
-    """Shorten a critique to at most `LONGEST` characters, after a whole sentence if possible.
-
-    Args:
-        complete: Whether the critic finished it; an unfinished critique is shortened too.
+    """Shorten a critique to at most `LONGEST` characters, after a whole sentence if possible. One that is not
+    `complete` is shortened too.
     """
     if complete and len(text) <= LONGEST:
         return Remark(text)
@@ -229,10 +224,8 @@ def write_critiques(critic: Critic, subjects: Sequence[Subject], *, progress: bo
 
 
 class AssistedScorer:
-    """A scorer that reads a critic's remark after each response.
-
-    Args:
-        scorer: A reward model, a classifier, or a judge whose question mentions notes (`judge.NOTES_QUESTION`).
+    """A scorer (a reward model, a classifier, or a judge whose question mentions notes: `judge.NOTES_QUESTION`) that
+    reads a critic's remark after each response.
     """
 
     def __init__(self, scorer: ResponseScorer, critiques: Critiques) -> None:
@@ -247,11 +240,8 @@ class AssistedScorer:
 
 
 class AssistedPairs:
-    """A pair judge that reads a critic's remark after each response.
-
-    Attributes:
-        asked_without: Number of questions asked without remarks, because they only fit the judge's context without
-            them.
+    """A pair judge that reads a critic's remark after each response. `asked_without` counts questions asked without
+    remarks, because they only fit the judge's context without them.
     """
 
     def __init__(self, judge: PairJudge, critiques: Critiques) -> None:

@@ -35,11 +35,8 @@ def measure(agent: Agent, settings: NodeSettings, rng: random.Random) -> dict[st
 
 
 def notes_quality(task: NoteTask, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Any]:
-    """Measure the quality of a helper's answers.
-
-    Returns:
-        `balanced_accuracy` of problem against no problem, `by_verdict` over all verdicts, `taken_for` (counts of
-        answers for each true verdict), and counts of unusable answers.
+    """The quality of a helper's answers: `balanced_accuracy` of problem against no problem, `by_verdict` over all
+    verdicts, `taken_for` (counts of answers for each true verdict), and counts of unusable answers.
     """
     truth = [task.truth(prompt) for prompt in prompts]
     notes = [task.read(text) for text in texts]

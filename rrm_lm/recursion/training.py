@@ -151,10 +151,8 @@ class NodeTrainer:
         self._finish(trainer, folder, lambda staged: model.save(staged, shared.chat.tokenizer), adapter)
 
     def train_policy(self, prompts: Sequence[Prompt], scorer: ResponseScorer, start: Path, folder: Path) -> int:
-        """Train the policy with PPO against the reward model, from the start policy in the folder `start`.
-
-        Returns:
-            Number of tokens generated in this call.
+        """Train the policy with PPO against the reward model, from the start policy in the folder `start`; return the
+        number of tokens generated in this call.
         """
         if not verify(folder):
             return 0

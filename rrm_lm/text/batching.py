@@ -155,7 +155,6 @@ def attention_mask(batch: Batch, dtype: torch.dtype, window: int | None = None, 
     """Make the attention mask for a model.
 
     Args:
-        batch: The batch.
         dtype: Floating type of an additive mask.
         window: Sliding window in tokens: a query attends to keys fewer than this many positions back.
         additive: Return 0 and the smallest number instead of True and False. Eager attention adds the mask to the

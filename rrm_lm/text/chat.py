@@ -111,7 +111,7 @@ class ChatFormat:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt up to the start of the assistant's response, cut to ``max_length``."""
-        _, (ids,), _ = self._drop_turns(prompt, lambda kept: [self._ids(kept, generation=True)])
+        _, (ids,), _ = self._drop_turns(prompt, lambda kept: [self._prompt_ids(kept)])
         return ids if self.max_length is None else ids[-self.max_length :]
 
     @cached_property
@@ -125,10 +125,8 @@ class ChatFormat:
         return list(line.ids[: line.critique.start])
 
     def with_critique_ids(self, prompt: Prompt, response: str, critiques: Sequence[Sequence[int]]) -> list[Line]:
-        """Lines with sampled critiques; the reward is read at the critique's last token.
-
-        Args:
-            critiques: Sampled continuations of :meth:`critique_prompt_ids`, with or without the end-of-turn token.
+        """Lines with sampled critiques: continuations of :meth:`critique_prompt_ids`, with or without the end-of-turn
+        token. The reward is read at the critique's last token.
         """
         start = self.critique_prompt_ids(prompt, response)
         plain = self.encode(prompt, [response]).lines[0][0]
@@ -141,11 +139,8 @@ class ChatFormat:
 
     @staticmethod
     def sampled_line(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Line:
-        """The line of a sampled response, without re-encoding; the reward is read at its last token.
-
-        Args:
-            prompt_ids: From :meth:`prompt_ids`.
-            response_ids: One or more sampled tokens, ending in the end-of-turn token unless sampling was cut off.
+        """The line of a sampled response, without re-encoding, after :meth:`prompt_ids`; the reward is read at its last
+        token. `response_ids` are one or more tokens, ending in the end-of-turn token unless sampling was cut off.
         """
         ids = (*prompt_ids, *response_ids)
         return Line(ids, len(prompt_ids), len(ids) - 1)
@@ -164,7 +159,7 @@ class ChatFormat:
         prompt, sequences, dropped = self._drop_turns(
             prompt, lambda kept: [self._response_ids(kept, response, losses) for response in responses]
         )
-        start = self._ids(prompt, generation=True)
+        start = self._prompt_ids(prompt)
         starts = [common_beginning([start, ids]) for ids in sequences]
         for ids, begin, response in zip(sequences, starts, responses, strict=True):
             if begin >= len(ids) or not response.strip():
@@ -214,15 +209,12 @@ class ChatFormat:
 
     def transcript(self, prompt: Prompt, response: str | None) -> str:
         """The text that the model reads for a prompt, with or without a response."""
-        literals: list[str] = []
-        turns = prompt if response is None else (*prompt, Message("assistant", response))
-        return _shown(self._render(turns, literals, generation=response is None), literals)
+        _, text, literals = self._turns(prompt, response)
+        return _shown(text, literals)
 
     def lost(self, prompt: Prompt, response: str | None) -> Lost:
         """What the template leaves out of a conversation. Raises a TemplateError if it cannot render it."""
-        literals: list[str] = []
-        turns = prompt if response is None else (*prompt, Message("assistant", response))
-        return self._lost(turns, self._render(turns, literals, generation=response is None), literals)
+        return self._lost(*self._turns(prompt, response))
 
     @cached_property
     def end_id(self) -> int:
@@ -310,9 +302,14 @@ class ChatFormat:
                 ids += self.tokenizer(piece, add_special_tokens=False).input_ids
         return ids
 
-    def _ids(self, messages: Sequence[Message], generation: bool = False) -> list[int]:
+    def _turns(self, prompt: Prompt, response: str | None) -> tuple[Prompt, str, list[str]]:
+        """A conversation, or a prompt to be continued: its messages, the rendered text, and what is hidden in it."""
         literals: list[str] = []
-        return self._encode(self._render(messages, literals, generation), literals)
+        turns = prompt if response is None else (*prompt, Message("assistant", response))
+        return turns, self._render(turns, literals, generation=response is None), literals
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        return self._encode(*self._turns(prompt, None)[1:])
 
     def _lost(self, turns: Sequence[Message], text: str, literals: Sequence[str]) -> Lost:
         lost = left_out(turns, _shown(text, literals))
@@ -320,9 +317,7 @@ class ChatFormat:
         return lost._replace(is_twice=is_twice)
 
     def _response_ids(self, prompt: Prompt, response: str, losses: list[Lost]) -> list[int]:
-        literals: list[str] = []
-        turns = (*prompt, Message("assistant", response))
-        text = self._render(turns, literals)
+        turns, text, literals = self._turns(prompt, response)
         losses.append(self._lost(turns, text, literals))
         return self._encode(text.rstrip() if self.trim else text, literals)
 
@@ -360,10 +355,8 @@ class ChatFormat:
     def _drop_turns(
         self, prompt: Prompt, encode: Callable[[Prompt], list[list[int]]]
     ) -> tuple[Prompt, list[list[int]], int]:
-        """Drop the oldest exchanges until all sequences from ``encode`` fit.
-
-        Returns:
-            The prompt, its sequences, and the number of dropped messages.
+        """Drop the oldest exchanges until all sequences from ``encode`` fit. Returns the prompt, its sequences, and the
+        number of dropped messages.
         """
         heads = next((place for place, message in enumerate(prompt) if message.role not in ("system", TOOLS)), 0)
         head, rest = prompt[:heads], prompt[heads:]

@@ -101,9 +101,7 @@ def check_template(chat: ChatFormat, records: Iterable[Record]) -> TemplateCheck
         checks.to_dict()  # the same for JSON, with files
         checks.settle(skip_bad_rows=False)  # logs the remarks, raises a DataError for the problems
 
-    Args:
-        chat: The chat format of the model.
-        records: The feedback. A prompt is rendered with each response to it.
+    A prompt is rendered with each response to it.
     """
     checks = TemplateChecks()
     for record in records:

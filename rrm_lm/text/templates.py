@@ -80,14 +80,11 @@ def without_date(tokenizer: Any) -> Any:
 
 
 def align_responses(tokenizer: Any) -> None:
-    """Render a last response as the model samples it, after the generation prompt, if the template does not.
+    """Change a tokenizer's template to render a last response as the model samples it, after the generation prompt.
 
     Templates of some reasoning models (DeepSeek R1, QwQ) cut the text up to ``</think>`` out of every response, and end
     the generation prompt with ``<think>``, which training text lacks. Mistral Nemo's writes the system message only if
-    the last turn is the user's, so the text with a response lacks it.
-
-    Args:
-        tokenizer: Its template is changed.
+    the last turn is the user's, so the text with a response lacks it. Other templates do not change.
     """
     _change(tokenizer, lambda template: _aligned(tokenizer, template))
 

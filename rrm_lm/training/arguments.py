@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.pretrained import default_device, process_state
 from rrm_lm.models.sharding import refuse_zero3
-from rrm_lm.options import check, option
+from rrm_lm.options import check, check_minimum, option
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments as _Base
@@ -22,6 +22,11 @@ _NEWER_NAMES = {
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 NO_LIGER = {"use_liger_kernel": "layers as transformers has them; this project fuses only where it is exact"}
+
+
+def _switch(help: str) -> Any:
+    """An option that is unset by default, and true as a flag without a value."""
+    return field(default=None, metadata={"help": help, "nargs": "?", "const": True})
 
 
 @dataclass
@@ -41,20 +46,11 @@ class TrainerArguments(_Base):
         False, "Not needed: every trained parameter takes part in every pass."
     )
     dataloader_pin_memory: bool = option(False, "Pin batches in memory, for GPUs.")
-    activation_checkpointing: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Recompute activations, for memory at the cost of time; unset: no.",
-            "nargs": "?",
-            "const": True,
-        },
-    )
+    activation_checkpointing: bool | None = _switch("Recompute activations, for memory at the cost of time; unset: no.")
     activation_checkpointing_kwargs: dict[str, Any] | str | None = option(
         None, "How: for activation_checkpointing_enable()."
     )
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Earlier name of activation_checkpointing.", "nargs": "?", "const": True}
-    )
+    gradient_checkpointing: bool | None = _switch("Earlier name of activation_checkpointing.")
     allow_world_size_change: bool = option(
         False, "Resume from a checkpoint of another number of processes, at the same place in the data."
     )
@@ -80,6 +76,33 @@ class TrainerArguments(_Base):
     def n_gpu(self) -> int:
         """Number of devices of this process, as Trainer counts them: 0 on the CPU, else 1."""
         return min(1, super().n_gpu)
+
+
+@dataclass
+class FeedbackArguments(TrainerArguments):
+    """Shared settings of training on feedback: reward models and SFT."""
+
+    learning_rate: float = option(0.0002, "Peak learning rate of the adapter (and the head of a reward model).")
+    num_train_epochs: float = option(1.0, "Passes over the feedback.")
+    lr_scheduler_type: str = option("linear", "Learning-rate schedule.")
+    warmup_steps: float = option(0.05, "Warm-up steps, or their share of all steps below 1.")
+    logging_steps: float = option(5, "Log every this many steps.")
+    max_length: int | None = option(
+        1024, "Longest prompt plus response in tokens; longer ones lose their oldest turns."
+    )
+    activation_checkpointing: bool | None = _switch(
+        "Recompute activations, for memory at the cost of time; unset: on GPUs for SFT, else never."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_minimum(self, micro_batch_tokens=1, max_length=1)
+        smoothing = "at least 0 and below 0.5: the assumed share of flipped labels"
+        check(
+            self,
+            ("seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32"),
+            ("label_smoothing_factor", 0 <= self.label_smoothing_factor < 0.5, smoothing),
+        )
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
@@ -118,16 +141,6 @@ def check_choice(args: Any, name: str, known: Sequence[Any]) -> None:
 def check_above_zero(args: Any, *names: str) -> None:
     """Raise a ConfigError unless each setting is above 0. None is allowed."""
     check(args, *((name, getattr(args, name) is None or getattr(args, name) > 0, "above 0") for name in names))
-
-
-def check_seed_and_smoothing(args: Any) -> None:
-    """Raise a ConfigError unless every random generator accepts the seed and `label_smoothing_factor` is below 0.5."""
-    smoothing = "at least 0 and below 0.5: the assumed share of flipped labels"
-    check(
-        args,
-        ("seed", 0 <= args.seed < 2**32, "at least 0 and below 2^32"),
-        ("label_smoothing_factor", 0 <= args.label_smoothing_factor < 0.5, smoothing),
-    )
 
 
 def refuse_settings(args: Any, reasons: Mapping[str, str]) -> None:

@@ -65,11 +65,9 @@ def checkpoint_to_resume(output_dir: str | os.PathLike[str], resume_from_checkpo
 
 
 def check_processes(checkpoint: Path, shape: Mapping[str, int], allowed: bool) -> None:
-    """Refuse to resume with another number of processes, unless it is allowed and the items per step are unchanged.
-
-    `shape` holds this run's ``processes`` and ``items_per_step`` (over all processes). Raises CheckpointError if a
-    change is not allowed, or a step would take another number of items: the position in the data is counted in steps,
-    so it would be wrong.
+    """Raise a CheckpointError if a run resumes with another number of processes, unless it is `allowed`, or a step
+    would take another number of items: the position in the data is counted in steps. `shape` holds this run's
+    ``processes`` and ``items_per_step`` (over all processes).
     """
     file = checkpoint / PROCESSES_FILE
     if not file.is_file():

@@ -30,11 +30,9 @@ class OutputFolder:
     read the folder: it repairs or removes what an interrupted run left.
 
     Args:
-        path: The folder; created if it does not exist.
         command: The command that writes it, for example `rrm-lm reward`. A folder of another command is refused.
         identity: What identifies the run, for example the model, the data and the settings. Resuming with another
-            identity is an error that names each difference. Entries that the earlier run did not record are not
-            compared.
+            identity is an error that names each difference; entries that the earlier run lacks are not compared.
         allow_change: Whether another identity is only a warning; None if there is no such option.
         resume: Whether to continue in a folder that this command wrote.
         origin: The output folder of the run to resume, if it is a different one.

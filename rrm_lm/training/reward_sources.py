@@ -25,7 +25,7 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import evaluating
 from rrm_lm.models.ensemble import EnsembleReward
 from rrm_lm.models.reward import RewardModel
-from rrm_lm.text.batching import collate, length_groups, share
+from rrm_lm.text.batching import collate, length_groups, row_groups, share
 from rrm_lm.text.chat import Line
 from rrm_lm.training.reward_functions import FORM, PromptRows, UserFunction
 
@@ -54,15 +54,6 @@ class TokenRewardSource(Protocol):
     def score_lines(self, lines: Sequence[Line]) -> Sequence[float]:
         """(lines) rewards, each read at the line's ``reward_at``."""
         ...
-
-
-class TextScorer(Protocol):
-    """Scores the text of responses; see `rrm_lm.evaluation.preferences.scorers` for reward models and judges."""
-
-    @property
-    def name(self) -> str: ...
-
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]: ...
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
@@ -98,37 +89,32 @@ class PythonReward:
 
 
 class ScorerReward:
-    """A scorer with its own chat format: a reward model on its own backbone, a sequence classifier, or a judge.
+    """A scorer with its own chat format (:mod:`rrm_lm.evaluation.preferences.scorers`): a reward model on its own
+    backbone, a sequence classifier, or a judge.
 
     A response without text has no tokens to score. It gets the lowest reward of its batch (0 if there is none).
     """
 
-    def __init__(self, scorer: TextScorer, name: str | None = None) -> None:
+    def __init__(self, scorer: Any, name: str | None = None) -> None:
         self._scorer = scorer
         self.name = name or Path(scorer.name).name
         self._has_warned = False
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         groups: dict[Prompt, list[int]] = {}  # grouped, so that each prompt is computed once
-        empty = []
         for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             if response.strip():
                 groups.setdefault(prompt, []).append(number)
-            else:
-                empty.append(number)
-        rewards = [math.nan] * len(responses)
-        if groups:
-            found = self._scorer.score(list(groups), [[responses[i] for i in group] for group in groups.values()])
-            for group, values in zip(groups.values(), found, strict=True):
-                for number, value in zip(group, values, strict=True):
-                    rewards[number] = value
-        if empty and not self._has_warned:
+        asked = [[responses[i] for i in group] for group in groups.values()]
+        found = [
+            reward for rewards in (self._scorer.score(list(groups), asked) if groups else ()) for reward in rewards
+        ]
+        rewards = dict(zip((i for group in groups.values() for i in group), found, strict=True))
+        if len(rewards) < len(responses) and not self._has_warned:
             self._has_warned = True
             logger.warning("%s: a response without text gets the lowest reward of its batch", self.name)
-        lowest = min((reward for reward in rewards if math.isfinite(reward)), default=0.0)
-        for number in empty:
-            rewards[number] = lowest
-        return rewards
+        lowest = min((reward for reward in found if math.isfinite(reward)), default=0.0)
+        return [rewards.get(number, lowest) for number in range(len(responses))]
 
 
 class ClassifierOnTokens:
@@ -187,10 +173,9 @@ class AdapterReward:
             by_prompt.setdefault(line.ids[: line.response_start], []).append(number)
         families = list(by_prompt.values())
         rows = [backbone.rows([lines[number].ids for number in family]) for family in families]
-        lengths, sizes = [max(map(len, family)) for family in rows], [len(family) for family in rows]
         found: dict[int, list[float]] = {}
         with evaluating(self.model):
-            for group in length_groups(lengths, self.micro_batch_tokens, sizes=sizes):
+            for group in row_groups(rows, self.micro_batch_tokens):
                 numbers = [number for i in group for number in families[i]]
                 batch = collate([row for i in group for row in rows[i]], backbone.pad_id).to(backbone.device)
                 output = self.model(batch, [lines[number] for number in numbers], with_critiques=False)

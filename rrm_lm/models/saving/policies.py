@@ -124,7 +124,15 @@ def load_policy(
     if folder is not None:
         if not Path(path).is_dir():
             loading["revision"] = None  # that was the adapter's; it records the backbone's
-        return _load_adapter(folder, base_model, trainable, sharing, tokenizing, loading)
+        config, ours = policy_config(folder), (folder / SETTINGS_FILE).is_file()
+        named = PolicySettings(str(config.base_model_name_or_path), revision=config.revision)
+        settings, backbone, tokenizer = load_backbone(
+            folder, read_policy_settings(str(folder)) or named, base_model, loading,
+            own_pad=ours, sharing=sharing, **tokenizing,
+        )  # fmt: skip
+        align_responses(tokenizer)
+        put_policy(backbone, folder, trainable=trainable)
+        return Policy(backbone.eval(), ChatFormat(tokenizer, settings.max_length), POLICY, settings)
     if base_model is not None:
         what, remedy = "--base_model is for adapters, and this is not an adapter", "leave out --base_model"
         raise ModelError(what, where=str(name), remedy=remedy)
@@ -142,26 +150,6 @@ def load_policy(
     longest = settings.max_length if settings else None
     own = PolicySettings(str(name), longest, revision)
     return Policy(backbone.eval(), ChatFormat(tokenizer, longest), None, own)
-
-
-def _load_adapter(
-    folder: Path,
-    base_model: str | None,
-    trainable: bool,
-    sharing: bool | None,
-    tokenizing: dict[str, Any],
-    loading: dict[str, Any],
-) -> Policy:
-    config = policy_config(folder)
-    recorded = PolicySettings(str(config.base_model_name_or_path), revision=config.revision)
-    settings = read_policy_settings(str(folder)) or recorded
-    ours = (folder / SETTINGS_FILE).is_file()
-    settings, backbone, tokenizer = load_backbone(
-        folder, settings, base_model, loading, own_pad=ours, sharing=sharing, **tokenizing
-    )
-    align_responses(tokenizer)
-    put_policy(backbone, folder, trainable=trainable)
-    return Policy(backbone.eval(), ChatFormat(tokenizer, settings.max_length), POLICY, settings)
 
 
 def put_policy(backbone: Backbone, folder: Path, adapter: str = POLICY, *, trainable: bool = False) -> None:

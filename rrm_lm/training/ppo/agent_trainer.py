@@ -114,10 +114,8 @@ class AgentTrainer(ResumableTrainer):
         load_agent(self.agent, folder)
 
     def load_checkpoint(self, checkpoint: Path) -> None:
-        """Restore everything except the random states. (Trainer's loop, which would do it, is not used.)
-
-        Raises:
-            CheckpointError: The weights do not fit this agent.
+        """Restore everything except the random states. (Trainer's loop, which would do it, is not used.) Raises
+        CheckpointError if the weights do not fit this agent.
         """
         self.load_weights(checkpoint)
         self._load_optimizer_and_scheduler(str(checkpoint))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rrm_lm.models.agent_files import restore, snapshot
+from rrm_lm.models.agent_files import restore
 from rrm_lm.models.sharding import gather
 from rrm_lm.storage import write_json
 from rrm_lm.training.processes import Total
@@ -89,7 +89,7 @@ class LastGood:
         self.weights: dict[str, Tensor] | None = None  # the copy, once there is one
 
     def keep(self) -> None:
-        self.weights = snapshot(self._trained())
+        self.weights = {name: parameter.detach().clone() for name, parameter in self._trained().items()}
 
     def put_back(self) -> str:
         """Restore the copy; return a message for the log."""

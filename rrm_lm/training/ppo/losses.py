@@ -68,13 +68,8 @@ def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tens
 
 
 def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, total: Total = this_process) -> Tensor:
-    """Scale the masked values to variance 1 and shift them to mean 0; zero elsewhere.
-
-    Args:
-        values: Any shape.
-        mask: Same shape, True where a value counts.
-        shift_mean: False keeps the mean.
-        total: Sums over processes, for a global mean and variance.
+    """Scale the values where `mask` is True to variance 1 and shift them to mean 0 (unless `shift_mean` is False); zero
+    elsewhere. `values` and `mask` have the same shape. `total` sums over processes, for a global mean and variance.
     """
     mask = mask.to(values.dtype)
     count, added = total(torch.stack([mask.sum(), (values * mask).sum()])).unbind()
@@ -88,13 +83,8 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, total: Tota
 def policy_losses(log_probs: Tensor, old: Tensor, advantages: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
     """The clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7), per token.
 
-    Args:
-        log_probs: Under the current policy.
-        old: Under the policy that sampled the tokens.
-        cliprange: Maximum gain-increasing deviation of the probability ratio from 1.
-
-    Returns:
-        Losses, and a mask of where the clipped loss was larger. Shapes as given.
+    `old` is under the policy that sampled the tokens, and `cliprange` the maximum gain-increasing deviation of the
+    probability ratio from 1. Returns losses, and a mask of where the clipped loss was larger. Shapes as given.
     """
     ratio = torch.exp(log_probs - old)
     plain = -advantages * ratio
@@ -104,9 +94,7 @@ def policy_losses(log_probs: Tensor, old: Tensor, advantages: Tensor, cliprange:
 
 def value_losses(values: Tensor, old: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
     """Half the squared error, or that of the values clipped to ``cliprange`` around the old ones, if it is larger.
-
-    Returns:
-        Losses, and a mask of where the clipped loss was larger. Shapes as given.
+    Returns losses, and a mask of where the clipped loss was larger. Shapes as given.
     """
     plain = (values - returns) ** 2
     clipped = (torch.clamp(values, old - cliprange, old + cliprange) - returns) ** 2

@@ -52,11 +52,8 @@ class AgentPasses:
         return self.model("policy", group.batch, group.lines, self.sampling)
 
     def first(self, groups: Sequence[Group], is_response: Tensor, keep_tokens: int) -> PolicyPass:
-        """Run the policy that sampled the responses, and its value function.
-
-        Args:
-            keep_tokens: Padded tokens whose graph is kept, in whole groups from the first, so that the first step can
-                train on this pass; 0 keeps none.
+        """Run the policy that sampled the responses, and its value function. The graph of `keep_tokens` padded tokens
+        is kept, in whole groups from the first, so that the first step can train on this pass; 0 keeps none.
         """
         result = PolicyPass.zeros(is_response)
         for number, group in enumerate(groups):

@@ -85,14 +85,11 @@ def check_lengths(items: Sequence[PromptItem], new_tokens: int, positions: int |
 
 
 class PromptOrder(Sampler[list[int]]):
-    """The prompts of each update: endless passes over all prompts, in random order.
+    """The prompts of each update, `size` per process: endless passes over all prompts, in random order.
 
     The order is a function of the seed and the update's number, so a resumed run continues where it stopped. Each
     process takes its share of every update. (TRL drops the last incomplete batch of each epoch, so a dataset smaller
     than a batch gives no batches.)
-
-    Args:
-        size: Prompts per update and process.
     """
 
     def __init__(self, count: int, size: int, seed: int, process: int = 0, processes: int = 1) -> None:

@@ -121,12 +121,8 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:  # type: ignore[override]
         """Sample, score, estimate advantages and update, until all episodes are done or training is stopped.
 
-        Args:
-            resume_from_checkpoint: As in Hugging Face: true for the newest intact one, or a folder.
-
-        Raises:
-            TrainingError: A reward failed, or a loss is not finite. The policy is that of before the update.
-            CheckpointError: The checkpoint is broken or does not fit the agent.
+        Raises TrainingError: a reward failed, or a loss is not finite; the policy is that of before the update.
+        CheckpointError: the checkpoint is broken or does not fit the agent.
         """
         self._begin(self.checkpoint_to_resume(resume_from_checkpoint))
         prompts = iter(self.dataloader)

@@ -48,11 +48,8 @@ class Step:
 
 
 def make_minibatches(args: PPOConfig, seed: int, process: int = 0, processes: int = 1) -> list[list[int]]:
-    """This process's episodes in each random mini-batch of one epoch. All processes together form one partition.
-
-    Args:
-        args: Sizes and conventions. With TRL's conventions, each process has its own partition.
-        seed: The same on all processes.
+    """This process's episodes in each random mini-batch of one epoch. All processes, with the same `seed`, form one
+    partition; with TRL's conventions, each has its own.
     """
     count, size = args.local_batch_size, args.local_mini_batch_size
     assert count is not None and size is not None
@@ -69,13 +66,8 @@ def plan_steps(
 ) -> list[Step]:
     """Plan the optimizer steps of one epoch.
 
-    Args:
-        tokens: (episodes,) tokens of each response.
-        valued: (episodes,) number of positions of each response at which values are trained.
-        processes: Number of processes, whose gradients are averaged.
-
-    Raises:
-        ConfigError: With these sizes, one of TRL's steps would span two epochs.
+    `tokens` and `valued` are (episodes,) numbers of positions of each response at which the policy and the values are
+    trained. Raises ConfigError if, with these sizes, one of TRL's steps would span two epochs.
     """
     if args.trl_compatible:
         return _trl_steps(args, minibatches, tokens, valued)

@@ -11,10 +11,9 @@ from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.options import check, check_minimum, option
 from rrm_lm.training.arguments import (
     NO_LIGER,
-    TrainerArguments,
+    FeedbackArguments,
     check_above_zero,
     check_choice,
-    check_seed_and_smoothing,
     refuse_settings,
 )
 
@@ -30,26 +29,18 @@ _NOT_HERE = {
 
 
 @dataclass
-class RewardConfig(TrainerArguments, TrainingArguments):
+class RewardConfig(FeedbackArguments, TrainingArguments):
     """Reward-model training settings. Names are those of TRL and Hugging Face where they have one."""
 
     # Defaults that differ from TrainingArguments.
     output_dir: str | None = option("outputs/reward", "Where the model and results go.")
-    learning_rate: float = option(0.0002, "Peak learning rate of the adapter and the head.")
     per_device_train_batch_size: int = option(
         8, "Pieces of feedback per step and process; micro-batches are made by tokens."
     )
-    num_train_epochs: float = option(1.0, "Passes over the feedback.")
-    lr_scheduler_type: str = option("linear", "Learning-rate schedule.")
-    warmup_steps: float = option(0.05, "Warm-up steps, or their share of all steps below 1.")
-    logging_steps: float = option(5, "Log every this many steps.")
     ddp_broadcast_buffers: bool | None = option(False, "Not needed: buffers are constants, the same on all processes.")
     dataloader_pin_memory: bool = option(False, "Not used: batches are made during the step.")
 
     # Settings that Hugging Face does not have.
-    max_length: int | None = option(
-        1024, "Longest prompt plus response in tokens; longer ones lose their oldest turns."
-    )
     max_critique_length: int = option(96, "Longest critique in tokens; the rest is cut.")
     micro_batch_tokens: int = option(2048, "Most padded tokens that go through the model at once; bounds the memory.")
     comparisons_together: int = option(
@@ -94,10 +85,8 @@ class RewardConfig(TrainerArguments, TrainingArguments):
         by_length = "random or sequential; within a step, lengths are grouped anyway (micro_batch_tokens)"
         check(self, ("train_sampling_strategy", is_known, by_length))
         check_minimum(self, critique_weight=0, critique_weight_end=0, rating_weight=0, center_rewards_coefficient=0)
-        check_minimum(self, micro_batch_tokens=1, critique_samples=1, max_critique_length=1, max_length=1)
-        check_minimum(self, comparisons_together=1)
+        check_minimum(self, critique_samples=1, max_critique_length=1, comparisons_together=1)
         check_above_zero(self, "grade_scale")
-        check_seed_and_smoothing(self)
         Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)  # validates these settings
         if self.ensemble_heads > 1 and not self.center_rewards_coefficient:
             logger.warning("without center_rewards_coefficient the members' rewards may differ by constants")

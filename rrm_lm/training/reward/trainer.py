@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
 
 from rrm_lm.models.reward import RewardModel, RewardOutput
-from rrm_lm.text.batching import Batch, collate, length_groups
+from rrm_lm.text.batching import Batch, collate, row_groups
 from rrm_lm.training.processes import accumulate, check_finite
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import COLUMNS, RewardExample
@@ -43,9 +43,8 @@ def _held_out(examples: Sequence[RewardExample] | Mapping[str, Sequence[RewardEx
 
 
 class RewardTrainer(ResumableTrainer, Trainer):
-    """Trains a :class:`RewardModel` on examples. `eval_dataset` holds examples with pairs, or several sets of them by
-    name, for the held-out loss and accuracy during training. The tokenizer (`processing_class`) is saved with the
-    model.
+    """Trains a :class:`RewardModel` on examples, with the held-out loss and accuracy of `eval_dataset`: examples with
+    pairs, or several sets of them by name. The tokenizer (`processing_class`) is saved with the model.
     """
 
     model: RewardModel
@@ -112,8 +111,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
 
     def _groups(self, examples: Sequence[RewardExample]) -> list[list[RewardExample]]:
         """Group examples of similar length under the token budget."""
-        lengths, sizes = [max(map(len, one.rows)) for one in examples], [len(one.rows) for one in examples]
-        groups = length_groups(lengths, self.args.micro_batch_tokens, sizes=sizes)
+        groups = row_groups([one.rows for one in examples], self.args.micro_batch_tokens)
         return [[examples[index] for index in group] for group in groups]
 
     def _micro_batches(self, examples: Sequence[RewardExample]) -> list[list[RewardExample]]:
@@ -235,7 +233,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
                 batch, lines = self._collate(members)
                 output = with_offsets(model(batch, lines, with_critiques=False), members)
                 # Members are combined as in inference, and every pair counts once.
-                combined = RewardOutput.of_one(output.rewards, output.critique_nll)
+                combined = output._replace(members=output.rewards.unsqueeze(-1))
                 losses.append(pair_losses(combined, members, self.args))
                 rewards.append(pair_rewards(output.rewards, members))
         if not losses:

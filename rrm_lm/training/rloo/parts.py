@@ -43,10 +43,8 @@ def missing_end_penalty(penalty: float, rollouts: Callable[..., Rollouts]) -> Ca
 
 
 class UpdateSampler(Sampler[int]):
-    """The rows of all updates in sequence. Each update's rows are repeated as often as TRL's trainer reads them.
-
-    Args:
-        repeats: How often an update's rows are read. TRL reads them for every micro-batch and uses the first reading.
+    """The rows of all updates in sequence. Each update's rows come `repeats` times: TRL reads them for every
+    micro-batch and uses the first reading.
     """
 
     def __init__(self, order: PromptOrder, updates: int, repeats: int, samples: int) -> None:

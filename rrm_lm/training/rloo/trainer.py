@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
@@ -37,6 +36,7 @@ from trl.trainer.rloo_trainer import RLOOTrainer as _TrlRLOOTrainer
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
+from rrm_lm.models.agent import copy_adapter
 from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
@@ -272,13 +272,10 @@ def _known_as_default(model: Any, adapter: str) -> Iterator[None]:
 
 def _set_reference(backbone: Backbone, start: str | None) -> None:
     """Make the frozen adapter that TRL added a copy of `start`, or, for None, one without effect."""
-    with torch.no_grad():
-        if start is not None:
-            state = get_peft_model_state_dict(backbone.model, adapter_name=start, save_embedding_layers=False)
-            copied = {key: value.clone() for key, value in state.items()}
-            set_peft_model_state_dict(backbone.model, copied, adapter_name=_REFERENCE)
-        else:
-            for name, parameter in adapter_parameters(backbone, _REFERENCE).items():
-                if ".lora_B." in name or ".lora_embedding_B." in name:
-                    parameter.zero_()
+    if start is not None:
+        copy_adapter(backbone, start, _REFERENCE)
+        return
+    for name, parameter in adapter_parameters(backbone, _REFERENCE).items():
+        if ".lora_B." in name or ".lora_embedding_B." in name:
+            nn.init.zeros_(parameter)
     backbone.set_trainable(_REFERENCE, False)

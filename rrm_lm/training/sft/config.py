@@ -9,11 +9,10 @@ import torch
 from trl.trainer.sft_config import SFTConfig as TRLConfig
 
 from rrm_lm.models.pretrained import default_device, default_dtype
-from rrm_lm.options import check, check_minimum, option
+from rrm_lm.options import check, option
 from rrm_lm.training.arguments import (
     NO_LIGER,
-    TrainerArguments,
-    check_seed_and_smoothing,
+    FeedbackArguments,
     refuse_settings,
 )
 
@@ -28,29 +27,13 @@ _NOT_HERE = {
 
 
 @dataclass
-class SFTConfig(TrainerArguments, TRLConfig):
+class SFTConfig(FeedbackArguments, TRLConfig):
     """Supervised fine-tuning settings. Names are those of TRL and Hugging Face where they have one."""
 
     # Defaults that differ from TRL's.
     output_dir: str | None = option("outputs/sft", "Where the policy and results go.")
-    learning_rate: float = option(0.0002, "Peak learning rate of the adapter.")
     per_device_train_batch_size: int = option(8, "Responses per step and process.")
-    num_train_epochs: float = option(1.0, "Passes over the responses.")
-    lr_scheduler_type: str = option("linear", "Learning-rate schedule.")
-    warmup_steps: float = option(0.05, "Warm-up steps, or their share of all steps below 1.")
-    logging_steps: float = option(5, "Log every this many steps.")
-    max_length: int | None = option(
-        1024, "Longest prompt plus response in tokens; longer ones lose their oldest turns."
-    )
     bf16: bool | None = option(None, "Mixed precision with bfloat16; unset: on GPUs that have it, never on CPUs.")
-    activation_checkpointing: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Recompute activations, for memory at the cost of time; unset: on GPUs, never on CPUs.",
-            "nargs": "?",
-            "const": True,
-        },
-    )
     completion_only_loss: bool | None = option(
         True, "Always true: the loss is on the response and its end-of-turn token."
     )
@@ -97,5 +80,3 @@ class SFTConfig(TrainerArguments, TRLConfig):
         check(self, ("completion_only_loss", only, "true: the prompt is not the policy's to write"))
         unknown = [source for source in self.sft_on if source not in SOURCES]
         check(self, ("sft_on", bool(self.sft_on) and not unknown, f"one or more of {', '.join(SOURCES)}"))
-        check_minimum(self, micro_batch_tokens=1, max_length=1)
-        check_seed_and_smoothing(self)

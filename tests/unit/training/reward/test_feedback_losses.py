@@ -25,7 +25,12 @@ def graded(*grades: float | None) -> list[RewardExample]:
 
 
 # Rewards of chosen and rejected: margins 1, -0.5 and 2.
-OUTPUT = RewardOutput.of_one(torch.tensor([0.0, 1.0, 1.0, 0.5, -1.0, 1.0]), torch.zeros(0))
+def of_one(rewards: torch.Tensor) -> RewardOutput:
+    """The output of a model with one head."""
+    return RewardOutput(rewards, torch.zeros(0), rewards.unsqueeze(-1))
+
+
+OUTPUT = of_one(torch.tensor([0.0, 1.0, 1.0, 0.5, -1.0, 1.0]))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,7 @@ def test_margins_and_ratings_find_their_lines() -> None:
         RewardExample((), (line,), ratings=((0, 0.25),)),
         RewardExample((), (line, line, line), (LinePair(0, 2), LinePair(1, 2)), ratings=((1, 1.0),)),
     ]
-    output = RewardOutput.of_one(torch.tensor([0.0, 3.0, 1.0, -2.0]), torch.zeros(0))
+    output = of_one(torch.tensor([0.0, 3.0, 1.0, -2.0]))
     assert pair_margins(output.rewards, data).tolist() == [5.0, 3.0]
     assert rating_losses(output, data).tolist() == pytest.approx([math.log(2), -log_sigmoid(1.0)])
     assert rating_losses(output, graded(None, None)).tolist() == []

@@ -49,9 +49,10 @@ def trainer(folder: Path, policy: Policy | None = None, rewards: RewardSum | Non
     own = {name: more.pop(name) for name in ("callbacks", "lora", "prompts") if name in more}
     prompts = own.pop("prompts", PROMPTS)
     rewards, policy = rewards or RewardSum([PythonReward(counting)]), policy or tiny_policy()
-    if "lora" in own:
-        policy.backbone.add_adapter(POLICY, own.pop("lora"))
+    if "lora" in own and policy.adapter is None:
+        policy.backbone.add_adapter(POLICY, own["lora"])
         policy = policy._replace(adapter=POLICY)
+    own.pop("lora", None)
     return RLOOTrainer(policy, settings(folder, **more), rewards, prompts, **own)
 
 
