@@ -21,12 +21,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the model's input: a tree of token runs. A single line is a tree of one run."""
+    """One row of the model's input: the lines of a tree, in which every shared run of tokens is once."""
 
-    ids: tuple[int, ...]  # token ids; every run follows its parent
+    ids: tuple[int, ...]  # token ids; a token follows those before it in its line
     positions: tuple[int, ...]  # each token's position along its path
-    runs: tuple[int, ...]  # the run that each token belongs to
-    parents: tuple[int, ...]  # each run's parent run; -1 for a root
     where: tuple[tuple[int, ...], ...]  # the indices of each line's tokens in this row, in order
     # the first position on its path that each token attends to; empty if all attend to everything
     sees_from: tuple[int, ...] = ()
@@ -50,32 +48,25 @@ def share(lines: Sequence[Sequence[int]], blind: Sequence[tuple[int, int]] | Non
     ]
     tokens: list[tuple[int, int]] = []
     positions: list[int] = []
-    runs: list[int] = []
-    parents: list[int] = []
     where: list[list[int]] = [[] for _ in lines]
 
-    def lay(members: list[int], depth: int, parent: int) -> None:
+    def lay(members: list[int], depth: int) -> None:
         by_next: dict[tuple[int, int], list[int]] = {}
         for member in members:
             if len(symbols[member]) > depth:
                 by_next.setdefault(symbols[member][depth], []).append(member)
         for group in by_next.values():
             stop = common_beginning([symbols[member] for member in group])
-            run = len(parents)
-            parents.append(parent)
             here = range(len(tokens), len(tokens) + stop - depth)
             tokens.extend(symbols[group[0]][depth:stop])
             positions.extend(range(depth, stop))
-            runs.extend([run] * (stop - depth))
             for member in group:
                 where[member].extend(here)
-            lay(group, stop, run)
+            lay(group, stop)
 
-    lay(list(range(len(lines))), 0, -1)
+    lay(list(range(len(lines))), 0)
     ids, first = zip(*tokens, strict=True)
-    return Row(
-        ids, tuple(positions), tuple(runs), tuple(parents), tuple(map(tuple, where)), first if any(first) else ()
-    )
+    return Row(ids, tuple(positions), tuple(map(tuple, where)), first if any(first) else ())
 
 
 def common_beginning(lines: Sequence[Any]) -> int:
@@ -117,7 +108,7 @@ def collate(rows: Sequence[Row], pad_id: int, padding_side: str = "right") -> Ba
     input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     position_ids = torch.zeros((len(rows), width), dtype=torch.long)
     is_real = torch.zeros((len(rows), width), dtype=torch.bool)
-    branching = any(len(row.parents) > 1 or row.sees_from for row in rows)
+    branching = any(len(line) != len(row) or row.sees_from for row in rows for line in row.where)
     sees = torch.zeros((len(rows), width, width), dtype=torch.bool) if branching else None
     where: list[tuple[int, tuple[int, ...]]] = []
     for number, row in enumerate(rows):
@@ -137,13 +128,10 @@ def collate(rows: Sequence[Row], pad_id: int, padding_side: str = "right") -> Ba
 
 def _paths(row: Row) -> Tensor:
     """(time, time): True where the key is on the query's path and not after it."""
-    count = len(row.parents)
-    on_path = torch.eye(count, dtype=torch.bool)
-    for run, parent in enumerate(row.parents):  # parents precede their children
-        if parent >= 0:
-            on_path[run] |= on_path[parent]
-    runs = torch.tensor(row.runs)
-    seen = on_path[runs][:, runs].tril()
+    seen = torch.zeros((len(row), len(row)), dtype=torch.bool)
+    for indices in row.where:
+        line = torch.tensor(indices)
+        seen[line[:, None], line] |= torch.ones((len(line), len(line)), dtype=torch.bool).tril()
     if row.sees_from:
         positions = torch.tensor(row.positions)[None, :]
         # The first token stays visible: models use it as an attention sink (Xiao et al. 2023, arXiv 2309.17453).

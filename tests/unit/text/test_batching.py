@@ -24,7 +24,7 @@ def picture(mask: torch.Tensor) -> list[str]:
 
 def test_one_line_is_one_run() -> None:
     row = share([[7, 8, 7]])
-    assert row == Row((7, 8, 7), (0, 1, 2), (0, 0, 0), (-1,), ((0, 1, 2),))
+    assert row == Row((7, 8, 7), (0, 1, 2), ((0, 1, 2),))
     assert len(row) == 3
 
 
@@ -35,18 +35,16 @@ def test_a_tree_by_hand() -> None:
     #                - 7 (run 5)
     assert row.ids == (1, 2, 5, 6, 9, 8, 7)
     assert row.positions == (0, 1, 2, 3, 4, 3, 2)
-    assert row.runs == (0, 0, 1, 2, 3, 4, 5)
-    assert row.parents == (-1, 0, 1, 2, 1, 0)
     assert row.where == ((0, 1, 2, 3, 4), (0, 1, 6), (0, 1, 2, 3), (0, 1, 2, 5))
 
 
 def test_lines_without_a_common_beginning_are_separate_roots() -> None:
     row = share([[1, 2], [3, 2]])
-    assert (row.ids, row.positions, row.parents) == ((1, 2, 3, 2), (0, 1, 0, 1), (-1, -1))
+    assert (row.ids, row.positions, row.where) == ((1, 2, 3, 2), (0, 1, 0, 1), ((0, 1), (2, 3)))
 
 
 def test_equal_lines_stand_once() -> None:
-    assert share([[4, 5], [4, 5]]) == Row((4, 5), (0, 1), (0, 0), (-1,), ((0, 1), (0, 1)))
+    assert share([[4, 5], [4, 5]]) == Row((4, 5), (0, 1), ((0, 1), (0, 1)))
 
 
 @given(LINES)
@@ -63,14 +61,6 @@ def test_every_line_can_be_read_back(lines: list[list[int]]) -> None:
 def test_every_prefix_stands_once(lines: list[list[int]]) -> None:
     prefixes = {tuple(line[:stop]) for line in lines for stop in range(1, len(line) + 1)}
     assert len(share(lines)) == len(prefixes)
-
-
-@given(LINES)
-def test_runs_lie_behind_their_parents(lines: list[list[int]]) -> None:
-    row = share(lines)
-    assert list(row.runs) == sorted(row.runs)
-    assert set(row.runs) == set(range(len(row.parents)))
-    assert all(-1 <= parent < run for run, parent in enumerate(row.parents))
 
 
 def test_many_lines_are_laid_without_recursion_trouble() -> None:
