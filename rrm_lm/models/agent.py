@@ -47,11 +47,9 @@ class AgentModel(Root):
     """The root module. :meth:`create` builds the usual one.
 
     Args:
-        backbone: The policy's model.
-        policy: The policy's adapter; ``None`` if the model's own weights are trained.
+        policy: The policy's adapter on `backbone`; ``None`` if the model's own weights are trained.
         value: ``head``: a linear head on the policy's hidden states. ``adapter``: a separate adapter with a head.
-            ``model``: a sequence-classification model.
-        value_model: The sequence-classification model, if ``value`` is ``model``.
+            ``model``: a sequence-classification model, `value_model`.
         reference: The frozen adapter of the reference policy; ``None`` for the backbone without adapters.
         reference_model: A separate model as the reference policy.
     """

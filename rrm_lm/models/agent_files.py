@@ -44,8 +44,8 @@ def save_agent(
 
 
 def load_agent(agent: AgentModel, folder: Path) -> None:
-    """Load what :func:`save_agent` wrote into an agent that was created with the same settings. Raises CheckpointError
-    if weights are missing or broken, or belong to another backbone, rank or value function.
+    """Load what :func:`save_agent` wrote. Raises CheckpointError if weights are missing or broken, or belong to another
+    backbone, rank or value function.
     """
     reshard(agent)
     if agent.policy_adapter is not None:

@@ -113,9 +113,7 @@ class Backbone(nn.Module):
             parameter.requires_grad_(trainable)
 
     def using(self, adapter: str | None) -> AbstractContextManager[None]:
-        """Activate one adapter (``None``: none) inside a ``with`` block. Raises ModelError if there is no adapter of
-        this name.
-        """
+        """Activate one adapter (``None``: none) inside a ``with`` block. Raises ModelError if it does not exist."""
         if adapter is None:
             return _chosen([(layer, layer._active_adapter, True) for layer in self._layers])
         if not self.has_adapter(adapter):
@@ -293,9 +291,7 @@ def _difference(backbone: Backbone, mine: Tensor, theirs: Tensor) -> float:
 
 
 def check_logits(backbone: Backbone) -> None:
-    """Refuse a family whose logits are not its head applied to its hidden states: critiques could not be trained.
-    Raises ModelError if the logits differ.
-    """
+    """Raise a ModelError if logits are not the head applied to hidden states: critiques could not be trained."""
     ids = torch.arange(1, 6, device=backbone.device)[None]
     batch = collate([share([tuple(ids[0].tolist())])], backbone.pad_id).to(backbone.device)
     with torch.no_grad(), evaluating(backbone), backbone.using(None):

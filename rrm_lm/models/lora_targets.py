@@ -18,9 +18,8 @@ _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication
 
 
 def default_targets(model: Any, config: LoraConfig) -> set[str]:
-    """All linear layers except the language-model head, routers, and layers whose names mean experts to PEFT.
-
-    In families with fused experts, PEFT takes the `gate_proj` of any layer for the experts' parameter.
+    """All linear layers except the language-model head, routers, and layers whose names mean experts to PEFT: in
+    families with fused experts, it takes the `gate_proj` of any layer for the experts' parameter.
     """
     modules = {name: module for name, module in model.named_modules() if ".base_layer" not in name}
     routers = _ROUTERS if any("experts" in name.split(".") for name in modules) else set()

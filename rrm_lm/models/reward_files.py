@@ -89,7 +89,7 @@ def put_reward(
 
     Args:
         backbone: The backbone it was trained on. Its adapters are not changed.
-        folder: The reward model; ensemble, ensemble_k: see :func:`load_reward_model`.
+        folder, ensemble, ensemble_k: See :func:`load_reward_model`.
         chat: The chat format of sampling; the reward model must have been trained with the same one.
         base_model: The backbone's name in the reward model's folder, if it has another name here.
         adapter: Name of the new adapter.

@@ -58,9 +58,7 @@ def prepare_tokenizer(
         own_pad: Keep the tokenizer's pad token, even eos, because the model was trained with it.
         chat_date, fold_system: See :func:`rrm_lm.text.templates.prepare_template`.
 
-    Raises:
-        ConfigError: `chat_date` is not a date.
-        ModelError: No chat template, or no usable pad token.
+    Raises ConfigError: `chat_date` is not a date; ModelError: no chat template, or no usable pad token.
     """
     if chat_template is not None:
         tokenizer.chat_template = chat_template

@@ -78,10 +78,8 @@ class LimitedOverseer:
 
 @dataclass
 class Bench:
-    """Checks one aspect of one response: whether a note's verdict is right and its quotation verbatim.
-
-    If its own helpers have usable notes on the response, it concludes the verdict from them. Otherwise it measures,
-    which is one check.
+    """Checks one aspect of one response: whether a note's verdict is right and its quotation verbatim. The verdict
+    follows from usable notes of its own helpers on the response; without these it is measured, which is one check.
     """
 
     task: HelperTask  # the aspect's task

@@ -12,9 +12,8 @@ from rrm_lm.models.sharding import max_over_processes
 
 
 class StopCallback(TrainerCallback):
-    """Ends training after the step in which any process received a signal, once that step's checkpoint is complete.
-
-    All processes stop after the same step. `asked` returns the signal that this process received, or 0. `every` is the
+    """Ends training after the step in which any process received a signal, once that step's checkpoint is complete. All
+    processes stop after the same step. `asked` returns the signal that this process received, or 0. `every` is the
     number of steps per update: training can only be resumed at a multiple of it.
     """
 

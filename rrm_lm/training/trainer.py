@@ -250,9 +250,8 @@ class ResumableTrainer(_Trainer):
             self.save_weights(folder, write)
 
     def save_whole(self, folder: Path) -> None:
-        """Like `save_model`, but replaces files in `folder` only at the end, so that none is ever half written.
-
-        Called by all processes. Raises CheckpointError if the disk is full.
+        """Like `save_model`, but replaces files in `folder` only at the end, so that none is ever half written. Called
+        by all processes. Raises CheckpointError if the disk is full.
         """
         with self._shared_staging(folder / _MODEL_STAGING) as staging:
             self.save_model(str(staging), _internal_call=True)  # no upload from the staging folder

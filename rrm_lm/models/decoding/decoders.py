@@ -59,9 +59,8 @@ class WholeDecoder:
 
 
 class LockstepDecoder:
-    """Decodes a sharded model. Each process holds a part of every layer, so all must run each pass together.
-
-    A process that finishes early runs dummy tokens until all have finished.
+    """Decodes a sharded model. Each process holds a part of every layer, so all must run each pass together; one that
+    finishes early runs dummy tokens until all have finished.
     """
 
     def __init__(self, decoder: Decoder, backbone: Backbone) -> None:
@@ -83,20 +82,13 @@ class LockstepDecoder:
 
 @contextmanager
 def decoding(backbone: Backbone, adapter: str | None, worth_packing: bool) -> Iterator[Decoder | None]:
-    """Yield the fastest decoder that agrees with the model; free its copies of the weights at the end.
+    """Yield the fastest decoder that agrees with the model, or ``None`` if none works, which is logged once; free its
+    copies of the weights at the end.
 
-    Inside the block, the model's linear layers may use copies of their weights. The model must be in evaluation mode,
-    with the adapter active and without gradients. A sharded model that is not gathered is decoded by its own code in
-    all processes together (:class:`LockstepDecoder`).
-
-    Args:
-        worth_packing: Whether enough tokens follow to pay for packing the weights.
-
-    Yields:
-        The decoder, or ``None`` if none works for the model, which is logged once.
-
-    Raises:
-        ModelError: No decoder works and the model is sharded.
+    Inside the block, the model's linear layers may use copies of their weights; `worth_packing` says whether enough
+    tokens follow to pay for packing these. The model must be in evaluation mode, with the adapter active and without
+    gradients. A sharded model that is not gathered is decoded by its own code in all processes together
+    (:class:`LockstepDecoder`). Raises ModelError if no decoder works and the model is sharded.
     """
     known = _agreeing.setdefault(backbone, {})
     sharded = any(map(is_shard, backbone.model.parameters()))

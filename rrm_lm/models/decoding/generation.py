@@ -46,13 +46,11 @@ def sample(
 
     Args:
         model: A causal language model (plain, PEFT or sharded) with `.generate()`.
-        prompts: Token ids of each prompt, ending where the response begins; none empty.
+        prompts, batch_tokens, progress: See :func:`rrm_lm.models.decoding.rollouts.roll_out`.
         pad_id: Fills rows on the left; it is masked, so any id works.
         eos_ids: Tokens that end a response.
-        batch_tokens: Maximum tokens (prompt, response and padding) held at once; a single prompt may exceed it.
         seed_by_prompt: Seed each response from the prompt's tokens instead of its index, so that equal prompts get
             equal responses in any order.
-        progress: Called after each batch with the responses done, the total, and tokens generated per second.
 
     Returns:
         For each prompt, in the given order, `num_return` lists of generated ids. A list ends with the first eos token
@@ -131,9 +129,8 @@ def _generate(
 
 
 class _OwnNoise(LogitsProcessor):
-    """Adds Gumbel noise, with one random stream per row, so that the argmax is a sample from the softmax.
-
-    Greedy decoding then samples, and other rows of the batch cannot affect a row (Gumbel-max; Gumbel 1954).
+    """Adds Gumbel noise, with one random stream per row, so that the argmax is a sample from the softmax (Gumbel 1954).
+    Greedy decoding then samples, and other rows of the batch cannot affect a row.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device, sampling: Sampling) -> None:

@@ -61,9 +61,7 @@ def can_pack(weight: Tensor) -> bool:
 
 def merged_weight(module: nn.Module, adapter: str | None) -> tuple[Tensor, Tensor | None] | None:
     """Weight (out, in) and bias of a linear layer with an adapter merged in. Read-only: they may alias the layer's.
-
-    Returns:
-        None for an unknown kind of layer, or if the adapter cannot be merged without loss.
+    None for an unknown kind of layer, or if the adapter cannot be merged without loss.
     """
     base: Any = module.base_layer if isinstance(module, BaseTunerLayer) else module
     if type(base) not in (nn.Linear, Conv1D):

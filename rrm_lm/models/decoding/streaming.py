@@ -26,14 +26,10 @@ def stream(
 ) -> Iterator[int]:
     """Yield the tokens of a response to one prompt as they are drawn, including the token that ends it.
 
-    Works for every model family in transformers, with its own cache if it has one. The active adapter and the gradient
-    mode change only while a token is computed. The caller may stop at any time.
-
-    Args:
-        backbone: The model, in evaluation mode.
-        adapter: The adapter to use; ``None`` for the backbone without adapters.
-        prompt: Token ids up to the start of the response; not empty.
-        draw: Chooses a token from (vocabulary,) float32 logits.
+    Works for every model family in transformers, with its own cache if it has one. The active adapter (``None`` for the
+    backbone without adapters) and the gradient mode change only while a token is computed. The caller may stop at any
+    time. The backbone is in evaluation mode, and `prompt` has token ids up to the start of the response, not empty.
+    `draw` chooses a token from (vocabulary,) float32 logits.
     """
     model = backbone.causal_lm
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

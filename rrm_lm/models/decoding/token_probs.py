@@ -24,14 +24,9 @@ def token_log_probs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token in the distribution it was sampled from, and the entropy of that distribution.
 
-    Args:
-        hidden: (n, hidden) final hidden states before the tokens.
-        tokens: (n,) the sampled tokens.
-        adapter: The active adapter, for adapted heads.
-
-    Returns:
-        (n,) log-probabilities, differentiable in the hidden states and in a trained head, and (n,) entropies in nats,
-        without gradient.
+    `hidden` is (n, hidden), the final states before the (n,) sampled `tokens`; `adapter` is the active one, for adapted
+    heads. Returns (n,) log-probabilities, differentiable in the hidden states and in a trained head, and (n,) entropies
+    in nats, without gradient.
     """
     head = _Head(backbone, sampling, adapter)
     if not len(tokens):

@@ -198,11 +198,8 @@ def load_backbone(
         sharing: See :class:`Backbone`.
         own_pad, tokenizing: Options of :func:`load_tokenizer`. A missing `chat_date` is the recorded one.
 
-    Returns:
-        The settings, updated with the backbone in use; the backbone; the tokenizer.
-
-    Raises:
-        ModelError: The backbone is not available.
+    Returns the settings, updated with the backbone in use; the backbone; the tokenizer. Raises ModelError if the
+    backbone is not available.
     """
     if base_model is not None:
         settings = replace(settings, base_model=base_model, revision=None)

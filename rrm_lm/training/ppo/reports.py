@@ -86,10 +86,8 @@ class Progress:
         return sum(self.losses) / max(1, len(self.losses))
 
     def speed(self, watch: Stopwatch, tokens: float, episodes: int) -> dict[str, float]:
-        """Metrics of one update.
-
-        `watch`: seconds by phase, including `roll_out`; `tokens`: tokens sampled in it by all processes; `episodes`:
-        episodes of the whole run after it.
+        """Metrics of one update: `watch` has seconds by phase, including `roll_out`; `tokens` were sampled in it by all
+        processes; `episodes` are those of the whole run after it.
         """
         found = {
             "eps": round((episodes - self._first_episode) / self.seconds, 4),

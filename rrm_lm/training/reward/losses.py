@@ -91,9 +91,8 @@ def pair_margins(rewards: Tensor, examples: Sequence[RewardExample]) -> Tensor:
 
 
 def pair_losses(output: RewardOutput, examples: Sequence[RewardExample], args: RewardConfig) -> Tensor:
-    """(pairs,) Bradley-Terry losses with the configured grades, smoothing and centering.
-
-    For an ensemble, the mean over members, each with its own weight of the pair.
+    """(pairs,) Bradley-Terry losses with the configured grades, smoothing and centering; for an ensemble, the mean over
+    members, each with its own weight of the pair.
     """
     chosen, rejected, grades = _pair_lines(examples)
     if not chosen:

@@ -57,9 +57,8 @@ class Imitation:
 
 
 def to_imitate(feedback: Feedback, sources: Sequence[str]) -> list[Demonstration]:
-    """Select the responses to train on from feedback, without duplicates, in the order of the sources. The sources are
-    from :data:`rrm_lm.training.sft.config.SOURCES`: demonstrations, corrections (the corrected text), chosen (the
-    chosen response of each comparison).
+    """The distinct responses to train on, in the order of the sources (:data:`rrm_lm.training.sft.config.SOURCES`):
+    demonstrations, corrections (the corrected text), chosen (the chosen response of each comparison).
     """
     made: list[Demonstration] = []
     for source in sources:
