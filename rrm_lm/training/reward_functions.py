@@ -62,12 +62,12 @@ class UserFunction:
             )
 
     def __call__(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], completion_ids: Sequence[Sequence[int]]
+        self, prompts: Sequence[Prompt], responses: Sequence[str], ids: Sequence[Sequence[int]] | None = None
     ) -> Any:
         """What the function returns."""
         rows = [self._rows.get(prompt, {}) for prompt in prompts]
         given: dict[str, Any] = {name: [row.get(name) for row in rows] for name in self._columns}
-        given["completion_ids"] = [list(ids) for ids in completion_ids]
+        given["completion_ids"] = [list(one) for one in ids or [[]] * len(responses)]
         if self._reads_responses:
             given |= {"prompts": list(prompts), "responses": list(responses)}
         elif self._is_text:

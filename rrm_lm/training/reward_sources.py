@@ -59,9 +59,8 @@ class TokenRewardSource(Protocol):
 # -- sources ----------------------------------------------------------------------------------------------------------
 
 
-class PythonReward:
-    """A Python function, called as :class:`rrm_lm.training.reward_functions.UserFunction` describes. The function may
-    be given by its location: ``module:function`` or ``path/to/file.py:function``. `rows` holds the row of each prompt.
+class PythonReward(UserFunction):
+    """A Python function, which may be given by its location: ``module:function`` or ``path/to/file.py:function``.
     Raises ConfigError if the function does not exist, or it is not clear how to call it.
     """
 
@@ -70,12 +69,7 @@ class PythonReward:
     ) -> None:
         function = load_function(function) if isinstance(function, str) else function
         self.name = name or getattr(function, "__name__", "function")
-        self._function = UserFunction(function, rows)
-
-    def __call__(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], ids: Sequence[Sequence[int]] | None = None
-    ) -> Any:
-        return self._function(prompts, responses, ids or [[]] * len(responses))
+        super().__init__(function, rows)
 
     def try_on(self, prompts: Sequence[Prompt]) -> None:
         """Call it with made-up responses to the first prompts. Raises ConfigError if the result cannot be used."""

@@ -71,7 +71,7 @@ def test_resuming_equals_never_stopping_bit_for_bit(value: str, tmp_path: Path) 
     for name, parameter in straight.agent.named_parameters():
         assert torch.equal(parameter, state(other)[name]), name
     assert logs(resumed) == logs(straight)
-    assert resumed.steering.state() == straight.steering.state()
+    assert resumed.steering == straight.steering
     assert resumed.state.episode == straight.state.episode == 20
     left, right = (made.optimizer.state_dict()["state"] for made in (straight, resumed))  # type: ignore[union-attr]
     assert left.keys() == right.keys() and left
