@@ -230,9 +230,10 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
 def read_object(file: Path) -> dict[str, Any]:
     """Read a JSON object; empty if the file is missing or damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return value if isinstance(value, dict) else {}
 
 
 def sha256(file: str | os.PathLike[str]) -> str:

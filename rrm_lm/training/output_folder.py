@@ -13,7 +13,7 @@ from typing import Any
 
 from rrm_lm.errors import CheckpointError
 from rrm_lm.locks import Owner, lock
-from rrm_lm.storage import clear_leftovers, json_text, now, remove_folder, write_json
+from rrm_lm.storage import clear_leftovers, json_text, now, read_object, remove_folder, write_json
 from rrm_lm.training.checkpoints import has_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -185,8 +185,5 @@ class OutputFolder:
 
 def _record_in(folder: Path) -> dict[str, Any] | None:
     """The record of the run that wrote a folder, or None if no run of this program did."""
-    try:
-        record = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
-        return record if record["program"] == "rrm_lm" and isinstance(record["identity"], dict) else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    record = read_object(folder / RUN_RECORD)
+    return record if record.get("program") == "rrm_lm" and isinstance(record.get("identity"), dict) else None

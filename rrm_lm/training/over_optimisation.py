@@ -26,6 +26,7 @@ BEST = "best"
 _STAGED = ".best.staging-policy"  # hidden; the name marks it for deletion after a crash
 _STEP_FILE = "held_out.json"
 NAMES = ("gold", "proxy")
+_NUMBERS = ("proxy", "gold", "kl")  # of a probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,6 @@ class OverOptimisationCallback(TrainerCallback):
             self._take(state, control)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure every few steps."""
         if state.global_step % self.every == 0:
             self._take(state, control)
 
@@ -216,7 +216,9 @@ def read_measurements(file: str | Path) -> list[Measurement]:
             for line in lines:
                 row = json.loads(line)
                 gold, proxy = row.get("names", NAMES)
-                samples = tuple(map(_read_probe, row["samples"]))
+                # JSON has null instead of NaN.
+                numbers = [{n: float("nan" if one[n] is None else one[n]) for n in _NUMBERS} for one in row["samples"]]
+                samples = tuple(Probe(**one | own) for one, own in zip(row["samples"], numbers, strict=True))
                 measurements.append(Measurement(int(row["step"]), samples, (str(gold), str(proxy))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -226,9 +228,3 @@ def read_measurements(file: str | Path) -> list[Measurement]:
             remedy="move the file away, or copy it again",
         ) from error
     return sorted(measurements, key=lambda one: one.step)
-
-
-def _read_probe(entry: Mapping[str, Any]) -> Probe:
-    """A probe from JSON, which has null instead of NaN."""
-    numbers = {name: entry[name] for name in ("proxy", "gold", "kl")}
-    return Probe(**{**entry, **{n: float("nan") if value is None else float(value) for n, value in numbers.items()}})

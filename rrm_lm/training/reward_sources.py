@@ -100,9 +100,8 @@ class ScorerReward:
             if response.strip():
                 groups.setdefault(prompt, []).append(number)
         asked = [[responses[i] for i in group] for group in groups.values()]
-        found = [
-            reward for rewards in (self._scorer.score(list(groups), asked) if groups else ()) for reward in rewards
-        ]
+        scored = self._scorer.score(list(groups), asked) if groups else []
+        found = [reward for rewards in scored for reward in rewards]
         rewards = dict(zip((i for group in groups.values() for i in group), found, strict=True))
         if len(rewards) < len(responses) and not self._has_warned:
             self._has_warned = True

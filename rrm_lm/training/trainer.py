@@ -7,7 +7,6 @@ Both are small, because they only hold trained parameters.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader
 from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.saving.policies import Policy, PolicySettings, save_policy
 from rrm_lm.models.sharding import configure_fsdp, register_forward
-from rrm_lm.storage import commit_folder, replace_files, report_full_disk, staged_file, write_json
+from rrm_lm.storage import commit_folder, read_object, replace_files, report_full_disk, staged_file, write_json
 from rrm_lm.training.checkpoints import PROCESSES_FILE, check_processes, checkpoint_to_resume, prune
 from rrm_lm.training.optimizer_states import ZeroStates, gather_state, shard_state
 from rrm_lm.training.processes import GlobalBatches, Processes
@@ -268,8 +267,7 @@ class ResumableTrainer(_Trainer):
         folder = Path(str(self.args.output_dir))
         write_json(folder / f"{split}_results.json", dict(sorted(metrics.items())))
         every = folder / "all_results.json"
-        earlier = json.loads(every.read_text(encoding="utf-8")) if every.is_file() else {}
-        write_json(every, dict(sorted({**earlier, **metrics}.items())))
+        write_json(every, dict(sorted({**read_object(every), **metrics}.items())))
 
     def save_state(self) -> None:
         """Write Hugging Face's `trainer_state.json` atomically."""
