@@ -108,7 +108,6 @@ class Backbone(nn.Module):
         return isinstance(self.model, PeftModel) and name in self.model.peft_config
 
     def set_trainable(self, adapter: str, trainable: bool) -> None:
-        """Make an adapter trainable, or freeze it."""
         for parameter in adapter_parameters(self, adapter).values():
             parameter.requires_grad_(trainable)
 

@@ -62,7 +62,6 @@ class RewardSettings:
 
     @property
     def combination(self) -> Ensemble:
-        """How members are combined into one reward."""
         return Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)
 
     def combined(self, ensemble: str | None, ensemble_k: float | None) -> RewardSettings:

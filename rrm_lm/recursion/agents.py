@@ -35,8 +35,6 @@ _CHUNK = 8  # responses to one prompt in one row of a batch; attention cost is q
 
 @dataclass(frozen=True)
 class Shared:
-    """Objects that all agents of a tree share."""
-
     backbone: Backbone  # the frozen model
     chat: ChatFormat
     base_model: str  # the backbone's name
@@ -56,8 +54,6 @@ class Costs:
 
 @dataclass(frozen=True)
 class _Wrapped:
-    """A scorer that wraps another one."""
-
     scorer: ResponseScorer
 
     @property
@@ -88,8 +84,6 @@ class ChunkedScorer(_Wrapped):
 
 @dataclass(frozen=True)
 class ScorerWithNotes(_Wrapped):
-    """Scores each response followed by its notes."""
-
     assistance: Assistance
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -101,8 +95,6 @@ class ScorerWithNotes(_Wrapped):
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples responses from an adapter."""
-
     shared: Shared  # the backbone
     adapter: str  # the adapter's name on it
     max_new_tokens: int  # maximum response length

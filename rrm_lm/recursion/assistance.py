@@ -29,8 +29,6 @@ _CHUNK = 64  # responses per call of a helper; answers are saved after each chun
 
 
 class Helper(Protocol):
-    """An agent that writes notes."""
-
     @property
     def name(self) -> str: ...
     @property
@@ -40,8 +38,6 @@ class Helper(Protocol):
 
 
 class Assistance(Protocol):
-    """A source of notes on responses."""
-
     def prepare(self, subjects: Sequence[Subject]) -> None:
         """Collect notes on these responses. The first call decides which helpers are ignored."""
         ...
@@ -65,7 +61,6 @@ class HelperAnswers:
     ignored: str = ""  # why all its notes are ignored; "" if they are not
 
     def add(self, task: NoteTask, subject: Subject, text: str) -> None:
-        """Count one answer and keep its note."""
         self.asked += 1
         self.notes[subject] = None
         if (note := task.read(text)) is None:

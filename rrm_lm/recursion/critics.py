@@ -42,8 +42,6 @@ _SENTENCES = re.compile(r".*[.!?](?=\s|$)")
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """A critic's remark on one response."""
-
     text: str  # the critique or the verdict; "" if unusable
     quote: str = ""  # quotation from the response; "" if none
     cut: bool = False  # whether it was shortened

@@ -32,7 +32,6 @@ class TemplateChecks:
     origins: set[Origin] = field(default_factory=set)  # all refused rows
 
     def add(self, lost: Lost, origin: Origin) -> None:
-        """Count one record."""
         self.checked += 1
         if lost.refused and origin not in self.origins:  # a row may give several records
             self.origins.add(origin)

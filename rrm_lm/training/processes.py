@@ -81,7 +81,6 @@ class GlobalBatches(Sampler[list[int]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Use the order of this epoch, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:

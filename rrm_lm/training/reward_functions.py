@@ -64,7 +64,6 @@ class UserFunction:
     def __call__(
         self, prompts: Sequence[Prompt], responses: Sequence[str], ids: Sequence[Sequence[int]] | None = None
     ) -> Any:
-        """What the function returns."""
         rows = [self._rows.get(prompt, {}) for prompt in prompts]
         given: dict[str, Any] = {name: [row.get(name) for row in rows] for name in self._columns}
         given["completion_ids"] = [list(one) for one in ids or [[]] * len(responses)]

@@ -68,7 +68,6 @@ class ResumableTrainer(_Trainer):
 
     @cached_property
     def processes(self) -> Processes:
-        """Reductions over all processes."""
         return Processes(self.accelerator)
 
     def global_dataloader(self) -> DataLoader[Any]:

@@ -16,8 +16,6 @@ from rrm_lm.text.chat import ChatFormat
 
 @dataclass(frozen=True, slots=True)
 class PromptItem:
-    """One encoded prompt."""
-
     ids: tuple[int, ...]  # token ids up to the start of the response
     prompt: Prompt  # the messages, for reward sources that read text
 

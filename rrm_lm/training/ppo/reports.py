@@ -18,8 +18,6 @@ from rrm_lm.training.processes import Processes
 
 @dataclass(slots=True)
 class EpisodeScores:
-    """The rewards of the episodes."""
-
     by_source: dict[str, list[float]]  # (episodes) rewards by name of the source
     raw: Tensor  # (episodes,) their weighted sum, minus the penalty for unfinished responses
     used: Tensor  # (episodes,) the training rewards: raw, normalized and clipped as configured

@@ -13,7 +13,7 @@ from rrm_lm.models.agent import AgentModel
 from rrm_lm.text.batching import Batch, Row, collate, common_beginning, length_groups
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.ppo.config import PPOConfig
-from rrm_lm.training.ppo.losses import is_before
+from rrm_lm.training.ppo.estimates import is_before
 from rrm_lm.training.ppo.prompts import PromptItem
 
 
@@ -44,7 +44,6 @@ class Rollouts:
         end_ids: Sequence[int],
         device: torch.device,
     ) -> Rollouts:
-        """Make rollouts from prompts and the token ids of their responses."""
         ends = set(end_ids)
         finished = [ids[-1] in ends for ids in responses]
         texts = [

@@ -214,7 +214,6 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
         return estimates, first
 
     def update(self, rollouts: Rollouts, estimates: Estimates, first: PolicyPass) -> UpdateStatistics:
-        """Train on the episodes, `num_ppo_epochs` times."""
         try:
             return self.updater.run(estimates, self.grouping(rollouts.lines), first, self.state.global_step)
         except TrainingError:

@@ -18,8 +18,7 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.models.agent import PolicyOutput
 from rrm_lm.models.sharding import full_tensor
 from rrm_lm.training.ppo.config import PPOConfig
-from rrm_lm.training.ppo.estimates import Estimates, with_ends
-from rrm_lm.training.ppo.losses import policy_losses, value_losses
+from rrm_lm.training.ppo.estimates import Estimates, policy_losses, value_losses, with_ends
 from rrm_lm.training.ppo.passes import AgentPasses, PolicyPass
 from rrm_lm.training.ppo.rollouts import Group, Grouping, spread
 from rrm_lm.training.processes import Processes, Total, accumulate, check_finite
@@ -38,8 +37,6 @@ STATS: tuple[str, ...] = (
 
 @dataclass(slots=True)
 class Step:
-    """One optimizer step."""
-
     episodes: list[int]  # indices of its episodes
     # the same episodes, split into the parts whose means are logged: TRL's micro-batches, or one part
     micro_batches: list[list[int]]

@@ -93,5 +93,4 @@ class RewardConfig(FeedbackArguments, TrainingArguments):
 
     @property
     def learns_critiques(self) -> bool:
-        """Whether critiques are trained at any point."""
         return self.critique_weight > 0 or bool(self.critique_weight_end) or self.critique_first

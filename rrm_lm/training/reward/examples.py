@@ -65,7 +65,6 @@ class FitCounts:
     template: TemplateChecks = field(default_factory=TemplateChecks)
 
     def add(self, encoded: Encoded, origin: Origin) -> None:
-        """Count a conversation that is used."""
         self.template.add(encoded.lost, origin)
         self.shortened += bool(encoded.dropped_turns or encoded.cut_tokens or encoded.cut_responses)
         self.dropped_turns += encoded.dropped_turns
@@ -73,7 +72,6 @@ class FitCounts:
         self.cut_responses += encoded.cut_responses
 
     def drop(self, reason: DataError | str, origin: Origin) -> None:
-        """Count a record that is not used."""
         if isinstance(reason, TemplateError):
             self.template.refuse(reason, origin)
         else:

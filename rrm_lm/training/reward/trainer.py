@@ -78,7 +78,6 @@ class RewardTrainer(ResumableTrainer, Trainer):
 
     @property
     def unwrapped_model(self) -> RewardModel:
-        """The model without its wrapper."""
         return self.accelerator.unwrap_model(self.model)
 
     def get_train_dataloader(self) -> DataLoader[RewardExample]:
@@ -147,7 +146,6 @@ class RewardTrainer(ResumableTrainer, Trainer):
 
     @property
     def critique_weight(self) -> float:
-        """The current weight of the critique loss."""
         start, end = self.args.critique_weight, self.args.critique_weight_end
         if end is None or not self.state.max_steps:
             return start
@@ -253,7 +251,6 @@ class RewardTrainer(ResumableTrainer, Trainer):
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def save_weights(self, folder: Path, write: bool) -> None:
-        """Write the adapter and the head in PEFT's format."""
         self.unwrapped_model.save(folder, self.processing_class, write)
 
     def load_weights(self, folder: Path) -> None:

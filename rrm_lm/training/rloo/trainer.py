@@ -18,9 +18,10 @@ TRL computes log-probabilities with the temperature alone, even if top-p or top-
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -35,11 +36,12 @@ from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer as _TrlRLOOTrainer
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.feedback.records import Prompt
+from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.models.agent import copy_adapter
 from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.ensemble import disagreement
 from rrm_lm.models.saving.policies import Policy, PolicySettings
 from rrm_lm.models.sharding import reshard, with_full_params
 from rrm_lm.models.tokenizers import align_pad
@@ -49,8 +51,7 @@ from rrm_lm.training.ppo.control import LastGood, out_of_bounds
 from rrm_lm.training.ppo.prompts import PromptOrder, check_lengths, encode_prompts
 from rrm_lm.training.ppo.rollouts import Rollouts, end_id
 from rrm_lm.training.processes import check_finite
-from rrm_lm.training.reward_sources import AdapterReward, RewardSum
-from rrm_lm.training.rloo import parts
+from rrm_lm.training.reward_sources import AdapterReward, RewardSource, RewardSum, TokenRewardSource
 from rrm_lm.training.rloo.config import rloo_config
 from rrm_lm.training.trainer import AdapterTrainer
 
@@ -116,16 +117,16 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
         self.stop_reason: str | None = None
         align_pad(policy.backbone.causal_lm, chat.tokenizer)
         policy.backbone.model.set_adapter(self.adapter)  # TRL trains the active adapter, which may be a different one
-        functions: list[Any] = [parts.RewardFunction(source, self._rollouts) for source in rewards.sources]
+        functions: list[Any] = [_RewardFunction(source, self._rollouts) for source in rewards.sources]
         if ppo.missing_eos_penalty is not None:
-            functions.append(parts.missing_end_penalty(ppo.missing_eos_penalty, self._rollouts))
+            functions.append(_missing_end_penalty(ppo.missing_eos_penalty, self._rollouts))
         with _known_as_default(policy.backbone.model, self.adapter):
             super().__init__(
                 model=policy.backbone.model,
                 reward_funcs=functions,
                 args=args,
-                train_dataset=Dataset.from_list([{"prompt": parts.to_messages(item.prompt)} for item in self.prompts]),
-                processing_class=parts.tokenizer_with_eos(chat.tokenizer, self.end_ids[0]),
+                train_dataset=Dataset.from_list([{"prompt": _to_messages(item.prompt)} for item in self.prompts]),
+                processing_class=_tokenizer_with_eos(chat.tokenizer, self.end_ids[0]),
                 callbacks=[_StopOutOfBounds(self), *callbacks],
             )
         _set_reference(policy.backbone, self.adapter if ppo.reference == "start" else None)
@@ -151,7 +152,7 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
         )
 
     def _rollouts(self, prompts: Sequence[Any], responses: Sequence[Sequence[int]]) -> Rollouts:
-        items = [self._items[parts.to_prompt(messages)] for messages in prompts]
+        items = [self._items[_to_prompt(messages)] for messages in prompts]
         return Rollouts.of(items, responses, self._saved_tokenizer, self.end_ids, torch.device("cpu"))
 
     def _trained(self) -> dict[str, nn.Parameter]:
@@ -162,10 +163,10 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
         assert self.args.steps_per_generation is not None and self.num_generations is not None
         repeats = self.args.num_iterations * self.args.steps_per_generation
         updates = self.args.max_steps // self.steps_per_update
-        return parts.UpdateSampler(self.order, updates, repeats, self.num_generations)
+        return _UpdateSampler(self.order, updates, repeats, self.num_generations)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [list(self._items[parts.to_prompt(messages)].ids) for messages in prompts], None, {}
+        return [list(self._items[_to_prompt(messages)].ids) for messages in prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
         started = time.perf_counter()
@@ -279,3 +280,68 @@ def _set_reference(backbone: Backbone, start: str | None) -> None:
         if ".lora_B." in name or ".lora_embedding_B." in name:
             nn.init.zeros_(parameter)
     backbone.set_trainable(_REFERENCE, False)
+
+
+# -- inputs of TRL's trainer -------------------------------------------------------------------------------------------
+
+
+class _RewardFunction:
+    """A reward source in TRL's calling convention."""
+
+    def __init__(self, source: RewardSource | TokenRewardSource, rollouts: Callable[..., Rollouts]) -> None:
+        self.__name__ = source.name
+        self._source, self._rollouts = RewardSum([source], is_part=True), rollouts
+
+    def __call__(
+        self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]], log_metric: Any, **_: Any
+    ) -> list[float]:
+        made = self._rollouts(prompts, completion_ids)
+        rewards = self._source([item.prompt for item in made.items], made.texts, made.lines)[self.__name__]
+        apart = disagreement(rewards)
+        if apart is not None:
+            log_metric(f"disagreement/{self.__name__}", apart)
+        return rewards
+
+
+def _missing_end_penalty(penalty: float, rollouts: Callable[..., Rollouts]) -> Callable[..., list[float]]:
+    """The penalty for responses that reach the length limit, in TRL's calling convention."""
+
+    def missing_eos_penalty(prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        return [-penalty * (not done) for done in rollouts(prompts, completion_ids).finished]
+
+    return missing_eos_penalty
+
+
+class _UpdateSampler(Sampler[int]):
+    """The rows of all updates in sequence. Each update's rows come `repeats` times: TRL reads them for every
+    micro-batch and uses the first reading.
+    """
+
+    def __init__(self, order: PromptOrder, updates: int, repeats: int, samples: int) -> None:
+        self._order, self._updates, self._repeats, self._samples = order, updates, repeats, samples
+
+    def __iter__(self) -> Iterator[int]:
+        for update in range(self._updates):
+            rows = [row for row in self._order.update(update) for _ in range(self._samples)]
+            for _ in range(self._repeats):
+                yield from rows
+
+    def __len__(self) -> int:
+        return self._updates * self._repeats * self._order.size * self._samples
+
+
+def _to_messages(prompt: Prompt) -> list[dict[str, Any]]:
+    return [message.to_dict() for message in prompt]
+
+
+def _to_prompt(messages: Sequence[Any]) -> Prompt:
+    return tuple(map(Message.from_dict, messages))
+
+
+def _tokenizer_with_eos(tokenizer: Any, eos_id: int) -> Any:
+    """A copy of the tokenizer with this eos token, which marks the end of a response for TRL."""
+    if tokenizer.eos_token_id == eos_id:
+        return tokenizer
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = tokenizer.convert_ids_to_tokens(eos_id)
+    return other

@@ -74,7 +74,6 @@ class SFTConfig(FeedbackArguments, TRLConfig):
             self.loss_type = "nll"  # label smoothing needs logits, which the chunked loss does not return
 
     def _check(self) -> None:
-        """Raise a ConfigError for invalid settings."""
         refuse_settings(self, _NOT_HERE)
         only = self.completion_only_loss is not False
         check(self, ("completion_only_loss", only, "true: the prompt is not the policy's to write"))

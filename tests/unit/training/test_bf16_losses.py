@@ -18,8 +18,7 @@ from torch import Tensor
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.saving.policies import POLICY, Policy
 from rrm_lm.training.ppo.config import PPOConfig
-from rrm_lm.training.ppo.estimates import estimate
-from rrm_lm.training.ppo.losses import kl_k1, kl_k3, policy_losses, value_losses, whiten
+from rrm_lm.training.ppo.estimates import estimate, kl_k1, kl_k3, policy_losses, value_losses, whiten
 from rrm_lm.training.reward.losses import bradley_terry, centering, graded_target, rating_regression
 from rrm_lm.training.reward_sources import PythonReward, RewardSum
 from rrm_lm.training.rloo.trainer import RLOOTrainer

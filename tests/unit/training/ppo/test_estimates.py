@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl.experimental.ppo.ppo_trainer import masked_whiten
 
-from rrm_lm.training.ppo.losses import (
+from rrm_lm.training.ppo.estimates import (
     gae,
     is_before,
     kl_k1,
