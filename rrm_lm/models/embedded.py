@@ -170,6 +170,7 @@ def convert(gguf: Path, model: EmbeddedModel, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rrm_lm.models.portable import add_old_names, save_tokenizer
+    from rrm_lm.text.templates import require_template
 
     options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
@@ -177,8 +178,7 @@ def convert(gguf: Path, model: EmbeddedModel, folder: Path) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    if not tokenizer.chat_template:
-        raise ModelError("The GGUF file has no chat template", where=gguf.name)
+    require_template(tokenizer, gguf.name)
     tokenizer.pad_token = model.pad_token
     tokenizer.model_max_length = model.max_length
     for reading_option in ("is_local", "local_files_only", "gguf_file"):

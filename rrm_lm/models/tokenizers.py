@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rrm_lm.errors import ModelError
 from rrm_lm.models.pretrained import from_pretrained, resolve
-from rrm_lm.text.templates import prepare_template
+from rrm_lm.text.templates import prepare_template, require_template
 
 # Special tokens reserved for padding or unused, in order of preference. Candidates that are the eos
 # token or occur in the chat template are skipped.
@@ -62,13 +62,7 @@ def prepare_tokenizer(
     """
     if chat_template is not None:
         tokenizer.chat_template = chat_template
-    if not tokenizer.chat_template:
-        raise ModelError(
-            "The tokenizer has no chat template",
-            where=name,
-            remedy="use an instruction-tuned model (often named ...-Instruct or ...-it), or pass a Jinja file with "
-            "--chat_template_path",
-        )
+    require_template(tokenizer, name)
     prepare_template(tokenizer, chat_date, fold_system)
     if pad_token is None and own_pad and tokenizer.pad_token in tokenizer.get_vocab():
         return tokenizer

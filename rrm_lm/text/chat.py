@@ -23,6 +23,7 @@ from rrm_lm.errors import DataError, ModelError, TemplateError
 from rrm_lm.feedback.records import TOOLS, Message, Prompt
 from rrm_lm.text.batching import common_beginning
 from rrm_lm.text.template_words import NOTHING, Lost, left_out
+from rrm_lm.text.templates import require_template
 
 _HIDE = "\ue000"  # private-use characters: placeholders for special-token text during rendering,
 _SHOW = "\ue001"
@@ -90,13 +91,7 @@ class ChatFormat:
         trim: bool = True,
         pad_id: int | None = None,
     ) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ModelError(
-                "The tokenizer has no chat template",
-                where=str(getattr(tokenizer, "name_or_path", "")),
-                expected="a tokenizer whose chat_template turns messages into text",
-                remedy="use an instruction-tuned model, or pass --chat_template_path with a Jinja template file",
-            )
+        require_template(tokenizer, str(getattr(tokenizer, "name_or_path", "")))
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.max_critique_length = max_critique_length

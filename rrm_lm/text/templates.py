@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import date
 from typing import Any
 
-from rrm_lm.errors import ConfigError
+from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.text.batching import common_beginning
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,13 @@ _AFTER_OPENING = (
     "{% if text.startswith('<think>') %}{{ text[7:].lstrip('\n') }}"
     "{% else %}{{ text if '</think>' in text else '</think>\n\n' ~ text }}{% endif %}"
 )
+
+
+def require_template(tokenizer: Any, where: str) -> None:
+    """Raise a ModelError if a tokenizer has no chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        remedy = "use an instruction-tuned model (often named ...-Instruct or ...-it), or pass a Jinja file with "
+        raise ModelError("The tokenizer has no chat template", where=where, remedy=f"{remedy}--chat_template_path")
 
 
 def prepare_template(tokenizer: Any, chat_date: str | None = None, fold_system: bool = False) -> None:

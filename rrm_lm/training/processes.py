@@ -81,6 +81,7 @@ class GlobalBatches(Sampler[list[int]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
+        """Use the order of this epoch, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -83,9 +83,6 @@ class ResumableTrainer(_Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: TRL would write its card into the run's folder at every checkpoint."""
-
     @property
     def is_saving_checkpoint(self) -> bool:
         """Whether :meth:`save_weights` writes a checkpoint rather than a final model."""
@@ -283,6 +280,9 @@ class AdapterTrainer(ResumableTrainer):
         assert policy.adapter is not None
         self.backbone, self.adapter = policy.backbone, policy.adapter
         self.policy_settings, self._saved_tokenizer = settings, tokenizer
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: TRL would write its card into the run's folder at every checkpoint."""
 
     def save_weights(self, folder: Path, write: bool) -> None:
         """Write the adapter in PEFT's format. PEFT itself would use a subfolder for a name other than `default`."""
