@@ -9,13 +9,7 @@ from transformers import TrainingArguments
 
 from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.options import check, check_minimum, option
-from rrm_lm.training.arguments import (
-    NO_LIGER,
-    FeedbackArguments,
-    check_above_zero,
-    check_choice,
-    refuse_settings,
-)
+from rrm_lm.training.arguments import NO_LIGER, FeedbackArguments, check_above_zero, check_choice, refuse_settings
 
 logger = logging.getLogger(__name__)
 

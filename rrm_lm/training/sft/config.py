@@ -10,11 +10,7 @@ from trl.trainer.sft_config import SFTConfig as TRLConfig
 
 from rrm_lm.models.pretrained import default_device, default_dtype
 from rrm_lm.options import check, option
-from rrm_lm.training.arguments import (
-    NO_LIGER,
-    FeedbackArguments,
-    refuse_settings,
-)
+from rrm_lm.training.arguments import NO_LIGER, FeedbackArguments, refuse_settings
 
 SOURCES = ("demonstrations", "corrections", "chosen")
 # TRL and Hugging Face settings that would fail or have no effect, and what to use instead.
