@@ -30,6 +30,7 @@ _MAY_CHANGE = {
         logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_on_each_node log_level
         log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id
         trackio_static_space_id include_num_input_tokens_seen skip_memory_metrics debug do_train do_eval do_predict
+        num_sample_generations
     """,
     "checkpoints": """
         save_strategy save_steps save_total_limit save_on_each_node save_only_model enable_jit_checkpoint

@@ -49,6 +49,9 @@ class PolicyConfig(PPOConfig):
     )
     save_steps: float = field(default=10, metadata={"help": "Updates between two checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept; unset: all."})
+    num_sample_generations: int = field(
+        default=0, metadata={"help": "Not used: held-out answers are measured every monitor_steps updates."}
+    )
     reward_weights: list[float] | None = field(
         default=None,
         metadata={"help": "Weights of the rewards: of each reward_model, then each reward_function; unset: 1 each."},
@@ -61,7 +64,6 @@ class PolicyConfig(PPOConfig):
     reward_model_path: str = field(default="", init=False)
     dataset_num_proc: int | None = field(default=None, init=False)
     local_rollout_forward_batch_size: int = field(default=64, init=False)
-    num_sample_generations: int = field(default=0, init=False)
     world_size: int | None = field(default=None, init=False)
     num_total_batches: int | None = field(default=None, init=False)
     micro_batch_size: int | None = field(default=None, init=False)
