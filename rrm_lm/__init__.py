@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rrm_lm.api.inspection import inspect
+    from rrm_lm.api.data.inspection import inspect
     from rrm_lm.api.policy.trainer import PPOConfig, PPOTrainer
     from rrm_lm.api.policy_model import Policy
     from rrm_lm.api.reward.config import RewardConfig
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "inspect": "rrm_lm.api.inspection",
+    "inspect": "rrm_lm.api.data.inspection",
     "PPOConfig": "rrm_lm.api.policy.trainer",
     "PPOTrainer": "rrm_lm.api.policy.trainer",
     "Policy": "rrm_lm.api.policy_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 from collections.abc import Iterable
 from copy import copy
@@ -44,6 +45,14 @@ def refuse_repeats(where: str, names: Iterable[str]) -> None:
     """Raise a ConfigError if a name occurs twice."""
     if repeated := [name for name, times in Counter(names).items() if times > 1]:
         raise ConfigError(f"{min(repeated)} is given twice", where=where, expected="each once")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can only be reached from this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a host name
+        return False
 
 
 def require(settings: object, **remedies: str) -> None:

@@ -110,10 +110,8 @@ def read(chat: ChatFormat, ask: Ask | DataError, cut: bool = True) -> Read:
 
 def _encode(chat: ChatFormat, ask: Ask) -> Read:
     """Encode one response. Special tokens in messages are text; those of a rendered conversation are control tokens.
-
-    Raises:
-        DataError: The response is empty or not text, the text carries no template or carries it twice, or the template
-            cannot render the conversation or leaves words out.
+    Raises DataError: the response is empty or not text, the text carries no template or carries it twice, or the
+    template cannot render the conversation or leaves words out.
     """
     if ask.rendered is not None:
         _check_text(ask.rendered, "text")

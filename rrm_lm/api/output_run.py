@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.launch.signals import steps_are_finished
 from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.models.saving.adapters import recorded_date
-from rrm_lm.settings.parser import write_resolved
+from rrm_lm.settings.parsing.parser import write_resolved
 from rrm_lm.storage import write_json
 from rrm_lm.training.checkpoints import check_space, checkpoint_to_resume
 from rrm_lm.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
+
+_REPORTED = {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "seed", "lora_r", "critique_weight"}
+_UNREPORTED = {"hub_token", "push_to_hub_token", "resume_from_checkpoint"}
 
 
 class OutputRun:
@@ -100,6 +103,20 @@ class OutputRun:
             check_space(self.folder, trainer.model, self.config, self._merge)
         with steps_are_finished(trainer, every=steps_per_update):
             return train(resume_from_checkpoint=self.resume)
+
+
+def changed_settings(*settings: Any) -> dict[str, object]:
+    """The settings that differ from their defaults, and the most important ones in any case, for reports."""
+    found: dict[str, object] = {}
+    for one in settings:
+        for item in fields(one):
+            value, default = getattr(one, item.name), item.default
+            if item.default_factory is not MISSING:
+                default = item.default_factory()
+            differs = value != default and isinstance(value, str | int | float | list | dict)
+            if item.init and item.name not in _UNREPORTED and (differs or item.name in _REPORTED):
+                found[item.name] = value
+    return found
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rrm_lm.api.rows import Text, is_prompt, to_prompt
+from rrm_lm.api.data.rows import Text, is_prompt, to_prompt
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.evaluation.policies.samples import draw
 from rrm_lm.models.decoding.sampling import Sampling

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rrm_lm.api.data.rows import Text, is_prompt, read_sets, to_prompt
 from rrm_lm.api.judging import judge, with_comparisons, write_judgement
-from rrm_lm.api.rows import Text, is_prompt, read_sets, to_prompt
 from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, RewardScorer, load_scorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer, score_responses

@@ -25,7 +25,7 @@ from rrm_lm.errors import CheckpointError, DataError
 from rrm_lm.feedback.criteria.records import read_criteria
 from rrm_lm.feedback.store.events import Item
 from rrm_lm.feedback.store.transfer import export
-from rrm_lm.settings.asking import AskArguments
+from rrm_lm.settings.feedback import AskArguments
 
 PAGES = files("rrm_lm.asking") / "pages"
 STATIC = {"ask.js": "text/javascript", "ask.css": "text/css"}

@@ -13,7 +13,7 @@ from rrm_lm.feedback.reading.prompts import prompt_sources
 from rrm_lm.feedback.reading.tables import read_tables
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.feedback.store.events import Item, State
-from rrm_lm.settings.asking import AskArguments
+from rrm_lm.settings.feedback import AskArguments
 
 
 def items_of_responses(args: AskArguments) -> Iterator[Item]:

@@ -23,7 +23,7 @@ from rrm_lm.feedback.reading.prompts import prompt_sources
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.feedback.store.events import Item
 from rrm_lm.feedback.store.files import Store
-from rrm_lm.settings.asking import AskArguments
+from rrm_lm.settings.feedback import AskArguments
 
 logger = logging.getLogger(__name__)
 

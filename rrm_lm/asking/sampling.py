@@ -17,7 +17,7 @@ from rrm_lm.asking.items import pairs
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.feedback.store.events import Item
 from rrm_lm.feedback.store.files import Store
-from rrm_lm.settings.asking import AskArguments
+from rrm_lm.settings.feedback import AskArguments
 from rrm_lm.storage import MANIFEST, sha256
 
 AHEAD = 8  # items that wait for people before sampling pauses

@@ -14,7 +14,7 @@ from typing import Any
 from rrm_lm.asking.desk import Desk
 from rrm_lm.feedback.store.events import FIRST, SECOND
 from rrm_lm.feedback.store.transfer import export
-from rrm_lm.settings.asking import AskArguments
+from rrm_lm.settings.feedback import AskArguments
 from rrm_lm.storage import read_object, write_json
 
 logger = logging.getLogger(__name__)

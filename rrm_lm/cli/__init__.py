@@ -1,4 +1,4 @@
-"""The program `rrm-lm`: one thin file per command, and `pipeline/` for `rrm-lm run`.
+"""The program `rrm-lm`: `main.py` runs it, `commands.py` lists the commands, `pipeline/` is `rrm-lm run`.
 
-A command reads its settings and calls `runs` or `api`. May import everything; nothing imports it.
+A command reads its settings and calls a function in `runs`. May import everything; nothing imports it.
 """

@@ -24,11 +24,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run(argv: list[str]) -> int:
-    """Fetch a model and print its folder. If it is already there, nothing is downloaded or converted.
-
-    Raises:
-        ConfigError: An unknown flag or a missing model.
-        ModelError: No such model, or it cannot be downloaded.
+    """Fetch a model and print its folder. If it is already there, nothing is downloaded or converted. Raises
+    ConfigError: an unknown flag or a missing model; ModelError: no such model, or it cannot be downloaded.
     """
     from rrm_lm.models.embedded import EMBEDDED, fetch
 

@@ -6,7 +6,6 @@ Commands are imported only when they run: `rrm-lm --help` never waits for torch.
 from __future__ import annotations
 
 import difflib
-import importlib
 import logging
 import os
 import signal
@@ -16,36 +15,14 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rrm_lm import __version__
 from rrm_lm.api.resuming import resume_command
+from rrm_lm.cli.commands import COMMANDS
 from rrm_lm.errors import ConfigError, Interrupted, RRMError
 from rrm_lm.launch import failures, launcher, signals
 
-# Each command is a module `rrm_lm.cli.NAME`, or in a folder of `FOLDERS`, with `run(argv) -> exit code`, where argv is
-# what follows the name.
-COMMANDS = {
-    "inspect": "show how a file is read and what a model will see of it",
-    "criteria": "list what critiques ask for, as criteria that are measured",
-    "run": "run the whole pipeline: reward model, policy, comparison, report",
-    "reward": "train a reward model on comparisons and critiques; evaluate it",
-    "evaluate": "evaluate a reward model on held-out preferences, with error bars",
-    "score": "write the reward of each response in a file",
-    "serve": "serve reward models to other programs over HTTP",
-    "check-server": "compare a server's rewards with those of a saved model",
-    "sft": "fine-tune on demonstrations, corrections or chosen responses",
-    "policy": "train a policy against reward models or functions: PPO or RLOO",
-    "chat": "chat with a policy or any language model in the terminal",
-    "collect": "collect comparisons and critiques of a policy's answers",
-    "ask": "serve a page on which people compare, criticize and correct",
-    "feedback": "import, export, merge and retract what a store of feedback holds",
-    "compare": "compare policies with their starting point on held-out prompts",
-    "plan": "plan the memory of training on each GPU: what fits, and how",
-    "recurse": "solve a task with helpers trained on easier tasks, recursively",
-    "fetch": "download and convert the embedded default model, once",
-}
-FOLDERS = {"ask": "people.", "feedback": "people.", "serve": "server.", "check-server": "server."}
 HELP_FLAGS = {"-h", "--help", "--help_all", "--help-all"}
 
 USER_ERROR = 2
@@ -156,18 +133,13 @@ def _dispatch(words: list[str]) -> int:
         options, rest = launcher.take_options(rest)
         if options and not HELP_FLAGS.intersection(rest):
             return launcher.launch(name, options, rest)
-    return command_module(name).run(rest)
-
-
-def command_module(name: str) -> Any:
-    """The module of a command."""
-    return importlib.import_module(f"rrm_lm.cli.{FOLDERS.get(name, '')}{name.replace('-', '_')}")
+    return COMMANDS[name].run(rest)
 
 
 def help_text() -> str:
     """What `rrm-lm --help` prints."""
     width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    commands = "\n".join(f"  {name:<{width}}  {one.summary}" for name, one in COMMANDS.items())
     return f"""\
 Examples:
   rrm-lm fetch smollm2-135m                                    (once)

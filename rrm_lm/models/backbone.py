@@ -300,5 +300,5 @@ def check_logits(backbone: Backbone) -> None:
         raise ModelError(
             f"The family {backbone.config.model_type} scales its logits in an unknown way",
             expected="logits = language-model head(hidden states), optionally soft-capped",
-            remedy="train without critiques (--critique_weight 0) or use another backbone",
+            remedy="use another backbone, or train a reward model without critiques (--critique_weight 0)",
         )

@@ -12,6 +12,8 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rrm_lm.errors import ConfigError
+
 _ROUTERS = {"router", "gate", "shared_expert_gate"}  # parts of their names
 # PEFT options that change more than low-rank terms; they would also change the backbone without adapters.
 _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
@@ -49,6 +51,15 @@ def expert_parameters(model: Any) -> list[str]:
             own = [key for key, value in module.named_parameters(recurse=False) if value.ndim > 1 and "bias" not in key]
             found |= dict.fromkeys(f"{path[-1]}.{key}" for key in own)
     return list(found)
+
+
+def misfit(error: Exception) -> ConfigError:
+    """The error of a user whose LoRA settings PEFT or the model refuses with `error`."""
+    return ConfigError(
+        f"LoRA with these settings cannot be put on this model: {error}",
+        where="lora_r, lora_alpha, lora_dropout, lora_target_modules, lora_target_parameters",
+        remedy="leave out --lora_target_modules to adapt all linear layers",
+    )
 
 
 def find_fault(model: Any, config: LoraConfig, adapted: Sequence[str]) -> None:

@@ -32,9 +32,7 @@ class Footprint:
     adapter_parameters: int  # number of parameters of one adapter
     adapter: int  # Weights of one adapter. PEFT keeps adapters in float32 even if the model is in half precision.
     cache_token: int  # keys and values of one token, over all layers
-    # hidden_size, vocabulary: from the configuration
-    hidden_size: int
-    vocabulary: int
+    hidden_size: int  # from the configuration
 
 
 def read_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, bool]:
@@ -123,7 +121,6 @@ def footprint(config: Any, lora: LoraConfig, dtype: torch.dtype) -> Footprint:
         adapter=sum(p.nbytes for p in trained),
         cache_token=2 * int(text.num_hidden_layers) * heads * size * dtype.itemsize,
         hidden_size=int(text.hidden_size),
-        vocabulary=int(text.vocab_size),
     )
 
 

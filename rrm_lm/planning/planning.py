@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig
 
 from rrm_lm.errors import ConfigError
+from rrm_lm.models.lora_targets import misfit
 from rrm_lm.options import check, check_minimum
 from rrm_lm.planning.footprint import Footprint, footprint
 from rrm_lm.planning.peak_memory import Peak, RowShape, Tracer
@@ -106,11 +107,7 @@ def measure(
     try:
         sizes = footprint(config, lora, dtype)
     except ValueError as error:
-        raise ConfigError(
-            f"LoRA with these settings cannot be put on this model: {error}",
-            where="lora_r, lora_alpha, lora_dropout, lora_target_modules",
-            remedy="leave out --lora_target_modules to adapt all linear layers",
-        ) from error
+        raise misfit(error) from error
     tracer = Tracer(config, lora, dtype, attention=attention, value=job.value_function, share=share)
     options = (False, True) if job.activation_checkpointing is None else (job.activation_checkpointing,)
 
@@ -248,30 +245,3 @@ def remedy(task: str, processes: int, budget: float, measured: Measured, job: Jo
     needs = [choice for choice in plan(processes, 0.0, measured, job) if choice.task == task]
     smallest = min(needs, key=lambda choice: choice.memory.peak)
     return Remedy(enough, smallest.memory.peak, smallest.strategy)
-
-
-@dataclass(frozen=True, slots=True)
-class TRLMemory:
-    """A lower bound for TRL's PPO: four models, two of them fully trained, or three with LoRA on the policy."""
-
-    # Whether the policy has an adapter. If so, there is no reference model, and the value model is fully trained.
-    lora: bool
-    models: int  # bytes of the models' weights
-    states: int  # bytes of gradients and AdamW's state, in the weights' dtype as in torch
-    # bytes of a step's rollout logits: episodes x tokens x vocabulary in float32, twice while they are stacked
-    logits: int
-
-    def peak(self, processes: int = 1) -> int:
-        """Bytes per process without activations. ZeRO-3 splits models and states among processes."""
-        return -(-(self.models + self.states) // processes) + self.logits
-
-    def to_dict(self, processes: int) -> dict[str, Any]:
-        return asdict(self) | {"peak": self.peak(), "peak_zero3": self.peak(processes)}
-
-
-def trl_memory(sizes: Footprint, job: Job, lora: bool) -> TRLMemory:
-    """Memory that TRL 1.12's PPOTrainer would need for the same job."""
-    logits = 2 * 4 * job.batch * job.response_length * sizes.vocabulary
-    if lora:
-        return TRLMemory(True, 3 * sizes.weights + sizes.adapter, 3 * (sizes.weights + sizes.adapter), logits)
-    return TRLMemory(False, 4 * sizes.weights, 2 * 3 * sizes.weights, logits)

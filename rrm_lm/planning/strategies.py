@@ -127,11 +127,8 @@ def traffic(
     checkpointing: bool = False,
     gathering: bool = False,
 ) -> Traffic:
-    """Compute the traffic of one process in one step.
-
-    Args:
-        gathering: Whether the full model is gathered once for all rollouts of a step. Otherwise its layers are gathered
-            for every token.
+    """The traffic of one process in one step. With `gathering`, the full model is gathered once for all rollouts of a
+    step; otherwise its layers are gathered for every token.
     """
     if strategy == "single" or (processes == 1 and strategy != "fsdp2_offload"):
         return Traffic()

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from rrm_lm.api.policy_model import Policy
+from rrm_lm.api.start import fitted
 from rrm_lm.errors import ConfigError, RRMError
 from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.launch.failures import print_error
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.decoding.streaming import Words, stream
-from rrm_lm.models.saving.policies import Policy
-from rrm_lm.runs.loading import load_policy_on_device, max_conversation_tokens
+from rrm_lm.models.saving.policies import Policy as LoadedPolicy
 from rrm_lm.settings.policies import ChatArguments
 from rrm_lm.text.chat import ChatFormat
 
@@ -42,10 +43,10 @@ def chat(args: ChatArguments) -> int:
     such model, or it is not a policy; ConfigError: invalid settings, or no tokens left for a response.
     """
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.top_k)
-    policy = load_policy_on_device(
+    policy = Policy.from_pretrained(
         str(args.model), base_model=args.base_model, revision=args.model_revision, **args.tokenizing(), **args.loading()
     )
-    session = ChatSession(policy, args, token_sampler(sampling, args.seed), interactive=sys.stdin.isatty())
+    session = ChatSession(policy.loaded, args, token_sampler(sampling, args.seed), interactive=sys.stdin.isatty())
     try:
         return session.run()
     except BrokenPipeError:  # the reader of stdout has exited; discard the buffered output
@@ -59,7 +60,7 @@ class ChatSession:
     only responses go to stdout.
     """
 
-    def __init__(self, policy: Policy, args: ChatArguments, draw: Draw, *, interactive: bool) -> None:
+    def __init__(self, policy: LoadedPolicy, args: ChatArguments, draw: Draw, *, interactive: bool) -> None:
         self.policy, self.args, self.draw, self.interactive = policy, args, draw, interactive
         self.system = args.system
         self.turns: list[Message] = []
@@ -201,11 +202,11 @@ def token_sampler(sampling: Sampling, seed: int | None) -> Draw:
     return draw
 
 
-def _token_budget(policy: Policy, args: ChatArguments) -> tuple[int, int | None]:
+def _token_budget(policy: LoadedPolicy, args: ChatArguments) -> tuple[int, int | None]:
     """Maximum tokens of a response, and of the conversation before it. Raises ConfigError: no tokens are left for a
     response.
     """
-    longest = max_conversation_tokens(policy, args.max_length)
+    longest = fitted(args.max_length, policy.backbone)
     if longest is None:
         return args.max_new_tokens, None
     new = min(args.max_new_tokens, longest // 2)  # at least half is for the conversation

@@ -6,22 +6,22 @@ import logging
 
 from tqdm.auto import tqdm
 
+from rrm_lm.api.policy_model import Policy
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.policies.samples import draw
 from rrm_lm.feedback.asking import judge_questions
-from rrm_lm.feedback.asking.collection import Collected, collect, responses_asked_about
+from rrm_lm.feedback.asking.collection import collect, responses_asked_about
 from rrm_lm.feedback.asking.judge_questions import VERDICT_QUESTION
 from rrm_lm.feedback.asking.llm_judge import SERVED, ServedJudge
 from rrm_lm.feedback.asking.overseers import Overseer
 from rrm_lm.feedback.reading.prompts import prompt_sources
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.feedback.splits import limit_prompts
+from rrm_lm.models.decoding.generation import sampling_bar
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.recursion.assistance import Assisted
 from rrm_lm.runs.critics import find_critic
-from rrm_lm.runs.loading import load_policy_on_device
-from rrm_lm.runs.progress import advance
-from rrm_lm.settings.parser import write_resolved
+from rrm_lm.settings.parsing.parser import write_resolved
 from rrm_lm.settings.policies import CollectArguments
 from rrm_lm.simulated.note_users import load_user
 from rrm_lm.storage import write_json, write_jsonl
@@ -35,8 +35,8 @@ FEEDBACK, COUNTS = "feedback.jsonl", "counts.json"
 SHOWN_CRITIQUES = f"{FEEDBACK}.critiques"
 
 
-def collect_feedback(args: CollectArguments) -> Collected:
-    """Sample responses, collect feedback on them and write it; returns the feedback. Raises RRMError: an unusable
+def collect_feedback(args: CollectArguments) -> None:
+    """Sample responses, collect feedback on them and write it. Raises RRMError: an unusable
     policy, file, overseer, critic or setting. Answers collected so far are kept.
     """
     overseer = load_overseer(args)
@@ -79,7 +79,6 @@ def collect_feedback(args: CollectArguments) -> Collected:
         critic_account = {} if critiques is None else {"critic": critiques.account()}
         write_json(path / COUNTS, collected.counts.to_dict() | critic_account)
     logger.info("written to %s", path / FEEDBACK)
-    return collected
 
 
 def load_overseer(args: CollectArguments) -> Overseer:
@@ -117,8 +116,8 @@ def _choose_prompts(args: CollectArguments) -> list[Prompt]:
 
 
 def _draw_responses(args: CollectArguments, prompts: list[Prompt]) -> list[list[str]]:
-    policy = load_policy_on_device(str(args.policy))
-    with tqdm(total=len(prompts) * args.samples, desc=f"responses of {args.policy}", unit="response") as bar:
+    policy = Policy.from_pretrained(str(args.policy)).loaded
+    with sampling_bar(f"responses of {args.policy}", "response") as progress:
         drawn = draw(
             policy.backbone,
             policy.adapter,
@@ -128,6 +127,6 @@ def _draw_responses(args: CollectArguments, prompts: list[Prompt]) -> list[list[
             samples=args.samples,
             seed=args.seed,
             batch_tokens=args.batch_tokens,
-            progress=advance(bar),
+            progress=progress,
         )
     return [[response.text for response in group] for group in drawn]

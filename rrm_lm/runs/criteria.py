@@ -13,7 +13,7 @@ from rrm_lm.feedback.criteria.finding import Findings, Found, find_criteria
 from rrm_lm.feedback.criteria.reader import MOST_CHARACTERS
 from rrm_lm.feedback.criteria.records import Criterion, write_criteria
 from rrm_lm.feedback.reading.datasets import load_feedback, merge_feedback
-from rrm_lm.settings.inspection import CriteriaArguments
+from rrm_lm.settings.feedback import CriteriaArguments
 from rrm_lm.storage import json_text
 
 _SHOWN = 140  # characters of a clause

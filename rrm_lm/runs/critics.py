@@ -44,7 +44,7 @@ class CriticSource:
         in its training. Raises ModelError: the backbone is not available; CheckpointError: the weights do not fit.
         """
         if self.is_helper:
-            from rrm_lm.runs.recurse.solved_helper import load_helper  # imports all of recursion's training
+            from rrm_lm.runs.recurse import load_helper  # imports all of recursion's training
 
             return HelperCritic(load_helper(Path(self.path), allow_code=self.allow_code), self.name)
         folder = fetch_adapter(self.path)
@@ -72,7 +72,7 @@ def find_critic(name: str, *, allow_code: bool = False) -> CriticSource:
     """
     path = resolve(name)
     if Path(path, "node.json").is_file():
-        from rrm_lm.runs.recurse.solved_helper import check_helper
+        from rrm_lm.runs.recurse import check_helper
 
         check_helper(Path(path), allow_code=allow_code)
         return CriticSource(name, path, is_helper=True, allow_code=allow_code)

@@ -1,4 +1,4 @@
-"""The actions of `rrm-lm feedback`, each of which prints one line of JSON."""
+"""`rrm-lm feedback`: export, import, merge, retract and count what a store of feedback holds."""
 
 from __future__ import annotations
 
@@ -77,4 +77,7 @@ def _print(counts: dict[str, Any]) -> None:
     print(json_text(counts, indent=None))
 
 
-ACTIONS = {"export": _export, "import": _import, "merge": _merge, "retract": _retract, "stats": _stats}
+def manage(args: FeedbackArguments) -> None:
+    """Do one of the actions, and print counts as one line of JSON."""
+    actions = {"export": _export, "import": _import, "merge": _merge, "retract": _retract, "stats": _stats}
+    actions[args.action](args)

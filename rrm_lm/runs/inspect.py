@@ -1,7 +1,8 @@
-"""What `rrm-lm inspect` prints."""
+"""`rrm-lm inspect`: show how a file is read and what a model will see, before training."""
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 from collections import Counter
@@ -13,19 +14,39 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rrm_lm.api.inspection import Inspection, ShownRow
-from rrm_lm.api.shown import CLOSE, OPEN, READ
+from rrm_lm.api.data.inspection import Inspection, ShownRow, inspect_sources
+from rrm_lm.api.data.shown import CLOSE, OPEN, READ
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import FileCounts
 from rrm_lm.feedback.reading.tables import read_tables
-from rrm_lm.settings.inspection import InspectArguments
+from rrm_lm.settings.feedback import InspectArguments
+from rrm_lm.storage import json_text
 
 _WIDTH = 100  # columns
 _HEAD, _TAIL = 220, 120  # characters shown of the beginning and the end of a long text
 _FILES, _PARTS, _LEAKS = 8, 12, 3  # how many are shown at most
 
 
-def print_inspection(found: Inspection, args: InspectArguments) -> None:
+def inspect_data(args: InspectArguments) -> int:
+    """Print what is in the data; returns 1 if nothing can be trained on it."""
+    logging.getLogger("rrm_lm").setLevel(logging.WARNING)  # the page says it all
+    try:
+        found = inspect_sources(args)
+    except DataError as error:
+        problem = error.sentence()
+        if args.json:
+            print(json_text({"problem": problem}))
+        else:
+            _print_columns(args, problem)
+        return 1
+    if args.json:
+        print(json_text(found.to_dict()))
+    else:
+        _print_inspection(found, args)
+    return int(bool(found.problem))
+
+
+def _print_inspection(found: Inspection, args: InspectArguments) -> None:
     """Print the findings to stdout, at most 100 columns wide."""
     console = _console()
     for file in found.read.files[:_FILES]:
@@ -53,7 +74,7 @@ def print_inspection(found: Inspection, args: InspectArguments) -> None:
     console.print(_verdict(found, args), soft_wrap=True)
 
 
-def print_columns(args: InspectArguments, problem: str) -> None:
+def _print_columns(args: InspectArguments, problem: str) -> None:
     """Print why the data cannot be read, and its columns, if there are any, with the values of the first row."""
     with suppress(DataError):
         table = next(

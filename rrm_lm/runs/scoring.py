@@ -1,34 +1,42 @@
-"""The feedback sets and the scorer of `rrm-lm evaluate` and `rrm-lm score`."""
+"""`rrm-lm evaluate` and `rrm-lm score`: load feedback sets and a scorer, and write rewards and how good they are."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rrm_lm.api.judging import environment
+from rrm_lm.api.data.rows import set_labels
+from rrm_lm.api.judging import environment, judge, with_comparisons, write_judgement
 from rrm_lm.api.resuming import fingerprint
-from rrm_lm.api.rows import set_labels
 from rrm_lm.errors import ConfigError, DataError, RRMError
 from rrm_lm.evaluation.preferences.baselines import baselines, frozen_states
+from rrm_lm.evaluation.preferences.judge import NOTES_QUESTION
 from rrm_lm.evaluation.preferences.results import Evaluation, compare_all, grouped
 from rrm_lm.evaluation.preferences.score_cache import CachedScorer
 from rrm_lm.evaluation.preferences.scorers import load_scorer
-from rrm_lm.evaluation.preferences.scoring import ResponseScorer
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer, group_by_prompt, score_responses
 from rrm_lm.evaluation.reports.page import PageData, render, sentence
 from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
 from rrm_lm.feedback.reading.limits import ReadLimits
+from rrm_lm.feedback.records import Prompt
+from rrm_lm.feedback.splits import responses_of
+from rrm_lm.models.ensemble import EnsembleReward
 from rrm_lm.models.pretrained import process_state, resolve
 from rrm_lm.models.reward_files import read_settings
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json
 from rrm_lm.models.tokenizers import load_tokenizer
+from rrm_lm.recursion.critics import AssistedScorer
+from rrm_lm.runs.critics import CRITIQUES_FILE, CriticSource, find_critic
 from rrm_lm.runs.gold import load_gold
-from rrm_lm.settings.scoring import EvaluateArguments, ScoringArguments
-from rrm_lm.storage import write_json, write_text
+from rrm_lm.settings.scoring import EvaluateArguments, ScoreArguments, ScoringArguments
+from rrm_lm.storage import json_text, write_json, write_jsonl, write_text
 from rrm_lm.text.chat import ChatFormat
+from rrm_lm.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +57,8 @@ def make_scorer(args: ScoringArguments, model: str, judge_question: str = "") ->
     return load_scorer(
         model,
         title=model_name(model),
-        base_model=args.base_model,
-        micro_batch_tokens=args.micro_batch_tokens,
-        critique_samples=args.critique_samples,
-        critique_temperature=args.critique_temperature,
-        seed=args.seed,
-        ensemble=args.ensemble,
-        ensemble_k=args.ensemble_k,
-        max_length=args.max_length,
         revision=args.model_revision,
+        **{name: getattr(args, name) for name in _SCORING},
         **args.tokenizing(),
         **args.loading(),
         shard=True,
@@ -65,17 +66,18 @@ def make_scorer(args: ScoringArguments, model: str, judge_question: str = "") ->
     )
 
 
-_MAKES_REWARDS = (
+_SCORING = (
     *("base_model", "micro_batch_tokens", "critique_samples", "critique_temperature", "seed", "ensemble", "ensemble_k"),
-    *("max_length", "dtype", "attn_implementation", "pad_token", "chat_template", "load_in_4bit", "load_in_8bit"),
+    "max_length",
 )
+_LOADING = ("dtype", "attn_implementation", "pad_token", "chat_template", "load_in_4bit", "load_in_8bit")
 
 
 def cached_scorer(args: EvaluateArguments, model: str) -> ResponseScorer:
     """A scorer whose rewards are kept in the cache folder, in a file for this model and these settings."""
     if process_state().num_processes > 1 or not args.cache_scores:
         return make_scorer(args, model)
-    key = {name: getattr(args, name) for name in _MAKES_REWARDS}
+    key = {name: getattr(args, name) for name in _SCORING + _LOADING}
     key |= {name: version(name) for name in ("rrm_lm", "torch", "transformers", "peft")}
     try:
         key |= {"weights": _digest(model, args.model_revision, args.base_model), "device": str(process_state().device)}
@@ -153,3 +155,115 @@ def write_differences(evaluations: Mapping[str, Evaluation], args: EvaluateArgum
     for one in found:
         print(sentence("models_verdict", one, len(next(iter(accuracy.values()))) > 1))
     logger.info("report: %s", args.folder / "report.html")
+
+
+def evaluate(args: EvaluateArguments) -> None:
+    """Score held-out comparisons, write the results and print them."""
+    state = process_state()
+    critic = None if args.critic is None else find_critic(args.critic, allow_code=args.allow_code)
+    folder = OutputFolder(
+        args.folder,
+        command="rrm-lm evaluate",
+        identity={"model": args.model, "dataset": args.dataset, "critic": args.critic},
+        overwrite=args.overwrite_output_dir,
+        active=state.is_main_process,
+        deferred=True,  # keep earlier results until there are new ones
+    )
+    with folder:
+        state.wait_for_everyone()
+        sets = with_comparisons(load_sets(args))
+        found = []
+        for model in args.model:
+            scorer: Any = cached_scorer(args, model) if critic is None else _assisted(args, model, critic, sets)
+            critiques = getattr(scorer, "critiques", None)
+            evaluation = judge(scorer, sets, critiques and {"critic": critiques.account()})
+            evaluation = evaluation if args.gold is None else by_part(evaluation, args.gold, args)
+            if args.baselines:
+                evaluation = with_baselines(evaluation, scorer, args)
+            found.append((model, evaluation, chat_of(args, model, scorer), critiques))
+            del scorer  # hold one model at a time
+        folder.begin()
+        names = {model: label.replace("/", "-") for model, label in set_labels(args.model).items()}
+        for model, evaluation, chat, critiques in found if state.is_main_process else ():
+            place = args.folder / names[model] if len(found) > 1 else args.folder
+            if critiques is not None:
+                write_jsonl(place / CRITIQUES_FILE, critiques.rows())
+            settings = asdict(replace(args, model=[model]))
+            write_judgement(evaluation, sets, place, chat=chat, location=model, configuration=settings)
+        if len(found) > 1 and state.is_main_process:
+            write_differences({names[model]: evaluation for model, evaluation, *_ in found}, args)
+
+
+def _assisted(args: EvaluateArguments, model: str, critic: CriticSource, sets: dict[str, Feedback]) -> ResponseScorer:
+    """The scorer, which sees the critic's notes on every response."""
+    groups = [group_by_prompt(feedback.comparisons) for feedback in sets.values()]
+    subjects = [(prompt, text) for group in groups for prompt, texts in group.items() for text in texts]
+    critiques = critic.write(subjects, **args.loading())
+    return AssistedScorer(make_scorer(args, model, judge_question=NOTES_QUESTION), critiques)
+
+
+def score(args: ScoreArguments) -> None:
+    """Write a line per distinct response: its prompt, text, reward and origin.
+
+    For a reward ensemble also ``std``, the standard deviation over its members; for a model with criteria, the part of
+    the reward that each contributes.
+    """
+    origins = _origins(load_sets(args))
+    scorer = make_scorer(args, str(args.model))
+    groups = {prompt: list(found) for prompt, found in origins.items()}
+    rewards = score_responses(scorer, groups)
+    if not process_state().is_main_process:
+        return
+    parts = _parts(scorer, groups)
+    rows = [
+        {
+            "prompt": [m.to_dict() for m in prompt],
+            "response": response,
+            "reward": reward,
+            **({"std": reward.std} if isinstance(reward, EnsembleReward) else {}),
+            **({"criteria": parts[prompt, response]} if parts else {}),
+            "origin": origin,
+        }
+        for prompt, found in origins.items()
+        for response, origin in found.items()
+        for reward in [rewards[prompt][response]]
+    ]
+    missing = [row["origin"] for row in rows if not math.isfinite(row["reward"])]
+    if missing:
+        logger.warning("%d of %d responses got no reward (null), the first in %s", len(missing), len(rows), missing[0])
+    if args.output_file:
+        write_jsonl(args.output_file, rows)
+        logger.info("%d rewards in %s", len(rows), args.output_file)
+    else:
+        for row in rows:
+            print(json_text(row, indent=None))
+
+
+def _parts(scorer: Any, groups: dict[Prompt, list[str]]) -> dict[tuple[Prompt, str], dict[str, float]]:
+    """The contribution of each criterion to the reward of each response, in nats; empty for models without criteria."""
+    criteria = getattr(scorer, "criteria", None)
+    if criteria is None:
+        return {}
+    names = [one.name for one in criteria.criteria]
+    found = zip(groups.items(), criteria.contributions(list(groups), list(groups.values())), strict=True)
+    return {
+        (prompt, response): dict(zip(names, row.tolist(), strict=True))
+        for (prompt, responses), table in found
+        for response, row in zip(responses, table, strict=True)
+    }
+
+
+def _origins(sets: dict[str, Feedback]) -> dict[Prompt, dict[str, str]]:
+    """Every distinct response of every prompt, and its first origin. Raises DataError: no set has a response."""
+    origins: dict[Prompt, dict[str, str]] = {}
+    for feedback in sets.values():
+        for record in feedback.records():
+            for response in responses_of(record) if record.prompt else ():
+                origins.setdefault(record.prompt, {}).setdefault(response, str(record.origin))
+    if not origins:
+        raise DataError(
+            "There are no responses to score",
+            where=", ".join(sets),
+            expected='rows with a prompt and a response, such as {"prompt": ..., "completion": ...}',
+        )
+    return origins

@@ -7,17 +7,18 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from rrm_lm.api.heldout import check_leaks, hold_out, read_sources, settle_template, sizes
-from rrm_lm.api.inspection import log_inspection
+from rrm_lm.api.data.heldout import check_leaks, check_learned, hold_out, read_sources, settle_template, sizes
+from rrm_lm.api.data.inspection import log_inspection
+from rrm_lm.api.data.shown import show_learned
 from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
-from rrm_lm.api.policy_saving import check_before_training, save_and_compare
-from rrm_lm.api.policy_start import check_family, fitted, put_fresh_adapter
-from rrm_lm.api.shown import show_learned
-from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.api.policy.saving import check_before_training, save_and_compare
+from rrm_lm.api.start import fitted, log_sizes, put_fresh_adapter
+from rrm_lm.errors import DataError
 from rrm_lm.evaluation.statistics.metrics import mean_estimate
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Demonstration
 from rrm_lm.feedback.splits import LeakageReport
+from rrm_lm.models.backbone import check_logits
 from rrm_lm.models.pretrained import set_seed
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
 from rrm_lm.models.sharding import run_as_forward
@@ -34,17 +35,15 @@ logger = logging.getLogger(__name__)
 _CHECKED = 4  # responses whose logits must be identical after a reload
 
 
+def fine_tune(data: DataArguments, model: ModelArguments, config: SFTConfig, more: SFTRunArguments) -> None:
+    """Train, save, reload and check a policy, and measure its held-out loss."""
+    SFTRun(data, model, config, more).run()
+
+
 class SFTRun:
     """One run. It locks the output folder, and changes it only after all inputs are valid."""
 
     def __init__(self, data: DataArguments, model: ModelArguments, config: SFTConfig, more: SFTRunArguments) -> None:
-        if not data.dataset_name:
-            raise ConfigError(
-                "There is nothing to imitate",
-                where="dataset_name",
-                expected="one or more files, folders or Hub sets",
-                remedy="pass --dataset_name my_demonstrations.jsonl, or --config configs/sft.yaml",
-            )
         self.data, self.model_args, self.config, self.more = data, model, config, more
 
     def run(self) -> None:
@@ -95,14 +94,7 @@ class SFTRun:
     def _examples(self, chat: ChatFormat, records: list[Demonstration], counts: FitCounts) -> list[Imitation]:
         examples = imitations(chat, records, counts)
         settle_template(counts.template, self.data.skip_bad_rows)
-        if not examples:
-            raise DataError(
-                f"No response is left to train on ({'; '.join(counts.left_out())})",
-                where=", ".join(self.data.dataset_name),
-                remedy="look at those rows, or raise --max_length",
-            )
-        if counts.shortened or counts.unusable:
-            logger.warning("to fit max_length %s: %s", chat.max_length, counts.summary())
+        check_learned(examples, counts, chat, ", ".join(self.data.dataset_name))
         return examples
 
     def _policy(self) -> Policy:
@@ -115,12 +107,10 @@ class SFTRun:
             policy = policy._replace(adapter=POLICY)
         else:
             logger.info("%s is an adapter, which is trained on: its own LoRA settings hold", name)
-        check_family(policy.backbone)
+        check_logits(policy.backbone)
         check_before_training(policy, self.config, args)
         policy.chat.max_length = fitted(self.config.max_length, policy.backbone)
-        trained = sum(p.numel() for p in policy.backbone.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in policy.backbone.parameters())
-        logger.info("%s: %.1f M parameters, %.2f M trained", name, total / 1e6, trained / 1e6)
+        log_sizes(name, policy.backbone)
         return policy
 
     def _trainer(self, policy: Policy, examples: list[Imitation], checked: list[Imitation]) -> SFTTrainer:

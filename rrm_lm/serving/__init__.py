@@ -34,14 +34,3 @@ operation       ``/health``, ``/v1/models``,            httpx2
   trusted: their text is always text.
 - In sampled text, the space at the start of a response looks like the space of Mistral's template.
 """
-
-from rrm_lm.errors import ConfigError
-
-try:
-    import fastapi  # noqa: F401
-    import prometheus_client  # noqa: F401
-    import uvicorn  # noqa: F401
-except ImportError as error:
-    raise ConfigError(
-        f"The server needs the package {error.name}, which is not installed", remedy="pip install 'rrm_lm[serve]'"
-    ) from error

@@ -7,7 +7,7 @@ from typing import Any
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.reading.limits import ReadLimits
-from rrm_lm.options import check, check_minimum, option
+from rrm_lm.options import check, check_minimum, option, require
 
 
 @dataclass
@@ -92,6 +92,9 @@ class DataArguments(FeedbackSplit, TrainingSource):
         [], "Held-out feedback. Unset: hold out eval_fraction of the prompts of dataset_name."
     )
 
+    def require(self) -> None:
+        require(self, dataset_name="pass --dataset_name my_feedback.jsonl, or a --config such as configs/reward.yaml")
+
 
 @dataclass
 class PromptSplit(HeldOut):
@@ -119,3 +122,6 @@ class PromptArguments(PromptSplit, TrainingSource):
     eval_prompts: list[str] = option(
         [], "Held-out prompts to monitor over-optimization on. Unset: hold out eval_fraction of prompts."
     )
+
+    def require(self) -> None:
+        require(self, prompts="pass --prompts my_prompts.jsonl, or --config configs/policy.yaml")

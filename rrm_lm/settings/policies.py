@@ -39,6 +39,9 @@ class ChatArguments(Truncation, SavedModel):
     def __post_init__(self) -> None:
         check_minimum(self, max_length=2)
 
+    def require(self) -> None:
+        require(self, model="name one: rrm-lm chat outputs/sft, or rrm-lm chat smollm2-135m")
+
 
 @dataclass
 class ServerArguments:

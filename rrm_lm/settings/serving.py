@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from dataclasses import dataclass
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.options import check, check_minimum, option, refuse_repeats, require
+from rrm_lm.options import check, check_minimum, is_loopback, option, refuse_repeats, require
 from rrm_lm.settings.models import EnsembleArguments, SavedModel
 
 DIALECTS = ("own", "vllm", "sglang", "verl", "tei", "openrlhf", "llamafactory")
@@ -62,14 +61,6 @@ class ServeArguments(TokenArguments, SavedModel, EnsembleArguments):
                 where="host",
                 remedy="pass --token_env NAME, and put the token into this environment variable",
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can only be reached from this machine."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @dataclass

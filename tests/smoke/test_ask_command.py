@@ -26,7 +26,7 @@ from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Message
 from rrm_lm.feedback.store.events import ANSWER, FIRST, Answer, Item
 from rrm_lm.feedback.store.files import Store
-from rrm_lm.settings.asking import AskArguments
+from rrm_lm.settings.feedback import AskArguments
 from tests.smoke.commands import run, write_rows
 from tests.smoke.conftest import TrainedReward
 

@@ -354,7 +354,7 @@ def test_an_unknown_key_of_a_file(trained: TrainedReward, tmp_path: Path, capsys
 
 
 def test_no_feedback_is_named(capsys: Any) -> None:
-    good_message(run(capsys, "reward"), "There is no feedback to learn from", "dataset_name")
+    good_message(run(capsys, "reward"), "`dataset_name` is not given", "the command line")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "score"])

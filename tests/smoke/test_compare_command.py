@@ -223,7 +223,7 @@ def test_long_prompt_loses_its_beginning(policy: Path, tmp_path: Path, capsys: A
         (("POLICY", "--prompts", "PROMPTS", "--temperature", "0"), "Temperature 0 gives one answer", "samples"),
         (("POLICY", "--prompts", "PROMPTS", "--max_length", "6"), "max_length is 6", "max_length"),
         (("REWARD", "--reference", "TINY", "--prompts", "PROMPTS"), "This is a reward model, which scores", "REWARD"),
-        (("POLICY", "--prompts", "PROMPTS", "--gold", "OTHERS"), "No answer got a reward", "gold: OTHERS"),
+        (("POLICY", "--prompts", "PROMPTS", "--gold", "OTHERS"), "No response got a reward", "gold: OTHERS"),
     ],
 )
 def test_comparisons_that_are_refused(

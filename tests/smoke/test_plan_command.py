@@ -28,7 +28,7 @@ def test_the_page_is_one_screen(config_8b: Path, capsys: Any, monkeypatch: pytes
     assert "8.03 B parameters, 16.1 GB in bfloat16" in result.out
     assert "…" not in result.out  # nothing is cut
     assert [line.split(" for ")[1].split(":")[0] for line in advice] == ["rrm-lm reward", "rrm-lm policy"]
-    for name in ("one process", "DDP", "ZeRO-2", "FSDP2", "ZeRO-3", "FSDP2, offloaded", "TRL's PPO"):
+    for name in ("one process", "DDP", "ZeRO-2", "FSDP2", "ZeRO-3", "FSDP2, offloaded"):
         assert any(line.strip().startswith(name) for line in lines), name
 
 
@@ -46,7 +46,6 @@ def test_json_output(tiny: Path, capsys: Any) -> None:
     assert ddp["memory"]["weights"] == found["sizes"]["weights"]
     assert choices["ppo", "fsdp2"]["memory"]["weights"] * 2 == found["sizes"]["weights"]
     assert all(choice["fits"] for choice in choices.values())
-    assert [side["lora"] for side in found["trl"]] == [False, True]
 
 
 def test_nothing_fits(tiny: Path, capsys: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rrm_lm.recursion.agents import Costs
-from rrm_lm.runs.recurse.run import TreeProgress
+from rrm_lm.runs.recurse import TreeProgress
 from rrm_lm.storage import verify
 from tests.smoke.commands import Result, read, run
 from tests.unit.recursion.trees import tree

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from rrm_lm.api import policy_saving as policy_save
+from rrm_lm.api.policy import saving as policy_save
 from rrm_lm.locks import lock
 from rrm_lm.storage import verify
 from rrm_lm.training.sft.trainer import SFTTrainer
@@ -358,7 +358,7 @@ def test_settings_that_do_not_fit(
 
 def test_nothing_to_learn_from(capsys: Any) -> None:
     result = run(capsys, "sft")
-    assert result.code == 2 and result.error["error"] == "There is nothing to imitate"
+    assert result.code == 2 and result.error["error"] == "`dataset_name` is not given"
 
 
 def test_help_begins_with_examples(capsys: Any) -> None:

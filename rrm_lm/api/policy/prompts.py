@@ -6,8 +6,8 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from rrm_lm.api.heldout import settle_template
-from rrm_lm.api.policy_start import fitted
+from rrm_lm.api.data.heldout import settle_template
+from rrm_lm.api.start import fitted
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.reading.prompts import as_feedback, prompt_sources
 from rrm_lm.feedback.records import Prompt, prompt_id
@@ -27,39 +27,26 @@ def read_prompts(
     ConfigError: no prompts are named; DataError: a file that cannot be read, a prompt without a user turn, or nothing
     to split.
     """
-    if not args.prompts:
-        what = "There are no prompts to train on"
-        remedy = "pass --prompts my_prompts.jsonl, or --config configs/policy.yaml"
-        raise ConfigError(what, where="prompts", expected="one or more files, folders or Hub sets", remedy=remedy)
     train = prompt_sources(args.prompts, **args.reading(args.dataset_train_split), rows=rows)
-    heldout: dict[Prompt, Stratum] = {}
+    heldout: dict[Prompt, Stratum] | None = None
     if args.eval_prompts:
         heldout = prompt_sources(args.eval_prompts, **args.reading(args.dataset_test_split), rows=rows)
-        _tell_overlap(train, heldout)
-    elif args.eval_fraction > 0:
-        train, heldout = _hold_out(train, args.eval_fraction, args.split_seed)
-    return _limited(args, train, heldout)
+    return split_prompts(args, train, heldout)
 
 
 def split_prompts(
-    split: PromptSplit, prompts: Sequence[Prompt], heldout: Sequence[Prompt] | None
+    split: PromptSplit, train: Mapping[Prompt, Stratum], heldout: Mapping[Prompt, Stratum] | None
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """As :func:`read_prompts`, for prompts in memory. Without `heldout` prompts, a share of ``prompts`` is held out."""
-    train: dict[Prompt, Stratum] = dict.fromkeys(prompts, ("", ""))
-    held = {} if heldout is None else dict.fromkeys(heldout, ("", ""))
+    """As :func:`read_prompts`, for prompts with their strata. Without `heldout` prompts, a share of `train` is held
+    out.
+    """
     if heldout is not None:
-        _tell_overlap(train, held)
+        _tell_overlap(train, heldout)
     elif split.eval_fraction > 0:
-        train, held = _hold_out(train, split.eval_fraction, split.split_seed)
-    return _limited(split, train, held)
-
-
-def _limited(
-    split: PromptSplit, train: Mapping[Prompt, Stratum], heldout: Mapping[Prompt, Stratum]
-) -> tuple[list[Prompt], list[Prompt]]:
+        train, heldout = _hold_out(train, split.eval_fraction, split.split_seed)
     prompts = limit_prompts(train, split.max_prompts, split.split_seed)
-    logger.info("%d prompts to train on; held out: %d", len(prompts), len(heldout))
-    return prompts, list(heldout)
+    logger.info("%d prompts to train on; held out: %d", len(prompts), len(heldout or ()))
+    return prompts, list(heldout or ())
 
 
 def _hold_out(

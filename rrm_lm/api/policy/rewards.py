@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rrm_lm.errors import DataError, ModelError
@@ -19,7 +19,6 @@ from rrm_lm.models.reward_files import put_reward
 from rrm_lm.models.saving.adapters import fetch_adapter
 from rrm_lm.settings.training import MonitorArguments, RewardArguments
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.ppo.passes import OwnReward
 from rrm_lm.training.reward_sources import RewardSource, RewardSum, ScorerReward
 
 logger = logging.getLogger(__name__)
@@ -39,8 +38,6 @@ class Rewards:
         more: Sources that are already loaded; they follow those of the settings.
 
     Attributes:
-        names: The name of each reward.
-        sources: The rewards by name, without ``own``.
         own: The reward model on the policy's backbone, or None.
     """
 
@@ -53,40 +50,35 @@ class Rewards:
         functions: Mapping[str, RewardSource],
         more: Sequence[RewardSource] = (),
     ) -> None:
-        given = [*args.reward_model, *args.reward_function]
-        labels = short_names(given)
-        found: dict[str, RewardSource] = dict(functions)
+        labels = short_names([*args.reward_model, *args.reward_function])
         self.own: RewardModel | None = None
-        shared = ""
+        self._by_name: dict[str, RewardSource | None] = {}  # None for `own`
         for name in args.reward_model:
             own = _on_backbone(args, backbone, chat, name) if self.own is None else None
             if own is None:
-                found[name] = ScorerReward(load(name, ensemble=args.ensemble, ensemble_k=args.ensemble_k))
+                loaded = ScorerReward(load(name, ensemble=args.ensemble, ensemble_k=args.ensemble_k))
+                self._by_name[labels[name]] = loaded
             else:
-                self.own, shared = own, name
-        if shared:  # its source has the name OwnReward.name until `sum` renames it
-            taken = [name for name, label in labels.items() if label == OwnReward.name and name != shared]
-            labels |= {name: name for name in taken}
-        self.names = [labels[name] for name in given]
-        self.sources = {labels[name]: source for name, source in found.items()}
-        for label, source in self.sources.items():
-            source.name = label
+                self.own, self._by_name[labels[name]] = own, None
+        self._by_name |= {labels[name]: functions[name] for name in args.reward_function}
         for source in more:
-            free = (source.name, *(f"{source.name}_{number}" for number in range(2, len(more) + len(given) + 2)))
-            taken = [*self.names, *([] if self.own is None else [OwnReward.name])]
-            source.name = next(name for name in free if name not in taken)
-            self.names.append(source.name)
-            self.sources[source.name] = source
+            free = (source.name, *(f"{source.name}_{number}" for number in range(2, len(more) + len(labels) + 2)))
+            self._by_name[next(name for name in free if name not in self._by_name)] = source
+
+    def others(self) -> list[RewardSource]:
+        """The sources without that of ``own``, with names that differ from its name."""
+        found = [source for source in self._by_name.values() if source is not None]
+        for number, source in enumerate(found):
+            source.name = f"reward {number}"
+        return found
 
     def sum(self, own: Any, weights: Sequence[float] | None) -> RewardSum:
-        """The weighted sum of all rewards, in the order of the settings. `own` is the source of the reward on the
-        policy's backbone; it is renamed here. For `weights` see :class:`RewardSum`.
+        """The weighted sum of all rewards, by their names and in the order of the settings. `own` is the source of the
+        reward on the policy's backbone. For `weights` see :class:`RewardSum`.
         """
-        sources: list[Any] = []
-        for name in self.names:
-            source: Any = self.sources.get(name, own)
+        sources: list[Any] = [source or own for source in self._by_name.values()]
+        for name, source in zip(self._by_name, sources, strict=True):
             source.name = name
-            sources.append(source)
         return RewardSum(sources, weights)
 
 
@@ -132,18 +124,23 @@ def gold_reward(args: MonitorArguments, load: Load, gold: RewardFunction | None)
     return GOLD, lambda prompts, responses: [math.nan] * len(responses)
 
 
+def refuse_unscored(rewards: Iterable[float], where: str) -> None:
+    """Raise a DataError if no response got a reward."""
+    if not any(map(math.isfinite, rewards)):
+        raise DataError(
+            "No response got a reward",
+            where=where,
+            expected="finite rewards; a simulated user knows only its own requests",
+            remedy="name the file of requests that the prompts were taken from, or leave this reward out",
+        )
+
+
 def _never_silent(function: RewardFunction, where: str) -> RewardFunction:
     """The same function; it raises an error if it scores none of the responses."""
 
     def rewards(prompts: Sequence[Prompt], responses: Sequence[str], *ids: Any) -> Sequence[float]:
         values = function(prompts, responses, *ids)
-        if not any(math.isfinite(value) for value in values):
-            raise DataError(
-                "No response to a held-out prompt got a reward",
-                where=where,
-                expected="finite rewards; a simulated user knows only its own requests",
-                remedy="name the file of requests that the prompts were taken from, or leave it out",
-            )
+        refuse_unscored(values, where)
         return values
 
     rewards.__dict__["reads_ids"] = getattr(function, "reads_ids", False)

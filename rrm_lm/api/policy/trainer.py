@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rrm_lm.api.inspection import log_inspection
+from rrm_lm.api.data.inspection import log_inspection
+from rrm_lm.api.data.rows import read_prompts
 from rrm_lm.api.output_run import OutputRun
 from rrm_lm.api.policy.config import PolicyConfig
 from rrm_lm.api.policy.lines import show_prompt
@@ -16,12 +17,10 @@ from rrm_lm.api.policy.monitor import Monitor
 from rrm_lm.api.policy.prompts import fit_chat, renderable_prompts, split_prompts
 from rrm_lm.api.policy.results import write_results
 from rrm_lm.api.policy.rewards import Rewards, gold_reward, scorer_loader
-from rrm_lm.api.policy.start import check_start, load_start
-from rrm_lm.api.policy.trainers import Parts, Training, make_training
+from rrm_lm.api.policy.saving import save_and_compare
+from rrm_lm.api.policy.trainers import Parts, Training, check_start, load_start, make_training
 from rrm_lm.api.policy_model import Policy
-from rrm_lm.api.policy_saving import save_and_compare
 from rrm_lm.api.reward_model import RewardModel
-from rrm_lm.api.rows import read_prompts
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.policies.gold import CheckedFunction, Gold, RewardFunction
 from rrm_lm.feedback.reading.prompts import as_feedback
@@ -214,8 +213,8 @@ class PPOTrainer:
         named = RewardArguments()
         listed: Any = rewards if isinstance(rewards, list | tuple) else [rewards]
         rows: dict[Prompt, Any] = {}
-        train = read_prompts(prompts, rows=rows)
-        heldout = None if eval_prompts is None else read_prompts(eval_prompts, rows=rows)
+        train = dict.fromkeys(read_prompts(prompts, rows=rows), ("", ""))
+        heldout = None if eval_prompts is None else dict.fromkeys(read_prompts(eval_prompts, rows=rows), ("", ""))
         sources = _sort_rewards(listed, named, self.args, rows)
         check_start(Path(str(self.args.output_dir)), self.args, named, self.args)
         given = Given(

@@ -1,27 +1,27 @@
-"""Reward models that write critiques first: the settings of their first phase, and their own critiques."""
+"""Reward models that write critiques first: the trainer of their first phase, and their own critiques."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from rrm_lm.feedback.records import Comparison
-from rrm_lm.models.decoding.generation import Progress
+from rrm_lm.models.decoding.generation import sampling_bar
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import with_full_params
 from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample
+from rrm_lm.training.reward.trainer import RewardTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def critic_config(config: Any) -> Any:
-    """Settings of the first phase, in which the model learns to write critiques. Nothing is saved."""
-    return replace(
+def make_critic(trainer: RewardTrainer) -> RewardTrainer:
+    """The trainer of the first phase, in which the model learns to write critiques. Nothing is saved."""
+    config: Any = trainer.args
+    written = [RewardExample(e.rows, e.lines, origin=e.origin) for e in trainer.train_dataset if e.critique_tokens]
+    config = replace(
         config,
         num_train_epochs=config.critic_epochs,
         max_steps=-1,
@@ -31,6 +31,7 @@ def critic_config(config: Any) -> Any:
         eval_strategy="no",
         load_best_model_at_end=False,
     )
+    return RewardTrainer(trainer.model, config, written, processing_class=trainer.processing_class)
 
 
 def own_critiques(
@@ -38,7 +39,7 @@ def own_critiques(
 ) -> list[RewardExample]:
     """Examples with the model's own critiques instead of people's. Called by all processes, if it is sharded."""
     logger.info("writing own critiques of %d pairs", len(comparisons))
-    with _bar(bool(args.should_save)) as progress:
+    with sampling_bar("sampling", "critique", shown=bool(args.should_save)) as progress:
         lines = with_full_params(
             model,
             with_own_critiques,
@@ -52,16 +53,3 @@ def own_critiques(
             progress=progress,
         )
     return builder.own_critiques(comparisons, lines)
-
-
-@contextmanager
-def _bar(shown: bool) -> Iterator[Progress]:
-    """A progress bar for sampling."""
-    with tqdm(desc="sampling", unit="critique", disable=not shown) as bar:
-
-        def tell(done: int, total: int, tokens_per_second: float) -> None:
-            bar.total = total
-            bar.set_postfix_str(f"{tokens_per_second:.0f} tokens/s", refresh=False)
-            bar.update(done - bar.n)
-
-        yield tell

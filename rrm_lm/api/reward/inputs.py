@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
-from rrm_lm.api.heldout import files, sizes
+from rrm_lm.api.data.heldout import files, sizes
 from rrm_lm.api.output_run import OutputRun
 from rrm_lm.api.reward.config import RewardConfig
 from rrm_lm.errors import ConfigError, DataError
@@ -100,15 +99,3 @@ def fingerprint(feedback: Feedback, examples: RewardDataset) -> str:
     for record in data:
         digest.update(repr(record).encode())
     return digest.hexdigest()[:16]
-
-
-def changed_settings(config: Any) -> dict[str, object]:
-    """The settings of a dataclass that differ from their defaults, and the most important ones in any case."""
-    asked = {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "seed", "lora_r", "critique_weight"}
-    found = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        default = item.default if item.default is not MISSING else None
-        if item.name in asked or (value != default and isinstance(value, str | int | float | list) and value != []):
-            found[item.name] = value
-    return {name: value for name, value in found.items() if "token" not in name or name.endswith("tokens")}

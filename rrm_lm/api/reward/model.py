@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from rrm_lm.api.lora import lora_settings
+from rrm_lm.api.start import fitted, log_sizes, lora_settings
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.portable import unreadable
@@ -207,11 +207,8 @@ def make_model(
     with lora_settings(backbone, lora, is_new=start.adapter is None):
         model = RewardModel.create(backbone, lora, settings)
     _put_start(model, start)
-    total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False))
-    logger.info(
-        "%s: %.1f M parameters, %.2f M trained; prefix sharing %s",
-        *(start.name, total / 1e6, trained / 1e6, "on" if backbone.can_share else "off"),
-    )
+    log_sizes(start.name, model)
+    logger.info("prefix sharing %s", "on" if backbone.can_share else "off")
     return model, ChatFormat(start.tokenizer, length, config.max_critique_length)
 
 
@@ -237,21 +234,24 @@ def _put_start(model: RewardModel, start: Start) -> None:
 
 def _fitted_length(config: RewardConfig, backbone: Backbone) -> int | None:
     """`max_length`, reduced if the model has too few positions for it plus a critique."""
-    asked, context = config.max_length, getattr(backbone.config, "max_position_embeddings", None)
-    if context is None:
-        return asked
-    left = int(context) - (config.max_critique_length + _FRAME if config.learns_critiques else 0)
-    if left < 1:
+    found = fitted(config.max_length, backbone, config.max_critique_length + _FRAME if config.learns_critiques else 0)
+    if found is not None and found < 1:
         raise ConfigError(
-            f"max_critique_length is {config.max_critique_length}, and the model has {context} positions",
+            f"max_critique_length is {config.max_critique_length}, and the model has "
+            f"{backbone.config.max_position_embeddings} positions",
             where="max_critique_length",
             expected="room for a prompt and a response in addition to the critique",
         )
-    if asked is not None and asked <= left:
-        return asked
-    if asked is not None:
-        logger.warning("max_length is %d, not %d: the model has %d positions for everything", left, asked, context)
-    return left
+    return found
+
+
+def learns_critiques(config: RewardConfig, writes: bool) -> bool:
+    """Whether critiques are learned, which needs a model that `writes`. Raises ConfigError if it must, and cannot."""
+    if config.learns_critiques and not writes:
+        if config.critique_first:
+            raise ConfigError("A sequence classifier cannot write critiques", where="critique_first")
+        logger.warning("critiques are not learned: the classifier has no language-model head")
+    return config.learns_critiques and writes
 
 
 def narrows_critiques(config: RewardConfig, backbone: Backbone) -> bool:

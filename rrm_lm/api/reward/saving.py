@@ -7,7 +7,7 @@ the saved chat template, as other programs load it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rrm_lm.api.output_run import OutputRun
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.feedback.records import Comparison
 from rrm_lm.models.portable import RECORDED, Conversation, messages_of, misread
@@ -32,6 +33,7 @@ from rrm_lm.training.reward.trainer import RewardTrainer
 
 logger = logging.getLogger(__name__)
 
+_CHECKED = 4  # examples whose rewards must be identical after a reload
 _COMPARED = 12  # conversations scored with plain transformers
 _TRIED = 20  # comparisons that these conversations are chosen from
 
@@ -39,6 +41,42 @@ _TRIED = 20  # comparisons that these conversations are chosen from
 def plain_model(trainer: RewardTrainer) -> RewardModel:
     """The trained model without its training wrappers, including the one for mixed precision."""
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+
+def save_and_compare(
+    trainer: RewardTrainer,
+    run: OutputRun,
+    chat: ChatFormat,
+    comparisons: Sequence[Comparison] | None,
+    loading: dict[str, Any] | None,
+    merge: dict[str, Any] | None,
+) -> None:
+    """Save the trained model, reload it and compare the rewards. Called by all processes; the main one compares.
+
+    `comparisons` are scored with plain transformers; None if other programs cannot read the model. `loading` loads the
+    backbone again; None if it is not saved anywhere. `merge` loads it for the merged checkpoint; None to write none.
+    Raises CheckpointError if rewards differ.
+    """
+    trainer.save_whole(run.folder)
+    held_out: Any = trainer.eval_dataset
+    if isinstance(held_out, Mapping):
+        held_out = next(iter(held_out.values()), None)
+    model, sample = plain_model(trainer), list(held_out or trainer.train_dataset)[:_CHECKED]
+    rewards = members_of(model, sample)
+    talks = [] if comparisons is None else conversations(chat, comparisons)
+    read = members_by_template(model, chat, talks) if talks else None
+    if not run.main:
+        return
+    if loading is None:
+        logger.warning("saved to %s; not reloaded: the base model is not in a folder, save it as well", run.folder)
+        return
+    check_saved(rewards, model, run.folder, sample, **loading)
+    if read is None:
+        return
+    record_rewards(read, model, run.folder, chat, talks)
+    check_plain(read, model, run.folder, chat, talks, **loading)
+    if merge is not None:
+        write_merged(read, model, run.folder, run.folder / "merged", chat, talks, **merge)
 
 
 def members_of(model: RewardModel, examples: list[RewardExample]) -> Tensor:

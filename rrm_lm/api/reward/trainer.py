@@ -3,48 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from rrm_lm.api.heldout import check_leaks, files, hold_out, settle_template, sizes, without_refused
-from rrm_lm.api.inspection import log_inspection
+from rrm_lm.api.data.heldout import check_learned, files, settle_template, without_refused
+from rrm_lm.api.data.inspection import log_inspection
+from rrm_lm.api.data.shown import show_example
 from rrm_lm.api.judging import judge, write_judgement
-from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
+from rrm_lm.api.output_run import OutputRun, changed_settings, check_evaluation, trainer_settings
 from rrm_lm.api.reward.config import RewardConfig
 from rrm_lm.api.reward.criteria import fitted_criteria
-from rrm_lm.api.reward.critiques import critic_config, own_critiques
-from rrm_lm.api.reward.inputs import (
-    Settings,
-    changed_settings,
-    check_arguments,
-    fingerprint,
-    refuse_useless,
-    settings_of,
+from rrm_lm.api.reward.critiques import make_critic, own_critiques
+from rrm_lm.api.reward.examples import (
+    HOLD_OUT,
+    encode_ids,
+    held_out_examples,
+    is_encoded,
+    is_pretokenized,
+    read_feedback,
 )
-from rrm_lm.api.reward.model import is_readable, load_start, make_model, narrows_critiques
-from rrm_lm.api.reward.pretokenized import encode_ids, is_pretokenized
-from rrm_lm.api.reward.saving import (
-    check_classifier,
-    check_plain,
-    check_saved,
-    conversations,
-    members_by_template,
-    members_of,
-    plain_model,
-    record_rewards,
-    write_merged,
-)
+from rrm_lm.api.reward.inputs import Settings, check_arguments, fingerprint, settings_of
+from rrm_lm.api.reward.model import is_readable, learns_critiques, load_start, make_model, narrows_critiques
+from rrm_lm.api.reward.saving import check_classifier, plain_model, save_and_compare
 from rrm_lm.api.reward_model import RewardModel
-from rrm_lm.api.rows import read_rows
-from rrm_lm.api.shown import show_example
-from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
-from rrm_lm.feedback.reading.datasets import Feedback, merge_feedback
-from rrm_lm.models.pretrained import process_state, set_seed
+from rrm_lm.feedback.reading.datasets import merge_feedback
+from rrm_lm.models.pretrained import set_seed
 from rrm_lm.settings.data import DataArguments
 from rrm_lm.text.templates import date_of
 from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample
@@ -52,9 +41,6 @@ from rrm_lm.training.reward.trainer import RewardDataset
 from rrm_lm.training.reward.trainer import RewardTrainer as _RewardTrainer
 
 logger = logging.getLogger(__name__)
-
-HOLD_OUT: Any = "hold out"  # hold out the share `eval_fraction` of the training prompts
-_CHECKED = 4  # examples whose rewards must be identical after a reload
 
 
 class RewardTrainer(_RewardTrainer):
@@ -120,7 +106,8 @@ class RewardTrainer(_RewardTrainer):
             settings = settings_of(args, name, peft_config)
         self._settings = settings
         check_arguments(args, settings.run_arguments, train_dataset, data_collator)
-        self._read(args, train_dataset, eval_dataset)
+        found = read_feedback(args, settings.split, train_dataset, eval_dataset)
+        self.train_feedback, self.heldout_feedback, self.leakage = found
         start = load_start(model, settings.model, processing_class, quantization_config)
         if peft_config is not None and start.adapter is not None:
             what = "The model has an adapter, and there is a peft_config"
@@ -134,7 +121,7 @@ class RewardTrainer(_RewardTrainer):
         self._builder = ExampleBuilder(
             self.chat,
             reward_model.backbone,
-            with_critiques=args.learns_critiques and self._knows_head(args),
+            with_critiques=learns_critiques(args, start.writes),
             pair_ratings=args.pair_ratings,
             narrow=narrows_critiques(args, reward_model.backbone),
         )
@@ -158,83 +145,29 @@ class RewardTrainer(_RewardTrainer):
                 optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             )
         if args.critique_first:
-            self._make_critic()
+            self._critic = make_critic(self)
         self.model.model_tags = list(self._tag_names)  # type: ignore[attr-defined]
-
-    # -- feedback -------------------------------------------------------------------------------------------------
-
-    def _read(self, args: Any, train_dataset: Any, eval_dataset: Any) -> None:
-        """Read and split the feedback, and check for overlap."""
-        self.train_feedback, self.heldout_feedback, self.leakage = Feedback(), {}, None
-        if is_pretokenized(train_dataset):
-            return
-        most = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * process_state().num_processes
-        train = read_rows(train_dataset, most=None if hasattr(train_dataset, "__len__") or most <= 0 else most)
-        refuse_useless(train, args)
-        sets: dict[str, Feedback] | None = None
-        if eval_dataset is None:
-            sets = {}
-        elif isinstance(eval_dataset, Mapping):
-            sets = {str(name): read_rows(rows, name=str(name)) for name, rows in eval_dataset.items()}
-        elif eval_dataset is not HOLD_OUT:
-            sets = {"held out": read_rows(eval_dataset, split="test", name="eval_dataset")}
-        split, given = self._settings.split, None if sets is None else merge_feedback(*sets.values())
-        train, heldout = hold_out(split, train, given)
-        refuse_useless(train, args)
-        logger.info("to learn from: %s; held out: %s", sizes(train), sizes(heldout))
-        self.leakage = check_leaks(split, train, heldout, files(heldout, train))
-        self.train_feedback = train
-        self.heldout_feedback = sets or ({"held out": heldout} if len(heldout) else {})
-
-    def _knows_head(self, args: Any) -> bool:
-        if self._start.writes or not args.learns_critiques:
-            return True
-        if args.critique_first:
-            raise ConfigError("A sequence classifier cannot write critiques", where="critique_first")
-        logger.warning("critiques are not learned: the classifier has no language-model head")
-        return False
 
     def _encode(self, args: Any, train_dataset: Any, eval_dataset: Any) -> tuple[list[RewardExample], Any]:
         """(training, held-out) examples. The held-out ones are a list, lists by set name, or None if there are none."""
         builder = self._builder
         if is_pretokenized(train_dataset):
             examples = encode_ids(train_dataset, builder, "train_dataset")
-            given = None if eval_dataset is HOLD_OUT else eval_dataset
-            held_out: Any = None if given is None else self._held_out_examples(given)
+            held_out = None if eval_dataset is HOLD_OUT else held_out_examples(builder, eval_dataset)
         else:
             feedback = self.train_feedback
             examples = builder.together(feedback.comparisons, args.comparisons_together)
             ratings = feedback.ratings if args.rating_weight > 0 else ()
             examples += builder.responses(feedback.critiques, ratings)
-            sets = {name: self._pairs(part) for name, part in self.heldout_feedback.items()}
+            sets = {name: held_out_examples(builder, part) for name, part in self.heldout_feedback.items()}
             held_out = sets if isinstance(eval_dataset, Mapping) else next(iter(sets.values()), None)
             template = builder.counts.template
             settle_template(template, getattr(self._settings.split, "skip_bad_rows", None))
             self.train_feedback = without_refused(feedback, template)
             self.heldout_feedback = {n: without_refused(part, template) for n, part in self.heldout_feedback.items()}
-        if not examples:
-            raise DataError(
-                f"No feedback is left to train on ({'; '.join(builder.counts.left_out())})",
-                where=files(self.train_feedback),
-                remedy="look at those rows; if the responses are cut away, raise --max_length",
-            )
-        if builder.counts.shortened or builder.counts.unusable:
-            logger.warning("to fit max_length %s: %s", builder.chat.max_length, builder.counts.summary())
+        check_learned(examples, builder.counts, self.chat, files(self.train_feedback))
         check_evaluation(args, held_out, "comparisons")
         return examples, held_out
-
-    def _pairs(self, feedback: Feedback) -> list[RewardExample]:
-        builder = self._builder
-        plain = replace(builder, with_critiques=False, pair_ratings=False, narrow=False)
-        return plain.comparisons(feedback.comparisons)
-
-    def _held_out_examples(self, rows: Any) -> Any:
-        """Encode rows that are not encoded yet; by name if there are several sets."""
-        if isinstance(rows, Mapping):
-            return {name: self._held_out_examples(part) for name, part in rows.items()}
-        if is_pretokenized(rows):
-            return encode_ids(rows, self._builder, "eval_dataset")
-        return self._pairs(read_rows(rows, split="test", name="eval_dataset"))
 
     def show_example(self) -> None:
         """Print the first example to stderr as the model sees it, with the trained parts marked."""
@@ -242,8 +175,6 @@ class RewardTrainer(_RewardTrainer):
             critic = self._critic is not None
             examples = self._critic.train_dataset if self._critic is not None else self.train_dataset
             show_example(self.chat, examples[0], rewarded=not critic)
-
-    # -- training -------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, save to ``args.output_dir``, check that the model reloads, and evaluate on the held-out comparisons.
@@ -280,17 +211,20 @@ class RewardTrainer(_RewardTrainer):
             result = run.train(self, lambda resume_from_checkpoint: whole(resume_from_checkpoint, *args, **kwargs))
             self.save_metrics("train", result.metrics)
             self.save_state()
-            self._save_and_compare(run)
+            talked = next(iter(self.heldout_feedback.values()), self.train_feedback).comparisons
+            arguments, code = self._settings.run_arguments, self._settings.model.trust_remote_code
+            save_and_compare(
+                self,
+                run,
+                self.chat,
+                talked if self._readable else None,
+                self._start.loading,
+                merge={"trust_remote_code": code} if arguments.merge else None,
+            )
             self._judge(run)
         return result
 
-    _critic: _RewardTrainer | None = None
-
-    def _make_critic(self) -> None:
-        """Make the trainer of the first phase, in which the model learns to write critiques."""
-        written = [RewardExample(e.rows, e.lines, origin=e.origin) for e in self.train_dataset if e.critique_tokens]
-        config = critic_config(self.args)
-        self._critic = _RewardTrainer(self.model, config, written, processing_class=self.processing_class)
+    _critic: _RewardTrainer | None = None  # of the first phase, in which the model learns to write critiques
 
     def _learn_own_critiques(self, critic: _RewardTrainer) -> None:
         """Learn to write people's critiques, then replace them by the model's own, which precede the reward."""
@@ -307,34 +241,6 @@ class RewardTrainer(_RewardTrainer):
         self._critic = None
         self.show_example()
         set_seed(self.args.seed)
-
-    def _save_and_compare(self, run: OutputRun) -> None:
-        """Save, reload and compare the rewards; write the merged checkpoint if `merge` is set."""
-        self.save_whole(run.folder)
-        held_out: Any = self.eval_dataset
-        if isinstance(held_out, Mapping):
-            held_out = next(iter(held_out.values()), None)
-        model, sample = plain_model(self), list(held_out or self.train_dataset)[:_CHECKED]
-        rewards = members_of(model, sample)
-        feedback = next(iter(self.heldout_feedback.values()), self.train_feedback)
-        talks = conversations(self.chat, feedback.comparisons) if self._readable else []
-        read = members_by_template(model, self.chat, talks) if talks else None
-        if not run.main:
-            return
-        loading = self._start.loading
-        if loading is None:
-            logger.warning("saved to %s; not reloaded: the base model is not in a folder, save it as well", run.folder)
-            return
-        check_saved(rewards, model, run.folder, sample, **loading)
-        if read is None:
-            return
-        record_rewards(read, model, run.folder, self.chat, talks)
-        check_plain(read, model, run.folder, self.chat, talks, **loading)
-        if self._settings.run_arguments.merge:
-            code, merged = self._settings.model.trust_remote_code, run.folder / "merged"
-            write_merged(read, model, run.folder, merged, self.chat, talks, trust_remote_code=code)
-
-    # -- judging --------------------------------------------------------------------------------------------------
 
     @property
     def reward_model(self) -> RewardModel:
@@ -379,7 +285,7 @@ class RewardTrainer(_RewardTrainer):
             train=self.train_feedback,
             leak=self.leakage,
             log_history=self.state.log_history,
-            configuration={**source, **changed_settings(model), **changed_settings(self.args)},
+            configuration={**source, **changed_settings(model, self.args)},
             base_model=self._start.name,
         )
 
@@ -396,14 +302,6 @@ class RewardTrainer(_RewardTrainer):
         Returns:
             ``{"eval_loss": ..., "eval_accuracy": ..., "eval_margin": ...}``; empty without pairs.
         """
-        if eval_dataset is not None and not _is_encoded(eval_dataset):
-            eval_dataset = self._held_out_examples(eval_dataset)
+        if eval_dataset is not None and not is_encoded(eval_dataset):
+            eval_dataset = held_out_examples(self._builder, eval_dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
-
-def _is_encoded(data: Any) -> bool:
-    if isinstance(data, Mapping):
-        return all(map(_is_encoded, data.values()))
-    return isinstance(data, RewardDataset) or (
-        isinstance(data, Sequence) and all(isinstance(e, RewardExample) for e in data)
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 import tempfile
@@ -14,12 +13,13 @@ from typing import Any
 
 import yaml
 
-from rrm_lm.cli.main import COMMANDS
+from rrm_lm.cli.commands import COMMANDS
 from rrm_lm.cli.pipeline.stages import Stage, section
 from rrm_lm.cli.pipeline.views import stage_view
 from rrm_lm.errors import ConfigError
+from rrm_lm.evaluation.reports.formats import duration
 from rrm_lm.launch import launcher
-from rrm_lm.runs.progress import minutes
+from rrm_lm.settings.parsing.parser import parse
 from rrm_lm.settings.workflows import PipelineArguments
 from rrm_lm.storage import write_text
 from rrm_lm.training.output_folder import OutputFolder
@@ -57,13 +57,13 @@ class Pipeline:
                 if stage.is_done():
                     _print(f"{place}: already done, and its inputs have not changed")
                     continue
-                _print(f"{place}: {COMMANDS[stage.command]}" + (" (resumes)" if stage.can_resume() else ""))
+                _print(f"{place}: {COMMANDS[stage.command].summary}" + (" (resumes)" if stage.can_resume() else ""))
                 began = time.perf_counter()
                 code = self._compare(stage) if stage.command == "compare" else stage.run()
                 if code:
                     _print(f"{place}: stopped. Finished stages are kept; the same command resumes here.")
                     return code
-                _print(f"{place}: {minutes(time.perf_counter() - began)}")
+                _print(f"{place}: {duration(time.perf_counter() - began)}")
             self._conclude()
         return 0
 
@@ -80,13 +80,12 @@ class Pipeline:
 
     def _compare(self, stage: Stage) -> int:
         """Compare in this process, because the pipeline's report shows the results, too."""
-        from rrm_lm.cli.compare import read
         from rrm_lm.evaluation.reports.policies import render_policy_report
         from rrm_lm.runs.compare.run import CompareRun
 
         stage.start()
         began = time.perf_counter()
-        report = CompareRun(*read(stage.words(stage.file))).run()
+        report = CompareRun(*COMMANDS["compare"].read(stage.words(stage.file))).run()
         stage.finish(time.perf_counter() - began)
         views = [stage_view(done, self.folder) for done in self.stages]
         page = render_policy_report(replace(report, title="From feedback to a policy", stages=views))
@@ -99,9 +98,11 @@ class Pipeline:
             for stage in self.stages:
                 file = Path(folder) / f"{stage.name}.yaml"
                 write_text(file, stage.settings)
-                module, words = importlib.import_module(f"rrm_lm.cli.{stage.command}"), stage.words(file)
+                words = stage.words(file)
                 try:
-                    module.read(launcher.take_options(words)[1] if stage.command in launcher.LAUNCHED else words)
+                    COMMANDS[stage.command].read(
+                        launcher.take_options(words)[1] if stage.command in launcher.LAUNCHED else words
+                    )
                 except ConfigError as error:
                     where = error.where.replace(str(file), f"{self.file}, section {stage.command}")
                     what, where = self._in_file(stage, error.what), self._in_file(stage, where)
@@ -168,3 +169,47 @@ def _sections(file: Path) -> dict[str, yaml.MappingNode]:
     root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)  # checked when the settings were read
     return {key.value: value for key, value in root.value if isinstance(value, yaml.MappingNode)}
+
+
+EXAMPLES = """\
+rrm-lm run --config configs/demo.yaml
+rrm-lm run --config configs/demo.yaml --policy.total_episodes 512
+rrm-lm run --config configs/demo.yaml --rounds 2   (new feedback, then again)
+A section of the file holds the settings of the command with that name; the
+value `$reward` is the folder of that stage. Run again, the command skips
+finished stages with the same settings and files, and resumes a stopped one.
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Run the stages that are not done yet; returns 0, or the exit code of the stage that failed."""
+    words, flags = take_stage_flags(argv)
+    (args,) = parse([PipelineArguments], words, command="rrm-lm run", examples=EXAMPLES)
+    return Pipeline(args, config_file(words), flags).run()
+
+
+def config_file(argv: list[str]) -> Path:
+    """The file after `--config`. Raises a ConfigError without one: stages have too many settings for flags."""
+    for place, word in enumerate(argv):
+        if word.startswith("--config"):
+            return Path(word.partition("=")[2] or argv[place + 1])
+    raise ConfigError(
+        "There is no pipeline file", where="the command line", remedy="rrm-lm run --config configs/demo.yaml"
+    )
+
+
+def take_stage_flags(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Split off flags such as `--policy.lora_r 8`; returns the other words, and the flags of each stage."""
+    words: list[str] = []
+    flags: dict[str, list[str]] = {}
+    target = words
+    for word in argv:
+        found = re.fullmatch(r"--(\w+)\.([\w-]+)(=.*)?", word, flags=re.DOTALL)
+        if found:
+            target = flags.setdefault(found[1], [])
+            target.append(f"--{found[2]}{found[3] or ''}")
+        else:
+            if word.startswith("--"):
+                target = words
+            target.append(word)
+    return words, flags

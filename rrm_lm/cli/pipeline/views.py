@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rrm_lm.cli.pipeline.stages import Stage
+from rrm_lm.evaluation.reports.formats import duration
 from rrm_lm.evaluation.reports.policies import StageView
-from rrm_lm.runs.progress import minutes
 from rrm_lm.storage import read_object
 
 
@@ -16,7 +16,7 @@ def stage_view(stage: Stage, root: Path) -> StageView:
     return StageView(
         name=stage.name,
         outcome=_OUTCOMES[stage.command](stage.folder),
-        time=minutes(float(read_object(stage.record_file).get("seconds") or 0)),
+        time=duration(float(read_object(stage.record_file).get("seconds") or 0)),
         page=page.relative_to(root).as_posix() if page.is_file() else "",
     )
 

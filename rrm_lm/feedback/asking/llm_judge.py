@@ -5,7 +5,6 @@ Needs the optional package `openai` (`pip install 'rrm_lm[judge]'`). Questions a
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import logging
 import os
@@ -21,6 +20,7 @@ from rrm_lm.feedback.asking.concurrently import ask_all
 from rrm_lm.feedback.asking.judge_questions import CRITIQUE_QUESTION, CUT_OFF, EMPTY, REFUSED, VERDICT_QUESTION, fill
 from rrm_lm.feedback.asking.overseers import NO_ANSWER, Verdict
 from rrm_lm.feedback.records import Prompt
+from rrm_lm.options import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -287,11 +287,7 @@ def _checked_address(base_url: str) -> str:
 
 def _is_trusted(url: Any) -> bool:
     """Whether an address, as parsed by the client, is OpenAI's own or on this machine."""
-    try:
-        loopback = url.host == "localhost" or ipaddress.ip_address(url.host).is_loopback
-    except ValueError:  # a host name
-        loopback = False
-    return loopback or (url.scheme, url.host, url.port) == ("https", "api.openai.com", None)
+    return is_loopback(url.host) or (url.scheme, url.host, url.port) == ("https", "api.openai.com", None)
 
 
 def _strip_credentials(request: Any) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rrm_lm.errors import ConfigError, ModelError
@@ -20,6 +21,19 @@ from rrm_lm.models.backbone import evaluating
 from rrm_lm.models.decoding.sampling import Sampling
 
 Progress = Callable[[int, int, float], None]
+
+
+@contextmanager
+def sampling_bar(description: str, unit: str, *, shown: bool = True) -> Iterator[Progress]:
+    """A progress bar with the rate in tokens per second; yields what sampling calls after each batch."""
+    with tqdm(desc=description, unit=unit, disable=not shown) as bar:
+
+        def progress(done: int, total: int, tokens_per_second: float) -> None:
+            bar.total = total
+            bar.set_postfix_str(f"{tokens_per_second:.0f} tokens/s", refresh=False)
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def sample(

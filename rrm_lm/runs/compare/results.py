@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rrm_lm.api.judging import environment
-from rrm_lm.api.policy.table import print_comparison
+from rrm_lm.api.policy.results import print_comparison
 from rrm_lm.evaluation.policies.monitors import OverOptimisation, over_optimisation, track_of
 from rrm_lm.evaluation.policies.results import PolicyComparison
 from rrm_lm.evaluation.reports.policies import PolicyReportData, render_policy_report

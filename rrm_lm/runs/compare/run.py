@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from tqdm.auto import tqdm
-
-from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.api.policy.rewards import refuse_unscored
+from rrm_lm.api.policy_model import Policy
+from rrm_lm.api.start import fitted
+from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.policies.comparison import compare
 from rrm_lm.evaluation.policies.gold import Gold, RewardFunction, rewards_by
 from rrm_lm.evaluation.policies.pair_judges import LanguageModelJudge, PairJudge, both_orders
@@ -24,16 +24,16 @@ from rrm_lm.feedback.asking.llm_judge import SERVED, ServedJudge
 from rrm_lm.feedback.reading.prompts import prompt_sources
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.feedback.splits import limit_prompts
+from rrm_lm.models.decoding.generation import sampling_bar
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import process_state, resolve
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json
-from rrm_lm.models.saving.policies import Policy, read_policy_settings
+from rrm_lm.models.saving.policies import Policy as LoadedPolicy
+from rrm_lm.models.saving.policies import read_policy_settings
 from rrm_lm.recursion.critics import AssistedPairs, Critiques
 from rrm_lm.runs.compare.results import write_comparison
 from rrm_lm.runs.critics import CRITIQUES_FILE, CriticSource, find_critic
 from rrm_lm.runs.gold import load_gold
-from rrm_lm.runs.loading import load_policy_on_device, max_conversation_tokens
-from rrm_lm.runs.progress import advance
 from rrm_lm.settings.policies import CompareArguments, DrawingArguments
 from rrm_lm.simulated.plain_user import split_sentences
 from rrm_lm.storage import write_jsonl
@@ -46,6 +46,11 @@ _FIRST_SENTENCE = "{first_sentence}"  # placeholder in the text of a trivial pol
 Answers = list[list[Drawn]]  # one policy's answers, by prompt
 LogRatios = list[list[float]] | None  # log p(policy) - log p(reference) of each answer; None where it is undefined
 Rewards = dict[str, list[list[float]]]  # one policy's rewards, by measure, prompt and answer
+
+
+def compare_policies(args: CompareArguments, drawing: DrawingArguments) -> None:
+    """Sample answers, score them, write the results and print them."""
+    CompareRun(args, drawing).run()
 
 
 class CompareRun:
@@ -162,35 +167,33 @@ class CompareRun:
             details["critic"] = self.critiques.account() | {"asked_without": dict(self.asked_without)}
         return compare(prompts, written, proxy=self.args.proxy, verdicts=verdicts, details=details)
 
-    def _load(self, name: str) -> Policy:
+    def _load(self, name: str) -> LoadedPolicy:
         """A policy on this device, whose chat format truncates prompts so that an answer fits."""
         is_adapter = model_file(resolve(name), ADAPTER_CONFIG) is not None
-        policy = load_policy_on_device(
-            name,
-            base_model=self.drawing.base_model if is_adapter else None,
-            **self.drawing.tokenizing(),
-            **self.drawing.loading(),
-        )
-        longest = max_conversation_tokens(policy, self.drawing.max_length)
+        base = self.drawing.base_model if is_adapter else None
+        policy = Policy.from_pretrained(
+            name, base_model=base, **self.drawing.tokenizing(), **self.drawing.loading()
+        ).loaded
+        longest = fitted(self.drawing.max_length, policy.backbone)
         max_prompt = None if longest is None else longest - self.sampling.max_new_tokens
         if max_prompt is not None and max_prompt < 1:
             what = f"{self.sampling.max_new_tokens} new tokens leave none for a prompt: {name} has {longest} in total"
             raise ConfigError(what, where="max_new_tokens", remedy="set a smaller max_new_tokens")
         return policy._replace(chat=ChatFormat(policy.chat.tokenizer, max_prompt))
 
-    def _draw_greedy(self, policy: Policy, name: str, prompts: Sequence[Prompt]) -> list[Answers]:
+    def _draw_greedy(self, policy: LoadedPolicy, name: str, prompts: Sequence[Prompt]) -> list[Answers]:
         """One answer to each prompt at temperature 0, in a list; the empty list if they are not wanted."""
         if not self.args.greedy or self.drawing.temperature == 0:
             return []
         return [self._draw(policy, f"{name} at temperature 0", prompts, 0, greedy=True)]
 
     def _draw(
-        self, policy: Policy, name: str, prompts: Sequence[Prompt], place: int, *, greedy: bool = False
+        self, policy: LoadedPolicy, name: str, prompts: Sequence[Prompt], place: int, *, greedy: bool = False
     ) -> Answers:
         """Answers of one policy. Each policy has its own seed, so that their samples are independent."""
         samples = 1 if greedy else self.drawing.samples
         sampling = Sampling(self.drawing.max_new_tokens, temperature=0) if greedy else self.sampling
-        with tqdm(total=len(prompts) * samples, desc=f"answers of {name}", unit="answer") as bar:
+        with sampling_bar(f"answers of {name}", "answer") as progress:
             return draw(
                 policy.backbone,
                 policy.adapter,
@@ -200,10 +203,10 @@ class CompareRun:
                 samples=samples,
                 seed=self.drawing.seed * 1000 + place,
                 batch_tokens=self.drawing.batch_tokens,
-                progress=advance(bar),
+                progress=progress,
             )
 
-    def _log_ratios(self, policy: Policy, reference: Policy, answers: Answers, name: str) -> LogRatios:
+    def _log_ratios(self, policy: LoadedPolicy, reference: LoadedPolicy, answers: Answers, name: str) -> LogRatios:
         """Log-probability ratios of policy to reference, or None where their mean would not be a KL divergence."""
         same_tokens = policy.chat.tokenizer.get_vocab() == reference.chat.tokenizer.get_vocab()
         if self.sampling.truncates or not same_tokens:
@@ -229,13 +232,8 @@ class CompareRun:
                 of_policy[measure] = rewards_of_drawn(function, prompts, drawn)
             del function
             gc.collect()
-            if not any(math.isfinite(value) for of_policy in rewards for row in of_policy[measure] for value in row):
-                raise DataError(
-                    "No answer got a reward",
-                    where=f"gold: {self.args.gold}" if measure == GOLD else measure,
-                    expected="finite rewards; a simulated user knows only its own requests",
-                    remedy="pass the file of requests that the prompts were taken from, or remove this reward",
-                )
+            every = (value for of_policy in rewards for row in of_policy[measure] for value in row)
+            refuse_unscored(every, f"gold: {self.args.gold}" if measure == GOLD else measure)
         return rewards
 
     def _scorer(self, name: str) -> RewardFunction:
@@ -268,7 +266,7 @@ class CompareRun:
         return ServedJudge(model, self.args.base_url, name=name, question=question, key_variable=key)
 
     def _local_judge(self, name: str) -> LanguageModelJudge:
-        policy = load_policy_on_device(name, pad_token=self.drawing.pad_token, **self.drawing.loading())
+        policy = Policy.from_pretrained(name, pad_token=self.drawing.pad_token, **self.drawing.loading()).loaded
         return LanguageModelJudge(
             policy.backbone,
             policy.chat,

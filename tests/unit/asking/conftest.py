@@ -19,7 +19,7 @@ from rrm_lm.asking.guard import Guard
 from rrm_lm.feedback.records import Message
 from rrm_lm.feedback.store.events import Item
 from rrm_lm.feedback.store.files import Store
-from rrm_lm.settings.asking import AskArguments
+from rrm_lm.settings.feedback import AskArguments
 
 HOST = "127.0.0.1:8001"
 

@@ -17,7 +17,7 @@ from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Message
 from rrm_lm.feedback.store.events import FIRST, Item
 from rrm_lm.feedback.store.files import Store
-from rrm_lm.settings.asking import AskArguments
+from rrm_lm.settings.feedback import AskArguments
 
 MakePage = Callable[..., Any]
 

@@ -24,7 +24,7 @@ from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Message
 from rrm_lm.feedback.store.events import Item
 from rrm_lm.feedback.store.files import Store
-from rrm_lm.settings.asking import AskArguments
+from rrm_lm.settings.feedback import AskArguments
 from tests.unit.asking.test_closed_doors import PAYLOADS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from rrm_lm.cli import fetch
-from rrm_lm.cli.main import COMMANDS, help_text, main
+from rrm_lm.cli.commands import COMMANDS
+from rrm_lm.cli.main import help_text, main
 from rrm_lm.launch.launcher import LAUNCHED, OPTIONS
 
 ROOT = Path(__file__).parents[3]
@@ -66,7 +67,8 @@ def test_the_first_example_can_be_run_as_written(command: str, page: Any, monkey
         monkeypatch.setattr("rrm_lm.models.embedded.fetch", lambda *args, **options: started.append(args))
         assert fetch.run(words[2:]) == 0
     else:  # its settings are read
-        from rrm_lm.settings import parser
+        from rrm_lm.cli.pipeline import pipeline
+        from rrm_lm.settings.parsing import parser
 
         real = parser.parse
 
@@ -75,6 +77,7 @@ def test_the_first_example_can_be_run_as_written(command: str, page: Any, monkey
             raise SystemExit
 
         monkeypatch.setattr(parser, "parse", parse)
+        monkeypatch.setattr(pipeline, "parse", parse)
         with pytest.raises(SystemExit):
             main(words[1:])
     assert len(started) == 1

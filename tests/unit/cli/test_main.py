@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import rrm_lm
+from rrm_lm.cli import commands
 from rrm_lm.cli import main as front
-from rrm_lm.cli.main import COMMANDS, main
-from rrm_lm.errors import DataError
+from rrm_lm.cli.commands import COMMANDS, Command
+from rrm_lm.cli.main import main
+from rrm_lm.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,11 +33,11 @@ def _as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+def command(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A command `reward` whose `run` the test sets."""
-    module = types.ModuleType("rrm_lm.cli.reward")
-    monkeypatch.setitem(sys.modules, "rrm_lm.cli.reward", module)
-    return module
+    fake = types.SimpleNamespace(run=None)
+    monkeypatch.setitem(COMMANDS, "reward", fake)  # type: ignore[arg-type]
+    return fake
 
 
 def test_help_and_version_import_nothing_heavy() -> None:
@@ -84,22 +86,22 @@ def test_an_unknown_command_names_the_nearest(word: str, nearest: str, capsys: p
     assert f"There is no command `{word}` (did you mean `{nearest}`?)" in capsys.readouterr().err
 
 
-def test_command_gets_its_arguments_and_returns_the_exit_code(command: types.ModuleType) -> None:
+def test_command_gets_its_arguments_and_returns_the_exit_code(command: types.SimpleNamespace) -> None:
     seen: list[list[str]] = []
-    command.run = lambda argv: seen.append(argv) or 7  # pyright: ignore[reportAttributeAccessIssue]
+    command.run = lambda argv: seen.append(argv) or 7
     assert main(["reward", "--max_steps", "1"]) == 7
     assert seen == [["--max_steps", "1"]]
 
 
 def test_an_error_is_one_message_on_stderr_with_all_its_parts(
-    command: types.ModuleType, capsys: pytest.CaptureFixture[str]
+    command: types.SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = "a" * 300 + "[bold].jsonl"
 
     def run(argv: list[str]) -> int:
         raise DataError("The response is empty", where=f"{long}, row 3", expected="text", remedy="remove the row")
 
-    command.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    command.run = run
     assert main(["reward"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -111,17 +113,29 @@ def test_an_error_is_one_message_on_stderr_with_all_its_parts(
     ]
 
 
-def test_internal_error_keeps_its_traceback(command: types.ModuleType) -> None:
+@pytest.mark.parametrize(("missing", "kind"), [("uvicorn", ConfigError), ("rrm_lm.none", ModuleNotFoundError)])
+def test_a_missing_extra_is_named(missing: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing module of this package is a bug."""
+
+    def find(name: str) -> None:
+        raise ModuleNotFoundError(missing, name=missing)
+
+    monkeypatch.setattr(commands, "_find", find)
+    with pytest.raises(kind, match=missing):
+        Command("ask", "", "asking.run:serve", extra="ask").run([])
+
+
+def test_internal_error_keeps_its_traceback(command: types.SimpleNamespace) -> None:
     def run(argv: list[str]) -> int:
         raise ZeroDivisionError
 
-    command.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    command.run = run
     with pytest.raises(ZeroDivisionError):
         main(["reward"])
 
 
 def test_an_error_of_a_library_is_one_message(
-    command: types.ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: types.SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RRM_LM_TRACEBACK", raising=False)
 
@@ -132,7 +146,7 @@ def test_an_error_of_a_library_is_one_message(
         yaml.safe_load("a: [")
         return 0
 
-    command.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    command.run = run
     assert main(["reward"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: yaml raised ParserError: while parsing a flow node") and len(lines) == 3
@@ -142,11 +156,11 @@ def test_an_error_of_a_library_is_one_message(
         main(["reward", "--traceback"])
 
 
-def test_an_interruption(command: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption(command: types.SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     def run(argv: list[str]) -> int:
         raise KeyboardInterrupt
 
-    command.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    command.run = run
     assert main(["reward"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -158,7 +172,7 @@ def test_an_interruption(command: types.ModuleType, capsys: pytest.CaptureFixtur
 def test_main_process_logs_more_than_the_others(
     rank: str,
     shown: list[str],
-    command: types.ModuleType,
+    command: types.SimpleNamespace,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -170,7 +184,7 @@ def test_main_process_logs_more_than_the_others(
         logging.getLogger("rrm_lm.feedback").warning("slow")
         return 0
 
-    command.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    command.run = run
     main(["reward"])
     main(["reward"])  # a second call prints no line twice
     assert capsys.readouterr().err.splitlines() == shown * 2

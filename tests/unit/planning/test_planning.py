@@ -26,7 +26,6 @@ from rrm_lm.planning.planning import (
     recommended,
     remedy,
     trained_bytes,
-    trl_memory,
 )
 from rrm_lm.planning.strategies import Passes, static_memory
 from rrm_lm.training.ppo.trainer import PPOTrainer
@@ -185,15 +184,6 @@ def test_what_an_adapter_to_start_from_adds() -> None:
     assert adapter.trained - fresh.trained == sizes.adapter
 
 
-def test_trl_holds_four_models_and_trains_two() -> None:
-    sizes = tiny().sizes
-    whole, with_lora = trl_memory(sizes, JOB, False), trl_memory(sizes, JOB, True)
-    assert whole.models + whole.states == 10 * sizes.weights
-    assert with_lora.models + with_lora.states == 6 * sizes.weights + 4 * sizes.adapter
-    assert whole.logits == 2 * 8 * 32 * sizes.vocabulary * 4
-    assert whole.peak(2) == 5 * sizes.weights + whole.logits
-
-
 @pytest.mark.parametrize(
     ("more", "where"),
     [
@@ -232,14 +222,6 @@ def test_8b_fits_one_gpu_of_80_gb_and_70b_does_not() -> None:
             assert choose(task, "single", 1, room, large(name), Job()).fits == fits
             assert choose(task, "fsdp2", 8, room, large(name), Job()).fits
             assert choose(task, "zero2", 8, room, large(name), Job()).fits == fits
-
-
-def test_four_models_of_8b_do_not_fit_where_ours_do() -> None:
-    sizes = large("Llama-3.1-8B").sizes
-    assert trl_memory(sizes, Job(), False).peak() > 160e9
-    assert trl_memory(sizes, Job(), True).peak() > 96e9
-    one = choose("ppo", "single", 1, 72e9, large("Llama-3.1-8B"), Job())
-    assert one.fits and one.memory.weights == sizes.weights
 
 
 def test_the_remedy_is_the_least_that_is_enough() -> None:

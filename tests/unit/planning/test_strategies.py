@@ -10,7 +10,7 @@ from rrm_lm.planning.strategies import STRATEGIES, Memory, Passes, Trained, gath
 # Weights of 1000 bytes in half precision: four blocks of 200 and the rest.
 SIZES = Footprint(
     parameters=500, weights=1000, layers=4, block=200, rest=200, head=100,
-    adapter_parameters=10, adapter=40, cache_token=8, hidden_size=4, vocabulary=25,
+    adapter_parameters=10, adapter=40, cache_token=8, hidden_size=4,
 )  # fmt: skip
 TRAINED = Trained(trained=40, frozen=24, copied=40)
 PASSES = Passes(forward=3, training=8, decoding=20, steps=4)

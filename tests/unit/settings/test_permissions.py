@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.cli.main import COMMANDS, command_module, main
-from rrm_lm.cli.run import run
+from rrm_lm.cli.commands import COMMANDS
+from rrm_lm.cli.main import main
+from rrm_lm.cli.pipeline import pipeline as pipeline_run
+from rrm_lm.cli.pipeline.pipeline import run
 from rrm_lm.errors import ConfigError
 from rrm_lm.launch import launcher
+from rrm_lm.runs import recurse as recurse_run
 from rrm_lm.runs.collect import load_overseer
 from rrm_lm.runs.compare.run import CompareRun
 from rrm_lm.runs.critics import find_critic
-from rrm_lm.runs.recurse import run as recurse_run
-from rrm_lm.settings import parser
+from rrm_lm.settings.parsing import parser
 from rrm_lm.settings.permissions import runs_code
 from rrm_lm.settings.policies import CollectArguments, CompareArguments
 from rrm_lm.settings.workflows import PipelineArguments, RecurseArguments
@@ -58,7 +60,8 @@ def kinds(command: str, monkeypatch: pytest.MonkeyPatch) -> list[type]:
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(parser, "parse", parse)
-        command_module(command).run(["--config", "a.yaml"])
+        patch.setattr(pipeline_run, "parse", parse)
+        COMMANDS[command].run(["--config", "a.yaml"])
     return found
 
 

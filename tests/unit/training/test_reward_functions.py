@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.api.rows import read_prompts
+from rrm_lm.api.data.rows import read_prompts
 from rrm_lm.errors import ConfigError, TrainingError
 from rrm_lm.evaluation.policies.gold import CheckedFunction, Gold
 from rrm_lm.evaluation.policies.samples import drawn_text, rewards_of_drawn

@@ -141,7 +141,7 @@ def test_quotations_of_rows_that_are_held_out_are_reported(
             tmp_path / "out",
             str(tmp_path / "criteria.yaml"),
             rows=str(data),
-            held_out=rrm_lm.api.reward.trainer.HOLD_OUT,
+            held_out=rrm_lm.api.reward.examples.HOLD_OUT,
             eval_fraction=0.9,
         )
     assert "quote rows that are held out" in caplog.text

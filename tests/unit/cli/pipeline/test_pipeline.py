@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rrm_lm.cli.pipeline.pipeline import plan
+from rrm_lm.cli.pipeline.pipeline import config_file, plan, take_stage_flags
 from rrm_lm.cli.pipeline.stages import Stage
-from rrm_lm.cli.run import config_file, take_stage_flags
 from rrm_lm.errors import CheckpointError, ConfigError
 from rrm_lm.feedback.records import Message
 from rrm_lm.feedback.store.events import Item

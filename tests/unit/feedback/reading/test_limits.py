@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rrm_lm.api.heldout import load
+from rrm_lm.api.data.heldout import load
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.reading.files import read_rows

@@ -17,7 +17,7 @@ from rrm_lm.feedback.records import Correction, Demonstration
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.saving.adapters import read_weights
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
-from rrm_lm.settings.parser import parse, write_resolved
+from rrm_lm.settings.parsing.parser import parse, write_resolved
 from rrm_lm.storage import verify
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.reward.examples import FitCounts

@@ -1,4 +1,4 @@
-"""Output of `rrm-lm plan`, as text or JSON: what fits, memory by component, and communication."""
+"""`rrm-lm plan`: what fits on each GPU, memory by component, and communication, as text or JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,52 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rrm_lm.planning.planning import TASKS, Choice, Job, Measured, recommended, trl_memory
+from rrm_lm.errors import ConfigError
+from rrm_lm.models.pretrained import to_dtype
+from rrm_lm.planning.footprint import read_config
+from rrm_lm.planning.planning import TASKS, Choice, Job, Measured, measure, plan, recommended, remedy
 from rrm_lm.planning.strategies import SHARDED, STRATEGIES
-from rrm_lm.settings.plan import PlanArguments
+from rrm_lm.settings.plan import PlanArguments, PlannedModelArguments
+from rrm_lm.storage import json_text
 
 _COMMANDS = {"reward": "rrm-lm reward", "ppo": "rrm-lm policy"}
+
+
+def plan_training(model: PlannedModelArguments, args: PlanArguments) -> None:
+    """Print what fits, then memory and communication by component. Raises ConfigError: a setting is invalid, or nothing
+    fits (the message says what would); ModelError: there is no such model, or it cannot be planned for.
+    """
+    name = str(model.model_name_or_path)
+    config, is_adapter = read_config(name, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
+    dtype: Any = to_dtype(model.dtype if model.dtype not in (None, "auto") else "bfloat16")
+    job = args.job(is_adapter)
+    # Other implementations support no mask per token pair; they keep the same activations as SDPA.
+    masked = model.attn_implementation in (None, "sdpa", "eager")
+    attention = model.attn_implementation if masked else "sdpa"
+    measured = measure(config, model.lora(), dtype, job, attention=attention, share=masked)
+    choices = plan(args.num_processes, args.room, measured, job)
+    if args.json:
+        print(json_text(plan_as_json(name, dtype, args, measured, job, choices)))
+    else:
+        PlanPage(name, dtype, model.lora_r, args, measured, job, choices).print()
+    if refused := [task for task in TASKS if recommended(choices, task) is None]:
+        raise _refusal(args, measured, job, refused)
+
+
+def _refusal(args: PlanArguments, measured: Measured, job: Job, tasks: list[str]) -> ConfigError:
+    """The error for tasks that do not fit; it says what would fit."""
+    found = remedy(tasks[0], args.num_processes, args.room, measured, job)  # of the smaller task
+    bigger = (
+        f"GPUs of {found.memory / (1 - args.memory_margin) / 1e9:.1f} GB with {STRATEGIES[found.strategy]} "
+        f"on {args.num_processes} process{'es' if args.num_processes > 1 else ''}"
+    )
+    more = f"{found.processes} processes with FSDP2, " if found.processes else ""
+    return ConfigError(
+        f"{' and '.join(TASKS[name] for name in tasks)} cannot be trained on {args.num_processes} x {args.gpu_memory}"
+        " under any strategy",
+        where=f"gpu_memory {args.gpu_memory}, of which {args.room / 1e9:.1f} GB may be used",
+        remedy=f"use at least {more}or {bigger}; or shorter prompts and responses, or a smaller model",
+    )
 
 
 def gigabytes(count: float) -> str:
@@ -74,11 +115,6 @@ class PlanPage:
             reward, ppo = (self._choice(task, strategy) for task in TASKS)
             rollout = Text(str(ppo.rollout_batch_tokens) if ppo.fits else "")
             table.add_row(STRATEGIES[strategy], *_memory_cells(reward), *_memory_cells(ppo), rollout)
-        for lora in (False, True):
-            peak = trl_memory(self.measured.sizes, self.job, lora).peak()
-            fits = peak <= self.args.room
-            verdict = (_colored(f">{gigabytes(peak)}", fits), _colored("" if fits else "no ", fits))
-            table.add_row(f"TRL's PPO{', LoRA' if lora else ''}", "", "", *verdict, "")
         return table
 
     def _advice(self, task: str) -> Text:
@@ -135,13 +171,6 @@ class PlanPage:
                 "Rollouts of a sharded model gather it once per step if the full model fits. Otherwise they gather it "
                 "layer by layer for every token (--ds3_gather_for_generation false), at the speed of the network."
             )
-        peaks = [
-            trl_memory(self.measured.sizes, self.job, lora).peak(self.args.num_processes) for lora in (False, True)
-        ]
-        notes.append(
-            "TRL's PPO: weights, gradients, Adam states and stacked logits of its models, without activations; sharded "
-            f"with ZeRO-3: >{gigabytes(peaks[0])} GB per process, >{gigabytes(peaks[1])} with LoRA."
-        )
         notes.append("Checked against training on CPUs, not on GPUs. ZeRO uses DeepSpeed's default buffer sizes.")
         return notes
 
@@ -167,7 +196,6 @@ def plan_as_json(
         "sizes": asdict(measured.sizes),
         "recommended": best,
         "choices": [choice.to_dict() for choice in choices],
-        "trl": [trl_memory(measured.sizes, job, lora).to_dict(args.num_processes) for lora in (False, True)],
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rrm_lm.api.rows import to_prompt
+from rrm_lm.api.data.rows import to_prompt
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.records import Message
 

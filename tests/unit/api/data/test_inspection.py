@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 import rrm_lm
-from rrm_lm.api.inspection import count_tokens, inspect_feedback, inspect_sources, show_row
+from rrm_lm.api.data.inspection import count_tokens, inspect_feedback, inspect_sources, show_row
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import Feedback, feedback_of_rows
 from rrm_lm.feedback.records import Correction, Demonstration, Message
-from rrm_lm.settings.inspection import InspectArguments
+from rrm_lm.settings.feedback import InspectArguments
 from tests.smoke.commands import pair_rows, write_rows
 from tests.tiny import comparison, critique, origin, prompt_of, rating, tiny_chat
 
@@ -119,7 +119,7 @@ class TestTokens:
         assert found.cut == sum(len(line.ids) > 40 for line in lines)
 
     def test_a_large_set_is_sampled(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("rrm_lm.api.inspection.SAMPLE", 5)
+        monkeypatch.setattr("rrm_lm.api.data.inspection.SAMPLE", 5)
         records = [comparison(f"where is number {n}?", row=n) for n in range(1, 9)]
         found = count_tokens(tiny_chat(max_length=10), records)
         assert (found.measured, found.of, found.cut) == (5, 16, 5)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from rrm_lm.api.heldout import hold_out, load
-from rrm_lm.api.rows import Rows, read_rows
-from rrm_lm.api.shown import READ, marked
+from rrm_lm.api.data.heldout import hold_out, load
+from rrm_lm.api.data.rows import Rows, read_rows
+from rrm_lm.api.data.shown import READ, marked
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import FileCounts, ReadCounts
 from rrm_lm.feedback.reading.datasets import REPEATED, Feedback
@@ -27,7 +27,7 @@ from rrm_lm.feedback.records import Comparison, Critique, Prompt, Rating, Record
 from rrm_lm.feedback.splits import LeakageReport, composition, composition_text, leakage, responses_of
 from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.planning.footprint import read_config
-from rrm_lm.settings.inspection import InspectArguments
+from rrm_lm.settings.feedback import InspectArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.template_checks import TemplateChecks, check_template
 from rrm_lm.text.templates import align_responses
@@ -168,9 +168,7 @@ def inspect_sources(args: InspectArguments, given: Feedback | None = None) -> In
 
 def _read(args: InspectArguments, names: Sequence[str], split: str) -> tuple[Feedback, bool, str]:
     """Feedback or prompts, without bad rows; whether there are only prompts; and the error that training would raise.
-
-    Raises:
-        DataError: Something other than single rows is wrong.
+    Raises DataError: something other than single rows is wrong.
     """
 
     def read(args: InspectArguments) -> tuple[Feedback, bool]:
@@ -284,10 +282,8 @@ def _shown(feedback: Feedback, chat: ChatFormat | None, only_prompts: bool, coun
 
 
 def show_row(chat: ChatFormat | None, record: Record, only_prompts: bool = False) -> ShownRow:
-    """A record as the model sees it, or as it was read if there is no chat format.
-
-    Raises:
-        DataError: The template does not render it.
+    """A record as the model sees it, or as it was read without a chat format. Raises DataError: the template does not
+    render it.
     """
     answers = {} if only_prompts else _answers(record)
     if chat is None:

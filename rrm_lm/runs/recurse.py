@@ -1,8 +1,9 @@
-"""`rrm-lm recurse`: read the tree, load the backbone, solve the nodes, write the report."""
+"""`rrm-lm recurse`: solve the nodes of a tree, write the report, and load solved helpers for other commands."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import random
@@ -14,24 +15,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rrm_lm.api.policy_start import check_family
-from rrm_lm.errors import ConfigError, TrainingError
-from rrm_lm.models.backbone import Backbone
+from rrm_lm.errors import CheckpointError, ConfigError, ModelError, TrainingError
+from rrm_lm.evaluation.reports.formats import duration
+from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.pretrained import load_causal_lm, process_state, resolve
 from rrm_lm.models.tokenizers import load_tokenizer
-from rrm_lm.recursion.agents import Shared
+from rrm_lm.recursion.agents import Agent, Shared
 from rrm_lm.recursion.domains import load_domain
 from rrm_lm.recursion.report import write_report
 from rrm_lm.recursion.solve import solve
 from rrm_lm.recursion.tasks import MainTask
 from rrm_lm.recursion.training import TrainingOptions, tokens_needed
 from rrm_lm.recursion.tree import Node, read_tree
-from rrm_lm.recursion.workspace import Workspace
-from rrm_lm.runs.progress import minutes
+from rrm_lm.recursion.workspace import RECORD, Workspace
 from rrm_lm.settings.models import ModelArguments
-from rrm_lm.settings.parser import write_resolved
+from rrm_lm.settings.parsing.parser import parse, write_resolved
 from rrm_lm.settings.workflows import RecurseArguments
-from rrm_lm.storage import sha256
+from rrm_lm.storage import read_object, sha256, verify
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.templates import align_responses
 from rrm_lm.training.output_folder import OutputFolder
@@ -48,6 +48,11 @@ _STEPS = {
     "policy": "training the policy",
     "quality": "measuring",
 }
+
+
+def solve_tree(args: RecurseArguments, model: ModelArguments) -> None:
+    """Solve the nodes of the tree that are not solved yet."""
+    RecurseRun(args, model).run()
 
 
 class RecurseRun:
@@ -99,7 +104,7 @@ class RecurseRun:
         )
         align_responses(tokenizer)
         backbone = Backbone(load_causal_lm(name, **self.model_args.loading()), int(tokenizer.pad_token_id))
-        check_family(backbone)
+        check_logits(backbone)
         backbone.to(process_state().device or "cpu").eval()
         return Shared(backbone, ChatFormat(tokenizer, self.args.max_length), name, self.model_args.lora())
 
@@ -168,7 +173,7 @@ class TreeProgress:
         """Print a line about a step of a node."""
         place = [one.name for one in self.nodes].index(node.name) + 1
         left = self._left(workspace)
-        rest = f"; about {minutes(left)} left" if left else ""
+        rest = f"; about {duration(left)} left" if left else ""
         print(f"[{place}/{len(self.nodes)}] {node.name}: {_STEPS.get(step, step)}{rest}", file=sys.stderr, flush=True)
 
     def _left(self, workspace: Workspace) -> float:
@@ -188,3 +193,42 @@ def _size(node: Node) -> float:
     written = 1.5 * settings.max_steps * settings.episodes if settings.policy == "ppo" else 0.0
     extra = settings.drafts + 3 * settings.tested if isinstance(node.task, MainTask) else settings.tested / 2
     return pairs + written + extra
+
+
+def check_helper(folder: Path, *, allow_code: bool = False) -> tuple[RecurseRun, Node]:
+    """Check a helper's files; returns the run that solved it and its node. Raises CheckpointError: it is not solved, or
+    its files or those of its own helpers are damaged or from another tree; ConfigError: the tree's config.yaml cannot
+    be read, or runs code that is not allowed; ModelError: the node answers requests, so it is not a critic.
+    """
+    folder = folder.resolve()
+    file = folder.parents[1] / "config.yaml"
+    if not file.is_file():
+        expected = "the file that rrm-lm recurse wrote"
+        raise CheckpointError("The tree of this helper is missing", where=str(file), expected=expected)
+    words = ["--config", str(file)] + ["--allow_code"] * allow_code
+    run = RecurseRun(*parse([RecurseArguments, ModelArguments], words, command="rrm-lm recurse"))
+    node = run.nodes.get(folder.name)
+    if node is None:
+        raise CheckpointError(f"The tree has no node {folder.name}", where=str(file))
+    if isinstance(node.task, MainTask):
+        raise ModelError(
+            f"{node.name} answers requests, and does not judge answers",
+            where=str(folder),
+            expected="one of its helpers: " + ", ".join(one.name for one in node.walk() if one is not node),
+        )
+    for one in node.walk():
+        place = folder.with_name(one.name)
+        settings = json.loads(json.dumps(asdict(one.settings)))
+        if verify(place) or read_object(place / RECORD)["inputs"]["settings"] != settings:
+            what = f"{one.name} is not solved, its files are damaged, or the tree has changed since"
+            raise CheckpointError(what, where=str(place), remedy=" ".join(["rrm-lm recurse", *words]))
+    return run, node
+
+
+def load_helper(folder: Path, *, allow_code: bool = False) -> Agent:
+    """Load the agent of a solved helper on the backbone that it was trained on. Raises RRMError: as `check_helper`, or
+    the backbone cannot be loaded.
+    """
+    run, node = check_helper(folder, allow_code=allow_code)
+    workspace = Workspace(folder.resolve().parent, run.shared(), TrainingOptions(run.args.seed))
+    return workspace.agent(node)

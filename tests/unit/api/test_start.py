@@ -21,8 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import rrm_lm
-from rrm_lm.api.lora import lora_settings
-from rrm_lm.api.policy_start import put_fresh_adapter
+from rrm_lm.api.start import lora_settings, put_fresh_adapter
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.backbone import Backbone, adapter_parameters, check_logits
 from rrm_lm.models.pretrained import load_causal_lm
@@ -196,7 +195,7 @@ def test_ppo_on_a_shared_backbone(family: str, folder_of: Folder, tmp_path: Path
 
 @pytest.mark.parametrize("family", EXPERTS)
 def test_what_is_adapted_is_logged_once(family: str, folder_of: Folder, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="rrm_lm.api.lora"):
+    with caplog.at_level(logging.INFO, logger="rrm_lm.api.start"):
         reward_of(folder_of(family))
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("mixture of experts: LoRA adapts self_attn.") and "no load-balancing loss" in said
@@ -204,7 +203,7 @@ def test_what_is_adapted_is_logged_once(family: str, folder_of: Folder, caplog: 
 
 
 def test_nothing_is_logged_of_other_models(folder_of: Folder, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="rrm_lm.api.lora"):
+    with caplog.at_level(logging.INFO, logger="rrm_lm.api.start"):
         reward_of(folder_of("granite"))
     assert not caplog.records
 
@@ -222,7 +221,7 @@ def test_shared_experts_are_adapted_where_peft_can(folder_of: Folder) -> None:
 
 @pytest.mark.parametrize("family", EXPERTS)
 def test_experts_on_request(family: str, folder_of: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="rrm_lm.api.lora"):
+    with caplog.at_level(logging.INFO, logger="rrm_lm.api.start"):
         model = reward_of(folder_of(family), lora_target_parameters=FUSED)
     assert "experts.gate_up_proj" in caplog.messages[0] and "--lora_target_parameters" not in caplog.messages[0]
     assert sum(".experts." in name for name in adapter_parameters(model, "reward")) >= 4

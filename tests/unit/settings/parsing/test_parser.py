@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from trl.trainer.model_config import ModelConfig
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.settings.parser import parse, write_resolved
+from rrm_lm.settings.parsing.parser import parse, write_resolved
 
 
 @dataclass

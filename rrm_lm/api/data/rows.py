@@ -112,15 +112,13 @@ def is_prompt(value: Any) -> bool:
     return isinstance(first, Message) or (isinstance(first, Mapping) and "role" in first)
 
 
-def read_prompts(
-    prompts: Any, *, split: str = "train", rows: dict[Prompt, Mapping[str, Any]] | None = None
-) -> list[Prompt]:
-    """The distinct prompts in a list of texts or messages, or in any source of feedback. `split` selects a split of a
-    Hub set or a folder, and `rows` receives the row of each prompt, with all its columns. Raises DataError for a prompt
-    without a user turn, or no prompt at all.
+def read_prompts(prompts: Any, *, rows: dict[Prompt, Mapping[str, Any]] | None = None) -> list[Prompt]:
+    """The distinct prompts in a list of texts or messages, or in any source of feedback, of which the split train is
+    read. `rows` receives the row of each prompt, with all its columns. Raises DataError for a prompt without a user
+    turn, or no prompt at all.
     """
     if isinstance(prompts, str | os.PathLike):
-        found = load_prompts(os.fspath(prompts), split=split, rows=rows)
+        found = load_prompts(os.fspath(prompts), split="train", rows=rows)
     elif isinstance(prompts, Feedback):
         found = [record.prompt for record in prompts.records() if record.prompt]
     else:
@@ -135,7 +133,7 @@ def read_prompts(
             table = SourceTable([(number, dict(one)) for number, one in enumerate(listed, 1)], "the rows", "")
             found = [prompt for prompt, _ in table_prompts(table, None, False, rows)]
         else:
-            found = [record.prompt for record in read_rows(listed, split=split).records() if record.prompt]
+            found = [record.prompt for record in read_rows(listed).records() if record.prompt]
     if not found:
         raise DataError("there is no prompt", where="prompts", expected="texts, messages, rows or a file")
     return list(dict.fromkeys(found))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import ReadCounts
 from rrm_lm.feedback.reading.datasets import Feedback, load_feedback, merge_feedback
 from rrm_lm.feedback.splits import LeakageReport, leakage, limit_comparisons, split_by_prompt
 from rrm_lm.settings.data import DataArguments, DatasetSource, FeedbackSplit, HeldOut
+from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.template_checks import TemplateChecks
+from rrm_lm.training.reward.examples import FitCounts
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +78,18 @@ def without_refused(feedback: Feedback, checks: TemplateChecks) -> Feedback:
     if not checks.origins:
         return feedback
     return Feedback.of([one for one in feedback.records() if one.origin not in checks.origins], feedback.counts)
+
+
+def check_learned(examples: Sequence[Any], counts: FitCounts, chat: ChatFormat, where: str) -> None:
+    """Warn about what was cut or left out to fit. Raises DataError if no example is left."""
+    if not examples:
+        raise DataError(
+            f"No feedback is left to train on ({'; '.join(counts.left_out())})",
+            where=where,
+            remedy="look at those rows; if the responses are cut away, raise --max_length",
+        )
+    if counts.shortened or counts.unusable:
+        logger.warning("to fit max_length %s: %s", chat.max_length, counts.summary())
 
 
 def sizes(feedback: Feedback) -> str:

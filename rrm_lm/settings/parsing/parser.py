@@ -22,8 +22,8 @@ from trl.scripts.utils import TrlParser  # not from `trl`, which may import more
 
 from rrm_lm import __version__
 from rrm_lm.errors import ConfigError
-from rrm_lm.settings.file import Setting, read_settings
-from rrm_lm.settings.help import command_help
+from rrm_lm.settings.parsing.file import Setting, read_settings
+from rrm_lm.settings.parsing.help import command_help
 from rrm_lm.settings.permissions import FLAGS_ONLY, CodeArguments, check_environment, check_setting, runs_code
 from rrm_lm.storage import plain, write_text
 

@@ -1,4 +1,4 @@
-"""Checks of a new LoRA adapter before it is trained."""
+"""What training starts from: a LoRA adapter that fits the model, and the longest conversation that does."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig
+from torch import nn
 
-from rrm_lm.errors import ConfigError
 from rrm_lm.models.backbone import Backbone, evaluating
-from rrm_lm.models.lora_targets import expert_parameters, find_fault
+from rrm_lm.models.lora_targets import expert_parameters, find_fault, misfit
+from rrm_lm.models.saving.policies import POLICY
+from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.batching import collate, share
 
 logger = logging.getLogger(__name__)
@@ -29,11 +31,7 @@ def lora_settings(backbone: Backbone, lora: LoraConfig, is_new: bool = True) -> 
         if is_new and names:
             _check(backbone, names[0], lora)
     except (ValueError, AttributeError, TypeError) as error:  # the last two: of model code that a LoRA layer breaks
-        raise ConfigError(
-            f"LoRA with these settings cannot be put on this model: {error}",
-            where="lora_r, lora_alpha, lora_dropout, lora_target_modules, lora_target_parameters",
-            remedy="leave out --lora_target_modules to adapt all linear layers",
-        ) from error
+        raise misfit(error) from error
 
 
 @torch.no_grad()
@@ -52,3 +50,27 @@ def _check(backbone: Backbone, adapter: str, lora: LoraConfig) -> None:
             ", ".join(sorted({".".join(name.split(".")[-2:]) for name in names})),
             f" (--lora_target_parameters {' '.join(others)} adapts the experts, too)" if others else "",
         )
+
+
+def put_fresh_adapter(backbone: Backbone, args: ModelArguments, lora: LoraConfig | None = None) -> None:
+    """Add a new policy adapter to a backbone. Raises ConfigError if the LoRA settings do not fit the model."""
+    with lora_settings(backbone, lora or args.lora()) as settings:
+        backbone.add_adapter(POLICY, settings)
+
+
+def log_sizes(name: str, model: nn.Module) -> None:
+    """Log how many parameters a model has, and how many of them are trained."""
+    total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False))
+    logger.info("%s: %.1f M parameters, %.2f M trained", name, total / 1e6, trained / 1e6)
+
+
+def fitted(asked: int | None, backbone: Backbone, reserved: int = 0) -> int | None:
+    """The longest conversation in tokens: `asked`, or the model's positions without `reserved` ones if they are fewer.
+    None if neither limits it.
+    """
+    context = getattr(backbone.config, "max_position_embeddings", None)
+    if context is None or (asked is not None and asked <= int(context) - reserved):
+        return asked
+    if asked is not None:
+        logger.warning("max_length is %d, not %d: the model has %d positions", context - reserved, asked, context)
+    return int(context) - reserved
