@@ -69,7 +69,6 @@ class Pages:
         return name
 
     def is_asker(self, request: Request) -> bool:
-        """Whether the overview is for them."""
         sent = request.cookies.get("asker", "")
         return not self.args.people or secrets.compare_digest(sent.encode(), self.asker.encode())
 
@@ -101,6 +100,9 @@ class Pages:
         self.desk.keep(person, item.id)
         shown, answer = self.desk.order(person, item), self.desk.state.answer(person, item.id)
         done, total, seconds = self.desk.progress(person)
+        left = ""
+        if seconds is not None and done < total:
+            left = f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min"
         return self.render(
             request,
             "ask",
@@ -113,7 +115,7 @@ class Pages:
             problem=problem,
             done=done,
             total=total,
-            left="" if seconds is None or done == total else _duration(seconds),
+            left=left,
         )
 
     def next(self, request: Request) -> HTMLResponse:
@@ -137,7 +139,6 @@ class Pages:
         )  # fmt: skip
 
     def guide(self, request: Request) -> HTMLResponse:
-        """The instructions."""
         lines, link = ["Your answers train a model. You can undo and change all of them."], ("/?start", "Start")
         title = f"Hello {self.person(request)}" if self.args.people else "Hello"
         return self.message(request, title, *lines, instructions=self.instructions, link=link)
@@ -260,7 +261,3 @@ def create_app(pages: Pages) -> FastAPI:
 def _short(item: Item) -> str:
     prompt = item.prompt[-1].content if item.prompt else item.responses[0]
     return prompt if len(prompt) <= 100 else prompt[:99] + "…"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min"

@@ -14,7 +14,6 @@ from rrm_lm.feedback.store.events import BOTH_BAD, FIRST, SECOND, SKIP, TIE, Ans
 
 
 def overview_numbers(desk: Desk, trainer: Trainer | None) -> dict[str, Any]:
-    """What the template of the overview shows."""
     state = desk.state
     answers = state.answers()
     agreed = agreement(state.verdicts())

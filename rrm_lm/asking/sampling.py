@@ -55,7 +55,6 @@ class Sampler:
         return self._error
 
     def stop(self) -> None:
-        """End it, and wait for it."""
         if self._process.is_alive():
             self._process.terminate()
             self._process.join(10)

@@ -18,7 +18,13 @@ def visible(text: str) -> Markup:
     """HTML of a text in which control, direction and zero-width characters are marks that name them."""
     if text.replace("\n", "").isprintable():
         return escape(text)
-    return Markup("").join(_mark(character) if _is_hidden(character) else escape(character) for character in text)
+    mark = Markup('<span class="hidden-character" title="{}">U+{:04X}</span>')
+    return Markup("").join(
+        mark.format(unicodedata.name(character, "control character").lower(), ord(character))
+        if _is_hidden(character)
+        else escape(character)
+        for character in text
+    )
 
 
 def clean(text: str) -> str:
@@ -28,11 +34,6 @@ def clean(text: str) -> str:
 
 def _is_hidden(character: str) -> bool:
     return unicodedata.category(character) in _HIDDEN and character not in _KEPT
-
-
-def _mark(character: str) -> Markup:
-    name = unicodedata.name(character, "control character").lower()
-    return Markup('<span class="hidden-character" title="{}">U+{}</span>').format(name, f"{ord(character):04X}")
 
 
 def with_quotes(note: str, response: str) -> Markup:

@@ -53,8 +53,11 @@ class Trainer(threading.Thread):
         words = ["--dataset_name", str(folder / "feedback"), "--output_dir", str(folder / "model")]
         config = ["--config", self.args.train_config] if self.args.train_config else ["--eval_fraction", str(HELD_OUT)]
         command = [sys.executable, "-m", "rrm_lm", "reward", *config, *words, "--overwrite_output_dir", "true"]
+        cores = max(1, (os.cpu_count() or 2) - 1)  # training leaves one to the page
+        environment = {"OMP_NUM_THREADS": str(cores), **os.environ}
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_polite())
+            options: dict[str, Any] = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL, "env": environment}
+            self.process = subprocess.Popen(command, **options)
             code = self.process.wait()
         if self.stopped.is_set():
             return
@@ -67,15 +70,8 @@ class Trainer(threading.Thread):
         write_json(self.folder / "rounds.json", {"rounds": self.rounds})
 
     def stop(self) -> None:
-        """End the training that is running, and wait for it."""
         self.stopped.set()
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
-
-
-def _polite() -> dict[str, str]:
-    """An environment in which training leaves a core to the page."""
-    cores = max(1, (os.cpu_count() or 2) - 1)
-    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores))}

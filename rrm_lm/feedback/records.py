@@ -224,3 +224,11 @@ class GoalExample(_Feedback):
 
 
 Record = Comparison | Critique | Rating | Demonstration | Correction | GoalExample
+KINDS: dict[type, str] = {
+    Comparison: "comparisons",
+    Critique: "critiques",
+    Rating: "ratings",
+    Demonstration: "demonstrations",
+    Correction: "corrections",
+    GoalExample: "goal_examples",
+}

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from rrm_lm.errors import ConfigError, DataError
-from rrm_lm.feedback.reading.datasets import KINDS, Feedback
-from rrm_lm.feedback.records import Comparison, Correction, Critique, Demonstration, Origin, Prompt, Rating, Record
+from rrm_lm.feedback.reading.datasets import Feedback
+from rrm_lm.feedback.records import KINDS, Comparison, Correction, GoalExample, Origin, Prompt, Rating, Record
 
 Unit = TypeVar("Unit", bound=Hashable)
 Stratum = tuple[str, str]  # source and subset
@@ -296,9 +296,7 @@ def responses_of(record: Record) -> tuple[str, ...]:
         return record.chosen, record.rejected
     if isinstance(record, Correction):
         return record.response, record.corrected
-    if isinstance(record, Critique | Rating | Demonstration):
-        return (record.response,)
-    return (record.example,)
+    return (record.example if isinstance(record, GoalExample) else record.response,)
 
 
 def _match(heldout: tuple[Origin, str], train: tuple[Origin, str], similarity: float) -> Match:

@@ -31,7 +31,6 @@ class BestOfNCurve:
 
     @property
     def n(self) -> list[int]:
-        """1 to N."""
         return list(range(1, len(self.kl) + 1))
 
     def to_dict(self) -> dict[str, object]:

@@ -150,14 +150,12 @@ def track_of(measurements: Sequence[Measurement]) -> Track:
 
 
 def best_of_n_track(curve: BestOfNCurve, names: tuple[str, str] = NAMES) -> Track:
-    """Make a track from a best-of-n curve. Its distances are exact."""
     kl = np.broadcast_to(curve.kl, curve.gold_by_prompt.shape)
     labels = tuple(map(str, curve.clusters))
     return Track("best_of_n", tuple(curve.n), kl, curve.proxy_by_prompt, curve.gold_by_prompt, labels, names)
 
 
 def points_of(track: Track) -> tuple[Point, ...]:
-    """The points of a track, with intervals over prompts."""
     points = []
     for column, step in enumerate(track.steps):
         kl, proxy, gold = (

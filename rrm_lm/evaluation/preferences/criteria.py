@@ -89,12 +89,10 @@ class CriteriaReward:
         return cls(criteria, backbone, chat, allow_code=allow_code, permission="--trust_remote_code true")
 
     def save(self, folder: Path) -> None:
-        """Write the criteria with their weights into the folder of a reward model."""
         write_criteria(folder / CRITERIA_FILE, self.criteria, _COMMENT)
 
     @property
     def asks(self) -> bool:
-        """Whether a criterion is a question to the model."""
         return any(one.question for one in self.criteria)
 
     def values(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[Floats]:

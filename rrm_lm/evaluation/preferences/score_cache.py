@@ -31,7 +31,6 @@ class CachedScorer:
 
     @cached_property
     def scorer(self) -> Any:
-        """The model, loaded at its first use."""
         return self.load()
 
     @property

@@ -154,18 +154,17 @@ def evaluate_preferences(
     *,
     name: str,
     dropped: Mapping[str, int] | None = None,
-    across_processes: bool = True,
     progress: bool = True,
 ) -> SetResult:
     """Evaluate a scorer on one set of comparisons: overall, by source and by subset.
 
     Each distinct response to a prompt is scored once. `dropped` are rows that the reader dropped, by reason (see
-    `reader_drops`); they count as given and not scored. `across_processes` splits the prompts among the processes of an
-    `accelerate launch`; each gets the whole result. Raises DataError: there are no comparisons, or none could be
+    `reader_drops`); they count as given and not scored. The processes of an `accelerate launch` share the prompts, and
+    each gets the whole result. Raises DataError: there are no comparisons, or none could be
     scored; ModelError: the scorer does not return one reward per response.
     """
     if not comparisons:
         return summarise_set(name, [], dropped)  # raises, listing what the reader dropped
     groups = group_by_prompt(comparisons)
-    rewards = score_responses(scorer, groups, across_processes=across_processes, progress=progress)
+    rewards = score_responses(scorer, groups, progress=progress)
     return summarise_set(name, make_examples(comparisons, rewards), dropped)

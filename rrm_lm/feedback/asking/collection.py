@@ -250,28 +250,22 @@ class _Answers:
         }
 
     def verdicts(self, overseer: Overseer, pairs: Sequence[Pair]) -> list[Verdict]:
-        def ask(question: Entry, pair: Pair) -> Entry:
-            return question | asdict(overseer.compare(*pair))
-
-        questions = [_question("comparison", *pair) for pair in pairs]
-        entries = self._all("comparisons", ask, questions, pairs)
+        entries = self._all("comparison", pairs, lambda pair: asdict(overseer.compare(*pair)))
         return [Verdict(e["preferred"], e["strength"], e["reason"], e["abstained"]) for e in entries]
 
     def critiques(self, overseer: Overseer, subjects: Sequence[Subject]) -> dict[Subject, tuple[str, ...]]:
-        def ask(question: Entry, subject: Subject) -> Entry:
-            text = overseer.critique(*subject).encode("utf-8", "replace").decode().strip()
-            return question | {"critique": text}
+        def ask(subject: Subject) -> Entry:
+            return {"critique": overseer.critique(*subject).encode("utf-8", "replace").decode().strip()}
 
-        questions = [_question("critique", prompt, [response]) for prompt, response in subjects]
-        entries = self._all("critiques", ask, questions, subjects)
-        texts = [(entry["critique"],) if entry["critique"] else () for entry in entries]
-        return dict(zip(subjects, texts, strict=True))
+        texts = [entry["critique"] for entry in self._all("critique", subjects, ask)]
+        return {subject: (text,) if text else () for subject, text in zip(subjects, texts, strict=True)}
 
-    def _all(self, what: str, ask: Any, questions: Sequence[Entry], subjects: Sequence[Any]) -> list[Entry]:
+    def _all(self, kind: str, subjects: Sequence[Any], ask: Callable[[Any], Entry]) -> list[Entry]:
+        questions = [_question(kind, *subject) for subject in subjects]
         missing = [place for place, question in enumerate(questions) if _key(question) not in self.known]
         done = len(questions) - len(missing)
         if done:
-            logger.info("%d of %d %s were already answered", done, len(questions), what)
+            logger.info("%d of %d %ss were already answered", done, len(questions), kind)
 
         def keep(_place: int, entry: Entry) -> None:
             nonlocal done
@@ -279,14 +273,15 @@ class _Answers:
             self.known[_key(entry)] = entry
             done += 1
             if self.progress is not None:
-                self.progress(what, done, len(questions))
+                self.progress(f"{kind}s", done, len(questions))
 
-        ask_all(lambda place: ask(questions[place], subjects[place]), missing, at_once=self.at_once, keep=keep)
+        ask_all(lambda place: questions[place] | ask(subjects[place]), missing, at_once=self.at_once, keep=keep)
         return [self.known[_key(question)] for question in questions]
 
 
-def _question(kind: str, prompt: Prompt, responses: Sequence[str]) -> Entry:
-    return {"asked": kind, "prompt": [message.to_dict() for message in prompt], "responses": list(responses)}
+def _question(kind: str, prompt: Prompt, responses: str | Sequence[str]) -> Entry:
+    texts = [responses] if isinstance(responses, str) else list(responses)
+    return {"asked": kind, "prompt": [message.to_dict() for message in prompt], "responses": texts}
 
 
 def _key(entry: Entry) -> str:

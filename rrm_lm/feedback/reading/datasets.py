@@ -15,27 +15,18 @@ from rrm_lm.feedback.reading.formats.row import Row, mean
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.reading.tables import SourceTable, is_local_file, read_tables
 from rrm_lm.feedback.records import (
+    KINDS,
     Comparison,
     Correction,
     Critique,
     Demonstration,
     GoalExample,
     Origin,
-    Prompt,
     Rating,
     Record,
 )
 from rrm_lm.feedback.store.files import is_store
 from rrm_lm.feedback.store.records import numbered_records, read_store
-
-KINDS: dict[type, str] = {
-    Comparison: "comparisons",
-    Critique: "critiques",
-    Rating: "ratings",
-    Demonstration: "demonstrations",
-    Correction: "corrections",
-    GoalExample: "goal_examples",
-}
 
 REPEATED = "the row repeats an earlier one"
 
@@ -166,7 +157,7 @@ def derive_comparisons(ratings: Sequence[Rating]) -> tuple[list[Comparison], int
     The margin is the difference of the (mean) ratings, in (0, 1]. The origin is that of the chosen response's first
     rating.
     """
-    by_prompt: dict[tuple[str, str, Prompt], dict[str, list[Rating]]] = defaultdict(lambda: defaultdict(list))
+    by_prompt: dict[tuple[Any, ...], dict[str, list[Rating]]] = defaultdict(lambda: defaultdict(list))
     for rating in ratings:
         by_prompt[rating.source, rating.subset, rating.prompt][rating.response.strip()].append(rating)
     made, ties = [], 0

@@ -119,7 +119,7 @@ class _Source:
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Each line and its number. Raises DataError if the file is damaged or too large, or a line is too long."""
-        number, size, longest = 1, 0, self.limits.row_bytes()
+        number, size, longest = 1, 0, 16 * max(self.limits.max_cell_chars, 1 << 20)  # its cells are not known yet
         try:
             while line := self.stream.readline(longest + 1):
                 size += len(line)
@@ -167,7 +167,11 @@ def _read_jsonl(source: _Source) -> NumberedRows:
 
 def _read_json(source: _Source) -> NumberedRows:
     data, file = source.whole(), source.file
-    text = _decode_all(data, file)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _not_utf8(error, f"{file}, row {line} (counted in lines)") from None
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -296,14 +300,6 @@ def _decode(line: bytes, number: int, where: str) -> str:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise _not_utf8(error, where) from None
-
-
-def _decode_all(data: bytearray, file: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise _not_utf8(error, f"{file}, row {line} (counted in lines)") from None
 
 
 def _not_utf8(error: UnicodeDecodeError, where: str) -> DataError:

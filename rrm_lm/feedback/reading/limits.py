@@ -39,10 +39,6 @@ class ReadLimits:
 
         return min(psutil.virtual_memory().available // _SHARE, _MOST_GB * 10**9)
 
-    def row_bytes(self) -> int:
-        """Maximum bytes of a line, which is read before its cells are known: 16 times the longest cell."""
-        return 16 * max(self.max_cell_chars, 1 << 20)
-
     def check_row(self, row: Mapping[str, Any], where: str) -> None:
         """Check the length of each cell. All texts in a list or mapping count. Raises DataError if one is too long."""
         for name, value in row.items():

@@ -82,7 +82,7 @@ def is_local_file(name: str) -> bool:
 
 def file_source(file: Path) -> str:
     """A file's name for its records; if it only names a split, the name of its folder or of the one above data/."""
-    if not _split_of(file) and _part(file):
+    if not _canonical(_part(file)) and _part(file):
         return file.name.partition(".")[0]
     folder = file.absolute().parent
     while folder.name in ("data", *SPLIT_NAMES) and folder.parent != folder.parent.parent:
@@ -117,7 +117,7 @@ def _data_folder(path: Path, split: str, config: str | None) -> Path:
 def _files_of(path: Path, split: str) -> list[Path]:
     """The data files of the split, or all of them if their names do not contain a split."""
     found = _data_files(path)
-    if not any(map(_split_of, found)) and split.lower() not in map(_part, found):
+    if not any(_canonical(_part(file)) for file in found) and split.lower() not in map(_part, found):
         return found
     parts = dict.fromkeys(_part(file) for file in found)
     wanted = _choose(list(parts), split, str(path))
@@ -153,10 +153,6 @@ def _part(file: Path) -> str:
     """A file's name without extension and shard number: "train" for train-00000-of-00002.parquet."""
     suffixes = len(data_suffix(file)) + (3 if file.suffix.lower() == ".gz" else 0)
     return SHARD.sub("", file.name[: len(file.name) - suffixes]).lower()
-
-
-def _split_of(file: Path) -> str:
-    return _canonical(_part(file))
 
 
 def _canonical(name: str) -> str:

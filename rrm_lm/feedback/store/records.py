@@ -115,6 +115,32 @@ def comparison_row(record: Comparison) -> Row:
     return row if record.margin is None else row | {"margin": record.margin}
 
 
+def as_answer(record: Record) -> tuple[Item, Answer]:
+    """The item that a record is about, and the answer that gives it."""
+    if isinstance(record, Comparison):
+        item = Item(record.prompt, (record.chosen, record.rejected), source=record.origin.file)
+        sides = [
+            About(critiques=record.chosen_critiques, rating=record.chosen_rating),
+            About(critiques=record.rejected_critiques, rating=record.rejected_rating),
+        ]
+        first = item.responses[0] == record.chosen
+        about = tuple(sides if first else sides[::-1])
+        return item, Answer(verdict=FIRST if first else SECOND, strength=record.margin, about=about, shown=(0, 1))
+    if isinstance(record, Demonstration):
+        return Item(record.prompt, source=record.origin.file), Answer(demonstration=record.response)
+    if isinstance(record, GoalExample):
+        response, about = record.example, About(goal="goal")
+    elif isinstance(record, Critique):
+        response, about = record.response, About(critiques=(record.critique,), rating=record.rating)
+    elif isinstance(record, Rating):
+        response, about = record.response, About(rating=record.rating)
+    elif isinstance(record, Correction):
+        about = About(corrected=record.corrected, critiques=(record.critique,) if record.critique else ())
+        response = record.response
+    item = Item(record.prompt, (response,), source=record.origin.file)
+    return item, Answer(about=(about,), shown=(0,))
+
+
 def preferred(item: Item, answer: Answer) -> tuple[tuple[str, About], tuple[str, About]] | None:
     """The better response and the worse one, each with what was said about it; None without a preference."""
     if answer.verdict not in (FIRST, SECOND):

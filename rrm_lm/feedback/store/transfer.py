@@ -11,20 +11,10 @@ from typing import Any
 
 from rrm_lm import storage
 from rrm_lm.errors import DataError
-from rrm_lm.feedback.records import (
-    Comparison,
-    Correction,
-    Critique,
-    Demonstration,
-    GoalExample,
-    Message,
-    Origin,
-    Rating,
-    Record,
-)
+from rrm_lm.feedback.records import Message, Origin, Record
 from rrm_lm.feedback.store.events import ANSWER, FIRST, ITEM, SECOND, UNDO, About, Answer, Event, Item, State
 from rrm_lm.feedback.store.files import Store
-from rrm_lm.feedback.store.records import COMPARISONS, Row, numbered_rows, prompt_text
+from rrm_lm.feedback.store.records import COMPARISONS, Row, as_answer, numbered_rows, prompt_text
 
 FORMATS = ("rrm_lm", "trl", "argilla")
 _SIDES = ("response_0", "response_1")
@@ -62,7 +52,7 @@ def import_records(store: Store, records: Iterable[Record], person: str = "") ->
     given: dict[tuple[str, str], Answer] = {}
     items: dict[str, Item] = {}
     for record in records:
-        item, answer = _as_answer(record)
+        item, answer = as_answer(record)
         items[item.id] = item
         key = person or record.source or "imported", item.id
         given[key] = _joined(given[key], answer) if key in given else answer
@@ -112,31 +102,6 @@ def _said(answer: Answer) -> Answer:
     about = tuple(dataclasses.replace(one, quote="") for one in answer.about)
     is_said = any(one != About() for one in about)
     return dataclasses.replace(answer, shown=(), seconds=None, about=about if is_said else ())
-
-
-def _as_answer(record: Record) -> tuple[Item, Answer]:
-    if isinstance(record, Comparison):
-        item = Item(record.prompt, (record.chosen, record.rejected), source=record.origin.file)
-        sides = [
-            About(critiques=record.chosen_critiques, rating=record.chosen_rating),
-            About(critiques=record.rejected_critiques, rating=record.rejected_rating),
-        ]
-        first = item.responses[0] == record.chosen
-        about = tuple(sides if first else sides[::-1])
-        return item, Answer(verdict=FIRST if first else SECOND, strength=record.margin, about=about, shown=(0, 1))
-    if isinstance(record, Demonstration):
-        return Item(record.prompt, source=record.origin.file), Answer(demonstration=record.response)
-    if isinstance(record, GoalExample):
-        response, about = record.example, About(goal="goal")
-    elif isinstance(record, Critique):
-        response, about = record.response, About(critiques=(record.critique,), rating=record.rating)
-    elif isinstance(record, Rating):
-        response, about = record.response, About(rating=record.rating)
-    elif isinstance(record, Correction):
-        critiques = (record.critique,) if record.critique else ()
-        response, about = record.response, About(corrected=record.corrected, critiques=critiques)
-    item = Item(record.prompt, (response,), source=record.origin.file)
-    return item, Answer(about=(about,), shown=(0,))
 
 
 def _joined(one: Answer, other: Answer) -> Answer:

@@ -31,7 +31,7 @@ def read_response(row: Row) -> Iterator[Record]:
     `rating_max` it is scaled from that range. Otherwise it must be in [0, 1] or on the scale inferred from the file.
     """
     prompt, response = exchange(row)
-    critiques, corrected = row.texts(*CRITIQUES), row.optional_text(*CORRECTED)
+    critiques, corrected = row.texts(*CRITIQUES), row.text(*CORRECTED) if row.has(*CORRECTED) else None
     verdict = row.label("verdict") or None
     rating = _rating(row)
     if rating is None and verdict is not None:

@@ -87,9 +87,6 @@ class Row:
             self.fail(name, "holds a message list as text that cannot be parsed", "a JSON list of messages, or text")
         return self._encodable(name, value)
 
-    def optional_text(self, *names: str) -> str | None:
-        return self.text(*names) if self.has(*names) else None
-
     def texts(self, *names: str) -> tuple[str, ...]:
         """All texts of these columns, each a text or a list. Blank ones and missing columns are skipped."""
         found: list[str] = []
