@@ -140,12 +140,14 @@ def _parts(one: PolicySamples, reference: PolicySamples | None, clusters: Sequen
 def _at_zero(one: PolicySamples, reference: PolicySamples | None, clusters: Sequence[str]) -> dict[str, Drift]:
     """At temperature 0, each measure and each part of gold, and its change from the reference."""
     names = dict.fromkeys(measure for sample in one.greedy for measure in sample.rewards)
-    single = (
-        side and side.greedy and PolicySamples(side.name, tuple((sample,) for sample in side.greedy))
-        for side in (one, reference)
-    )
-    mine, theirs = (side and {name: rewards_of(side, name) for name in names} for side in single)
-    return _changes(mine or {}, theirs or None, clusters)
+
+    def rows(side: PolicySamples | None) -> dict[str, list[Floats]] | None:
+        if side is None or not side.greedy:
+            return None
+        single = PolicySamples(side.name, tuple((sample,) for sample in side.greedy))
+        return {name: rewards_of(single, name) for name in names}
+
+    return _changes(rows(one) or {}, rows(reference), clusters)
 
 
 def _changes(

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
+from rrm_lm.options import check
 
 GoldReward = Callable[[Prompt, str], float]
 View = Callable[[Prompt, str], tuple[Prompt, str]]
@@ -75,10 +76,9 @@ class SimulatedOverseer:
     seed: int = 0  # tells apart simulated people with equal settings
 
     def __post_init__(self) -> None:
-        for name, low, high in (("temperature", 0.0, math.inf), ("epsilon", 0.0, 1.0), ("indifference", 0.0, math.inf)):
+        for name, high in (("temperature", math.inf), ("epsilon", 1.0), ("indifference", math.inf)):
             value = getattr(self, name)
-            if not low <= value <= high or math.isinf(value):
-                raise ConfigError(f"{name} of a simulated overseer is {value}", expected=f"from {low} to {high}")
+            check(self, (name, 0.0 <= value <= high and math.isfinite(value), f"from 0 to {high}"))
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
         """Prefer one response, with noise. Not graded: a strength would leak the gold reward into training. Raises

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.errors import DataError
+from rrm_lm.options import check, check_minimum, option
 
 _MOST_GB = 20
 _SHARE = 4  # a file may take 1/4 of the free memory, because its rows and records take several times its size
@@ -16,20 +17,15 @@ _SHARE = 4  # a file may take 1/4 of the free memory, because its rows and recor
 class ReadLimits:
     """Size limits of a data file."""
 
-    max_file_gb: float | None = field(
-        default=None,
-        metadata={
-            "help": "Most gigabytes of a data file when decompressed; unset: a quarter of the free memory, at most "
-            f"{_MOST_GB}."
-        },
+    max_file_gb: float | None = option(
+        None,
+        f"Most gigabytes of a data file when decompressed; unset: a quarter of the free memory, at most {_MOST_GB}.",
     )
-    max_cell_chars: int = field(default=10_000_000, metadata={"help": "Most characters of a cell of a data file."})
+    max_cell_chars: int = option(10_000_000, "Most characters of a cell of a data file.")
 
     def __post_init__(self) -> None:
-        if self.max_file_gb is not None and not self.max_file_gb > 0:
-            raise ConfigError(f"max_file_gb is {self.max_file_gb}", where="max_file_gb", expected="above 0")
-        if self.max_cell_chars < 1:
-            raise ConfigError(f"max_cell_chars is {self.max_cell_chars}", where="max_cell_chars", expected="at least 1")
+        check(self, ("max_file_gb", self.max_file_gb is None or self.max_file_gb > 0, "above 0"))
+        check_minimum(self, max_cell_chars=1)
 
     def file_bytes(self) -> int:
         """Maximum bytes of a file, given the free memory."""

@@ -106,26 +106,18 @@ class Answer:
         """Raise a DataError, whose `what` can be shown to the person, unless this can be an answer about the item."""
         texts = [self.demonstration, *self.criteria]
         texts += [text for one in self.about for text in (*one.critiques, one.quote, one.corrected, one.goal)]
-        numbers = [self.strength, self.seconds]
-        problem = ""
-        if self.verdict and self.verdict not in VERDICTS:
-            problem = f"{self.verdict!r} is not a verdict"
-        elif self.verdict not in ("", SKIP) and len(item.responses) != 2:
-            problem = "there are no two responses to compare"
-        elif len(self.about) not in (0, len(item.responses)):
-            problem = "the answer is about other responses"
-        elif any(one.rating is not None and not 0 <= one.rating <= 1 for one in self.about):
-            problem = "a rating is out of range"
-        elif any(one.goal and one.goal not in GOALS for one in self.about):
-            problem = "a goal is neither `goal` nor `unacceptable`"
-        elif any(not text.strip() for one in self.about for text in one.critiques):
-            problem = "a critique is empty"
-        elif not all(number is None or (math.isfinite(number) and number >= 0) for number in numbers):
-            problem = "a number is out of range"
-        elif any(map(find_surrogate, texts)):
-            problem = "a text contains half of a surrogate pair"
-        elif not self.says_something():
-            problem = "nothing was answered: choose, rate, write something, or skip"
+        problems = {
+            f"{self.verdict!r} is not a verdict": self.verdict not in ("", *VERDICTS),
+            "there are no two responses to compare": self.verdict not in ("", SKIP) and len(item.responses) != 2,
+            "the answer is about other responses": len(self.about) not in (0, len(item.responses)),
+            "a rating is out of range": any(one.rating is not None and not 0 <= one.rating <= 1 for one in self.about),
+            "a goal is neither `goal` nor `unacceptable`": any(one.goal not in ("", *GOALS) for one in self.about),
+            "a critique is empty": any(not text.strip() for one in self.about for text in one.critiques),
+            "a number is out of range": not all(n is None or 0 <= n < math.inf for n in (self.strength, self.seconds)),
+            "a text contains half of a surrogate pair": any(map(find_surrogate, texts)),
+            "nothing was answered: choose, rate, write something, or skip": not self.says_something(),
+        }
+        problem = next((what for what, is_so in problems.items() if is_so), "")
         if problem:
             raise DataError(problem, where=f"item {item.id}")
 

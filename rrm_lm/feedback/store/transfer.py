@@ -175,9 +175,10 @@ def read_argilla(records: Sequence[Any], file: str) -> tuple[dict[str, Item], di
             fields, responses = record["fields"], record["responses"]
             names = [name for name in (*_SIDES, "response1", "response2") if fields.get(name)]
             messages = record.get("metadata", {}).get("messages")
-            prompt = (Message("user", fields["prompt"] if "prompt" in fields else fields["instruction"]),)
             if messages:
                 prompt = tuple(map(Message.from_dict, json.loads(messages)))
+            else:
+                prompt = (Message("user", fields["prompt"] if "prompt" in fields else fields["instruction"]),)
             item = Item(prompt, tuple(fields[name] for name in names), source=file)
             places = {name: str(item.responses.index(fields[name])) for name in names}
             for question, answers in responses.items():

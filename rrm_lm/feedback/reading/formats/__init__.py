@@ -230,14 +230,16 @@ def rename(rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str], file: 
     """
     present = list(dict.fromkeys(name for row in rows for name in row))
     for theirs, ours in mapping.items():
-        if theirs not in present:
-            what = f"--columns names {theirs!r}, which the file does not have"
-            expected = "one of its columns: " + ", ".join(present)
-            raise DataError(what, where=file, expected=expected, remedy=_nearest(theirs, present))
-        if ours not in COLUMNS:
-            what = f"--columns maps {theirs!r} to {ours!r}, which is not a column that is read"
-            expected = "one of " + ", ".join(sorted(COLUMNS))
-            raise DataError(what, where=file, expected=expected, remedy=_nearest(ours, sorted(COLUMNS)))
+        missing = f"--columns names {theirs!r}, which the file does not have"
+        unknown = f"--columns maps {theirs!r} to {ours!r}, which is not a column that is read"
+        for name, names, what, expected in (
+            (theirs, present, missing, "one of its columns: "),
+            (ours, sorted(COLUMNS), unknown, "one of "),
+        ):
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                remedy = f"did you mean {near[0]!r}?" if near else ""
+                raise DataError(what, where=file, expected=expected + ", ".join(names), remedy=remedy)
     targets = [ours for ours in mapping.values() if ours != IGNORE]
     if len(set(targets)) != len(targets):
         raise DataError("--columns maps two columns to one name", where=file, remedy="map each to a name of its own")
@@ -249,8 +251,3 @@ def rename(rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str], file: 
         }
         for row in rows
     ]
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else ""

@@ -93,21 +93,18 @@ def verdict_rating(value: str) -> float | None:
 
 def _rating(row: Row) -> float | None:
     name = row.first("rating", "label")
-    stated = verdict_rating(row.label(name)) if as_number(row.values.get(name)) is None else None
-    if stated is not None:
+    if as_number(row.values.get(name)) is None and (stated := verdict_rating(row.label(name))) is not None:
         return stated
-    rating = row.optional_number(name)
+    value = row.optional_number(name)
     low, high = row.optional_number("rating_min"), row.optional_number("rating_max")
-    if rating is None:
+    if value is None:
         return None
-    value = rating
-    if low is not None or high is not None:
-        low, high = low or 0.0, 1.0 if high is None else high
-        if low >= high:
-            row.fail("rating_max", f"is {high}, not above rating_min {low}", "rating_min below rating_max")
-    else:
+    if low is None and high is None:
         low, high = row.table.scales.get(name, (0.0, 1.0))
-    rating = (rating - low) / (high - low)
+    low, high = low or 0.0, 1.0 if high is None else high
+    if low >= high:
+        row.fail("rating_max", f"is {high}, not above rating_min {low}", "rating_min below rating_max")
+    rating = (value - low) / (high - low)
     if not 0.0 <= rating <= 1.0:
         expected = "a rating from 0 (worst) to 1 (best), or columns rating_min and rating_max with its range"
         row.fail(name, f"is {value:g}", expected, "add rating_min and rating_max, or rescale")
