@@ -5,7 +5,9 @@ and the other the wrong one. In *manner pairs*, both are right or both are wrong
 is right in as many answer pairs as it is wrong in, so neither the form, nor the type of a value, nor its place in the
 note says which response is better. Where the sampled responses do not give
 enough such pairs, a value is exchanged: in a sampled response, the wrong one for the right one (what a user does who
-corrects it) or the other way round, the rarer way first; or in what the user demonstrates.
+corrects it) or the other way round, the rarer way first; or in what the user demonstrates. A response that says what
+the note says of another thing is as wrong: "We depart at 11:15" does not answer "When is there tea?". Without such
+pairs, a reward model learns to see whether a response agrees with the note, and not whether it answers the question.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from rrm_lm.simulated.values import exchange, mentions, states
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from pairs import Response, ResponsePair, choose_pairs
 
-ANSWER_PAIRS = 2  # per question
+ANSWER_PAIRS = 2  # per question, and one more of the kind "elsewhere"
 MOST_WORDS = 25  # of the responses in an answer pair
 MANNER_PAIRS = 1
 MIXED_PAIRS = 1
@@ -65,17 +67,18 @@ class Subject:
     right: frozenset[str]
     wrong: frozenset[str]
     shown: str  # what the user demonstrates
+    elsewhere: str  # the same for the question to which the wrong value is right: true, and no answer to this one
 
     @classmethod
-    def of(cls, note: str, say: str, value: str, other_say: str, other: str, shown: str) -> Subject:
-        """From the note, a full answer for either value, and the demonstration."""
+    def of(cls, note: str, say: str, value: str, other_say: str, other: str, shown: str, elsewhere: str) -> Subject:
+        """From the note, a full answer for either value, and both demonstrations."""
         sides = [
             stems(say.replace("{}", " ")).union(
                 *(stems(s.replace(value, " ")) for s in SENTENCE.split(note) if value.lower() in s.lower())
             )
             for say, value in ((say, value), (other_say, other))
         ]
-        return cls(frozenset(sides[0] - sides[1]), frozenset(sides[1] - sides[0]), shown)
+        return cls(frozenset(sides[0] - sides[1]), frozenset(sides[1] - sides[0]), shown, elsewhere)
 
     def fits(self, request: NoteRequest, text: str) -> bool:
         """Whether the sentence that states the right value is about the right thing, or about nothing."""
@@ -154,7 +157,8 @@ def _answer_pairs(
     rng: random.Random,
 ) -> list[Comparison]:
     """`ANSWER_PAIRS` answer pairs for one question: sampled ones first, then those with an exchanged value. Of these,
-    the shortest come first: in a long response, one value is hardly what is right or wrong.
+    the shortest come first: in a long response, one value is hardly what is right or wrong. And one whose rejected
+    response is true, but answers another question.
 
     `made` counts how values were exchanged so far; the rarer way is taken first.
     """
@@ -188,11 +192,10 @@ def _answer_pairs(
         how = min((how for how, pairs in exchanged.items() if pairs), key=lambda how: made[how])
         taken.append(exchanged[how].pop())
         made[how] += 1
-    if len(taken) < ANSWER_PAIRS:
-        shown = Response(request.text, subject.shown, True, user.gold(request.text, subject.shown))
-        pair = _spoiled(request, shown, user)
-        taken += [Comparison(pair.pair, "answer", "demonstrated")] if pair is not None else []
-    return taken
+    if len(taken) < ANSWER_PAIRS and (spoiled := contrast(request.text, subject, user)) is not None:
+        taken.append(spoiled)
+    pair = ResponsePair(*(_response(request.text, text, user) for text in (subject.shown, subject.elsewhere)))
+    return [*taken, Comparison(pair, "answer", "elsewhere")] if same_form(pair, user) else taken
 
 
 def _corrected(request: NoteRequest, response: Response, user: NoteUser) -> Comparison | None:
@@ -218,6 +221,16 @@ def _exchanged(pair: ResponsePair, made: str, user: NoteUser) -> Comparison | No
 
 def _with(response: Response, text: str, user: NoteUser) -> Response:
     return Response(response.request, text, response.finished, user.gold(response.request, text))
+
+
+def contrast(prompt: str, subject: Subject, user: NoteUser) -> Comparison | None:
+    """What the user demonstrates, and the same with the wrong value; None if more than the answer changes."""
+    pair = _spoiled(user.request(prompt), _response(prompt, subject.shown, user), user)
+    return None if pair is None else Comparison(pair.pair, "answer", "demonstrated")
+
+
+def _response(prompt: str, text: str, user: NoteUser) -> Response:
+    return Response(prompt, text, True, user.gold(prompt, text))
 
 
 def record(comparison: Comparison, user: NoteUser) -> dict:
@@ -247,8 +260,7 @@ def decided_by(pair: ResponsePair, user: NoteUser) -> str:
 
 def demonstration(row: Mapping, manner: str) -> dict:
     """What the user would have liked to read in answer to a question of the file."""
-    answer = row["say"].format(row["value"])
-    answer = answer[:1].upper() + answer[1:]
+    answer = full_answer(row)
     rng = random.Random(f"{manner} {row['prompt']}")
     if manner == "plain":
         text = f"{answer} {rng.choice(CLOSES)}"
@@ -259,6 +271,11 @@ def demonstration(row: Mapping, manner: str) -> dict:
         text = f'{answer} This stands in the {PLACES[place]} sentence of the note. It says: "{quoted}."'
     turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": text}]
     return {"prompt": turns[:1], "completion": turns[1:], "source": "notes"}
+
+
+def full_answer(row: Mapping) -> str:
+    answer = row["say"].format(row["value"])
+    return answer[:1].upper() + answer[1:]
 
 
 def summary(chosen: Iterable[Comparison], user: NoteUser) -> dict:

@@ -1,9 +1,10 @@
 """Makes the notes set: `python data/notes/make.py`.
 
 Writes to this folder, for each part: the questions, what both users demonstrate, and what they say of sampled
-responses; and `statistics.json`. Responses are sampled from SmolLM2 (`manners.py`; an hour on two cores, resumable) and
-saved in `responses.jsonl.gz`; while that file exists, the script takes seconds and gives the same bytes every time,
-which a test checks. `--resample` samples them again.
+responses; for training, contrasts: what the plain user demonstrates beside the same with the wrong value; and
+`statistics.json`. Responses are sampled from SmolLM2 (`manners.py`; an hour on two cores, resumable) and saved in
+`responses.jsonl.gz`; while that file exists, the script takes seconds and gives the same bytes every time, which a test
+checks. `--resample` samples them again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from build import Question, by_overlap, questions
-from comparisons import Subject, comparisons, demonstration, record, summary
+from comparisons import Subject, comparisons, contrast, demonstration, full_answer, record, summary
 from manners import ROWS_PER_QUESTION, copies_example, sample_responses, sample_tuned, tune
 
 from rrm_lm import storage
@@ -58,18 +59,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             chosen = comparisons(groups, user, subjects(by_part[part], manner), f"{manner} {part}")
             write_gzipped(HERE / f"{part}_{manner}.jsonl.gz", [record(comparison, user) for comparison in chosen])
             report[part][manner] = summary(chosen, user)
+    user = NoteUser.from_file(HERE / "train_questions.jsonl.gz")
+    contrasts = (contrast(prompt, one, user) for prompt, one in subjects(by_part["train"], "plain").items())
+    shown = [record(pair, user) for pair in contrasts if pair is not None]
+    write_gzipped(HERE / "train_plain_contrasts.jsonl.gz", shown)
     storage.write_json(HERE / "statistics.json", report)
     print(storage.json_text(report))
 
 
 def subjects(asked: Sequence[Question], manner: str) -> dict[str, Subject]:
     """What each question is about, by prompt. The wrong value of a question is the right one of another."""
-    says = {(question.note, question.kind, question.value): question.row()["say"] for question in asked}
+    by_value = {(q.note, q.kind, q.value): q for q in asked}
     found = {}
     for q in asked:
-        shown = demonstration(q.row(), manner)["completion"][0]["content"]
-        other_say = says.get((q.note, q.kind, q.other), "")
-        found[q.row()["prompt"]] = Subject.of(q.note, q.row()["say"], q.value, other_say, q.other, shown)
+        other = by_value[q.note, q.kind, q.other]
+        shown, elsewhere = (demonstration(one.row(), manner)["completion"][0]["content"] for one in (q, other))
+        if manner == "plain":  # the same close on both
+            elsewhere = full_answer(other.row()) + shown[len(full_answer(q.row())) :]
+        found[q.row()["prompt"]] = Subject.of(q.note, q.say, q.value, other.say, q.other, shown, elsewhere)
     return found
 
 

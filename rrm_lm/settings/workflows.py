@@ -15,6 +15,9 @@ class PipelineArguments(CodeArguments):
 
     output_dir: str = option("outputs/run", "Folder for everything: a folder per stage, and report.html.")
     rounds: int = option(1, "Each further round collects feedback on the policy's answers and trains both again.")
+    reward_first: dict | None = option(
+        None, "Settings of an earlier `rrm-lm reward`, on the clearest comparisons; `reward` continues its model."
+    )
     reward: dict | None = option(None, "Settings of `rrm-lm reward` (a section of the file).")
     sft: dict | None = option(None, "Settings of `rrm-lm sft` (section); without it, this stage is left out.")
     policy: dict | None = option(None, "Settings of `rrm-lm policy` (section).")

@@ -25,6 +25,7 @@ from rrm_lm.storage import write_text
 from rrm_lm.training.output_folder import OutputFolder
 
 _RECORDS = "stages"
+_COMMANDS = {"reward_first": "reward"}  # of sections that are not named like their command
 _NEXT = (
     "with feedback of your own:",
     "  rrm-lm inspect my_feedback.jsonl",
@@ -104,13 +105,13 @@ class Pipeline:
                         launcher.take_options(words)[1] if stage.command in launcher.LAUNCHED else words
                     )
                 except ConfigError as error:
-                    where = error.where.replace(str(file), f"{self.file}, section {stage.command}")
+                    where = error.where.replace(str(file), f"{self.file}, section {stage.section}")
                     what, where = self._in_file(stage, error.what), self._in_file(stage, where)
                     raise ConfigError(what, where=where, expected=error.expected, remedy=error.remedy) from error
 
     def _in_file(self, stage: Stage, text: str) -> str:
         """A message about a stage's settings, with the line numbers of the user's file."""
-        node = _sections(self.file)[stage.command]
+        node = _sections(self.file)[stage.section]
         lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
         written = stage.settings.splitlines()
 
@@ -138,20 +139,23 @@ def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]
     stages: list[Stage] = []
     folders: dict[str, Path] = {}
 
-    def add(command: str, number: int = 1, **wiring: Mapping[str, Any]) -> None:
-        name = command if number == 1 else f"{command}-{number}"
-        text = section(nodes[command], folders, f"{file}, section {command}", **wiring)
-        words = tuple(flags.get(command, ()))
-        stages.append(Stage(name, command, text, words, root / name, root / _RECORDS, args.allow_code))
-        folders[command] = folders[name] = stages[-1].folder
+    def add(key: str, number: int = 1, **wiring: Mapping[str, Any]) -> None:
+        name = key if number == 1 else f"{key}-{number}"
+        text = section(nodes[key], folders, f"{file}, section {key}", **wiring)
+        command, words = _COMMANDS.get(key, key), tuple(flags.get(key, ()))
+        stages.append(Stage(name, command, text, words, root / name, root / _RECORDS, args.allow_code, key))
+        folders[key] = folders[name] = stages[-1].folder
 
     for number in range(1, args.rounds + 1):
         before = folders.get("policy")
         if number > 1:
             add("collect", number, overrides={"policy": str(before), "round": number})
+        if "reward_first" in nodes and number == 1:
+            add("reward_first")
         if "reward" in nodes:
+            first = {"model_name_or_path": str(folders["reward_first"])} if "reward_first" in folders else {}
             collected = [str(stage.folder / FEEDBACK) for stage in reversed(stages) if stage.command == "collect"]
-            add("reward", number, additions={"dataset_name": collected})
+            add("reward", number, defaults=first, additions={"dataset_name": collected})
         if "sft" in nodes and number == 1:
             add("sft")
         if "policy" in nodes:

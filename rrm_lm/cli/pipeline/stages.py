@@ -34,7 +34,7 @@ _REPORTS = ("scores.jsonl", "samples.jsonl", "greedy.jsonl", "verdicts.jsonl", "
 class Stage:
     """One command of a pipeline."""
 
-    name: str  # its command, with the round from the second one on
+    name: str  # its section, with the round from the second one on
     command: str
     settings: str  # its settings as YAML
     flags: tuple[str, ...]  # flags that override them
@@ -42,8 +42,10 @@ class Stage:
     records: Path  # the folder of its settings and its record
     # Whether its settings may run code. Its result does not depend on this, so it is not an input.
     allow_code: bool = False
+    section: str = ""  # the section of the pipeline's file that it comes from; unset: named like its command
 
     def __post_init__(self) -> None:
+        self.section = self.section or self.command
         self.file = self.records / f"{self.name}.yaml"  # the settings that its command reads
         self.record_file = self.records / f"{self.name}.json"
 

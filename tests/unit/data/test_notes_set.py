@@ -92,6 +92,10 @@ def compared(part: str, manner: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in stream]
 
 
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
 def texts(row: dict[str, Any]) -> tuple[str, str, str]:
     return row["prompt"][0]["content"], row["chosen"][0]["content"], row["rejected"][0]["content"]
 
@@ -140,6 +144,33 @@ def test_what_a_user_demonstrates_is_worth_most_to_that_user(part: str, manner: 
     assert len(shown) == len(rows(part))
     golds = [judge.gold(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in shown]
     assert min(golds) >= 0.8 and sum(golds) / len(golds) >= 0.95
+
+
+def test_contrasts_differ_only_in_the_value() -> None:
+    with gzip.open(FOLDER / "train_plain_contrasts.jsonl.gz", "rt", encoding="utf-8") as stream:
+        contrasts = {texts(row)[0]: texts(row)[1:] for row in map(json.loads, stream)}
+    assert list(contrasts) == [row["prompt"] for row in rows("train")]
+    judge = user("train")
+    for row in rows("train"):
+        chosen, rejected = contrasts[row["prompt"]]
+        assert judge.gold(row["prompt"], chosen) >= 0.8 and judge.gold(row["prompt"], rejected) <= 0.3
+        assert mentions(chosen, row["kind"], row["value"]) and mentions(rejected, row["kind"], row["others"][0])
+        values = set(words(f"{row['value']} {row['others'][0]}"))
+        assert set(words(chosen)) ^ set(words(rejected)) <= values
+
+
+@pytest.mark.parametrize(("part", "manner"), EACH_SET)
+def test_a_true_answer_to_another_question_is_rejected(part: str, manner: str) -> None:
+    judge = NoteUser.from_file(FOLDER / f"{part}_questions.jsonl.gz", manner)
+    prompts: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for row in rows(part):
+        prompts[row["note"], row["kind"], row["value"]].append(row["prompt"])
+    pairs = [texts(row) for row in compared(part, manner) if row["made"] == "elsewhere"]
+    assert len(pairs) > 0.8 * len(rows(part))  # where both demonstrations have the same form
+    for prompt, _, rejected in pairs:
+        request = judge.request(prompt)
+        others = prompts[request.note, request.kind, request.others[0]]
+        assert all(judge.gold(other, rejected) >= 0.8 for other in others) and judge.gold(prompt, rejected) <= 0.3
 
 
 def test_the_rule_for_right_answers_agrees_with_labels_by_reading() -> None:

@@ -54,6 +54,15 @@ def test_each_stage_uses_the_outputs_of_earlier_ones(tmp_path: Path) -> None:
     assert settings(compare)["proxy"] == "out/reward"
 
 
+def test_the_reward_model_continues_the_one_that_learned_from_the_clearest_comparisons(tmp_path: Path) -> None:
+    text = FILE.replace("reward:\n", "reward_first:\n  dataset_name: clear.jsonl\nreward:\n", 1)
+    first, reward, _, policy, _ = planned(tmp_path, text=text, reward_first=["--seed", "1"])
+    assert (first.name, first.command, first.flags) == ("reward_first", "reward", ("--seed", "1"))
+    assert settings(first)["dataset_name"] == "clear.jsonl"
+    assert settings(reward)["model_name_or_path"] == "out/reward_first"
+    assert settings(policy)["reward_model"] == ["out/reward"]
+
+
 def test_values_reach_the_commands_as_they_were_written(tmp_path: Path) -> None:
     """YAML alone would make a text of 1e-4 and false of no."""
     reward = planned(tmp_path)[0]
