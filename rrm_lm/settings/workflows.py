@@ -38,7 +38,7 @@ class PipelineArguments(CodeArguments):
 class RecurseArguments(CodeArguments):
     """The tree of tasks, and where everything goes."""
 
-    domain: str = option("chip", "What the tasks are about: chip, or your own as file.py:ClassName.")
+    domain: str = option("chip", "What the tasks are about: chip, messages, or your own as file.py:ClassName.")
     tree: dict | None = option(None, "The nodes (section of the file): by name, task, helpers and training settings.")
     root: str = option("", "Node to solve last. Unset: the node that helps no other.")
     output_dir: str = option("outputs/recurse", "Folder for everything: a folder per node, and report.html.")

@@ -1,4 +1,4 @@
-"""A toy domain, the one of the example, and faulty ones."""
+"""The messages domain, a toy domain, the one of the example, and faulty ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.recursion.assistance import Assisted, HelperNotes
 from rrm_lm.recursion.domains import load_domain
+from rrm_lm.recursion.domains.messages import Messages, met, order_of
 from rrm_lm.recursion.oversight import Bench, FlawJudge, LimitedOverseer
 from rrm_lm.recursion.tasks import MAIN, NOTHING, POINT, Domain, HelperTask, MainTask, PointTask, make_task
 from rrm_lm.recursion.tree import read_tree
@@ -23,7 +24,7 @@ from tests.unit.recursion.toy import Letters
 EXAMPLES = Path(__file__).parents[3] / "scripts" / "examples" / "recursion"
 
 
-@pytest.mark.parametrize("name", ["chip", f"{Path(__file__).with_name('toy.py')}:Letters"])
+@pytest.mark.parametrize("name", ["chip", "messages", f"{Path(__file__).with_name('toy.py')}:Letters"])
 def test_every_domain_is_consistent(name: str) -> None:
     domain, rng = load_domain(name), random.Random(0)
     for prompt in domain.prompts[:6]:
@@ -38,6 +39,23 @@ def test_every_domain_is_consistent(name: str) -> None:
                 assert one.evidence(prompt, draft)[0] in draft
                 assert domain.weight(prompt, aspect, one.verdicts[0]) == 0
     assert domain.limit and domain.kind
+
+
+def test_messages_by_hand() -> None:
+    domain = Messages()
+    prompt = domain.prompts[0]
+    order = order_of(prompt)
+    good = f"We meet, {order.include}. {order.end}"
+    assert met(prompt, good) == {"include": True, "avoid": True, "length": True, "end": True}
+    assert domain.gold(prompt, good) == 1.0
+    long = f"{order.avoid} " + "we " * 30
+    assert met(prompt, long) == {"include": False, "avoid": False, "length": False, "end": False}
+    assert domain.gold(prompt, long) == 0.0
+    assert domain.impression(prompt, good) == 0.5  # the words it does not see
+    task = HelperTask(domain, "include")
+    asked = task.ask(prompt, good)
+    assert task.gold(asked, f'YES "{order.include}"') == 1
+    assert task.gold(asked, f'NO "{order.include}"') == task.gold(asked, 'YES "nowhere"') == 0
 
 
 @dataclass
