@@ -52,7 +52,7 @@ def stages(seed: int, part: str, out: Path) -> Iterator[tuple[Path, Callable[[],
     run, found = out / f"seed{seed}", out / f"seed{seed}" / part
     folders = {"sft": run / "sft", "ppo": run / "policy", "dpo": run / "dpo"}
     questions = DATA / f"{part}_questions.jsonl.gz"
-    seeds = [flag for stage in ("reward", "sft", "policy") for flag in (f"--{stage}.seed", str(seed))]
+    seeds = [flag for stage in ("reward_first", "reward", "sft", "policy") for flag in (f"--{stage}.seed", str(seed))]
     yield run / "compare" / "results.json", command("run", "--config", CONFIG, "--output_dir", run, *seeds)
     yield (
         found / "evaluate" / "results.json",
