@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from rrm_lm.api.reward.examples import HOLD_OUT
 from rrm_lm.api.reward.inputs import Settings
 from rrm_lm.api.reward.trainer import RewardTrainer
 from rrm_lm.errors import DataError
+from rrm_lm.evaluation.reports.formats import duration
 from rrm_lm.evaluation.reports.page import sentence
 from rrm_lm.evaluation.statistics import metrics
 from rrm_lm.feedback.splits import split_by_prompt
@@ -22,6 +25,8 @@ from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import RewardCommandArguments
 from rrm_lm.storage import write_json
 from rrm_lm.training.reward.config import RewardConfig
+
+logger = logging.getLogger(__name__)
 
 SHARES = (0.25, 0.5, 1.0)
 _QUIET: dict[str, Any] = {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
@@ -44,13 +49,16 @@ def train_reward_model(
         if more.learning_curve:
             check_curve(trainer)
         trainer.show_example()
+        began = time.perf_counter()
         trainer.train()
     if more.learning_curve:
+        seconds = (time.perf_counter() - began) * sum(SHARES[:-1])
+        logger.info("learning curve: training on 50 and 25%% of the feedback takes about %s more", duration(seconds))
         draw_curve(data, model, config, more, trainer)
 
 
 def check_curve(trainer: RewardTrainer) -> None:
-    """Raise a DataError before training if there is too little feedback for a learning curve."""
+    """Log what is to come. Raises a DataError before training if there is too little feedback for a learning curve."""
     prompts = len({record.prompt_id for record in trainer.train_feedback.records()})
     comparisons = sum(len(part.comparisons) for part in trainer.heldout_feedback.values())
     if not comparisons or prompts < 4:
@@ -60,6 +68,10 @@ def check_curve(trainer: RewardTrainer) -> None:
             expected="at least 4 prompts to train on, and held-out comparisons",
             remedy="add feedback, or leave out --learning_curve",
         )
+    logger.info(
+        "learning curve: training on all of the feedback, then on 50 and 25%%; together %.2f times as long as the first",
+        sum(SHARES),
+    )
 
 
 def draw_curve(
