@@ -69,7 +69,7 @@ def check_curve(trainer: RewardTrainer) -> None:
             remedy="add feedback, or leave out --learning_curve",
         )
     logger.info(
-        "learning curve: training on all of the feedback, then on 50 and 25%%; together %.2f times as long as the first",
+        "learning curve: training on all of the feedback, then on 50 and 25%%: %.2f times as long in all",
         sum(SHARES),
     )
 
