@@ -192,10 +192,9 @@ def _answer_pairs(
         how = min((how for how, pairs in exchanged.items() if pairs), key=lambda how: made[how])
         taken.append(exchanged[how].pop())
         made[how] += 1
-    if len(taken) < ANSWER_PAIRS and (spoiled := contrast(request.text, subject, user)) is not None:
-        taken.append(spoiled)
-    pair = ResponsePair(*(_response(request.text, text, user) for text in (subject.shown, subject.elsewhere)))
-    return [*taken, Comparison(pair, "answer", "elsewhere")] if same_form(pair, user) else taken
+    shown = contrasts(request.text, subject, user)
+    spoiled = [pair for pair in shown if pair.made == "demonstrated"][: ANSWER_PAIRS - len(taken)]
+    return [*taken, *spoiled, *(pair for pair in shown if pair.made == "elsewhere")]
 
 
 def _corrected(request: NoteRequest, response: Response, user: NoteUser) -> Comparison | None:
@@ -223,10 +222,14 @@ def _with(response: Response, text: str, user: NoteUser) -> Response:
     return Response(response.request, text, response.finished, user.gold(response.request, text))
 
 
-def contrast(prompt: str, subject: Subject, user: NoteUser) -> Comparison | None:
-    """What the user demonstrates, and the same with the wrong value; None if more than the answer changes."""
-    pair = _spoiled(user.request(prompt), _response(prompt, subject.shown, user), user)
-    return None if pair is None else Comparison(pair.pair, "answer", "demonstrated")
+def contrasts(prompt: str, subject: Subject, user: NoteUser) -> list[Comparison]:
+    """What the user demonstrates, beside the same with the wrong value and beside what the note says of another thing.
+    Without the first one if that changes more than the answer, and without the second one if its form differs.
+    """
+    spoiled = _spoiled(user.request(prompt), _response(prompt, subject.shown, user), user)
+    found = [] if spoiled is None else [Comparison(spoiled.pair, "answer", "demonstrated")]
+    pair = ResponsePair(*(_response(prompt, text, user) for text in (subject.shown, subject.elsewhere)))
+    return [*found, Comparison(pair, "answer", "elsewhere")] if same_form(pair, user) else found
 
 
 def _response(prompt: str, text: str, user: NoteUser) -> Response:

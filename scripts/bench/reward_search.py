@@ -1,20 +1,25 @@
-"""Settings of the reward model for data/notes, searched on the validation part.
+"""What the reward model of data/notes should learn first, and how long: chains of trainings, judged on validation.
 
-    python scripts/bench/reward_search.py            (all settings below; about ten minutes each on two CPU cores)
-    python scripts/bench/reward_search.py base slow  (only these)
+    python scripts/bench/reward_search.py                       (all chains below; 10 to 30 minutes each on two cores)
+    python scripts/bench/reward_search.py "values, then all"    (only this one)
 
-Each setting is trained by `rrm-lm reward` and evaluated by `rrm-lm evaluate`. A setting with a result in
+Each step of a chain continues the reward model of the step before, by `rrm-lm reward`; chains with the same first steps
+share them. The last model is judged as `rrm-lm reward` does it, on the validation part. A chain with a result in
 results/reward_search.json is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,50 +28,86 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import RESULTS, commit, machine
 
-from rrm_lm.storage import write_json
+from rrm_lm.storage import sha256, write_json, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data" / "notes"
-BASE: dict[str, Any] = {
-    "num_train_epochs": 2, "learning_rate": 3e-4, "per_device_train_batch_size": 8, "lora_r": 16, "critique_weight": 0,
-}  # fmt: skip
-# What differs from BASE.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "base": {},
-    "slow": {"learning_rate": 1e-4},
-    "fast": {"learning_rate": 1e-3},
-    "one pass": {"num_train_epochs": 1},
-    "three passes": {"num_train_epochs": 3},
-    "rank 4": {"lora_r": 4},
-    "rank 64": {"lora_r": 64, "lora_alpha": 128},
-    "batch 4": {"per_device_train_batch_size": 4},
-    "batch 16": {"per_device_train_batch_size": 16},
-    "critiques": {"critique_weight": 0.5},
-    "half of the data": {"max_comparisons": 0.5},
-    "quarter of the data": {"max_comparisons": 0.25},
+FILE = RESULTS / "reward_search.json"
+VALIDATION = DATA / "validation_plain.jsonl.gz"
+Step = tuple[str, Mapping[str, Any]]  # what is learned from, and the settings of the training
+
+FIRST = {"num_train_epochs": 3, "learning_rate": 3e-4, "per_device_train_batch_size": 8}
+BOTH = FIRST | {"comparisons_together": 2}
+ALL = {"num_train_epochs": 2, "learning_rate": 2e-4, "per_device_train_batch_size": 4, "comparisons_together": 4}
+VALUES: Step = ("values", FIRST)
+CONTRASTS: Step = ("contrasts", BOTH)
+# "values" are the contrasts with the wrong value, "contrasts" also those that answer another question, and "all" is the
+# training part of the set.
+CHAINS: dict[str, list[Step]] = {
+    "all at once": [("all", ALL | {"num_train_epochs": 4})],
+    "values": [VALUES],
+    "contrasts": [CONTRASTS],
+    "values, then all": [VALUES, ("all", ALL)],
+    "values, then all for longer": [VALUES, ("all", ALL), ("all", ALL | {"learning_rate": 3e-4, "seed": 1})],
+    "contrasts for longer": [CONTRASTS, ("contrasts", BOTH | {"seed": 1})],
+    "contrasts for longer, then all": [CONTRASTS, ("contrasts", BOTH | {"seed": 1}), ("all", ALL)],
 }
 
 
-def run(name: str, out: Path, seed: int) -> dict[str, Any]:
-    """Train and evaluate one setting; what results/reward_search.json holds about it."""
-    settings = BASE | SETTINGS[name]
-    if "max_comparisons" in settings:
-        settings["max_comparisons"] = round(settings["max_comparisons"] * comparisons())
-    flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-    model, started = out / f"{name} {seed}".replace(" ", "_"), time.time()
-    rrm_lm(
-        "reward", "--dataset_name", DATA / "train_plain.jsonl.gz",
-        "--eval_dataset_name", DATA / "validation_plain.jsonl.gz",
-        "--output_dir", model, "--max_length", 384, "--seed", seed, "--save_strategy", "no", *flags,
-    )  # fmt: skip
-    seconds = time.time() - started
-    found = model / "validation"
-    rrm_lm("evaluate", "--model", model, "--dataset", DATA / "validation_plain.jsonl.gz", "--output_dir", found)
-    (scored,) = json.loads((found / "results.json").read_text(encoding="utf-8"))["sets"].values()
-    by_source = {source: one["accuracy"] for source, one in scored["by_source"].items()}
+def learned_from(name: str, out: Path) -> Path:
+    """The file of a step."""
+    if name == "all":
+        return DATA / "train_plain.jsonl.gz"
+    contrasts = read(DATA / "train_plain_contrasts.jsonl.gz")
+    chosen = [row for row in contrasts if name == "contrasts" or row["made"] == "demonstrated"]
+    file = out / f"{name}.jsonl"
+    write_jsonl(file, chosen)
+    return file
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    with gzip.open(file, "rt", encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def run(chain: Sequence[Step], out: Path, seed: int) -> dict[str, Any]:
+    """Train the steps that no other chain has trained; what the results hold about the last model."""
+    model, seconds, name = "smollm2-135m", [], ""
+    for data, settings in chain:
+        given = {"seed": seed} | dict(settings)
+        file = learned_from(data, out)
+        name = hashlib.sha256(f"{name} {sha256(file)} {given}".encode()).hexdigest()[:12]
+        folder, started = out / name, time.time()
+        if not (folder / "results.json").is_file():
+            flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+            rrm_lm(
+                "reward", "--model_name_or_path", model, "--dataset_name", file, "--eval_dataset_name", VALIDATION,
+                "--output_dir", folder, "--max_length", 384, "--critique_weight", 0, "--save_strategy", "no",
+                "--overwrite_output_dir", "true", *flags,
+            )  # fmt: skip
+            write_json(folder / "seconds.json", {"seconds": round(time.time() - started)})
+        seconds.append(json.loads((folder / "seconds.json").read_text())["seconds"])
+        model = str(folder)
     return {
-        "settings": settings, "seed": seed, "seconds": round(seconds), "commit": commit(), "machine": machine(),
-        "accuracy": scored["accuracy"], "by_source": by_source,
+        "chain": [[data, dict(settings)] for data, settings in chain], "seed": seed, "seconds": seconds,
+        "commit": commit(), "machine": machine(), "data": sha256(VALIDATION), **judged(Path(model)),
+    }  # fmt: skip
+
+
+def judged(model: Path) -> dict[str, Any]:
+    """Held-out accuracy of a reward model: of all comparisons, by kind of pair, and by how answer pairs were made."""
+    (found,) = json.loads((model / "results.json").read_text(encoding="utf-8"))["sets"].values()
+    scores = [json.loads(line) for line in (model / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    made: dict[str, list[float]] = defaultdict(list)
+    for row, scored in zip(read(VALIDATION), scores, strict=True):
+        if "answer" in row["source"]:
+            made[row["made"]].append(scored["correct"])
+    return {
+        "accuracy": found["accuracy"],
+        "by_source": {source: one["accuracy"] for source, one in found["by_source"].items()},
+        "answer_pairs_by_made": {
+            kind: {"right": sum(right), "of": len(right)} for kind, right in sorted(made.items())
+        },
     }  # fmt: skip
 
 
@@ -75,26 +116,23 @@ def rrm_lm(*parts: object) -> None:
     subprocess.run([sys.executable, "-m", "rrm_lm", *map(str, parts)], check=True, cwd=ROOT)
 
 
-def comparisons() -> int:
-    """The number of training comparisons."""
-    statistics = json.loads((DATA / "statistics.json").read_text(encoding="utf-8"))
-    return int(statistics["train"]["plain"]["comparisons"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=list(SETTINGS), help=", ".join(SETTINGS))
+    parser.add_argument("names", nargs="*", default=list(CHAINS), help="; ".join(CHAINS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "reward_search")
     args = parser.parse_args()
-    file = RESULTS / "reward_search.json"
+    out = args.output.resolve()
+    out.mkdir(parents=True, exist_ok=True)
     for name in args.names:
         key = f"{name}, seed {args.seed}"
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        found = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
         if key not in found:
-            found[key] = run(name, args.output.resolve(), args.seed)
-            write_json(file, found)
-        print(key, found[key]["accuracy"]["value"], {s: a["value"] for s, a in found[key]["by_source"].items()})
+            found[key] = run(CHAINS[name], out, args.seed)
+            write_json(FILE, found)
+        one = found[key]
+        print(f"{key}: {one['accuracy']['value']:.3f} of all; answer pairs by how they were made:")
+        print("  " + ", ".join(f"{k} {v['right']:.0f} of {v['of']}" for k, v in one["answer_pairs_by_made"].items()))
 
 
 if __name__ == "__main__":
