@@ -185,7 +185,7 @@ def test_truncated_examples_are_reported(tiny: Path, tmp_path: Path, capsys: Any
     assert read(tmp_path / "out" / "examples.json")["learned_responses"] == 4
     only = write_rows(tmp_path / "b.jsonl", [long])
     result = train(capsys, tiny, only, tmp_path / "none", "--eval_fraction", 0)
-    assert result.code == 2 and "No response is left to train on" in result.error["error"]
+    assert result.code == 2 and "No feedback is left to train on" in result.error["error"]
 
 
 def test_recorded_length_is_the_maximum(tiny: Path, tmp_path: Path, capsys: Any) -> None:

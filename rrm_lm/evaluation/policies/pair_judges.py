@@ -29,6 +29,7 @@ class PairJudge(Protocol):
 
     def judge(self, questions: Sequence[PairQuestion]) -> list[float | None]:
         """For each question, the probability (0 to 1) that the first response is better; None for an abstention."""
+        ...
 
 
 class LanguageModelJudge:

@@ -43,6 +43,7 @@ class DrawnReward(Protocol):
 
     def of_drawn(self, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Drawn]]) -> list[list[float]]:
         """For each prompt, the reward of each response; NaN if it has none."""
+        ...
 
 
 def end_ids(chat: ChatFormat) -> list[int]:

@@ -42,16 +42,20 @@ class Overseer(Protocol):
     @property
     def name(self) -> str:
         """The overseer's name in records and reports."""
+        ...
 
     @property
     def limit(self) -> str:
         """What this overseer cannot see or do, in words."""
+        ...
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
         """Say which of at least two responses is best."""
+        ...
 
     def critique(self, prompt: Prompt, response: str) -> str:
         """Say in words what is good or bad about one response; "" for nothing."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
             model=model,
             args=args,
             data_collator=list,  # type: ignore[arg-type]  # examples become tensors in each micro-batch
-            train_dataset=RewardDataset(train_dataset),
+            train_dataset=RewardDataset(train_dataset),  # type: ignore[arg-type]  # a list is enough for a DataLoader
             eval_dataset=_held_out(eval_dataset),
             processing_class=processing_class,
             **kwargs,
