@@ -232,6 +232,27 @@ def contrasts(prompt: str, subject: Subject, user: NoteUser) -> list[Comparison]
     return [*found, Comparison(pair, "answer", "elsewhere")] if same_form(pair, user) else found
 
 
+def missing(prompt: str, responses: Iterable[Response], subject: Subject, user: NoteUser) -> list[Comparison]:
+    """What the user demonstrates, beside the best-mannered short response that names no value; empty without one."""
+    request = user.request(prompt)
+    values = (request.value, *request.others)
+    short = (r for r in responses if r.finished and len(r.text.split()) <= MOST_WORDS)
+    without = [
+        r
+        for r in short
+        if not any(mentions(r.text, request.kind, value) or _joined(value) in _joined(r.text) for value in values)
+    ]
+    if not without:
+        return []
+    rejected = max(without, key=lambda response: (user.gold(prompt, response.text), response.text))
+    return [Comparison(ResponsePair(_response(prompt, subject.shown, user), rejected), "mixed", "missing")]
+
+
+def _joined(text: str) -> str:
+    """Without spaces, since "the schoolyard" names the school yard."""
+    return text.lower().replace(" ", "").removeprefix("the")
+
+
 def _response(prompt: str, text: str, user: NoteUser) -> Response:
     return Response(prompt, text, True, user.gold(prompt, text))
 

@@ -1,7 +1,7 @@
 """Makes the notes set: `python data/notes/make.py`.
 
 Writes to this folder, for each part: the questions, what both users demonstrate, and what they say of sampled
-responses; for training, contrasts: what the plain user demonstrates beside two wrong answers; and `statistics.json`.
+responses; for training, contrasts: what the plain user demonstrates beside three wrong answers; and `statistics.json`.
 Responses are sampled from SmolLM2 (`manners.py`; an hour on two cores, resumable) and saved in `responses.jsonl.gz`;
 while that file exists, the script takes seconds and gives the same bytes every time, which a test checks. `--resample`
 samples them again.
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from build import Question, by_overlap, questions
-from comparisons import Subject, comparisons, contrasts, demonstration, full_answer, record, summary
+from comparisons import Subject, comparisons, contrasts, demonstration, full_answer, missing, record, summary
 from manners import ROWS_PER_QUESTION, copies_example, sample_responses, sample_tuned, tune
 
 from rrm_lm import storage
@@ -60,10 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_gzipped(HERE / f"{part}_{manner}.jsonl.gz", [record(comparison, user) for comparison in chosen])
             report[part][manner] = summary(chosen, user)
     user = NoteUser.from_file(HERE / "train_questions.jsonl.gz")
+    groups = judged([row for row in sampled if row["part"] == "train"], user, "prompt", keep_shared=True)
     shown = [
         record(pair, user)
         for prompt, subject in subjects(by_part["train"], "plain").items()
-        for pair in contrasts(prompt, subject, user)
+        for pair in [*contrasts(prompt, subject, user), *missing(prompt, groups.get(prompt, ()), subject, user)]
     ]
     write_gzipped(HERE / "train_plain_contrasts.jsonl.gz", shown)
     storage.write_json(HERE / "statistics.json", report)

@@ -39,18 +39,25 @@ Step = tuple[str, Mapping[str, Any]]  # what is learned from, and the settings o
 FIRST = {"num_train_epochs": 3, "learning_rate": 3e-4, "per_device_train_batch_size": 8}
 BOTH = FIRST | {"comparisons_together": 2}
 ALL = {"num_train_epochs": 2, "learning_rate": 2e-4, "per_device_train_batch_size": 4, "comparisons_together": 4}
+# The kinds of contrasts that a step learns from; "all" is the training part of the set.
+KINDS = {
+    "values": ("demonstrated",),
+    "values and things": ("demonstrated", "elsewhere"),
+    "contrasts": ("demonstrated", "elsewhere", "missing"),
+}
 VALUES: Step = ("values", FIRST)
-CONTRASTS: Step = ("contrasts", BOTH)
-# "values" are the contrasts with the wrong value, "contrasts" also those that answer another question, and "all" is the
-# training part of the set.
+THINGS: list[Step] = [("values and things", BOTH), ("values and things", BOTH | {"seed": 1})]
+CONTRASTS: Step = ("contrasts", BOTH | {"comparisons_together": 3, "num_train_epochs": 6})
 CHAINS: dict[str, list[Step]] = {
     "all at once": [("all", ALL | {"num_train_epochs": 4})],
     "values": [VALUES],
-    "contrasts": [CONTRASTS],
     "values, then all": [VALUES, ("all", ALL)],
     "values, then all for longer": [VALUES, ("all", ALL), ("all", ALL | {"learning_rate": 3e-4, "seed": 1})],
-    "contrasts for longer": [CONTRASTS, ("contrasts", BOTH | {"seed": 1})],
-    "contrasts for longer, then all": [CONTRASTS, ("contrasts", BOTH | {"seed": 1}), ("all", ALL)],
+    "values and things": THINGS[:1],
+    "values and things for longer": THINGS,
+    "values and things for longer, then all": [*THINGS, ("all", ALL)],
+    "contrasts": [CONTRASTS],
+    "contrasts, then all": [CONTRASTS, ("all", ALL)],
 }
 
 
@@ -58,10 +65,8 @@ def learned_from(name: str, out: Path) -> Path:
     """The file of a step."""
     if name == "all":
         return DATA / "train_plain.jsonl.gz"
-    contrasts = read(DATA / "train_plain_contrasts.jsonl.gz")
-    chosen = [row for row in contrasts if name == "contrasts" or row["made"] == "demonstrated"]
     file = out / f"{name}.jsonl"
-    write_jsonl(file, chosen)
+    write_jsonl(file, [row for row in read(DATA / "train_plain_contrasts.jsonl.gz") if row["made"] in KINDS[name]])
     return file
 
 
@@ -119,7 +124,7 @@ def rrm_lm(*parts: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(CHAINS), help="; ".join(CHAINS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "reward_search")
     args = parser.parse_args()
     out = args.output.resolve()
