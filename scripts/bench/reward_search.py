@@ -47,7 +47,7 @@ KINDS = {
 }
 VALUES: Step = ("values", FIRST)
 THINGS: list[Step] = [("values and things", BOTH), ("values and things", BOTH | {"seed": 1})]
-CONTRASTS: Step = ("contrasts", BOTH | {"comparisons_together": 3, "num_train_epochs": 6})
+CONTRASTS: Step = ("contrasts", FIRST | {"comparisons_together": 3, "num_train_epochs": 4})
 CHAINS: dict[str, list[Step]] = {
     "all at once": [("all", ALL | {"num_train_epochs": 4})],
     "values": [VALUES],
