@@ -58,6 +58,8 @@ CHAINS: dict[str, list[Step]] = {
     "values and things for longer, then all": [*THINGS, ("all", ALL)],
     "contrasts": [CONTRASTS],
     "contrasts, then all": [CONTRASTS, ("all", ALL)],
+    "values, then contrasts": [VALUES, CONTRASTS],
+    "values, then contrasts, then all": [VALUES, CONTRASTS, ("all", ALL)],
 }
 
 
