@@ -223,8 +223,8 @@ def _with(response: Response, text: str, user: NoteUser) -> Response:
 
 
 def contrasts(prompt: str, subject: Subject, user: NoteUser) -> list[Comparison]:
-    """What the user demonstrates, beside the same with the wrong value and beside what the note says of another thing.
-    Without the first one if that changes more than the answer, and without the second one if its form differs.
+    """The user's demonstration, compared with the same with the wrong value, and with the answer to another question.
+    The first pair is left out if more than the answer changes, and the second one if its form differs.
     """
     spoiled = _spoiled(user.request(prompt), _response(prompt, subject.shown, user), user)
     found = [] if spoiled is None else [Comparison(spoiled.pair, "answer", "demonstrated")]
@@ -233,7 +233,7 @@ def contrasts(prompt: str, subject: Subject, user: NoteUser) -> list[Comparison]
 
 
 def missing(prompt: str, responses: Iterable[Response], subject: Subject, user: NoteUser) -> list[Comparison]:
-    """What the user demonstrates, beside the best-mannered short response that names no value; empty without one."""
+    """The user's demonstration, compared with the best-mannered short response that names no value, if there is one."""
     request = user.request(prompt)
     values = (request.value, *request.others)
     short = (r for r in responses if r.finished and len(r.text.split()) <= MOST_WORDS)

@@ -1,10 +1,10 @@
 """Makes the notes set: `python data/notes/make.py`.
 
 Writes to this folder, for each part: the questions, what both users demonstrate, and what they say of sampled
-responses; for training, contrasts: what the plain user demonstrates beside three wrong answers; and `statistics.json`.
-Responses are sampled from SmolLM2 (`manners.py`; an hour on two cores, resumable) and saved in `responses.jsonl.gz`;
-while that file exists, the script takes seconds and gives the same bytes every time, which a test checks. `--resample`
-samples them again.
+responses; for training, contrasts: what the plain user demonstrates, compared with three wrong answers; and
+`statistics.json`. Responses are sampled from SmolLM2 (`manners.py`; an hour on two cores, resumable) and saved in
+`responses.jsonl.gz`; while that file exists, the script takes seconds and gives the same bytes every time, which a test
+checks. `--resample` samples them again.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class Command:
     examples: str = ""
     common: str = ""  # settings that `--help` describes; `--help_all` describes all
     first: str = ""  # the setting that takes the words before the first flag
-    usage: str = ""  # placeholder of these words
+    usage: str = ""  # what the help calls these words, such as MODEL
     extra: str = ""  # the extra of this package that the command needs
 
     def read(self, argv: list[str]) -> tuple[Any, ...]:

@@ -93,7 +93,7 @@ class DataArguments(FeedbackSplit, TrainingSource):
     )
 
     def require(self) -> None:
-        require(self, dataset_name="pass --dataset_name my_feedback.jsonl, or a --config such as configs/reward.yaml")
+        require(self, dataset_name="pass --dataset_name my_feedback.jsonl, or --config configs/reward.yaml or sft.yaml")
 
 
 @dataclass

@@ -27,8 +27,8 @@ HOLD_OUT: Any = "hold out"  # hold out the share `eval_fraction` of the training
 def read_feedback(
     args: Any, split: FeedbackSplit, train_dataset: Any, eval_dataset: Any
 ) -> tuple[Feedback, dict[str, Feedback], LeakageReport | None]:
-    """Read and split the feedback, and check for overlap: (training, held out by set name, overlap). Token ids are not
-    feedback, so there is none of them.
+    """Read and split the feedback, and check for overlap: (training, held out by set name, overlap). Both are
+    empty for token ids, which are not feedback.
     """
     if is_pretokenized(train_dataset):
         return Feedback(), {}, None

@@ -92,6 +92,7 @@ def visit(browser: Any, serve: Callable[..., Pages]) -> Iterator[Callable[..., A
             token = next(token for token, name in pages[0].people.items() if name == person)
             page.goto(f"{pages[0].address}/join/{token}")
             page.click("text=Start")
+            page.wait_for_selector("main[data-item]:not([data-item=''])")  # keys pressed before it are lost
         else:
             page.goto(pages[0].address)
         return page
