@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -172,10 +173,11 @@ class Slow:
     def __init__(self, scorer: Any) -> None:
         self.scorer, self.go, self.batches = scorer, threading.Event(), []
         self.model, self.chat, self.micro_batch_tokens = scorer.model, scorer.chat, 64
+        self.may_score: Callable[[], bool] = lambda: self.go.wait(20)
 
     def score_lines(self, lines: Any) -> Any:
         self.batches.append(sum(map(len, lines)))
-        assert self.go.wait(20)
+        assert self.may_score()
         if any(len(line.ids) == 13 for group in lines for per in group for line in per):
             raise RuntimeError("thirteen tokens")
         return self.scorer.score_lines(lines)
@@ -243,18 +245,22 @@ def test_a_deadline_answers_504(slow: Slow) -> None:
 
 
 def test_requests_take_turns_and_a_response_that_breaks_the_model_fails_alone(slow: Slow) -> None:
-    many = {"items": [{"prompt": "who?", "responses": ["yes"] * 300}]}
+    many = {"items": [{"prompt": "who?", "responses": ["yes"] * 1000}]}
     bad = {"items": [{"prompt": "who?", "responses": ["yes", "yes no yes", "no"]}]}
     lengths = [asks.read(slow.chat, ask).tokens for ask in asks.asks_of(bad["items"][0])]
-    with serve_slowly(slow) as url:
-        done: list[str] = []
-        threads = [threading.Thread(target=lambda: (post(url, many), done.append("many")))]
-        threads[0].start()
-        wait_until(lambda: waiting(url) == 300)
-        slow.go.set()
-        answer = post(url, bad)
-        assert not done or threads[0].is_alive()
-        threads[0].join()
+    # 20 batches are enough for the first one, the shared one with its halves, and not for all of `many`.
+    permits, done = threading.Semaphore(0), []
+    slow.may_score = lambda: permits.acquire(timeout=20)
+    with serve_slowly(slow) as url, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: (post(url, many), done.append("many")))
+        wait_until(lambda: waiting(url) == 1000)
+        second = pool.submit(post, url, bad)
+        wait_until(lambda: waiting(url) == 1003)
+        permits.release(20)
+        answer = second.result(20)
+        assert not done
+        permits.release(1000)
+        first.result(20)
     errors = ["error" in one for one in answer.json()["items"][0]["responses"]]
     assert errors == [length == 13 for length in lengths]
 
