@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from rrm_lm.api.policy_model import Policy
+from rrm_lm.api.reward_overseer import RewardOverseer
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.policies.samples import draw
+from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.feedback.asking import judge_questions
-from rrm_lm.feedback.asking.collection import collect, responses_asked_about
+from rrm_lm.feedback.asking.collection import Pair, collect, responses_asked_about
 from rrm_lm.feedback.asking.judge_questions import VERDICT_QUESTION
 from rrm_lm.feedback.asking.llm_judge import SERVED, ServedJudge
 from rrm_lm.feedback.asking.overseers import Overseer
+from rrm_lm.feedback.criteria.edits import edited
 from rrm_lm.feedback.reading.prompts import prompt_sources
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.feedback.splits import limit_prompts
@@ -70,7 +76,8 @@ def collect_feedback(args: CollectArguments) -> None:
                 prompts,
                 responses,
                 **choice,
-                critiques=args.critiques,
+                edits=_edited_pairs(args, overseer, prompts, responses),
+                critiques=args.critiques and not isinstance(overseer, RewardOverseer),
                 round_number=args.round,
                 path=path / FEEDBACK,
                 at_once=int(getattr(overseer, "at_once", 1)),
@@ -82,24 +89,28 @@ def collect_feedback(args: CollectArguments) -> None:
 
 
 def load_overseer(args: CollectArguments) -> Overseer:
-    """The overseer that the settings name: ``llm:MODEL``, a file of a simulated user's requests, or
-    ``file.py:function`` (or ``module:function``), a function without arguments that returns an overseer. Raises
-    ConfigError: none of these, a function that returns something else, or an overseer that cannot read critiques.
+    """The overseer that the settings name: ``llm:MODEL``, the folder of a reward model, a file of a simulated user's
+    requests, or ``file.py:function`` (or ``module:function``), a function without arguments that returns an overseer.
+    Raises ConfigError: none of these, a function that returns something else, or an overseer that reads no critiques.
     """
     name, with_critic = str(args.overseer), args.critic is not None
     if name.startswith(SERVED):
         question = judge_questions.noted(VERDICT_QUESTION) if with_critic else VERDICT_QUESTION
         return ServedJudge(name.removeprefix(SERVED), args.base_url, question=question, key_variable=args.judge_key_env)
-    if (user := load_user(name, args)) is not None:
+    if Path(name).expanduser().is_dir():
+        found: Overseer | None = RewardOverseer(load_scorer(name, trust_remote_code=args.allow_code), Path(name).name)
+    else:
+        found = load_user(name, args)
+    if found is not None:
         if with_critic:
             raise ConfigError(
-                "The simulated user would mistake a critique for part of the response",
+                f"The {found.name} would mistake a critique for part of the response",
                 where="critic",
                 expected="an overseer that reads critiques: llm:MODEL, or your own as file.py:function",
             )
-        return user
+        return found
     if ":" not in name:
-        expected = "llm:MODEL, a file of requests such as data/assistant/requests.jsonl, or file.py:function"
+        expected = "llm:MODEL, a reward model's folder, a file of requests, or file.py:function"
         raise ConfigError(f"There is no overseer {name!r}", where="overseer", expected=expected)
     overseer = load_function(name)()
     if not isinstance(overseer, Overseer):
@@ -130,3 +141,26 @@ def _draw_responses(args: CollectArguments, prompts: list[Prompt]) -> list[list[
             progress=progress,
         )
     return [[response.text for response in group] for group in drawn]
+
+
+def _edited_pairs(
+    args: CollectArguments, overseer: Overseer, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]
+) -> list[Pair]:
+    """Up to `args.edits` pairs per prompt of a response and an edit of it that moves a criterion of the overseer."""
+    if not args.edits:
+        return []
+    criteria = overseer.criteria if isinstance(overseer, RewardOverseer) else []
+    if not criteria:
+        raise ConfigError(
+            f"The overseer {args.overseer} has no criteria, which say what is edited",
+            where="edits",
+            expected="a reward model that was trained with --criteria",
+        )
+    found: list[Pair] = []
+    for place, (prompt, group) in enumerate(zip(prompts, responses, strict=True)):
+        other = next((text for text in responses[place - 1] if text.strip()), "")
+        texts = list(dict.fromkeys(text for text in group if text.strip()))
+        pairs = [(text, edit) for text in texts for edit in edited(criteria, prompt[-1].content, text, other).values()]
+        rng = random.Random(f"{args.seed}/{prompt[-1].content}")
+        found += [(prompt, pair) for pair in rng.sample(pairs, min(args.edits, len(pairs)))]
+    return found

@@ -64,11 +64,14 @@ class CollectArguments(ReadLimits, ServerArguments, CriticArguments, CodeArgumen
     max_prompts: int | None = option(None, "Use only this many prompts, drawn with the seed.")
     overseer: str | None = option(
         None,
-        "Who compares: llm:MODEL at base_url, a file of a simulated user's requests, or file.py:function, a function "
-        "that returns an overseer (see rrm_lm/feedback/asking/overseers.py).",
+        "Who compares: llm:MODEL at base_url, the folder of a reward model, a file of a simulated user's requests, or "
+        "file.py:function, a function that returns an overseer (see rrm_lm/feedback/asking/overseers.py).",
     )
     samples: int = option(4, "Answers per prompt.")
     comparisons_per_prompt: int = option(1, "Most pairs of answers to ask about per prompt.")
+    edits: int = option(
+        0, "Also ask about this many pairs per prompt of an answer and an edit of it, if the overseer has criteria."
+    )
     critiques: bool = option(True, "Also ask for a critique of each compared answer.")
     round: int = option(1, "Number of the round in records and reports.")
     max_new_tokens: int = option(128, "Most tokens per answer.")
@@ -82,7 +85,7 @@ class CollectArguments(ReadLimits, ServerArguments, CriticArguments, CodeArgumen
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_minimum(self, samples=2, comparisons_per_prompt=1, round=1, max_new_tokens=1, max_prompts=1)
+        check_minimum(self, samples=2, comparisons_per_prompt=1, round=1, max_new_tokens=1, max_prompts=1, edits=0)
         check(self, ("temperature", self.temperature > 0, "above 0"))
 
     def require(self) -> None:

@@ -1,18 +1,22 @@
 """Do words help when there are few comparisons? Linear rewards from detectors, without and with criteria from words.
 
-    python scripts/bench/words.py      (writes results/words_linear.json; minutes)
+    python scripts/bench/words.py                                   (data/notes and data/assistant; minutes)
+    python scripts/bench/words.py --feedbackqa FOLDER               (also FeedbackQA: train.jsonl.gz, dev.jsonl.gz)
 
-Only the part that is fitted on top of a reward model: there is no LoRA here, and no question to a model. Per draw of n
-comparisons of one simulated person, arms differ in the criteria and in the prior's mean of their weights:
+This measures the part that `rrm-lm reward --criteria` fits on top of the LoRA reward, alone: there is no LoRA and no
+question to a model. Each draw of n comparisons of one person is given to all arms (`words_arms.py`):
 
-- `no_words`: all detectors, each in the direction of more, prior mean 0;
-- `words`: criteria that the n comparisons' critiques name, with the prior that `rrm-lm criteria` gives;
-- `words_and_all`: the same, and all other detectors with prior mean 0;
-- `other_person`: as `words_and_all`, with the other person's critiques of the same responses;
-- `flat`: as `words_and_all`, with the same prior mean for all that is named, in the direction that most want;
-- `shuffled`: as `words_and_all`, with critiques of other responses of the draw.
+- `no_words`: all detectors with prior mean 0; `words`: the same, and the criteria that the n comparisons' critiques
+  name, with the prior that `rrm-lm criteria` gives; `words_only`: those criteria alone;
+- `default`: all detectors, with prior means that were fitted to other sets;
+- `other_person`: the other simulated person's critiques of the same responses; `shuffled`: critiques of other responses
+  of the draw; `flat`: one prior mean for all that is named, in the wanted direction;
+- `checkboxes`: the aspects that the critiques name, in clauses that are read without fault;
+- `equal_time`: no words, and as many comparisons as take a person the time of n comparisons with critiques.
 
-Accuracy is on the validation part; intervals are over draws and prompts (`metrics.over_runs`).
+Accuracy is on the held-out part (`validation` of data/notes); intervals are over draws and prompts
+(`metrics.over_runs`). The primary contrast is `words` against `no_words` and `other_person` at n = 16, both simulated
+people together; all others are secondary, with p-values by Holm's method.
 """
 
 from __future__ import annotations
@@ -21,75 +25,76 @@ import argparse
 import logging
 import random
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from common import save
+from words_arms import ARMS, DETECTORS_ALONE, Draw, arms_of, with_critiques
 
 from rrm_lm.evaluation.preferences.criteria import PRIOR_STD, CriteriaReward
-from rrm_lm.evaluation.statistics.metrics import over_runs
+from rrm_lm.evaluation.statistics.metrics import over_runs, verdict
 from rrm_lm.feedback.criteria.detectors import DETECTORS
-from rrm_lm.feedback.criteria.finding import find_criteria
 from rrm_lm.feedback.criteria.records import Criterion
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison
 
-DATA = Path(__file__).parents[2] / "data" / "notes"
+DATA = Path(__file__).parents[2] / "data"
 PEOPLE = ("plain", "thorough")
-BUDGETS, DRAWS = (8, 16, 32), 20
-PLAIN = [Criterion(f"has more {name}", f"detector_{name}", name, weight=0.0) for name in DETECTORS]
-
-Arm = Callable[[list[Comparison], list[Comparison], random.Random], list[Criterion]]
-
-
-def named(pairs: Sequence[Comparison]) -> list[Criterion]:
-    """What critiques name, without the questions to a model."""
-    return [one for one in find_criteria(pairs).criteria if not one.question]
+BUDGETS, PRIMARY_BUDGET, AIM = {8: 20, 16: 20, 32: 20, 256: 3}, 16, 0.03  # draws of each budget
+# Assumed seconds of a person: to read two answers and choose one, and to write two critiques of 8 to 40 words.
+SECONDS_TO_COMPARE, SECONDS_TO_CRITICIZE = 20, 40
+Floats = NDArray[np.float64]
+Runs = dict[str, Floats]  # for each arm, (draws, pairs): 1 where the chosen response is preferred, 1/2 for ties
 
 
-def with_all(criteria: list[Criterion]) -> list[Criterion]:
-    used = {one.measure for one in criteria if one.target is None}
-    return criteria + [one for one in PLAIN if one.measure not in used]
+@dataclass
+class Set:
+    """One person's comparisons, to draw from and held out."""
+
+    train: list[Comparison]
+    test: list[Comparison]
+    person: str = ""
+    theirs: dict[Any, tuple[str, ...]] = field(default_factory=dict)  # critiques by another person, of responses
+
+    @property
+    def prompts(self) -> list[str]:
+        return [one.prompt_id for one in self.test]
 
 
-def shuffled(pairs: list[Comparison], generator: random.Random) -> list[Comparison]:
-    texts = [critiques for one in pairs for critiques in (one.chosen_critiques, one.rejected_critiques)]
-    generator.shuffle(texts)
-    sides = zip(pairs, texts[::2], texts[1::2], strict=True)
-    return [replace(one, chosen_critiques=first, rejected_critiques=second) for one, first, second in sides]
+def comparisons(file: Path) -> list[Comparison]:
+    return list(load_feedback(str(file)).comparisons)
 
 
-ARMS: dict[str, Arm] = {
-    "no_words": lambda pairs, other, generator: PLAIN,
-    "words": lambda pairs, other, generator: named(pairs),
-    "words_and_all": lambda pairs, other, generator: with_all(named(pairs)),
-    "other_person": lambda pairs, other, generator: with_all(named(other)),
-    "flat": lambda pairs, other, generator: with_all([replace(one, weight=PRIOR_STD) for one in named(pairs)]),
-    "shuffled": lambda pairs, other, generator: with_all(named(shuffled(pairs, generator))),
-}
+def notes(person: str) -> Set:
+    """A simulated person of data/notes: the comparisons whose responses the other person criticized, too."""
+    mine, other = (comparisons(DATA / "notes" / f"train_{one}.jsonl.gz") for one in sorted(PEOPLE, key=person.__ne__))
+    theirs: dict[Any, tuple[str, ...]] = {}
+    for one in other:
+        theirs |= {(one.prompt, one.chosen): one.chosen_critiques, (one.prompt, one.rejected): one.rejected_critiques}
+    both = [one for one in mine if {(one.prompt, one.chosen), (one.prompt, one.rejected)} <= set(theirs)]
+    return Set(both, comparisons(DATA / "notes" / f"validation_{person}.jsonl.gz"), person, theirs)
 
 
-def others_critiques(pairs: Sequence[Comparison], critiques: dict[Any, tuple[str, ...]]) -> list[Comparison]:
-    """The comparisons with another person's critiques of the same responses, where there are some."""
-    return [
-        replace(
-            one,
-            chosen_critiques=critiques.get((one.prompt, one.chosen), ()),
-            rejected_critiques=critiques.get((one.prompt, one.rejected), ()),
-        )
-        for one in pairs
-    ]
+def default_weights(name: str, sets: Mapping[str, Set]) -> dict[str, float]:
+    """The weights of all detectors, fitted to the comparisons of the other sets. The two simulated people of data/notes
+    judge the same responses, so neither is used for the other.
+    """
+    others = [one for other, one in sets.items() if other != name and not (one.person and sets[name].person)]
+    reward = CriteriaReward(DETECTORS_ALONE)
+    reward.fit([pair for other in others for pair in other.train])
+    return {one.measure: one.weight for one in reward.criteria if one.scale}
 
 
-def accuracy(criteria: list[Criterion], pairs: list[Comparison], test: list[Comparison]) -> NDArray[np.float64]:
+def right(criteria: list[Criterion], pairs: list[Comparison], test: list[Comparison]) -> Floats:
     """(test,) 1 where the fitted criteria prefer the chosen response, 1/2 for ties."""
     reward = CriteriaReward(criteria)
     reward.fit(pairs)
@@ -97,51 +102,103 @@ def accuracy(criteria: list[Criterion], pairs: list[Comparison], test: list[Comp
     return (np.sign(found[:, 0] - found[:, 1]) + 1) / 2
 
 
-def measured(person: str, draws: int) -> dict[str, Any]:
-    """Accuracy and gains of one person, by budget and arm."""
-    train, other = (
-        load_feedback(str(DATA / f"train_{one}.jsonl.gz")).comparisons for one in sorted(PEOPLE, key=person.__ne__)
-    )
-    test = list(load_feedback(str(DATA / f"validation_{person}.jsonl.gz")).comparisons)
-    critiques: dict[Any, tuple[str, ...]] = {}
-    for one in other:
-        critiques |= {
-            (one.prompt, one.chosen): one.chosen_critiques,
-            (one.prompt, one.rejected): one.rejected_critiques,
-        }
-    both = [one for one in train if {(one.prompt, one.chosen), (one.prompt, one.rejected)} <= set(critiques)]
-    prompts = [one.prompt_id for one in test]
-    found: dict[str, Any] = {"pairs_that_both_criticized": len(both), "validation_pairs": len(test)}
-    for budget in BUDGETS:
-        right: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ARMS}
-        for draw in range(draws):
-            generator = random.Random(f"{person}/{budget}/{draw}")
-            pairs = generator.sample(both, budget)
-            theirs = others_critiques(pairs, critiques)
-            for name, arm in ARMS.items():
-                right[name].append(accuracy(arm(pairs, theirs, random.Random(draw)), pairs, test))
-        runs = {name: np.stack(rows) for name, rows in right.items()}
-        found[str(budget)] = {
-            "accuracy": {name: asdict(over_runs(rows, prompts)) for name, rows in runs.items()},
-            "words_and_all_over": {
-                name: asdict(over_runs(runs["words_and_all"] - rows, prompts))
-                for name, rows in runs.items()
-                if name != "words_and_all"
-            },
-        }
-        print(person, budget, {name: f"{100 * rows.mean():.1f}" for name, rows in runs.items()}, flush=True)
-    return found
+def drawn(name: str, one: Set, budget: int, number: int, default: Mapping[str, float]) -> Draw:
+    generator = random.Random(f"{name}/{budget}/{number}")
+    pairs = generator.sample(one.train, budget)
+    used = set(map(id, pairs))
+    rest = [pair for pair in one.train if id(pair) not in used]
+    more = budget * SECONDS_TO_CRITICIZE // SECONDS_TO_COMPARE
+    longer = pairs + generator.sample(rest, min(more, len(rest)))
+    texts = (one.theirs.get((pair.prompt, text), ()) for pair in pairs for text in (pair.chosen, pair.rejected))
+    theirs = with_critiques(pairs, texts) if one.theirs else []
+    return Draw(pairs, longer, theirs, default, number, one.person)
+
+
+def runs_of(name: str, one: Set, budget: int, draws: int, default: Mapping[str, float]) -> Runs:
+    found: dict[str, list[Floats]] = {}
+    for number in range(draws):
+        draw = drawn(name, one, budget, number, default)
+        for arm in arms_of(draw):
+            pairs = draw.longer if arm == "equal_time" else draw.pairs
+            found.setdefault(arm, []).append(right(ARMS[arm](draw), pairs, one.test))
+    print(name, budget, {arm: f"{100 * np.mean(rows):.1f}" for arm, rows in found.items()}, flush=True)
+    return {arm: np.stack(rows) for arm, rows in found.items()}
+
+
+def table(runs: Runs, prompts: Sequence[str]) -> dict[str, Any]:
+    """Accuracy of each arm, and the gain of `words` over each other arm."""
+    gains = {arm: over_runs(runs["words"] - rows, prompts) for arm, rows in runs.items() if arm != "words"}
+    return {
+        "accuracy": {arm: asdict(over_runs(rows, prompts)) for arm, rows in runs.items()},
+        "gain_over": {arm: asdict(gain) for arm, gain in gains.items()},
+    }
+
+
+def primary(runs: Mapping[tuple[str, int], Runs], sets: Mapping[str, Set]) -> dict[str, Any]:
+    """The primary contrast, with its verdict by rule: both gains at least the aim, and both intervals above 0."""
+    some = [runs[person, PRIMARY_BUDGET] for person in PEOPLE]
+    prompts = [prompt for person in PEOPLE for prompt in sets[person].prompts]
+    gains = {
+        arm: over_runs(np.concatenate([one["words"] - one[arm] for one in some], axis=1), prompts)
+        for arm in ("no_words", "other_person")
+    }
+    reached = all(gain.value >= AIM and verdict(gain) == "better" for gain in gains.values())
+    return {
+        "budget": PRIMARY_BUDGET, "aim": AIM, "verdict": "aim reached" if reached else "aim not reached",
+        "gain_over": {arm: asdict(gain) | {"verdict": verdict(gain)} for arm, gain in gains.items()},
+    }  # fmt: skip
+
+
+def add_p_values(found: Mapping[str, Any]) -> None:
+    """Add Holm's adjusted two-sided p-values to all gains, which are secondary."""
+    gains = [gain for budgets in found.values() for one in budgets.values() for gain in one["gain_over"].values()]
+    raw = np.array([p_value(gain) for gain in gains])
+    order = np.argsort(raw)
+    adjusted = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1))
+    for place, value in zip(order, adjusted, strict=True):
+        gains[place]["p_holm"] = round(float(min(value, 1.0)), 4)
+
+
+def p_value(gain: Mapping[str, Any]) -> float:
+    """Two-sided, from a 95% interval."""
+    half = (gain["high"] - gain["low"]) / 2
+    return float(2 * norm.sf(abs(gain["value"]) / half * norm.ppf(0.975))) if half > 0 else 1.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--feedbackqa", type=Path, help="folder with train.jsonl.gz and dev.jsonl.gz")
     args = parser.parse_args()
     logging.getLogger("rrm_lm").setLevel(logging.ERROR)  # with few comparisons, many detectors do not vary
     for name, one in DETECTORS.items():
         DETECTORS[name] = replace(one, measure=cache(one.measure))  # each response is measured in many draws
-    found = {person: measured(person, args.draws) for person in PEOPLE}
-    print(save("words_linear.json", {"draws": args.draws, "prior_std": PRIOR_STD, "sets": found}))
+    sets = {person: notes(person) for person in PEOPLE}
+    folders = {"assistant": (DATA / "assistant", "heldout"), "feedbackqa": (args.feedbackqa, "dev")}
+    for name, (folder, held_out) in folders.items():
+        if folder is not None:
+            sets[name] = Set(comparisons(folder / "train.jsonl.gz"), comparisons(folder / f"{held_out}.jsonl.gz"))
+    runs: dict[tuple[str, int], Runs] = {}
+    for name, one in sets.items():
+        default = default_weights(name, sets)
+        for budget, draws in BUDGETS.items():
+            if budget <= len(one.train) // 2:
+                runs[name, budget] = runs_of(name, one, budget, draws, default)
+    found = {
+        name: {str(n): table(some, one.prompts) for (other, n), some in runs.items() if other == name}
+        for name, one in sets.items()
+    }
+    add_p_values(found)
+    print(
+        save(
+            "words.json",
+            {
+                "draws": BUDGETS, "prior_std": PRIOR_STD,
+                "seconds": {"to_compare": SECONDS_TO_COMPARE, "to_criticize": SECONDS_TO_CRITICIZE},
+                "pairs": {name: {"train": len(one.train), "held_out": len(one.test)} for name, one in sets.items()},
+                "primary": primary(runs, sets), "sets": found,
+            },
+        )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

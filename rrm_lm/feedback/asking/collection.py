@@ -86,6 +86,7 @@ def collect(
     responses_per_prompt: Sequence[Sequence[str]],
     *,
     comparisons_per_prompt: int = 1,
+    edits: Sequence[Pair] = (),
     critiques: bool = True,
     round_number: int = 1,
     path: str | Path | None = None,
@@ -103,6 +104,7 @@ def collect(
         prompts: The prompts. Repeated prompts are merged, with all their responses.
         responses_per_prompt: The policy's responses to each prompt.
         comparisons_per_prompt: Maximum number of pairs per prompt.
+        edits: More pairs to ask about: a response and an edit of it.
         round_number: The round of feedback; records carry it as their `subset` "round 2".
         path: The feedback file to write, as JSON Lines, with the journal of answers next to it (`ASKED` is added to the
             name). If the journal exists, only missing answers are asked for. None keeps everything in memory.
@@ -120,6 +122,7 @@ def collect(
         at_once = int(getattr(overseer, "at_once", 1))
     label = f"{overseer.name}, round {round_number}"
     pairs, counts = _pairs(prompts, responses_per_prompt, comparisons_per_prompt, seed, label)
+    pairs += edits
     header = {"overseer": overseer.name, "limit": overseer.limit, "round": round_number}
     with _journal(path, header) as journal:
         answers = _Answers(journal, at_once, progress)

@@ -187,3 +187,47 @@ def test_edited_criteria_are_another_model(trained: Path, tmp_path: Path) -> Non
 
 def short(prompts: Any, responses: Any) -> list[float]:
     return [-float(len(one)) for one in responses]
+
+
+def test_an_ordinary_reward_model_learns_what_one_with_criteria_says(
+    trained: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"what is it {n}?"}) for n in range(6)))
+    flags = ["--prompts", str(prompts), "--max_new_tokens", "6", "--samples", "3", "--output_dir"]
+    asked = ["collect", str(tiny), *flags, str(tmp_path / "soft"), "--overseer", str(trained), "--edits", "2"]
+    assert main(asked) == 0
+    rows = [json.loads(line) for line in (tmp_path / "soft" / "feedback.jsonl").read_text().splitlines()]
+    counts = json.loads((tmp_path / "soft" / "counts.json").read_text())
+    assert 6 < counts["pairs"] <= 18 and counts["missing_critiques"] == 0
+    reward = rrm_lm.RewardModel.from_pretrained(trained)
+    for row in rows:
+        chosen, rejected = reward.score(row["prompt"], [row[side][0]["content"] for side in ("chosen", "rejected")])
+        assert row["margin"] == pytest.approx(chosen - rejected, abs=1e-4)
+
+    student = rrm_lm.RewardConfig(
+        output_dir=str(tmp_path / "student"), use_cpu=True, report_to="none", max_steps=60, learning_rate=5e-3,
+        grades="target", merge=True, eval_fraction=0,
+    )  # fmt: skip
+    rrm_lm.RewardTrainer(str(tiny), student, train_dataset=rows, eval_dataset=None).train()
+    learned = rrm_lm.RewardModel.from_pretrained(tmp_path / "student" / "merged")
+    margins = [
+        np.subtract(*learned.score(row["prompt"], [row[side][0]["content"] for side in ("chosen", "rejected")]))
+        for row in rows
+    ]
+    assert np.corrcoef(margins, [row["margin"] for row in rows])[0, 1] > 0.5
+
+    (tmp_path / "plain").mkdir()
+    capsys.readouterr()
+    asked = [
+        "collect",
+        str(tiny),
+        *flags,
+        str(tmp_path / "no"),
+        "--overseer",
+        str(tmp_path / "student"),
+        "--edits",
+        "2",
+    ]
+    assert main(asked) == 2
+    assert "has no criteria, which say what is edited" in capsys.readouterr().err
