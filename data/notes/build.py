@@ -19,6 +19,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 SEED = 0
 NOTES = {"train": 150, "validation": 50, "test": 70}  # and those written by hand, which belong to test
+MORE_NOTES = 360  # of the patterns of train.yaml and more.yaml
 _GAP = re.compile(r"\{(\w+)(?:=([^}]*))?\}")
 _STOP_WORDS = """
     a an the of to in on at is are be for and or it its by from with that this which who whom whose what when where how
@@ -94,12 +95,33 @@ def _part(part: str) -> Iterator[Question]:
         yield from _ask(part, number, name, pattern, _filled(pattern, values, rng), turn, wordings)
 
 
+def more_questions() -> list[Question]:
+    """Questions for training alone, on all values that a pattern asks for: in other notes of the training patterns, and
+    in notes of more patterns. The same at every call.
+    """
+    values, patterns = _read("values")["train"], [*_read("train"), *_read("more")]
+    rng = random.Random(f"{SEED} more")
+    wordings = itertools.cycle(("plain", "task", "hard"))
+    found: list[Question] = []
+    for number in range(MORE_NOTES):
+        place = number % len(patterns)
+        filled = _filled(patterns[place], values, rng)
+        kinds = {gap[:-1] for gap in filled}
+        found += _ask("more", number, f"more{place}", patterns[place], filled, 0, wordings, most=len(kinds))
+        if place == len(patterns) - 1:
+            next(wordings)  # another wording of each question in the next round
+    return found
+
+
 def _ask(
-    part: str, number: int, name: str, pattern: Mapping, filled: Mapping[str, str], turn: int, wordings: Iterator[str]
-) -> Iterator[Question]:
-    """Two or four questions about one note: on both values of a type, so that a guess is right half the time."""
+    part: str, number: int, name: str, pattern: Mapping, filled: Mapping[str, str], turn: int, wordings: Iterator[str],
+    most: int | None = None,
+) -> Iterator[Question]:  # fmt: skip
+    """Two questions on each of `most` types of values in a note (one or two if None): on both values of the type, so
+    that a guess is right half the time.
+    """
     kinds = sorted({gap[:-1] for gap in filled})
-    chosen = [kinds[(turn + step) % len(kinds)] for step in range(1 + number % 2)]
+    chosen = [kinds[(turn + step) % len(kinds)] for step in range(most or 1 + number % 2)]
     note = _GAP.sub(lambda match: filled[match[1]], pattern["note"])
     note = note[:1].upper() + note[1:]
     by_hand = name.startswith("byhand")

@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from build import Question, by_overlap, questions
+from build import MORE_NOTES, Question, by_overlap, more_questions, questions
 from comparisons import Subject, comparisons, contrasts, demonstration, full_answer, missing, record, summary
 from manners import ROWS_PER_QUESTION, copies_example, sample_responses, sample_tuned, tune
 
 from rrm_lm import storage
-from rrm_lm.simulated.note_users import WEIGHTS, NoteUser
+from rrm_lm.simulated.note_users import WEIGHTS, NoteUser, request_of
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from pairs import judged
@@ -59,16 +59,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             chosen = comparisons(groups, user, subjects(by_part[part], manner), f"{manner} {part}")
             write_gzipped(HERE / f"{part}_{manner}.jsonl.gz", [record(comparison, user) for comparison in chosen])
             report[part][manner] = summary(chosen, user)
-    user = NoteUser.from_file(HERE / "train_questions.jsonl.gz")
-    groups = judged([row for row in sampled if row["part"] == "train"], user, "prompt", keep_shared=True)
-    shown = [
-        record(pair, user)
-        for prompt, subject in subjects(by_part["train"], "plain").items()
-        for pair in [*contrasts(prompt, subject, user), *missing(prompt, groups.get(prompt, ()), subject, user)]
-    ]
+    report["train"]["contrasts"], shown = shown_contrasts(by_part["train"], sampled)
     write_gzipped(HERE / "train_plain_contrasts.jsonl.gz", shown)
     storage.write_json(HERE / "statistics.json", report)
     print(storage.json_text(report))
+
+
+def shown_contrasts(asked: Sequence[Question], sampled: Sequence[dict]) -> tuple[dict, list[dict]]:
+    """What the plain user demonstrates, compared with wrong answers, and their counts: to questions about other notes
+    of the training patterns, and, where the wrong answer is a sampled response, to the questions of the training part.
+    """
+    more = more_questions()
+    user = NoteUser(request_of(question.row(), "more_questions") for question in [*more, *asked])
+    pairs = [pair for prompt, one in subjects(more, "plain").items() for pair in contrasts(prompt, one, user)]
+    groups = judged([row for row in sampled if row["part"] == "train"], user, "prompt", keep_shared=True)
+    for prompt, one in subjects(asked, "plain").items():
+        pairs += missing(prompt, groups.get(prompt, ()), one, user)
+    counts = {"notes": MORE_NOTES, "questions": len(more), **Counter(pair.made for pair in pairs)}
+    return counts, [record(pair, user) for pair in pairs]
 
 
 def subjects(asked: Sequence[Question], manner: str) -> dict[str, Subject]:

@@ -91,7 +91,7 @@ class NoteUser(Requester[NoteRequest]):
         """Read the questions from JSON lines (`data/notes/train_questions.jsonl.gz`). Raises DataError if a row is not
         such a question, or its right and wrong values overlap.
         """
-        return cls([_request(entry, f"{path}, row {row}") for row, entry in read_rows(Path(path), limits)], manner)
+        return cls([request_of(entry, f"{path}, row {row}") for row, entry in read_rows(Path(path), limits)], manner)
 
     def judge(self, prompt: Prompt | str, response: str) -> NoteJudgement:
         return judge_note_response(self.request(prompt), response, self.manner)
@@ -159,7 +159,7 @@ def _source(note: str, text: str) -> float:
     return 0.5 if _MENTION_OF_NOTE.search(text) else 0.0
 
 
-def _request(entry: Mapping[str, object], where: str) -> NoteRequest:
+def request_of(entry: Mapping[str, object], where: str) -> NoteRequest:
     try:
         request = NoteRequest(
             text=str(entry["prompt"]),

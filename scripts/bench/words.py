@@ -37,7 +37,7 @@ from scipy.stats import norm
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import save
+from common import commit, machine, save
 from words_arms import ARMS, DETECTORS_ALONE, Draw, arms_of, with_critiques
 
 from rrm_lm.evaluation.preferences.criteria import PRIOR_STD, CriteriaReward
@@ -150,8 +150,9 @@ def primary(runs: Mapping[tuple[str, int], Runs], sets: Mapping[str, Set]) -> di
 
 
 def add_p_values(found: Mapping[str, Any]) -> None:
-    """Add Holm's adjusted two-sided p-values to all gains, which are secondary."""
+    """Add Holm's adjusted two-sided p-values to all gains with intervals, which are secondary."""
     gains = [gain for budgets in found.values() for one in budgets.values() for gain in one["gain_over"].values()]
+    gains = [gain for gain in gains if not gain["kind"].startswith("range")]  # too few draws
     raw = np.array([p_value(gain) for gain in gains])
     order = np.argsort(raw)
     adjusted = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1))
@@ -192,7 +193,7 @@ def main() -> None:
         save(
             "words.json",
             {
-                "draws": BUDGETS, "prior_std": PRIOR_STD,
+                "commit": commit(), "machine": machine(), "draws": BUDGETS, "prior_std": PRIOR_STD,
                 "seconds": {"to_compare": SECONDS_TO_COMPARE, "to_criticize": SECONDS_TO_CRITICIZE},
                 "pairs": {name: {"train": len(one.train), "held_out": len(one.test)} for name, one in sets.items()},
                 "primary": primary(runs, sets), "sets": found,

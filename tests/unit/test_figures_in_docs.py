@@ -71,12 +71,19 @@ def clauses() -> Iterator[str]:
 
 
 def words() -> Iterator[str]:
-    for person, found in result("words_linear")["sets"].items():
+    found = result("words")
+    for name, sets in found["sets"].items():
         for budget in ("8", "16", "32"):
-            one, gains = found[budget]["accuracy"], found[budget]["words_and_all_over"]
-            before, after = (f"{100 * one[name]['value']:.1f}%" for name in ("no_words", "words_and_all"))
-            cells = [points(gains[name]) for name in ("no_words", "other_person", "shuffled", "flat")]
-            yield f"| {person} | {budget} | {before} | {after} | {' | '.join(cells)} |"
+            one, gains = sets[budget]["accuracy"], sets[budget]["gain_over"]
+            before, after = (f"{100 * one[arm]['value']:.1f}%" for arm in ("no_words", "words"))
+            cells = [
+                points(gains[arm]) if arm in gains else "-"
+                for arm in ("no_words", "other_person", "default", "equal_time", "checkboxes")
+            ]
+            yield f"| {name} | {budget} | {before} | {after} | {' | '.join(cells)} |"
+    for arm in ("no_words", "other_person"):
+        yield f"**{points(found['primary']['gain_over'][arm])}**"
+    assert found["primary"]["verdict"] == "aim reached"
 
 
 def served() -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import importlib.util
 import json
 import re
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.simulated.note_users import WEIGHTS, NoteUser, answers
+from rrm_lm.simulated.note_users import WEIGHTS, NoteUser, answers, request_of
 from rrm_lm.simulated.values import mentions
 
 FOLDER = Path(__file__).parents[3] / "data" / "notes"
@@ -146,10 +147,15 @@ def test_what_a_user_demonstrates_is_worth_most_to_that_user(part: str, manner: 
     assert min(golds) >= 0.8 and sum(golds) / len(golds) >= 0.95
 
 
-def test_contrasts_have_the_wrong_value_or_answer_another_question_or_name_no_value() -> None:
+def test_contrasts_have_the_wrong_value_or_answer_another_question_or_name_no_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build = built(monkeypatch)
+    more = [question.row() for question in build.more_questions()]
+    asked = {row["prompt"]: row for row in [*rows("train"), *more]}
+    judge = NoteUser(request_of(row, "") for row in asked.values())
     with gzip.open(FOLDER / "train_plain_contrasts.jsonl.gz", "rt", encoding="utf-8") as stream:
         contrasts = [json.loads(line) for line in stream]
-    asked, judge = {row["prompt"]: row for row in rows("train")}, user("train")
     for contrast in contrasts:
         prompt, chosen, rejected = texts(contrast)
         row = asked[prompt]
@@ -162,7 +168,26 @@ def test_contrasts_have_the_wrong_value_or_answer_another_question_or_name_no_va
     made = {(texts(contrast)[0], contrast["made"]) for contrast in contrasts}
     assert len(made) == len(contrasts)
     assert {kind for _, kind in made} == {"demonstrated", "elsewhere", "missing"}
-    assert all((prompt, kind) in made for prompt in asked for kind in ("demonstrated", "elsewhere"))
+    assert all((row["prompt"], kind) in made for row in more for kind in ("demonstrated", "elsewhere"))
+
+
+def test_more_questions_share_no_pattern_and_no_value_with_the_other_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = built(monkeypatch)
+    more = build.more_questions()
+    assert len({question.pattern for question in more}) == 60 and more == build.more_questions()
+    asked, said = {question.question for question in more}, {question.say for question in more}
+    values = {(question.kind, question.value) for question in more}
+    for part in ("validation", "test"):
+        assert not {row["question"] for row in rows(part)} & asked
+        assert not {row["say"] for row in rows(part)} & said
+        assert not {(row["kind"], row["value"]) for row in rows(part)} & values
+
+
+def built(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The set's own module `build`, which is not in a package."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.delitem(sys.modules, "build", raising=False)
+    return importlib.import_module("build")
 
 
 @pytest.mark.parametrize(("part", "manner"), EACH_SET)
