@@ -181,7 +181,7 @@ _ALL = (
     ),
     Command(
         "push",
-        "publish a model on the Hugging Face Hub, without secrets and paths",
+        "publish a model on the Hugging Face Hub",
         "runs.push:push",
         "settings.publishing:PushArguments",
         examples="""

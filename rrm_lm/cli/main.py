@@ -148,6 +148,7 @@ Examples:
   rrm-lm reward --dataset_name my_pairs.jsonl --output_dir outputs/reward
   rrm-lm evaluate --model outputs/reward --dataset other_pairs.jsonl
   rrm-lm policy --prompts my_prompts.jsonl --reward_model outputs/reward
+  rrm-lm serve --model outputs/reward
 
 usage: rrm-lm COMMAND [--config FILE.yaml] [--SETTING VALUE ...]
 
