@@ -6,6 +6,7 @@ import logging
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,23 @@ def write_judgement(
         location=location,
         base_model=base_model,
         datasets=[str(name) for name in names] if isinstance(names, list) else [],
+        sources=_sources(sets),
         training=settings if base_model else {},
         leakage=leak.summary() if leak is not None else "",
     )
     write_text(folder / "README.md", model_card(evaluation, card))
+    if base_model and (merged := folder / "merged").is_dir():
+        merged_card = replace(card, kind="merged", location=str(Path(location, "merged")))
+        write_text(merged / "README.md", model_card(evaluation, merged_card))
     show(evaluation)
     logger.info("report: %s", folder / "report.html")
+
+
+def _sources(sets: Mapping[str, Feedback]) -> dict[str, tuple[str, str]]:
+    """Name and commit on the Hub of each set that is read from one Hub set."""
+    read = {name: feedback.counts.files for name, feedback in sets.items()}
+    known = {name: files[0] for name, files in read.items() if len(files) == 1 and files[0].revision}
+    return {name: (one.file.partition("[")[0], one.revision) for name, one in known.items()}
 
 
 def show(evaluation: Evaluation) -> None:

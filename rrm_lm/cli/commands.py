@@ -180,6 +180,20 @@ _ALL = (
         extra="serve",
     ),
     Command(
+        "push",
+        "publish a model on the Hugging Face Hub",
+        "runs.push:push",
+        "settings.publishing:PushArguments",
+        examples="""
+            rrm-lm push outputs/demo/reward me/reward --dry_run true (after `make demo`)
+            rrm-lm push outputs/mine me/reward                    (log in: hf auth login)
+            rrm-lm push outputs/policy/merged me/policy --private false
+        """,
+        common="words dry_run private commit_message",
+        first="words",
+        usage="OUTPUT OWNER/NAME",
+    ),
+    Command(
         "sft",
         "fine-tune on demonstrations, corrections or chosen responses",
         "runs.sft:fine_tune",

@@ -53,6 +53,7 @@ class FileCounts:
     columns: dict[str, str] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)  # columns that are not read, each with its likely meaning
     remarks: list[str] = field(default_factory=list)  # assumptions about columns, such as renamed ones and scales
+    revision: str = ""  # commit of a Hub set, if known
 
     def drop(self, reason: str, origin: Origin) -> None:
         self.dropped.setdefault(reason, Tally()).add(origin)

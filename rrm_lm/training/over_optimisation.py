@@ -130,6 +130,7 @@ class OverOptimisationCallback(TrainerCallback):
         stop: Whether to end training when `read` returns a reason; otherwise the reason is only logged, once.
         best: With `stop`: keeps the best policy, which is restored if training stops for this reason.
         log: The trainer's `log`, called with the numbers of every measurement.
+        show: Called with every measurement, to show its samples.
 
     Raises:
         ConfigError: `every` is less than 1.
@@ -146,11 +147,12 @@ class OverOptimisationCallback(TrainerCallback):
         stop: bool = False,
         best: BestPolicy | None = None,
         log: Callable[[dict[str, float]], object] | None = None,
+        show: Callable[[Measurement], object] | None = None,
     ) -> None:
         if every < 1:
             raise ConfigError(f"{every} steps between two measurements", where="every", expected="at least 1")
         self.measure, self.read, self.file = measure, read, Path(folder) / FILE_NAME
-        self.names, self.every, self.stop, self.log = names, every, stop, log
+        self.names, self.every, self.stop, self.log, self.show = names, every, stop, log, show
         self.best = best if stop else None
         self.measurements: list[Measurement] = []
         self.stopped_because = ""
@@ -165,7 +167,8 @@ class OverOptimisationCallback(TrainerCallback):
             self._take(state, control)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0:
+        # The last step counts too: after it, trackers close their runs before the training ends for this callback.
+        if state.global_step % self.every == 0 or 0 < state.max_steps <= state.global_step:
             self._take(state, control)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -194,6 +197,8 @@ class OverOptimisationCallback(TrainerCallback):
             self.best.keep(step)
         if self.log is not None and reading.numbers:
             self.log({f"held_out/{name}": value for name, value in reading.numbers.items()})
+        if self.show is not None:
+            self.show(taken)
         if reading.stop and not self.stopped_because:
             self.stopped_because = reading.stop
             if state.is_world_process_zero:

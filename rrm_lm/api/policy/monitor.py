@@ -19,13 +19,16 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.sharding import with_full_params
 from rrm_lm.settings.training import MonitorArguments
-from rrm_lm.training.over_optimisation import BestPolicy, Measure, OverOptimisationCallback
+from rrm_lm.training.over_optimisation import BestPolicy, Measure, Measurement, OverOptimisationCallback
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.prompts import PromptItem
 from rrm_lm.training.ppo.rollouts import Rollouts
 from rrm_lm.training.reward_sources import RewardSum
+from rrm_lm.training.trackers import log_table
 
 logger = logging.getLogger(__name__)
+
+_SHOWN = 20  # samples in a tracker's table
 
 
 @dataclass
@@ -110,8 +113,17 @@ class Monitor:
                 wait=trainer.accelerator.wait_for_everyone,
             ),
             log=trainer.log,
+            show=partial(self._show, trainer),
         )
         trainer.add_callback(self.callback)
+
+    def _show(self, trainer: Any, taken: Measurement) -> None:
+        """Send the first samples of a measurement to the trackers."""
+        rows = [
+            (self.prompts[one.prompt][-1].content, one.response, one.gold, one.proxy, one.kl)
+            for one in taken.samples[:_SHOWN]
+        ]
+        log_table(trainer, "held_out/samples", ("prompt", "response", *taken.names, "KL"), rows)
 
 
 def _proxy_name(rewards: RewardSum, gold: str) -> str:

@@ -14,9 +14,12 @@ from rrm_lm import __version__
 from rrm_lm.evaluation.preferences.results import Evaluation, SetResult
 from rrm_lm.evaluation.reports.page import render, sentence
 from rrm_lm.evaluation.reports.preferences import benchmark_rows
+from rrm_lm.evaluation.statistics.metrics import Estimate
 from rrm_lm.models.embedded import EMBEDDED
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_POLICY = ("policy", 'Policy.from_pretrained("{}").respond("Hello!")')
+_REWARD_MODEL = ("reward model", 'RewardModel.from_pretrained("{}").score("Hello!", ["Hi!", "What?"])')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,8 @@ class Card:
     base_model: str = ""  # name of the backbone
     datasets: Sequence[str] = ()  # names of the training sets; Hub names go into the metadata
     training: Mapping[str, object] = field(default_factory=dict)  # settings to show
+    # name and commit on the Hub of the data of each evaluated set, by name of the set, if known
+    sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     leakage: str = ""  # one sentence on the leakage check
     # license, language: metadata, if known
     license: str | None = None
@@ -75,8 +80,23 @@ def metadata(evaluation: Evaluation, card: Card) -> ModelCardData:
         library_name="peft" if card.kind == "adapter" else "transformers",
         pipeline_tag="text-classification",
         tags=["reward-model", "preferences", "rrm_lm"],
-        eval_results=[row for result in evaluation.sets for row in _eval_results(result)],
+        eval_results=[row for result in evaluation.sets for row in _eval_results(result, card)],
     )
+
+
+def plain_card(repo: str, *, is_policy: bool, is_adapter: bool, base_model: str = "", method: str = "") -> str:
+    """The card of a model without an evaluation, to be loaded from `repo`."""
+    data = ModelCardData(
+        base_model=base_model if _on_hub(base_model) else None,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-generation" if is_policy else "text-classification",
+        tags=["rrm_lm", *filter(None, [method])],
+    )
+    kind, use = _POLICY if is_policy else _REWARD_MODEL
+    base, by = (f" for `{base_model}`" if base_model else "", f" ({method})" if method else "")
+    text = f"A {kind}{base}, trained with rrm_lm {__version__}{by}. No evaluation is recorded."
+    code = f"```python\nimport rrm_lm\n\nrrm_lm.{use.format(repo)}\n```"
+    return f"---\n{data.to_yaml(line_break=chr(10))}\n---\n\n# {repo.split('/')[-1]}\n\n{text}\n\n{code}\n"
 
 
 def _on_hub(name: str) -> bool:
@@ -84,24 +104,31 @@ def _on_hub(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
 
 
-def _eval_results(result: SetResult) -> list[EvalResult]:
-    m = result.measures
+def _eval_results(result: SetResult, card: Card) -> list[EvalResult]:
+    m, calibration = result.measures, result.measures.calibration
+    source, revision = card.sources.get(result.name, (re.sub(r"[^\w./-]+", "-", result.name).strip("-"), None))
     about = {"n_scored": result.overall.n_scored, "n_given": result.overall.n_given, "ties": m.ties}
     return [
         EvalResult(
             task_type="text-classification",
             task_name="Held-out preferences",
-            dataset_type=re.sub(r"[^\w./-]+", "-", result.name).strip("-"),
+            dataset_type=source,
             dataset_name=result.name,
+            dataset_revision=revision,
             metric_type=kind,
             metric_name=name,
-            metric_value=round(value, 6),
-            metric_args=extra,
+            metric_value=round(value if isinstance(value, float) else value.value, 6),
+            metric_args=(extra if isinstance(value, float) else _interval(value) | extra) or None,
         )
         for kind, name, value, extra in (
-            ("accuracy", "Accuracy", m.accuracy.value, {"low": m.accuracy.low, "high": m.accuracy.high, **about}),
-            ("longer_accuracy", "Accuracy of always picking the longer response", m.longer_accuracy.value, None),
-            ("expected_calibration_error", "Expected calibration error", m.calibration.ece, None),
-            ("brier_score", "Brier score", m.brier.value, None),
+            ("accuracy", "Accuracy", m.accuracy, about),
+            ("longer_accuracy", "Accuracy of always picking the longer response", m.longer_accuracy, {}),
+            ("expected_calibration_error", "Expected calibration error", calibration.ece, {}),
+            ("brier_score", "Brier score", m.brier, {}),
         )
     ]
+
+
+def _interval(found: Estimate) -> dict[str, object]:
+    notes = f"95% interval {found.low:.3f} to {found.high:.3f}, clustered by prompt; n = {found.n}"
+    return {"low": found.low, "high": found.high, "notes": notes}

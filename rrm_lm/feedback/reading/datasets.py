@@ -196,6 +196,7 @@ def read_records(
         raise DataError(error.what, where=error.where, expected=error.expected, remedy=look) from None
     known = found.format
     counts = found.counts(file)
+    counts.revision = table.revision
     records: list[Record] = []
     seen: set[Any] = set()
     for (number, _), values in zip(table.rows, found.rows, strict=True):

@@ -42,6 +42,7 @@ class SourceTable:
     rows: Sequence[tuple[int, dict[str, Any]]]
     where: str
     source: str
+    revision: str = ""  # commit of a Hub set; "" if unknown
 
 
 def read_tables(
@@ -65,13 +66,14 @@ def read_tables(
     elif path.exists():
         folder = _data_folder(path, split, config)
         if _is_saved(folder):
-            yield SourceTable(_dataset_rows(folder, split, None, None, limits), f"{name}[{split}]", path.name.lower())
+            rows, _ = _dataset_rows(folder, split, None, None, limits)
+            yield SourceTable(rows, f"{name}[{split}]", path.name.lower())
             return
         for file in _files_of(folder, split):
             yield SourceTable(list(read_rows(file, limits)), str(file), file_source(file))
     else:
-        rows = _dataset_rows(_hub_name(name), split, revision, config, limits)
-        yield SourceTable(rows, f"{name}[{split}]", Path(name).name.lower())
+        rows, commit = _dataset_rows(_hub_name(name), split, revision, config, limits)
+        yield SourceTable(rows, f"{name}[{split}]", Path(name).name.lower(), commit)
 
 
 def is_local_file(name: str) -> bool:
@@ -177,8 +179,8 @@ def _hub_name(name: str) -> str:
 
 def _dataset_rows(
     name: str | Path, split: str, revision: str | None, config: str | None, limits: ReadLimits | None
-) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of a split of a Hub set, or of a folder that `datasets` saved."""
+) -> tuple[list[tuple[int, dict[str, Any]]], str]:
+    """The rows of a split of a Hub set, or of a folder that `datasets` saved; and the commit of a Hub set, if known."""
     import datasets
 
     where = f"{name}[{split}]"
@@ -202,7 +204,9 @@ def _dataset_rows(
     for number, row in enumerate(table, 1):
         limits.check_row(dict(row), f"{where}, row {number}")
         rows.append((number, dict(row)))
-    return rows
+    # `datasets` downloads from hf://datasets/ORG/NAME@COMMIT/FILE.
+    commit = re.search(r"@([0-9a-f]{40})/", next(iter(table.info.download_checksums or {}), ""))
+    return rows, commit[1] if commit else ""
 
 
 def _hub_remedy(error: Exception) -> str:

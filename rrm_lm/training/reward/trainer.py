@@ -7,6 +7,7 @@ the budget, nor gradient accumulation, nor the number of processes changes the g
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,16 @@ from rrm_lm.training.reward.losses import pair_losses, pair_margins, pair_reward
 from rrm_lm.training.trainer import ResumableTrainer
 
 _ITEMS = ("pairs", "ratings", "critiques")  # losses are averaged over pairs, ratings, and critique tokens
-_SUMS = (*_ITEMS, *(f"loss_{item}" for item in _ITEMS), "accuracy", "margin", "disagreement", "lines", "tokens")
+_SUMS = (
+    *_ITEMS,
+    *(f"loss_{item}" for item in _ITEMS),
+    "accuracy",
+    "margin",
+    "disagreement",
+    "lines",
+    "tokens",
+    "seconds",
+)
 
 
 class RewardDataset(list[RewardExample]):
@@ -92,6 +102,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | None = None) -> Tensor:
         """Forward and backward pass of one batch, in micro-batches; return its share of the step's loss."""
         model.train()
+        started = time.perf_counter()
         counts = self._count([inputs]) if num_items_in_batch is None else num_items_in_batch
         micro_batches = self._groups(inputs)
         # Equally many in all processes, because sharded models communicate in every forward pass.
@@ -108,6 +119,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
                 return found * self.processes.count
 
             total += accumulate(self.accelerator, model, loss, number == len(micro_batches) - 1)
+        self._sums["seconds"] += time.perf_counter() - started
         return total
 
     def _groups(self, examples: Sequence[RewardExample]) -> list[list[RewardExample]]:
@@ -197,6 +209,8 @@ class RewardTrainer(ResumableTrainer, Trainer):
             if self.args.ensemble_heads > 1 and sums["lines"]:
                 logs["disagreement"] = round(sums["disagreement"] / sums["lines"], 4)
             logs["tokens"] = int(sums["tokens"])
+            # Of all processes, without evaluation and saving; the seconds are summed over processes too.
+            logs["tokens_per_second"] = round(sums["tokens"] * self.processes.count / max(sums["seconds"], 1e-9), 1)
             self._sums.clear()
         super().log(logs, start_time)
 

@@ -6,6 +6,7 @@ stay text, over-long prompts lose their oldest turns, and the loss covers the re
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +141,7 @@ class SFTTrainer(AdapterTrainer, TRLTrainer):
         if getattr(policy.backbone.config, "logits_scaling", None) and args.loss_type == "chunked_nll":
             args.loss_type = "nll"  # TRL's chunked loss leaves out this factor of Granite's logits
         data = to_dataset(train)
+        self._seconds, self._logged_tokens = 0.0, 0.0  # of training steps since the last log; up to it
         super().__init__(
             model=policy.backbone.model,
             args=args,
@@ -156,6 +158,20 @@ class SFTTrainer(AdapterTrainer, TRLTrainer):
         if getattr(self.args, "train_sampling_strategy", "random") in ("random", "sequential"):
             return self.global_dataloader()
         return super().get_train_dataloader()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        started = time.perf_counter()
+        loss = super().training_step(*args, **kwargs)
+        self._seconds += time.perf_counter() - started
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the tokens per second of all processes to TRL's logs, without evaluation and saving."""
+        if "loss" in logs:
+            total = float(self._total_train_tokens)
+            logs["tokens_per_second"] = round((total - self._logged_tokens) / max(self._seconds, 1e-9), 1)
+            self._seconds, self._logged_tokens = 0.0, total
+        super().log(logs, start_time)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
