@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rrm_lm.evaluation.statistics.agreement import agreement
+from rrm_lm.evaluation.statistics.agreement import agreement, log_odds, reliabilities
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.store import transfer
 from rrm_lm.feedback.store.events import RETRACT
@@ -22,7 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def _export(args: FeedbackArguments) -> None:
-    counts = transfer.export(read_store(args.store), Path(args.output), args.format)
+    state, strengths = read_store(args.store), None
+    if args.reliability:
+        found = reliabilities(state.verdicts())
+        logger.info("how often each person is right: %s", ", ".join(f"{who} {p:.2f}" for who, p in found.items()))
+        logger.info("train with --grades target, which takes an answer to be right that often")
+        strengths = {person: log_odds(probability) for person, probability in found.items()}
+    counts = transfer.export(state, Path(args.output), args.format, strengths)
     _print({"written": args.output, **counts})
 
 

@@ -136,6 +136,9 @@ class FeedbackArguments(DatasetSource):
     words: list[str] = option([], "An action (export, import, merge, retract, stats), the store, and for import files.")
     output: str = option("", "Export: the folder, or the file if format is trl or argilla.")
     format: Literal["rrm_lm", "trl", "argilla"] = option("rrm_lm", "Export: the format. Import reads all of them.")
+    reliability: bool = option(
+        False, "Export: estimate how often each person is right, for rrm-lm reward --grades target."
+    )
     person: str = option("", "Import: whose feedback it is. Unset: as in the file. Retract: whose answers.")
     item: str = option("", "Retract: answers about this item only (its id is on the page and in Argilla's export).")
     split: str = option("train", "Import: split of a Hub dataset, or of a folder with a file per split.")
@@ -150,6 +153,9 @@ class FeedbackArguments(DatasetSource):
             raise ConfigError(f"{len(self.others)} files after the store", where=self.action, expected=expected)
         if self.action == "export" and not self.output:
             raise ConfigError("`output` is not given", where="export", remedy="pass --output my_feedback")
+        if self.reliability and (self.action != "export" or self.format != "rrm_lm"):
+            what = f"`reliability` is for export in the format rrm_lm, and this is {self.action} in {self.format}"
+            raise ConfigError(what, where="reliability", remedy="leave it out")
         if self.action == "retract" and not (self.person or self.item):
             raise ConfigError("Nothing says what to retract", where="retract", remedy="pass --person or --item")
 

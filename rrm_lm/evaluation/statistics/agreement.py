@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
+
+from rrm_lm.errors import ConfigError
+
+_SURE = 0.98  # no person is taken to be right more often: few answers prove no more
 
 
 def alpha(units: Sequence[Sequence[str]]) -> float | None:
@@ -63,3 +68,44 @@ def agreement(verdicts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
         "pairs": [{"people": pair, "n": len(both[pair]), "kappa": kappa(both[pair])} for pair in both if both[pair]],
         "people": with_others,
     }
+
+
+def reliabilities(verdicts: Mapping[str, Mapping[str, str]], rounds: int = 50) -> dict[str, float]:
+    """How often each person is right, 0.5 to `_SURE`, by the one-coin model of Dawid and Skene (1979), with
+    expectation-maximization: a person is right with a probability of their own, and else says any other value.
+
+    Only things that several people judged say who is right. Who judged none of them gets the median of the others.
+
+    Args:
+        verdicts: Things by name, each with the value that each person gave it.
+        rounds: Rounds of expectation-maximization.
+
+    Raises:
+        ConfigError: Nothing was judged twice.
+    """
+    shared = [given for given in verdicts.values() if len(given) > 1]
+    if not shared:
+        what = "Nobody answered about what somebody else answered about, so nothing shows who is reliable"
+        raise ConfigError(what, where="reliability", remedy="ask with --overlap 2")
+    values = sorted({value for given in shared for value in given.values()})
+    found = {person: 0.8 for given in shared for person in given}
+    for _ in range(rounds):
+        shares: dict[str, list[float]] = {person: [] for person in found}
+        for given in shared:
+            likely = {
+                true: math.prod(
+                    found[who] if value == true else (1 - found[who]) / max(len(values) - 1, 1)
+                    for who, value in given.items()
+                )
+                for true in values
+            }
+            for who, value in given.items():
+                shares[who].append(likely[value] / sum(likely.values()))
+        found = {who: min(max(sum(some) / len(some), 0.5), _SURE) for who, some in shares.items()}
+    middle = sorted(found.values())[len(found) // 2]
+    return {person: found.get(person, middle) for given in verdicts.values() for person in given}
+
+
+def log_odds(reliability: float) -> float:
+    """The strength in nats of an answer that is right with this probability."""
+    return math.log(reliability / (1 - reliability))

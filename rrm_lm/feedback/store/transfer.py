@@ -20,15 +20,17 @@ FORMATS = ("rrm_lm", "trl", "argilla")
 _SIDES = ("response_0", "response_1")
 
 
-def export(state: State, path: Path, format: str) -> dict[str, int]:
-    """Write the answers that count; returns the rows of each kind.
+def export(state: State, path: Path, format: str, strengths: Mapping[str, float] | None = None) -> dict[str, int]:
+    """Write the answers that count; returns the rows of each kind. With `strengths`, each comparison has that of its
+    person as its margin.
 
     `rrm_lm`: a folder with a JSON Lines file for each kind of feedback, which `load_feedback` reads as a whole; `trl`:
     a JSON Lines file of preferences; `argilla`: a JSON file as Argilla's `records.to_json` writes it.
     """
     rows: dict[str, list[Row]] = defaultdict(list)
     for kind, row in numbered_rows(state):
-        rows[kind].append(row)
+        by_person = {} if strengths is None or kind != COMPARISONS else {"margin": strengths[row["source"]]}
+        rows[kind].append(row | by_person)
     if format == "argilla":
         records = argilla_records(state)
         storage.write_json(path, records)

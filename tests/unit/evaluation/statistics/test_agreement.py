@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import krippendorff
 import pytest
 
-from rrm_lm.evaluation.statistics.agreement import agreement, alpha, kappa
+from rrm_lm.errors import ConfigError
+from rrm_lm.evaluation.statistics.agreement import agreement, alpha, kappa, log_odds, reliabilities
 
 
 def answers(rng: random.Random, flips: dict[str, float], n: int = 60) -> dict[str, dict[str, str]]:
@@ -53,3 +55,20 @@ def test_a_careless_person_in_three_stands_out(seed: int) -> None:
 
 def test_one_person_agrees_with_nobody() -> None:
     assert agreement({"x": {"anna": "first"}}) == {"alpha": None, "n": 0, "pairs": [], "people": {}}
+
+
+def test_reliabilities_find_how_often_each_person_is_right() -> None:
+    wrong = {"anna": 0.05, "ben": 0.1, "carl": 0.3, "emil": 0.2}
+    verdicts = answers(random.Random(0), wrong, n=400) | {"alone": {"dora": "first"}}  # nobody else judged it
+    found = reliabilities(verdicts)
+    for person, share in wrong.items():
+        assert found[person] == pytest.approx(1 - share, abs=0.05), person
+    assert sorted(found.values())[2] == found["dora"]
+    assert 1 / (1 + math.exp(-log_odds(found["carl"]))) == pytest.approx(found["carl"])
+
+
+def test_reliabilities_are_never_certain_and_need_things_that_several_people_judged() -> None:
+    same = {str(thing): {"anna": "first", "ben": "first"} for thing in range(50)}
+    assert max(reliabilities(same).values()) < 0.99
+    with pytest.raises(ConfigError, match="Nobody answered about what somebody else answered about"):
+        reliabilities({"one": {"anna": "first"}, "two": {"ben": "first"}})

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rrm_lm.cli.main import main
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
 from rrm_lm.feedback.reading.prompts import load_prompts
@@ -181,3 +182,16 @@ def test_a_bad_answer_stops_nothing(store: Store) -> None:
     """Answers about items that are not in the store are left out."""
     store.append(ANSWER, person="anna", item="unknown", body={"verdict": "first"})
     assert len(list(numbered_records(store.state(), "f"))) == len(GIVEN)
+
+
+def test_an_export_can_carry_the_reliability_of_people(
+    store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["feedback", "export", str(tmp_path / "feedback.db"), "--output", str(tmp_path / "out")]
+    assert main([*command, "--reliability", "true"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "comparisons.jsonl").read_text().splitlines()]
+    margins = {row["source"]: row["margin"] for row in rows}
+    assert set(margins) == {"anna", "ben"} and all(0 <= one < 4 for one in margins.values())
+    capsys.readouterr()
+    assert main([*command, "--reliability", "true", "--format", "trl"]) == 2
+    assert "`reliability` is for export in the format rrm_lm" in capsys.readouterr().err
