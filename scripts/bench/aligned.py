@@ -38,10 +38,12 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data" / "notes"
 CONFIG = ROOT / "configs" / "notes.yaml"
 GENERAL = (ROOT / "data" / "assistant" / "heldout.jsonl.gz", ROOT / "data" / "assistant" / "requests.jsonl")
+COMPARISONS = (DATA / "train_plain.jsonl.gz", DATA / "train_plain_contrasts.jsonl.gz")
 POLICIES = ("start", "sft", "ppo", "dpo")
 KEPT = RESULTS / "aligned"
 SAMPLES, BEST_OF = 4, 8
 CONSTANT = "I hope this helps! Have a lovely day!"
+START_PLUS_CLOSE = "start model at temperature 0 plus a close"
 
 # For each policy, the values of every prompt: gold and its parts, averaged over samples.
 ByPrompt = dict[str, dict[str, np.ndarray]]
@@ -64,7 +66,7 @@ def stages(seed: int, part: str, out: Path) -> Iterator[tuple[Path, Callable[[],
     )  # fmt: skip
     yield (
         folders["dpo"] / "config.json",
-        lambda: train_dpo(folders["sft"], DATA / "train_plain.jsonl.gz", folders["dpo"], seed),
+        lambda: train_dpo(folders["sft"], COMPARISONS, folders["dpo"], seed),
     )
     shared = ["--prompts", questions, "--gold", questions, "--max_new_tokens", "48", "--seed", str(seed)]
     policies = list(folders.values())
@@ -104,6 +106,7 @@ def run_seed(seed: int, part: str, out: Path) -> None:
         way: {names[name]: values for name, values in by_prompt(file, user).items()} for way, file in files.items()
     }
     measured["best_of"] = {"best_of_8": by_prompt(found / "best_of" / "samples.jsonl", user, best_by=proxy)["sft"]}
+    measured["trivial"] = {START_PLUS_CLOSE: by_prompt(files["greedy"], user, close=f" {CONSTANT}")["smollm2-135m"]}
     kept = {
         "seed": seed, "part": part, "commit": commit(), "machine": machine(),
         "config": sha256(CONFIG), "seconds": seconds,
@@ -124,13 +127,14 @@ def record_use(seeds: Sequence[int]) -> None:
         stream.write(json.dumps(use) + "\n")
 
 
-def by_prompt(file: Path, user: NoteUser, best_by: str | None = None) -> ByPrompt:
+def by_prompt(file: Path, user: NoteUser, best_by: str | None = None, close: str = "") -> ByPrompt:
     """Gold and its parts of each policy and prompt of a samples.jsonl, `(prompts,)`, in the order of the requests.
 
     Args:
         file: `samples.jsonl` or `greedy.jsonl` of a comparison.
         user: Judges the samples.
         best_by: Only the sample of each prompt with the highest such reward counts.
+        close: What is added to each sample.
     """
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
@@ -142,7 +146,7 @@ def by_prompt(file: Path, user: NoteUser, best_by: str | None = None) -> ByPromp
         for request in user.requests.values():
             rows = prompts[request.text]
             chosen = [max(rows, key=lambda row: row["rewards"][best_by])] if best_by else rows
-            judged.append([user.judge(request.text, row["response"]) for row in chosen])
+            judged.append([user.judge(request.text, row["response"] + close) for row in chosen])
         found[name] = {"gold": np.array([np.mean([j.gold for j in some]) for some in judged])} | {
             part: np.array([np.mean([j.parts[part] for j in some]) for some in judged]) for part in user.parts
         }
@@ -177,9 +181,9 @@ def summary(part: str) -> dict[str, Any]:
     """The numbers of aligned.json."""
     user = NoteUser.from_file(DATA / f"{part}_questions.jsonl.gz")
     runs = kept_runs(part)
-    sampled, greedy, best = (
+    sampled, greedy, best, plus_close = (
         [{name: {k: np.array(v) for k, v in one.items()} for name, one in run["values"][way].items()} for run in runs]
-        for way in ("sampled", "greedy", "best_of")
+        for way in ("sampled", "greedy", "best_of", "trivial")
     )
     notes = [request.note for request in user.requests.values()]  # questions about one note are not independent
 
@@ -214,7 +218,7 @@ def summary(part: str) -> dict[str, Any]:
         "trivial": {
             name: {key: mean_estimate(values, notes, bounds=(0, 1)).to_dict() for key, values in found.items()}
             | {"ppo_minus": over([run["ppo"]["gold"] - found["gold"] for run in sampled])}
-            for name, found in trivial(user).items()
+            for name, found in (trivial(user) | plus_close[0]).items()  # they do not depend on the seed
         },
     }  # fmt: skip
 

@@ -31,7 +31,8 @@ def keep(folder: Path, seed: int, gain: float = 0.1, config: str = "same") -> No
     kept: dict[str, Any] = {
         "seed": seed, "commit": "", "config": config, "seconds": {}, "general": {},
         "pairs": {"correct": [row["decided_by"] == "answer" for row in pairs], "baselines": {}},
-        "values": {"sampled": policies, "greedy": policies, "best_of": {"best_of_8": above(3)}},
+        "values": {"sampled": policies, "greedy": policies, "best_of": {"best_of_8": above(3)}}
+        | {"trivial": {ALIGNED.START_PLUS_CLOSE: above(0)}},
     }  # fmt: skip
     (folder / f"validation_seed{seed}.json").write_text(json.dumps(kept), encoding="utf-8")
 
@@ -49,6 +50,7 @@ def test_the_summary_finds_the_planted_gain(tmp_path: Path, monkeypatch: pytest.
     assert found["accuracy_by_part"]["answer"]["value"] == 1 and found["accuracy_by_part"]["close"]["value"] == 0
     assert 0 < found["reward_accuracy"]["value"] < 1
     assert found["trivial"]["whole note"]["gold"]["value"] < 0.3
+    assert found["trivial"][ALIGNED.START_PLUS_CLOSE]["ppo_minus"]["value"] == pytest.approx(0.2, abs=0.02)
 
 
 def test_seeds_with_other_settings_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
