@@ -32,7 +32,7 @@ SETTINGS_FILE = "reward_model.json"
 logger = logging.getLogger(__name__)
 
 _HEAD_KEY = "base_model.model.score.weight"
-_LOGIT_CHUNK = 1024  # critique tokens whose logits are held at once
+_LOGIT_CHUNK = 1024  # tokens whose logits are held at once
 
 
 class RewardOutput(NamedTuple):
@@ -41,6 +41,7 @@ class RewardOutput(NamedTuple):
     rewards: Tensor  # (lines,) the members' combined reward
     critique_nll: Tensor  # (critique tokens,) negative log-likelihood of each critique token, over all lines in order
     members: Tensor  # (lines, heads) the reward of each ensemble member
+    response_nll: Tensor  # (response tokens,) the same for the responses of the lines that are learned to be written
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,26 +102,28 @@ class RewardModel(Root):
         backbone.add_adapter(adapter, lora)
         return cls(backbone, settings, adapter)
 
-    def forward(self, batch: Batch, lines: Sequence[Line], with_critiques: bool = True) -> RewardOutput:
-        """Return rewards of the lines and negative log-likelihoods of their critiques. `batch` holds the `lines`,
-        arranged in rows. Without `with_critiques`, the language-model head is skipped.
+    def forward(
+        self, batch: Batch, lines: Sequence[Line], with_critiques: bool = True, written: Sequence[int] = ()
+    ) -> RewardOutput:
+        """Return rewards of the lines, and negative log-likelihoods of their critiques and of the responses of lines
+        `written`. `batch` holds the `lines`, arranged in rows. With neither, the language-model head is skipped.
         """
         hidden = self.backbone(batch, self.adapter)
         ends = _gather(hidden, [batch.at(number, line.reward_at) for number, line in enumerate(lines)])
         with torch.autocast(ends.device.type, enabled=False):  # rewards need float32
             members = self.head(ends.float())
         rewards = self.settings.combination(members)
-        places, targets = [], []
-        for number, line in enumerate(lines) if with_critiques else ():
-            for position in line.critique:
-                places.append(batch.at(number, position - 1))
-                targets.append(line.ids[position])
-        if not places:
-            return RewardOutput(rewards, rewards.new_zeros(0), members)
-        nll = self._critique_nll(_gather(hidden, places), torch.tensor(targets, device=hidden.device))
-        return RewardOutput(rewards, nll, members)
+        critiques = [(n, at) for n, line in enumerate(lines) for at in line.critique] if with_critiques else []
+        responses = [(n, at) for n in written for at in range(lines[n].response_start, lines[n].reward_at + 1)]
+        if not critiques and not responses:
+            return RewardOutput(rewards, rewards.new_zeros(0), members, rewards.new_zeros(0))
+        places = critiques + responses
+        before = _gather(hidden, [batch.at(number, position - 1) for number, position in places])
+        targets = torch.tensor([lines[number].ids[position] for number, position in places], device=hidden.device)
+        nll = self._token_nll(before, targets)
+        return RewardOutput(rewards, nll[: len(critiques)], members, nll[len(critiques) :])
 
-    def _critique_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         def nll(states: Tensor, tokens: Tensor) -> Tensor:
             logits = self.backbone.logits(states, self.adapter)
             return nn.functional.cross_entropy(logits, tokens, reduction="none")

@@ -39,6 +39,10 @@ Step = tuple[str, Mapping[str, Any]]  # what is learned from, and the settings o
 
 FIRST = {"num_train_epochs": 0.6, "learning_rate": 3e-4, "per_device_train_batch_size": 8}
 TOGETHER = FIRST | {"comparisons_together": 3}
+STEADY = {
+    "max_steps": 300, "learning_rate": 5e-4, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 10,
+    "per_device_train_batch_size": 8, "comparisons_together": 3,
+}  # fmt: skip
 ALL = {"num_train_epochs": 1, "learning_rate": 2e-4, "per_device_train_batch_size": 4, "comparisons_together": 4}
 # The kinds of contrasts that a step learns from; "all" is the training part of the set.
 KINDS = {
@@ -55,7 +59,8 @@ CHAINS: dict[str, list[Step]] = {
     "values and things": [("values and things", TOGETHER | {"num_train_epochs": 1})],
     "contrasts": [("contrasts", TOGETHER | {"num_train_epochs": 1})],
     "values, then contrasts": [VALUES, CONTRASTS],
-    "values, then contrasts, then all": [VALUES, CONTRASTS, ("all", ALL)],
+    "contrasts at a constant rate": [("contrasts", STEADY)],
+    "contrasts at a constant rate, then all": [("contrasts", STEADY), ("all", ALL)],
 }
 
 

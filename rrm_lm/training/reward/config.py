@@ -52,6 +52,9 @@ class RewardConfig(FeedbackArguments, TrainingArguments):
         "What a critique sees while it is learned: reward (only the token at which the reward is read, so that "
         "the words must pass through it) or all.",
     )
+    sft_weight: float = option(
+        0.0, "Weight of learning to write the chosen responses as well (arXiv 2406.10216); 0 for none."
+    )
     rating_weight: float = option(1.0, "Weight of rating regression; 0 ignores ratings.")
     pair_ratings: bool = option(False, "Also regress on the ratings of compared responses.")
     center_rewards_coefficient: float | None = option(
@@ -79,6 +82,7 @@ class RewardConfig(FeedbackArguments, TrainingArguments):
         by_length = "random or sequential; within a step, lengths are grouped anyway (micro_batch_tokens)"
         check(self, ("train_sampling_strategy", is_known, by_length))
         check_minimum(self, critique_weight=0, critique_weight_end=0, rating_weight=0, center_rewards_coefficient=0)
+        check_minimum(self, sft_weight=0)
         check_minimum(self, critique_samples=1, max_critique_length=1, comparisons_together=1)
         check_above_zero(self, "grade_scale")
         Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)  # validates these settings

@@ -52,6 +52,12 @@ class RewardExample:
     def critique_tokens(self) -> int:
         return sum(len(line.critique) for line in self.lines)
 
+    @property
+    def chosen_tokens(self) -> int:
+        """Tokens of the chosen responses, up to the one at which the reward is read."""
+        chosen = [self.lines[number] for number in {pair.chosen for pair in self.pairs}]
+        return sum(line.reward_at + 1 - line.response_start for line in chosen)
+
 
 @dataclass(slots=True)
 class FitCounts:

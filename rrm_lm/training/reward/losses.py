@@ -127,6 +127,11 @@ def rating_losses(output: RewardOutput, examples: Sequence[RewardExample], seed:
     return _mean_over_members(losses, [example for example in examples for _ in example.ratings], seed)
 
 
+def chosen_lines(examples: Sequence[RewardExample]) -> list[int]:
+    """Line indices (over all examples) of the chosen responses, each once."""
+    return list(dict.fromkeys(_pair_lines(examples)[0]))
+
+
 def _pair_lines(examples: Sequence[RewardExample]) -> tuple[list[int], list[int], list[float | None]]:
     """Line indices (over all examples) of chosen and rejected responses, and grades."""
     chosen, rejected, grades, offset = [], [], [], 0

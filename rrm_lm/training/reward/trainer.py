@@ -24,10 +24,18 @@ from rrm_lm.text.batching import Batch, collate, row_groups
 from rrm_lm.training.processes import accumulate, check_finite
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import COLUMNS, RewardExample
-from rrm_lm.training.reward.losses import pair_losses, pair_margins, pair_rewards, rating_losses, with_offsets
+from rrm_lm.training.reward.losses import (
+    chosen_lines,
+    pair_losses,
+    pair_margins,
+    pair_rewards,
+    rating_losses,
+    with_offsets,
+)
 from rrm_lm.training.trainer import ResumableTrainer
 
-_ITEMS = ("pairs", "ratings", "critiques")  # losses are averaged over pairs, ratings, and critique tokens
+# Losses are averaged over pairs, ratings, critique tokens, and tokens of chosen responses.
+_ITEMS = ("pairs", "ratings", "critiques", "responses")
 _SUMS = (
     *_ITEMS,
     *(f"loss_{item}" for item in _ITEMS),
@@ -128,20 +136,26 @@ class RewardTrainer(ResumableTrainer, Trainer):
         return [[examples[index] for index in group] for group in groups]
 
     def _loss(self, model: nn.Module, examples: Sequence[RewardExample], counts: Tensor) -> Tensor:
-        """The sum of this micro-batch's losses, divided by the number of items in the step. `counts` is (3,), as
+        """The sum of this micro-batch's losses, divided by the number of items in the step. `counts` is (4,), as
         :meth:`_count` returns it. Without examples, a dummy pass with zero loss runs for the sake of the other
         processes.
         """
         is_dummy = not examples
         examples = examples or [self.train_dataset[0]]
         batch, lines = self._collate(examples)
-        output = with_offsets(model(batch, lines, with_critiques=self.critique_weight > 0), examples)
+        written = chosen_lines(examples) if self.args.sft_weight else ()
+        output = model(batch, lines, with_critiques=self.critique_weight > 0, written=written)
+        output = with_offsets(output, examples)
         parts = {
             "pairs": pair_losses(output, examples, self.args).sum(),
             "ratings": rating_losses(output, examples, self.args.seed).sum(),
             "critiques": output.critique_nll.sum(),
+            "responses": output.response_nll.sum(),
         }
-        weights = {"pairs": 1.0, "ratings": self.args.rating_weight, "critiques": self.critique_weight}
+        weights = {
+            "pairs": 1.0, "ratings": self.args.rating_weight, "critiques": self.critique_weight,
+            "responses": self.args.sft_weight,
+        }  # fmt: skip
         # DDP waits for the gradient of every parameter, so every pass must use all of them.
         loss = output.members.sum() * 0.0
         for number, name in enumerate(_ITEMS):
@@ -164,12 +178,13 @@ class RewardTrainer(ResumableTrainer, Trainer):
         return start + (end - start) * min(1.0, self.state.global_step / self.state.max_steps)
 
     def _count(self, batches: Sequence[Sequence[RewardExample]]) -> Tensor:
-        """(3,) pairs, ratings and critique tokens of all processes; at least 1 each, since they are divisors."""
+        """(4,) the number of each of `_ITEMS` in all processes; at least 1 each, since they are divisors."""
         examples = [example for batch in batches for example in batch]
         counts = [
             sum(len(example.pairs) for example in examples),
             sum(len(example.ratings) for example in examples),
             sum(example.critique_tokens for example in examples),
+            sum(example.chosen_tokens for example in examples) if self.args.sft_weight else 0,
         ]
         return self.processes.total(torch.tensor(counts, dtype=torch.float32, device=self.args.device)).clamp_min(1.0)
 
@@ -192,6 +207,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
         self._sums["pairs"] += len(margins)
         self._sums["ratings"] += sum(len(example.ratings) for example in examples)
         self._sums["critiques"] += len(output.critique_nll)
+        self._sums["responses"] += len(output.response_nll)
         self._sums["lines"] += len(output.members)
         self._sums["tokens"] += sum(len(row) for example in examples for row in example.rows)
 

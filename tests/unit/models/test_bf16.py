@@ -121,7 +121,7 @@ def test_critiques(likely: float) -> None:
     c = case("plain", Sampling(1), likely)
     model = RewardModel.create(c.backbone, lora(), RewardSettings("tiny"))
     hidden = c.hidden.clone().requires_grad_()
-    nll = model._critique_nll(hidden, c.token)
+    nll = model._token_nll(hidden, c.token)
     nll.sum().backward()
     assert nll.dtype == torch.float32 and hidden.grad is not None
     assert float((nll.detach() + c.log_p).abs()) <= 8 * U32 * (1 + float(c.log_p.abs()))

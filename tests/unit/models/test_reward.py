@@ -99,18 +99,25 @@ def test_the_head_starts_small_and_in_float32() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_critique_likelihood_by_the_whole_model(family: str) -> None:
+def test_likelihood_of_critiques_and_responses_by_the_whole_model(family: str) -> None:
     model = tiny_reward_model(family)
     lines = lines_of(critiques=True)
     expected: list[float] = []
+    responses: list[float] = []
+    written = [0, 2]
     with torch.no_grad(), model.backbone.using(ADAPTER):
-        for line in lines:
+        for number, line in enumerate(lines):
             logits = model.backbone.causal_lm(input_ids=torch.tensor([line.ids])).logits[0]
-            log_probabilities = logits.log_softmax(-1)
-            expected += [-float(log_probabilities[at - 1, line.ids[at]]) for at in line.critique]
+            nll = [0.0, *(-logits.log_softmax(-1)[range(len(line.ids) - 1), line.ids[1:]]).tolist()]
+            expected += [nll[at] for at in line.critique]
+            responses += nll[line.response_start : line.reward_at + 1] if number in written else []
     with torch.no_grad():
-        output = model(collate(model.backbone.rows([line.ids for line in lines]), 0, "left"), lines)
+        batch = collate(model.backbone.rows([line.ids for line in lines]), 0, "left")
+        output = model(batch, lines, written=written)
+        alone = model(batch, lines, with_critiques=False, written=written)
     assert output.critique_nll.tolist() == pytest.approx(expected, abs=1e-4)
+    assert len(responses) > 2 and output.response_nll.tolist() == pytest.approx(responses, abs=1e-4)
+    assert len(alone.critique_nll) == 0 and alone.response_nll.tolist() == pytest.approx(responses, abs=1e-4)
     assert len(expected) == 3 + 3 + 2 + 4
 
 

@@ -60,7 +60,7 @@ def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {"a": (2.0, 1.0), "b": (0.0, 3.0)}
     monkeypatch.setattr("rrm_lm.training.reward.losses.member_weights", lambda seed, heads, about: shown[about])
     members = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.5, -1.0]])
-    output = RewardOutput(members.mean(-1), torch.zeros(0), members)
+    output = RewardOutput(members.mean(-1), torch.zeros(0), members, torch.zeros(0))
     data = [
         RewardExample((), (), prompt_id="a", pairs=(LinePair(0, 1, 2.0),)),  # no lines here: places count from 0
         RewardExample((), (), prompt_id="b", pairs=(LinePair(2, 3, None),), ratings=((3, 0.25),)),

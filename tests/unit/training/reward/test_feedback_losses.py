@@ -27,7 +27,7 @@ def graded(*grades: float | None) -> list[RewardExample]:
 # Rewards of chosen and rejected: margins 1, -0.5 and 2.
 def of_one(rewards: torch.Tensor) -> RewardOutput:
     """The output of a model with one head."""
-    return RewardOutput(rewards, torch.zeros(0), rewards.unsqueeze(-1))
+    return RewardOutput(rewards, torch.zeros(0), rewards.unsqueeze(-1), torch.zeros(0))
 
 
 OUTPUT = of_one(torch.tensor([0.0, 1.0, 1.0, 0.5, -1.0, 1.0]))

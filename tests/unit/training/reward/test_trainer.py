@@ -54,16 +54,18 @@ def test_one_step_by_the_definition(tmp_path: Path) -> None:
     before = state(model)
     settings = {
         "critique_weight": 0.7,
+        "sft_weight": 0.4,
         "rating_weight": 0.3,
         "center_rewards_coefficient": 0.05,
         "label_smoothing_factor": 0.1,
     }
     data = mixed(model)
-    pairs, ratings, nlls = [], [], []
+    pairs, ratings, nlls, written = [], [], [], []
     for example in data:
-        outputs = [model(collate([share([line.ids])], 0), [line]) for line in example.lines]
+        outputs = [model(collate([share([line.ids])], 0), [line], written=[0]) for line in example.lines]
         rewards = torch.cat([output.rewards for output in outputs])
         nlls += [output.critique_nll for output in outputs]
+        written += [outputs[number].response_nll for number in {pair.chosen for pair in example.pairs}]
         for pair in example.pairs:
             win = torch.sigmoid(rewards[pair.chosen] - rewards[pair.rejected])
             centre = (rewards[pair.chosen] + rewards[pair.rejected]) ** 2
@@ -73,6 +75,7 @@ def test_one_step_by_the_definition(tmp_path: Path) -> None:
             ratings.append(-value * good.log() - (1 - value) * (1 - good).log())
     assert (len(pairs), len(ratings)) == (10, 4)
     loss = torch.stack(pairs).mean() + 0.3 * torch.stack(ratings).mean() + 0.7 * torch.cat(nlls).mean()
+    loss = loss + 0.4 * torch.cat(written).mean()
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(loss, [parameters[name] for name in names])
