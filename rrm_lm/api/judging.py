@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rrm_lm.errors import DataError
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward
 from rrm_lm.evaluation.preferences.outputs import plain_text, write_evaluation
 from rrm_lm.evaluation.preferences.results import Evaluation, SetResult
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer, evaluate_preferences, reader_drops
@@ -36,13 +37,25 @@ def judge(
     scorer: ResponseScorer, sets: Mapping[str, Feedback], details: Mapping[str, object] | None = None
 ) -> Evaluation:
     """Score each set. In a distributed run every process calls it, and each gets the whole result. `details` are more
-    fields for the results.
+    fields for the results. If the reward has criteria, the results say what each of them adds.
     """
     results = [
         evaluate_preferences(scorer, feedback.comparisons, name=name, dropped=reader_drops(feedback.counts))
         for name, feedback in sets.items()
     ]
+    criteria = getattr(scorer, "criteria", None)
+    if criteria is not None:
+        explained = {result.name: _explained(criteria, result, hasattr(scorer, "model")) for result in results}
+        details = {**(details or {}), "criteria": explained}
     return Evaluation(scorer.name, tuple(results), dict(details or {}))
+
+
+def _explained(criteria: CriteriaReward, result: SetResult, has_lora: bool) -> list[dict[str, Any]]:
+    """What each criterion adds to the scored pairs of a set, and what is left for the LoRA reward."""
+    parts = criteria.explain([one.comparison for one in result.scored])
+    whole = sum(one.margin for one in result.scored) / len(result.scored)
+    rest = {"statement": "the LoRA reward", "lead": whole - sum(part["lead"] for part in parts)}
+    return [*parts, rest] if has_lora else parts
 
 
 def with_comparisons(sets: dict[str, Feedback]) -> dict[str, Feedback]:

@@ -21,6 +21,7 @@ from rrm_lm.evaluation.preferences.score_cache import CachedScorer
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer, group_by_prompt, score_responses
 from rrm_lm.evaluation.reports.page import PageData, render, sentence
+from rrm_lm.feedback.criteria.records import CRITERIA_FILE
 from rrm_lm.feedback.reading.datasets import Feedback, load_feedback
 from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
@@ -75,7 +76,8 @@ _LOADING = ("dtype", "attn_implementation", "pad_token", "chat_template", "load_
 
 def cached_scorer(args: EvaluateArguments, model: str) -> ResponseScorer:
     """A scorer whose rewards are kept in the cache folder, in a file for this model and these settings."""
-    if process_state().num_processes > 1 or not args.cache_scores:
+    own = (Path(model) / CRITERIA_FILE).is_file()  # criteria are measured again, since their code may have changed
+    if process_state().num_processes > 1 or not args.cache_scores or own:
         return make_scorer(args, model)
     key = {name: getattr(args, name) for name in _SCORING + _LOADING}
     key |= {name: version(name) for name in ("rrm_lm", "torch", "transformers", "peft")}

@@ -118,6 +118,17 @@ class CriteriaReward:
         """The criteria's reward of each response to one prompt."""
         return self.rewards([prompt], [responses])[0]
 
+    def explain(self, comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+        """For each criterion, its weight with its interval, and by how many nats it raises the reward of the chosen
+        response over that of the rejected one, on average (`lead`).
+        """
+        parts = self.contributions([one.prompt for one in comparisons], [[c.chosen, c.rejected] for c in comparisons])
+        leads = np.mean([pair[0] - pair[1] for pair in parts], axis=0)
+        return [
+            {"statement": one.statement, "weight": one.weight, "low": one.low, "high": one.high, "lead": float(lead)}
+            for one, lead in zip(self.criteria, leads, strict=True)
+        ]
+
     def fit(self, comparisons: Sequence[Comparison], prior_std: float = PRIOR_STD) -> None:
         """Fit means, scales, weights and their intervals to comparisons. A criterion in which the responses do not vary
         gets no weight, and is named, as are two that measure the same.

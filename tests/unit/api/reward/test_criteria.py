@@ -86,6 +86,25 @@ def test_the_reward_is_the_sum_wherever_it_is_read(trained: Path, tmp_path: Path
 def test_training_evaluates_the_sum(trained: Path) -> None:
     results = json.loads((trained / "results.json").read_text())
     assert results["sets"]["held out"]["accuracy"]["value"] == 1.0  # the shorter response always wins
+    length, lora = results["criteria"]["held out"]
+    assert (
+        length["statement"] == "is short" and length["lead"] > 0 and length["low"] < length["weight"] < length["high"]
+    )
+    scores = [json.loads(line) for line in (trained / "scores.jsonl").read_text().splitlines()]
+    whole = sum(row["margin"] for row in scores) / len(scores)
+    assert lora["statement"] == "the LoRA reward" and lora["lead"] + length["lead"] == pytest.approx(whole)
+    page = (trained / "report.html").read_text()
+    assert "What each part of the reward adds" in page and "is short" in page
+
+
+def test_evaluate_explains_the_reward_every_time(trained: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(map(json.dumps, ROWS)))
+    for number in (1, 2):  # the second time, rewards of other models would come from the cache
+        output = tmp_path / str(number)
+        assert main(["evaluate", "--model", str(trained), "--dataset", str(rows), "--output_dir", str(output)]) == 0
+        (found,) = json.loads((output / "results.json").read_text())["criteria"].values()
+        assert [one["statement"] for one in found] == ["is short", "the LoRA reward"]
 
 
 def test_a_policy_optimizes_the_sum(
