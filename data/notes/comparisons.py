@@ -232,6 +232,12 @@ def contrasts(prompt: str, subject: Subject, user: NoteUser) -> list[Comparison]
     return [*found, Comparison(pair, "answer", "elsewhere")] if same_form(pair, user) else found
 
 
+def shown_against(prompt: str, shown: str, rejected: str, made: str, user: NoteUser) -> Comparison | None:
+    """The user's demonstration, compared with another response; None if that one is an answer, too."""
+    pair = ResponsePair(*(_response(prompt, text, user) for text in (shown, rejected)))
+    return None if _answers(user, pair.rejected) else Comparison(pair, "mixed", made)
+
+
 def missing(prompt: str, responses: Iterable[Response], subject: Subject, user: NoteUser) -> list[Comparison]:
     """The user's demonstration, compared with the best-mannered short response that names no value, if there is one."""
     request = user.request(prompt)

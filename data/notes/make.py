@@ -19,7 +19,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from build import MORE_NOTES, Question, by_overlap, more_questions, questions
-from comparisons import Subject, comparisons, contrasts, demonstration, full_answer, missing, record, summary
+from comparisons import (
+    Comparison,
+    Subject,
+    comparisons,
+    contrasts,
+    demonstration,
+    full_answer,
+    missing,
+    record,
+    shown_against,
+    summary,
+)
 from manners import ROWS_PER_QUESTION, copies_example, sample_responses, sample_tuned, tune
 
 from rrm_lm import storage
@@ -72,11 +83,30 @@ def shown_contrasts(asked: Sequence[Question], sampled: Sequence[dict]) -> tuple
     more = more_questions()
     user = NoteUser(request_of(question.row(), "more_questions") for question in [*more, *asked])
     pairs = [pair for prompt, one in subjects(more, "plain").items() for pair in contrasts(prompt, one, user)]
+    pairs += [pair for number, q in enumerate(more) if (pair := also_said(q, more, number % 3, user)) is not None]
     groups = judged([row for row in sampled if row["part"] == "train"], user, "prompt", keep_shared=True)
     for prompt, one in subjects(asked, "plain").items():
         pairs += missing(prompt, groups.get(prompt, ()), one, user)
     counts = {"notes": MORE_NOTES, "questions": len(more), **Counter(pair.made for pair in pairs)}
     return counts, [record(pair, user) for pair in pairs]
+
+
+def also_said(question: Question, asked: Sequence[Question], turn: int, user: NoteUser) -> Comparison | None:
+    """At turn 0, the demonstration against one that also says the same of the other thing ("both"); at turn 1, against
+    an answer to a question about another type of value ("aside": who, where the question is when); else nothing.
+    """
+    row, same = question.row(), [one for one in asked if one.note == question.note]
+    answer, shown = full_answer(row), demonstration(row, "plain")["completion"][0]["content"]
+    close = shown[len(answer) :]
+    if turn == 0:
+        (other,) = (one for one in same if one.kind == question.kind and one.value == question.other)
+        return shown_against(row["prompt"], shown, f"{answer} {full_answer(other.row())}{close}", "both", user)
+    aside = [one for one in same if one.kind != question.kind]
+    if turn != 1 or not aside:
+        return None
+    # Of two values, the one at the same place mostly stands in the same sentence.
+    chosen = next((one for one in aside if one.first == question.first), aside[0])
+    return shown_against(row["prompt"], shown, full_answer(chosen.row()) + close, "aside", user)
 
 
 def subjects(asked: Sequence[Question], manner: str) -> dict[str, Subject]:

@@ -147,7 +147,7 @@ def test_what_a_user_demonstrates_is_worth_most_to_that_user(part: str, manner: 
     assert min(golds) >= 0.8 and sum(golds) / len(golds) >= 0.95
 
 
-def test_contrasts_have_the_wrong_value_or_answer_another_question_or_name_no_value(
+def test_contrasts_have_the_wrong_value_or_both_or_answer_another_question_or_name_no_value(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     build = built(monkeypatch)
@@ -161,13 +161,14 @@ def test_contrasts_have_the_wrong_value_or_answer_another_question_or_name_no_va
         row = asked[prompt]
         assert judge.gold(prompt, chosen) >= 0.8 and judge.gold(prompt, rejected) <= 0.3
         assert mentions(chosen, row["kind"], row["value"])
-        assert mentions(rejected, row["kind"], row["others"][0]) == (contrast["made"] != "missing")
+        assert mentions(rejected, row["kind"], row["others"][0]) == (contrast["made"] not in ("missing", "aside"))
+        assert mentions(rejected, row["kind"], row["value"]) == (contrast["made"] == "both")
         if contrast["made"] == "demonstrated":
             values = set(words(f"{row['value']} {row['others'][0]}"))
             assert set(words(chosen)) ^ set(words(rejected)) <= values
     made = {(texts(contrast)[0], contrast["made"]) for contrast in contrasts}
     assert len(made) == len(contrasts)
-    assert {kind for _, kind in made} == {"demonstrated", "elsewhere", "missing"}
+    assert {kind for _, kind in made} == {"aside", "both", "demonstrated", "elsewhere", "missing"}
     assert all((row["prompt"], kind) in made for row in more for kind in ("demonstrated", "elsewhere"))
 
 
