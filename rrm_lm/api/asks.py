@@ -139,12 +139,14 @@ def check_scorer(scorer: Any, name: str) -> None:
     """Raise a ModelError unless a scorer reads the reward from one line per response."""
     settings = getattr(getattr(scorer, "model", None), "settings", None)
     kind = "" if hasattr(scorer, "score_lines") else "a language model, which is only used as a judge"
+    remedy = "use rrm-lm score"
     if getattr(scorer, "criteria", None) is not None:
         kind = "a reward model with criteria, which are measured on text and not on tokens"
+        remedy += f", or train an ordinary one on what it says: rrm-lm collect --overseer {name}"
     if getattr(settings, "critique_first", False):
         kind = "a model that writes a critique before it scores"
     if kind:
-        raise ModelError(f"This is {kind}", where=name, expected="a reward model", remedy="use rrm-lm score")
+        raise ModelError(f"This is {kind}", where=name, expected="a reward model", remedy=remedy)
 
 
 def score(scorer: Any, asked: Sequence[Read]) -> list[float]:
