@@ -211,10 +211,10 @@ def test_the_rule_for_right_answers_agrees_with_labels_by_reading() -> None:
     labels = [json.loads(line) for line in (FOLDER / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
     judge, agree = NoteUser.from_file(FOLDER / "validation_questions.jsonl.gz"), Counter[bool]()
     for label in labels:
-        row = sampled[label["id"], label["sample"]]
+        row = label if "response" in label else sampled[label["id"], label["sample"]]
         agree[bool(judge.judge(row["prompt"], row["response"]).parts["answer"]) == label["right"]] += 1
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert f"it agrees with {agree[True]} of {len(labels)} labels" in card and agree[True] >= 0.94 * len(labels)
+    assert f"it agrees with {agree[True]} of {len(labels)} labels" in card and agree[True] >= 0.95 * len(labels) >= 190
 
 
 def test_the_files_are_what_the_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
