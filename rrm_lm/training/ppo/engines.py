@@ -87,8 +87,8 @@ class ServerEngine(RolloutEngine):
     The main process saves and loads the adapter. Then each process sends its own prompts: the server batches them all,
     and no responses have to be passed on. An error of any process is raised in all of them.
 
-    The adapter's name has the run's own random part and the update's number, so no name occurs twice on a server, even
-    if a run is resumed.
+    The adapter's name has a random part for each call of `train` and the update's number, so no name occurs twice on a
+    server, even if a run is resumed.
     """
 
     def __init__(self, args: PPOConfig, agent: AgentModel, settings: PolicySettings, accelerator: Any) -> None:
@@ -101,13 +101,15 @@ class ServerEngine(RolloutEngine):
         self._agent, self._adapter, self._settings = agent, agent.policy_adapter, settings
         self._main: bool = accelerator.is_main_process
         self._folder = Path(str(args.output_dir)).absolute() / _ADAPTERS
-        self._run: str = gather_object([secrets.token_hex(4)])[0]
+        self._run = ""  # a random part of the adapters' names, the same in all processes
         self.name = ""  # of the adapter that is loaded now
         vocabulary = int(agent.backbone.config.vocab_size)
         self.server = CompletionServer(str(args.rollout_url), args.rollout_key_env or "", vocabulary)
         self._together(self.server.check)
 
     def refresh(self, update: int) -> None:
+        if not self.name:
+            self._run = gather_object([secrets.token_hex(4)])[0]
         name = f"rrm-{self._run}-update-{update}"
         self._together(lambda: self._push(name))
         self._drop()

@@ -89,28 +89,29 @@ def test_every_update_samples_from_the_adapter_of_that_update(tmp_path: Path, se
         assert float(entry["rollout/ratio_max"]) == pytest.approx(1.0, abs=1e-3)
     changed = {name for name, parameter in made.agent.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {name for name, parameter in made.agent.named_parameters() if parameter.requires_grad}
-    again = served(tmp_path / "again", server, max_steps=1)
-    again.train()  # other names than those of the first run
-    assert len(set(server.pushed)) == 4
+    made.train()  # under other names
+    assert len(set(server.pushed)) == 6
 
 
 def test_a_policy_learns_as_much_as_with_the_own_loop(tmp_path: Path, server: RolloutServer) -> None:
+    """One seed: the last rewards differ by sampling alone, which is most of the tolerance."""
+
+    def wanted(prompts: Any, texts: Any) -> list[float]:
+        return [float("a" in text) - 0.05 * len(text) for text in texts]
+
     settings: dict[str, Any] = {
-        "max_steps": 20, "per_device_train_batch_size": 16, "learning_rate": 2e-2, "response_length": 4, "kl_coef": 0.0,
+        "max_steps": 25, "per_device_train_batch_size": 16, "samples_per_prompt": 4, "learning_rate": 2e-2,
+        "response_length": 4, "kl_coef": 0.0, "rewards": [PythonReward(wanted, "a")],
     }  # fmt: skip
-    means = []
-    for name in ("own", "server"):
-        reward = PythonReward(lambda _, texts: [float("a" in text) - 0.05 * len(text) for text in texts], "a")
-        more = settings | {"rewards": [reward]}
-        agent = tiny_agent(random=False)
-        made = (
-            trainer(tmp_path / name, agent, **more) if name == "own" else served(tmp_path / name, server, agent, **more)
-        )
+    own = trainer(tmp_path / "own", tiny_agent(random=False), **settings)
+    other = served(tmp_path / "server", server, tiny_agent(random=False), **settings)
+    last = []
+    for made in (own, other):
         made.train()
         scores = [float(entry["reward/a"]) for entry in logs(made)]
-        means.append((sum(scores[:3]) / 3, sum(scores[-3:]) / 3))
-    assert all(last > first + 0.3 for first, last in means), means
-    assert means[0][1] == pytest.approx(means[1][1], abs=0.3)
+        last.append(sum(scores[-5:]) / 5)
+        assert last[-1] > sum(scores[:3]) / 3 + 0.2, scores
+    assert last[0] == pytest.approx(last[1], abs=0.3)
 
 
 # -- the mismatch of engines ------------------------------------------------------------------------------------------
