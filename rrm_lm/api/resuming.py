@@ -42,7 +42,8 @@ _MAY_CHANGE = {
     """,
     "limits on reading": "max_file_gb max_cell_chars",
     "execution": """
-        micro_batch_tokens rollout_batch_tokens share_prefixes local_rollout_forward_batch_size
+        micro_batch_tokens rollout_batch_tokens rollouts rollout_url rollout_key_env max_rollout_mismatch
+        share_prefixes local_rollout_forward_batch_size
         activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
         gradient_checkpointing_kwargs torch_empty_cache_steps auto_find_batch_size
         dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor

@@ -15,7 +15,8 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.asking.llm_judge import SERVED
 from rrm_lm.options import option
 
-FLAGS_ONLY = ("allow_code", "judge_key_env")
+KEYS = ("judge_key_env", "rollout_key_env")  # environment variables with a server's API key
+FLAGS_ONLY = ("allow_code", *KEYS)
 # Other variables may run code (OMP_TOOL_LIBRARIES, NCCL_NET_PLUGIN and WANDB__EXECUTABLE do) or redirect downloads and
 # uploads (HF_ENDPOINT, WANDB_BASE_URL, proxies). So whole names are listed: a prefix would let these in.
 _HARMLESS = """

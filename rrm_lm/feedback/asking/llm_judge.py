@@ -86,7 +86,7 @@ class ServedJudge:
         ):
             if value < least:
                 raise ConfigError(f"{setting} of a judge is {value}", expected=f"at least {least}")
-        self.model, self.base_url, self.name = model, _checked_address(base_url), name or model
+        self.model, self.base_url, self.name = model, checked_address(base_url), name or model
         self.limit = f"a language model, {model}: knows what it was trained on, and can look nothing up"
         self.at_once, self.patience, self.question = at_once, patience, question
         self.request = {"temperature": 0.0, "max_tokens": max_tokens, **(options or {})}
@@ -95,7 +95,7 @@ class ServedJudge:
         self._openai = _import_openai()
         # A redirect would send the questions (on the same host also the key) to an address the user did not name.
         http = self._openai.DefaultHttpxClient(base_url=self.base_url, follow_redirects=False)
-        self._key = _key(key_variable, http.base_url)
+        self._key = server_key(key_variable, http.base_url)
         if key_variable is None and not _is_trusted(http.base_url):
             http.event_hooks = {"request": [_strip_credentials]}
         self._client = self._openai.OpenAI(
@@ -262,9 +262,9 @@ def _import_openai() -> Any:
     return openai
 
 
-def _checked_address(base_url: str) -> str:
-    """The address, checked. Raises ConfigError if it is not an address, or contains a user name, a password or a query,
-    which logs would show.
+def checked_address(base_url: str, setting: str = "base_url") -> str:
+    """The address, checked. Raises ConfigError, which names the setting, if it is not an address, or contains a user
+    name, a password or a query, which logs would show.
     """
     try:
         parts = urlsplit(base_url)
@@ -278,7 +278,7 @@ def _checked_address(base_url: str) -> str:
             "The server's address contains a password or a query"
             if secret
             else f"{base_url!r} is not the address of a server",
-            where="base_url",
+            where=setting,
             expected="for example http://127.0.0.1:8000/v1",
             remedy="pass the key in an environment variable" if secret else "",
         )
@@ -296,9 +296,10 @@ def _strip_credentials(request: Any) -> None:
         del request.headers[name]
 
 
-def _key(variable: str | None, url: Any) -> str:
-    """The API key, or "". Raises ConfigError if the named variable is not set or holds characters that no key has. The
-    key is not shown.
+def server_key(variable: str | None, url: Any, setting: str = "judge_key_env") -> str:
+    """The API key in an environment variable, for the server at `url` (an address as the client parses it), or "" for
+    the variable "". `setting` named the variable. Raises ConfigError if the named variable is not set or holds
+    characters that no key has. The key is not shown.
     """
     name = _OPENAI_KEY if variable is None else variable
     key = os.environ.get(name, "").strip()
@@ -312,7 +313,7 @@ def _key(variable: str | None, url: Any) -> str:
         return ""
     if variable and not key:
         what = "The environment variable for the API key is not set"
-        raise ConfigError(what, where=f"judge_key_env: {variable}", remedy=f"set {variable}, or name another variable")
+        raise ConfigError(what, where=f"{setting}: {variable}", remedy=f"set {variable}, or name another variable")
     if not all("!" <= character <= "~" for character in key):
         what = "The API key contains whitespace or a character that is not ASCII"
         raise ConfigError(what, where=f"environment variable {name}", expected="only the key")

@@ -88,7 +88,7 @@ def sample(
             noise = LogitsProcessorList()
             if temperature > 0:
                 keys = [prompts[index] if seed_by_prompt else (index,) for index, _ in places]
-                seeds = [_own_seed(seed, key, number) for key, (_, number) in zip(keys, places, strict=True)]
+                seeds = [own_seed(seed, key, number) for key, (_, number) in zip(keys, places, strict=True)]
                 noise.append(_OwnNoise(seeds, device, sampling))
             rows = _generate(model, [prompts[index] for index, _ in places], config, noise, device)
             for (index, _), row in zip(places, rows, strict=True):  # `.generate()` pads after the first eos token
@@ -158,7 +158,8 @@ class _OwnNoise(LogitsProcessor):
         return self.sampling.shape(scores).float() - waiting.clamp_min(1e-30).log()  # type: ignore[return-value]
 
 
-def _own_seed(seed: int, key: Sequence[int], number: int) -> int:
+def own_seed(seed: int, key: Sequence[int], number: int) -> int:
+    """The seed of one response, from 0 to 2^56: a hash, so that neighbours have unrelated random numbers."""
     text = f"{seed} {number} {' '.join(map(str, key))}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 

@@ -24,7 +24,7 @@ from rrm_lm import __version__
 from rrm_lm.errors import ConfigError
 from rrm_lm.settings.parsing.file import Setting, read_settings
 from rrm_lm.settings.parsing.help import command_help
-from rrm_lm.settings.permissions import FLAGS_ONLY, CodeArguments, check_environment, check_setting, runs_code
+from rrm_lm.settings.permissions import FLAGS_ONLY, KEYS, CodeArguments, check_environment, check_setting, runs_code
 from rrm_lm.storage import plain, write_text
 
 _FLAGS = "the command line"
@@ -118,8 +118,7 @@ def write_resolved(path: str | os.PathLike[str], *configs: Any) -> None:
 
     everything = {name: value for config in configs for name, value in vars(config).items()}
     flags = " --allow_code" if any(runs_code(name, value) for name, value in everything.items()) else ""
-    if everything.get("judge_key_env"):
-        flags += f" --judge_key_env {everything['judge_key_env']}"
+    flags += "".join(f" --{name} {everything[name]}" for name in KEYS if everything.get(name))
     parts = [
         f"# Every setting of this run, as resolved by rrm_lm {__version__}. To repeat it: --config THIS_FILE{flags}\n"
     ]

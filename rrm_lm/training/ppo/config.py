@@ -12,6 +12,7 @@ from rrm_lm.options import check, check_minimum, option
 from rrm_lm.training.arguments import TrainerArguments, check_above_zero, check_choice
 
 KL_CONTROLS = ("fixed", "adaptive")
+ENGINES = ("own", "server")
 
 
 @dataclass
@@ -45,6 +46,30 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
     top_k: int = option(0, "Sample from this many most likely tokens; 0 for all.")
     micro_batch_tokens: int = option(2048, "Most padded tokens that go through the model at once; bounds the memory.")
     rollout_batch_tokens: int = option(16384, "Most tokens (prompt and response) held at once while sampling.")
+    rollouts: str = option(
+        "own",
+        "What samples: own (this program), or server (vLLM at rollout_url, with a LoRA copy of the policy before each "
+        "update, for long responses on GPUs). Held-out answers are always sampled by this program.",
+    )
+    rollout_url: str | None = option(
+        None,
+        "With rollouts server: address of a vLLM server of the same model, such as http://127.0.0.1:8000/v1, that sees "
+        "output_dir under the same path. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL "
+        "--enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs --generation-config vllm.",
+    )
+    rollout_key_env: str | None = option(
+        None, "Environment variable with the API key for rollout_url; unset: none. Only on the command line."
+    )
+    max_rollout_mismatch: float | None = option(
+        0.05,
+        "With rollouts server: stop when the KL divergence of its token probabilities from the trainer's exceeds this, "
+        "in nats per token; unset: never.",
+    )
+    rollout_importance_cap: float | None = option(
+        None,
+        "With rollouts server: weight each token by its probability here over that on the server, at most by this "
+        "(truncated importance sampling; 2 is usual); unset: no weights.",
+    )
     share_prefixes: bool = option(True, "Compute a prompt once for all of its samples, where that is exact.")
     value_function: str = option(
         "head",
@@ -78,12 +103,21 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
         check_choice(self, "value_function", VALUE_KINDS)
         check_choice(self, "reference", REFERENCES)
         check_choice(self, "stop_token", ("eos", None))
+        check_choice(self, "rollouts", ENGINES)
+        if (self.rollouts == "server") != (self.rollout_url is not None):
+            raise ConfigError(
+                f"rollouts is {self.rollouts}, and rollout_url is {self.rollout_url}",
+                where="rollout_url",
+                expected="rollouts server with the rollout_url of that server, or neither",
+                remedy="pass --rollouts server --rollout_url http://127.0.0.1:8000/v1",
+            )
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ConfigError("Both stop_token and stop_token_id are set", where="stop_token", expected="one of them")
         sizes = ("samples_per_prompt", "micro_batch_tokens", "rollout_batch_tokens", "response_length")
         check_minimum(self, **dict.fromkeys((*sizes, "num_ppo_epochs", "num_mini_batches"), 1))
         check_minimum(self, kl_coef=0, kl_gain=0, vf_coef=0, cliprange=0, cliprange_value=0, seed=0)
         check_above_zero(self, "temperature", "kl_target", "max_kl", "max_value_loss", "reward_clip")
+        check_above_zero(self, "max_rollout_mismatch", "rollout_importance_cap")
         check(self, *((name, 0 <= getattr(self, name) <= 1, "from 0 to 1") for name in ("gamma", "lam")))
 
     @classmethod

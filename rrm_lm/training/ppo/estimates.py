@@ -47,6 +47,7 @@ class Estimates:
     is_valued: Tensor  # True where values are trained: the same, or with TRL's conventions one position more
     kl: Tensor  # estimated KL divergence from the reference at each token
     penalties: Tensor  # minus the KL coefficient times `kl`
+    importance: Tensor | None = None  # weight of each token in the policy loss; None for 1
 
 
 def estimate(
@@ -170,6 +171,13 @@ def policy_losses(log_probs: Tensor, old: Tensor, advantages: Tensor, cliprange:
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
     return torch.maximum(plain, clipped), clipped > plain
+
+
+def importance_weights(log_probs: Tensor, served: Tensor, cap: float) -> Tensor:
+    """Truncated importance weights ``min(p/q, cap)`` of tokens that were sampled with probability q (Espeholt et al.
+    2018, arXiv 1802.01561, eq. 1). Shapes as given.
+    """
+    return torch.exp(log_probs - served).clamp_max(cap)
 
 
 def value_losses(values: Tensor, old: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rrm_lm.models.ensemble import disagreement
-from rrm_lm.training.ppo.estimates import Estimates
+from rrm_lm.training.ppo.estimates import Estimates, kl_k3
 from rrm_lm.training.ppo.rollouts import Rollouts
 from rrm_lm.training.processes import Processes
 
@@ -66,6 +66,21 @@ def episode_metrics(
         if apart is not None:
             found[f"disagreement/{name}"] = processes.mean(torch.tensor([apart], device=raw.device))
     return found
+
+
+def mismatch_metrics(log_probs: Tensor, served: Tensor, is_response: Tensor, processes: Processes) -> dict[str, float]:
+    """How far the trainer's probabilities p of the sampled tokens are from the server's, q.
+
+    The mean of ``p/q`` is 1 for any two distributions, up to noise, so it only shows gross errors. The estimated KL
+    divergence of q from p, in nats per token, is the measure (k3: never negative). Arguments are (episodes, width).
+    """
+    mine, theirs = log_probs[is_response].float(), served[is_response].float()
+    ratio = torch.exp(mine - theirs)
+    return {
+        "rollout/ratio_mean": processes.mean(ratio),
+        "rollout/ratio_max": float(processes.gather(ratio.max().reshape(1)).max()),
+        "rollout/kl": processes.mean(kl_k3(theirs, mine)),
+    }
 
 
 class Progress:

@@ -34,6 +34,8 @@ class Rollouts:
     finished: list[bool]  # (episodes) whether the response ended before the limit
     lines: list[Line]  # (episodes) prompt and response
     lengths: Tensor  # (episodes,) tokens of each response
+    # (episodes, width) log-probabilities of the tokens as a server computed them, zero after the end
+    served: Tensor | None = None
 
     @classmethod
     def of(
@@ -43,6 +45,7 @@ class Rollouts:
         tokenizer: Any,
         end_ids: Sequence[int],
         device: torch.device,
+        log_probs: Sequence[Sequence[float]] | None = None,
     ) -> Rollouts:
         ends = set(end_ids)
         finished = [ids[-1] in ends for ids in responses]
@@ -52,7 +55,11 @@ class Rollouts:
         ]
         lines = [ChatFormat.sampled_line(item.ids, ids) for item, ids in zip(items, responses, strict=True)]
         lengths = torch.tensor([len(ids) for ids in responses], device=device)
-        return cls(list(items), [tuple(ids) for ids in responses], texts, finished, lines, lengths)
+        rollouts = cls(list(items), [tuple(ids) for ids in responses], texts, finished, lines, lengths)
+        if log_probs is not None:
+            flat = torch.tensor([number for numbers in log_probs for number in numbers], device=device)
+            rollouts.served = spread(flat, rollouts.is_response)
+        return rollouts
 
     def __len__(self) -> int:
         return len(self.lines)

@@ -28,10 +28,11 @@ from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.ppo.agent_trainer import AgentTrainer
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.control import out_of_bounds
-from rrm_lm.training.ppo.estimates import Estimates, estimate
+from rrm_lm.training.ppo.engines import make_engine
+from rrm_lm.training.ppo.estimates import Estimates, estimate, importance_weights
 from rrm_lm.training.ppo.passes import OwnReward, PolicyPass
 from rrm_lm.training.ppo.prompts import PromptItem
-from rrm_lm.training.ppo.reports import EpisodeScores, Progress, Stopwatch, episode_metrics
+from rrm_lm.training.ppo.reports import EpisodeScores, Progress, Stopwatch, episode_metrics, mismatch_metrics
 from rrm_lm.training.ppo.rollouts import Group, Grouping, Rollouts, end_id
 from rrm_lm.training.ppo.trl import agent_from_trl
 from rrm_lm.training.ppo.update import UpdateStatistics
@@ -106,6 +107,7 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
         self.end_ids = [] if self.stop_token_id is None else [self.stop_token_id]
         self.sampling = Sampling(args.response_length, args.temperature, args.top_p, args.top_k)
         self.prepare_model()
+        self.engine = make_engine(args, model, self.settings, self.accelerator)
         self._grouping: Grouping | None = None
         self._has_warned = False
         sources: list[Any] = []
@@ -121,10 +123,18 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:  # type: ignore[override]
         """Sample, score, estimate advantages and update, until all episodes are done or training is stopped.
 
-        Raises TrainingError: a reward failed, or a loss is not finite; the policy is that of before the update.
-        CheckpointError: the checkpoint is broken or does not fit the agent.
+        Raises TrainingError: a reward or a server for rollouts failed, the server's probabilities are not the policy's,
+        or a loss is not finite; the policy is that of before the update. CheckpointError: the checkpoint is broken or
+        does not fit the agent.
         """
         self._begin(self.checkpoint_to_resume(resume_from_checkpoint))
+        try:
+            self._update_until_done()
+        finally:
+            self.engine.release()
+        return self._end()
+
+    def _update_until_done(self) -> None:
         prompts = iter(self.dataloader)
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
@@ -138,6 +148,7 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
             eos_id: int = self.processing_class.eos_token_id  # type: ignore[union-attr, assignment]
             coefficient = self.steering.kl.coefficient
             metrics = episode_metrics(rollouts, scores, estimates, eos_id, coefficient, self.processes)
+            metrics |= self._compare_engines(rollouts, estimates)
             if self._kl_is_out_of_bounds(metrics):
                 break
             with watch("update"):
@@ -145,23 +156,27 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
             tokens = float(self.processes.total(rollouts.lengths.sum()))
             episodes = self.state.episode + (self.args.batch_size or 0)
             self._finish_update(metrics | self._progress.speed(watch, tokens, episodes), statistics)
-        return self._end()
 
     def roll_out(self, items: Sequence[PromptItem]) -> Rollouts:
         """Sample `samples_per_prompt` responses to each prompt."""
         args, count = self.args, self.args.samples_per_prompt
-        # Samples depend on the seed and the prompt's index in the update, not on the process.
-        responses = self.agent.roll_out(
-            [item.ids for item in items],
-            self.sampling,
-            end_ids=self.end_ids,
-            num_return=count,
-            seed=args.seed * 1_000_003 + self.state.global_step,
-            first=self.accelerator.process_index * len(items),
-            batch_tokens=args.rollout_batch_tokens,
-        )
+        try:
+            self.engine.refresh(self.state.global_step)
+            # Samples depend on the seed and the prompt's index in the update, not on the process.
+            sampled = self.engine.sample(
+                [item.ids for item in items],
+                self.sampling,
+                end_ids=self.end_ids,
+                num_return=count,
+                seed=args.seed * 1_000_003 + self.state.global_step,
+                first=self.accelerator.process_index * len(items),
+            )
+        except TrainingError:
+            self._save_before_failing()
+            raise
         episodes = [item for item in items for _ in range(count)]
-        rollouts = self._rollouts(episodes, [ids for samples in responses for ids in samples])
+        served = sampled.log_probs and [numbers for samples in sampled.log_probs for numbers in samples]
+        rollouts = self._rollouts(episodes, [ids for samples in sampled.ids for ids in samples], served)
         if self.end_ids and not any(rollouts.finished) and not self._has_warned:
             self._has_warned = True
             logger.warning(
@@ -211,6 +226,9 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
             rollouts.lengths,
             self.processes.total,
         )
+        cap = self.args.rollout_importance_cap
+        if cap is not None and rollouts.served is not None:
+            estimates.importance = importance_weights(first.log_probs, rollouts.served, cap)
         return estimates, first
 
     def update(self, rollouts: Rollouts, estimates: Estimates, first: PolicyPass) -> UpdateStatistics:
@@ -291,6 +309,34 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
             self.last_good.keep()
         return reason is not None
 
+    def _compare_engines(self, rollouts: Rollouts, estimates: Estimates) -> dict[str, float]:
+        """Metrics of how far the server's probabilities are from the trainer's; none without a server. Raises
+        TrainingError if they are too far, before the update.
+        """
+        if rollouts.served is None:
+            return {}
+        found = mismatch_metrics(estimates.log_probs, rollouts.served, rollouts.is_response, self.processes)
+        name, most = "the KL divergence of the server's token probabilities", self.args.max_rollout_mismatch
+        reason = out_of_bounds(name, found["rollout/kl"], most, "max_rollout_mismatch")
+        if reason:
+            self.log(found)
+            raise TrainingError(
+                f"{reason} (in nats per token; mean ratio {found['rollout/ratio_mean']:.4g}, largest "
+                f"{found['rollout/ratio_max']:.4g}): the server does not sample from the policy that is trained",
+                where=f"update {self.state.global_step + 1}, {self.args.rollout_url}",
+                expected="the trainer's probabilities, up to the rounding of two programs",
+                remedy="serve the same model in the same dtype, unquantized, with --logprobs-mode processed_logprobs; "
+                "or pass --rollout_importance_cap 2 and a higher --max_rollout_mismatch",
+            )
+        return found
+
+    def _save_before_failing(self) -> None:
+        """Save a checkpoint of the updates since the last one. Called where nothing of the next update is done yet."""
+        step = self.state.global_step
+        saved = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
+        if step and self.args.save_strategy != "no" and not saved.is_dir():
+            self._save_checkpoint(self.model, trial=None)
+
     def _stop(self, reason: str) -> None:
         self.stop_reason = reason
         self.control.should_training_stop = True
@@ -306,5 +352,11 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
             self._grouping = Grouping(self.agent, lines, tokens, self.processes.max, share)
         return self._grouping
 
-    def _rollouts(self, items: Sequence[PromptItem], responses: Sequence[Sequence[int]]) -> Rollouts:
-        return Rollouts.of(items, responses, self.processing_class, self.end_ids, self.accelerator.device)
+    def _rollouts(
+        self,
+        items: Sequence[PromptItem],
+        responses: Sequence[Sequence[int]],
+        served: Sequence[Sequence[float]] | None = None,
+    ) -> Rollouts:
+        device = self.accelerator.device
+        return Rollouts.of(items, responses, self.processing_class, self.end_ids, device, served)

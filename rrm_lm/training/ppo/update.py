@@ -106,6 +106,8 @@ def _token_losses(
     if args.trl_compatible:
         values = with_ends(values, end_values, est.is_response[members].sum(1))
     policy, policy_clipped = policy_losses(log_probs, est.log_probs[members], est.advantages[members], args.cliprange)
+    if est.importance is not None:
+        policy = policy * est.importance[members]
     value, value_clipped = value_losses(values, est.values[members], est.returns[members], args.cliprange_value)
     return policy, policy_clipped, value, value_clipped
 

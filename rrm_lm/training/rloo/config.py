@@ -20,13 +20,14 @@ logger = logging.getLogger(__name__)
 REFUSED: dict[str, tuple[Any, str]] = {
     "kl_control": ("fixed", "leave out kl_control and set kl_coef, which is constant"),
     "kl_estimator": ("k1", "leave it out; with --algorithm ppo there is a choice"),
+    "rollouts": ("own", "leave it out; with --algorithm ppo, a server can sample"),
     "normalize_rewards": (False, "leave it out; the mean of a prompt's other samples is subtracted from every reward"),
 }
 # Settings of the value function, of advantages per token, and of how our own PPO computes.
 IDLE = frozenset(
     {"vf_coef", "cliprange_value", "value_function", "max_value_loss", "gamma", "lam", "whiten_rewards", "kl_target"}
     | {"kl_gain", "share_prefixes", "trl_compatible", "eval_strategy", "eval_on_start"}
-    | {"load_best_model_at_end"}
+    | {"load_best_model_at_end", "rollout_url", "rollout_key_env", "max_rollout_mismatch", "rollout_importance_cap"}
 )
 
 

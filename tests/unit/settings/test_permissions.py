@@ -126,13 +126,14 @@ def test_a_file_of_requests_may_have_a_colon_in_its_name_and_a_function_may_not_
         ("policy", "allow_code: true", ["--allow_code"]),
         ("compare", "judge_key_env: MY_KEY", ["--judge_key_env", "MY_KEY"]),
         ("collect", "judge_key_env: MY_KEY", ["--judge_key_env", "OTHER"]),
+        ("policy", "rollout_key_env: MY_KEY", ["--rollout_key_env", "MY_KEY"]),
     ],
 )
 def test_a_file_gives_no_permission_and_names_no_key(command: str, line: str, flags: list[str], settings: Any) -> None:
     key = line.partition(":")[0]
     with pytest.raises(ConfigError, match=f"sets `{key}`, which is only allowed on the command line"):
         settings(command, line)
-    if key == "judge_key_env":
+    if key.endswith("_key_env"):
         with pytest.raises(ConfigError, match="only allowed on the command line"):
             settings(command, line, "--allow_code")
         assert settings(command, line, *flags)[key] == flags[1]

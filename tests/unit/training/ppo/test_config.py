@@ -32,6 +32,9 @@ from tests.tiny_policy import config
         ("gamma", 1.5),
         ("lam", -0.1),
         ("kl_target", float("nan")),
+        ("rollouts", "theirs"),
+        ("max_rollout_mismatch", 0.0),
+        ("rollout_importance_cap", -1.0),
     ],
 )
 def test_settings_out_of_range_are_named(name: str, value: Any, tmp_path: Path) -> None:
