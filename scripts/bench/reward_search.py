@@ -6,7 +6,8 @@
 Each step of a chain continues the reward model of the step before, by `rrm-lm reward`; chains with the same first steps
 share them. The last model is judged as `rrm-lm reward` does it, on the validation part. A chain with a result in
 results/reward_search.json is not run again. Results "(450 questions)" are of an earlier file of contrasts, which had
-the questions of the training part alone, and of three or more passes over it (commit 7790508).
+the questions of the training part alone, and of three or more passes over it (commit 7790508); "values, then
+contrasts" of a file without the kinds "both" and "aside".
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ FIRST = {"num_train_epochs": 0.6, "learning_rate": 3e-4, "per_device_train_batch
 TOGETHER = FIRST | {"comparisons_together": 3}
 STEADY = {
     "max_steps": 300, "learning_rate": 5e-4, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 10,
-    "per_device_train_batch_size": 8, "comparisons_together": 3,
+    "per_device_train_batch_size": 8, "comparisons_together": 3, "sft_weight": 0.3,
 }  # fmt: skip
 ALL = {"num_train_epochs": 1, "learning_rate": 2e-4, "per_device_train_batch_size": 4, "comparisons_together": 4}
 # The kinds of contrasts that a step learns from; "all" is the training part of the set.
 KINDS = {
     "values": ("demonstrated",),
     "values and things": ("demonstrated", "elsewhere"),
-    "contrasts": ("demonstrated", "elsewhere", "missing"),
+    "contrasts": ("demonstrated", "elsewhere", "both", "aside", "missing"),
 }
 VALUES: Step = ("values", FIRST)
 CONTRASTS: Step = ("contrasts", TOGETHER)
@@ -60,7 +61,7 @@ CHAINS: dict[str, list[Step]] = {
     "contrasts": [("contrasts", TOGETHER | {"num_train_epochs": 1})],
     "values, then contrasts": [VALUES, CONTRASTS],
     "contrasts at a constant rate": [("contrasts", STEADY)],
-    "contrasts at a constant rate, then all": [("contrasts", STEADY), ("all", ALL)],
+    "contrasts at a constant rate, then all": [("contrasts", STEADY), ("all", ALL | {"sft_weight": 0.3})],
 }
 
 

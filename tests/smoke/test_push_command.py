@@ -87,7 +87,8 @@ def test_the_card_names_the_repository_and_holds_the_results(output: Path, hub: 
     assert push(capsys, output).code == 0
     card = hub.files["README.md"].decode()
     assert f'AutoTokenizer.from_pretrained("{REPO}")' in card and str(output) not in card
-    accuracy = next(one for one in ModelCard(card).data.eval_results or [] if one.metric_type == "accuracy")
+    data: Any = ModelCard(card).data
+    accuracy = next(one for one in data.eval_results if one.metric_type == "accuracy")
     assert (accuracy.dataset_type, accuracy.dataset_revision) == ("org/pairs", "d" * 40)
     written = json.loads((output / "results.json").read_text())["sets"]["dev"]["accuracy"]
     assert accuracy.metric_value == pytest.approx(written["value"], abs=1e-6)

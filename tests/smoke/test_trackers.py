@@ -73,7 +73,10 @@ def trackio(sent: Sent) -> ModuleType:
     def log(values: dict[str, Any]) -> None:
         step = values["train/global_step"]
         for name, value in values.items():
-            (sent.table if isinstance(value, Table) else sent.number)(name, value, step)
+            if isinstance(value, Table):
+                sent.table(name, value, step)
+            else:
+                sent.number(name, value, step)
 
     class Settings(dict[str, Any]):
         def update(self, values: Any, allow_val_change: bool) -> None: ...  # type: ignore[override]

@@ -86,6 +86,24 @@ def words() -> Iterator[str]:
     assert found["primary"]["verdict"] == "aim reached"
 
 
+def notes() -> Iterator[str]:
+    searched = {
+        "values, then all (450 questions, 3 and 2 passes)": "values, then all (450 questions)",
+        "values, then contrasts (60 patterns, seen once)": "values, then contrasts",
+        "contrasts at a constant rate": "contrasts at a constant rate",
+        "contrasts at a constant rate, then all": "contrasts at a constant rate, then all",
+    }
+    for name, chain in searched.items():
+        one = result("reward_search")[f"{chain}, seed 42"]
+        kinds = (f"{100 * one['by_source'][f'notes, {kind} pairs']['value']:.1f}%" for kind in ("answer", "manner"))
+        yield f"| {name} | {percent(one['accuracy'])} | {' | '.join(kinds)} | {sum(one['seconds'])} |"
+    pilot = result("notes_pilot")["temperature_0"]
+    for policy, name in (("start", "SmolLM2"), ("sft", "SFT"), ("ppo", "PPO")):
+        yield f"{name} {plain(pilot['policies'][policy]['answer'], 3)}"
+    yield f"PPO minus SFT {plain(pilot['ppo_minus_sft']['answer'], 3, sign='+')}"
+    yield f"in gold {plain(pilot['ppo_minus_sft']['gold'], 3, sign='+')}"
+
+
 def served() -> Iterator[str]:
     found = result("serve")
     yield f"{100 * found['throughput_share']:.1f}% of that throughput ({found['responses_per_second']:.2f}"
@@ -277,6 +295,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, recursion),
     (BENCH, clauses),
     (BENCH, words),
+    (BENCH, notes),
     (BENCH, served),
     (BENCH, reward_speed),
     (BENCH, policy_speed),

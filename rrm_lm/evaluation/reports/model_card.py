@@ -117,8 +117,8 @@ def _eval_results(result: SetResult, card: Card) -> list[EvalResult]:
             dataset_revision=revision,
             metric_type=kind,
             metric_name=name,
-            metric_value=round(value if isinstance(value, float) else value.value, 6),
-            metric_args=(extra if isinstance(value, float) else _interval(value) | extra) or None,
+            metric_value=round(value.value if isinstance(value, Estimate) else value, 6),
+            metric_args=(_interval(value) | extra if isinstance(value, Estimate) else extra) or None,
         )
         for kind, name, value, extra in (
             ("accuracy", "Accuracy", m.accuracy, about),

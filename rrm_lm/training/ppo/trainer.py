@@ -175,7 +175,8 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
             self._save_before_failing()
             raise
         episodes = [item for item in items for _ in range(count)]
-        served = sampled.log_probs and [numbers for samples in sampled.log_probs for numbers in samples]
+        known = sampled.log_probs
+        served = None if known is None else [numbers for samples in known for numbers in samples]
         rollouts = self._rollouts(episodes, [ids for samples in sampled.ids for ids in samples], served)
         if self.end_ids and not any(rollouts.finished) and not self._has_warned:
             self._has_warned = True

@@ -265,7 +265,8 @@ def test_only_an_adapter_can_be_served(tmp_path: Path, server: RolloutServer) ->
 
 
 def test_settings_that_do_not_fit_together(tmp_path: Path) -> None:
-    for more in ({"rollouts": "server"}, {"rollout_url": "http://127.0.0.1:8000/v1"}):
+    wrong: tuple[dict[str, Any], ...] = ({"rollouts": "server"}, {"rollout_url": "http://127.0.0.1:8000/v1"})
+    for more in wrong:
         with pytest.raises(ConfigError, match="rollout_url"):
             trainer(tmp_path, **more)
     with pytest.raises(ConfigError, match=r"is not the address of a server.*rollout_url"):
