@@ -9,10 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
-from peft import AutoPeftModelForCausalLM, LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import AutoTokenizer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
+
+from rrm_lm.models.pretrained import load_causal_lm
+
+MODEL = "smollm2-135m"  # what the SFT policy adapts
 
 
 def train_dpo(start: Path, comparisons: Sequence[Path], out: Path, seed: int, pairs: int = 1000) -> None:
@@ -32,7 +36,7 @@ def train_dpo(start: Path, comparisons: Sequence[Path], out: Path, seed: int, pa
             rows += [json.loads(line) for line in stream]
     drawn = random.Random(seed).sample(rows, pairs)
     dataset = Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in drawn])
-    model = AutoPeftModelForCausalLM.from_pretrained(start).merge_and_unload()
+    model = PeftModel.from_pretrained(load_causal_lm(MODEL), str(start)).merge_and_unload()
     tokenizer = AutoTokenizer.from_pretrained(start)
     config = DPOConfig(
         output_dir=str(out.with_name(f"{out.name}-checkpoints")), seed=seed, num_train_epochs=1, max_length=384,

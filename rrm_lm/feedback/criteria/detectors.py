@@ -59,7 +59,7 @@ def split_words(text: str) -> list[str]:
 def split_sentences(text: str) -> list[str]:
     """The sentences of a text; the lines of a list count as sentences."""
     text = _DOTTED.sub(lambda match: match.group().replace(".", "\u2024"), text)
-    return [sentence.strip() for sentence in _BREAK.split(text) if _WORD.search(sentence)]
+    return [sentence.strip().replace("\u2024", ".") for sentence in _BREAK.split(text) if _WORD.search(sentence)]
 
 
 def content_words(text: str) -> set[str]:

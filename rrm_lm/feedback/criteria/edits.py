@@ -28,7 +28,7 @@ def toggle_opening(response: str, prompt: str, other: str) -> str | None:
     """Without its filler at the start, or with one."""
     first, *rest = split_sentences(response) or [""]
     if DETECTORS["filler_opening"].measure(response, prompt):
-        return " ".join(rest) if rest else None
+        return response[response.index(rest[0], len(first)) :] if rest else None
     return f"{_one_of(_OPENERS, response)} {response}" if first else None
 
 
@@ -106,7 +106,7 @@ def edited(criteria: Iterable[Criterion], prompt: str, response: str, other: str
         criteria: What people want; those whose measure no edit moves give none.
         prompt: The text of the last user turn.
         response: The response, with text in it.
-        other: A response to another prompt; "" if there is none.
+        other: A response to another prompt, or "".
 
     Returns:
         Different texts by the name of their criterion, at most one for each.

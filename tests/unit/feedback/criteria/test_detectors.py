@@ -67,7 +67,7 @@ def test_any_text_has_a_finite_value(text: str) -> None:
 
 def test_abbreviations_and_decimals_end_no_sentence() -> None:
     assert split_sentences('Dr. Who paid 3.5 pounds, i.e. less. "Really?" he said.') == [
-        "Dr\u2024 Who paid 3.5 pounds, i\u2024e\u2024 less.",
+        "Dr. Who paid 3.5 pounds, i.e. less.",
         '"Really?',
         "he said.",
     ]

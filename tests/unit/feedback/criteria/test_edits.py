@@ -19,9 +19,11 @@ def one(measure: str, response: str, direction: str = "more", other: str = OTHER
     ("measure", "response", "expected"),
     [
         ("filler_opening", RESPONSE, "The shop opens at 8. It is near the old station. Have a lovely day!"),
+        ("filler_opening", "Sure!\n- At 8.\n- At noon.", "- At 8.\n- At noon."),  # what follows keeps its form
         ("friendly_close", RESPONSE, "Sure! The shop opens at 8. It is near the old station."),
         ("friendly_close", "Have a lovely day!", None),
         ("sentences", RESPONSE, "Sure! The shop opens at 8."),
+        ("sentences", "At 8 a.m., e.g. by bus. Or later.", "At 8 a.m., e.g. by bus."),
         ("sentences", "At 8.", f"At 8. {OTHER}"),
         ("list_items", "At 8. On Monday.", "- At 8.\n- On Monday."),
         ("list_items", "- At 8.\n- On Monday.", "At 8. On Monday."),
