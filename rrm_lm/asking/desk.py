@@ -7,7 +7,7 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rrm_lm.feedback.store.events import ANSWER, UNDO, Answer, Item, State
 from rrm_lm.feedback.store.files import Store
@@ -38,24 +38,37 @@ class Desk:
     def open_items(self, person: str) -> list[Item]:
         """The items that the person can still answer, in the order in which they are handed out."""
         with self._lock:
-            state, now = self.state, time.monotonic()
-            found = []
-            for name, item in state.items.items():
-                answered = state.people_of(name)
-                kept = {who for who, until in self._leases.get(name, {}).items() if until > now}
-                if person not in answered and len((answered | kept) - {person}) < self.overlap:
-                    if name not in self._places:
-                        self._places[name] = self._random(name).random()
-                    found.append((person not in kept, -self.priority(item), self._places[name], name))
-            return [state.items[name] for *_, name in sorted(found)]
+            state = self.state
+            return [state.items[name] for _, name in sorted(self._turns(state, person))]
 
     def next_item(self, person: str) -> Item | None:
         """The next item for a person, which is kept for them; None if no item is free now."""
         with self._lock:
-            items = self.open_items(person)
-            if items:
-                self.keep(person, items[0].id)
-            return items[0] if items else None
+            state = self.state
+            _, name = min(self._turns(state, person), default=(None, ""))
+            if name:
+                self.keep(person, name)
+            return state.items.get(name)
+
+    def _open(self, state: State, person: str) -> list[str]:
+        now, found = time.monotonic(), []
+        for name in state.items:
+            answered = state.people_of(name)
+            if person in answered or len(answered) >= self.overlap:  # most items of a long list
+                continue
+            kept = {who for who, until in self._leases.get(name, {}).items() if until > now}
+            if len((answered | kept) - {person}) < self.overlap:
+                found.append(name)
+        return found
+
+    def _turns(self, state: State, person: str) -> Iterator[tuple[tuple[bool, float, float], str]]:
+        """Open items with what sorts them: those kept for the person first, then by priority, then at random."""
+        now = time.monotonic()
+        for name in self._open(state, person):
+            if name not in self._places:
+                self._places[name] = self._random(name).random()
+            kept = self._leases.get(name, {}).get(person, 0.0) > now
+            yield (not kept, -self.priority(state.items[name]), self._places[name]), name
 
     def keep(self, person: str, item: str) -> None:
         """Keep an item for the person who sees it."""
@@ -92,7 +105,8 @@ class Desk:
 
     def progress(self, person: str) -> tuple[int, int, float | None]:
         """How many items the person has answered, how many there are for them, and the seconds left at their speed."""
-        answers, left = self.state.answers(person), len(self.open_items(person))
+        state = self.state
+        answers, left = state.answers(person), len(self._open(state, person))
         speeds = [answer.seconds for _, answer in answers[-20:] if answer.seconds is not None]
         return len(answers), len(answers) + left, statistics.median(speeds) * left if speeds else None
 

@@ -73,9 +73,10 @@ async function send(target, button) {
   const body = new URLSearchParams(new FormData(target, button));
   const key = target.getAttribute("action") === "/answer" ? draftKey() : null;
   document.body.classList.add("sending");
+  const post = () => fetch(target.action, { method: "POST", body, credentials: "same-origin", headers: { "X-Next": "page" } });
   let answer;
   try {
-    answer = await fetch(target.action, { method: "POST", body, credentials: "same-origin" });
+    answer = await post().catch(post); // a repeated answer is stored once
   } catch {
     say("Not saved: the server cannot be reached. Your draft is kept in this browser; try again.");
     return;
@@ -88,7 +89,7 @@ async function send(target, button) {
   document.querySelector(".bar").replaceWith(page.querySelector(".bar"));
   main().replaceWith(page.getElementById("main"));
   document.title = page.title;
-  if (answer.ok) history.replaceState(null, "", new URL(answer.url).pathname);
+  if (answer.ok) history.replaceState(null, "", new URL(answer.url).pathname.replace("/answer", "/"));
   window.scrollTo(0, 0);
   main().focus({ preventScroll: true });
   if (main().hasAttribute("data-wait")) return void setTimeout(() => location.reload(), 1500);

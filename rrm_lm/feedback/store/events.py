@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -209,9 +209,9 @@ class State:
                 found.setdefault(event.item, {})[event.person] = answer.verdict
         return found
 
-    def people_of(self, item: str) -> set[str]:
+    def people_of(self, item: str) -> Set[str]:
         """Who answered about an item."""
-        return set(self._current.get(item, ()))
+        return self._current.get(item, {}).keys()
 
 
 def fold(events: Iterable[Event]) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,16 @@ def test_the_form_shows_the_answer_that_it_gave(choice: str) -> None:
 def test_an_edit_that_changes_nothing_is_no_correction() -> None:
     item = Item((Message("user", "Q?"),), ("a", "b"))
     assert not read_answer({"corrected_0": " a\n", "corrected_1": ""}, item, (0, 1)).says_something()
+
+
+def test_a_script_gets_the_next_item_in_reply_to_an_answer(page: MakePage) -> None:
+    one = page()
+    fields = one.fields()
+    form = {**fields, "verdict": "2"}
+    replies = [one.client.post("/answer", data=form, headers={"X-Next": "page"}) for _ in range(2)]  # sent again
+    shown = [re.findall(r'name="item" value="([^"]*)"', reply.text) for reply in replies]
+    assert [reply.history for reply in replies] == [[], []] and shown[0] == shown[1] == [one.fields()["item"]]
+    assert shown[0] != [fields["item"]] and len(one.store.state().answers()) == 1
 
 
 def test_an_empty_answer_is_not_stored_and_what_was_typed_stays(page: MakePage) -> None:
