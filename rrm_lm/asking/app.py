@@ -132,6 +132,9 @@ class Pages:
             return self.message(
                 request, "The model is writing", "The next answers will be here in a moment.", wait=True
             )
+        if self.args.policy_config and self.trainer is not None and self.trainer.is_running:
+            line = "All of its answers are judged. What you said trains it now, and then it answers again."
+            return self.message(request, "The model is learning", line, wait=True)
         done = bool(self.desk.state.answers(person))
         return self.message(
             request, "Thank you, that was the last one" if done else "There is nothing to answer now",

@@ -44,9 +44,8 @@ def overview_numbers(desk: Desk, trainer: Trainer | None) -> dict[str, Any]:
 
 
 def _training(trainer: Trainer) -> dict[str, Any]:
-    running = trainer.process is not None and trainer.process.poll() is None
     numbers = {"least": LEAST, "few": FEW, "compared": trainer.counts()[0]}
-    return {"rounds": trainer.rounds, "running": running, "problem": trainer.problem, **numbers}
+    return {"rounds": trainer.rounds, "running": trainer.is_running, "problem": trainer.problem, **numbers}
 
 
 def parts_of(answer: Answer) -> list[str]:

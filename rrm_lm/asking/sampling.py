@@ -11,9 +11,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from rrm_lm.asking.items import pairs
+from rrm_lm.asking.training import current_policy
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.feedback.store.events import Item
 from rrm_lm.feedback.store.files import Store
@@ -25,7 +27,8 @@ BATCH = 4  # prompts that are answered at once
 
 
 class Sampler:
-    """A process that answers prompts with the policy until all have items, and pauses while `AHEAD` items wait.
+    """A process that answers prompts with the policy until all have items, and pauses while `AHEAD` items wait. Where a
+    policy is trained meanwhile, it then waits for the next one, which answers all prompts again.
 
     A process and not a thread, because a thread that generates would hold up the page.
 
@@ -37,14 +40,18 @@ class Sampler:
     def __init__(self, args: AskArguments, prompts: Mapping[Prompt, str]) -> None:
         context = multiprocessing.get_context("spawn")
         self._error, self._problems, report = "", *context.Pipe(duplex=False)
-        self._process = context.Process(target=_process, args=(args, prompts, report), daemon=True, name="sampler")
+        self._waits = context.Event()
+        self._process = context.Process(
+            target=_process, args=(args, prompts, report, self._waits), daemon=True, name="sampler"
+        )
 
     def start(self) -> None:
         self._process.start()
 
     @property
     def is_working(self) -> bool:
-        return self._process.is_alive()
+        """Whether there are prompts that it is going to answer."""
+        return self._process.is_alive() and not self._waits.is_set()
 
     @property
     def error(self) -> str:
@@ -60,31 +67,45 @@ class Sampler:
             self._process.join(10)
 
 
-def _process(args: AskArguments, prompts: Mapping[Prompt, str], report: Connection) -> None:
+def _process(args: AskArguments, prompts: Mapping[Prompt, str], report: Connection, waits: Event) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the server ends this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     if hasattr(os, "nice"):
         os.nice(5)
     try:
-        sample(args, prompts)
+        while True:
+            name = current_policy(args)
+            sample(args, prompts, name)
+            waits.set()
+            if not args.policy_config:
+                return
+            while current_policy(args) == name:
+                time.sleep(1)
+            waits.clear()
     except Exception as error:  # shown on the page, which goes on with the items that it has
         report.send(f"{type(error).__name__}: {error}")
         raise
 
 
-def sample(args: AskArguments, prompts: Mapping[Prompt, str]) -> None:
-    """Answer the prompts that have no items yet. Raises RRMError: a model or store that cannot be used."""
+def sample(args: AskArguments, prompts: Mapping[Prompt, str], model: str) -> None:
+    """Answer the prompts that have no items yet, with the first policy, or none of this one, with a later one; until
+    there is a newer one. Raises RRMError: a model or store that cannot be used.
+    """
     with Store(args.store) as store:
-        known = {item.prompt for item in store.state().items.values() if item.responses}
+        digest = model_digest(model)
+        items = [item for item in store.state().items.values() if item.responses]
+        known = {item.prompt for item in items if item.model == digest or model == args.model}
+        asked = {item.prompt for item in items}
         left = [(prompt, source) for prompt, source in prompts.items() if prompt not in known]
+        left.sort(key=lambda pair: pair[0] in asked)  # those that nobody saw yet come first
         if not left:
             return
         import rrm_lm
 
-        policy, digest = rrm_lm.Policy.from_pretrained(str(args.model)), model_digest(str(args.model))
+        policy = rrm_lm.Policy.from_pretrained(model)
         options = {"n": args.samples, "max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
         batch = 1  # the first item comes as early as possible
-        while left:
+        while left and current_policy(args) == model:
             state = store.state()
             if sum(len(state.people_of(name)) < args.overlap for name in state.items) >= AHEAD:
                 time.sleep(0.5)

@@ -287,7 +287,7 @@ _ALL = (
         """,
         common=(
             "store responses prompts model people overlap ask criteria instructions keys host port train train_every "
-            "train_config"
+            "train_config policy_config"
         ),
         extra="ask",
     ),

@@ -85,6 +85,11 @@ class AskArguments(DatasetSource):
     train: bool = option(False, "Train a reward model again as answers arrive, in another process.")
     train_every: int = option(20, "How many new answers start the next training.")
     train_config: str | None = option(None, "Settings file for these trainings, as for rrm-lm reward.")
+    policy_config: str | None = option(
+        None,
+        "Settings file for rrm-lm policy: each new reward model trains the policy further, which answers the prompts "
+        "again.",
+    )
     train_dir: str = option("outputs/ask", "Folder of these trainings.")
 
     def __post_init__(self) -> None:
@@ -93,6 +98,9 @@ class AskArguments(DatasetSource):
             self, samples=1, max_new_tokens=1, overlap=1, port=0, max_body_kb=1, max_requests=1, train_every=1
         )
         check(self, ("lease", self.lease > 0, "above 0"), ("temperature", self.temperature > 0, "above 0"))
+        if self.policy_config and not (self.train and self.model):
+            remedy = "pass --train true, and --prompts and --model for a policy that answers"
+            raise ConfigError("There is nothing to train the policy with", where="policy_config", remedy=remedy)
         refuse_repeats("people", self.people)
         wrong = [name for name in self.people if not (name.isprintable() and name.strip() == name and len(name) <= 40)]
         if wrong:

@@ -20,7 +20,7 @@ pytest.importorskip("fastapi", reason="the extra `ask` is not installed")
 from rrm_lm.asking.desk import Desk
 from rrm_lm.asking.run import fill
 from rrm_lm.asking.sampling import Disagreement, Sampler, sample
-from rrm_lm.asking.training import LEAST, Trainer
+from rrm_lm.asking.training import LEAST, Trainer, current_policy
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Message
@@ -39,12 +39,12 @@ def test_a_policy_answers_ahead_of_need(tiny: Path, tmp_path: Path) -> None:
     with Store(args.store, create=True) as store:
         prompts = fill(store, args)
         assert len(prompts) == 5 and not store.state().items
-        sample(args, prompts)
+        sample(args, prompts, str(args.model))
         items = list(store.state().items.values())
         assert {item.prompt for item in items} == set(prompts)
         assert all(item.model == str(tiny) and item.source == file for item in items)
         count = len(store.events())
-        sample(args, prompts)  # started again, nothing is sampled twice
+        sample(args, prompts, str(args.model))  # started again, nothing is sampled twice
         assert len(store.events()) == count
         with pytest.raises(DataError, match="no longer in the file"):
             fill(
@@ -121,6 +121,44 @@ def test_a_reward_model_is_trained_meanwhile(tiny: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
+def test_the_policy_is_trained_against_the_reward_model_and_answers_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RRM_LM_CACHE", str(tmp_path / "cache"))
+    reward, policy = tmp_path / "reward.yaml", tmp_path / "policy.yaml"
+    reward.write_text(f"model_name_or_path: {tiny}\nmax_steps: 2\nuse_cpu: true\ndtype: float32\neval_fraction: 0.4\n")
+    policy.write_text(
+        "max_steps: 1\nper_device_train_batch_size: 2\nresponse_length: 4\nuse_cpu: true\ndtype: float32\n"
+    )
+    args = AskArguments(
+        prompts=[str(write_rows(tmp_path / "prompts.jsonl", PROMPTS))], model=str(tiny), max_new_tokens=5,
+        store=str(tmp_path / "a.db"), train=True, train_config=str(reward), policy_config=str(policy),
+        train_dir=str(tmp_path / "train"),
+    )  # fmt: skip
+    with Store(args.store, create=True) as store:
+        prompts = fill(store, args)
+        sampler = Sampler(args, prompts)
+        sampler.start()
+        deadline = time.monotonic() + 280
+        while sampler.is_working and time.monotonic() < deadline:
+            time.sleep(0.2)
+        first = store.state().items
+        assert {item.prompt for item in first.values()} == set(prompts) and not sampler.error
+        for name, item in first.items():
+            if len(item.responses) == 2:
+                store.append(ANSWER, person="anna", item=name, body=asdict(Answer(verdict=FIRST, strength=1.0)))
+        trainer = Trainer(Desk(store), args)
+        trainer._train(len(first))
+        assert trainer.problem == "" and Path(trainer.rounds[0]["policy"], "adapter_model.safetensors").is_file()
+        while len({item.model for item in store.state().items.values()}) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        sampler.stop()
+        assert not sampler.error and current_policy(args) == trainer.rounds[0]["policy"]
+        new = [item for name, item in store.state().items.items() if name not in first]
+        assert new and all(item.model.startswith(trainer.rounds[0]["policy"]) for item in new)
+
+
+@pytest.mark.slow
 def test_a_training_that_fails_is_named(tmp_path: Path) -> None:
     config = tmp_path / "reward.yaml"
     config.write_text("no_such_setting: 1\n")
@@ -173,6 +211,7 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     [
         ([], "nothing to ask about"),
         (["--responses", "missing.jsonl"], "no such file"),
+        (["--prompts", "PROMPTS", "--policy_config", "policy.yaml"], "nothing to train the policy with"),
         (["--prompts", "PROMPTS", "--instructions", "missing.md"], "instructions cannot be read"),
         (["--prompts", "PROMPTS", "--host", "192.0.2.1", "--people", "anna"], "cannot be served on 192.0.2.1"),
         (["--responses", "PROMPTS", "--store", "PROMPTS"], "not a SQLite file"),
