@@ -26,6 +26,7 @@ class Desk:
     def __init__(self, store: Store, *, overlap: int = 1, lease: float = 600.0, seed: int = 0) -> None:
         self.store, self.overlap, self.lease, self.seed = store, overlap, lease, seed
         self.priority: Callable[[Item], float] = lambda item: 0.0  # items of higher priority come first
+        self.expected = 0  # items that there will be when a model has answered all prompts; 0 without one
         self._leases: dict[str, dict[str, float]] = {}  # until when an item is kept for a person
         self._places: dict[str, float] = {}  # the random order of items
         self._since: dict[tuple[str, str], float] = {}  # when an item was first shown to a person
@@ -106,9 +107,11 @@ class Desk:
     def progress(self, person: str) -> tuple[int, int, float | None]:
         """How many items the person has answered, how many there are for them, and the seconds left at their speed."""
         state = self.state
-        answers, left = state.answers(person), len(self._open(state, person))
+        answers = state.answers(person)
+        total = max(len(answers) + len(self._open(state, person)), self.expected)
         speeds = [answer.seconds for _, answer in answers[-20:] if answer.seconds is not None]
-        return len(answers), len(answers) + left, statistics.median(speeds) * left if speeds else None
+        left = statistics.median(speeds) * (total - len(answers)) if speeds else None
+        return len(answers), total, left
 
     def _random(self, name: str) -> random.Random:
         return random.Random(f"{self.seed} {name}")

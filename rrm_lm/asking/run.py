@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import socket
@@ -42,6 +43,7 @@ def serve(args: AskArguments) -> int:
             desk.priority = disagreement = Disagreement(args.reward_model)
             disagreement.prepare(list(store.state().items.values()))
         sampler = Sampler(args, prompts) if args.model else None
+        desk.expected = len(prompts) * max(1, math.comb(args.samples, 2)) if len(args.people) <= args.overlap else 0
         trainer = Trainer(desk, args) if args.train else None
         listener = stack.enter_context(_listening(args))
         port = listener.getsockname()[1]

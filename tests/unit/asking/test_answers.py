@@ -77,6 +77,13 @@ def test_an_edit_that_changes_nothing_is_no_correction() -> None:
     assert not read_answer({"corrected_0": " a\n", "corrected_1": ""}, item, (0, 1)).says_something()
 
 
+def test_the_total_counts_answers_that_a_model_has_not_written_yet(page: MakePage) -> None:
+    one = page()
+    one.pages.desk.expected = 30
+    one.answer(verdict="2")
+    assert "1 of 30" in one.get()
+
+
 def test_a_script_gets_the_next_item_in_reply_to_an_answer(page: MakePage) -> None:
     one = page()
     fields = one.fields()
