@@ -5,12 +5,16 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from rrm_lm.asking.desk import Desk
 from rrm_lm.asking.training import FEW, LEAST, Trainer
 from rrm_lm.evaluation.statistics.agreement import agreement
+from rrm_lm.feedback.criteria.reader import read_critique, statement
 from rrm_lm.feedback.store.events import BOTH_BAD, FIRST, SECOND, SKIP, TIE, Answer
+
+_NAMED = 8  # criteria that are shown
 
 
 def overview_numbers(desk: Desk, trainer: Trainer | None) -> dict[str, Any]:
@@ -36,6 +40,12 @@ def overview_numbers(desk: Desk, trainer: Trainer | None) -> dict[str, Any]:
         "complete": sum(len(state.people_of(name)) >= desk.overlap for name in state.items),
         "said": in_words(part for _, answer in answers for part in parts_of(answer)),
         "criteria": Counter(name for _, answer in answers for name in answer.criteria),
+        "named": Counter(
+            wish
+            for _, answer in answers
+            for about in answer.about
+            for wish in {wish for critique in about.critiques for wish in wishes(critique)}
+        ).most_common(_NAMED),
         "people": people,
         "agreement": agreed,
         "training": None if trainer is None else _training(trainer),
@@ -46,6 +56,13 @@ def overview_numbers(desk: Desk, trainer: Trainer | None) -> dict[str, Any]:
 def _training(trainer: Trainer) -> dict[str, Any]:
     numbers = {"least": LEAST, "few": FEW, "compared": trainer.counts()[0]}
     return {"rounds": trainer.rounds, "running": trainer.is_running, "problem": trainer.problem, **numbers}
+
+
+@lru_cache(10_000)
+def wishes(critique: str) -> tuple[str, ...]:
+    """What a critique asks of answers, as statements of criteria."""
+    read = [reading for _, readings in read_critique(critique) for reading in readings]
+    return tuple(statement(one.aspect, one.wants) for one in read)
 
 
 def parts_of(answer: Answer) -> list[str]:

@@ -111,6 +111,20 @@ def served() -> Iterator[str]:
     yield f"half of the requests took {found['p50_ms'] / 1000:.1f} s"
 
 
+def asking() -> Iterator[str]:
+    found = result("asking")
+    load, keys = found["load"], found["keys"]
+    yield f"{load['people']} people gave {load['answers']:,} answers in {load['seconds'] / 60:.0f} minutes"
+    yield f"{load['lost']} were lost and {load['doubled']} stored twice"
+    yield f"{load['p50_ms']:.0f} ms for half of them and {load['p95_ms']:.0f} ms for 95%"
+    yield f"{keys['p50_ms']:.0f} ms, and in 95% at most {keys['p95_ms']:.0f} ms"
+    for name in ("notes", "assistant"):
+        one = found["curve"][name]
+        for budget, difference in list(one["disagreement_minus_random"].items())[1:]:  # the first answers are the same
+            values = (100 * one["accuracy"][arm][budget]["value"] for arm in ("random", "disagreement"))
+            yield f"| {name} | {budget} | {' | '.join(f'{value:.1f}%' for value in values)} | {points(difference)} |"
+
+
 def critic() -> Iterator[str]:
     found = result("critic")
     yield f"{percent(found['accuracy']['none-plain'])} of {found['heldout']['pairs']} held-out pairs"
@@ -297,6 +311,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, words),
     (BENCH, notes),
     (BENCH, served),
+    (BENCH, asking),
     (BENCH, reward_speed),
     (BENCH, policy_speed),
     (BENCH, demo),

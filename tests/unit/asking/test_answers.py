@@ -172,12 +172,15 @@ def test_the_overview(page: MakePage) -> None:
     anna, ben = page("anna", people=people, overlap=2), page("ben")
     for _ in range(3):
         for one in (anna, ben):
-            one.answer(verdict="4", critique_0="x")
+            one.answer(verdict="4", critique_0="Too long. Much too long, and it does not answer the question.")
     assert anna.client.get("/overview").status_code == 403 and "Overview" not in anna.get()
     assert anna.client.get("/export/trl").status_code == 403
     anna.client.get(f"/join/{anna.pages.asker}")
     text = anna.get("/overview")
     assert "6 ties, 6 critiques" in text and "3 of 4" in text and "100%" in text
+    assert re.search(
+        r"an answer (is short|answers what was asked) \(6\), (is short|answers what was asked) \(6\)\.", text
+    )
     assert anna.client.get("/export/argilla").json()[0]["fields"]["prompt"].startswith("Question")
     assert anna.client.get("/export/csv").status_code == 404
 
