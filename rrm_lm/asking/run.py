@@ -52,9 +52,15 @@ def serve(args: AskArguments) -> int:
         _print_links(pages, args, port)
         for worker in filter(None, (sampler, trainer)):
             worker.start()
-        # People think for longer than uvicorn's 5 seconds; an answer sent while it closes a connection would fail.
-        waits = {"timeout_keep_alive": 300, "timeout_graceful_shutdown": 5}
-        config = uvicorn.Config(create_app(pages), log_level="warning", access_log=False, server_header=False, **waits)
+        config = uvicorn.Config(
+            create_app(pages),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            # People think for longer than uvicorn's 5 seconds; an answer sent while it closes a connection would fail.
+            timeout_keep_alive=300,
+            timeout_graceful_shutdown=5,
+        )
         try:
             with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes it on after it has answered the open requests
                 uvicorn.Server(config).run(sockets=[listener])

@@ -33,7 +33,8 @@ STEP, MEMBERS = 16, 4
 
 def curve() -> dict[str, Any]:
     """The numbers of `curve`, by data set."""
-    probe = frozen_states(load_scorer("smollm2-135m"))
+    scorer: Any = load_scorer("smollm2-135m")
+    probe = frozen_states(scorer)
     found = {name: of_set(*files, probe) for name, files in SETS.items()}
     about = {"budgets": BUDGETS, "seeds": SEEDS, "reward": "linear in frozen hidden states of smollm2-135m"}
     return {"curve": found | about | {"machine": machine(), "commit": commit()}} | {
