@@ -103,6 +103,8 @@ class Trainer(threading.Thread):
                 [sys.executable, "-m", "rrm_lm", command, *words, "--overwrite_output_dir", "true"],
                 stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment,
             )  # fmt: skip
+            if hasattr(os, "setpriority"):
+                os.setpriority(os.PRIO_PROCESS, self.process.pid, 10)  # the page comes first
             return self.process.wait()
 
     def _write(self) -> None:
