@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.saving.policies import put_policy
+from tests.http_server import serving
 from tests.tiny import tiny_model
 
 Change = Callable[[dict[str, Any]], Any]  # what is sent instead of an answer: an object, or text
@@ -75,11 +76,6 @@ class RolloutServer:
         return {"id": "cmpl-1", "object": "text_completion", "model": body["model"], "choices": choices}
 
 
-class _Listener(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256  # connections that wait; with the usual 5, a loaded machine refuses some
-
-
 @contextlib.contextmanager
 def rollout_server(family: str = "llama", **options: Any) -> Iterator[RolloutServer]:
     """Serve the model of `tests.tiny_policy.tiny_agent` on a free port of 127.0.0.1."""
@@ -107,13 +103,6 @@ def rollout_server(family: str = "llama", **options: Any) -> Iterator[RolloutSer
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = _Listener(("127.0.0.1", 0), Handler)
-    fake.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with serving(Handler) as address:
+        fake.url = f"{address}/v1"
         yield fake
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -62,7 +62,7 @@ _ALL = (
     Command(
         "inspect",
         "show how a file is read and what a model will see of it",
-        "runs.inspect:inspect_data",
+        "runs.data.inspect:inspect_data",
         "settings.feedback:InspectArguments",
         examples="""
             rrm-lm inspect data/assistant/train.jsonl.gz --model smollm2-135m
@@ -78,7 +78,7 @@ _ALL = (
     Command(
         "criteria",
         "list what critiques ask for, as criteria that are measured",
-        "runs.criteria:list_criteria",
+        "runs.data.criteria:list_criteria",
         "settings.feedback:CriteriaArguments",
         examples="""
             rrm-lm criteria data/assistant/train.jsonl.gz
@@ -256,7 +256,7 @@ _ALL = (
     Command(
         "collect",
         "collect comparisons and critiques of a policy's answers",
-        "runs.collect:collect_feedback",
+        "runs.data.collect:collect_feedback",
         "settings.policies:CollectArguments",
         examples="""
             rrm-lm collect smollm2-135m --prompts data/assistant/train.jsonl.gz \\
@@ -294,7 +294,7 @@ _ALL = (
     Command(
         "feedback",
         "import, export, merge and retract what a store of feedback holds",
-        "runs.feedback:manage",
+        "runs.data.feedback:manage",
         "settings.feedback:FeedbackArguments",
         examples="""
             rrm-lm feedback import feedback.db data/assistant/train.jsonl.gz

@@ -31,7 +31,7 @@ _NEXT = (
     "  rrm-lm inspect my_feedback.jsonl",
     "  rrm-lm reward --dataset_name my_feedback.jsonl --output_dir outputs/mine",
 )
-FEEDBACK = "feedback.jsonl"  # written by `collect` (runs/collect.py names it, but importing that loads torch)
+FEEDBACK = "feedback.jsonl"  # written by `collect` (runs/data/collect.py names it, but importing that loads torch)
 
 
 class Pipeline:

@@ -184,7 +184,7 @@ def _request(
 
 
 def _list(value: Any, *names: str) -> list[Any]:
-    """The list under these names in an answer; empty if there is none."""
+    """The list under these names in an answer; empty if it is missing."""
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, list) else []
