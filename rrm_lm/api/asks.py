@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rrm_lm.errors import DataError, ModelError
+from rrm_lm.evaluation.preferences.criteria import CriteriaScorer
 from rrm_lm.feedback.counts import FileCounts
 from rrm_lm.feedback.reading.formats.row import Row
 from rrm_lm.feedback.records import Origin, Prompt, check_prompt, find_surrogate
+from rrm_lm.models.ensemble import with_added
 from rrm_lm.text.chat import ChatFormat, Encoded
-from rrm_lm.text.rendered import encode_rendered, end_of_turn, is_prompt_rendered, without_ends
+from rrm_lm.text.rendered import encode_rendered, end_of_turn, is_prompt_rendered, messages_in, without_ends
 
 
 class Ask(NamedTuple):
@@ -28,7 +30,8 @@ class Ask(NamedTuple):
 class Read(NamedTuple):
     """A response that is ready to be scored."""
 
-    key: Any  # equal for responses to one prompt, which then share its computation
+    key: Any  # equal for responses to one prompt, which then share its computation: messages, or text before a response
+    response: str
     encoded: Encoded
 
     @property
@@ -39,6 +42,13 @@ class Read(NamedTuple):
     def truncated(self) -> bool:
         """Whether part of the conversation did not fit."""
         return bool(self.encoded.dropped_turns or self.encoded.cut_tokens or self.encoded.cut_responses)
+
+
+class Scored(NamedTuple):
+    """A reward, and what each criterion adds to it, in nats."""
+
+    reward: float  # with its disagreement, for an ensemble
+    criteria: dict[str, float]
 
 
 def asks_of(item: Any, where: str = "the item") -> list[Ask | DataError]:
@@ -123,7 +133,7 @@ def _encode(chat: ChatFormat, ask: Ask) -> Read:
     if end and ask.response.rstrip().endswith(end):
         what = f"The response ends with {end!r}, which the chat template adds"
         raise DataError(what, remedy="decode responses with skip_special_tokens=True")
-    return Read(ask.prompt, chat.encode(ask.prompt, [ask.response]).whole())
+    return Read(ask.prompt, ask.response, chat.encode(ask.prompt, [ask.response]).whole())
 
 
 def _check_text(value: Any, name: str) -> None:
@@ -140,17 +150,36 @@ def check_scorer(scorer: Any, name: str) -> None:
     settings = getattr(getattr(scorer, "model", None), "settings", None)
     kind = "" if hasattr(scorer, "score_lines") else "a language model, which is only used as a judge"
     remedy = "use rrm-lm score"
-    if getattr(scorer, "criteria", None) is not None:
-        kind = "a reward model with criteria, which are measured on text and not on tokens"
-        remedy += f", or train an ordinary one on what it says: rrm-lm collect --overseer {name}"
+    if isinstance(scorer, CriteriaScorer):
+        kind = "a file of criteria, without a reward model and its tokenizer"
     if getattr(settings, "critique_first", False):
         kind = "a model that writes a critique before it scores"
     if kind:
         raise ModelError(f"This is {kind}", where=name, expected="a reward model", remedy=remedy)
 
 
-def score(scorer: Any, asked: Sequence[Read]) -> list[float]:
-    """The reward of each response. Responses to one prompt share its computation, in rows within the token budget."""
+def score(scorer: Any, asked: Sequence[Read]) -> list[Scored]:
+    """Score each response. Responses to one prompt share its computation, in rows within the token budget. Raises
+    DataError: the model has criteria, and the messages of a rendered conversation cannot be told apart.
+    """
+    parts = _criteria_parts(scorer, asked)
+    rewards = _rewards(scorer, asked)
+    return [Scored(with_added(one, sum(part.values())), part) for one, part in zip(rewards, parts, strict=True)]
+
+
+def _criteria_parts(scorer: Any, asked: Sequence[Read]) -> list[dict[str, float]]:
+    """What each criterion adds to each reward, in nats; empty for a model without criteria."""
+    criteria = getattr(scorer, "criteria", None)
+    if criteria is None:
+        return [{}] * len(asked)
+    prompts = [messages_in(scorer.chat, one.key) if isinstance(one.key, str) else one.key for one in asked]
+    names = [one.name for one in criteria.criteria]
+    found = criteria.contributions(prompts, [[one.response] for one in asked])
+    return [dict(zip(names, table[0].tolist(), strict=True)) for table in found]
+
+
+def _rewards(scorer: Any, asked: Sequence[Read]) -> list[float]:
+    """The rewards without criteria."""
     groups: list[list[int]] = []
     open_groups: dict[Any, tuple[list[int], int]] = {}  # for each prompt, its last group and the tokens in it
     for place, one in enumerate(asked):

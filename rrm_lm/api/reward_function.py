@@ -169,7 +169,7 @@ class _Local:
                 except RRMError as error:
                     found.append(error)
             rewards = iter(score(self.scorer, [one for one in found if not isinstance(one, RRMError)]))
-        return [one if isinstance(one, RRMError) else float(next(rewards)) for one in found]
+        return [one if isinstance(one, RRMError) else float(next(rewards).reward) for one in found]
 
 
 class _Server:

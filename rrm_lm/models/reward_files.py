@@ -84,6 +84,7 @@ def put_reward(
     ensemble: str | None = None,
     ensemble_k: float | None = None,
     adapter: str = ADAPTER,
+    adds_criteria: bool = False,
 ) -> RewardModel:
     """Add a saved reward model's adapter and head, frozen, to a loaded backbone.
 
@@ -93,11 +94,12 @@ def put_reward(
         chat: The chat format of sampling; the reward model must have been trained with the same one.
         base_model: The backbone's name in the reward model's folder, if it has another name here.
         adapter: Name of the new adapter.
+        adds_criteria: Whether the caller adds the rewards of the model's criteria.
 
     Raises:
         ConfigError: Unknown combination of members.
         ModelError: The model was trained on another backbone or with another chat template, writes critiques first, or
-            has criteria.
+            has criteria that the caller does not add.
         CheckpointError: Its weights are missing or broken, or do not fit the backbone.
     """
     folder = Path(folder)
@@ -107,7 +109,7 @@ def put_reward(
         wrong = f"was trained on another backbone, {settings.base_model} and not {backbone.causal_lm.name_or_path}"
     elif settings.critique_first:
         wrong = "writes a critique before it scores, which is not possible on a shared backbone"
-    elif (folder / CRITERIA_FILE).is_file():
+    elif not adds_criteria and (folder / CRITERIA_FILE).is_file():
         wrong = "has criteria, which are measured on text and not on the policy's tokens"
     elif chat is not None and template.is_file() and not is_template_of(template.read_text("utf-8"), chat.tokenizer):
         wrong = "was trained with another chat template than responses are sampled in"

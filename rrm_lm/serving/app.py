@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.exceptions import HTTPException
 
 from rrm_lm import __version__
+from rrm_lm.api.asks import Scored
 from rrm_lm.errors import ModelError
 from rrm_lm.serving.dialects import ALL, OWN, Body, Dialect, Refused, Result
 from rrm_lm.serving.gate import Gate
@@ -101,7 +102,8 @@ def _add(
             if not asks:
                 raise Refused(400, "the request has no responses to score")
             async with asyncio.timeout(min(args.request_timeout, seconds)):
-                results = [Result(*one) for one in await queue.score(model, asks, dialect.cuts(body))]
+                scored = await queue.score(model, asks, dialect.cuts(body))
+            results = [Result(how, *one) if isinstance(one, Scored) else Result(how, one) for how, one in scored]
             failed = sum(not isinstance(one.reward, float) for one in results)
             metrics.responses.labels("failed").inc(failed)
             metrics.responses.labels("scored").inc(len(results) - failed)

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from rrm_lm.api.asks import read
 from rrm_lm.errors import ModelError, RRMError
+from rrm_lm.feedback.criteria.records import CRITERIA_FILE
 from rrm_lm.models.portable import RECORDED, Conversation
 from rrm_lm.models.pretrained import resolve, rounding
 from rrm_lm.models.reward_files import read_examples
@@ -44,7 +45,7 @@ async def check_app(app: FastAPI, models: Mapping[str, Served], token: str) -> N
         httpx2.AsyncClient(transport=transport, base_url="http://self", headers=headers, timeout=_SECONDS) as client,
     ):
         for model in models.values():
-            recorded = _recorded(model.location) or _scored(model)
+            recorded = _with_criteria(model, _recorded(model.location)) or _scored(model)
             _check_tokens(model, recorded)
             tokenizer: Any = AutoTokenizer.from_pretrained(resolve(model.location))
             dtype = getattr(model.scorer.model, "dtype", None) or model.scorer.model.backbone.causal_lm.dtype
@@ -76,6 +77,12 @@ def check_server(args: CheckServerArguments) -> int:
     code. Raises ModelError if they differ, the server cannot be asked, or no rewards are recorded.
     """
     location, url = str(args.model), str(args.url).rstrip("/")
+    if (Path(resolve(location)) / CRITERIA_FILE).is_file():
+        raise ModelError(
+            "This reward model has criteria, which other servers do not add",
+            where=location,
+            remedy="serve it with rrm-lm serve, which checks its rewards when it starts",
+        )
     recorded = _recorded(location)
     if not recorded:
         raise ModelError(
@@ -109,6 +116,15 @@ Recorded = Sequence[tuple[Conversation, Sequence[int], float]]
 
 def _recorded(location: str) -> Recorded:
     return read_examples(Path(resolve(location)))
+
+
+def _with_criteria(model: Served, recorded: Recorded) -> Recorded:
+    """The recorded rewards, which are the network's, plus those of the model's criteria."""
+    criteria = getattr(model.scorer, "criteria", None)
+    if criteria is None:
+        return recorded
+    added = criteria.rewards([prompt for (prompt, _), _, _ in recorded], [[text] for (_, text), _, _ in recorded])
+    return [(talk, ids, reward + more) for (talk, ids, reward), (more,) in zip(recorded, added, strict=True)]
 
 
 def _scored(model: Served) -> Recorded:

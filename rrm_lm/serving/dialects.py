@@ -27,6 +27,7 @@ class Result(NamedTuple):
 
     read: Read | None
     reward: float | RRMError
+    criteria: Mapping[str, float] = {}  # what each criterion adds to the reward
 
     @property
     def truncated(self) -> bool:
@@ -141,7 +142,9 @@ def _own(result: Result) -> Body:
     if result.read is None or isinstance(result.reward, RRMError):
         return {"error": problem(result.reward)}
     spread = {"spread": result.reward.std} if isinstance(result.reward, EnsembleReward) else {}
-    return {"reward": float(result.reward), **spread, "tokens": result.read.tokens, "truncated": result.truncated}
+    parts = {"criteria": dict(result.criteria)} if result.criteria else {}
+    about = {"tokens": result.read.tokens, "truncated": result.truncated}
+    return {"reward": float(result.reward), **spread, **parts, **about}
 
 
 def _in_place(results: Sequence[Result], one: Callable[[float], Any]) -> list[Any]:

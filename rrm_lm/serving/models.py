@@ -11,6 +11,7 @@ from rrm_lm.api.asks import check_scorer
 from rrm_lm.api.policy.rewards import short_names
 from rrm_lm.api.resuming import fingerprint
 from rrm_lm.errors import ModelError
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward
 from rrm_lm.evaluation.preferences.scorers import RewardScorer, load_scorer, within_context
 from rrm_lm.models.pretrained import resolve
 from rrm_lm.models.reward import SETTINGS_FILE
@@ -63,9 +64,9 @@ def _on_backbone(args: ServeArguments, served: Sequence[Served], location: str) 
             continue
         adapter = f"reward{len(served)}"
         try:
-            model = put_reward(
-                other.scorer.model.backbone, folder, ensemble=args.ensemble, ensemble_k=args.ensemble_k, adapter=adapter
-            )
+            combining = {"ensemble": args.ensemble, "ensemble_k": args.ensemble_k}
+            backbone = other.scorer.model.backbone
+            model = put_reward(backbone, folder, adapter=adapter, adds_criteria=True, **combining)
         except ModelError as error:
             logger.debug("%s is not put on the backbone of %s: %s", location, other.name, error.what)
             continue
@@ -73,7 +74,9 @@ def _on_backbone(args: ServeArguments, served: Sequence[Served], location: str) 
         tokenizer = load_tokenizer(str(folder), chat_date=args.chat_date or settings.chat_date)
         chat = ChatFormat(tokenizer, settings.max_length or within_context(args.max_length, config))
         logger.info("%s: on the backbone of %s", location, other.name)
-        return RewardScorer(model.eval(), chat, location, micro_batch_tokens=args.micro_batch_tokens)
+        criteria = CriteriaReward.load(folder, model.backbone, chat, allow_code=args.trust_remote_code)
+        budget = args.micro_batch_tokens
+        return RewardScorer(model.eval(), chat, location, micro_batch_tokens=budget, criteria=criteria)
     return None
 
 

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from rrm_lm.api.asks import Ask, Read, read, score
+from rrm_lm.api.asks import Ask, Read, Scored, read, score
 from rrm_lm.errors import DataError, ModelError, RRMError
 from rrm_lm.serving.models import Served
 
 _BATCHES = 4  # forward passes per batch: enough responses to group by length
 _CHARACTERS = 4  # per token, to guess lengths before tokens are known
 
-Found = tuple[Read | None, float | RRMError]  # how a response was read, and its reward or why it has none
+Found = tuple[Read | None, Scored | RRMError]  # how a response was read, and its reward or why it has none
 
 
 class Busy(Exception):
@@ -141,7 +141,7 @@ def _work(model: Served, asked: Sequence[tuple[Ask | DataError, bool]]) -> list[
     return [(one, next(rewards)) if isinstance(one, Read) else (None, one) for one in reads]
 
 
-def _score(model: Served, reads: list[Read]) -> list[float | RRMError]:
+def _score(model: Served, reads: list[Read]) -> list[Scored | RRMError]:
     """Rewards; if the batch fails, those of its halves, so that a bad response fails alone."""
     try:
         rewards = score(model.scorer, reads) if reads else []
@@ -149,5 +149,7 @@ def _score(model: Served, reads: list[Read]) -> list[float | RRMError]:
         if len(reads) > 1:
             half = len(reads) // 2
             return _score(model, reads[:half]) + _score(model, reads[half:])
+        if isinstance(error, RRMError):
+            return [error]
         return [ModelError(f"The model raised {type(error).__name__}: {' '.join(str(error).split())[:200]}")]
-    return [one if math.isfinite(one) else ModelError(f"The reward is {one}") for one in rewards]
+    return [one if math.isfinite(one.reward) else ModelError(f"The reward is {one.reward}") for one in rewards]

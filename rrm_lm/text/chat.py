@@ -174,11 +174,15 @@ class ChatFormat:
             lines.append(tuple(self._with_critique(plain, text) for text in texts) or (plain,))
         return Encoded(tuple(lines), dropped, cut, cut_responses, Lost.of(losses))
 
+    def has_special(self, text: str) -> bool:
+        """Whether special tokens are written in a text."""
+        return self._special.search(text) is not None
+
     def is_as_rendered(self, prompt: Prompt, response: str) -> bool:
         """Whether a line's tokens are those of the rendered messages: no cuts, tools or special tokens in the text."""
         if any(message.role == TOOLS for message in prompt):
             return False
-        if any(self._special.search(text) for text in (response, *(m.content + m.extra for m in prompt))):
+        if any(map(self.has_special, (response, *(m.content + m.extra for m in prompt)))):
             return False
         try:
             encoded = self.encode(prompt, [response])

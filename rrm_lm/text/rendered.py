@@ -7,17 +7,20 @@ and the response after it is rendered again, so that the tokens are those of tra
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from rrm_lm.errors import DataError
-from rrm_lm.feedback.records import Message
+from rrm_lm.errors import DataError, TemplateError
+from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.text.batching import common_beginning
 from rrm_lm.text.chat import ChatFormat, Encoded, Line
 
 _RENDER = "send messages, or render them with the tokenizer in the model's folder"
 _QUESTION = (Message("user", "\ue002"),)
 _ANSWER = "\ue003"
+_TALK = (*_QUESTION, Message("assistant", _ANSWER), Message("user", "\ue004"))
+_SYSTEM = Message("system", "\ue005")
 
 
 class _Frame(NamedTuple):
@@ -44,12 +47,12 @@ def _frame(chat: ChatFormat) -> _Frame:
     return _Frame(begin, chat.tokenizer.decode(ids[:1]), mark, leads, text.rpartition(_ANSWER)[2])
 
 
-def encode_rendered(chat: ChatFormat, text: str) -> tuple[str, Encoded]:
+def encode_rendered(chat: ChatFormat, text: str) -> tuple[str, str, Encoded]:
     """Encode a rendered conversation that ends with a response. Special tokens in the text are control tokens. A
     conversation longer than `max_length` loses its beginning.
 
     Returns:
-        The text before the response, and the line.
+        The text before the response, the response, and the line.
 
     Raises:
         DataError: The text is rendered with another template or none, has no response, or the template leaves out
@@ -80,7 +83,66 @@ def encode_rendered(chat: ChatFormat, text: str) -> tuple[str, Encoded]:
     kept = ids[cut:]
     last = next((at for at in reversed(range(len(kept))) if kept[at] != chat.pad_id), 0)
     line = Line(tuple(kept), max(0, len(kept) - own), last)
-    return before, Encoded(((line,),), cut_tokens=cut, cut_responses=int(own > len(kept)))
+    return before, response, Encoded(((line,),), cut_tokens=cut, cut_responses=int(own > len(kept)))
+
+
+def messages_in(chat: ChatFormat, before: str) -> Prompt:
+    """The messages in the text before a response (:func:`encode_rendered`). A system message that the template writes
+    into the user's turn is part of that turn.
+
+    Raises:
+        DataError: The messages give another text when they are rendered again, for example because tools are missing.
+    """
+    frame = _frame(chat)
+    for turns in _readings(chat, before):
+        prompt = tuple(Message(role, content) for role, content in turns)
+        again = chat.transcript(prompt, None).removeprefix(frame.begin).rpartition(frame.mark)[0]
+        if again == before and not any(chat.has_special(text) for _, text in turns):
+            return prompt
+    raise DataError(
+        "The messages in this text cannot be told apart, and the criteria of this model need them",
+        expected="a conversation without tools, rendered with the model's template",
+        remedy="send messages",
+    )
+
+
+def _readings(chat: ChatFormat, before: str) -> Iterator[list[tuple[str, str]]]:
+    """The roles and texts that the text may consist of: without a system message, and with one."""
+    starts, (answered, asked, end) = _marks(chat)
+    for start, after_system in starts:
+        body = before.removeprefix(start).removesuffix(end)
+        system, found, rest = body.partition(after_system) if after_system else ("", "", body)
+        exchanges = [turn.split(answered) for turn in rest.split(asked)]
+        if not before.startswith(start) or any(len(one) != 2 for one in exchanges[:-1]) or len(exchanges[-1]) != 1:
+            continue
+        turns = [turn for exchange in exchanges for turn in zip(("user", "assistant"), exchange, strict=False)]
+        yield [("system", system), *turns] if found else turns
+
+
+@lru_cache(maxsize=64)
+def _marks(chat: ChatFormat) -> tuple[list[tuple[str, str]], tuple[str, str, str]]:
+    """What the template writes around messages: at the start, with the text after a system message or ""; between a
+    question and its answer, between the answer and the next question, and after the last question.
+    """
+    begin, mark = _frame(chat).begin, _frame(chat).mark
+    start, answered, asked, after = _around(chat, _TALK)
+    starts = [(start.removeprefix(begin), "")]
+    try:
+        start, after_system, _ = _around(chat, (_SYSTEM, *_QUESTION))
+        starts += [(start.removeprefix(begin), after_system)]
+    except (TemplateError, ValueError):  # the template has no system message
+        pass
+    return starts, (answered, asked, after.rpartition(mark)[0])
+
+
+def _around(chat: ChatFormat, prompt: Prompt) -> list[str]:
+    """The template's texts before, between and after the messages of a prompt. Raises ValueError: one is left out."""
+    rest, found = chat.transcript(prompt, None), []
+    for message in prompt:
+        at = rest.index(message.content)
+        found.append(rest[:at])
+        rest = rest[at + len(message.content) :]
+    return [*found, rest]
 
 
 def is_prompt_rendered(chat: ChatFormat, prompt: str) -> bool:
