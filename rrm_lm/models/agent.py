@@ -173,7 +173,7 @@ class AgentModel(Root):
             return output.rewards if role == "reward" else output.members
         if sampling is None or role not in ("policy", "reference"):
             raise ValueError(f"role {role!r} with sampling {sampling}")
-        places, before, ends, tokens = _places(batch, lines)
+        places, before, ends, tokens = find_responses(batch, lines)
         if role == "policy":
             return self._policy(batch, places, before, ends, tokens, sampling)
         backbone = self.backbone if self.reference_backbone is None else self.reference_backbone
@@ -214,11 +214,13 @@ def _flat(hidden: Tensor) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _places(batch: Batch, lines: Sequence[Line]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def find_responses(batch: Batch, lines: Sequence[Line]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the hidden states of the responses. Returns indices in the flattened batch of the states before each
     response token and after each line's last token; which of these states precede a token; which follow the last token;
-    the response tokens.
+    the response tokens. They are kept with the batch, whose lines are always these.
     """
+    if batch.responses is not None:
+        return batch.responses
     width = batch.input_ids.shape[1]
     places: list[int] = []
     before: list[int] = []
@@ -233,7 +235,8 @@ def _places(batch: Batch, lines: Sequence[Line]) -> tuple[Tensor, Tensor, Tensor
         tokens.extend(line.ids[line.response_start :])
     device = batch.input_ids.device
     found = [torch.tensor(numbers, dtype=torch.long, device=device) for numbers in (places, before, ends, tokens)]
-    return found[0], found[1], found[2], found[3]
+    batch.responses = (found[0], found[1], found[2], found[3])
+    return batch.responses
 
 
 def disable_dropout(model: nn.Module) -> None:

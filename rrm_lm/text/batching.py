@@ -87,6 +87,8 @@ class Batch:
     sees: Tensor | None
     # for each line of all rows, in order: its row, and the (padded) indices of its tokens in that row
     where: list[tuple[int, tuple[int, ...]]]
+    # what :func:`rrm_lm.models.agent.find_responses` has found, on the batch's device
+    responses: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

@@ -115,8 +115,9 @@ def _readings(chat: ChatFormat, before: str) -> Iterator[list[tuple[str, str]]]:
         exchanges = [turn.split(answered) for turn in rest.split(asked)]
         if not before.startswith(start) or any(len(one) != 2 for one in exchanges[:-1]) or len(exchanges[-1]) != 1:
             continue
-        turns = [turn for exchange in exchanges for turn in zip(("user", "assistant"), exchange, strict=False)]
-        yield [("system", system), *turns] if found else turns
+        turns = [("system", system)] if found else []
+        turns += [turn for exchange in exchanges for turn in zip(("user", "assistant"), exchange, strict=False)]
+        yield turns
 
 
 @lru_cache(maxsize=64)

@@ -118,13 +118,13 @@ def accumulate(accelerator: Any, model: Any, loss: Callable[[], Tensor], last: b
 
 
 def check_finite(loss: Tensor, where: str, suspects: str = "the data") -> None:
-    """Raise before a step would train on a loss that is not finite. `where` names the step and its examples, and
-    `suspects` what to inspect. Raises TrainingError if the loss is infinite or NaN.
+    """Raise instead of training on a loss that is not finite. `where` names the step and its examples, and `suspects`
+    what to inspect. Raises TrainingError if the loss is infinite or NaN; the caller undoes what was done.
     """
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
-            f"The loss is {value}; training stopped before the step, so nothing was changed",
+            f"The loss is {value}; training stopped, and the model is that of before this step",
             where=where,
             expected="a finite loss",
             remedy=f"lower --learning_rate, check {suspects}, and resume from the last checkpoint with "

@@ -18,11 +18,14 @@ from rrm_lm.models.backbone import Backbone, evaluating
 from rrm_lm.models.decoding.decoders import Decoder, decoding
 from rrm_lm.models.decoding.generation import Progress, check_prompts, sample
 from rrm_lm.models.decoding.key_values import KeyValues
-from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.decoding.sampling import Sampling, stalls
 from rrm_lm.text.batching import common_beginning, length_groups
 
 PREFILL_TOKENS = 2048  # prompt tokens per forward pass
 _PASS = 32  # cost of another pass over the weights, in tokens
+# Where the host would stall the device, it looks only after this many tokens which rows have ended. These rows go on
+# until then, and what they draw is dropped.
+_TOKENS_PER_LOOK = 16
 _WORTH_PACKING = 12  # decoded tokens of a row, over all batches, that pay for packing the weights
 
 
@@ -129,20 +132,38 @@ def _respond(
     responses: list[list[int]] = [[] for _ in batch]
     going = list(range(len(batch)))  # unfinished responses, in the order of the cache's rows
     hidden, places = hidden[sources], torch.tensor(starts, device=backbone.device)
-    for step in range(sampling.max_new_tokens):
-        tokens = sampling.draw(backbone.logits(hidden, adapter), uniform[going, step] if uniform.shape[1] else uniform)
-        drawn = tokens.tolist()
-        for response, token in zip(going, drawn, strict=True):
-            responses[response].append(token)
-        kept = [row for row, token in enumerate(drawn) if token not in ends]
-        if not kept or step + 1 == sampling.max_new_tokens:
+    every = _TOKENS_PER_LOOK if stalls(backbone.device) else 1
+    for done in range(0, sampling.max_new_tokens, every):
+        stop = min(done + every, sampling.max_new_tokens)
+        numbers = uniform[going, done:stop]
+        numbers = (numbers.float() if backbone.device.type == "mps" else numbers).to(backbone.device)
+        drawn: list[Tensor] = []
+        for step in range(done, stop):
+            if drawn:
+                hidden = _next(decoder, cache, drawn[-1], places, width + step - 1, [starts[one] for one in going])
+            number = numbers[:, step - done] if uniform.shape[1] else numbers
+            drawn.append(sampling.draw(backbone.logits(hidden, adapter), number))
+        kept = []
+        for row, (response, tokens) in enumerate(zip(going, torch.stack(drawn, 1).tolist(), strict=True)):
+            end = next((place for place, token in enumerate(tokens) if token in ends), None)
+            responses[response] += tokens if end is None else tokens[: end + 1]
+            kept += [row] if end is None else []
+        if not kept or stop == sampling.max_new_tokens:
             break
+        last = drawn[-1]
         if len(kept) < len(going):
-            kept = _close_ranks(cache, kept, width + step, backbone.device)
-            going, tokens, places = [going[row] for row in kept], tokens[kept], places[kept]
-        cache.place(width + step, [starts[response] for response in going])
-        hidden = decoder(tokens[:, None], places, cache)[:, 0]
+            kept = _close_ranks(cache, kept, width + stop - 1, backbone.device)
+            going, last, places = [going[row] for row in kept], last[kept], places[kept]
+        hidden = _next(decoder, cache, last, places, width + stop - 1, [starts[one] for one in going])
     return responses
+
+
+def _next(
+    decoder: Decoder, cache: KeyValues, tokens: Tensor, places: Tensor, column: int, starts: Sequence[int]
+) -> Tensor:
+    """(rows, hidden) after one more token of each row."""
+    cache.place(column, starts)
+    return decoder(tokens[:, None], places, cache)[:, 0]
 
 
 def _close_ranks(cache: KeyValues, kept: Sequence[int], end: int, device: torch.device) -> list[int]:

@@ -95,7 +95,8 @@ class Sampling:
         if kept < vocabulary:
             least = scaled.topk(kept, dim=-1).values[:, -1:]
             total = scaled.masked_fill(scaled < least, float("-inf")).logsumexp(-1, keepdim=True)
-        return self._nucleus(scaled, total, [*(count for count in _CANDIDATES if count < kept), kept])
+        first = () if stalls(scaled.device) else _CANDIDATES  # whether there are rows left is a question of the host
+        return self._nucleus(scaled, total, [*(count for count in first if count < kept), kept])
 
     def _nucleus(self, scaled: Tensor, total: Tensor, candidates: list[int]) -> Tensor:
         """(n, 1) the smallest logit of the nucleus, searched in growing sets of candidates."""
@@ -107,6 +108,11 @@ class Sampling:
         if len(rows):
             threshold[rows] = self._nucleus(scaled[rows], total[rows], candidates[1:])
         return threshold
+
+
+def stalls(device: torch.device) -> bool:
+    """Whether reading a result on the host makes the device wait."""
+    return device.type != "cpu"
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:

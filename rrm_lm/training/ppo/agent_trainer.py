@@ -91,7 +91,9 @@ class AgentTrainer(ResumableTrainer):
         handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
         handler.train_dataloader = self.dataloader
         self.passes = AgentPasses(self.model, self.sampling)
-        self.updater = PolicyUpdate(args, self.passes, self.accelerator, self.optimizer, self.processes)
+        self.updater = PolicyUpdate(
+            args, self.passes, self.accelerator, self.optimizer, self.processes, checks_steps=not self.is_peft_model
+        )
         target = args.kl_target if args.kl_control == "adaptive" else None
         self.steering = Steering(KLControl(args.kl_coef, target, args.kl_gain), RewardScale())
         self.last_good = LastGood(partial(trained, self.agent))

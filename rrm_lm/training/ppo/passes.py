@@ -35,11 +35,11 @@ class PolicyPass:
 
     def fill(self, group: Group, output: PolicyOutput, is_response: Tensor) -> None:
         if group.episodes:
-            mask = is_response[group.episodes]
-            self.log_probs[group.episodes] = spread(output.log_probs.detach(), mask)
-            self.values[group.episodes] = spread(output.values.detach(), mask)
-            self.entropy[group.episodes] = spread(output.entropy.detach(), mask)
-            self.end_values[group.episodes] = output.end_values.detach()
+            mask = is_response[group.index]
+            self.log_probs[group.index] = spread(output.log_probs.detach(), mask)
+            self.values[group.index] = spread(output.values.detach(), mask)
+            self.entropy[group.index] = spread(output.entropy.detach(), mask)
+            self.end_values[group.index] = output.end_values.detach()
 
 
 class AgentPasses:
@@ -73,7 +73,7 @@ class AgentPasses:
         for group in groups:
             flat = self.model("reference", group.batch, group.lines, self.sampling)
             if group.episodes:
-                result[group.episodes] = spread(flat.float(), is_response[group.episodes])
+                result[group.index] = spread(flat.float(), is_response[group.index])
         return result
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rrm_lm.models.agent import AgentModel
+from rrm_lm.models.agent import AgentModel, find_responses
 from rrm_lm.text.batching import Batch, Row, collate, common_beginning, length_groups
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.ppo.config import PPOConfig
@@ -79,6 +79,7 @@ class Group:
 
     # their indices, in the order of the batch's lines; empty in a dummy group, whose results are ignored
     episodes: list[int]
+    index: Tensor  # the same, on the device
     batch: Batch  # the rows
     lines: list[Line]
     tokens: int  # padded tokens of the batch
@@ -123,7 +124,8 @@ class Grouping:
         ]
         missing = self._max_over_processes(len(groups)) - len(groups)
         if missing:
-            groups += [replace(self._group([[0]], [self._row([0])]), episodes=[])] * missing
+            dummy = self._group([[0]], [self._row([0])])
+            groups += [replace(dummy, episodes=[], index=dummy.index[:0])] * missing
         return groups
 
     def _episodes_of_rows(self, members: tuple[int, ...]) -> list[list[int]]:
@@ -152,9 +154,11 @@ class Grouping:
 
     def _group(self, by_row: Sequence[list[int]], rows: Sequence[Row]) -> Group:
         episodes = [number for members in by_row for number in members]
-        batch = collate(rows, self._agent.backbone.pad_id)
+        device = self._agent.device
+        batch = collate(rows, self._agent.backbone.pad_id).to(device)
         lines = [self.lines[number] for number in episodes]
-        return Group(episodes, batch.to(self._agent.device), lines, batch.input_ids.numel())
+        find_responses(batch, lines)  # now, so that no pass has to wait for a copy from the host
+        return Group(episodes, torch.tensor(episodes, device=device), batch, lines, batch.input_ids.numel())
 
 
 def _rows_for(common: int, own: Sequence[int], hidden_size: int) -> int:

@@ -100,7 +100,7 @@ def _trl_steps(args: PPOConfig, minibatches: Sequence[list[int]], tokens: Tensor
 
 
 def _token_losses(
-    args: PPOConfig, est: Estimates, members: list[int], log_probs: Tensor, values: Tensor, end_values: Tensor
+    args: PPOConfig, est: Estimates, members: Tensor, log_probs: Tensor, values: Tensor, end_values: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(members, width) policy losses and where they are clipped; value losses and where they are clipped."""
     if args.trl_compatible:
@@ -121,7 +121,8 @@ class UpdateStatistics:
     sums: list[Tensor] = field(default_factory=list)
     counts: list[Tensor] = field(default_factory=list)
 
-    def add(self, members: list[int], now: PolicyPass) -> None:
+    def add(self, members: Tensor, now: PolicyPass) -> None:
+        """Add one micro-batch; `members` are the indices of its episodes, and `now` the pass it was trained on."""
         est = self.estimates
         mask, valued = est.is_response[members], est.is_valued[members]
         change = (now.log_probs - est.log_probs)[members]
@@ -160,41 +161,66 @@ class UpdateStatistics:
 
 @dataclass
 class PolicyUpdate:
-    """Trains on the episodes of one update."""
+    """Trains on the episodes of one update.
+
+    Between the steps of an epoch, the host neither waits for the device nor copies to it: groups and indices are made
+    before the epoch, and losses are read after the update. (transformers reads the padding mask of rows that are single
+    lines.) The caller restores the policy if the losses are not finite.
+    `checks_steps` reads the loss before every step, for a policy that cannot be restored.
+    """
 
     args: PPOConfig
     passes: AgentPasses
     accelerator: Any
     optimizer: Any
     processes: Processes
-    gradient_norms: list[float] = field(default_factory=list)
+    checks_steps: bool = False
+    _norms: list[Tensor] = field(default_factory=list)
+
+    @property
+    def gradient_norms(self) -> list[float]:
+        """The gradients' norms before clipping, one per step of the latest update."""
+        return torch.stack(self._norms).tolist() if self._norms else []
 
     def run(self, estimates: Estimates, grouping: Grouping, first: PolicyPass, number: int = 0) -> UpdateStatistics:
         """Train for `num_ppo_epochs` epochs on the episodes.
 
         `first`: the pass that the estimates come from; its kept graphs are used and freed; `number`: index of the
-        update; the mini-batches depend on it. Raises TrainingError, before the step, if the loss is not finite.
+        update; the mini-batches depend on it. Raises TrainingError if a loss is not finite.
         """
-        self.gradient_norms = []
+        self._norms = []
+        losses: list[Tensor] = []
         statistics = UpdateStatistics(self.args, estimates)
-        tokens, valued = estimates.is_response.sum(1), estimates.is_valued.sum(1)
-        process, count = self.accelerator.process_index, self.processes.count
         for epoch in range(self.args.num_ppo_epochs):
-            seed = (self.args.seed * 1_000_003 + number) * 1_000 + epoch
-            minibatches = make_minibatches(self.args, seed, process, count)
-            steps = plan_steps(self.args, minibatches, tokens, valued, self.processes.total, count)
-            for step in steps:
-                kept = first.kept if epoch == 0 and len(steps) == 1 else {}
-                now = self._accumulate(step, grouping(step.episodes), kept, estimates)
+            planned = self._plan(estimates, grouping, number, epoch)
+            for step, groups, micro_batches in planned:
+                kept = first.kept if epoch == 0 and len(planned) == 1 else {}
+                now, loss = self._accumulate(step, groups, kept, estimates)
+                losses.append(loss)
                 self._step()
-                for members in step.micro_batches:
+                for members in micro_batches:
                     statistics.add(members, now)
             first.kept.clear()
+        self._check(torch.stack(losses).sum())
         return statistics
+
+    def _plan(
+        self, estimates: Estimates, grouping: Grouping, number: int, epoch: int
+    ) -> list[tuple[Step, list[Group], list[Tensor]]]:
+        """The steps of an epoch, each with its groups, and with its micro-batches as indices on the device."""
+        process, count = self.accelerator.process_index, self.processes.count
+        tokens, valued = estimates.is_response.sum(1), estimates.is_valued.sum(1)
+        seed = (self.args.seed * 1_000_003 + number) * 1_000 + epoch
+        minibatches = make_minibatches(self.args, seed, process, count)
+        steps = plan_steps(self.args, minibatches, tokens, valued, self.processes.total, count)
+        return [
+            (step, grouping(step.episodes), [torch.tensor(part, device=tokens.device) for part in step.micro_batches])
+            for step in steps
+        ]
 
     def _accumulate(
         self, step: Step, groups: Sequence[Group], kept: dict[int, PolicyOutput], estimates: Estimates
-    ) -> PolicyPass:
+    ) -> tuple[PolicyPass, Tensor]:
         """Forward and backward pass of one step, whose loss is the sum of the losses of all groups."""
         now = PolicyPass.zeros(estimates.is_response)
         loss_sum = torch.zeros((), device=estimates.values.device)
@@ -206,17 +232,20 @@ class PolicyUpdate:
                 now.fill(group, output, estimates.is_response)
                 found = self._loss(step, group, output, estimates)
                 loss_sum.add_(found.detach())
-                if last:  # before the backward pass, which takes the step under DeepSpeed
-                    check_finite(self.processes.total(loss_sum), "the PPO update", "the rewards")
+                if last and self.checks_steps:  # before the backward pass, which takes the step under DeepSpeed
+                    self._check(loss_sum)
                 return found
 
             accumulate(self.accelerator, self.passes.model, loss, last)
-        return now
+        return now, loss_sum
+
+    def _check(self, loss: Tensor) -> None:
+        check_finite(self.processes.total(loss), "the PPO update", "the rewards")
 
     def _loss(self, step: Step, group: Group, output: PolicyOutput, est: Estimates) -> Tensor:
         if not group.episodes:
             return (output.log_probs.sum() + output.values.sum() + output.end_values.sum()) * 0.0
-        members = group.episodes
+        members = group.index
         mask, valued = est.is_response[members], est.is_valued[members]
         log_probs, values = spread(output.log_probs, mask), spread(output.values, mask)
         policy, _, value, _ = _token_losses(self.args, est, members, log_probs, values, output.end_values)
@@ -228,6 +257,7 @@ class PolicyUpdate:
         if not self.args.trl_compatible and self.args.max_grad_norm:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
-            self.gradient_norms.append(float(full_tensor(norm) if isinstance(norm, Tensor) else norm))
+            norm = norm if isinstance(norm, Tensor) else torch.tensor(float(norm or 0.0))  # DeepSpeed clips on its own
+            self._norms.append(full_tensor(norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
