@@ -283,6 +283,9 @@ def ablation() -> Iterator[str]:
 def processes() -> Iterator[str]:
     ratios = [one["planned_over_measured"] for one in result("plan")["cases"]]
     yield f"{min(ratios):.2f} to {max(ratios):.2f} times the memory"
+    mapped, converted = (one["peak_without_shards"] for one in result("loading")["cases"])
+    yield f"at most {mapped:.2f} times"
+    yield f"own copy: {converted:.2f} times"
     for one in [result("scaling")[job] for job in ("reward", "ppo")]:
         yield f"{one['throughput_ratio']:.2f}"
         yield f"{min(one['throughput_ratio_rounds']):.2f} to {max(one['throughput_ratio_rounds']):.2f}"
