@@ -21,6 +21,8 @@ _NEWER_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
+# Padded tokens that go through a model at once, and tokens held at once while sampling, where nothing else is known.
+TOKENS = {"micro_batch_tokens": 2048, "rollout_batch_tokens": 16384}
 NO_LIGER = {"use_liger_kernel": "layers as transformers has them; this project fuses only where it is exact"}
 
 
@@ -148,3 +150,14 @@ def refuse_settings(args: Any, reasons: Mapping[str, str]) -> None:
     for name, reason in reasons.items():
         if getattr(args, name):
             raise ConfigError(f"{name} cannot be used here", where=name, expected=reason, remedy="leave it out")
+
+
+def open_sizes(args: Any) -> list[str]:
+    """Which of `TOKENS` the settings leave open."""
+    return [name for name in TOKENS if getattr(args, name, 0) is None]
+
+
+def set_sizes(args: Any, tokens: Mapping[str, int]) -> None:
+    """Set sizes that are still open."""
+    for name in set(open_sizes(args)) & set(tokens):
+        setattr(args, name, tokens[name])

@@ -98,7 +98,7 @@ def measure(folder: str, dtype: str, parameters: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def save_random(folder: str, **shape: int) -> int:
+def save_random(folder: str, **shape: Any) -> int:
     """Save a random model; returns the number of its parameters."""
     model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
     model.save_pretrained(folder)

@@ -24,6 +24,7 @@ from rrm_lm.evaluation.reports.page import sentence
 from rrm_lm.evaluation.reports.policies import answers
 from rrm_lm.evaluation.reports.training import TrainingReportData, before_and_after, render_training_report
 from rrm_lm.storage import write_text
+from rrm_lm.training.arguments import TOKENS
 
 _WIDTH = 120  # table width if stdout is not a terminal
 
@@ -153,6 +154,7 @@ def _results(trainer: Any, result: Any, updates: Sequence[Update], ended: str) -
     last = next((entry for entry in reversed(trainer.state.log_history) if "objective/scores" in entry), {})
     found = {**last, **result.metrics, "train_loss": result.training_loss, "ended": ended}
     found["updates"] = sum(update.made for update in updates)
+    found |= {name: getattr(trainer.args, name) for name in TOKENS if hasattr(trainer.args, name)}
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in found.items()
     }

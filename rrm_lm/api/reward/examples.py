@@ -14,8 +14,10 @@ from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import Feedback, merge_feedback
 from rrm_lm.feedback.splits import LeakageReport
 from rrm_lm.models.pretrained import process_state
+from rrm_lm.planning.planning import Job
 from rrm_lm.settings.data import FeedbackSplit
 from rrm_lm.text.chat import Encoded, Line
+from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import COLUMNS, ExampleBuilder, LinePair, RewardExample
 from rrm_lm.training.reward.trainer import RewardDataset
 
@@ -108,3 +110,10 @@ def _shared(chosen: list[int], rejected: list[int]) -> int:
 def _line(ids: list[int], start: int, longest: int | None) -> Line:
     cut = 0 if longest is None else max(0, len(ids) - longest)
     return Line(tuple(ids[cut:]), max(0, start - cut), len(ids) - cut - 1)
+
+
+def job_of(args: RewardConfig, examples: Sequence[RewardExample]) -> Job:
+    """What a step takes, for :func:`rrm_lm.planning.sizing.fit_sizes`: rows as wide as the widest one."""
+    width = max((len(row) for example in examples for row in example.rows), default=2)
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return Job(prompt_length=max(1, width // 3), response_length=max(1, -(-width // 3)), batch=batch)

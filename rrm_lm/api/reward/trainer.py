@@ -24,6 +24,7 @@ from rrm_lm.api.reward.examples import (
     held_out_examples,
     is_encoded,
     is_pretokenized,
+    job_of,
     read_feedback,
 )
 from rrm_lm.api.reward.inputs import Settings, check_arguments, fingerprint, settings_of
@@ -34,6 +35,7 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.feedback.reading.datasets import merge_feedback
 from rrm_lm.models.pretrained import set_seed
+from rrm_lm.planning.sizing import fit_sizes
 from rrm_lm.settings.data import DataArguments
 from rrm_lm.text.templates import date_of
 from rrm_lm.training.reward.examples import ExampleBuilder, RewardExample
@@ -129,6 +131,9 @@ class RewardTrainer(_RewardTrainer):
         if self.criteria is not None:
             self._builder = replace(self._builder, known=self.criteria.of_responses)
         examples, held_out = self._encode(args, train_dataset, eval_dataset)
+        backbone = reward_model.backbone
+        adapter = backbone.model.peft_config[reward_model.adapter]
+        fit_sizes(args, "reward", backbone, adapter, lambda: job_of(args, examples))
         if args.should_save and len(self.train_feedback):
             held = merge_feedback(*self.heldout_feedback.values())
             log_inspection(self.train_feedback, held, self.chat, leak=self.leakage)

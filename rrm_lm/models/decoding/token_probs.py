@@ -16,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.sampling import Sampling
 
-CHUNK = 256  # tokens whose logits are held at once
+CHUNK = 256  # tokens whose logits are held at once, on a CPU
+_MOST, _SHARE = 4096, 1 / 64  # on a GPU: at most this many, whose logits take this share of its memory
+_COPIES = 4  # tensors of the logits' size that exist at once
 
 
 def token_log_probs(
@@ -33,9 +35,9 @@ def token_log_probs(
         nothing = hidden.float().sum(-1)
         return nothing, nothing.detach()
     if not torch.is_grad_enabled():
-        pieces = [head(*piece) for piece in _pieces(hidden, tokens)]
+        pieces = [head(*piece) for piece in _pieces(hidden, tokens, head.vocabulary)]
     elif head.is_trained:
-        pieces = [checkpoint(head, *piece, use_reentrant=False) for piece in _pieces(hidden, tokens)]
+        pieces = [checkpoint(head, *piece, use_reentrant=False) for piece in _pieces(hidden, tokens, head.vocabulary)]
     else:
         log_probs, entropy = _WithFrozenHead.apply(hidden, tokens, head)  # type: ignore[misc]
         return log_probs, entropy
@@ -53,7 +55,7 @@ class _Head:
         changed = getattr(backbone.config, "final_logit_softcapping", None) is not None or backbone.logit_scale != 1
         # If logits are one product of a plain layer, the gradient has a closed form.
         self.is_plain = type(head) is nn.Linear and not changed and not sampling.truncates
-        self.weight = head.weight
+        self.weight, self.vocabulary = head.weight, int(backbone.config.vocab_size)
 
     def __call__(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.backbone.logits(hidden, self.adapter)
@@ -98,7 +100,7 @@ class _WithFrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, tokens: Tensor, head: _Head) -> tuple[Tensor, Tensor]:
-        pieces = [head.with_slopes(*piece) for piece in _pieces(hidden, tokens)]
+        pieces = [head.with_slopes(*piece) for piece in _pieces(hidden, tokens, head.vocabulary)]
         log_probs, entropy, slopes = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(entropy)
@@ -110,5 +112,19 @@ class _WithFrozenHead(torch.autograd.Function):
         return slopes * grads[0][:, None].to(slopes.dtype), None, None
 
 
-def _pieces(hidden: Tensor, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True))
+def _pieces(hidden: Tensor, tokens: Tensor, vocabulary: int) -> list[tuple[Tensor, Tensor]]:
+    count = chunk(vocabulary, hidden.device)
+    return list(zip(hidden.split(count), tokens.split(count), strict=True))
+
+
+def chunk(vocabulary: int, device: torch.device) -> int:
+    """Number of tokens whose logits are held at once."""
+    if device.type != "cuda":
+        return CHUNK
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(CHUNK, min(_MOST, int(_SHARE * memory / (4 * vocabulary)) // CHUNK * CHUNK))
+
+
+def logit_bytes(vocabulary: int, device: torch.device) -> int:
+    """Bytes of the logits beyond those of `CHUNK` tokens, which :mod:`rrm_lm.planning.peak_memory` counts."""
+    return _COPIES * 4 * vocabulary * (chunk(vocabulary, device) - CHUNK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.agent_files import load_agent, save_agent, trained
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.saving.policies import PolicySettings
-from rrm_lm.models.sharding import configure_fsdp, register_forward
+from rrm_lm.models.sharding import configure_fsdp, full_copy_fits, max_over_processes, register_forward
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.control import KLControl, LastGood, RewardScale, Steering
@@ -24,6 +25,8 @@ from rrm_lm.training.ppo.passes import AgentPasses
 from rrm_lm.training.ppo.prompts import PromptOrder, check_lengths, encode_prompts
 from rrm_lm.training.ppo.update import PolicyUpdate
 from rrm_lm.training.trainer import TRAINER_STATE, AdapterTrainer, ResumableTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class AgentTrainer(ResumableTrainer):
@@ -85,7 +88,7 @@ class AgentTrainer(ResumableTrainer):
         configure_fsdp(self.accelerator, self.agent)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         register_forward(self.agent)
-        self.agent.gathers = args.ds3_gather_for_generation
+        self.agent.gathers = args.ds3_gather_for_generation and self._fits_whole()
         self.model_wrapped = self.model
         handler: Any = self.callback_handler
         handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
@@ -98,6 +101,16 @@ class AgentTrainer(ResumableTrainer):
         self.steering = Steering(KLControl(args.kl_coef, target, args.kl_gain), RewardScale())
         self.last_good = LastGood(partial(trained, self.agent))
         self.stop_reason: str | None = None
+
+    def _fits_whole(self) -> bool:
+        """Whether the whole model fits on the device of every process; called by all of them."""
+        short = max_over_processes(int(not full_copy_fits(self.agent)), self.accelerator.device)
+        if short:
+            logger.warning(
+                "the whole model does not fit on a device, so rollouts gather its layers one by one, which is slower; "
+                "--rollouts server samples with another program"
+            )
+        return not short
 
     def get_train_dataloader(self) -> DataLoader:
         return self.dataloader

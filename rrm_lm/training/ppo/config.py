@@ -44,8 +44,12 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
     samples_per_prompt: int = option(1, "Responses per prompt; the prompt is computed once for all of them.")
     top_p: float = option(1.0, "Sample from the smallest set of tokens with this total probability.")
     top_k: int = option(0, "Sample from this many most likely tokens; 0 for all.")
-    micro_batch_tokens: int = option(2048, "Most padded tokens that go through the model at once; bounds the memory.")
-    rollout_batch_tokens: int = option(16384, "Most tokens (prompt and response) held at once while sampling.")
+    micro_batch_tokens: int = option(
+        None, "Most padded tokens that go through the model at once; unset: 2048, or what fits on the GPU."
+    )
+    rollout_batch_tokens: int = option(
+        None, "Most tokens (prompt and response) held at once while sampling; unset: 16384, or what fits on the GPU."
+    )
     rollouts: str = option(
         "own",
         "What samples: own (this program), or server (vLLM at rollout_url, with a LoRA copy of the policy before each "

@@ -25,6 +25,7 @@ from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.saving.policies import PolicySettings
 from rrm_lm.models.sharding import is_sharded
 from rrm_lm.text.chat import ChatFormat, Line
+from rrm_lm.training.arguments import TOKENS, set_sizes
 from rrm_lm.training.ppo.agent_trainer import AgentTrainer
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.control import out_of_bounds
@@ -77,6 +78,7 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
         settings: PolicySettings | None = None,
     ) -> None:
         args = args if isinstance(args, PPOConfig) else PPOConfig.from_trl(args)
+        set_sizes(args, TOKENS)
         if train_dataset is None:
             raise ConfigError("There are no prompts to train on", where="train_dataset")
         models = {"ref_model": ref_model, "value_model": value_model, "peft_config": peft_config}

@@ -36,7 +36,9 @@ class RewardConfig(FeedbackArguments, TrainingArguments):
 
     # Settings that Hugging Face does not have.
     max_critique_length: int = option(96, "Longest critique in tokens; the rest is cut.")
-    micro_batch_tokens: int = option(2048, "Most padded tokens that go through the model at once; bounds the memory.")
+    micro_batch_tokens: int = option(
+        None, "Most padded tokens that go through the model at once; unset: 2048, or what fits on the GPU."
+    )
     comparisons_together: int = option(
         1,
         "Most comparisons of one prompt that are one piece of feedback, so that the prompt and repeated responses are "

@@ -21,6 +21,7 @@ from transformers import EvalPrediction, Trainer
 
 from rrm_lm.models.reward import RewardModel, RewardOutput
 from rrm_lm.text.batching import Batch, collate, row_groups
+from rrm_lm.training.arguments import TOKENS, set_sizes
 from rrm_lm.training.processes import accumulate, check_finite
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import COLUMNS, RewardExample
@@ -79,6 +80,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
+        set_sizes(args, TOKENS)
         # Trainer's own label smoothing is for class labels, and needs a configuration that this model lacks.
         smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
         super().__init__(

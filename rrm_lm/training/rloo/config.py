@@ -11,7 +11,7 @@ from typing import Any
 from trl.trainer.rloo_config import RLOOConfig as TRLConfig
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.training.arguments import TrainerArguments
+from rrm_lm.training.arguments import TOKENS, TrainerArguments, set_sizes
 from rrm_lm.training.ppo.config import PPOConfig
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def rloo_config(
     """
     _refuse(ppo)
     _warn_of_idle(ppo)
+    set_sizes(ppo, TOKENS)
     ppo.count_batches(processes, prompts)
     assert ppo.local_mini_batch_size is not None and ppo.num_total_batches is not None
     at_once = _divisor(ppo.local_mini_batch_size, ppo.micro_batch_tokens // (longest + ppo.response_length))

@@ -312,3 +312,13 @@ def test_dropout_is_off_also_while_activations_are_recomputed(tmp_path: Path) ->
     made = trainer(tmp_path, agent, activation_checkpointing=True, num_ppo_epochs=2, learning_rate=0.0)
     made.train()
     assert all(float(entry["val/ratio"]) == pytest.approx(1.0, abs=1e-6) for entry in logs(made))
+
+
+def test_rollouts_gather_layer_by_layer_if_the_whole_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert trainer(tmp_path, max_steps=1).agent.gathers
+    monkeypatch.setattr("rrm_lm.training.ppo.agent_trainer.full_copy_fits", lambda agent: False)
+    made = trainer(tmp_path, max_steps=1)
+    assert not made.agent.gathers
+    assert "rollouts gather its layers one by one" in caplog.text
