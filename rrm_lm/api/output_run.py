@@ -12,6 +12,7 @@ from typing import Any
 from rrm_lm.api.resuming import identity, is_asked, origin
 from rrm_lm.errors import ConfigError
 from rrm_lm.launch.signals import steps_are_finished
+from rrm_lm.launch.stalls import stalls_are_reported
 from rrm_lm.models.pretrained import process_state, set_seed
 from rrm_lm.models.saving.adapters import recorded_date
 from rrm_lm.settings.parsing.parser import write_resolved
@@ -101,7 +102,7 @@ class OutputRun:
         """
         if self.main:
             check_space(self.folder, trainer.model, self.config, self._merge)
-        with steps_are_finished(trainer, every=steps_per_update):
+        with steps_are_finished(trainer, every=steps_per_update), stalls_are_reported(trainer):
             return train(resume_from_checkpoint=self.resume)
 
 

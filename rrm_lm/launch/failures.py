@@ -86,7 +86,7 @@ class OneOfSeveral(SingleProcess):
                 deadline = time.monotonic() + _REPORT
                 while not self._store.check(["reported"]) and time.monotonic() < deadline:
                     time.sleep(0.05)
-                _print_line(f"stopped, because process {first.rank} failed ({text[:_SHOWN]})")
+                print_line(f"stopped, because process {first.rank} failed ({text[:_SHOWN]})")
         except RuntimeError:  # the store is gone, and the launcher with it
             print_error()
 
@@ -119,7 +119,7 @@ class OneOfSeveral(SingleProcess):
         mine = [*failure, self._rank]
         first = json.loads(self._store.compare_set("first", "", json.dumps(mine)))
         if failure.rank != self._rank and first == mine:
-            _print_line(
+            print_line(
                 f"error: Process {failure.rank} was killed: {failure.text}\n"
                 "  what to do: find out why (usually it ran out of memory), and resume from the last checkpoint with "
                 "--resume_from_checkpoint true"
@@ -137,7 +137,7 @@ class OneOfSeveral(SingleProcess):
                 continue
             if not self._over.wait(_GRACE):
                 who = "" if first.rank < 0 else f"process {first.rank} failed: "
-                _print_line(f"stopped while waiting, because {who}{first.text[:_SHOWN]}")
+                print_line(f"stopped while waiting, because {who}{first.text[:_SHOWN]}")
                 self._leave(FAULT)
             return
 
@@ -153,20 +153,28 @@ def shared() -> Iterator[SingleProcess]:
 
 
 def _join() -> SingleProcess:
-    """Join the processes of `accelerate launch` or `torchrun`, whose launcher keeps the store."""
+    store, rank, _ = launchers_store("rrm_lm")
+    if store is None:
+        return SingleProcess()
+    first = rank - int(os.environ["LOCAL_RANK"])
+    neighbours = [other for other in range(first, first + int(os.environ["LOCAL_WORLD_SIZE"])) if other != rank]
+    return OneOfSeveral(store, rank, neighbours)
+
+
+def launchers_store(prefix: str) -> tuple[Any, int, int]:
+    """The store that `accelerate launch` or `torchrun` keeps for its processes, this process's rank, and their number;
+    no store for a single process, or with another launcher.
+    """
     env = os.environ
     if int(env.get("WORLD_SIZE", "1")) < 2 or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return SingleProcess()
+        return None, 0, 1
     import torch.distributed
 
     dist: Any = torch.distributed  # the stores have no type declarations
-    rank = int(env["RANK"])
-    first = rank - int(env["LOCAL_RANK"])
-    neighbours = [other for other in range(first, first + int(env["LOCAL_WORLD_SIZE"])) if other != rank]
     address, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
     attempt = env.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return OneOfSeveral(dist.PrefixStore(f"rrm_lm/{attempt}", store), rank, neighbours)
+    return dist.PrefixStore(f"{prefix}/{attempt}", store), int(env["RANK"]), int(env["WORLD_SIZE"])
 
 
 def is_broken_connection(error: Exception) -> bool:
@@ -189,7 +197,7 @@ def _is_gone(pid: int) -> bool:
         return True
 
 
-def _print_line(text: str) -> None:
+def print_line(text: str) -> None:
     print(f"{process_prefix()}{text}", file=sys.stderr, flush=True)
 
 
