@@ -70,7 +70,7 @@ class StallReport(TrainerCallback):
 
     def _report(self, stalled: float) -> None:
         self.stalls += 1
-        mine = place(sys._current_frames().get(self.main))
+        mine = place(sys._current_frames().get(self.main or 0))
         if self.store is None:
             print_line(f"no step has ended for {stalled:.0f} s; this process is at {mine}")
             return

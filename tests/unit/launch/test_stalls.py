@@ -50,7 +50,8 @@ def test_steps_are_no_stall(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_processes_compare_their_places(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(stalls, "_COLLECT", 1.0)
-    store = torch.distributed.HashStore()
+    distributed: Any = torch.distributed
+    store = distributed.HashStore()
     over = threading.Event()
 
     def waits_for_the_others() -> None:
