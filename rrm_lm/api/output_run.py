@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rrm_lm.api.dry_run import dry_run
 from rrm_lm.api.resuming import identity, is_asked, origin
 from rrm_lm.errors import ConfigError
 from rrm_lm.launch.signals import steps_are_finished
@@ -100,6 +101,8 @@ class OutputRun:
         """Call a trainer's `train`. On SIGTERM or Ctrl-C, finish the update and save a checkpoint. Raises
         CheckpointError if the disk has no space for a checkpoint.
         """
+        if self.config.dry_run:
+            return dry_run(trainer, train)
         if self.main:
             check_space(self.folder, trainer.model, self.config, self._merge)
         with steps_are_finished(trainer, every=steps_per_update), stalls_are_reported(trainer):

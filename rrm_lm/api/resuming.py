@@ -23,7 +23,7 @@ from rrm_lm.storage import json_text, sha256
 # the same computation is executed, but not what is learned.
 _MAY_CHANGE = {
     "output locations and extra outputs": """
-        output_dir overwrite_output_dir allow_config_change allow_world_size_change resume_from_checkpoint merge
+        output_dir dry_run overwrite_output_dir allow_config_change allow_world_size_change resume_from_checkpoint merge
         learning_curve push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
     """,
     "logging": """

@@ -51,7 +51,7 @@ def train_reward_model(
         trainer.show_example()
         began = time.perf_counter()
         trainer.train()
-    if more.learning_curve:
+    if more.learning_curve and not config.dry_run:
         seconds = (time.perf_counter() - began) * sum(SHARES[:-1])
         logger.info("learning curve: training on 50 and 25%% of the feedback takes about %s more", duration(seconds))
         draw_curve(data, model, config, more, trainer)

@@ -62,6 +62,8 @@ class SFTRun:
             trainer = self._trainer(policy, examples, checked)
             run.begin(examples=_counted(examples, checked, counts), leakage=None if leak is None else leak.to_dict())
             result = run.train(trainer, trainer.train)
+            if self.config.dry_run:
+                return
             trainer.save_metrics("train", result.metrics)
             trainer.save_state()
             sample = [example.line for example in (checked or examples)[:_CHECKED]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -57,7 +59,13 @@ class TrainerArguments(_Base):
         False, "Resume from a checkpoint of another number of processes, at the same place in the data."
     )
 
+    dry_run: bool = option(
+        False, "Only train one step, with the longest rows on every process, and say how much memory it took."
+    )
+
     def __post_init__(self) -> None:
+        if self.dry_run:
+            self._prepare_dry_run()
         if default_device().type == "cpu":
             # Without it, each process of a launch on a CPU machine assumes that it is the only one. `use_cpu` would be
             # saved with the settings and force every repeat of the run onto the CPU.
@@ -73,6 +81,14 @@ class TrainerArguments(_Base):
         refuse_zero3(getattr(self, "deepspeed_plugin", None))
         check_packages(self)
         process_state()  # TrainingArguments resets the state
+
+    def _prepare_dry_run(self) -> None:
+        """Settings with which a run leaves nothing behind: its folder is temporary."""
+        folder = tempfile.TemporaryDirectory(prefix="rrm_lm-dry_run-")
+        atexit.register(folder.cleanup)
+        self.output_dir, self.max_steps, self.resume_from_checkpoint = folder.name, 1, None
+        self.save_strategy, self.eval_strategy, self.report_to, self.logging_steps = "no", "no", "none", 1
+        self.load_best_model_at_end = self.push_to_hub = self.eval_on_start = False
 
     @property
     def n_gpu(self) -> int:

@@ -75,8 +75,8 @@ class PolicyTraining:
         split, rewards, model, config, monitor, run = settings
         self.folder, self.main = Path(str(config.output_dir)), bool(config.should_save)
         train, heldout = given.prompts
-        watched = heldout[: monitor.monitor_prompts]
-        if not watched and (monitor.has_gold or given.gold is not None):
+        watched = [] if config.dry_run else heldout[: monitor.monitor_prompts]
+        if not watched and not config.dry_run and (monitor.has_gold or given.gold is not None):
             raise ConfigError(
                 "There is a reward to monitor the policy by, and no held-out prompt",
                 where="eval_prompts, eval_fraction and monitor_prompts",
@@ -135,6 +135,8 @@ class PolicyTraining:
             run.begin()
             with report_full_disk(self.folder):
                 result = run.train(training.trainer, training.trainer.train, training.steps_per_update)
+                if self.settings.config.dry_run:
+                    return result
                 self._save()
             episodes = int(self.settings.config.batch_size or 0)  # computed by the trainer
             write_results(self.folder, training, result, self.watcher, run.settings, episodes)

@@ -214,6 +214,8 @@ class RewardTrainer(_RewardTrainer):
                 self._learn_own_critiques(self._critic)
             whole = super().train
             result = run.train(self, lambda resume_from_checkpoint: whole(resume_from_checkpoint, *args, **kwargs))
+            if self.args.dry_run:
+                return result
             self.save_metrics("train", result.metrics)
             self.save_state()
             talked = next(iter(self.heldout_feedback.values()), self.train_feedback).comparisons
