@@ -34,10 +34,12 @@ def tiny_agent(
     sharing: bool | None = None,
     seed: int = 0,
     layers: int = 2,
+    attention: str = "sdpa",
 ) -> AgentModel:
     """An agent on a tiny backbone; the same arguments give the same weights."""
     torch.manual_seed(seed + 1)
-    backbone = Backbone(tiny_model(family, seed=seed, layers=layers), pad_id=0, sharing=sharing)
+    model = tiny_model(family, seed=seed, layers=layers, attention=attention)
+    backbone = Backbone(model, pad_id=0, sharing=sharing)
     agent = AgentModel.create(backbone, lora(family, random=random, dropout=dropout), value=value)
     if reward:
         agent.add_reward(RewardModel.create(backbone, lora(family), RewardSettings("tiny")))

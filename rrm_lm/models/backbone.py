@@ -213,14 +213,22 @@ class Backbone(nn.Module):
             return attention_mask(batch, dtype)
         return by_layer_type(self.config, lambda window: attention_mask(batch, dtype, window, additive))
 
+    @property
+    def pads_only(self) -> bool:
+        """Whether attention only takes a mask of real tokens, as flash attention does."""
+        return self._attention not in _MASKED_ATTENTION and not self._other_layers()
+
+    def _other_layers(self) -> list[str]:
+        """Kinds of layers whose mask is not known here."""
+        other = sorted(set(getattr(self.config, "layer_types", None) or ()) - set(_MASKED_LAYERS))
+        return other + [name for name in _INDEX_WINDOWS if getattr(self.config, name, None)]
+
     @torch.no_grad()
     def _why_separate(self) -> str:
         """Why a mask per token pair is not possible, or not exact in a computation of a few tokens; "" if it is."""
         if self._attention not in _MASKED_ATTENTION:
             return f"{self._attention} attention takes no mask per token pair"
-        other = sorted(set(getattr(self.config, "layer_types", None) or ()) - set(_MASKED_LAYERS))
-        other += [name for name in _INDEX_WINDOWS if getattr(self.config, name, None)]
-        if other:
+        if other := self._other_layers():
             return f"{self.config.model_type} has {', '.join(other)}"
         top = min(int(self.config.vocab_size), 64) - 1
         ids = torch.randint(1, top, (12,), generator=torch.Generator().manual_seed(0)).tolist()

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.decoding.key_values import KeyValues, cache_name, positions, visible
+from rrm_lm.models.decoding.key_values import KeyValues, cache_name, positions, real_keys, visible
 from rrm_lm.models.decoding.lean_decoder import LeanDecoder
 from rrm_lm.models.decoding.products import Product, can_pack, computing_with, products_of
 from rrm_lm.models.pretrained import rounding
@@ -45,12 +46,17 @@ class WholeDecoder:
     def __call__(self, ids: Tensor, starts: Tensor, cache: KeyValues) -> Tensor:
         output = self.backbone.decoder(
             input_ids=ids,
-            attention_mask=by_layer_type(self.backbone.config, partial(self._mask, cache, starts, ids.shape[1])),
+            attention_mask=self._masks(cache, starts, ids.shape[1]),
             position_ids=positions(cache, starts, ids.shape[1]),
             use_cache=True,
             **{self.cache_name: cache},
         )
         return output.last_hidden_state
+
+    def _masks(self, cache: KeyValues, starts: Tensor, length: int) -> Any:
+        if self.backbone.pads_only:
+            return real_keys(cache, starts, length)
+        return by_layer_type(self.backbone.config, partial(self._mask, cache, starts, length))
 
     def _mask(self, cache: KeyValues, starts: Tensor, length: int, window: int | None) -> Tensor:
         seen = visible(cache, starts, length, window)
@@ -130,7 +136,7 @@ def _make(
         return None
     sharded = any(map(is_shard, parameters))
     if name == "whole":
-        if not backbone.can_mask or cache_name(backbone.decoder) is None:
+        if not (backbone.can_mask or backbone.pads_only) or cache_name(backbone.decoder) is None:
             return None
         return WholeDecoder(backbone), {} if sharded else products_of(backbone.causal_lm, adapter, packed)
     if sharded:

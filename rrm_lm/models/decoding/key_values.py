@@ -126,6 +126,11 @@ def visible(cache: KeyValues, starts: Tensor, length: int, window: int | None = 
     return (seen | (keys == queries))[:, None]
 
 
+def real_keys(cache: KeyValues, starts: Tensor, length: int) -> Tensor:
+    """(rows, keys), True where a key is a token of its row: the mask for attention that is causal by itself."""
+    return torch.arange(cache.low, cache.column + length, device=starts.device) >= starts[:, None]
+
+
 def positions(cache: KeyValues, starts: Tensor, length: int) -> Tensor:
     """(rows, length) positions of the next tokens along their rows; 0 before a row's start."""
     columns = torch.arange(cache.column, cache.column + length, device=starts.device)
