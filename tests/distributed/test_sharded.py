@@ -224,9 +224,32 @@ def policy_on(folder: Path, processes: int, **more: Any) -> dict[str, Any]:
     return found
 
 
+def mixed_policy(folder: Path, processes: int) -> dict[str, Any]:
+    """Two updates on a bfloat16 backbone with autocasting. The responses are given: rounding would change samples."""
+    agent = tiny_agent(value="adapter", reward=True, layers=LAYERS)
+    for parameter in agent.backbone.causal_lm.parameters():
+        parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
+    answers = [[40, 41, 42, 352], [50, 352], [60, 61, 62, 63, 64, 65], [70, 71, 352]]
+
+    def given(prompts: Any, sampling: Any, *, num_return: int = 1, **_: Any) -> list[list[list[int]]]:
+        return [[answers[(sum(ids) + k) % len(answers)] for k in range(num_return)] for ids in prompts]
+
+    agent.roll_out = given  # type: ignore[method-assign]
+    made = policy_trainer(folder, processes, agent=agent, max_steps=2, bf16=True)
+    begun = learned(agent)
+    made.train()
+    found: dict[str, Any] = {"share": share_held(agent), "learned": learned(agent), "begun": begun}
+    names = ("objective/kl", "objective/scores", "loss/policy_avg", "loss/value_avg", "policy/grad_norm", "val/ratio")
+    found["logs"] = [{name: float(entry[name]) for name in names} for entry in logs(made)]
+    for name, chosen in (("trained", True), ("frozen", False)):
+        found[name] = {str(p.dtype) for p in agent.backbone.parameters() if p.requires_grad == chosen}
+    return found
+
+
 def policy_on_two(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"gathered": policy_on(folder / "gathered", 2)}
     found["layers"] = policy_on(folder / "layers", 2, ds3_gather_for_generation=False)  # one after the other
+    found["mixed"] = mixed_policy(folder / "policy mixed", 2)
     found["early"] = stopped(folder / "early", 2)
     found["again"] = resumed_policies(folder / "policy again", 2)
     return found
@@ -335,6 +358,19 @@ def check_policies(both: list[dict[str, Any]], folder: Path) -> None:
         agent = tiny_agent(value="adapter", reward=True, layers=LAYERS)
         load_agent(agent, folder / way / "saved")
         close(learned(agent), both[0][way]["learned"], 0.0)
+    mixed = mixed_policy(folder / "one policy mixed", 1)
+    for found in [one["mixed"] for one in both]:
+        assert found["share"] <= MOST
+        assert found["trained"] == {"torch.float32"} and "torch.bfloat16" in found["frozen"]
+        close(found["learned"], mixed["learned"], 2e-3)
+        assert all((found["learned"][name] - mixed["begun"][name]).abs().max() > 1e-6 for name in mixed["begun"])
+    for mine, theirs in zip(both[0]["mixed"]["logs"], mixed["logs"], strict=True):
+        for name in ("objective/kl", "objective/scores", "loss/value_avg"):
+            close(mine[name], theirs[name], 3e-2)
+        # These have the ratio of two probabilities, which rows of other lengths round differently.
+        close(mine["policy/grad_norm"], theirs["policy/grad_norm"], 0.15)
+        assert abs(mine["loss/policy_avg"] - theirs["loss/policy_avg"]) < 0.05
+        assert abs(mine["val/ratio"] - theirs["val/ratio"]) < 0.08
     alone = stopped(folder / "one early", 1)
     for found in both:
         close(found["early"], alone, 1e-4)
