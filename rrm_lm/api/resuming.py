@@ -42,7 +42,7 @@ _MAY_CHANGE = {
     """,
     "limits on reading": "max_file_gb max_cell_chars",
     "execution": """
-        micro_batch_tokens rollout_batch_tokens rollouts rollout_url rollout_key_env max_rollout_mismatch
+        micro_batch_tokens rollout_batch_tokens compile_layers rollouts rollout_url rollout_key_env max_rollout_mismatch
         share_prefixes local_rollout_forward_batch_size
         activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
         gradient_checkpointing_kwargs torch_empty_cache_steps auto_find_batch_size

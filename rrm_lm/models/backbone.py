@@ -50,6 +50,7 @@ class Backbone(nn.Module):
         self._sharing = sharing
         self._masking: bool | None = None
         self._layers = _adapter_layers(model)
+        self.is_compiled = False
         for module in model.modules():
             if any("jitter" in name for name in vars(module)):  # routers of mixtures of experts
                 module.register_forward_pre_hook(_without_noise)
@@ -118,6 +119,19 @@ class Backbone(nn.Module):
         if not self.has_adapter(adapter):
             raise ModelError(f"The backbone has no adapter {adapter!r}", remedy="add it first, with add_adapter")
         return _chosen([(layer, [adapter], False) for layer in self._layers])
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile each layer with torch.compile, for any batch size and length. All layers share the compiled versions,
+        one for each role, which the first passes make. Call it before the model is sharded. Sampling does not use them.
+        """
+        layers = max((one for one in self.decoder.children() if isinstance(one, nn.ModuleList)), key=len)
+        for layer in layers:
+            layer.compile(dynamic=True, backend=backend)
+        self.is_compiled = True
+
+    def uncompiled(self) -> AbstractContextManager[Any]:
+        """Run layers as they are in a ``with`` block: for caches, and where results must be equal bit for bit."""
+        return torch.compiler.set_stance("force_eager") if self.is_compiled else nullcontext()
 
     # -- computing ------------------------------------------------------------------------------------------------
 

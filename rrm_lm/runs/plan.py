@@ -171,6 +171,7 @@ class PlanPage:
                 "Rollouts of a sharded model gather it once per step if the full model fits. Otherwise they gather it "
                 "layer by layer for every token (--ds3_gather_for_generation false), at the speed of the network."
             )
+        notes.append("--compile_layers true fuses operations, so that fewer activations are held; this is not counted.")
         notes.append("Checked against training on CPUs, not on GPUs. ZeRO uses DeepSpeed's default buffer sizes.")
         return notes
 

@@ -59,6 +59,9 @@ class TrainerArguments(_Base):
         False, "Resume from a checkpoint of another number of processes, at the same place in the data."
     )
 
+    compile_layers: bool = option(
+        False, "Compile each layer with torch.compile: the first steps take minutes, the others are faster on GPUs."
+    )
     dry_run: bool = option(
         False, "Only train one step, with the longest rows on every process, and say how much memory it took."
     )
@@ -78,6 +81,8 @@ class TrainerArguments(_Base):
         super().__post_init__()
         # Before 5.23, transformers parses JSON for the old name only.
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        whole = "compile_layers, which compiles each layer; a whole model would be compiled again for every role"
+        refuse_settings(self, {"torch_compile": whole})
         refuse_zero3(getattr(self, "deepspeed_plugin", None))
         check_packages(self)
         process_state()  # TrainingArguments resets the state

@@ -114,7 +114,7 @@ def write_merged_policy(
 def _logits(backbone: Backbone, adapter: str | None, line: Line) -> Tensor:
     """(response tokens, vocabulary) logits."""
     backbone.eval()
-    with torch.no_grad():
+    with torch.no_grad(), backbone.uncompiled():
         batch = collate([share([line.ids])], backbone.pad_id).to(backbone.device)
         states = backbone(batch, adapter)[0, line.response_start - 1 : len(line.ids) - 1]
         return backbone.logits(states, adapter)

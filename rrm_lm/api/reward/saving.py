@@ -84,7 +84,7 @@ def members_of(model: RewardModel, examples: list[RewardExample]) -> Tensor:
     model.eval()
     rows = [row for example in examples for row in example.rows]
     lines = [line for example in examples for line in example.lines]
-    with torch.no_grad():
+    with torch.no_grad(), model.backbone.uncompiled():
         batch = collate(rows, model.backbone.pad_id).to(model.device)
         return model(batch, lines, with_critiques=False).members
 

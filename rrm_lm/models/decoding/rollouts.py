@@ -87,7 +87,7 @@ def roll_out(
     batches = list(_batches(rows, sampling.max_new_tokens, batch_tokens))
     started, decoded, done = time.perf_counter(), 0, 0
     no_autocast = torch.autocast(backbone.device.type, enabled=False)
-    with evaluating(backbone), torch.no_grad(), no_autocast, backbone.using(adapter):
+    with evaluating(backbone), torch.no_grad(), no_autocast, backbone.using(adapter), backbone.uncompiled():
         worth_packing = len(batches) * sampling.max_new_tokens >= _WORTH_PACKING
         with decoding(backbone, adapter, worth_packing) as decoder:
             if decoder is None:

@@ -83,6 +83,9 @@ class AgentTrainer(ResumableTrainer):
         args = self.args
         if args.activation_checkpointing:
             self.agent.activation_checkpointing_enable(args.activation_checkpointing_kwargs)  # type: ignore[arg-type]
+        for backbone in (self.agent.backbone, self.agent.value_backbone, self.agent.reference_backbone):
+            if args.compile_layers and backbone is not None:
+                backbone.compile_layers()
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches or 1)
         _ = self.agent.can_share  # test it before the model is sharded
         configure_fsdp(self.accelerator, self.agent)

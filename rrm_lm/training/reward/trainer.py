@@ -81,6 +81,8 @@ class RewardTrainer(ResumableTrainer, Trainer):
         **kwargs: Any,
     ) -> None:
         set_sizes(args, TOKENS)
+        if args.compile_layers:
+            model.backbone.compile_layers()
         # Trainer's own label smoothing is for class labels, and needs a configuration that this model lacks.
         smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
         super().__init__(

@@ -103,6 +103,8 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
         settings = settings or policy.settings or PolicySettings(str(policy.backbone.causal_lm.name_or_path))
         self.keep_for_saving(policy, chat.tokenizer, replace(settings, method="rloo"))
         policy.backbone.set_trainable(self.adapter, True)
+        if ppo.compile_layers:
+            policy.backbone.compile_layers()
         self.policy, self.ppo, self.rewards = policy, ppo, rewards
         self.prompts = encode_prompts(prompts, chat, chat.tokenizer)
         self._items = {item.prompt: item for item in self.prompts}

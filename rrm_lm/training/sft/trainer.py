@@ -140,6 +140,8 @@ class SFTTrainer(AdapterTrainer, TRLTrainer):
         align_pad(policy.backbone.causal_lm, tokenizer)
         if getattr(policy.backbone.config, "logits_scaling", None) and args.loss_type == "chunked_nll":
             args.loss_type = "nll"  # TRL's chunked loss leaves out this factor of Granite's logits
+        if args.compile_layers:
+            policy.backbone.compile_layers()
         data = to_dataset(train)
         self._seconds, self._logged_tokens = 0.0, 0.0  # of training steps since the last log; up to it
         super().__init__(
