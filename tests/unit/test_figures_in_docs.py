@@ -246,6 +246,18 @@ def demo() -> Iterator[str]:
     yield f"{percent(accuracy)} of {accuracy['n']} held-out comparisons"
 
 
+def large() -> Iterator[str]:
+    plans = [
+        {one["task"]: one for one in plan["choices"] if one["strategy"] == "fsdp2"}
+        for plan in result("plan_70b")["processes"].values()
+    ]
+    for task in ("reward", "ppo"):
+        assert all(plan[task]["fits"] and not plan[task]["gather_for_generation"] for plan in plans)
+        yield " | ".join(f"{plan[task]['memory']['peak'] / 1e9:.0f} GB" for plan in plans)
+    yield " | ".join(f"{plan['ppo']['traffic']['learning'] / 1e12:.1f} TB" for plan in plans)
+    yield " | ".join(f"{plan['ppo']['traffic']['rollout'] / 1e12:.0f} TB" for plan in plans)
+
+
 def in_short() -> Iterator[str]:
     """The figures in the README."""
     for name, one in zip(DEMO_ROWS, result("demo")["compare"]["policies"].values(), strict=True):
@@ -319,6 +331,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, policy_speed),
     (BENCH, demo),
     (BENCH, processes),
+    (ROOT / "configs" / "accelerate" / "README.md", large),
     (README, in_short),
     (CARD, card),
 ]
