@@ -38,6 +38,7 @@ from rrm_lm.training.ppo.rollouts import Group, Grouping, Rollouts, end_id
 from rrm_lm.training.ppo.trl import agent_from_trl
 from rrm_lm.training.ppo.update import UpdateStatistics
 from rrm_lm.training.reward_sources import ClassifierOnTokens, RewardSource, RewardSum, TokenRewardSource
+from rrm_lm.training.speed import FORWARD, TRAINED, layer_weights, utilization
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,8 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
                 statistics = self.update(rollouts, estimates, first)
             tokens = float(self.processes.total(rollouts.lengths.sum()))
             episodes = self.state.episode + (self.args.batch_size or 0)
-            self._finish_update(metrics | self._progress.speed(watch, tokens, episodes), statistics)
+            speed = self._progress.speed(watch, tokens, episodes) | self._utilization(rollouts, watch)
+            self._finish_update(metrics | speed, statistics)
 
     def roll_out(self, items: Sequence[PromptItem]) -> Rollouts:
         """Sample `samples_per_prompt` responses to each prompt."""
@@ -243,6 +245,16 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
             raise
 
     # -- around the steps ---------------------------------------------------------------------------------------------
+
+    def _utilization(self, rollouts: Rollouts, watch: Stopwatch) -> dict[str, float]:
+        """Of an update: sampling, reference, reward on this backbone, first pass, and training in each epoch, for every
+        token of every conversation.
+        """
+        device = self.accelerator.device
+        count = torch.tensor([sum(len(line.ids) for line in rollouts.lines)], dtype=torch.float64, device=device)
+        each = FORWARD * (3 + self.agent.has_reward) + TRAINED * self.args.num_ppo_epochs
+        operations = each * layer_weights(self.agent.backbone.decoder) * float(self.processes.total(count))
+        return utilization(operations, sum(watch.seconds.values()), device, self.processes.count)
 
     def _graph_tokens(self, groups: Sequence[Group]) -> int:
         """Padded tokens whose graph the first pass keeps; all processes must keep the same groups."""

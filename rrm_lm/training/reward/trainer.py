@@ -33,6 +33,7 @@ from rrm_lm.training.reward.losses import (
     rating_losses,
     with_offsets,
 )
+from rrm_lm.training.speed import TRAINED, layer_weights, utilization
 from rrm_lm.training.trainer import ResumableTrainer
 
 # Losses are averaged over pairs, ratings, critique tokens, and tokens of chosen responses.
@@ -230,7 +231,10 @@ class RewardTrainer(ResumableTrainer, Trainer):
                 logs["disagreement"] = round(sums["disagreement"] / sums["lines"], 4)
             logs["tokens"] = int(sums["tokens"])
             # Of all processes, without evaluation and saving; the seconds are summed over processes too.
-            logs["tokens_per_second"] = round(sums["tokens"] * self.processes.count / max(sums["seconds"], 1e-9), 1)
+            seconds = sums["seconds"] / self.processes.count
+            logs["tokens_per_second"] = round(sums["tokens"] / max(seconds, 1e-9), 1)
+            operations = TRAINED * layer_weights(self.unwrapped_model.backbone.decoder) * sums["tokens"]
+            logs |= utilization(operations, seconds, self.args.device, self.processes.count)
             self._sums.clear()
         super().log(logs, start_time)
 

@@ -29,6 +29,7 @@ from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.processes import check_finite
 from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.sft.config import SFTConfig
+from rrm_lm.training.speed import TRAINED, layer_weights, utilization
 from rrm_lm.training.trainer import AdapterTrainer
 
 _IGNORED = -100  # transformers' label of tokens without loss
@@ -171,7 +172,10 @@ class SFTTrainer(AdapterTrainer, TRLTrainer):
         """Add the tokens per second of all processes to TRL's logs, without evaluation and saving."""
         if "loss" in logs:
             total = float(self._total_train_tokens)
-            logs["tokens_per_second"] = round((total - self._logged_tokens) / max(self._seconds, 1e-9), 1)
+            tokens = total - self._logged_tokens
+            logs["tokens_per_second"] = round(tokens / max(self._seconds, 1e-9), 1)
+            operations = TRAINED * layer_weights(self.backbone.decoder) * tokens
+            logs |= utilization(operations, self._seconds, self.args.device, self.accelerator.num_processes)
             self._seconds, self._logged_tokens = 0.0, total
         super().log(logs, start_time)
 

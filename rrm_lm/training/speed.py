@@ -1,0 +1,54 @@
+"""Model FLOP utilization: operations that training needs, relative to those that the GPUs could do.
+
+A product of a token with N weights takes 2 N operations forward and 2 N backward to its input; frozen weights need no
+others. Only the layers' weights are counted: no attention over tokens, embeddings, heads, adapters or recomputation, so
+that the share is a little too low.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# Dense operations per second in bfloat16, by a part of the device's name, from the makers' data sheets.
+_PEAKS = {
+    "B200": 2250e12,
+    "MI300X": 1307e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+TRAINED = 4  # operations per weight and token: forward and backward
+FORWARD = 2
+
+
+def peak(device: torch.device) -> float | None:
+    """Operations per second that a device can do in bfloat16; None for one that is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((found for part, found in _PEAKS.items() if part in name), None)
+
+
+def layer_weights(decoder: Any) -> int:
+    """Number of frozen weights in the layers of a language model, without its head."""
+    own = {id(parameter) for parameter in decoder.get_input_embeddings().parameters()}
+    named = decoder.named_parameters()
+    return sum(p.numel() for name, p in named if ".lora_" not in name and id(p) not in own and p.ndim > 1)
+
+
+def utilization(operations: float, seconds: float, device: torch.device, processes: int) -> dict[str, float]:
+    """The metric ``mfu`` of operations that all processes did in some seconds; empty for unknown devices."""
+    most = peak(device)
+    if most is None or seconds <= 0:
+        return {}
+    return {"mfu": round(operations / (seconds * most * processes), 4)}
