@@ -305,14 +305,16 @@ def _log_strategy(root: nn.Module) -> None:
     )
 
 
-def shard_for_use(root: Root) -> bool:
-    """Shard a model for inference, if this launch shards models; return whether it did."""
+def shard_for_use(root: Root, accelerator: Any = None) -> bool:
+    """Shard a model for inference, if this launch shards models; return whether it did. `accelerator` is that of a
+    trainer, if there is one.
+    """
     from accelerate import Accelerator
     from accelerate.utils import fsdp2_prepare_model, parse_flag_from_env
 
     if process_state().num_processes == 1 or not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return False
-    accelerator = Accelerator(cpu=str(process_state().device).startswith("cpu"))
+    accelerator = accelerator or Accelerator(cpu=str(process_state().device).startswith("cpu"))
     if not shards_models(accelerator):
         return False
     configure_fsdp(accelerator, root)

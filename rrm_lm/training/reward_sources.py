@@ -25,6 +25,7 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import evaluating
 from rrm_lm.models.ensemble import EnsembleReward
 from rrm_lm.models.reward import RewardModel
+from rrm_lm.models.sharding import shard_for_use
 from rrm_lm.text.batching import collate, length_groups, row_groups, share
 from rrm_lm.text.chat import Line
 from rrm_lm.training.reward_functions import FORM, PromptRows, UserFunction
@@ -93,6 +94,14 @@ class ScorerReward:
         self._scorer = scorer
         self.name = name or Path(scorer.name).name
         self._has_warned = False
+        self._is_sharded = False
+
+    def shard(self, accelerator: Any) -> None:
+        """Shard a reward model on its own backbone, if this launch shards models; all processes then score together."""
+        model, criteria = getattr(self._scorer, "model", None), getattr(self._scorer, "criteria", None)
+        if isinstance(model, RewardModel) and not (criteria is not None and criteria.asks):
+            _ = model.backbone.can_share  # test it before the model is sharded
+            self._is_sharded = shard_for_use(model, accelerator)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         groups: dict[Prompt, list[int]] = {}  # grouped, so that each prompt is computed once
@@ -100,7 +109,7 @@ class ScorerReward:
             if response.strip():
                 groups.setdefault(prompt, []).append(number)
         asked = [[responses[i] for i in group] for group in groups.values()]
-        scored = self._scorer.score(list(groups), asked) if groups else []
+        scored = self._scorer.score(list(groups), asked) if groups or self._is_sharded else []
         found = [reward for rewards in scored for reward in rewards]
         rewards = dict(zip((i for group in groups.values() for i in group), found, strict=True))
         if len(rewards) < len(responses) and not self._has_warned:

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from tests.smoke.commands import adapter, read
+from tests.smoke.conftest import TrainedReward
 from tests.smoke.launches import launch_sharded, run_script
 from tests.smoke.policies import measured, teach, updates, write_prompts
+from tests.tiny import save_tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -60,3 +63,23 @@ def test_sharded_training(algorithm: str, tiny: Path, tmp_path: Path, capsys: An
     assert mine.keys() == theirs.keys()
     for name, tensor in theirs.items():
         torch.testing.assert_close(mine[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+def test_a_reward_model_on_another_backbone_is_sharded_too(
+    algorithm: str, tiny: Path, trained: TrainedReward, tmp_path: Path, capsys: Any
+) -> None:
+    """It gives the rewards of one process."""
+    base = save_tiny_model(tmp_path / "base", seed=3, tokenizer=AutoTokenizer.from_pretrained(tiny))
+    prompts = write_prompts(tmp_path / "data")
+    words = ("--reward_model", trained.folder, "--algorithm", algorithm, "--max_steps", 2, "--samples_per_prompt", 2)
+    words += ("--optim", "sgd", "--learning_rate", 0.01, "--max_grad_norm", 0.1)
+    one = teach(capsys, base, prompts, tmp_path / "one", *words)
+    assert one.code == 0 and "gets its own backbone" in one.err, one.err
+    assert "a response without text" not in one.err  # it gets the lowest reward of its process
+    more = ("--config", tmp_path / "one" / "config.yaml", "--per_device_train_batch_size", 2, "--use_cpu", "false")
+    err = launch_sharded("policy", *more, "--output_dir", tmp_path / "two")
+    assert err.count("[process 0] FSDP2 over 2 processes") == 2, err
+    for mine, theirs in zip(updates(tmp_path / "two"), updates(tmp_path / "one"), strict=True):
+        for name in ("objective/scores", "objective/kl", "val/response_length"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name

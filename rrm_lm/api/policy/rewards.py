@@ -52,18 +52,25 @@ class Rewards:
     ) -> None:
         labels = short_names([*args.reward_model, *args.reward_function])
         self.own: RewardModel | None = None
+        self._loaded: list[ScorerReward] = []
         self._by_name: dict[str, RewardSource | None] = {}  # None for `own`
         for name in args.reward_model:
             own = _on_backbone(args, backbone, chat, name) if self.own is None else None
             if own is None:
                 loaded = ScorerReward(load(name, ensemble=args.ensemble, ensemble_k=args.ensemble_k))
                 self._by_name[labels[name]] = loaded
+                self._loaded.append(loaded)
             else:
                 self.own, self._by_name[labels[name]] = own, None
         self._by_name |= {labels[name]: functions[name] for name in args.reward_function}
         for source in more:
             free = (source.name, *(f"{source.name}_{number}" for number in range(2, len(more) + len(labels) + 2)))
             self._by_name[next(name for name in free if name not in self._by_name)] = source
+
+    def shard(self, accelerator: Any) -> None:
+        """Shard the reward models on backbones of their own as the policy's trainer shards. Called by all processes."""
+        for source in self._loaded:
+            source.shard(accelerator)
 
     def others(self) -> list[RewardSource]:
         """The sources without that of ``own``, with names that differ from its name."""

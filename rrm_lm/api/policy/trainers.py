@@ -183,6 +183,7 @@ def _ppo(parts: Parts) -> Training:
     )
     # The order and names of the settings: the trainer puts the reward on the policy's backbone first.
     trainer.rewards = rewards.sum(trainer.rewards.sources[0], config.reward_weights)
+    rewards.shard(trainer.accelerator)
     return Training(trainer, policy, agent.reference_adapter, 1)
 
 
@@ -205,4 +206,5 @@ def _rloo(parts: Parts) -> Training:
         policy.chat,
         settings=parts.settings,
     )
+    rewards.shard(trainer.accelerator)
     return Training(trainer, policy, trainer.reference_adapter, trainer.steps_per_update)
