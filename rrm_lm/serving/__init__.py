@@ -32,5 +32,7 @@ operation       ``/health``, ``/v1/models``,            httpx2
 - vLLM's, SGLang's and TEI's dialects refuse text that is too long unless asked to cut it; the others cut it and say so.
 - In rendered text, special tokens are control tokens, since the client has mixed both. Send messages if prompts are not
   trusted: their text is always text.
+- A reward model with criteria needs messages: those in rendered text are read back, and text that renders differently
+  again (tools, another date) is an error in its place. Models that write a critique first are not served.
 - In sampled text, the space at the start of a response looks like the space of Mistral's template.
 """

@@ -246,6 +246,11 @@ def demo() -> Iterator[str]:
     yield f"{percent(accuracy)} of {accuracy['n']} held-out comparisons"
 
 
+def clients() -> Iterator[str]:
+    cases = [one for of_model in result("clients")["models"].values() for one in of_model.values()]
+    yield f"all {len(cases)} cases, rewards differ by at most {result('clients')['largest_difference']:.1e}"
+
+
 def large() -> Iterator[str]:
     plans = [
         {one["task"]: one for one in plan["choices"] if one["strategy"] == "fsdp2"}
@@ -326,6 +331,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, words),
     (BENCH, notes),
     (BENCH, served),
+    (BENCH, clients),
     (BENCH, asking),
     (BENCH, reward_speed),
     (BENCH, policy_speed),
