@@ -55,13 +55,15 @@ def stages(seed: int, part: str, out: Path) -> Iterator[tuple[Path, Callable[[],
     folders = {"sft": run / "sft", "ppo": run / "policy", "dpo": run / "dpo"}
     questions = DATA / f"{part}_questions.jsonl.gz"
     seeds = [flag for stage in ("reward_first", "reward", "sft", "policy") for flag in (f"--{stage}.seed", str(seed))]
+    # Baselines depend on the set alone: one seed measures them.
+    known = any(json.loads(file.read_text())["pairs"]["baselines"] for file in KEPT.glob(f"{part}_seed*.json"))
+    baselines = [] if known else ["--baselines", "true", "--baselines_train", DATA / "train_plain.jsonl.gz"]
     yield run / "compare" / "results.json", command("run", "--config", CONFIG, "--output_dir", run, *seeds)
     yield (
         found / "evaluate" / "results.json",
         command(
             "evaluate", "--model", run / "reward", "--dataset", DATA / f"{part}_plain.jsonl.gz",
-            "--output_dir", found / "evaluate", "--baselines", "true",
-            "--baselines_train", DATA / "train_plain.jsonl.gz",
+            "--output_dir", found / "evaluate", *baselines,
         ),
     )  # fmt: skip
     yield (
@@ -202,7 +204,7 @@ def summary(part: str) -> dict[str, Any]:
         "part": part, "seeds": [run["seed"] for run in runs], "commits": [run["commit"] for run in runs],
         "machine": machine(), "config": runs[0]["config"],
         **pair_accuracies(runs, part),
-        "baselines": runs[0]["pairs"]["baselines"],  # they do not depend on the seed
+        "baselines": next(found for run in runs if (found := run["pairs"]["baselines"])),
         "by_seed": [{key: run[key] for key in ("seed", "seconds", "general")} for run in runs],
         "policies": policies,
         "policies_at_temperature_0": at_zero,
@@ -232,7 +234,7 @@ def pairs_judged(folder: Path) -> dict[str, Any]:
     """Which comparisons the reward model of one seed got right, and what the baselines got right."""
     rows = map(json.loads, (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines())
     (found,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))["sets"].values()
-    return {"correct": [row["correct"] for row in rows], "baselines": found["baselines"]}
+    return {"correct": [row["correct"] for row in rows], "baselines": found.get("baselines") or {}}
 
 
 def pair_accuracies(runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, Any]:
