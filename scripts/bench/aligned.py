@@ -204,7 +204,7 @@ def summary(part: str) -> dict[str, Any]:
         "part": part, "seeds": [run["seed"] for run in runs], "commits": [run["commit"] for run in runs],
         "machine": machine(), "config": runs[0]["config"],
         **pair_accuracies(runs, part),
-        "baselines": next(found for run in runs if (found := run["pairs"]["baselines"])),
+        "baselines": next((found for run in runs if (found := run["pairs"]["baselines"])), {}),
         "by_seed": [{key: run[key] for key in ("seed", "seconds", "general")} for run in runs],
         "policies": policies,
         "policies_at_temperature_0": at_zero,
