@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from peft import LoraConfig
 
-from rrm_lm.errors import RRMError
+from rrm_lm.errors import ModelError, RRMError
 from rrm_lm.models.decoding.token_probs import logit_bytes
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.sharding import max_over_processes
@@ -65,6 +65,8 @@ def _fitting(args: Any, task: str, backbone: Any, lora: LoraConfig, job: Job, me
     does not fit it.
     """
     model, attention = backbone.causal_lm, backbone.config._attn_implementation
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ModelError("The weights are quantized, and what fits is only known for others")
     shares = backbone.can_share
     job = replace(job, activation_checkpointing=bool(args.activation_checkpointing))
     measured = measure(model.config, lora, model.dtype, job, attention=attention if shares else "sdpa", share=shares)

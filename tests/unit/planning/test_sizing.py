@@ -75,6 +75,17 @@ def test_a_model_that_cannot_be_traced_gets_the_constants(
     assert "batch sizes are not fitted to the GPU: This model cannot be traced" in caplog.text
 
 
+def test_quantized_weights_get_the_constants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model()
+    model.config.quantization_config = {"load_in_4bit": True}
+    monkeypatch.setattr(sizing, "free_memory", lambda: 80e9)
+    args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    fit_sizes(args, "ppo", Backbone(model, 0), lora(), lambda: JOB)
+    assert args.micro_batch_tokens == TOKENS["micro_batch_tokens"] and "quantized" in caplog.text
+
+
 def test_the_strategy_is_that_of_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
     assert [strategy(1), strategy(2)] == ["single", "ddp"]
