@@ -167,12 +167,21 @@ def score(scorer: Any, asked: Sequence[Read]) -> list[Scored]:
     return [Scored(with_added(one, sum(part.values())), part) for one, part in zip(rewards, parts, strict=True)]
 
 
+def messages_of(scorer: Any, one: Read) -> Prompt:
+    """The messages before a response, if the model's criteria need them; () if they do not. Raises DataError: they
+    cannot be told apart in a rendered conversation.
+    """
+    if getattr(scorer, "criteria", None) is None:
+        return ()
+    return messages_in(scorer.chat, one.key) if isinstance(one.key, str) else one.key
+
+
 def _criteria_parts(scorer: Any, asked: Sequence[Read]) -> list[dict[str, float]]:
     """What each criterion adds to each reward, in nats; empty for a model without criteria."""
     criteria = getattr(scorer, "criteria", None)
     if criteria is None:
         return [{}] * len(asked)
-    prompts = [messages_in(scorer.chat, one.key) if isinstance(one.key, str) else one.key for one in asked]
+    prompts = [messages_of(scorer, one) for one in asked]
     names = [one.name for one in criteria.criteria]
     found = criteria.contributions(prompts, [[one.response] for one in asked])
     return [dict(zip(names, table[0].tolist(), strict=True)) for table in found]

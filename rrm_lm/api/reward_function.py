@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from rrm_lm.api.asks import asks_of, check_scorer, read, score
+from rrm_lm.api.asks import asks_of, check_scorer, messages_of, read, score
 from rrm_lm.api.reward_model import RewardModel
 from rrm_lm.errors import DataError, ModelError, RRMError
 
@@ -165,7 +165,9 @@ class _Local:
         with self.lock:
             for item in items:
                 try:
-                    found.append(read(self.scorer.chat, asks_of(item)[0]))
+                    one = read(self.scorer.chat, asks_of(item)[0])
+                    messages_of(self.scorer, one)  # what a model with criteria could not score
+                    found.append(one)
                 except RRMError as error:
                     found.append(error)
             rewards = iter(score(self.scorer, [one for one in found if not isinstance(one, RRMError)]))

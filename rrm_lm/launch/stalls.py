@@ -8,6 +8,7 @@ the suspect.
 
 from __future__ import annotations
 
+import json
 import sys
 import sysconfig
 import threading
@@ -25,7 +26,7 @@ from rrm_lm.launch.failures import launchers_store, print_line
 
 SECONDS = 600.0  # without a step, at least
 _TIMES = 10  # or this many times the longest step so far
-_COLLECT = 3.0  # seconds in which the other processes note their places
+_COLLECT = 30.0  # seconds in which the other processes note their places
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
 
@@ -74,12 +75,14 @@ class StallReport(TrainerCallback):
         if self.store is None:
             print_line(f"no step has ended for {stalled:.0f} s; this process is at {mine}")
             return
-        self.store.set(f"{self.stalls}/{self.rank}", mine)
+        # The latest place of each process, with its time: processes notice a stall at slightly different times.
+        self.store.set(f"place/{self.rank}", json.dumps([time.time(), mine]))
         if self.rank:
             return
-        self._over.wait(_COLLECT)
-        keys = {rank: f"{self.stalls}/{rank}" for rank in range(self.processes)}
-        found = {rank: self.store.get(key).decode() for rank, key in keys.items() if self.store.check([key])}
+        self._over.wait(min(_COLLECT, self.seconds / 2))
+        keys = {rank: f"place/{rank}" for rank in range(self.processes)}
+        noted = {rank: json.loads(self.store.get(key)) for rank, key in keys.items() if self.store.check([key])}
+        found = {rank: where for rank, (at, where) in noted.items() if time.time() - at < stalled}
         print_line(f"no step has ended for {stalled:.0f} s; {describe(found, self.processes)}")
 
 

@@ -124,6 +124,9 @@ class Backbone(nn.Module):
         """Compile each layer with torch.compile, for any batch size and length. All layers share the compiled versions,
         one for each role, which the first passes make. Call it before the model is sharded. Sampling does not use them.
         """
+        # Versions differ by role, gradients and kind of layer; DDP would cut them at its buckets.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        torch._dynamo.config.optimize_ddp = False
         layers = max((one for one in self.decoder.children() if isinstance(one, nn.ModuleList)), key=len)
         for layer in layers:
             layer.compile(dynamic=True, backend=backend)

@@ -329,7 +329,8 @@ def full_copy_fits(module: nn.Module) -> bool:
     device = device_of(parameters[0])
     if device.type == "cpu" or not is_sharded(module):
         return True
-    free = torch.get_device_module(device.type).mem_get_info()[0]
+    accelerator: Any = torch.get_device_module(device.type)
+    free = accelerator.mem_get_info()[0] + accelerator.memory_reserved() - accelerator.memory_allocated()
     return 1.2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters) < free
 
 

@@ -37,7 +37,7 @@ def fit_sizes(args: Any, task: str, backbone: Any, lora: LoraConfig, job: Callab
         lora: Of the trained adapter.
         job: Gives the lengths of the longest rows, and the sizes of a step.
     """
-    memory = free_memory() if open_sizes(args) else None
+    memory = free_memory(backbone) if open_sizes(args) else None
     if memory is not None:
         try:
             found = _fitting(args, task, backbone, lora, job(), memory)
@@ -52,12 +52,16 @@ def fit_sizes(args: Any, task: str, backbone: Any, lora: LoraConfig, job: Callab
     set_sizes(args, TOKENS)
 
 
-def free_memory() -> float | None:
-    """Bytes that this process may use on its GPU, with what it holds already; None on other devices."""
+def free_memory(backbone: Any) -> float | None:
+    """Bytes that this process may use on its GPU, with those of the backbone if it is there already, but without what
+    other models hold; None on other devices.
+    """
     device: Any = process_state().device
     if device.type != "cuda":
         return None
-    return _USED * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    own = sum(p.numel() * p.element_size() for p in backbone.model.parameters() if p.device.type == "cuda")
+    return _USED * (torch.cuda.mem_get_info(device)[0] + cached + own)
 
 
 def _fitting(args: Any, task: str, backbone: Any, lora: LoraConfig, job: Job, memory: float) -> dict[str, int]:

@@ -94,7 +94,11 @@ def messages_in(chat: ChatFormat, before: str) -> Prompt:
         DataError: The messages give another text when they are rendered again, for example because tools are missing.
     """
     frame = _frame(chat)
-    for turns in _readings(chat, before):
+    try:
+        readings = list(_readings(chat, before))
+    except (TemplateError, ValueError):  # a template that leaves messages out, or takes a single turn
+        readings = []
+    for turns in readings:
         prompt = tuple(Message(role, content) for role, content in turns)
         again = chat.transcript(prompt, None).removeprefix(frame.begin).rpartition(frame.mark)[0]
         if again == before and not any(chat.has_special(text) for _, text in turns):

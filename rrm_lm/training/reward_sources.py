@@ -94,14 +94,14 @@ class ScorerReward:
         self._scorer = scorer
         self.name = name or Path(scorer.name).name
         self._has_warned = False
-        self._is_sharded = False
+        self.is_sharded = False
 
     def shard(self, accelerator: Any) -> None:
         """Shard a reward model on its own backbone, if this launch shards models; all processes then score together."""
         model, criteria = getattr(self._scorer, "model", None), getattr(self._scorer, "criteria", None)
         if isinstance(model, RewardModel) and not (criteria is not None and criteria.asks):
             _ = model.backbone.can_share  # test it before the model is sharded
-            self._is_sharded = shard_for_use(model, accelerator)
+            self.is_sharded = shard_for_use(model, accelerator)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         groups: dict[Prompt, list[int]] = {}  # grouped, so that each prompt is computed once
@@ -109,7 +109,7 @@ class ScorerReward:
             if response.strip():
                 groups.setdefault(prompt, []).append(number)
         asked = [[responses[i] for i in group] for group in groups.values()]
-        scored = self._scorer.score(list(groups), asked) if groups or self._is_sharded else []
+        scored = self._scorer.score(list(groups), asked) if groups or self.is_sharded else []
         found = [reward for rewards in scored for reward in rewards]
         rewards = dict(zip((i for group in groups.values() for i in group), found, strict=True))
         if len(rewards) < len(responses) and not self._has_warned:
@@ -286,8 +286,9 @@ def _call(
     try:
         return call(prompts, responses, ids)
     except Exception as error:
-        # Try each response alone to find the failing one; if none fails, report the first.
-        numbers = range(len(responses))
+        # Try each response alone to find the failing one; if none fails, report the first. Not with a sharded model,
+        # which computes in all processes together.
+        numbers = range(0 if getattr(source, "is_sharded", False) else len(responses))
         guilty = next((i for i in numbers if _raises(call, [prompts[i]], [responses[i]], [ids[i]])), 0)
         what = f"The reward {source.name} raised {type(error).__name__}: {error}"
         raise TrainingError(what, where=_quoted(prompts[guilty], responses[guilty]), remedy=_RESUME) from error

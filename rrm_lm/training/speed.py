@@ -7,6 +7,7 @@ that the share is a little too low.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -36,7 +37,9 @@ def peak(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((found for part, found in _PEAKS.items() if part in name), None)
+    if "MIG" in name:  # a part of the device
+        return None
+    return next((found for part, found in _PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def layer_weights(decoder: Any) -> int:

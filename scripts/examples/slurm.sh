@@ -29,7 +29,8 @@ words+=(--num_processes $((SLURM_NNODES * SLURM_GPUS_ON_NODE)))
 words+=(--main_process_ip "$main" --main_process_port "${MAIN_PORT:-29500}")
 
 stopped=0
-trap 'stopped=1; kill -TERM "$child"' TERM # SLURM signals only this script; srun forwards it to every node
+# SLURM signals only this script. A signal to srun would kill the training; scancel passes it on to every process.
+trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
 
 # One launcher on each node, which knows its own number.
 # shellcheck disable=SC2016
@@ -41,7 +42,7 @@ while [ "$stopped" = 1 ] && kill -0 "$child" 2> /dev/null; do # the signal ended
     wait "$child"
     code=$?
 done
-if [ "$stopped" = 1 ]; then
+if [ "$stopped" = 1 ] && [ "$code" != 0 ]; then # it had not finished anyway
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 fi

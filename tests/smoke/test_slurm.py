@@ -18,15 +18,16 @@ from tests.smoke.policies import write_prompts
 
 pytestmark = pytest.mark.slow
 
-# Starts the program once per node, forwards SIGTERM to all, and fails if one fails.
+# Starts the program once per node, and fails if one fails. As SLURM's, it kills all on SIGTERM; `scancel` signals them.
 SRUN = """#!/bin/bash
 while [ "${1#--}" != "$1" ]; do shift; done
 nodes=()
-trap 'kill -TERM "${nodes[@]}"' TERM
+trap 'kill -KILL "${nodes[@]}"' TERM
 for ((node = 0; node < SLURM_NNODES; node++)); do
     SLURM_NODEID=$node "$@" &
     nodes+=($!)
 done
+echo "${nodes[@]}" > "$(dirname "$0")/step"
 code=0
 for one in "${nodes[@]}"; do
     wait "$one"; found=$?
@@ -35,13 +36,17 @@ for one in "${nodes[@]}"; do
 done
 exit "$code"
 """
+SCANCEL = """#!/bin/bash
+[ "$*" = "--signal=TERM 7.0" ] && kill -TERM $(cat "$(dirname "$0")/step")
+"""
 SCONTROL = """#!/bin/bash
 if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$(dirname "$0")/asked"; fi
 """
 
 
 def start(folder: Path, out: Path, *words: object, restarts: int = 0) -> subprocess.Popen[str]:
-    commands = {"srun": SRUN, "scontrol": SCONTROL, "rrm-lm": f'#!/bin/bash\nexec {sys.executable} -m rrm_lm "$@"\n'}
+    commands = {"srun": SRUN, "scontrol": SCONTROL, "scancel": SCANCEL}
+    commands |= {"rrm-lm": f'#!/bin/bash\nexec {sys.executable} -m rrm_lm "$@"\n'}
     for name, text in commands.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)

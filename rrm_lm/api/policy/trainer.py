@@ -28,8 +28,6 @@ from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.pretrained import set_seed
 from rrm_lm.models.saving.policies import Policy as LoadedPolicy
 from rrm_lm.models.saving.policies import PolicySettings
-from rrm_lm.planning.planning import Job
-from rrm_lm.planning.sizing import fit_sizes
 from rrm_lm.settings.data import PromptSplit
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
@@ -114,8 +112,6 @@ class PolicyTraining:
             settings=replace(recorded, max_length=longest, method=run.algorithm),
             lora=given.lora,
         )
-        lora = given.lora or model.lora()
-        fit_sizes(config, "ppo", start.backbone, lora, lambda: job_of(config, chat, train, start.adapter is not None))
         self.training: Training = make_training(run.algorithm, parts)
         for callback in given.callbacks:
             self.training.trainer.add_callback(callback)
@@ -310,17 +306,3 @@ def _gold(gold: Reward, rows: PromptRows) -> RewardFunction:
         gold = load_function(text) if is_function else RewardModel.from_pretrained(text)
     source = _source(gold, rows)
     return Gold(CheckedFunction(source)) if isinstance(source, PythonReward) else source
-
-
-def job_of(config: PolicyConfig, chat: ChatFormat, prompts: Sequence[Prompt], has_adapter: bool) -> Job:
-    """What an update takes, for :func:`rrm_lm.planning.sizing.fit_sizes`."""
-    return Job(
-        prompt_length=max(len(chat.prompt_ids(prompt)) for prompt in prompts),
-        response_length=config.response_length,
-        batch=config.per_device_train_batch_size * config.gradient_accumulation_steps,
-        samples_per_prompt=config.samples_per_prompt,
-        num_ppo_epochs=config.num_ppo_epochs,
-        num_mini_batches=config.num_mini_batches,
-        value_function="adapter" if config.value_function == "adapter" else "head",
-        reference_adapter=has_adapter,
-    )

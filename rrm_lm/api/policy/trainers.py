@@ -24,6 +24,8 @@ from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.pretrained import load_sequence_classifier, resolve
 from rrm_lm.models.saving.adapters import recorded_date
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
+from rrm_lm.planning.planning import Job
+from rrm_lm.planning.sizing import fit_sizes
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import RewardArguments
 from rrm_lm.training.ppo.trainer import PPOTrainer
@@ -172,6 +174,7 @@ def _ppo(parts: Parts) -> Training:
     rewards = parts.put_rewards(agent.backbone)
     if rewards.own is not None:
         agent.add_reward(rewards.own)
+    fit_sizes(config, "ppo", agent.backbone, _lora_of(policy), lambda: job_of(parts))
     trainer = PPOTrainer(
         config,
         chat.tokenizer,
@@ -184,6 +187,7 @@ def _ppo(parts: Parts) -> Training:
     # The order and names of the settings: the trainer puts the reward on the policy's backbone first.
     trainer.rewards = rewards.sum(trainer.rewards.sources[0], config.reward_weights)
     rewards.shard(trainer.accelerator)
+    trainer.choose_gathering()  # there is more room now
     return Training(trainer, policy, agent.reference_adapter, 1)
 
 
@@ -197,6 +201,7 @@ def _rloo(parts: Parts) -> Training:
         policy = policy._replace(adapter=POLICY)
     check_before_training(policy, config, parts.model)
     rewards = parts.put_rewards(backbone)
+    fit_sizes(config, "ppo", backbone, _lora_of(policy), lambda: job_of(parts))
     own = None if rewards.own is None else AdapterReward(rewards.own, micro_batch_tokens=config.micro_batch_tokens)
     trainer = RLOOTrainer(
         policy,
@@ -208,3 +213,27 @@ def _rloo(parts: Parts) -> Training:
     )
     rewards.shard(trainer.accelerator)
     return Training(trainer, policy, trainer.reference_adapter, trainer.steps_per_update)
+
+
+def _lora_of(policy: Policy) -> LoraConfig:
+    """The configuration of the policy's adapter."""
+    return policy.backbone.model.peft_config[policy.adapter]
+
+
+def job_of(parts: Parts) -> Job:
+    """What an update takes, for :func:`rrm_lm.planning.sizing.fit_sizes`. Raises ModelError for a value model, whose
+    memory is not planned.
+    """
+    config, chat = parts.config, parts.policy.chat
+    if config.value_function == "model":
+        raise ModelError("A value model is trained, whose memory is not planned")
+    return Job(
+        prompt_length=max(len(chat.prompt_ids(prompt)) for prompt in parts.prompts),
+        response_length=config.response_length,
+        batch=config.per_device_train_batch_size * config.gradient_accumulation_steps,
+        samples_per_prompt=config.samples_per_prompt,
+        num_ppo_epochs=config.num_ppo_epochs,
+        num_mini_batches=config.num_mini_batches,
+        value_function=config.value_function,
+        reference_adapter=parts.policy.adapter is not None,
+    )

@@ -238,9 +238,12 @@ class RewardTrainer(_RewardTrainer):
         logger.info("learning to write critiques from %d examples", len(critic.train_dataset))
         critic.train()
         model, builder = plain_model(critic), self._builder
+        parts = [feedback.comparisons for feedback in (self.train_feedback, *self.heldout_feedback.values())]
+        if self.args.dry_run:  # the longest are enough
+            step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.processes.count
+            parts = [sorted(part, key=lambda one: -len(one.chosen) - len(one.rejected))[:step] for part in parts]
         self.train_dataset, *held_out = (
-            RewardDataset(own_critiques(model, builder, feedback.comparisons, self.args))
-            for feedback in (self.train_feedback, *self.heldout_feedback.values())
+            RewardDataset(own_critiques(model, builder, part, self.args)) for part in parts
         )
         if self.eval_dataset is not None:
             several = isinstance(self.eval_dataset, Mapping)

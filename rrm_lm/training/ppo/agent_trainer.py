@@ -91,7 +91,7 @@ class AgentTrainer(ResumableTrainer):
         configure_fsdp(self.accelerator, self.agent)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         register_forward(self.agent)
-        self.agent.gathers = args.ds3_gather_for_generation and self._fits_whole()
+        self.choose_gathering()
         self.model_wrapped = self.model
         handler: Any = self.callback_handler
         handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
@@ -105,15 +105,16 @@ class AgentTrainer(ResumableTrainer):
         self.last_good = LastGood(partial(trained, self.agent))
         self.stop_reason: str | None = None
 
-    def _fits_whole(self) -> bool:
-        """Whether the whole model fits on the device of every process; called by all of them."""
-        short = max_over_processes(int(not full_copy_fits(self.agent)), self.accelerator.device)
+    def choose_gathering(self) -> None:
+        """Gather the whole model for rollouts if that fits on every device. Called by all processes."""
+        wanted = self.args.ds3_gather_for_generation
+        short = wanted and max_over_processes(int(not full_copy_fits(self.agent)), self.accelerator.device)
+        self.agent.gathers = wanted and not short
         if short:
             logger.warning(
                 "the whole model does not fit on a device, so rollouts gather its layers one by one, which is slower; "
                 "--rollouts server samples with another program"
             )
-        return not short
 
     def get_train_dataloader(self) -> DataLoader:
         return self.dataloader

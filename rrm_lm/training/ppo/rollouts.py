@@ -158,7 +158,8 @@ class Grouping:
         batch = collate(rows, self._agent.backbone.pad_id).to(device)
         lines = [self.lines[number] for number in episodes]
         find_responses(batch, lines)  # now, so that no pass has to wait for a copy from the host
-        return Group(episodes, torch.tensor(episodes, device=device), batch, lines, batch.input_ids.numel())
+        index = torch.tensor(episodes, dtype=torch.long, device=device)
+        return Group(episodes, index, batch, lines, batch.input_ids.numel())
 
 
 def _rows_for(common: int, own: Sequence[int], hidden_size: int) -> int:

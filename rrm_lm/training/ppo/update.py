@@ -213,10 +213,11 @@ class PolicyUpdate:
         seed = (self.args.seed * 1_000_003 + number) * 1_000 + epoch
         minibatches = make_minibatches(self.args, seed, process, count)
         steps = plan_steps(self.args, minibatches, tokens, valued, self.processes.total, count)
-        return [
-            (step, grouping(step.episodes), [torch.tensor(part, device=tokens.device) for part in step.micro_batches])
-            for step in steps
-        ]
+
+        def index(part: list[int]) -> Tensor:  # empty if another process has all episodes of a mini-batch
+            return torch.tensor(part, dtype=torch.long, device=tokens.device)
+
+        return [(step, grouping(step.episodes), [index(part) for part in step.micro_batches]) for step in steps]
 
     def _accumulate(
         self, step: Step, groups: Sequence[Group], kept: dict[int, PolicyOutput], estimates: Estimates
@@ -258,6 +259,6 @@ class PolicyUpdate:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
             norm = norm if isinstance(norm, Tensor) else torch.tensor(float(norm or 0.0))  # DeepSpeed clips on its own
-            self._norms.append(full_tensor(norm))
+            self._norms.append(full_tensor(norm).float().to(self.accelerator.device))
         self.optimizer.step()
         self.optimizer.zero_grad()

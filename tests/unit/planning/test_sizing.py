@@ -27,7 +27,7 @@ JOB = Job(prompt_length=48, response_length=32, batch=64, samples_per_prompt=2)
 def sizes(tmp_path: Path, task: str, memory: float | None, monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[int]:
     make = RewardConfig if task == "reward" else PPOConfig
     args: Any = make(output_dir=str(tmp_path), use_cpu=True, report_to="none", **given)
-    monkeypatch.setattr(sizing, "free_memory", lambda: memory)
+    monkeypatch.setattr(sizing, "free_memory", lambda backbone: memory)
     fit_sizes(args, task, Backbone(tiny_model(), 0), lora(), lambda: JOB)
     return [getattr(args, name) for name in TOKENS if hasattr(args, name)]
 
@@ -35,7 +35,7 @@ def sizes(tmp_path: Path, task: str, memory: float | None, monkeypatch: pytest.M
 def test_on_a_cpu_they_are_constants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes(tmp_path, "reward", None, monkeypatch) == [2048]
     assert sizes(tmp_path, "ppo", None, monkeypatch) == [2048, 16384]
-    assert sizing.free_memory() is None
+    assert sizing.free_memory(Backbone(tiny_model(), 0)) is None
 
 
 @pytest.mark.parametrize("task", ["reward", "ppo"])
@@ -80,7 +80,7 @@ def test_quantized_weights_get_the_constants(
 ) -> None:
     model = tiny_model()
     model.config.quantization_config = {"load_in_4bit": True}
-    monkeypatch.setattr(sizing, "free_memory", lambda: 80e9)
+    monkeypatch.setattr(sizing, "free_memory", lambda backbone: 80e9)
     args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     fit_sizes(args, "ppo", Backbone(model, 0), lora(), lambda: JOB)
     assert args.micro_batch_tokens == TOKENS["micro_batch_tokens"] and "quantized" in caplog.text
@@ -117,7 +117,7 @@ def test_trainers_fit_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         args.micro_batch_tokens, args.rollout_batch_tokens = 77, 777
 
     monkeypatch.setattr("rrm_lm.api.reward.trainer.fit_sizes", fit)
-    monkeypatch.setattr("rrm_lm.api.policy.trainer.fit_sizes", fit)
+    monkeypatch.setattr("rrm_lm.api.policy.trainers.fit_sizes", fit)
     name = str(save_tiny_model(tmp_path / "base", tokenizer=tiny_chat().tokenizer))
     config = rrm_lm.RewardConfig(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none", eval_fraction=0)
     rows = [{"prompt": "who?", "chosen": "the moon and the sea", "rejected": "no"}]

@@ -17,7 +17,7 @@ from tests.tiny_policy import tiny_agent, trainer
 
 def test_the_peak_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"NVIDIA H200": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA L40S": 362e12}
-    for name, expected in {**names, "NVIDIA L4": 121e12, "Unknown 9000": None}.items():
+    for name, expected in {**names, "NVIDIA L4": 121e12, "NVIDIA L40": None, "NVIDIA H200 MIG 1g.18gb": None}.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert peak(torch.device("cuda")) == expected
     assert peak(torch.device("cpu")) is None

@@ -130,3 +130,12 @@ def test_the_host_looks_once_in_many_tokens(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: (reads.append(tuple(self.shape)), tolist(self))[1])
     roll_out(agent.backbone, agent.policy_adapter, [[5, 6, 7]], Sampling(40), end_ids=[], seed=1)
     assert [shape for shape in reads if len(shape) == 2] == [(1, 16), (1, 16), (1, 8)]
+
+
+def test_a_process_may_have_no_episode_of_a_mini_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mini-batches are drawn over all processes."""
+    made = trainer(tmp_path, tiny_agent(), max_steps=1, num_mini_batches=2)
+    monkeypatch.setattr("rrm_lm.training.ppo.update.make_minibatches", lambda *_: [[2, 0, 1, 3], []])
+    made.train()
+    (entry,) = [one for one in made.state.log_history if "val/ratio" in one]
+    assert float(entry["val/ratio"]) > 0
