@@ -101,6 +101,8 @@ def run_seed(seed: int, part: str, out: Path) -> None:
             work()
             seconds[name] = round(time.time() - started)
     user = NoteUser.from_file(DATA / f"{part}_questions.jsonl.gz")
+    # Policies are named by their folders here.
+    general = (out / f"seed{seed}" / "general" / "results.json").read_text(encoding="utf-8")
     found, proxy = out / f"seed{seed}" / part, str(out / f"seed{seed}" / "reward")
     names = {"smollm2-135m": "start", "sft": "sft", "policy": "ppo", "dpo": "dpo"}
     files = {"sampled": found / "policies" / "samples.jsonl", "greedy": found / "policies" / "greedy.jsonl"}
@@ -113,7 +115,7 @@ def run_seed(seed: int, part: str, out: Path) -> None:
         "seed": seed, "part": part, "commit": commit(), "machine": machine(),
         "config": sha256(CONFIG), "seconds": seconds,
         "pairs": pairs_judged(found / "evaluate"),
-        "general": json.loads((out / f"seed{seed}" / "general" / "results.json").read_text())["policies"],
+        "general": json.loads(general.replace(f"{out / f'seed{seed}'}/", ""))["policies"],
         "values": {
             way: {name: {key: v.round(4).tolist() for key, v in values.items()} for name, values in policies.items()}
             for way, policies in measured.items()
