@@ -104,6 +104,20 @@ def notes() -> Iterator[str]:
     yield f"in gold {plain(pilot['ppo_minus_sft']['gold'], 3, sign='+')}"
 
 
+def aligned() -> Iterator[str]:
+    found = result("aligned")
+    yield f"{percent(found['reward_accuracy'])} of {found['reward_accuracy']['n']} comparisons"
+    yield f"on {percent(found['answer_pairs_accuracy'])} of those"
+    yield f"linear probe on {100 * found['baselines']['probe']['accuracy']['value']:.1f}%"
+    for policy, one in found["policies"].items():
+        cells = [plain(one["gold"], 3), plain(one["parts"]["answer"], 3)]
+        greedy = found["policies_at_temperature_0"].get(policy)
+        yield f"| {' | '.join([*cells, plain(greedy['parts']['answer'], 3) if greedy else ''])} |"
+    yield f"gold {plain(found['ppo_minus_best_other'], 3, sign='+')}"
+    yield plain(found["answer_ppo_minus_best_other"], 3, sign="+")
+    yield ", ".join(f"{name} {one['gold']['value']:.3f}" for name, one in found["trivial"].items())
+
+
 def served() -> Iterator[str]:
     found = result("serve")
     yield f"{100 * found['throughput_share']:.1f}% of that throughput ({found['responses_per_second']:.2f}"
@@ -276,6 +290,10 @@ def in_short() -> Iterator[str]:
     largest = result("clients")["largest_difference"]
     assert largest <= 2e-5
     yield "rewards within 2e-5 of `rrm-lm score`"
+    right = {name: one["parts"]["answer"] for name, one in result("aligned")["policies_at_temperature_0"].items()}
+    ppo, sft = (f"{100 * right[name]['value']:.0f}%" for name in ("ppo", "sft"))
+    yield f"PPO is right on {ppo} of test questions, SFT on {sft}"
+    assert len(result("aligned")["seeds"]) == 1
 
 
 def ablation() -> Iterator[str]:
@@ -330,6 +348,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, clauses),
     (BENCH, words),
     (BENCH, notes),
+    (BENCH, aligned),
     (BENCH, served),
     (BENCH, clients),
     (BENCH, asking),
