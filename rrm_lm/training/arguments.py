@@ -60,7 +60,7 @@ class TrainerArguments(_Base):
     )
 
     compile_layers: bool = option(
-        False, "Compile each layer with torch.compile: the first steps take minutes, the others are faster on GPUs."
+        False, "Compile each layer with torch.compile, without activation_checkpointing; the first steps take minutes."
     )
     dry_run: bool = option(
         False, "Only train one step, with the longest rows on every process, and say how much memory it took."
@@ -78,6 +78,12 @@ class TrainerArguments(_Base):
             setattr(self, new, chosen)
             setattr(self, old, chosen)
         self.activation_checkpointing = self.gradient_checkpointing = bool(self.activation_checkpointing)
+        if self.compile_layers and self.activation_checkpointing:
+            raise ConfigError(
+                "torch.compile cannot trace layers that recompute their activations",
+                where="compile_layers and activation_checkpointing",
+                expected="one of them",
+            )
         super().__post_init__()
         # Before 5.23, transformers parses JSON for the old name only.
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs

@@ -117,14 +117,19 @@ def accumulate(accelerator: Any, model: Any, loss: Callable[[], Tensor], last: b
     return part.detach()
 
 
-def check_finite(loss: Tensor, where: str, suspects: str = "the data") -> None:
+def check_finite(
+    loss: Tensor,
+    where: str,
+    suspects: str = "the data",
+    outcome: str = "training stopped before the step, so nothing was changed",
+) -> None:
     """Raise instead of training on a loss that is not finite. `where` names the step and its examples, and `suspects`
-    what to inspect. Raises TrainingError if the loss is infinite or NaN; the caller undoes what was done.
+    what to inspect. Raises TrainingError if the loss is infinite or NaN; a caller that has taken steps undoes them.
     """
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
-            f"The loss is {value}; training stopped, and the model is that of before this step",
+            f"The loss is {value}; {outcome}",
             where=where,
             expected="a finite loss",
             remedy=f"lower --learning_rate, check {suspects}, and resume from the last checkpoint with "

@@ -241,7 +241,8 @@ class PolicyUpdate:
         return now, loss_sum
 
     def _check(self, loss: Tensor) -> None:
-        check_finite(self.processes.total(loss), "the PPO update", "the rewards")
+        outcome = "training stopped, and the policy is that of before the update"
+        check_finite(self.processes.total(loss), "the PPO update", "the rewards", outcome)
 
     def _loss(self, step: Step, group: Group, output: PolicyOutput, est: Estimates) -> Tensor:
         if not group.episodes:

@@ -63,7 +63,7 @@ class SFTConfig(FeedbackArguments, TRLConfig):
         if self.bf16 is None:
             self.bf16 = not (on_cpu or self.fp16) and default_dtype() == torch.bfloat16
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
-            self.activation_checkpointing = not on_cpu
+            self.activation_checkpointing = not (on_cpu or self.compile_layers)
         self.dataset_kwargs = {"skip_prepare_dataset": True}  # examples already are tokens and labels
         super().__post_init__()
         if self.label_smoothing_factor > 0 and self.loss_type == "chunked_nll":

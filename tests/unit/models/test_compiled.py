@@ -36,13 +36,12 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return versions
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_ppo_learns_the_same(recompute: bool, tmp_path: Path, backend: list[int]) -> None:
+def test_ppo_learns_the_same(tmp_path: Path, backend: list[int]) -> None:
     found = {}
     for compiled in (False, True):
         agent = tiny_agent(value="adapter", reward=True, layers=4)
         more: dict[str, Any] = {"samples_per_prompt": 2, "optim": "sgd", "max_grad_norm": 0.1, "max_steps": 3}
-        made = trainer(tmp_path, agent, compile_layers=compiled, activation_checkpointing=recompute, **more)
+        made = trainer(tmp_path, agent, compile_layers=compiled, **more)
         assert agent.backbone.is_compiled == compiled
         made.train()
         found[compiled] = state(agent), logs(made)
@@ -67,6 +66,12 @@ def test_results_that_are_compared_bit_for_bit_are_not_compiled(backend: list[in
     assert backend == []
     agent.backbone.decoder(input_ids=torch.tensor(ids))
     assert backend != []
+
+
+def test_layers_that_recompute_are_not_compiled(tmp_path: Path) -> None:
+    both: dict[str, Any] = {"compile_layers": True, "activation_checkpointing": True}
+    with pytest.raises(ConfigError, match="cannot trace layers that recompute"):
+        RewardConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **both)
 
 
 def test_the_whole_model_is_not_compiled(tmp_path: Path) -> None:
