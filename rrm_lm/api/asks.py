@@ -160,7 +160,7 @@ def check_scorer(scorer: Any, name: str) -> None:
 
 def score(scorer: Any, asked: Sequence[Read]) -> list[Scored]:
     """Score each response. Responses to one prompt share its computation, in rows within the token budget. Raises
-    DataError: the model has criteria, and the messages of a rendered conversation cannot be told apart.
+    DataError: the model has criteria, and the messages of a rendered conversation cannot be separated.
     """
     parts = _criteria_parts(scorer, asked)
     rewards = _rewards(scorer, asked)
@@ -169,7 +169,7 @@ def score(scorer: Any, asked: Sequence[Read]) -> list[Scored]:
 
 def messages_of(scorer: Any, one: Read) -> Prompt:
     """The messages before a response, if the model's criteria need them; () if they do not. Raises DataError: they
-    cannot be told apart in a rendered conversation.
+    cannot be separated in a rendered conversation.
     """
     if getattr(scorer, "criteria", None) is None:
         return ()
@@ -182,9 +182,7 @@ def _criteria_parts(scorer: Any, asked: Sequence[Read]) -> list[dict[str, float]
     if criteria is None:
         return [{}] * len(asked)
     prompts = [messages_of(scorer, one) for one in asked]
-    names = [one.name for one in criteria.criteria]
-    found = criteria.contributions(prompts, [[one.response] for one in asked])
-    return [dict(zip(names, table[0].tolist(), strict=True)) for table in found]
+    return [part for (part,) in criteria.parts(prompts, [[one.response] for one in asked])]
 
 
 def _rewards(scorer: Any, asked: Sequence[Read]) -> list[float]:

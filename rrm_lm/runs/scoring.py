@@ -246,12 +246,11 @@ def _parts(scorer: Any, groups: dict[Prompt, list[str]]) -> dict[tuple[Prompt, s
     criteria = getattr(scorer, "criteria", None)
     if criteria is None:
         return {}
-    names = [one.name for one in criteria.criteria]
-    found = zip(groups.items(), criteria.contributions(list(groups), list(groups.values())), strict=True)
+    found = zip(groups.items(), criteria.parts(list(groups), list(groups.values())), strict=True)
     return {
-        (prompt, response): dict(zip(names, row.tolist(), strict=True))
-        for (prompt, responses), table in found
-        for response, row in zip(responses, table, strict=True)
+        (prompt, response): part
+        for (prompt, responses), parts in found
+        for response, part in zip(responses, parts, strict=True)
     }
 
 

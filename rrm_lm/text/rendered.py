@@ -86,6 +86,7 @@ def encode_rendered(chat: ChatFormat, text: str) -> tuple[str, str, Encoded]:
     return before, response, Encoded(((line,),), cut_tokens=cut, cut_responses=int(own > len(kept)))
 
 
+@lru_cache(maxsize=1024)
 def messages_in(chat: ChatFormat, before: str) -> Prompt:
     """The messages in the text before a response (:func:`encode_rendered`). A system message that the template writes
     into the user's turn is part of that turn.
@@ -104,7 +105,7 @@ def messages_in(chat: ChatFormat, before: str) -> Prompt:
         if again == before and not any(chat.has_special(text) for _, text in turns):
             return prompt
     raise DataError(
-        "The messages in this text cannot be told apart, and the criteria of this model need them",
+        "The messages in this text cannot be separated, and the criteria of this model need them",
         expected="a conversation without tools, rendered with the model's template",
         remedy="send messages",
     )

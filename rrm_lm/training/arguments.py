@@ -94,7 +94,7 @@ class TrainerArguments(_Base):
         process_state()  # TrainingArguments resets the state
 
     def _prepare_dry_run(self) -> None:
-        """Settings with which a run leaves nothing behind: its folder is temporary."""
+        """Settings with which a run leaves no files: its folder is temporary."""
         folder = tempfile.TemporaryDirectory(prefix="rrm_lm-dry_run-")
         atexit.register(folder.cleanup)
         self.output_dir, self.max_steps, self.resume_from_checkpoint = folder.name, 1, None

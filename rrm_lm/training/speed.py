@@ -49,9 +49,11 @@ def layer_weights(decoder: Any) -> int:
     return sum(p.numel() for name, p in named if ".lora_" not in name and id(p) not in own and p.ndim > 1)
 
 
-def utilization(operations: float, seconds: float, device: torch.device, processes: int) -> dict[str, float]:
-    """The metric ``mfu`` of operations that all processes did in some seconds; empty for unknown devices."""
+def utilization(decoder: Any, per_weight: float, seconds: float, device: torch.device) -> dict[str, float]:
+    """The metric ``mfu`` of this process; empty for unknown devices. `per_weight` is the number of operations that were
+    needed with each weight of the layers in these seconds.
+    """
     most = peak(device)
     if most is None or seconds <= 0:
         return {}
-    return {"mfu": round(operations / (seconds * most * processes), 4)}
+    return {"mfu": round(per_weight * layer_weights(decoder) / (seconds * most), 4)}

@@ -110,6 +110,12 @@ class CriteriaReward:
         self._report_failures()
         return found
 
+    def parts(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[dict[str, float]]]:
+        """The same by name: for each prompt and response, what each criterion adds to the reward, in nats."""
+        names = [one.name for one in self.criteria]
+        found = self.contributions(prompts, responses)
+        return [[dict(zip(names, row, strict=True)) for row in table.tolist()] for table in found]
+
     def rewards(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each prompt, the criteria's reward of each response."""
         return [parts.sum(1).tolist() for parts in self.contributions(prompts, responses)]

@@ -38,7 +38,7 @@ from rrm_lm.training.ppo.rollouts import Group, Grouping, Rollouts, end_id
 from rrm_lm.training.ppo.trl import agent_from_trl
 from rrm_lm.training.ppo.update import UpdateStatistics
 from rrm_lm.training.reward_sources import ClassifierOnTokens, RewardSource, RewardSum, TokenRewardSource
-from rrm_lm.training.speed import FORWARD, TRAINED, layer_weights, utilization
+from rrm_lm.training.speed import FORWARD, TRAINED, utilization
 
 logger = logging.getLogger(__name__)
 
@@ -250,11 +250,10 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
         """Of an update: sampling, reference, reward on this backbone, first pass, and training in each epoch, for every
         token of every conversation.
         """
-        device = self.accelerator.device
-        count = torch.tensor([sum(len(line.ids) for line in rollouts.lines)], dtype=torch.float64, device=device)
         each = FORWARD * (3 + self.agent.has_reward) + TRAINED * self.args.num_ppo_epochs
-        operations = each * layer_weights(self.agent.backbone.decoder) * float(self.processes.total(count))
-        return utilization(operations, sum(watch.seconds.values()), device, self.processes.count)
+        tokens = sum(len(line.ids) for line in rollouts.lines)
+        seconds = sum(watch.seconds.values())
+        return utilization(self.agent.backbone.decoder, each * tokens, seconds, self.accelerator.device)
 
     def _graph_tokens(self, groups: Sequence[Group]) -> int:
         """Padded tokens whose graph the first pass keeps; all processes must keep the same groups."""

@@ -33,7 +33,7 @@ from rrm_lm.training.reward.losses import (
     rating_losses,
     with_offsets,
 )
-from rrm_lm.training.speed import TRAINED, layer_weights, utilization
+from rrm_lm.training.speed import TRAINED, utilization
 from rrm_lm.training.trainer import ResumableTrainer
 
 # Losses are averaged over pairs, ratings, critique tokens, and tokens of chosen responses.
@@ -233,8 +233,8 @@ class RewardTrainer(ResumableTrainer, Trainer):
             # Of all processes, without evaluation and saving; the seconds are summed over processes too.
             seconds = sums["seconds"] / self.processes.count
             logs["tokens_per_second"] = round(sums["tokens"] / max(seconds, 1e-9), 1)
-            operations = TRAINED * layer_weights(self.unwrapped_model.backbone.decoder) * sums["tokens"]
-            logs |= utilization(operations, seconds, self.args.device, self.processes.count)
+            each = TRAINED * sums["tokens"] / self.processes.count
+            logs |= utilization(self.unwrapped_model.backbone.decoder, each, seconds, self.args.device)
             self._sums.clear()
         super().log(logs, start_time)
 

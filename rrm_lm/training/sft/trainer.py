@@ -29,7 +29,7 @@ from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.processes import check_finite
 from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.sft.config import SFTConfig
-from rrm_lm.training.speed import TRAINED, layer_weights, utilization
+from rrm_lm.training.speed import TRAINED, utilization
 from rrm_lm.training.trainer import AdapterTrainer
 
 _IGNORED = -100  # transformers' label of tokens without loss
@@ -174,8 +174,8 @@ class SFTTrainer(AdapterTrainer, TRLTrainer):
             total = float(self._total_train_tokens)
             tokens = total - self._logged_tokens
             logs["tokens_per_second"] = round(tokens / max(self._seconds, 1e-9), 1)
-            operations = TRAINED * layer_weights(self.backbone.decoder) * tokens
-            logs |= utilization(operations, self._seconds, self.args.device, self.accelerator.num_processes)
+            each = TRAINED * tokens / self.accelerator.num_processes
+            logs |= utilization(self.backbone.decoder, each, self._seconds, self.args.device)
             self._seconds, self._logged_tokens = 0.0, total
         super().log(logs, start_time)
 

@@ -132,14 +132,14 @@ def test_messages_are_found_in_rendered_text(name: str, prompt: Prompt) -> None:
         assert found[0].content.startswith("be kind") and found[0].content.endswith("who?")
 
 
-def test_text_whose_messages_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
+def test_text_whose_messages_cannot_be_separated_is_refused(tmp_path: Path) -> None:
     reward = rrm_lm.RewardModel.from_pretrained(save_with_criteria(tmp_path / "mine"))
     scorer: Any = reward.scorer
     chat = scorer.chat
     text = chat.transcript(prompt_of("what?"), "no").replace(
         "<|im_end|>", " <|im_end|>\n<|im_start|>tool\n1<|im_end|>", 1
     )
-    with pytest.raises(DataError, match="cannot be told apart"):
+    with pytest.raises(DataError, match="cannot be separated"):
         score(scorer, [read(chat, Ask(rendered=text))])
     args = ServeArguments(model=[str(tmp_path / "mine")])
     with TestClient(create_app(load_models(args), args)) as client:

@@ -32,13 +32,13 @@ def test_only_weights_of_the_layers_count() -> None:
     assert layer_weights(backbone.decoder) == expected
 
 
-def test_it_is_a_share_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "peak", lambda device: 100.0)
-    device = torch.device("cpu")
-    assert utilization(400.0, 4.0, device, 2) == {"mfu": 0.5}
-    assert utilization(400.0, 0.0, device, 2) == {}
+def test_it_is_a_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, device = tiny_model().model, torch.device("cpu")
+    monkeypatch.setattr(speed, "peak", lambda device: 100.0 * layer_weights(decoder))
+    assert utilization(decoder, 200.0, 4.0, device) == {"mfu": 0.5}
+    assert utilization(decoder, 200.0, 0.0, device) == {}
     monkeypatch.setattr(speed, "peak", lambda device: None)
-    assert utilization(400.0, 4.0, device, 2) == {}
+    assert utilization(decoder, 200.0, 4.0, device) == {}
 
 
 def test_every_update_logs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
