@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from rrm_lm.models.sharding import reshard
+from tests.smoke.launches import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,9 +32,7 @@ def launch(file: str, *words: object, config: str | None = None, timeout: float 
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     if config is None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         command = ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     else:
         del environment["ACCELERATE_USE_CPU"]  # with which Accelerate leaves DeepSpeed out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from rrm_lm.planning.peak_memory import RowShape
 from rrm_lm.planning.strategies import Trained, static_memory
 from rrm_lm.text.batching import collate
 from tests.allocations import held, peak_allocated
+from tests.smoke.launches import free_port
 from tests.tiny import lora, tiny_model
 
 SHAPE = RowShape(prompt=8, response=4, responses=2)  # few tokens: what is large are the weights
@@ -58,9 +58,7 @@ def learn(model: RewardModel) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_gathered_memory_matches_the_plan(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     subprocess.run(

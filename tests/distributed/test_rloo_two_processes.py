@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.saving.policies import Policy
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
 from rrm_lm.training.rloo.trainer import RLOOTrainer
+from tests.smoke.launches import free_port
 from tests.tiny import lora, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting
 
@@ -73,9 +73,7 @@ def learned(made: RLOOTrainer) -> dict[str, torch.Tensor]:
 @pytest.mark.timeout(240)
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     done = subprocess.run(
         [*launch, __file__, tmp_path],

@@ -7,7 +7,6 @@ abstentions must come back over real HTTP from a real model.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from rrm_lm.feedback.asking.llm_judge import INCONSISTENT, ServedJudge
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison
 from rrm_lm.models.pretrained import DEFAULT_MODEL, resolve
+from tests.smoke.launches import free_port
 
 for package in ("openai", "fastapi", "uvicorn"):
     pytest.importorskip(package, reason=f"transformers serve needs {package}, which is not installed")
@@ -40,9 +40,7 @@ CAUSES = {INCONSISTENT, UNREADABLE, REFUSED, EMPTY, CUT_OFF}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """The address and the model of a local server, which is stopped afterwards."""
     model, log = resolve(DEFAULT_MODEL), tmp_path_factory.mktemp("serve") / "log.txt"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", START, "serve", model, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as stream:
         process = subprocess.Popen(

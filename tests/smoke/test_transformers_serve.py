@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from transformers.utils.import_utils import is_serve_available
 
 import rrm_lm
 from tests.smoke.commands import run, write_rows
+from tests.smoke.launches import free_port
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,9 +52,7 @@ def test_a_merged_policy_gives_the_same_answers(tiny: Path, tmp_path: Path, caps
     expected = [policy.respond(question, temperature=0, max_new_tokens=12) for question in QUESTIONS]
     before = rrm_lm.Policy.from_pretrained(str(tiny), dtype="float32")
     assert expected != [before.respond(question, temperature=0, max_new_tokens=12) for question in QUESTIONS]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = ["serve", str(folder / "merged"), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
