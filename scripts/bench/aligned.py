@@ -92,7 +92,8 @@ def command(*parts: object) -> Callable[[], None]:
 
 def run_seed(seed: int, part: str, out: Path) -> None:
     """Run what is missing of one seed, and keep what it measured."""
-    seconds = {}
+    kept_file = KEPT / f"{part}_seed{seed}.json"
+    seconds = json.loads(kept_file.read_text())["seconds"] if kept_file.is_file() else {}
     for file, work in stages(seed, part, out):
         if not file.is_file():
             name = str(file.parent.relative_to(out / f"seed{seed}"))
@@ -120,8 +121,9 @@ def run_seed(seed: int, part: str, out: Path) -> None:
             way: {name: {key: v.round(4).tolist() for key, v in values.items()} for name, values in policies.items()}
             for way, policies in measured.items()
         },
+        "first_answers": first_answers(files["greedy"], user, names),
     }  # fmt: skip
-    write_json(KEPT / f"{part}_seed{seed}.json", kept)
+    write_json(kept_file, kept)
 
 
 def record_use(seeds: Sequence[int]) -> None:
@@ -155,6 +157,16 @@ def by_prompt(file: Path, user: NoteUser, best_by: str | None = None, close: str
             part: np.array([np.mean([j.parts[part] for j in some]) for some in judged]) for part in user.parts
         }
     return found
+
+
+def first_answers(file: Path, user: NoteUser, names: Mapping[str, str], count: int = 3) -> list[dict[str, str]]:
+    """The first questions of the part with the answer of each policy at temperature 0, to be read."""
+    found: dict[str, dict[str, str]] = {}
+    for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+        asked = row["prompt"][-1]["content"]
+        answers = found.setdefault(user.request(asked).text, {"prompt": asked})
+        answers[names[Path(row["policy"]).name]] = row["response"]
+    return [found[request.text] for request in list(user.requests.values())[:count]]
 
 
 def trivial(user: NoteUser) -> ByPrompt:
@@ -208,6 +220,7 @@ def summary(part: str) -> dict[str, Any]:
         **pair_accuracies(runs, part),
         "baselines": next((found for run in runs if (found := run["pairs"]["baselines"])), {}),
         "by_seed": [{key: run[key] for key in ("seed", "seconds", "general")} for run in runs],
+        "first_answers": next((found for run in runs if (found := run.get("first_answers"))), []),
         "policies": policies,
         "policies_at_temperature_0": at_zero,
         "better_in_gold": other,
