@@ -15,6 +15,7 @@ from torch import Tensor
 from rrm_lm.api.policy_model import Policy
 from rrm_lm.api.start import fitted
 from rrm_lm.errors import ConfigError, RRMError
+from rrm_lm.evaluation.policies.samples import end_ids
 from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.launch.failures import print_error
 from rrm_lm.models.decoding.sampling import Sampling
@@ -68,9 +69,7 @@ class ChatSession:
         self.chat = ChatFormat(policy.chat.tokenizer, max_prompt_tokens)
         self._untruncated = ChatFormat(policy.chat.tokenizer)
         self._warned_of_truncation = False
-        # The token that ends a turn, and the tokenizer's eos, which is a different token in some model families.
-        eos = self.chat.tokenizer.eos_token_id
-        self._end_ids = (self.chat.end_id,) if eos is None else (self.chat.end_id, int(eos))
+        self._end_ids = end_ids(self.chat)
 
     def run(self) -> int:
         if self.interactive:

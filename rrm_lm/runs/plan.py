@@ -208,15 +208,11 @@ def _table(corner: str, headings: Sequence[str]) -> Table:
     return table
 
 
-def _colored(text: str, fits: bool) -> Text:
-    return Text(text, "green" if fits else "red")
-
-
 def _memory_cells(choice: Choice) -> list[Text]:
     """Peak memory, and the micro-batch if it fits."""
     mark = "*" if choice.activation_checkpointing else " "
     tokens = f"{choice.micro_batch_tokens}{mark}" if choice.fits else "no "
-    return [_colored(gigabytes(choice.memory.peak), choice.fits), _colored(tokens, choice.fits)]
+    return [Text(text, "green" if choice.fits else "red") for text in (gigabytes(choice.memory.peak), tokens)]
 
 
 def _short_name(name: str) -> str:

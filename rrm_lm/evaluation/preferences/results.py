@@ -96,7 +96,7 @@ class Measures:
             "sections": found["sections"] or None,
             "best_of_four": found["best_of_four"],
             "ties_subset": found["ties_subset"],
-            "styles": self.styles and self.styles.to_dict(),
+            "styles": found["styles"],
         }
 
 

@@ -193,7 +193,7 @@ def split_card(text):
 
 def test_card_has_the_hubs_metadata_with_the_numbers():
     result = evaluation()
-    card = Card(kind="adapter", base_model="org/base", datasets=["org/pairs", "my.jsonl"], license="apache-2.0")
+    card = Card(kind="adapter", base_model="org/base", datasets=["org/pairs", "my.jsonl"])
     front, body = split_card(model_card(result, card))
     assert front["base_model"] == "org/base"
     assert front["datasets"] == ["org/pairs"]
