@@ -67,7 +67,6 @@ class ChatSession:
         self.turns: list[Message] = []
         self.max_new_tokens, max_prompt_tokens = _token_budget(policy, args)
         self.chat = ChatFormat(policy.chat.tokenizer, max_prompt_tokens)
-        self._untruncated = ChatFormat(policy.chat.tokenizer)
         self._warned_of_truncation = False
         self._end_ids = end_ids(self.chat)
 
@@ -157,7 +156,7 @@ class ChatSession:
             self.turns.pop()
             raise
         limit = self.chat.max_length
-        if limit and not self._warned_of_truncation and len(self._untruncated.prompt_ids(self.prompt)) > limit:
+        if limit and not self._warned_of_truncation and len(self.chat.uncut.prompt_ids(self.prompt)) > limit:
             self._warned_of_truncation = True
             logger.warning("the conversation is longer than %d tokens; its oldest turns are dropped from now on", limit)
         tokens = stream(
