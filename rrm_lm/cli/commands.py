@@ -311,7 +311,7 @@ _ALL = (
     Command(
         "compare",
         "compare policies with their starting point on held-out prompts",
-        "runs.compare.run:compare_policies",
+        "runs.compare:compare_policies",
         "settings.policies:CompareArguments settings.policies:DrawingArguments",
         examples="""
             rrm-lm compare outputs/demo/policy --prompts data/assistant/heldout.jsonl.gz \\

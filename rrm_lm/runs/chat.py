@@ -15,6 +15,7 @@ from torch import Tensor
 from rrm_lm.api.policy_model import Policy
 from rrm_lm.api.start import fitted
 from rrm_lm.errors import ConfigError, RRMError
+from rrm_lm.evaluation.policies.samples import end_ids
 from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.launch.failures import print_error
 from rrm_lm.models.decoding.sampling import Sampling
@@ -66,11 +67,8 @@ class ChatSession:
         self.turns: list[Message] = []
         self.max_new_tokens, max_prompt_tokens = _token_budget(policy, args)
         self.chat = ChatFormat(policy.chat.tokenizer, max_prompt_tokens)
-        self._untruncated = ChatFormat(policy.chat.tokenizer)
         self._warned_of_truncation = False
-        # The token that ends a turn, and the tokenizer's eos, which is a different token in some model families.
-        eos = self.chat.tokenizer.eos_token_id
-        self._end_ids = (self.chat.end_id,) if eos is None else (self.chat.end_id, int(eos))
+        self._end_ids = end_ids(self.chat)
 
     def run(self) -> int:
         if self.interactive:
@@ -158,7 +156,7 @@ class ChatSession:
             self.turns.pop()
             raise
         limit = self.chat.max_length
-        if limit and not self._warned_of_truncation and len(self._untruncated.prompt_ids(self.prompt)) > limit:
+        if limit and not self._warned_of_truncation and len(self.chat.uncut.prompt_ids(self.prompt)) > limit:
             self._warned_of_truncation = True
             logger.warning("the conversation is longer than %d tokens; its oldest turns are dropped from now on", limit)
         tokens = stream(

@@ -27,15 +27,10 @@ _EXPECTED = "a reward model that rrm-lm reward trained on critiques, or a solved
 class CriticSource:
     """A critic that was found but is not loaded yet."""
 
-    given: str  # the name in the settings
+    name: str  # its name in results: the name of its folder, or its Hub id
     path: str  # its folder, or its name on the Hub
     is_helper: bool  # whether it is a solved helper of a tree; otherwise it is a reward model
     allow_code: bool = False  # whether the settings saved with a helper may run code
-
-    @property
-    def name(self) -> str:
-        """Its name in results: the name of its folder, or its Hub id."""
-        return Path(self.path).resolve().name if Path(self.path).is_dir() else self.given
 
     def load(self, **loading: Any) -> Critic:
         """Load the critic on its own backbone.
@@ -71,11 +66,12 @@ def find_critic(name: str, *, allow_code: bool = False) -> CriticSource:
     broken; ConfigError: the helper's tree cannot be read, or runs code that is not allowed.
     """
     path = resolve(name)
+    title = Path(path).resolve().name if Path(path).is_dir() else name
     if Path(path, "node.json").is_file():
         from rrm_lm.runs.recurse import check_helper
 
         check_helper(Path(path), allow_code=allow_code)
-        return CriticSource(name, path, is_helper=True, allow_code=allow_code)
+        return CriticSource(title, path, is_helper=True, allow_code=allow_code)
     config = model_file(path, ADAPTER_CONFIG)
     task = None if config is None else read_json(config).get("task_type")
     if task != "SEQ_CLS":
@@ -86,7 +82,7 @@ def find_critic(name: str, *, allow_code: bool = False) -> CriticSource:
             "The critic has no weights", where=f"critic: {name}", expected=ADAPTER_WEIGHTS, remedy="copy it again"
         )
     _check_trained_on_critiques(name, model_file(path, "config.yaml"))
-    return CriticSource(name, path, is_helper=False)
+    return CriticSource(title, path, is_helper=False)
 
 
 def _check_trained_on_critiques(name: str, file: Path | None) -> None:

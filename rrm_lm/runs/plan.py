@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -37,10 +36,11 @@ def plan_training(model: PlannedModelArguments, args: PlanArguments) -> None:
     attention = model.attn_implementation if masked else "sdpa"
     measured = measure(config, model.lora(), dtype, job, attention=attention, share=masked)
     choices = plan(args.num_processes, args.room, measured, job)
+    page = PlanPage(name, dtype, model.lora_r, args, measured, job, choices)
     if args.json:
-        print(json_text(plan_as_json(name, dtype, args, measured, job, choices)))
+        print(json_text(page.to_dict()))
     else:
-        PlanPage(name, dtype, model.lora_r, args, measured, job, choices).print()
+        page.print()
     if refused := [task for task in TASKS if recommended(choices, task) is None]:
         raise _refusal(args, measured, job, refused)
 
@@ -71,7 +71,7 @@ def gigabytes(count: float) -> str:
 
 @dataclass(frozen=True)
 class PlanPage:
-    """A plan for people to read."""
+    """A plan, which people read as tables and programs as JSON."""
 
     name: str  # the model's name
     dtype: Any  # data type of the weights
@@ -95,6 +95,20 @@ class PlanPage:
         console.print()
         for note in self._notes():
             console.print(Text(note, "dim"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same plan for programs to read. Sizes are in bytes."""
+        return {
+            "model": self.name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "num_processes": self.args.num_processes,
+            "gpu_memory": self.args.memory,
+            "planned_with": round(self.args.room),
+            "job": asdict(self.job),
+            "sizes": asdict(self.measured.sizes),
+            "recommended": {t: best and best.strategy for t in TASKS for best in [recommended(self.choices, t)]},
+            "choices": [choice.to_dict() for choice in self.choices],
+        }
 
     def _heading(self) -> Text:
         sizes, args, job, dtype = self.measured.sizes, self.args, self.job, str(self.dtype).removeprefix("torch.")
@@ -182,24 +196,6 @@ class PlanPage:
         return next(choice for choice in self.choices if (choice.task, choice.strategy) == (task, strategy))
 
 
-def plan_as_json(
-    name: str, dtype: torch.dtype, args: PlanArguments, measured: Measured, job: Job, choices: Sequence[Choice]
-) -> dict[str, Any]:
-    """The same plan for programs to read. Sizes are in bytes."""
-    best = {task: choice and choice.strategy for task in TASKS for choice in [recommended(choices, task)]}
-    return {
-        "model": name,
-        "dtype": str(dtype).removeprefix("torch."),
-        "num_processes": args.num_processes,
-        "gpu_memory": args.memory,
-        "planned_with": round(args.room),
-        "job": asdict(job),
-        "sizes": asdict(measured.sizes),
-        "recommended": best,
-        "choices": [choice.to_dict() for choice in choices],
-    }
-
-
 def _table(corner: str, headings: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1), collapse_padding=True)
     table.add_column(corner, no_wrap=True, min_width=18, header_style="bold", vertical="bottom")
@@ -208,15 +204,11 @@ def _table(corner: str, headings: Sequence[str]) -> Table:
     return table
 
 
-def _colored(text: str, fits: bool) -> Text:
-    return Text(text, "green" if fits else "red")
-
-
 def _memory_cells(choice: Choice) -> list[Text]:
     """Peak memory, and the micro-batch if it fits."""
     mark = "*" if choice.activation_checkpointing else " "
     tokens = f"{choice.micro_batch_tokens}{mark}" if choice.fits else "no "
-    return [_colored(gigabytes(choice.memory.peak), choice.fits), _colored(tokens, choice.fits)]
+    return [Text(text, "green" if choice.fits else "red") for text in (gigabytes(choice.memory.peak), tokens)]
 
 
 def _short_name(name: str) -> str:

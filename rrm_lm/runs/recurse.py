@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,20 @@ class RecurseRun:
                 backbone=self._backbone(shared),
                 solve_elsewhere=self._solve_in_processes if self.args.processes > 1 else None,
             )
-            progress = TreeProgress(self.tree)
-            workspace.on_step = lambda node, step: progress.report(workspace, node, step)
+            workspace.on_step = lambda node, step: self._report(workspace, node, step)
             if self.args.node:
                 solve(self.nodes[self.args.node], workspace)
                 return
             solve(self.tree, workspace)
             page = write_report(self.tree, workspace, self.folder, base_model=shared.base_model)
             print(f"\nreport: {page}", file=sys.stderr, flush=True)
+
+    def _report(self, workspace: Workspace, node: Node, step: str) -> None:
+        """Print a line about a step of a node, with the estimated time left."""
+        left = seconds_left(self.nodes.values(), workspace)
+        rest = f"; about {duration(left)} left" if left else ""
+        place = f"[{list(self.nodes).index(node.name) + 1}/{len(self.nodes)}]"
+        print(f"{place} {node.name}: {_STEPS.get(step, step)}{rest}", file=sys.stderr, flush=True)
 
     def shared(self) -> Shared:
         name = str(self.model_args.model_name_or_path)
@@ -163,27 +169,14 @@ class RecurseRun:
             )
 
 
-class TreeProgress:
-    """Reports the current step and the estimated time left."""
-
-    def __init__(self, tree: Node) -> None:
-        self.nodes = list(tree.walk())
-
-    def report(self, workspace: Workspace, node: Node, step: str) -> None:
-        """Print a line about a step of a node."""
-        place = [one.name for one in self.nodes].index(node.name) + 1
-        left = self._left(workspace)
-        rest = f"; about {duration(left)} left" if left else ""
-        print(f"[{place}/{len(self.nodes)}] {node.name}: {_STEPS.get(step, step)}{rest}", file=sys.stderr, flush=True)
-
-    def _left(self, workspace: Workspace) -> float:
-        """Estimated seconds left, from the solved nodes' time per unit of size; 0 if none is solved."""
-        spent = {node.name: sum(workspace.costs(node).seconds.values()) for node in self.nodes}
-        solved = [node for node in self.nodes if workspace.is_solved(node)]
-        if not (size := sum(map(_size, solved))):
-            return 0.0
-        rate = sum(spent[node.name] for node in solved) / size
-        return sum(max(0.0, rate * _size(node) - spent[node.name]) for node in self.nodes if node not in solved)
+def seconds_left(nodes: Collection[Node], workspace: Workspace) -> float:
+    """Estimated seconds left, from the solved nodes' time per unit of size; 0 if none is solved."""
+    spent = {node.name: sum(workspace.costs(node).seconds.values()) for node in nodes}
+    solved = [node for node in nodes if workspace.is_solved(node)]
+    if not (size := sum(map(_size, solved))):
+        return 0.0
+    rate = sum(spent[node.name] for node in solved) / size
+    return sum(max(0.0, rate * _size(node) - spent[node.name]) for node in nodes if node not in solved)
 
 
 def _size(node: Node) -> float:

@@ -205,7 +205,7 @@ class Bench:
     def _length(self, names: Sequence[str]) -> dict[str, Any]:
         """How often the longer response is the better one, and how rewards go with length."""
         lengths, prompts = [len(text) for _, text in self.subjects], [prompt for prompt, _ in self.subjects]
-        found = {name: length_correlation(self._kept(name)["rewards"], lengths, prompts).to_dict() for name in names}
+        found = {name: asdict(length_correlation(self._kept(name)["rewards"], lengths, prompts)) for name in names}
         longer = share(self._right(lengths), [pair.prompt_id for pair in self.heldout])
         return {"longer_is_right": longer.to_dict(), "correlation": found}
 

@@ -147,7 +147,7 @@ def test_a_server_that_cannot_judge_is_named_before_anything_is_answered(
     policy: Path, prompts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openai", reason="the optional package openai is not installed")
-    monkeypatch.setattr("rrm_lm.runs.compare.run.draw", None)
+    monkeypatch.setattr("rrm_lm.runs.compare.draw", None)
     with fake_server(lambda _: Reply("no such model", status=404)) as server:
         words = ("--judge", "llm:some/judge", "--base_url", server.url)
         result = compare(capsys, policy, "--prompts", prompts, *words, output=tmp_path / "out")

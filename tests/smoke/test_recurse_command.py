@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rrm_lm.recursion.agents import Costs
-from rrm_lm.runs.recurse import TreeProgress
+from rrm_lm.runs.recurse import seconds_left
 from rrm_lm.storage import verify
 from tests.smoke.commands import Result, read, run
 from tests.unit.recursion.trees import tree
@@ -141,9 +141,9 @@ def test_remaining_time_decreases_while_a_node_is_solved() -> None:
     workspace: Any = SimpleNamespace(
         is_solved=lambda node: node.name == "letter_s", costs=lambda node: Costs(seconds=took[node.name])
     )
-    progress = TreeProgress(root)
-    whole = progress._left(workspace)
+    nodes = list(root.walk())
+    whole = seconds_left(nodes, workspace)
     took["top"] = {"reward": 20.0}
-    assert progress._left(workspace) == pytest.approx(whole - 20.0)
+    assert seconds_left(nodes, workspace) == pytest.approx(whole - 20.0)
     took["top"] = {"reward": whole + 5.0}
-    assert progress._left(workspace) == 0.0
+    assert seconds_left(nodes, workspace) == 0.0

@@ -82,7 +82,7 @@ class Pipeline:
     def _compare(self, stage: Stage) -> int:
         """Compare in this process, because the pipeline's report shows the results, too."""
         from rrm_lm.evaluation.reports.policies import render_policy_report
-        from rrm_lm.runs.compare.run import CompareRun
+        from rrm_lm.runs.compare import CompareRun
 
         stage.start()
         began = time.perf_counter()

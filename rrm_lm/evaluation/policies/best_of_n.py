@@ -87,9 +87,7 @@ def expected_best(proxy: ArrayLike, gold: ArrayLike) -> Floats:
     return expected
 
 
-def best_of_n(
-    proxy: ArrayLike, gold: ArrayLike, clusters: Clusters, *, draws: int = bootstrap.DRAWS, seed: int = 0
-) -> BestOfNCurve:
+def best_of_n(proxy: ArrayLike, gold: ArrayLike, clusters: Clusters) -> BestOfNCurve:
     """The best-of-n curve with 95% intervals over prompts. `proxy` and `gold` are `(prompts, N)` rewards that select
     and that measure the best response. Prompts with the same label in `clusters` (`(prompts,)`) are resampled together.
     Raises ValueError as `expected_best` does, or if there is not one label per prompt.
@@ -97,7 +95,7 @@ def best_of_n(
     worth, chosen = expected_best(proxy, gold), expected_best(proxy, proxy)
     if len(clusters) != len(worth):
         raise ValueError(f"{len(clusters)} labels for {len(worth)} prompts")
-    weights = bootstrap.prompt_weights(clusters, draws=draws, seed=seed)
+    weights = bootstrap.prompt_weights(clusters)
     count = cluster_index(clusters)[1]
     prompts, samples = worth.shape
 

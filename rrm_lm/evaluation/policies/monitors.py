@@ -176,7 +176,7 @@ def _design(kind: Kind, distance: Floats) -> Floats:
     return np.stack([np.ones_like(distance), distance, -bend], axis=-1)
 
 
-def fit_curve(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> CurveFit | None:
+def fit_curve(track: Track, *, draws: int = bootstrap.DRAWS) -> CurveFit | None:
     """Fit gold reward against distance at the points with a gold reward; None with too few different distances."""
     there = np.isfinite(track.gold).any(axis=0) & np.isfinite(track.kl).any(axis=0)
     kl, gold = track.kl[:, there], track.gold[:, there]
@@ -184,7 +184,7 @@ def fit_curve(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> C
     distance, reward = _means(whole, kl, gold)
     if len(np.unique(np.round(distance[0], 6))) < LEAST_POINTS:
         return None
-    weights = bootstrap.prompt_weights(track.clusters, draws=draws, seed=seed)
+    weights = bootstrap.prompt_weights(track.clusters, draws=draws)
     drawn_distance, drawn_reward = _means(weights, kl, gold)
     known = np.isfinite(drawn_distance).all(axis=1) & np.isfinite(drawn_reward).all(axis=1)
     drawn_distance, drawn_reward = drawn_distance[known], drawn_reward[known]
@@ -247,9 +247,9 @@ def fall_of(track: Track) -> Fall | None:
     return Fall(track.steps[best], found, fallen=found.high < 0)
 
 
-def over_optimisation(track: Track, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> OverOptimisation:
+def over_optimisation(track: Track) -> OverOptimisation:
     """Fit the curve of a track, and determine whether gold reward still rises at its last point."""
-    fit = fit_curve(track, draws=draws, seed=seed)
+    fit = fit_curve(track)
     state: State = "not enough points"
     if fit is not None:
         state = "rising" if fit.slope.low > 0 else "past the peak" if fit.slope.high < 0 else "unclear"

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from rrm_lm.evaluation.preferences.criteria import most_probable
 from rrm_lm.evaluation.preferences.judge import JudgeScorer
 from rrm_lm.evaluation.preferences.results import Baseline, SetResult
-from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, RewardScorer, encode_all, padded
+from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, RewardScorer, encode_all, one_per_row
 from rrm_lm.evaluation.preferences.scoring import group_by_prompt
 from rrm_lm.evaluation.statistics import metrics
 from rrm_lm.evaluation.statistics.metrics import Floats, Ints
@@ -156,11 +156,9 @@ def frozen_states(scorer: RewardScorer | ClassifierScorer | JudgeScorer) -> Feat
         keys, states = list(lines), {}
         groups = length_groups([len(line.ids) for line in lines.values()], scorer.micro_batch_tokens)
         for group in tqdm(groups, desc="hidden states for the probe", unit="batch"):
-            ids, is_real = padded([lines[keys[i]] for i in group], pad_id)
+            batch = one_per_row([lines[keys[i]] for i in group], pad_id).to(decoder.device)
             with torch.inference_mode(), off():
-                output = decoder(
-                    ids.to(decoder.device), attention_mask=is_real.to(decoder.device), output_hidden_states=True
-                )
+                output = decoder(batch.input_ids, attention_mask=batch.is_real.long(), output_hidden_states=True)
             for row, i in enumerate(group):
                 line = lines[keys[i]]
                 own = [output.hidden_states[n][row, line.response_start : line.reward_at + 1].float() for n in layers]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -149,9 +149,6 @@ class StyleMatrix:
     hard: Estimate | None  # the chosen response is the plainer one (above the diagonal)
     normal: Estimate | None  # both have the same style (the diagonal)
     easy: Estimate | None  # the chosen response is the fancier one (below the diagonal)
-
-    def to_dict(self) -> dict[str, object]:
-        return {**asdict(self), "matrix": [list(row) for row in self.matrix]}
 
 
 def style_matrix(margins: ArrayLike, styles: Sequence[tuple[int, int]], clusters: Clusters) -> StyleMatrix:

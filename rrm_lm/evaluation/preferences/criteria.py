@@ -135,7 +135,7 @@ class CriteriaReward:
             for one, lead in zip(self.criteria, leads, strict=True)
         ]
 
-    def fit(self, comparisons: Sequence[Comparison], prior_std: float = PRIOR_STD) -> None:
+    def fit(self, comparisons: Sequence[Comparison]) -> None:
         """Fit means, scales, weights and their intervals to comparisons. A criterion in which the responses do not vary
         gets no weight, and is named, as are two that measure the same.
         """
@@ -157,7 +157,7 @@ class CriteriaReward:
         self._report_same(z.reshape(-1, len(self.criteria)))
         used = [number for number, one in enumerate(self.criteria) if one.scale]
         prior = np.array([self.criteria[number].weight for number in used])
-        weights, deviations = fit_weights((z[:, 0] - z[:, 1])[:, used], prior, prior_std)
+        weights, deviations = fit_weights((z[:, 0] - z[:, 1])[:, used], prior)
         for number, weight, deviation in zip(used, weights, deviations, strict=True):
             low, high = weight - 1.96 * deviation, weight + 1.96 * deviation
             self.criteria[number] = replace(
@@ -221,10 +221,6 @@ class CriteriaScorer:
             [one if text.strip() else math.nan for one, text in zip(group, texts, strict=True)]
             for group, texts in zip(rewards, responses, strict=True)
         ]
-
-    def fits(self, prompt: Prompt, response: str) -> bool:
-        """Text is never truncated."""
-        return True
 
 
 def fit_weights(differences: Floats, prior: Floats, prior_std: float = PRIOR_STD) -> tuple[Floats, Floats]:

@@ -34,23 +34,19 @@ def plain_text(prompt: Prompt, response: str | None) -> str:
 
 def write_evaluation(
     evaluation: Evaluation, folder: Path, *, render: Render = plain_text, tokenizer: str | None = None
-) -> list[Path]:
-    """Write results.json, scores.jsonl and RewardBench's files into `folder`; return the paths.
+) -> None:
+    """Write results.json, scores.jsonl and RewardBench's files into `folder`.
 
     RewardBench's files cover one set each. With several sets, each set has its own folder inside `folder`. For these
     files, `render` gives the text that the model reads, and `tokenizer` the tokenizer's name (default: the model's).
     """
-    paths = [folder / "results.json", folder / "scores.jsonl"]
-    write_json(paths[0], evaluation.to_dict())
-    write_jsonl(paths[1], score_rows(evaluation))
+    write_json(folder / "results.json", evaluation.to_dict())
+    write_jsonl(folder / "scores.jsonl", score_rows(evaluation))
     name = file_name(evaluation.model)
     for result in evaluation.sets:
         where = folder if len(evaluation.sets) == 1 else folder / re.sub(r"[^\w.-]+", "-", result.name).strip("-.")
-        summary, outputs = where / f"{name}.json", where / f"{name}_outputs.jsonl"
-        write_json(summary, rewardbench_summary(result, evaluation.model, tokenizer=tokenizer))
-        write_jsonl(outputs, rewardbench_rows(result, render))
-        paths += [summary, outputs]
-    return paths
+        write_json(where / f"{name}.json", rewardbench_summary(result, evaluation.model, tokenizer=tokenizer))
+        write_jsonl(where / f"{name}_outputs.jsonl", rewardbench_rows(result, render))
 
 
 def file_name(name: str) -> str:

@@ -96,7 +96,7 @@ class Measures:
             "sections": found["sections"] or None,
             "best_of_four": found["best_of_four"],
             "ties_subset": found["ties_subset"],
-            "styles": self.styles and self.styles.to_dict(),
+            "styles": found["styles"],
         }
 
 
@@ -350,7 +350,7 @@ def best_of_choices(scored: Sequence[ScoredComparison]) -> list[BestOfItem]:
     for group in _groups(scored):
         first = group[0]
         several_chosen = any(one.comparison.chosen != first.comparison.chosen for one in group)
-        if several_chosen or is_ties(first) or first.comparison.styles is not None:
+        if several_chosen or ties_name(first) or first.comparison.styles is not None:
             continue
         others = {one.comparison.rejected: one.reward_rejected for one in group}
         if len(others) == BEST_OF - 1:
@@ -358,17 +358,16 @@ def best_of_choices(scored: Sequence[ScoredComparison]) -> list[BestOfItem]:
     return choices
 
 
-def is_ties(one: ScoredComparison) -> bool:
-    """Whether a comparison is of RewardBench 2's Ties subset."""
-    return one.comparison.subset.lower() == "ties" and _TIES_GROUP.search(one.comparison.group) is not None
+def ties_name(one: ScoredComparison) -> re.Match[str] | None:
+    """The kind and the number of the item of RewardBench 2's Ties subset that a comparison is of; None for others."""
+    return _TIES_GROUP.search(one.comparison.group) if one.comparison.subset.lower() == "ties" else None
 
 
 def tie_items(scored: Sequence[ScoredComparison]) -> list[TieItem]:
     """The items of RewardBench 2's Ties subset."""
     items = []
     for group in _groups(scored):
-        name = _TIES_GROUP.search(group[0].comparison.group)
-        if name is None or not is_ties(group[0]):
+        if (name := ties_name(group[0])) is None:
             continue
         right = {one.comparison.chosen: one.reward_chosen for one in group}
         wrong = {one.comparison.rejected: one.reward_rejected for one in group}

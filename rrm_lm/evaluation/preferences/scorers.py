@@ -28,7 +28,7 @@ from rrm_lm.models.saving.policies import load_policy
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import is_sharded, max_over_processes, shard_for_use, with_full_params
 from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer, own_pad_id
-from rrm_lm.text.batching import collate, length_groups, row_groups
+from rrm_lm.text.batching import Batch, collate, length_groups, row_groups, share
 from rrm_lm.text.chat import ChatFormat, Line
 
 logger = logging.getLogger(__name__)
@@ -157,9 +157,9 @@ class ClassifierScorer:
         if not self.padded:
             groups = [[i for i in group if lengths[i] == length] for group in groups for length in {*lengths}]
         for group in filter(None, groups):
-            ids, is_real = padded([flat[i] for i in group], self.pad_id)
+            batch = one_per_row([flat[i] for i in group], self.pad_id).to(self.model.device)
             with torch.inference_mode():
-                output = self.model(ids.to(self.model.device), attention_mask=is_real.to(self.model.device))
+                output = self.model(batch.input_ids, attention_mask=batch.is_real.long())
             for i, reward in zip(group, output.logits.reshape(len(group)).float().tolist(), strict=True):
                 rewards[i] = reward
         found = iter(rewards)
@@ -321,14 +321,9 @@ def encode_all(chat: ChatFormat, prompt: Prompt, responses: Sequence[str]) -> li
     return lines
 
 
-def padded(lines: Sequence[Line], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (lines, time), padded on the right, and 1 where a token is real."""
-    ids = torch.full((len(lines), max(len(line.ids) for line in lines)), pad_id)
-    is_real = torch.zeros_like(ids)
-    for row, line in enumerate(lines):
-        ids[row, : len(line.ids)] = torch.tensor(line.ids)
-        is_real[row, : len(line.ids)] = 1
-    return ids, is_real
+def one_per_row(lines: Sequence[Line], pad_id: int) -> Batch:
+    """Lines as rows of their own, padded on the right, for models that do not share prefixes."""
+    return collate([share([line.ids]) for line in lines], pad_id)
 
 
 def _mean_per_response(lines: Sequence[Sequence[Line]], rewards: Sequence[float]) -> list[float]:

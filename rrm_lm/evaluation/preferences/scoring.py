@@ -163,8 +163,6 @@ def evaluate_preferences(
     each gets the whole result. Raises DataError: there are no comparisons, or none could be
     scored; ModelError: the scorer does not return one reward per response.
     """
-    if not comparisons:
-        return summarise_set(name, [], dropped)  # raises, listing what the reader dropped
     groups = group_by_prompt(comparisons)
     rewards = score_responses(scorer, groups, progress=progress)
     return summarise_set(name, make_examples(comparisons, rewards), dropped)

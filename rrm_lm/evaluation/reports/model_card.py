@@ -35,9 +35,6 @@ class Card:
     # name and commit on the Hub of the data of each evaluated set, by name of the set, if known
     sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     leakage: str = ""  # one sentence on the leakage check
-    # license, language: metadata, if known
-    license: str | None = None
-    language: str | None = None
     version: str = __version__
 
     @property
@@ -75,8 +72,6 @@ def metadata(evaluation: Evaluation, card: Card) -> ModelCardData:
         model_name=evaluation.model.split("/")[-1] or evaluation.model,
         base_model=card.base_model if _on_hub(card.base_model) else None,
         datasets=hub_sets or None,
-        license=card.license,
-        language=card.language,
         library_name="peft" if card.kind == "adapter" else "transformers",
         pipeline_tag="text-classification",
         tags=["reward-model", "preferences", "rrm_lm"],

@@ -25,8 +25,6 @@ def prompt_weights(clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> 
     estimates can use the same resampled prompts.
     """
     index, count = cluster_index(clusters)
-    if count == 0:
-        return np.zeros((draws, 0))
     random = np.random.default_rng(seed)
     drawn = random.multinomial(count, np.full(count, 1 / count), size=draws)
     return drawn[:, index].astype(float)

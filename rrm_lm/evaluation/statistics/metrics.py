@@ -342,9 +342,6 @@ class LengthCorrelation:
     within_pearson: Estimate | None
     within_spearman: Estimate | None
 
-    def to_dict(self) -> dict[str, dict[str, float | int] | None]:
-        return asdict(self)
-
 
 def length_correlation(
     rewards: ArrayLike, lengths: ArrayLike, prompts: Clusters, clusters: Clusters | None = None

@@ -18,7 +18,7 @@ from rrm_lm.cli.pipeline.pipeline import run
 from rrm_lm.errors import ConfigError
 from rrm_lm.launch import launcher
 from rrm_lm.runs import recurse as recurse_run
-from rrm_lm.runs.compare.run import CompareRun
+from rrm_lm.runs.compare import CompareRun
 from rrm_lm.runs.critics import find_critic
 from rrm_lm.runs.data.collect import load_overseer
 from rrm_lm.settings.parsing import parser

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -382,7 +383,7 @@ def test_length_correlation_of_single_responses_has_no_within_part():
     found = metrics.length_correlation([1.0, 2.0, 2.5], [3, 9, 4], list("abc"))
     assert found.pearson is not None
     assert found.within_pearson is None and found.within_spearman is None
-    assert found.to_dict()["within_pearson"] is None
+    assert asdict(found)["within_pearson"] is None
 
 
 def test_ranks_within_groups_average_ties():

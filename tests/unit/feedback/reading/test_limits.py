@@ -173,7 +173,7 @@ def test_every_command_that_reads_files_has_the_limits(kind: type[ReadLimits]) -
 
 def test_and_holds_what_it_reads_to_them(tmp_path: Path) -> None:
     from rrm_lm.api.policy.prompts import read_prompts
-    from rrm_lm.runs.compare.run import CompareRun
+    from rrm_lm.runs.compare import CompareRun
     from rrm_lm.runs.data.collect import _choose_prompts, load_overseer
     from rrm_lm.runs.scoring import load_sets
 

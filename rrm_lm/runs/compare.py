@@ -1,28 +1,35 @@
-"""`rrm-lm compare`: every policy answers the same prompts; reward models and judges evaluate the answers."""
+"""`rrm-lm compare`: every policy answers the same prompts; reward models and judges evaluate the answers.
+
+It writes results.json, samples.jsonl, greedy.jsonl, verdicts.jsonl and report.html, and prints a table.
+"""
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+from rrm_lm.api.judging import environment
+from rrm_lm.api.policy.results import print_comparison
 from rrm_lm.api.policy.rewards import refuse_unscored
 from rrm_lm.api.policy_model import Policy
 from rrm_lm.api.start import fitted
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.policies.comparison import compare
 from rrm_lm.evaluation.policies.gold import Gold, RewardFunction, rewards_by
+from rrm_lm.evaluation.policies.monitors import OverOptimisation, over_optimisation, track_of
 from rrm_lm.evaluation.policies.pair_judges import LanguageModelJudge, PairJudge, both_orders
 from rrm_lm.evaluation.policies.results import GOLD, PART, PairVerdict, PolicyComparison, PolicySamples, Sample
 from rrm_lm.evaluation.policies.samples import Drawn, draw, drawn_text, log_probs, rewards_of_drawn
 from rrm_lm.evaluation.preferences.scorers import load_scorer
-from rrm_lm.evaluation.reports.policies import PolicyReportData
+from rrm_lm.evaluation.reports.policies import PolicyReportData, render_policy_report
 from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, VERDICT_QUESTION, noted
 from rrm_lm.feedback.asking.llm_judge import SERVED, ServedJudge
 from rrm_lm.feedback.reading.prompts import prompt_sources
-from rrm_lm.feedback.records import Prompt
+from rrm_lm.feedback.records import Prompt, prompt_id
 from rrm_lm.feedback.splits import limit_prompts
 from rrm_lm.models.decoding.generation import sampling_bar
 from rrm_lm.models.decoding.sampling import Sampling
@@ -31,14 +38,14 @@ from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json
 from rrm_lm.models.saving.policies import Policy as LoadedPolicy
 from rrm_lm.models.saving.policies import read_policy_settings
 from rrm_lm.recursion.critics import AssistedPairs, Critiques
-from rrm_lm.runs.compare.results import write_comparison
 from rrm_lm.runs.critics import CRITIQUES_FILE, CriticSource, find_critic
 from rrm_lm.runs.gold import load_gold
 from rrm_lm.settings.policies import CompareArguments, DrawingArguments
 from rrm_lm.simulated.plain_user import split_sentences
-from rrm_lm.storage import write_jsonl
+from rrm_lm.storage import write_json, write_jsonl, write_text
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.output_folder import OutputFolder
+from rrm_lm.training.over_optimisation import FILE_NAME, read_measurements
 
 logger = logging.getLogger(__name__)
 
@@ -304,3 +311,65 @@ def _written(name: str, answers: Answers, ratios: LogRatios, rewards: Rewards) -
 
     samples = [tuple(sample(i, k, one) for k, one in enumerate(group)) for i, group in enumerate(answers)]
     return PolicySamples(name, tuple(samples))
+
+
+# ---- the output ----
+
+
+def write_comparison(
+    comparison: PolicyComparison, folder: Path, *, configuration: Mapping[str, object]
+) -> PolicyReportData:
+    """Write all numbers, samples and verdicts and the report, and print the numbers; returns the report's data."""
+    tracks = training_tracks(comparison)
+    monitored = {name: found.to_dict() for name, found in tracks.items()}
+    write_json(folder / "results.json", {**comparison.to_dict(), "over_optimisation": monitored})
+    write_jsonl(folder / "samples.jsonl", sample_rows(comparison))
+    if comparison.written[0].greedy:
+        write_jsonl(folder / "greedy.jsonl", sample_rows(comparison, greedy=True))
+    if comparison.verdicts:
+        write_jsonl(folder / "verdicts.jsonl", verdict_rows(comparison))
+    report = PolicyReportData(
+        comparison=comparison, tracks=tracks, configuration=configuration, environment=environment()
+    )
+    write_text(folder / "report.html", render_policy_report(report))
+    print_comparison(comparison)
+    logger.info("report: %s", folder / "report.html")
+    return report
+
+
+def training_tracks(comparison: PolicyComparison) -> dict[str, OverOptimisation]:
+    """Over-optimization during training, for the policies whose folders have measurements of it."""
+    files = {result.name: Path(result.name).expanduser() / FILE_NAME for result in comparison.policies}
+    return {
+        name: over_optimisation(track_of(measurements))
+        for name, file in files.items()
+        if file.is_file() and (measurements := read_measurements(file))
+    }
+
+
+def sample_rows(comparison: PolicyComparison, *, greedy: bool = False) -> Iterator[dict[str, Any]]:
+    """One row per sample, or per answer at temperature 0, ordered by prompt; the reference comes first."""
+    for number, prompt in enumerate(comparison.prompts):
+        for one in comparison.written:
+            for k, sample in enumerate(one.greedy[number : number + 1] if greedy else one.samples[number]):
+                yield {
+                    "prompt": [m.to_dict() for m in prompt],
+                    "prompt_id": prompt_id(prompt),
+                    "policy": one.name,
+                    "sample": k,
+                    **asdict(sample),
+                }
+
+
+def verdict_rows(comparison: PolicyComparison) -> Iterator[dict[str, Any]]:
+    """One row per judged pair: the probability that the policy's response is better, for each order."""
+    for judge, by_policy in comparison.verdicts.items():
+        for policy, verdicts in by_policy.items():
+            for verdict in verdicts:
+                yield {
+                    "judge": judge,
+                    "policy": policy,
+                    "prompt_id": prompt_id(comparison.prompts[verdict.prompt]),
+                    "shown_first": verdict.shown_first,
+                    "shown_second": verdict.shown_second,
+                }
