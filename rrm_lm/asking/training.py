@@ -71,7 +71,7 @@ class Trainer(threading.Thread):
         code = self._run("reward", *config, *words, log=folder / "log.txt")
         if self.stopped.is_set():
             return
-        found = [one for one in read_object(folder / "model" / "results.json").get("sets", {}).values()]
+        found = list(read_object(folder / "model" / "results.json").get("sets", {}).values())
         scored = found[0] if code == 0 and found else {}
         self.problem = "" if code == 0 else f"round {number} failed; see {folder / 'log.txt'}"
         accuracy = scored.get("accuracy") or {}

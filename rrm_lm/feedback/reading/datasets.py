@@ -194,8 +194,7 @@ def read_records(
     except DataError as error:
         look = f"{error.remedy}{LOOK}{file} shows its columns" if is_local_file(file) else error.remedy
         raise DataError(error.what, where=error.where, expected=error.expected, remedy=look) from None
-    known = found.format
-    counts = found.counts(file)
+    known, counts = found.format, found.counts
     counts.revision = table.revision
     records: list[Record] = []
     seen: set[Any] = set()

@@ -87,7 +87,7 @@ def _bare_prompts(
     found = prompt_rows([values for _, values in table.rows], table.where, columns)
     if found is None:
         return None
-    file = found.counts(table.where)
+    file = found.counts
     prompts: list[tuple[int, Prompt, tuple[str, str]]] = []
     for (number, _), values in zip(table.rows, found.rows, strict=True):
         row = Row(values, Origin(table.where, number), table.source, file, found.table)

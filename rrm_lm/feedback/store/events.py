@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -212,11 +212,3 @@ class State:
     def people_of(self, item: str) -> Set[str]:
         """Who answered about an item."""
         return self._current.get(item, {}).keys()
-
-
-def fold(events: Iterable[Event]) -> State:
-    """The state after these events."""
-    state = State()
-    for event in events:
-        state.apply(event)
-    return state

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -27,19 +27,12 @@ COLUMNS = frozenset((*" ".join(known.reads for known in FORMATS).split(), *ALWAY
 
 @dataclass
 class Recognized:
-    """A file's rows under our names, its format, and properties of the file."""
+    """A file's rows under our names, its format, properties of the file, and counts of no rows yet."""
 
     rows: list[dict[str, Any]]
     format: Format
     table: Table
-    # see `FileCounts`
-    columns: dict[str, str] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-
-    def counts(self, file: str) -> FileCounts:
-        """Counts of no rows yet, which name the format and the columns."""
-        return FileCounts(file, self.format.name, columns=self.columns, unread=self.unread, remarks=self.remarks)
+    counts: FileCounts
 
 
 def recognize_rows(
@@ -87,7 +80,9 @@ def recognize_rows(
     remarks += structure.odd_texts(text for cell in cells for text in columns.texts_in(cell))
     info.repeats_prompt = _repeats_prompt(table, read - set(ALWAYS))
     info.is_rendered = _is_rendered(table, read)
-    return Recognized(found, chosen, info, _read_as(table, read, aliases, mapping), unread, remarks)
+    named = _read_as(table, read, aliases, mapping)
+    counts = FileCounts(file, chosen.name, columns=named, unread=unread, remarks=remarks)
+    return Recognized(found, chosen, info, counts)
 
 
 def prompt_rows(
@@ -99,7 +94,8 @@ def prompt_rows(
         return None
     unread = name_unread(table, ALWAYS, PROMPTS, file)
     read, remarks = _read_as(table, ALWAYS, aliases, mapping), _name_aliases(aliases)
-    return Recognized(found, PROMPTS, Table(columns=set(table.kinds)), read, unread, remarks)
+    counts = FileCounts(file, PROMPTS.name, columns=read, unread=unread, remarks=remarks)
+    return Recognized(found, PROMPTS, Table(columns=set(table.kinds)), counts)
 
 
 def _named(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.records import Message
-from rrm_lm.feedback.store.events import ANSWER, ITEM, RETRACT, UNDO, About, Answer, Event, Item, State, fold
+from rrm_lm.feedback.store.events import ANSWER, ITEM, RETRACT, UNDO, About, Answer, Event, Item, State
 
 PROMPT = (Message("user", "Capital of Norway?"),)
 PAIR = Item(PROMPT, ("Rome.", "Oslo."))
@@ -53,28 +53,28 @@ def counted(state: State) -> dict[tuple[str, str], int]:
 
 @given(EVENTS)
 def test_the_fold_follows_the_rules(events: list[Event]) -> None:
-    assert counted(fold(events)) == by_hand(events)
+    assert counted(State().after(events)) == by_hand(events)
 
 
 @given(EVENTS, st.integers(0, 14))
 def test_events_may_be_folded_in_parts(events: list[Event], cut: int) -> None:
-    state = fold(events[:cut])
-    assert counted(state.after(events[cut:])) == counted(fold(events))
-    assert counted(state) == counted(fold(events[:cut]))  # the earlier state is as it was
+    state = State().after(events[:cut])
+    assert counted(state.after(events[cut:])) == counted(State().after(events))
+    assert counted(state) == counted(State().after(events[:cut]))  # the earlier state is as it was
 
 
 @given(EVENTS, PEOPLE, ITEMS)
 def test_undo_restores_what_was_there(events: list[Event], person: str, item: str) -> None:
     answer = Event(100, "", person, ANSWER, item, {"verdict": "skip"})
-    state = fold([*events, answer])
+    state = State().after([*events, answer])
     assert state.last(person) == answer and state.answer(person, item) == Answer(verdict="skip")
     state.apply(Event(101, "", person, UNDO, "", {"answer": 100}))
-    assert counted(state) == counted(fold(events))
+    assert counted(state) == counted(State().after(events))
 
 
 @given(EVENTS, PEOPLE)
 def test_nothing_of_a_retracted_person_is_left(events: list[Event], person: str) -> None:
-    state = fold([*events, Event(100, "", "", RETRACT, "", {"person": person})])
+    state = State().after([*events, Event(100, "", "", RETRACT, "", {"person": person})])
     assert not state.answers(person or None) and state.last(person) is None
 
 
@@ -128,4 +128,4 @@ def test_an_answer_is_the_same_after_json() -> None:
 
 def test_items_come_in_order_and_once() -> None:
     events = [Event(n, "", "", ITEM, PAIR.id, PAIR.to_dict()) for n in (1, 2)]
-    assert list(fold(events).items.values()) == [PAIR]
+    assert list(State().after(events).items.values()) == [PAIR]
