@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rrm_lm.errors import CheckpointError
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import adapter_parameters
-from rrm_lm.models.saving.adapters import load_tensors, read_weights
+from rrm_lm.models.saving.adapters import load_tensors, misfit, read_weights
 from rrm_lm.models.saving.policies import PolicySettings, save_policy
 from rrm_lm.models.sharding import assign, gather, is_sharded, reshard
 
@@ -76,17 +76,9 @@ def trained_values(agent: AgentModel) -> dict[str, nn.Parameter]:
 
 def restore(parameters: dict[str, nn.Parameter], state: dict[str, Tensor], where: Path | None = None) -> None:
     """Restore parameters from a copy. Raises CheckpointError if the copy is of other parameters."""
-    missing, foreign = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
-    shapes = [name for name in parameters.keys() & state.keys() if parameters[name].shape != state[name].shape]
-    what = ""
-    if missing or foreign:
-        what = f"has no {missing[0]}" if missing else f"has {foreign[0]}, which this agent lacks"
-    elif shapes:
-        name = sorted(shapes)[0]
-        what = f"has {name} of shape {tuple(state[name].shape)}, not {tuple(parameters[name].shape)}"
-    if what:
+    if wrong := misfit(state, parameters):
         raise CheckpointError(
-            f"The value function does not fit this agent: it {what}",
+            f"The value function does not fit this agent: it {wrong}",
             where=str(where or ""),
             expected="the same backbone and the same kind of value function",
             remedy="set value_function as it was then, or start without that checkpoint",

@@ -256,7 +256,7 @@ class Backbone(nn.Module):
                 shared = _line_ends(self, [share(lines)])
             except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
                 return f"{self.config.model_type} cannot take its mask ({error})"
-        is_exact = _difference(self, shared, separate) <= 1
+        is_exact = difference(self, shared, separate) <= 1
         return "" if is_exact else f"{self.config.model_type} gives other results with it"
 
 
@@ -307,7 +307,7 @@ def _line_ends(backbone: Backbone, rows: list[Row]) -> Tensor:
     return torch.stack([hidden[row, indices[-1]] for row, indices in batch.where])
 
 
-def _difference(backbone: Backbone, mine: Tensor, theirs: Tensor) -> float:
+def difference(backbone: Backbone, mine: Tensor, theirs: Tensor) -> float:
     """Difference of two results that should be equal, relative to the rounding tolerance; inf for NaN."""
     unit = rounding(backbone.causal_lm.dtype, backbone.device)
     error = float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)) / unit
@@ -321,7 +321,7 @@ def check_logits(backbone: Backbone) -> None:
     with torch.no_grad(), evaluating(backbone), backbone.using(None):
         mine = backbone.logits(backbone(batch, None))
         theirs = backbone.causal_lm(input_ids=ids, use_cache=False).logits.float()
-    if _difference(backbone, mine, theirs) > 1:
+    if difference(backbone, mine, theirs) > 1:
         raise ModelError(
             f"The family {backbone.config.model_type} scales its logits in an unknown way",
             expected="logits = language-model head(hidden states), optionally soft-capped",

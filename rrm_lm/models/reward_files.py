@@ -180,15 +180,14 @@ def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftMode
     to `from_pretrained` of the backbone (dtype, revision, trust_remote_code ...). Raises ModelError if the family has
     no sequence-classification model in transformers.
     """
-    settings = read_settings(folder)
-    recorded: Any = LoraConfig.from_pretrained(str(folder))
-    base = resolve(settings.base_model if settings else recorded.base_model_name_or_path)
-    options = {"revision": settings.revision if settings else recorded.revision, "dtype": torch.float32, **loading}
+    _, settings = recorded(folder)
+    base = resolve(settings.base_model)
+    options = {"revision": settings.revision, "dtype": torch.float32, **loading}
     try:
         with _quiet():  # warnings that `score` is new and `lm_head` unused, as intended
             plain = AutoModelForSequenceClassification.from_pretrained(
                 base,
-                num_labels=settings.ensemble_heads if settings else 1,
+                num_labels=settings.ensemble_heads,
                 pad_token_id=pad_token_id,
                 use_safetensors=True,
                 **{name: value for name, value in options.items() if value is not None},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -86,14 +87,7 @@ class Measured:
     sizes: Footprint  # sizes of the model and one adapter
     # whether to try without activation checkpointing, with it, or both in this order
     checkpointing_options: tuple[bool, ...]
-    _trace: Callable[[str, bool], Peak]
-    _traced: dict[tuple[str, bool], Peak] = field(default_factory=dict)
-
-    def peak(self, task: str, checkpointing: bool = False) -> Peak:
-        """Peak memory of a task's passes; task ``rollout`` is sampling."""
-        if (task, checkpointing) not in self._traced:
-            self._traced[task, checkpointing] = self._trace(task, checkpointing)
-        return self._traced[task, checkpointing]
+    peak: Callable[..., Peak]  # (task, checkpointing): peak memory of a task's passes; task ``rollout`` is sampling
 
 
 def measure(
@@ -111,14 +105,15 @@ def measure(
     tracer = Tracer(config, lora, dtype, attention=attention, value=job.value_function, share=share)
     options = (False, True) if job.activation_checkpointing is None else (job.activation_checkpointing,)
 
-    def trace(task: str, checkpointing: bool) -> Peak:
+    @functools.cache
+    def peak(task: str, checkpointing: bool = False) -> Peak:
         if task == "rollout":
             return tracer.rollout(job.episode)
         if task == "reward":
             return tracer.reward(job.pair, checkpointing)
         return tracer.policy(job.family, checkpointing)
 
-    return Measured(sizes, options, trace)
+    return Measured(sizes, options, peak)
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,18 +192,14 @@ class ChatFormat:
 
     def show(self, line: Line) -> list[tuple[str, str]]:
         """Split the line into pieces of text, labeled prompt, response, frame or critique."""
+        end = line.critique.start if line.critique else len(line.ids)
+        stop = min(line.reward_at + 1, end)  # the reward may be read after the critique
         bounds = [
             ("prompt", range(0, line.response_start)),
-            ("response", range(line.response_start, line.reward_at + 1)),
-            ("frame", range(line.reward_at + 1, line.critique.start if line.critique else len(line.ids))),
+            ("response", range(line.response_start, stop)),
+            ("frame", range(stop, end)),
             ("critique", line.critique),
         ]
-        if line.critique and line.reward_at >= line.critique.start:  # the reward is read after the critique
-            bounds = [
-                ("prompt", range(0, line.response_start)),
-                ("response", range(line.response_start, line.critique.start)),
-                ("critique", line.critique),
-            ]
         return [(self.tokenizer.decode(list(line.ids[span.start : span.stop])), name) for name, span in bounds if span]
 
     def transcript(self, prompt: Prompt, response: str | None) -> str:

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from rrm_lm.errors import ModelError
-from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.backbone import Backbone, difference
 from rrm_lm.models.decoding.key_values import KeyValues, cache_name, positions, real_keys, visible
 from rrm_lm.models.decoding.lean_decoder import LeanDecoder
 from rrm_lm.models.decoding.products import Product, can_pack, computing_with, products_of
-from rrm_lm.models.pretrained import rounding
 from rrm_lm.models.sharding import is_shard, max_over_processes
 from rrm_lm.text.batching import by_layer_type, to_additive
 
@@ -170,6 +169,4 @@ def _agrees(backbone: Backbone, adapter: str | None, decoder: Decoder, products:
     except _ERRORS as error:
         logger.debug("%s does not work for %s: %s", type(decoder).__name__, backbone.config.model_type, error)
         return False
-    theirs = torch.stack(expected, 1)
-    error = float((torch.stack(found) - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
-    return error <= rounding(backbone.causal_lm.dtype, backbone.device)
+    return difference(backbone, torch.stack(found), torch.stack(expected, 1)) <= 1

@@ -44,14 +44,6 @@ class KeyValues(Cache):
         """Set the first column of the next computation, its first row, and the starts of its rows."""
         self.first, self.column, self.low, self.high = first, column, min(starts), max(starts)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Visible columns before the next computation."""
-        return self.column - self.low
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Number of keys of the next computation, and their offset."""
-        return self.column - self.low + query_length, 0
-
     def spread(self, length: int, starts: Tensor) -> None:
         """Copy the first `length` tokens of row 0, which starts at column 0, to the start of every row."""
         rows = torch.arange(len(starts), device=starts.device)[:, None]
@@ -101,10 +93,12 @@ class _Layer(CacheLayerMixin):
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.get_mask_sizes(query_length, 0)
+        """Number of keys of the next computation, and their offset."""
+        return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.cache.get_seq_length()
+        """Visible columns before the next computation."""
+        return self.cache.column - self.cache.low
 
     def get_max_length(self) -> int:
         return self.columns

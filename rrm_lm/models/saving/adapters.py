@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -169,7 +169,8 @@ def check_reloads(save: Callable[[Path], None], auto: Any, trust_remote_code: bo
             with torch.device("meta"):
                 model = get_peft_model(auto.from_config(config, trust_remote_code=trust_remote_code), lora)
             mine = get_peft_model_state_dict(model, save_embedding_layers=False)
-            wrong = _misfit(load_tensors(Path(folder) / ADAPTER_WEIGHTS), mine)
+            wrong = misfit(load_tensors(Path(folder) / ADAPTER_WEIGHTS), mine)
+            wrong = wrong and f"The adapter does not fit this model: it {wrong}"
         except ValueError as error:
             wrong = " ".join(str(error).split())[:400]
     if wrong:
@@ -257,22 +258,23 @@ def put_weights(backbone: Backbone, adapter: str, state: dict[str, Tensor], fold
     mine = adapter_weights(backbone, adapter)
     # PEFT also saves the frozen embeddings if they have an adapter. Wrappers of two parameters of a layer are nested.
     state = {name: tensor for name, tensor in state.items() if ".base_layer." not in name or ".lora_" in name}
-    misfit = _misfit(state, mine)
-    if misfit:
-        raise CheckpointError(misfit, where=str(folder), remedy="use the backbone the adapter was trained on")
+    if wrong := misfit(state, mine):
+        what = f"The adapter does not fit this model: it {wrong}"
+        raise CheckpointError(what, where=str(folder), remedy="use the backbone the adapter was trained on")
     for name, tensor in mine.items():
         assign(tensor, state[name])
 
 
-def _misfit(theirs: dict[str, Tensor], mine: dict[str, Tensor]) -> str:
-    """Describe the first mismatch; empty if none. PEFT would silently leave missing weights at their initial values."""
+def misfit(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> str:
+    """The first difference of saved weights from a model's, as the predicate of a sentence; empty if none. PEFT would
+    silently leave missing weights at their initial values.
+    """
     foreign, missing = sorted(theirs.keys() - mine.keys()), sorted(mine.keys() - theirs.keys())
     if foreign:
-        return f"The adapter has weights for layers that this model lacks, such as {foreign[0]}"
+        return f"has weights for layers that this model lacks, such as {foreign[0]}"
     if missing:
-        return f"The adapter lacks {len(missing)} weights of this model, such as {missing[0]}"
+        return f"lacks {len(missing)} weights of this model, such as {missing[0]}"
     for key in sorted(theirs):
         if theirs[key].shape != mine[key].shape:
-            shapes = f"{tuple(theirs[key].shape)}, not {tuple(mine[key].shape)}"
-            return f"The adapter does not fit this model: {key} is {shapes}"
+            return f"has {key} of shape {tuple(theirs[key].shape)}, not {tuple(mine[key].shape)}"
     return ""
