@@ -150,7 +150,7 @@ def show(evaluation: Evaluation) -> None:
             f"{summary['n_scored']} of {summary['n_given']}",
             str(summary["ties"]),
         )
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console = table_console()
     console.print(table)
     for result in evaluation.sets:
         console.print(sentence("accuracy_verdict", result, len(evaluation.sets) > 1), soft_wrap=True)
@@ -163,6 +163,11 @@ def show(evaluation: Evaluation) -> None:
             console.print(_baselines_table(result))
             console.print(sentence("baselines_verdict", result.baselines), soft_wrap=True)
             console.print(sentence("baselines_fitted", result.baselines), soft_wrap=True)
+
+
+def table_console() -> Console:
+    """Standard output, for tables: as wide as the terminal, or `_WIDTH` without one."""
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def _baselines_table(result: SetResult) -> Table:

@@ -183,7 +183,7 @@ _ALL = (
         "push",
         "publish a model on the Hugging Face Hub",
         "runs.push:push",
-        "settings.publishing:PushArguments",
+        "settings.workflows:PushArguments",
         examples="""
             rrm-lm push outputs/demo/reward me/reward --dry_run true (after `make demo`)
             rrm-lm push outputs/mine me/reward                    (log in: hf auth login)

@@ -22,7 +22,7 @@ from rrm_lm.evaluation.reports.model_card import plain_card
 from rrm_lm.feedback.criteria.records import CRITERIA_FILE
 from rrm_lm.models import reward, reward_files
 from rrm_lm.models.saving import adapters, policies
-from rrm_lm.settings.publishing import PushArguments
+from rrm_lm.settings.workflows import PushArguments
 from rrm_lm.storage import read_object
 
 logger = logging.getLogger(__name__)

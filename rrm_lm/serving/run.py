@@ -21,10 +21,9 @@ def serve(args: ServeArguments) -> int:
     """Serve until a signal; then answer what has arrived. Returns the exit code.
 
     Raises:
-        ConfigError: The address is in use, or settings are missing.
+        ConfigError: The address is in use, or the token is not set.
         ModelError, CheckpointError: A model cannot be loaded, or its rewards differ from those at saving.
     """
-    args.require()
     token = args.token()
     with _listening(args) as listener:
         models = load_models(args)

@@ -36,11 +36,8 @@ class PlannedModelArguments(ModelArguments):
         super().__post_init__()
         for name in ("load_in_4bit", "load_in_8bit"):
             if getattr(self, name):
-                what, expected = (
-                    f"{name} is set, but quantized weights cannot be planned for",
-                    "float32 or 16-bit weights",
-                )
-                raise ConfigError(what, where=name, expected=expected, remedy="leave it out")
+                what = f"{name} is set, but quantized weights cannot be planned for"
+                raise ConfigError(what, where=name, expected="float32 or 16-bit weights", remedy="leave it out")
 
 
 @dataclass

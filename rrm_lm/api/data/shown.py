@@ -1,14 +1,16 @@
-"""Print a training example as the model sees it, with the trained parts marked."""
+"""Print training examples and prompts as the model sees them, with the trained parts marked."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.text import Text
 
+from rrm_lm.feedback.records import Prompt
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.reward.examples import RewardExample
 
 READ = "▲"  # the reward is read here
+WRITES = "▶"  # the response of a policy starts here
 OPEN, CLOSE = "⟦", "⟧"  # around tokens that are learned
 _STYLE = {"prompt": "dim", "response": "bold", "frame": "dim", "critique": "bold green"}
 
@@ -17,7 +19,7 @@ def show_example(chat: ChatFormat, example: RewardExample, *, rewarded: bool = T
     """Print the lines of an example to stderr. Marks are characters in addition to colors, because a log file has no
     colors. Unless the example is `rewarded`, only tokens are learned.
     """
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = _console()
     reward = f"The reward is read at {READ}; the" if rewarded else "The"
     console.print(f"One example as the model sees it ({example.origin}). {reward} words in {OPEN} {CLOSE} are learned.")
     for number, label in _labels(example).items():
@@ -50,7 +52,7 @@ def marked(chat: ChatFormat, line: Line, mark: str) -> Text:
 
 def show_learned(chat: ChatFormat, line: Line, origin: str) -> None:
     """Print a prompt and its learned response, including the token that ends it, to stderr."""
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = _console()
     console.print(f"One example as the model sees it ({origin}). The words in {OPEN} {CLOSE} are learned.")
     words = {
         kind: chat.tokenizer.decode(list(ids))
@@ -58,3 +60,15 @@ def show_learned(chat: ChatFormat, line: Line, origin: str) -> None:
     }
     text = Text("[imitated] ", "bold cyan").append(words["prompt"], _STYLE["prompt"])
     console.print(text.append(OPEN, "green").append(words["response"], _STYLE["critique"]).append(CLOSE, "green"))
+
+
+def show_prompt(chat: ChatFormat, prompt: Prompt) -> None:
+    """Print a prompt as the model sees it to stderr."""
+    console = _console()
+    ids = chat.prompt_ids(prompt)
+    console.print(f"One prompt as the model sees it ({len(ids)} tokens). The policy writes on from {WRITES}.")
+    console.print(Text("[prompt] ", "bold cyan").append(chat.tokenizer.decode(ids), "dim").append(WRITES, "bold red"))
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)

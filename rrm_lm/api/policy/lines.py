@@ -1,4 +1,4 @@
-"""Terminal output of `rrm-lm policy`: one prompt as the model sees it, and a line per update."""
+"""Terminal output of `rrm-lm policy`: a line per update."""
 
 from __future__ import annotations
 
@@ -7,26 +7,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from rrm_lm.evaluation.reports.formats import duration
 from rrm_lm.evaluation.reports.history import Update, update_of
-from rrm_lm.feedback.records import Prompt
-from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
-
-WRITES = "▶"  # the response starts here
-
-
-def show_prompt(chat: ChatFormat, prompt: Prompt) -> None:
-    """Print a prompt as the model sees it to stderr."""
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    ids = chat.prompt_ids(prompt)
-    console.print(f"One prompt as the model sees it ({len(ids)} tokens). The policy writes on from {WRITES}.")
-    console.print(Text("[prompt] ", "bold cyan").append(chat.tokenizer.decode(ids), "dim").append(WRITES, "bold red"))
 
 
 class UpdateLines(TrainerCallback):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from rrm_lm.api.judging import environment
+from rrm_lm.api.judging import environment, table_console
 from rrm_lm.api.output_run import changed_settings
 from rrm_lm.api.policy.monitor import Monitor
 from rrm_lm.api.policy.trainers import Training
@@ -26,8 +24,7 @@ from rrm_lm.evaluation.reports.training import TrainingReportData, before_and_af
 from rrm_lm.storage import write_text
 from rrm_lm.training.arguments import TOKENS
 
-_WIDTH = 120  # table width if stdout is not a terminal
-
+logger = logging.getLogger(__name__)
 
 _ANSWERS = 3  # prompts whose answers are printed
 
@@ -51,7 +48,7 @@ def print_comparison(comparison: PolicyComparison) -> None:
         cells.append(decimal_cell(result.kl))
         cells += [(level_cell(name, result.drift[name].level)[0], "") for name in ("tokens", "finished")]
         table.add_row(result.name, *("\n".join(filter(None, cell)) for cell in cells))
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console = table_console()
     for shown in answers(comparison, _ANSWERS):
         console.print(f"\n{shown['prompt'][-1].content}", soft_wrap=True)
         for side in shown["sides"]:
@@ -86,9 +83,6 @@ def _parts(comparison: PolicyComparison) -> Table:
             cells.append(f"{decimal(part.level.value)}{brackets}{change}")
         table.add_row(result.name, *cells)
     return table
-
-
-logger = logging.getLogger(__name__)
 
 
 def write_results(

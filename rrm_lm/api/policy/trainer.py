@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from rrm_lm.api.data.inspection import log_inspection
 from rrm_lm.api.data.rows import read_prompts
+from rrm_lm.api.data.shown import show_prompt
 from rrm_lm.api.output_run import OutputRun
 from rrm_lm.api.policy.config import PolicyConfig
-from rrm_lm.api.policy.lines import show_prompt
 from rrm_lm.api.policy.monitor import Monitor
 from rrm_lm.api.policy.prompts import fit_chat, renderable_prompts, split_prompts
 from rrm_lm.api.policy.results import write_results

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from rrm_lm.api.policy_model import Policy
-from rrm_lm.api.reward_overseer import RewardOverseer
+from rrm_lm.api.reward_model import RewardOverseer
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.policies.samples import draw
 from rrm_lm.evaluation.preferences.scorers import load_scorer
