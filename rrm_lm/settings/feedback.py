@@ -42,6 +42,7 @@ class CriteriaArguments(DatasetSource):
     json: bool = option(False, "Print JSON.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, dataset="name a file: rrm-lm criteria --dataset my_feedback.jsonl")
         check_minimum(self, uncovered=0)
 

@@ -75,7 +75,7 @@ class Stage:
         settings = yaml.compose(self.settings, Loader=yaml.SafeLoader)
         assert settings is not None
         for value in [*(scalar.value for scalar in _scalars(settings)), *self.flags]:
-            path = value.rpartition(":")[0] if value.endswith(".py") or ".py:" in value else value
+            path = value.rpartition(":")[0] if ".py:" in value else value
             if path and len(path) < 1000 and Path(path).exists() and Path(path) != self.folder:
                 found.add(path)
         return sorted(found)

@@ -55,6 +55,12 @@ def test_a_response_without_text_and_the_same_response_twice(reward: rrm_lm.Rewa
     assert found[0] == found[2] and np.isnan(found[1])
 
 
+def test_a_prompt_without_responses_has_no_rewards(reward: rrm_lm.RewardModel) -> None:
+    none, one = reward.score([PROMPT, "who lives?"], [[], ["yes"]])
+    assert none.shape == (0,) and one.shape == (1,)
+    assert reward.score(PROMPT, []).shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("prompts", "responses"), [(PROMPT, "yes"), ([PROMPT, PROMPT], [["yes"]]), ([PROMPT], ["yes"])]
 )

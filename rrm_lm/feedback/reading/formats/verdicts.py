@@ -102,11 +102,10 @@ def _responses(row: Row, names: tuple[str, str]) -> tuple[Prompt, str, str]:
         ]
         prompt, first, second = split_shared(row, talks[0], talks[1], names)
         return row.in_context(prompt), first, second
-    if all(isinstance(value, list) for value in values):
+    if all(isinstance(value, list) for value in values) and not row.has("prompt"):
         talks = [row.messages(name) for name in names]
-        if not row.has("prompt"):
-            prompt, first, second = split_shared(row, talks[0], talks[1], names)
-            return row.in_context(prompt), first, second
+        prompt, first, second = split_shared(row, talks[0], talks[1], names)
+        return row.in_context(prompt), first, second
     prompt = row.prompt()
     return prompt, row.response(names[0], prompt), row.response(names[1], prompt)
 

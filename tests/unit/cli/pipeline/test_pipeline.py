@@ -136,6 +136,17 @@ def test_a_stage_is_done_until_its_inputs_or_outputs_change(stage: Stage) -> Non
     assert not stage.is_done()
 
 
+def test_python_files_are_inputs_with_and_without_a_name_in_them(tmp_path: Path) -> None:
+    for named in ("", ":polite"):
+        file = tmp_path / f"rewards{len(named)}.py"
+        file.write_text("one")
+        settings = f"reward_function: {file}{named}\n"
+        made = Stage("policy", "policy", settings, (), tmp_path / "out", tmp_path / "records")
+        before = made.inputs()
+        file.write_text("another")
+        assert made.inputs() != before, named
+
+
 def test_a_store_is_an_input_by_its_answers(tmp_path: Path) -> None:
     """Not by its bytes: those of a store that is in use are partly in another file, and retraction only adds some."""
     item = Item((Message("user", "Capital of Norway?"),), ("Oslo.", "Rome."))
