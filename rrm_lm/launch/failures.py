@@ -145,20 +145,15 @@ class OneOfSeveral(SingleProcess):
 @contextmanager
 def shared() -> Iterator[SingleProcess]:
     """Watch the other processes of this command during the block."""
-    here = _join()
+    here, (store, rank, _) = SingleProcess(), launchers_store("rrm_lm")
+    if store is not None:
+        first = rank - int(os.environ["LOCAL_RANK"])
+        machine = range(first, first + int(os.environ["LOCAL_WORLD_SIZE"]))
+        here = OneOfSeveral(store, rank, [other for other in machine if other != rank])
     try:
         yield here
     finally:
         here.end()
-
-
-def _join() -> SingleProcess:
-    store, rank, _ = launchers_store("rrm_lm")
-    if store is None:
-        return SingleProcess()
-    first = rank - int(os.environ["LOCAL_RANK"])
-    neighbours = [other for other in range(first, first + int(os.environ["LOCAL_WORLD_SIZE"])) if other != rank]
-    return OneOfSeveral(store, rank, neighbours)
 
 
 def launchers_store(prefix: str) -> tuple[Any, int, int]:

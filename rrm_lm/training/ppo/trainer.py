@@ -181,7 +181,9 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
         episodes = [item for item in items for _ in range(count)]
         known = sampled.log_probs
         served = None if known is None else [numbers for samples in known for numbers in samples]
-        rollouts = self._rollouts(episodes, [ids for samples in sampled.ids for ids in samples], served)
+        responses = [ids for samples in sampled.ids for ids in samples]
+        device = self.accelerator.device
+        rollouts = Rollouts.of(episodes, responses, self.processing_class, self.end_ids, device, served)
         if self.end_ids and not any(rollouts.finished) and not self._has_warned:
             self._has_warned = True
             logger.warning(
@@ -365,12 +367,3 @@ class PPOTrainer(AgentTrainer, _TrlPPOTrainer):
             tokens, share = self.args.micro_batch_tokens, self.args.share_prefixes
             self._grouping = Grouping(self.agent, lines, tokens, self.processes.max, share)
         return self._grouping
-
-    def _rollouts(
-        self,
-        items: Sequence[PromptItem],
-        responses: Sequence[Sequence[int]],
-        served: Sequence[Sequence[float]] | None = None,
-    ) -> Rollouts:
-        device = self.accelerator.device
-        return Rollouts.of(items, responses, self.processing_class, self.end_ids, device, served)

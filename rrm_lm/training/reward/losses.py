@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import truediv
 
 import torch
 from torch import Tensor
@@ -17,6 +20,9 @@ from torch.nn import functional as F
 from rrm_lm.models.reward import RewardOutput
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import RewardExample
+
+# The probabilities of at most 0, 1, 2 ... under a Poisson distribution of mean 1.
+_POISSON = list(accumulate(accumulate(range(1, 20), truediv, initial=math.exp(-1))))
 
 
 def bradley_terry(
@@ -167,15 +173,4 @@ def member_weights(seed: int, heads: int, prompt_id: str) -> tuple[float, ...]:
     if heads == 1:
         return (1.0,)
     hashes = [hashlib.sha256(f"{seed}/{member}/{prompt_id}".encode()).digest() for member in range(heads)]
-    return tuple(_poisson(int.from_bytes(digest[:8], "big") / 2**64) for digest in hashes)
-
-
-def _poisson(uniform: float) -> float:
-    """The quantile of a Poisson distribution of mean 1."""
-    count, probability = 0, math.exp(-1)
-    cumulated = probability
-    while uniform >= cumulated and probability > 0:
-        count += 1
-        probability /= count
-        cumulated += probability
-    return float(count)
+    return tuple(float(bisect_right(_POISSON, int.from_bytes(digest[:8], "big") / 2**64)) for digest in hashes)

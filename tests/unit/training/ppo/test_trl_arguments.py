@@ -22,6 +22,7 @@ from trl.experimental.ppo import PPOTrainer as TrlTrainer
 
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.training.ppo.config import PPOConfig
+from rrm_lm.training.ppo.rollouts import Rollouts
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from tests.deprecations import trls_arguments
 from tests.tiny import VOCABULARY, tiny_tokenizer
@@ -165,7 +166,8 @@ def test_a_pad_token_that_is_eos_ends_nothing_too_early(tmp_path: Path) -> None:
     given = arguments(tmp_path, total_episodes=4)
     given["processing_class"].pad_token = given["processing_class"].eos_token
     trainer = PPOTrainer(**given)
-    rollouts = trainer._rollouts(trainer.prompts[:2], [[5, 2, 7, 8], [2, 2]])
+    responses, device = [[5, 2, 7, 8], [2, 2]], trainer.accelerator.device
+    rollouts = Rollouts.of(trainer.prompts[:2], responses, given["processing_class"], trainer.end_ids, device)
     assert rollouts.lengths.tolist() == [4, 2]
     trainer.train()
 
