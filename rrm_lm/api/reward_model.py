@@ -84,7 +84,10 @@ class RewardModel:
         for prompt, group in zip(asked, lists, strict=True):
             groups.setdefault(prompt, {}).update(dict.fromkeys(group))
         found = score_responses(
-            self.scorer, {p: list(texts) for p, texts in groups.items() if texts}, across_processes=False, progress=False
+            self.scorer,
+            {p: list(texts) for p, texts in groups.items() if texts},
+            across_processes=False,
+            progress=False,
         )
         rewards = [
             np.array([found[prompt][text] for text in group], dtype=np.float64)
