@@ -91,7 +91,7 @@ def command(*parts: object) -> Callable[[], None]:
 
 
 def run_seed(seed: int, part: str, out: Path) -> None:
-    """Run what is missing of one seed, and keep what it measured."""
+    """Run what is missing of one seed. What it measured is kept from the comparison of its policies on."""
     kept_file = KEPT / f"{part}_seed{seed}.json"
     seconds = json.loads(kept_file.read_text())["seconds"] if kept_file.is_file() else {}
     for file, work in stages(seed, part, out):
@@ -101,29 +101,36 @@ def run_seed(seed: int, part: str, out: Path) -> None:
             started = time.time()
             work()
             seconds[name] = round(time.time() - started)
+        if (out / f"seed{seed}" / part / "policies" / "results.json").is_file():
+            write_json(kept_file, measured(seed, part, out) | {"seconds": seconds})
+
+
+def measured(seed: int, part: str, out: Path) -> dict[str, Any]:
+    """What one seed measured so far. A seed that was stopped early lacks best of 8, or the general prompts."""
     user = NoteUser.from_file(DATA / f"{part}_questions.jsonl.gz")
     # Policies are named by their folders here.
-    general = (out / f"seed{seed}" / "general" / "results.json").read_text(encoding="utf-8")
-    found, proxy = out / f"seed{seed}" / part, str(out / f"seed{seed}" / "reward")
+    run = out / f"seed{seed}"
+    found, general = run / part, run / "general" / "results.json"
     names = {"smollm2-135m": "start", "sft": "sft", "policy": "ppo", "dpo": "dpo"}
     files = {"sampled": found / "policies" / "samples.jsonl", "greedy": found / "policies" / "greedy.jsonl"}
-    measured = {
+    values = {
         way: {names[name]: values for name, values in by_prompt(file, user).items()} for way, file in files.items()
     }
-    measured["best_of"] = {"best_of_8": by_prompt(found / "best_of" / "samples.jsonl", user, best_by=proxy)["sft"]}
-    measured["trivial"] = {START_PLUS_CLOSE: by_prompt(files["greedy"], user, close=f" {CONSTANT}")["smollm2-135m"]}
-    kept = {
+    values["trivial"] = {START_PLUS_CLOSE: by_prompt(files["greedy"], user, close=f" {CONSTANT}")["smollm2-135m"]}
+    if (found / "best_of" / "results.json").is_file():
+        best = by_prompt(found / "best_of" / "samples.jsonl", user, best_by=str(run / "reward"))
+        values["best_of"] = {"best_of_8": best["sft"]}
+    return {
         "seed": seed, "part": part, "commit": commit(), "machine": machine(),
-        "config": sha256(CONFIG), "seconds": seconds,
+        "config": sha256(CONFIG),
         "pairs": pairs_judged(found / "evaluate"),
-        "general": json.loads(general.replace(f"{out / f'seed{seed}'}/", ""))["policies"],
+        "general": json.loads(general.read_text().replace(f"{run}/", ""))["policies"] if general.is_file() else {},
         "values": {
-            way: {name: {key: v.round(4).tolist() for key, v in values.items()} for name, values in policies.items()}
-            for way, policies in measured.items()
+            way: {name: {key: v.round(4).tolist() for key, v in one.items()} for name, one in policies.items()}
+            for way, policies in values.items()
         },
         "first_answers": first_answers(files["greedy"], user, names),
     }  # fmt: skip
-    write_json(kept_file, kept)
 
 
 def record_use(seeds: Sequence[int]) -> None:
@@ -198,7 +205,11 @@ def summary(part: str) -> dict[str, Any]:
     user = NoteUser.from_file(DATA / f"{part}_questions.jsonl.gz")
     runs = kept_runs(part)
     sampled, greedy, best, plus_close = (
-        [{name: {k: np.array(v) for k, v in one.items()} for name, one in run["values"][way].items()} for run in runs]
+        [
+            {name: {k: np.array(v) for k, v in one.items()} for name, one in run["values"][way].items()}
+            for run in runs
+            if way in run["values"]
+        ]
         for way in ("sampled", "greedy", "best_of", "trivial")
     )
     notes = [request.note for request in user.requests.values()]  # questions about one note are not independent
@@ -216,6 +227,7 @@ def summary(part: str) -> dict[str, Any]:
     right = max(("start", "sft"), key=lambda name: at_zero[name]["parts"]["answer"]["value"])
     return {
         "part": part, "seeds": [run["seed"] for run in runs], "commits": [run["commit"] for run in runs],
+        "best_of_8_seeds": [run["seed"] for run in runs if "best_of" in run["values"]],
         "machine": machine(), "config": runs[0]["config"],
         **pair_accuracies(runs, part),
         "baselines": next((found for run in runs if (found := run["pairs"]["baselines"])), {}),
