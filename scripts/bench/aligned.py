@@ -221,7 +221,9 @@ def summary(part: str) -> dict[str, Any]:
         parts = {part: over([run[name][part] for run in runs]) for part in user.parts}
         return {"gold": over([run[name]["gold"] for run in runs]), "parts": parts}
 
-    policies = {name: table(sampled, name) for name in POLICIES} | {"best_of_8": table(best, "best_of_8")}
+    policies = {name: table(sampled, name) for name in POLICIES}
+    if best:
+        policies["best_of_8"] = table(best, "best_of_8")
     other = max(("start", "sft"), key=lambda name: policies[name]["gold"]["value"])
     at_zero = {name: table(greedy, name) for name in POLICIES}
     right = max(("start", "sft"), key=lambda name: at_zero[name]["parts"]["answer"]["value"])
