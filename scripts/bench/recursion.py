@@ -1,15 +1,18 @@
 """Does recursion help? The chip domain with an unassisted overseer, an assisted one, and controls.
 
-    python scripts/bench/recursion.py --seeds 0 1 2 --minutes 110      (repeat until it is finished)
-    python scripts/bench/recursion.py --seeds 0 --only ablations
-    python scripts/bench/recursion.py --summarise                      (writes results/recursion.json and .html)
+    python scripts/bench/recursion.py --minutes 110                (repeat until it is finished)
+    python scripts/bench/recursion.py --seeds 1 --only ablations
+    python scripts/bench/recursion.py --summarise                  (writes results/recursion.json and .html)
 
-Arms: U (no help), A (helpers' notes), Sh (the notes on another response: a sham), C (no notes; A's checks spent on
-fully measured pairs) and G (true labels). Each trains the same reward model, with the same first weights, on the same
-pairs. Ablations: A without one helper, A with helpers that have helpers (A2), and notes as the reward's input (N).
+Arms at every seed: U (no help), A (helpers' notes), C (no notes; A's checks spent on fully measured pairs) and G (true
+labels). At the control seeds also Sh (the notes on another response: a sham), C0 (C's measured pairs alone), C+ (C with
+measured pairs counted three times) and A0 (helpers that saw no planted designs). Each trains the same reward model,
+with the same first weights, on the same pairs. An overseer's own tie is left out; nothing else is. B are responses
+without a reward model: the best constant ones and random ones. Ablations: A without one helper, and notes as the
+reward's input (N). Depths: A with helpers that have helpers (A2).
 
 Every piece (helpers, an arm, a policy) is saved when it is done and not repeated; a stopped piece resumes from its
-newest checkpoint. After `--minutes`, no further piece is started.
+newest checkpoint. After `--minutes`, no further piece is started. Seed 0 was a pilot, on which settings were chosen.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import machine
-from recursion_controls import MeasuredNotes, ShamNotes
-from recursion_rules import ARMS
+from common import commit, machine
+from recursion_controls import MeasuredNotes, ShamNotes, trivial_gold
+from recursion_rules import CONTROLS, CORE
 from recursion_summary import summarise
 
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
@@ -63,6 +66,11 @@ from rrm_lm.text.chat import ChatFormat
 
 MAIN = "main"
 DEEP = "A2"  # helpers that have helpers
+UNPLANTED = "A0"  # helpers that saw no planted designs
+MEASURED = ("C", "C0", "C+")  # arms that spend the checks on measured pairs
+MEASURED_COUNT = 3  # how often C+ counts a measured pair
+CONTROL_SEEDS = (1, 2, 3)  # seeds of the controls, the policies and the depths
+GROUPS = ("core", "controls", "policies", "depths")
 INPUT = "N"  # the reward model reads the notes, too
 START_WRITER = "start_policy"
 
@@ -144,32 +152,35 @@ class Experiment:
 
     # -- pieces -------------------------------------------------------------------------------------------------------
 
-    def pieces(self, seeds: Sequence[int], only: str) -> Iterator[tuple[str, Callable[[], None]]]:
-        """Names of the pieces that are not done, with what does them. What later ones need comes first."""
+    def pieces(self, seeds: Sequence[int], groups: Sequence[str]) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Names of the pieces that are not done, with what does them, in an order in which each finds what it needs."""
         if not (self.folder / "questions.json").is_file():
             yield "questions", self.make_questions
-        for seed in seeds:
-            arms = self._arms(only)
-            if any(self._needs_helpers(arm) for arm in arms):
-                yield from self._if_missing(self.place(seed) / "helpers.json", lambda s=seed: self.solve_helpers(s))
-            if DEEP in arms:
-                yield from self._if_missing(self.place(seed) / "deep.json", lambda s=seed: self.solve_helpers(s, True))
-            for arm in arms:
-                yield from self._if_missing(self.place(seed) / f"{arm}.json", lambda a=arm, s=seed: self.run_arm(a, s))
-            for arm in ARMS if only in ("all", "policies") else ():
-                file = self.place(seed) / f"{arm}_policy.json"
-                yield from self._if_missing(file, lambda a=arm, s=seed: self.run_policy(a, s))
+        for group in groups:
+            for seed in seeds if group in ("core", "ablations") else [one for one in seeds if one in CONTROL_SEEDS]:
+                if group == "policies":
+                    for arm in (*CORE, "Sh"):
+                        yield from self._arm(arm, seed)
+                        file = self.place(seed) / f"{arm}_policy.json"
+                        yield from self._if_missing(file, lambda a=arm, s=seed: self.run_policy(a, s))
+                else:
+                    for arm in self._arms(group):
+                        yield from self._arm(arm, seed)
 
-    def _arms(self, only: str) -> list[str]:
-        main = list(ARMS) if only in ("all", "arms", "policies") else []
-        if only != "ablations":
-            return main
-        deep = [DEEP] if any(self.domain.aspects[name].parts for name in self.helpers) else []
-        return [*(f"A-{name}" for name in self.helpers), *deep, INPUT]
+    def _arm(self, arm: str, seed: int) -> Iterator[tuple[str, Callable[[], None]]]:
+        """An arm, after its helpers."""
+        if arm not in ("U", "G", *MEASURED):
+            name = _helpers_of(arm)
+            file = self.place(seed) / f"helpers_{name}.json"
+            yield from self._if_missing(file, lambda: self.solve_helpers(seed, name))
+        yield from self._if_missing(self.place(seed) / f"{arm}.json", lambda: self.run_arm(arm, seed))
 
-    @staticmethod
-    def _needs_helpers(arm: str) -> bool:
-        return arm not in ("U", "C", "G")
+    def _arms(self, group: str) -> Sequence[str]:
+        if group == "depths":
+            return [DEEP] if any(self.domain.aspects[name].parts for name in self.helpers) else []
+        return {"core": CORE, "controls": CONTROLS, "ablations": [*(f"A-{name}" for name in self.helpers), INPUT]}[
+            group
+        ]
 
     def _if_missing(self, file: Path, run: Callable[[], None]) -> Iterator[tuple[str, Callable[[], None]]]:
         if not file.is_file():
@@ -200,12 +211,16 @@ class Experiment:
         gold = [[self.domain.gold(p, text) for text in group] for p, group in zip(requests, written, strict=True)]
         readable = sum(self.domain.parse(text) is not None for group in written for text in group)
         found |= {"requests": [_plain(prompt) for prompt in requests], "responses": written, "gold": gold}
-        write_json(self.folder / "questions.json", found | {"readable": readable / (len(requests) * sizes.samples)})
+        found |= {
+            "readable": readable / (len(requests) * sizes.samples),
+            "trivial": trivial_gold(self.domain, requests),
+        }
+        write_json(self.folder / "questions.json", found)
 
-    def solve_helpers(self, seed: int, deep: bool = False) -> None:
-        """Train the helpers of a seed; they are shared by every arm that has notes."""
+    def solve_helpers(self, seed: int, kind: str) -> None:
+        """Train the helpers of a seed, which the arms with the same kind of helpers share (`_helpers_of`)."""
         began = time.perf_counter()
-        workspace, tree = self._helper_tree(seed, deep)
+        workspace, tree = self._helper_tree(seed, kind)
         solve_all(tree.helpers, workspace)
         below = [node for helper in tree.helpers for node in helper.walk()]
         found = {
@@ -216,8 +231,8 @@ class Experiment:
             }
             for node in below
         }
-        name = "deep.json" if deep else "helpers.json"
-        write_json(self.place(seed) / name, {"helpers": found, "seconds": round(time.perf_counter() - began, 1)})
+        seconds = round(time.perf_counter() - began, 1)
+        write_json(self.place(seed) / f"helpers_{kind}.json", {"helpers": found, "seconds": seconds})
 
     def run_arm(self, arm: str, seed: int) -> None:
         """Label the pairs, train the reward model, and score what it is judged by."""
@@ -236,7 +251,8 @@ class Experiment:
         found = self.scored(scorer)
         drop_adapters(self.shared, reward_adapter(name))
         found |= {
-            "arm": arm, "seed": seed, "labels": right, "checks": self.checks(arm, seed), "notes": assistance.account(),
+            "arm": arm, "seed": seed, "labels": right, "comparisons": len(records), "checks": self.checks(arm, seed),
+            "notes": assistance.account(), "commit": commit(),
             "seconds": {"labels": round(labelled, 1), "training": round(trained, 1),
                         "all": round(time.perf_counter() - began, 1)},
         }  # fmt: skip
@@ -266,13 +282,14 @@ class Experiment:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _helper_tree(self, seed: int, deep: bool) -> tuple[Workspace, Any]:
+    def _helper_tree(self, seed: int, kind: str) -> tuple[Workspace, Any]:
         each = {
             "questions": self.sizes.checks, "num_train_epochs": self.sizes.helper_epochs,
             "learning_rate": self.sizes.helper_learning_rate, "per_device_train_batch_size": self.sizes.batch,
             "critique_weight": self.sizes.critique_weight, "critique_view": "reward",
-            "planted": self.sizes.planted, "tested": self.sizes.far,
+            "planted": 0.0 if kind == UNPLANTED else self.sizes.planted, "tested": self.sizes.far,
         }  # fmt: skip
+        deep = kind == DEEP
         parts = {name: self.domain.aspects[name].parts for name in self.helpers}
         names = [f"deep_{name}" if deep and parts[name] else name for name in self.helpers]
         nodes: dict[str, Any] = {MAIN: {"helpers": names}}
@@ -280,7 +297,9 @@ class Experiment:
             nodes[node] = each | {"task": name, "helpers": list(parts[name]) if node != name else []}
             nodes |= {part: each for part in nodes[node]["helpers"]}
         tree = read_tree(self.domain, nodes)
-        return Workspace(self.place(seed) / "nodes", self.shared, TrainingOptions(seed), {"name": self.model}), tree
+        # The deeper tree shares the helpers that have no parts with A's.
+        folder = self.place(seed) / ("nodes_A0" if kind == UNPLANTED else "nodes")
+        return Workspace(folder, self.shared, TrainingOptions(seed), {"name": self.model}), tree
 
     def pairs(self, seed: int) -> list[tuple[Prompt, str, str]]:
         """What the overseer of a seed compares, the same for every arm: responses of the policy that all start from."""
@@ -300,13 +319,12 @@ class Experiment:
         subjects = [(prompt, text) for prompt, *both in pairs for text in both]
         if arm in ("U", "G"):
             return HelperNotes(())
-        if arm == "C":
-            # A pair takes a check for each aspect of each response: M for each helper buy M / 2 pairs.
-            return MeasuredNotes(self.domain, frozenset(subjects[: 2 * (self.sizes.checks // 2)]))
-        workspace, tree = self._helper_tree(seed, arm == DEEP)
+        if arm in MEASURED:
+            return MeasuredNotes(self.domain, frozenset(subjects[: 2 * self._measured]))
+        kind = _helpers_of(arm)
+        workspace, tree = self._helper_tree(seed, kind)
         agents = solve_all(tree.helpers, workspace)
-        kept = self.place(seed) / ("notes_deep.jsonl" if arm == DEEP else "notes.jsonl")
-        every = HelperNotes(agents, kept)
+        every = HelperNotes(agents, self.place(seed) / f"notes_{kind}.jsonl")
         every.prepare(subjects)
         if arm == "Sh":
             return ShamNotes(every, subjects, seed)
@@ -319,29 +337,34 @@ class Experiment:
     def label(
         self, arm: str, seed: int, pairs: Sequence[tuple[Prompt, str, str]], assistance: Assistance
     ) -> tuple[list[Comparison], list[int]]:
-        """Comparisons as an arm's overseer makes them, and whether each is as the truth has it."""
+        """Comparisons as an arm's overseer makes them, and whether each is as the truth has it, where it has one."""
         overseer: Any = Assisted(LimitedOverseer(self.domain, seed), assistance)
         if arm == "G":
             overseer = SimulatedOverseer(self.domain.gold)
         records, right = [], []
-        for row, (prompt, *both) in enumerate(pairs, start=1):
+        for row, (prompt, *both) in enumerate(pairs[: self._measured] if arm == "C0" else pairs, start=1):
             verdict = overseer.compare(prompt, both)
             gap = self.domain.gold(prompt, both[0]) - self.domain.gold(prompt, both[1])
-            if verdict.preferred is None or gap == 0:
+            if verdict.preferred is None:
                 continue
-            right.append(int((gap > 0) == (verdict.preferred == 0)))
+            if gap != 0:
+                right.append(int((gap > 0) == (verdict.preferred == 0)))
             chosen, rejected = both if verdict.preferred == 0 else reversed(both)
-            records.append(
-                Comparison(prompt=prompt, chosen=chosen, rejected=rejected, origin=Origin(f"arm {arm}", row))
-            )
+            record = Comparison(prompt=prompt, chosen=chosen, rejected=rejected, origin=Origin(f"arm {arm}", row))
+            records += [record] * (MEASURED_COUNT if arm == "C+" and row <= self._measured else 1)
         return records, right
+
+    @property
+    def _measured(self) -> int:
+        """Pairs that A's checks buy: a pair takes a check for each aspect of each response, M for each helper M / 2."""
+        return self.sizes.checks // 2
 
     def checks(self, arm: str, seed: int) -> int:
         """What an arm asks of the bench."""
         if arm in ("U", "G"):
             return 0
         if arm == DEEP:
-            deep = json.loads((self.place(seed) / "deep.json").read_text(encoding="utf-8"))
+            deep = json.loads((self.place(seed) / f"helpers_{DEEP}.json").read_text(encoding="utf-8"))
             return sum(one["costs"]["checks"] for one in deep["helpers"].values())
         return (len(self.helpers) - arm.startswith("A-")) * self.sizes.checks
 
@@ -359,12 +382,17 @@ class Experiment:
         return found | {"rewards": scorer.score(requests, questions["responses"])}
 
 
+def _helpers_of(arm: str) -> str:
+    """The arm that names the helpers of an arm with notes."""
+    return arm if arm in (DEEP, UNPLANTED) else "A"
+
+
 def _differ(one: str, other: str) -> bool:
     return bool(one.strip() and other.strip()) and one.strip() != other.strip()
 
 
 def _identifier(name: str) -> str:
-    return name.replace("-", "_no_").lower()
+    return name.replace("-", "_no_").replace("+", "_weighted").lower()
 
 
 def _plain(prompt: Prompt) -> list[list[str]]:
@@ -377,8 +405,8 @@ def _prompt(plain: Sequence[Sequence[str]]) -> Prompt:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--only", choices=["all", "arms", "policies", "ablations"], default="all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(1, 9)))
+    parser.add_argument("--only", nargs="+", choices=[*GROUPS, "ablations"], default=GROUPS)
     parser.add_argument("--folder", type=Path, default=Path("outputs/recursion_bench"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--domain", default="chip")

@@ -1,10 +1,12 @@
-"""The controls of the recursion experiment: notes that do not come from helpers."""
+"""The controls of the recursion experiment: notes that do not come from helpers, responses that need no reward."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from rrm_lm.feedback.asking.collection import Subject
 from rrm_lm.feedback.records import Prompt
@@ -69,3 +71,22 @@ class ShamNotes:
 
     def account(self) -> dict[str, Any]:
         return self.assistance.account()
+
+
+def trivial_gold(domain: Domain, requests: Sequence[Prompt], designs: int = 4000) -> dict[str, float]:
+    """Mean gold over requests of responses that need no reward model.
+
+    `random` is the domain's drafts; `constant` the one draft that is best for all requests together,
+    `constant_by_prompt` the best for each, both of `designs` drafts and chosen by gold, which no policy sees.
+    """
+    rng = random.Random("trivial")
+    prompts = list(dict.fromkeys(requests))
+    share = np.array([requests.count(prompt) for prompt in prompts]) / len(requests)
+    drafts = list(dict.fromkeys(domain.draft(rng.choice(prompts), rng) for _ in range(designs)))
+    gold = np.array([[domain.gold(prompt, draft) for draft in drafts] for prompt in prompts])
+    own = [domain.gold(prompt, domain.draft(prompt, rng)) for prompt in requests for _ in range(100)]
+    return {
+        "random": float(np.mean(own)),
+        "constant": float((share @ gold).max()),
+        "constant_by_prompt": float(share @ gold.max(axis=1)),
+    }

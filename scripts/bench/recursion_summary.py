@@ -1,14 +1,18 @@
-"""Summarizes the pieces of recursion.py: results/recursion.json, and the page with the computed verdict."""
+"""Summarizes the pieces of recursion.py: results/recursion.json, and the page with the computed verdict.
+
+`by_seed` holds what was measured; everything else is computed from it. Seeds that the committed file holds and the
+folder of pieces does not are kept, so that an experiment may go on on another machine.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from recursion_rules import AIM, ARMS, BEST_OF, Crossed, Findings, Floats, Interval, conclude, over_seeds
+from recursion_rules import AIM, BEST_OF, CONTROLS, CORE, Findings, Interval, conclude, over_seeds, share
 
 from rrm_lm.evaluation.policies.best_of_n import expected_best
 from rrm_lm.evaluation.reports import page
@@ -16,223 +20,258 @@ from rrm_lm.evaluation.reports.plots import ForestRow, forest
 from rrm_lm.evaluation.statistics.metrics import Estimate, correctness
 from rrm_lm.storage import now, write_json, write_text
 
-_BY_SEED = {"reward_accuracy": "reward_accuracy", "best_of_16": "best_of_16", "policy_gold": "policy"}
+BEST = f"best_of_{BEST_OF[-1]}"
 DEPTHS = ("U", "A", "A2")  # by levels of helpers below the overseer
+DIFFERENCES = (
+    ("A", "U"), ("G", "U"), ("A", "C"), ("C", "U"), ("Sh", "U"), ("A", "Sh"), ("A", "C0"), ("A", "C+"), ("A", "A0"),
+)  # fmt: skip
+MEASURES = ("reward_accuracy", "near_accuracy", BEST, "policy_gold")
 NOTES = "recursion_notes.txt"  # failed attempts, one per line; shown on the page
 
-
-class Pieces:
-    """The finished pieces of an experiment, as arrays (seeds, questions).
-
-    Args:
-        folder: The folder of the pieces.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.experiment, self.questions = _read(folder / "experiment.json"), _read(folder / "questions.json")
-        self.arms: dict[str, dict[int, dict[str, Any]]] = {}
-        self.policies: dict[str, dict[int, dict[str, Any]]] = {}
-        self.helpers: dict[int, dict[str, Any]] = {}
-        for file in sorted(folder.glob("seed*/*.json")):
-            if file.stem in ("helpers", "deep"):
-                self.helpers.setdefault(int(file.parent.name[4:]), {}).update(_read(file)["helpers"])
-                continue
-            if file.stem == "pairs":
-                continue
-            found = _read(file)
-            kind = self.policies if file.stem.endswith("_policy") else self.arms
-            kind.setdefault(found["arm"], {})[found["seed"]] = found
-
-    def seeds(self, *arms: str, policies: bool = False) -> list[int]:
-        """Seeds at which all of these arms are done."""
-        found = [set((self.policies if policies else self.arms).get(arm, {})) for arm in arms]
-        return sorted(set.intersection(*found)) if found else []
-
-    def right(self, arm: str, seeds: Sequence[int], kind: str = "far") -> Floats:
-        """Whether each fresh pair is ordered correctly."""
-        return np.stack([correctness(self.arms[arm][seed][kind]) for seed in seeds])
-
-    def best(self, arm: str, seeds: Sequence[int], n: int) -> Floats:
-        """Gold of the best of n by the arm's reward, for each request; an unbiased estimate from all samples."""
-        gold, place = self.questions["gold"], min(n, len(self.questions["gold"][0])) - 1
-        return np.stack([expected_best(self.arms[arm][seed]["rewards"], gold)[:, place] for seed in seeds])
-
-    def policy(self, arm: str, seeds: Sequence[int]) -> Floats:
-        """Gold of the trained policy's response to each request."""
-        return np.stack([np.asarray(self.policies[arm][seed]["gold"], dtype=float) for seed in seeds])
+Seeds = dict[str, dict[str, Any]]  # by seed: `arms` and `helpers`
 
 
-def results(pieces: Pieces) -> dict[str, Any]:
-    """All results; exits with the missing pieces if there are any."""
-    seeds, policy_seeds = pieces.seeds(*ARMS), pieces.seeds(*ARMS, policies=True)
-    found: dict[str, Any] = {
-        "created": now(), "seeds": seeds, "policy_seeds": policy_seeds, **pieces.experiment,
-        "readable": pieces.questions.get("readable"), "helpers": _helpers(pieces),
-    }  # fmt: skip
-    if not seeds:
-        return found | {"verdict": "not finished: no seed has all of " + ", ".join(ARMS)}
-    pairs, requests = (Crossed(len(seeds), pieces.right("U", seeds).shape[1]),
-                       Crossed(len(seeds), len(pieces.questions["requests"])))  # fmt: skip
-    near = Crossed(len(seeds), pieces.right("U", seeds, "near").shape[1])
-    right = {arm: pieces.right(arm, seeds) for arm in ARMS}
-    best = {arm: {n: pieces.best(arm, seeds, n) for n in BEST_OF} for arm in ARMS}
-    policy = {arm: pieces.policy(arm, policy_seeds) for arm in ARMS} if policy_seeds else {}
-    by_policy = Crossed(len(policy_seeds), len(pieces.questions["requests"])) if policy_seeds else None
-    found["arms"] = {
-        arm: {
-            "label_accuracy": _share([pieces.arms[arm][seed]["labels"] for seed in seeds]),
-            "reward_accuracy": pairs.mean(right[arm]).to_dict(),
-            "reward_accuracy_by_seed": [round(float(one.mean()), 4) for one in right[arm]],
-            "near_accuracy": near.mean(pieces.right(arm, seeds, "near")).to_dict(),
-            "best_of_n": {str(n): requests.mean(best[arm][n]).to_dict() for n in BEST_OF},
-            "best_of_16_by_seed": [round(float(gold.mean()), 4) for gold in best[arm][BEST_OF[-1]]],
-            "policy_gold": by_policy.mean(policy[arm]).to_dict() if by_policy else None,
-            "policy_by_seed": [round(float(gold.mean()), 4) for gold in policy[arm]] if by_policy else [],
-            "policy_unreadable": [_unreadable(pieces.policies[arm][seed]) for seed in policy_seeds],
-            "cost": _cost(pieces, arm, seeds),
+# -- what was measured ------------------------------------------------------------------------------------------------
+
+
+def measured(folder: Path) -> Seeds:
+    """The finished pieces of each seed."""
+    questions, found = _read(folder / "questions.json"), Seeds()
+    for place in sorted(folder.glob("seed*"), key=lambda one: int(one.name[4:])):
+        arms = {file.stem: _read(file) for file in sorted(place.glob("*.json")) if "arm" in _read(file)}
+        helpers: dict[str, Any] = {}
+        for file in sorted(place.glob("helpers_*.json")):
+            kind = file.stem.removeprefix("helpers_")
+            helpers |= {f"{name} of {kind}" if kind != "A" else name: _helper(one, kind)
+                        for name, one in _read(file)["helpers"].items()}  # fmt: skip
+        names = [name for name in arms if not name.endswith("_policy")]
+        found[place.name[4:]] = {
+            "arms": {name: _arm(arms[name], arms.get(f"{name}_policy"), questions) for name in names},
+            "helpers": helpers,
         }
-        for arm in ARMS
-    }
-    top = {arm: best[arm][BEST_OF[-1]] for arm in ARMS}
-    found |= {
-        "pgr_reward_accuracy": pairs.ratio(right["A"] - right["U"], right["G"] - right["U"]).to_dict(),
-        "pgr_best_of_16": requests.ratio(top["A"] - top["U"], top["G"] - top["U"]).to_dict(),
-        "pgr_policy": by_policy.ratio(policy["A"] - policy["U"], policy["G"] - policy["U"]).to_dict()
-        if by_policy else None,
-        "differences": {
-            f"{one} - {other}": {
-                "reward_accuracy": pairs.mean(right[one] - right[other]).to_dict(),
-                "best_of_16": requests.mean(top[one] - top[other]).to_dict(),
-                "policy_gold": by_policy.mean(policy[one] - policy[other]).to_dict() if by_policy else None,
-            }
-            for one, other in (("A", "U"), ("G", "U"), ("A", "C"), ("Sh", "U"), ("A", "Sh"), ("C", "U"))
-        },
-        "ablations": _ablations(pieces),
-        "depths": depths(pieces),
-    }  # fmt: skip
-    return judged(found)
+    return {seed: one for seed, one in found.items() if one["arms"] or one["helpers"]}
 
 
-def judged(found: dict[str, Any]) -> dict[str, Any]:
-    """The results with intervals of differences over the means of seeds, and the verdict based on them."""
-    found["over_seeds"] = {
-        name: {
-            measure: _over_seeds(*(found["arms"][arm].get(f"{key}_by_seed") for arm in name.split(" - ")))
-            for measure, key in _BY_SEED.items()
-        }
-        for name in found["differences"]
-    }
-    by_seed: dict[str, Any] = {name: one["reward_accuracy"] for name, one in found["over_seeds"].items()}
-    findings = Findings(
-        gain=by_seed["A - U"], room=by_seed["G - U"], over_cost=by_seed["A - C"], sham=by_seed["Sh - U"],
-        over_sham=by_seed["A - Sh"], best_gain=Interval(**found["differences"]["A - U"]["best_of_16"]),
-        policy_gain=found["over_seeds"]["A - U"]["policy_gold"],
-        curve=[found["arms"]["A"]["best_of_n"][str(n)]["value"] for n in BEST_OF],
-        helpers={name: one["balanced_accuracy"] for name, one in found["helpers"].items() if one["helps_main"]},
-    )  # fmt: skip
-    conclusion = conclude(findings)
-    found["aim_met"] = _aim(findings, found)
-    found["over_seeds"] = {
-        name: {measure: value and value.to_dict() for measure, value in one.items()}
-        for name, one in found["over_seeds"].items()
-    }
-    return found | {"verdict": conclusion.verdict, "reasons": list(conclusion.reasons), "verdict_text": conclusion.text}
-
-
-def _over_seeds(mine: Sequence[float] | None, theirs: Sequence[float] | None) -> Interval | None:
-    """The difference of two arms by the means of their seeds; None if these were not saved."""
-    return over_seeds(np.subtract(mine, theirs).tolist()) if mine and theirs else None
-
-
-def _aim(findings: Findings, found: dict[str, Any]) -> dict[str, bool]:
-    """The goals of the experiment, which are stricter than the rules."""
+def _together(old: Seeds, new: Seeds) -> Seeds:
+    """All seeds; where both have an arm or a helper, the new one counts."""
+    empty: dict[str, Any] = {"arms": {}, "helpers": {}}
     return {
-        "A - U at least 6 points": findings.gain.value >= AIM,
-        "best-of-16 PGR at least 0.4": found["pgr_best_of_16"]["value"] >= 0.4,
-        "A above C": findings.over_cost.value > 0,
-        "Sh not above U": findings.sham.value <= 0,
+        seed: {key: old.get(seed, empty)[key] | new.get(seed, empty)[key] for key in empty}
+        for seed in sorted({*old, *new}, key=int)
     }
 
 
-def _helpers(pieces: Pieces) -> dict[str, Any]:
-    """By helper, its balanced accuracy: the mean over seeds, with the mean of its intervals' ends."""
-    found: dict[str, Any] = {}
-    for name in sorted({name for one in pieces.helpers.values() for name in one}):
-        every = [one[name] for one in pieces.helpers.values() if name in one]
-        parts = [one["quality"]["balanced_accuracy"] for one in every]
-        found[name] = {
-            "balanced_accuracy": _mean([part["value"] for part in parts]),
-            "low": _mean([part["low"] for part in parts]),
-            "high": _mean([part["high"] for part in parts]),
-            "by_verdict": _mean([one["quality"]["by_verdict"]["value"] for one in every]),
-            "by_seed": [round(part["value"], 4) for part in parts],
-            "taken_for": [one["quality"]["taken_for"] for one in every],  # by seed: of each verdict, what was said
-            "depth": every[0]["depth"],
-            "checks": every[0]["costs"]["checks"],
-            "seconds": _mean([sum(one["costs"]["seconds"].values()) for one in every]),
-            # Those of the deeper tree help A2 alone, and its parts help only these.
-            "helps_main": name in _main_helpers(pieces),
+def _arm(piece: dict[str, Any], policy: dict[str, Any] | None, questions: dict[str, Any]) -> dict[str, Any]:
+    """An arm at one seed."""
+    best, most = expected_best(piece["rewards"], questions["gold"]), len(questions["gold"][0])
+    found = {
+        "label_accuracy": _mean(piece["labels"]),
+        "reward_accuracy": float(correctness(piece["far"]).mean()),
+        "near_accuracy": float(correctness(piece["near"]).mean()),
+        **{f"best_of_{n}": float(best[:, min(n, most) - 1].mean()) for n in BEST_OF},
+        "checks": piece["checks"],
+        "comparisons": piece["comparisons"],
+        "seconds": piece["seconds"]["all"],
+        "commit": piece["commit"],
+    }
+    if policy is not None:
+        found |= {
+            "policy_gold": _mean(policy["gold"]),
+            # Fraction of the policy's responses that the domain cannot read; each gets the lowest gold.
+            "policy_unreadable": policy["unreadable"] / sum(len(group) for group in policy["responses"]),
+            "policy_seconds": policy["seconds"],
+            "policy_tokens": policy["tokens"],
         }
     return found
 
 
-def _main_helpers(pieces: Pieces) -> set[str]:
-    return {name for file in pieces.folder.glob("seed*/helpers.json") for name in _read(file)["helpers"]}
+def _helper(one: dict[str, Any], kind: str) -> dict[str, Any]:
+    quality = one["quality"]
+    return {
+        "kind": kind,
+        "balanced_accuracy": quality["balanced_accuracy"]["value"],
+        "by_verdict": quality["by_verdict"]["value"],
+        "taken_for": quality["taken_for"],  # of each true verdict, what was said
+        "depth": one["depth"],
+        "checks": one["costs"]["checks"],
+        "seconds": sum(one["costs"]["seconds"].values()),
+    }
 
 
-def _ablations(pieces: Pieces) -> dict[str, Any]:
-    """Each ablation minus A, at the seeds where both are done."""
-    done = {arm: pieces.seeds("A", arm) for arm in sorted(set(pieces.arms) - set(ARMS))}
-    return {arm: _against_a(pieces, arm, seeds) for arm, seeds in done.items() if seeds}
+# -- what follows from it ---------------------------------------------------------------------------------------------
 
 
-def depths(pieces: Pieces) -> dict[str, Any]:
-    """Results by levels of helpers (none, one, two), at the seeds where all three are done."""
-    seeds = pieces.seeds(*DEPTHS)
-    return {str(depth): {"arm": arm, **_against_a(pieces, arm, seeds)} for depth, arm in enumerate(DEPTHS) if seeds}
+def results(by_seed: Seeds, trivial: Mapping[str, float]) -> dict[str, Any]:
+    """All results: every number with its t interval over the seeds that have it.
+
+    Args:
+        by_seed: What was measured.
+        trivial: Gold of responses that need no reward model, the arm B.
+    """
+    found: dict[str, Any] = {
+        "seeds": _seeds(by_seed, *CORE),
+        "policy_seeds": _seeds(by_seed, *CORE, key="policy_gold"),
+        "arms": {arm: _over_arm(by_seed, arm) for arm in (*CORE, *CONTROLS) if _seeds(by_seed, arm)},
+        "helpers": _helpers(by_seed),
+        "by_seed": by_seed,
+    }
+    if not found["seeds"]:
+        return found | {"verdict": "not finished: no seed has all of " + ", ".join(CORE)}
+    found["arms"]["B"] = dict(trivial)
+    gains = {
+        name: (_paired(by_seed, "A", "U", name), _paired(by_seed, "G", "U", name))
+        for name in ("reward_accuracy", BEST, "policy_gold")
+    }
+    found |= {
+        f"pgr_{name}": _share(*gain)
+        for name, gain in zip(("reward_accuracy", BEST, "policy"), gains.values(), strict=True)
+    }
+    found["differences"] = {
+        f"{one} - {other}": _differences(by_seed, one, other)
+        for one, other in DIFFERENCES if _seeds(by_seed, one, other)
+    }  # fmt: skip
+    found["ablations"] = {arm: _against_a(by_seed, arm) for arm in _ablations(by_seed) if _seeds(by_seed, "A", arm)}
+    deep = _seeds(by_seed, *DEPTHS)
+    found["depths"] = {str(n): {"arm": arm, **_against_a(by_seed, arm, deep)} for n, arm in enumerate(DEPTHS) if deep}
+    return found | _judged(by_seed, found)
 
 
-def _against_a(pieces: Pieces, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
-    pairs = Crossed(len(seeds), pieces.right("A", seeds).shape[1])
-    requests = Crossed(len(seeds), len(pieces.questions["requests"]))
-    mine, whole = pieces.right(arm, seeds), pieces.right("A", seeds)
-    top, best = pieces.best(arm, seeds, BEST_OF[-1]), pieces.best("A", seeds, BEST_OF[-1])
+def _judged(by_seed: Seeds, found: dict[str, Any]) -> dict[str, Any]:
+    """The verdict, and the goals of the experiment, which are stricter than the rules."""
+
+    def gain(one: str, other: str, key: str = "reward_accuracy") -> Interval | None:
+        values = _paired(by_seed, one, other, key)
+        return over_seeds(values) if values else None
+
+    def known(interval: Interval | None) -> Interval:
+        assert interval is not None  # every seed of the core has them
+        return interval
+
+    findings = Findings(
+        gain=known(gain("A", "U")), room=known(gain("G", "U")), over_cost=known(gain("A", "C")),
+        sham=gain("Sh", "U"), over_sham=gain("A", "Sh"), best_gain=known(gain("A", "U", BEST)),
+        policy_gain=gain("A", "U", "policy_gold"),
+        curve=[found["arms"]["A"]["best_of_n"][str(n)]["value"] for n in BEST_OF],
+        helpers={name: Interval(*_ends(one["balanced_accuracy"])) for name, one in found["helpers"].items()
+                 if one["helps_main"]},
+    )  # fmt: skip
+    conclusion = conclude(findings)
+    best = found[f"pgr_{BEST}"]
+    return {
+        "verdict": conclusion.verdict,
+        "reasons": list(conclusion.reasons),
+        "verdict_text": conclusion.text,
+        "aim_met": {
+            "A - U at least 6 points": findings.gain.value >= AIM,
+            "best-of-16 PGR at least 0.4": best is not None and best["value"] >= 0.4,
+            "A above C": findings.over_cost.value > 0,
+            "Sh not above U": findings.sham is not None and findings.sham.value <= 0,
+        },
+    }
+
+
+def _over_arm(by_seed: Seeds, arm: str) -> dict[str, Any]:
+    """An arm over its seeds. The cost is that of one seed, including its helpers."""
+    seeds, policies = _seeds(by_seed, arm), _seeds(by_seed, arm, key="policy_gold")
+
+    def values(key: str, which: Sequence[int] = seeds) -> list[float]:
+        return [by_seed[str(seed)]["arms"][arm][key] for seed in which]
+
+    kind = {"A": "A", "Sh": "A", "A0": "A0"}.get(arm)
+    helping = [sum(one["seconds"] for one in by_seed[str(seed)]["helpers"].values() if one["kind"] == kind)
+               for seed in seeds]  # fmt: skip
+    return {
+        "seeds": seeds,
+        "label_accuracy": _mean(values("label_accuracy")),
+        "reward_accuracy": over_seeds(values("reward_accuracy")).to_dict(),
+        "reward_accuracy_by_seed": _rounded(values("reward_accuracy")),
+        "near_accuracy": over_seeds(values("near_accuracy")).to_dict(),
+        "best_of_n": {str(n): over_seeds(values(f"best_of_{n}")).to_dict() for n in BEST_OF},
+        f"{BEST}_by_seed": _rounded(values(BEST)),
+        "policy_gold": over_seeds(values("policy_gold", policies)).to_dict() if policies else None,
+        "policy_by_seed": _rounded(values("policy_gold", policies)),
+        "policy_unreadable": _rounded(values("policy_unreadable", policies)),
+        "cost": {
+            "checks": values("checks")[0],
+            "comparisons": round(_mean(values("comparisons"))),
+            "seconds": round(_mean(values("seconds")), 1),
+            "helper_seconds": round(_mean(helping), 1),
+            "policy_seconds": round(_mean(values("policy_seconds", policies)), 1) if policies else 0.0,
+            "policy_tokens": round(_mean(values("policy_tokens", policies))) if policies else 0,
+        },
+    }
+
+
+def _differences(by_seed: Seeds, one: str, other: str) -> dict[str, Any]:
+    gains = {key: _paired(by_seed, one, other, key) for key in MEASURES}
+    found: dict[str, Any] = {key: over_seeds(gain).to_dict() if gain else None for key, gain in gains.items()}
+    return found | {"seeds": _seeds(by_seed, one, other)}
+
+
+def _against_a(by_seed: Seeds, arm: str, seeds: Sequence[int] | None = None) -> dict[str, Any]:
+    """An arm, and its difference from A, at the seeds where both are done."""
+    seeds = _seeds(by_seed, "A", arm) if seeds is None else seeds
+    mine = [by_seed[str(seed)]["arms"][arm] for seed in seeds]
     return {
         "seeds": list(seeds),
-        "checks": pieces.arms[arm][seeds[0]]["checks"],
-        "label_accuracy": _share([pieces.arms[arm][seed]["labels"] for seed in seeds]),
-        "reward_accuracy": pairs.mean(mine).to_dict(),
-        "less_A": pairs.mean(mine - whole).to_dict(),
-        "best_of_16": requests.mean(top).to_dict(),
-        "best_of_16_less_A": requests.mean(top - best).to_dict(),
+        "checks": mine[0]["checks"],
+        "label_accuracy": _mean([one["label_accuracy"] for one in mine]),
+        "reward_accuracy": over_seeds([one["reward_accuracy"] for one in mine]).to_dict(),
+        "less_A": over_seeds(_paired(by_seed, arm, "A", "reward_accuracy", seeds)).to_dict(),
+        BEST: over_seeds([one[BEST] for one in mine]).to_dict(),
+        f"{BEST}_less_A": over_seeds(_paired(by_seed, arm, "A", BEST, seeds)).to_dict(),
     }
 
 
-def _unreadable(policy: dict[str, Any]) -> float:
-    """Fraction of a policy's responses that the domain cannot read; each gets the lowest gold."""
-    return round(policy["unreadable"] / sum(len(group) for group in policy["responses"]), 4)
+def _helpers(by_seed: Seeds) -> dict[str, Any]:
+    """By helper, its quality over the seeds. Those of A alone decide the verdict."""
+    found: dict[str, Any] = {}
+    for name in sorted({name for one in by_seed.values() for name in one["helpers"]}):
+        every = [one["helpers"][name] for one in by_seed.values() if name in one["helpers"]]
+        found[name] = {
+            "balanced_accuracy": over_seeds([one["balanced_accuracy"] for one in every]).to_dict(),
+            "by_verdict": _mean([one["by_verdict"] for one in every]),
+            "by_seed": _rounded([one["balanced_accuracy"] for one in every]),
+            "depth": every[0]["depth"],
+            "checks": every[0]["checks"],
+            "seconds": _mean([one["seconds"] for one in every]),
+            "helps_main": every[0]["kind"] == "A",
+        }
+    return found
 
 
-def _cost(pieces: Pieces, arm: str, seeds: Sequence[int]) -> dict[str, float]:
-    """The cost of an arm at one seed, including its helpers."""
-    found = [pieces.arms[arm][seed] for seed in seeds]
-    helping = arm in ("A", "Sh")
-    names = _main_helpers(pieces) if helping else set()
-    helpers = [sum(sum(pieces.helpers[seed][name]["costs"]["seconds"].values()) for name in names) for seed in seeds]
-    policies = [pieces.policies[arm][seed] for seed in seeds if seed in pieces.policies.get(arm, {})]
-    return {
-        "checks": found[0]["checks"],
-        "comparisons": pieces.experiment["sizes"]["pairs"],
-        "seconds": round(_mean([one["seconds"]["all"] for one in found]), 1),
-        "helper_seconds": round(_mean(helpers), 1),
-        "policy_seconds": round(_mean([one["seconds"] for one in policies]), 1) if policies else 0.0,
-        "policy_tokens": round(_mean([one["tokens"] for one in policies])) if policies else 0,
-    }
+def _ablations(by_seed: Seeds) -> list[str]:
+    done = {arm for one in by_seed.values() for arm in one["arms"]}
+    return sorted(done - {*CORE, *CONTROLS, *DEPTHS})
 
 
-def _share(labels: Sequence[Sequence[int]]) -> float:
-    return round(_mean([_mean(one) for one in labels]), 4)
+def _seeds(by_seed: Seeds, *arms: str, key: str = "reward_accuracy") -> list[int]:
+    """Seeds at which all of these arms have been measured."""
+    return [int(seed) for seed, one in by_seed.items() if all(key in one["arms"].get(arm, {}) for arm in arms)]
+
+
+def _paired(by_seed: Seeds, one: str, other: str, key: str, seeds: Sequence[int] | None = None) -> list[float]:
+    """The differences of two arms, by seed."""
+    seeds = _seeds(by_seed, one, other, key=key) if seeds is None else seeds
+    arms = [by_seed[str(seed)]["arms"] for seed in seeds]
+    return [of[one][key] - of[other][key] for of in arms]
+
+
+def _share(gain: Sequence[float], room: Sequence[float]) -> dict[str, float | None] | None:
+    """The performance gap recovered; None ("not testable") while the interval of what there is to gain includes 0."""
+    found = share(gain, room) if room else None
+    return found.to_dict() if found else None
+
+
+def _ends(value: Mapping[str, float | None]) -> tuple[float, float, float]:
+    """An interval from its dictionary, in which None is an infinite end."""
+    middle, low, high = value["value"], value["low"], value["high"]
+    assert middle is not None
+    return middle, -math.inf if low is None else low, math.inf if high is None else high
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -243,41 +282,52 @@ def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-# -- the page ---------------------------------------------------------------------------------------------------------
+# -- the files --------------------------------------------------------------------------------------------------------
 
 
 def render(found: dict[str, Any], notes: Sequence[str]) -> str:
     """The page as HTML."""
-    rows = [ForestRow(f"{arm}: {_ARMS[arm]}", _estimate(one["reward_accuracy"])) for arm, one in found["arms"].items()]
-
+    arms = {arm: one for arm, one in found["arms"].items() if arm != "B"}
+    rows = [
+        ForestRow(f"{arm}: {_ARMS[arm]}", _estimate(one["reward_accuracy"]), dots=tuple(one["reward_accuracy_by_seed"]))
+        for arm, one in arms.items()
+    ]
     picture = page.embed(forest(rows, 0.5, note="chance"), "arms", "Reward accuracy of each arm")
-    return page.render(
-        "experiment.html.j2", found=found, notes=list(notes), picture=picture, arms=_ARMS, estimate=_estimate
-    )
+    return page.render("experiment.html.j2", found=found, of=arms, notes=list(notes), picture=picture, arms=_ARMS)
 
 
 _ARMS = {
     "U": "nobody helps", "A": "helpers\N{RIGHT SINGLE QUOTATION MARK} notes", "Sh": "notes on another response",
-    "C": "the checks spent without helpers", "G": "true labels",
+    "C": "the checks spent without helpers", "C0": "C\N{RIGHT SINGLE QUOTATION MARK}s measured pairs alone",
+    "C+": "C, measured pairs three times", "A0": "helpers without planted designs", "G": "true labels",
 }  # fmt: skip
 
 
-def _estimate(value: dict[str, float] | Interval) -> Estimate:
-    one = value.to_dict() if isinstance(value, Interval) else value
-    return Estimate(one["value"], one["low"], one["high"], 0, 0)
+def _estimate(value: Mapping[str, float | None]) -> Estimate:
+    return Estimate(*_ends(value), 0, 0)
 
 
 def summarise(folder: Path, results_folder: Path, machine: dict[str, object]) -> str:
     """Write the JSON, and the page if at least one seed is complete; returns the verdict.
 
-    Without a folder of pieces, the verdict is recomputed from the committed results.
+    Without a folder of pieces, everything is computed again from `by_seed`. Exits if the file is of another experiment.
     """
-    if folder.is_dir():
-        found = {"machine": machine, **results(Pieces(folder))}
-    else:
-        found = judged(_read(results_folder / "recursion.json"))
-    write_json(results_folder / "recursion.json", found)
-    if "arms" in found:
+    file = results_folder / "recursion.json"
+    old, experiment = _read(file), _read(folder / "experiment.json")
+    if old and experiment and any(old.get(key) != value for key, value in experiment.items()):
+        raise SystemExit(f"{file} is of another experiment: choose another --results")
+    questions = _read(folder / "questions.json")
+    here = measured(folder)
+    found = {
+        "created": now(),
+        "machines": {**old.get("machines", {}), **dict.fromkeys(here, machine)},
+        **{key: old[key] for key in ("model", "domain", "sizes", "readable", "trivial") if key in old},
+        **experiment,
+        **{key: questions[key] for key in ("readable", "trivial") if key in questions},
+    }
+    found |= results(_together(old.get("by_seed", {}), here), found.get("trivial", {}))
+    write_json(file, found)
+    if found["seeds"]:
         notes = results_folder / NOTES
         lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
         write_text(results_folder / "recursion.html", render(found, [line for line in lines if line.strip()]))

@@ -151,7 +151,7 @@ def critic() -> Iterator[str]:
 
 
 def recursion() -> Iterator[str]:
-    found = result("recursion")
+    found = result("recursion_first")
     names = {"U": "U: nobody helps", "A": "A: helpers' notes", "Sh": "Sh: notes on another response",
              "C": "C: the checks without helpers", "G": "G: true labels"}  # fmt: skip
     for arm, name in names.items():
@@ -174,7 +174,7 @@ def recursion() -> Iterator[str]:
 
 def recursion_gain() -> metrics.OverRuns:
     """Reward accuracy of A minus that of U, over the seeds."""
-    arms = result("recursion")["arms"]
+    arms = result("recursion_first")["arms"]
     assisted, alone = (np.array(arms[name]["reward_accuracy_by_seed"])[:, None] for name in ("A", "U"))
     return metrics.over_runs(assisted - alone, ["all questions"])
 

@@ -73,13 +73,14 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """A row of a forest plot: a label, an estimate, and the style of its marker."""
+    """A row of a forest plot: a label, an estimate, the style of its marker, and the runs of which it is the mean."""
 
     label: str
     estimate: Estimate
     color: str = ACCENT
     strong: bool = True
     below: float = 1.0  # distance to the next row
+    dots: tuple[float, ...] = ()  # the single runs of which the estimate is the mean
 
 
 def css_variables(dark: bool) -> str:
@@ -168,7 +169,8 @@ def forest(
     """
     places = np.cumsum([0.0, *(row.below for row in rows[:-1])]).tolist()
     ends = [finite_ends(row.estimate) for row in rows]
-    low, high = min(line, *(end[0] for end in ends)), max(line, *(end[1] for end in ends))
+    shown = [line, *(value for row, span in zip(rows, ends, strict=True) for value in (*span, *row.dots))]
+    low, high = min(shown), max(shown)
     pad = 0.06 * max(high - low, 1e-3)
     low, high = low - pad, high + pad
     if written is percent:
@@ -185,6 +187,7 @@ def forest(
             weight = 1.0 if row.strong else 0.62
             axes.plot(span, [y, y], color=row.color, linewidth=5.5 * weight, alpha=0.32)
             axes.plot([row.estimate.value], [y], "o", color=row.color, markersize=9.5 * weight)
+            axes.plot(row.dots, [y] * len(row.dots), "o", markersize=4, color=INK, alpha=0.55, markeredgewidth=0)
         axes.set_yticks(places, [short(row.label) for row in rows])
         numbers = axes.secondary_yaxis("right")
         numbers.set_yticks(places, [written(row.estimate.value) for row in rows])

@@ -1,4 +1,4 @@
-"""The recursion experiment: the rules of the verdict, paired intervals, and controls."""
+"""The recursion experiment: the rules of the verdict, intervals over seeds, and controls."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.unit.recursion.test_assistance import PROMPT, Fake, right
 from tests.unit.recursion.toy import Letters
 
 RULES, CONTROLS = load_bench("recursion_rules"), load_bench("recursion_controls")
-Crossed, Findings, Interval = RULES.Crossed, RULES.Findings, RULES.Interval
-conclude, over_seeds = RULES.conclude, RULES.over_seeds
+Findings, Interval = RULES.Findings, RULES.Interval
+conclude, over_seeds, share = RULES.conclude, RULES.over_seeds, RULES.share
 DOMAIN = Letters()
 RESULTS = Path(__file__).parents[3] / "scripts" / "bench" / "results"
 GOOD = Findings(
@@ -28,7 +28,7 @@ GOOD = Findings(
     best_gain=Interval(0.9, 0.5, 1.3),
     policy_gain=Interval(0.5, 0.1, 0.9),
     curve=(0.3, 1.1, 1.9),
-    helpers={"heat": 0.8, "security": 0.9},
+    helpers={"heat": Interval(0.8, 0.71, 0.9), "security": Interval(0.9, 0.8, 1.0)},
 )
 
 
@@ -43,7 +43,9 @@ def test_it_helped_if_no_rule_is_broken() -> None:
         ({"gain": Interval(0.10, -0.01, 0.2)}, "includes 0"),
         ({"over_cost": Interval(0.04, -0.01, 0.1)}, "costs the same"),
         ({"over_sham": Interval(0.03, -0.01, 0.07)}, "Sh"),
-        ({"helpers": {"heat": 0.69, "security": 0.9}}, "helper heat is under .7"),
+        ({"over_sham": None}, "was not run"),
+        ({"sham": Interval(0.03, 0.01, 0.05)}, "better than no notes"),
+        ({"helpers": {"heat": Interval(0.8, 0.69, 0.9)}}, "helper heat is not above .7"),
         ({"best_gain": Interval(-0.1, -0.2, 0.1)}, "best-of-16 gold does not"),
         ({"policy_gain": Interval(0.0, -0.2, 0.1)}, "policy's gold does not"),
         ({"curve": (0.3, 1.2, 1.1)}, "falls as n grows"),
@@ -68,42 +70,27 @@ def test_three_seeds_have_the_t_interval_of_two_degrees_of_freedom() -> None:
 
 def test_the_committed_experiment_is_not_shown_to_help() -> None:
     """Its t interval over three seeds holds 0; a bootstrap over them, which covers 75%, did not."""
-    found = json.loads((RESULTS / "recursion.json").read_text(encoding="utf-8"))
+    found = json.loads((RESULTS / "recursion_first.json").read_text(encoding="utf-8"))
     arms = found["arms"]
     gain = over_seeds(np.subtract(arms["A"]["reward_accuracy_by_seed"], arms["U"]["reward_accuracy_by_seed"]).tolist())
     assert gain.low < 0 and gain.to_dict() == found["over_seeds"]["A - U"]["reward_accuracy"]
     assert found["verdict"] == "not shown to help" and "the interval of A - U includes 0" in found["reasons"]
-    assert f"Computed verdict: {found['verdict']}." in (RESULTS / "recursion.html").read_text(encoding="utf-8")
+    assert f"Computed verdict: {found['verdict']}." in (RESULTS / "recursion_first.html").read_text(encoding="utf-8")
 
 
 def test_with_little_to_gain_it_is_not_testable() -> None:
     assert conclude(replace(GOOD, room=Interval(0.029, 0.0, 0.05))).verdict == "not testable"
 
 
-def test_paired_differences_have_narrower_intervals() -> None:
-    rng = np.random.default_rng(1)
-    one = rng.normal(size=(3, 200))
-    other = one + 0.1 + rng.normal(size=(3, 200), scale=0.05)
-    crossed = Crossed(3, 200)
-    alone, gain = crossed.mean(other), crossed.mean(other - one)
-    assert gain.low < 0.1 < gain.high
-    assert gain.high - gain.low < 0.3 * (alone.high - alone.low)
-    ratio = crossed.ratio(other - one + 1, np.ones_like(one) * 2)
-    assert ratio.value == pytest.approx(0.55, abs=0.01) and ratio.low < ratio.value < ratio.high
-
-
-def test_intervals_cover_about_as_often_as_they_claim() -> None:
-    rng, held = np.random.default_rng(0), 0
-    crossed = Crossed(8, 60, draws=800)
-    for _ in range(150):
-        values = rng.normal(size=(8, 1)) + rng.normal(size=(1, 60)) + rng.normal(size=(8, 60))
-        found = crossed.mean(values)
-        held += found.low <= 0 <= found.high
-    assert 0.84 < held / 150 <= 1.0
-
-
-def test_the_ratio_to_a_gain_of_0_is_nan() -> None:
-    assert np.isnan(Crossed(2, 5).ratio(np.ones((2, 5)), np.zeros((2, 5))).value)
+def test_the_ratio_of_two_paired_means_has_the_interval_of_fieller() -> None:
+    rng, held, several = np.random.default_rng(0), 0, 400
+    for _ in range(several):
+        room = 0.1 + 0.02 * rng.normal(size=6)
+        found = share(0.5 * room + 0.02 * rng.normal(size=6), room)
+        held += found is not None and found.low <= 0.5 <= found.high
+    assert 0.92 < held / several < 0.98
+    assert share([0.1, 0.2, 0.1], [-0.1, 0.2, 0.1]) is None  # nothing to gain: any share is possible
+    assert share([0.1], [0.2]) is None
 
 
 # -- controls ---------------------------------------------------------------------------------------------------------
@@ -125,3 +112,8 @@ def test_a_sham_gives_every_response_the_notes_on_another() -> None:
     quotes = [sham.notes(*subject)[0].quote for subject in subjects]
     assert all(quote not in subject[1] for quote, subject in zip(quotes, subjects, strict=True))
     assert sorted(quotes) == sorted(notes.notes(*subject)[0].quote for subject in subjects)
+
+
+def test_trivial_responses_are_ordered_by_what_they_know() -> None:
+    found = CONTROLS.trivial_gold(DOMAIN, DOMAIN.prompts * 2, designs=50)
+    assert found["random"] < found["constant"] <= found["constant_by_prompt"]
