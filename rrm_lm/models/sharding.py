@@ -238,7 +238,7 @@ def configure_fsdp(accelerator: Any, root: nn.Module) -> None:
 
     Each layer becomes an FSDP unit. Parameters keep their precision: a frozen bfloat16 model stays bfloat16, adapters
     and heads stay float32. Activations are recomputed by this package's checkpointing, which restores the adapter that
-    was active. Raises ConfigError (see :func:`shards_models`).
+    was active. Raises ConfigError (see :func:`shards_models`), also for compiled layers that would be recomputed.
     """
     if not shards_models(accelerator):
         return
@@ -253,6 +253,12 @@ def configure_fsdp(accelerator: Any, root: nn.Module) -> None:
         plugin.transformer_cls_names_to_wrap = list(getattr(root, "_no_split_modules", None) or ()) or None
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
     if plugin.activation_checkpointing:
+        if any(getattr(module, "is_compiled", False) for module in root.modules()):
+            raise ConfigError(
+                "torch.compile cannot trace layers that recompute their activations",
+                where="fsdp_activation_checkpointing of the launch, and compile_layers",
+                expected="one of them",
+            )
         plugin.activation_checkpointing = False
         enable: Any = getattr(root, "activation_checkpointing_enable", None) or root.gradient_checkpointing_enable
         enable()

@@ -222,8 +222,11 @@ class CompareRun:
             logger.warning("no KL divergence for %s: %s", name, reason)
             return None
         temperature, options = self.sampling.temperature, {"micro_batch_tokens": self.drawing.micro_batch_tokens}
-        ours = log_probs(policy.backbone, policy.adapter, answers, temperature, **options)
-        theirs = log_probs(reference.backbone, reference.adapter, answers, temperature, **options)
+        both = ((policy, name), (reference, "the reference"))
+        ours, theirs = (
+            log_probs(one.backbone, one.adapter, answers, temperature, label=f"log-probabilities of {of}", **options)
+            for one, of in both
+        )
         return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(ours, theirs, strict=True)]
 
     def _rewards(self, prompts: Sequence[Prompt], answers: Sequence[Answers], gold: Gold | None) -> list[Rewards]:

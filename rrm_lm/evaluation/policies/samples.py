@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from tqdm.auto import tqdm
 
 from rrm_lm.evaluation.policies.gold import RewardFunction
 from rrm_lm.feedback.records import Prompt, prompt_id
@@ -97,17 +98,20 @@ def log_probs(
     temperature: float = 1.0,
     *,
     micro_batch_tokens: int = 4096,
+    label: str = "",
 ) -> list[list[float]]:
     """Log-probability of each response under a policy, summed over its tokens, in nats. The policy need not be the one
     that sampled the responses. `groups` holds the responses to each prompt, which share its computation if the model
-    can. `temperature`, above 0, divides the logits; `micro_batch_tokens` is the maximum of padded tokens at once.
+    can. `temperature`, above 0, divides the logits; `micro_batch_tokens` is the maximum of padded tokens at once. A bar
+    with the `label`, if there is one, shows progress.
     """
     whole = Sampling(max_new_tokens=1, temperature=temperature)
     lines = [[one.line for one in group] for group in groups]
     rows = [backbone.rows([line.ids for line in group]) for group in lines]
     found: list[list[float]] = [[] for _ in groups]
     sizes = [len(group) for group in rows]
-    for members in length_groups([max(map(len, group)) for group in rows], micro_batch_tokens, sizes=sizes):
+    batches = length_groups([max(map(len, group)) for group in rows], micro_batch_tokens, sizes=sizes)
+    for members in tqdm(batches, desc=label, unit="batch", disable=not label):
         batch = collate([row for i in members for row in rows[i]], backbone.pad_id).to(backbone.device)
         flat = [line for i in members for line in lines[i]]
         places = [

@@ -12,6 +12,7 @@ A row is defined by its first column, its *start*: positions count from there, a
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,8 +38,23 @@ class KeyValues(Cache):
         self.first = self.column = 0  # the first row and column of the current computation
         self.low = 0  # the first column that any of its rows attends to; earlier ones are left out
         self.high = 0  # the largest start of its rows
-        self._layers = [_Layer(self, rows, columns) for _ in range(layers)]
+        # Weak: a cycle would keep the memory of every batch until the garbage collector runs.
+        self._layers = [_Layer(weakref.proxy(self), rows, columns) for _ in range(layers)]
+        self._block, self._taken = torch.empty(0), 0  # the memory of all layers, and how many parts of it have an owner
         super().__init__(layers=list(self._layers))
+
+    def room(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Zeros like `like` for the keys or the values of a layer. On a CPU, layers of the same shape share one block,
+        which the C library returns to the system when it is freed; of many smaller ones, it keeps gigabytes.
+        """
+        if like.device.type != "cpu":
+            return like.new_zeros(shape)
+        if not self._taken:
+            self._block = like.new_zeros(2 * len(self._layers), *shape)
+        if self._taken == len(self._block) or (self._block.shape[1:], self._block.dtype) != (shape, like.dtype):
+            return like.new_zeros(shape)
+        self._taken += 1
+        return self._block[self._taken - 1]
 
     def place(self, column: int, starts: Sequence[int], first: int = 0) -> None:
         """Set the first column of the next computation, its first row, and the starts of its rows."""
@@ -71,7 +87,7 @@ class _Layer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Zeros, because masked values must be finite.
         self.keys, self.values = (
-            states.new_zeros(self.rows, states.shape[1], self.columns, states.shape[3])
+            self.cache.room(states, (self.rows, states.shape[1], self.columns, states.shape[3]))
             for states in (key_states, value_states)
         )
         self.is_initialized = True

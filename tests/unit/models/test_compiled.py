@@ -6,6 +6,7 @@ The backend is `aot_eager`, which compiles forward and backward passes without a
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.sharding import configure_fsdp
 from rrm_lm.training.reward.config import RewardConfig
 from tests.tiny_policy import logs, state, tiny_agent, trainer
 
@@ -72,6 +74,19 @@ def test_layers_that_recompute_are_not_compiled(tmp_path: Path) -> None:
     both: dict[str, Any] = {"compile_layers": True, "activation_checkpointing": True}
     with pytest.raises(ConfigError, match="cannot trace layers that recompute"):
         RewardConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **both)
+
+
+def test_layers_that_the_launch_recomputes_are_not_compiled(backend: list[int]) -> None:
+    plugin = SimpleNamespace(fsdp_version=2, transformer_cls_names_to_wrap=None, activation_checkpointing=True)
+    state, cpu = SimpleNamespace(fsdp_plugin=plugin), torch.device("cpu")
+    launch = SimpleNamespace(state=state, num_processes=2, device=cpu, is_fsdp2=True, native_amp=False)
+    configure_fsdp(launch, tiny_agent())
+    assert plugin.activation_checkpointing is False  # ours recomputes in its place
+    plugin.activation_checkpointing, agent = True, tiny_agent()
+    agent.backbone.compile_layers()
+    with pytest.raises(ConfigError, match="cannot trace layers that recompute") as raised:
+        configure_fsdp(launch, agent)
+    assert "fsdp_activation_checkpointing" in raised.value.where
 
 
 def test_the_whole_model_is_not_compiled(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import torch
@@ -35,6 +37,28 @@ def test_what_is_written_is_seen_from_the_first_start_on() -> None:
     whole = layer.keys
     assert whole.shape == (4, 2, 8, 5) and not whole[[0, 3]].any()
     assert seen_keys.data_ptr() == whole[1:, :, 1:].data_ptr()  # a view: nothing is put together anew
+
+
+def test_layers_of_one_shape_share_one_block() -> None:
+    cache = KeyValues(3, 4, 8)
+    for layer, size in enumerate((5, 7, 5)):
+        cache.update(torch.randn(4, 2, 3, size), torch.randn(4, 2, 3, size), layer)
+    blocks = [part.untyped_storage() for layer in layers(cache) for part in layer.both()]
+    assert [one.data_ptr() == blocks[0].data_ptr() for one in blocks] == [True, True, False, False, True, True]
+    assert blocks[0].nbytes() == 4 * 6 * 4 * 2 * 8 * 5 and blocks[2].nbytes() == 4 * 4 * 2 * 8 * 7
+    parts = [part.data_ptr() for layer in layers(cache) for part in layer.both()]
+    assert len(set(parts)) == 6
+
+
+def test_memory_is_free_as_soon_as_the_cache_is() -> None:
+    cache = filled()
+    gone = weakref.ref(layers(cache)[0].keys)
+    gc.disable()  # a cycle would live on until it runs
+    try:
+        del cache
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_rows_are_copied_onto_others() -> None:
