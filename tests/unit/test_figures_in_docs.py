@@ -116,6 +116,13 @@ def aligned() -> Iterator[str]:
     yield f"gold {plain(found['ppo_minus_best_other'], 3, sign='+')}"
     yield plain(found["answer_ppo_minus_best_other"], 3, sign="+")
     yield ", ".join(f"{name} {one['gold']['value']:.3f}" for name, one in found["trivial"].items())
+    general = [one["general"] for one in found["by_seed"]]
+    for policy in ("sft", "policy"):
+        answers = [one[policy]["parts"]["answer"]["level"]["value"] for one in general]
+        yield f"{min(answers):.2f} to {max(answers):.2f}"
+    ended = {name: [one[name]["drift"]["finished"]["level"]["value"] for one in general] for name in ("sft", "policy")}
+    assert min(ended["sft"]) == 1
+    yield f"all SFT answers end, and {100 * min(ended['policy']):.0f} to {100 * max(ended['policy']):.0f}% of PPO's"
 
 
 def served() -> Iterator[str]:
@@ -293,7 +300,10 @@ def in_short() -> Iterator[str]:
     right = {name: one["parts"]["answer"] for name, one in result("aligned")["policies_at_temperature_0"].items()}
     ppo, sft = (f"{100 * right[name]['value']:.0f}%" for name in ("ppo", "sft"))
     yield f"PPO is right on {ppo} of test questions, SFT on {sft}"
-    assert len(result("aligned")["seeds"]) == 1
+    gain = result("aligned")["answer_ppo_minus_best_other"]
+    yield f"{plus(gain['value'])} points, {gain['kind']}: {plus(gain['low'])} to {plus(gain['high'])}"
+    for one in result("aligned")["first_answers"]:
+        yield f"| {one['prompt'].split(chr(10))[-1]} | {one['ppo']} |"
 
 
 def ablation() -> Iterator[str]:
