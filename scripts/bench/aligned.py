@@ -237,6 +237,8 @@ def summary(part: str) -> dict[str, Any]:
         "first_answers": next((found for run in runs if (found := run.get("first_answers"))), []),
         "policies": policies,
         "policies_at_temperature_0": at_zero,
+        "answers_by_wording": by_wording(part, notes, {**{n: [run[n] for run in greedy] for n in POLICIES},
+                                                       "best_of_8": [run["best_of_8"] for run in best]}),
         "better_in_gold": other,
         "better_in_answers": right,
         "ppo_minus_best_other": over([run["ppo"]["gold"] - run[other]["gold"] for run in sampled]),
@@ -252,6 +254,21 @@ def summary(part: str) -> dict[str, Any]:
             for name, found in (trivial(user) | plus_close[0]).items()  # they do not depend on the seed
         },
     }  # fmt: skip
+
+
+def by_wording(part: str, notes: Sequence[str], policies: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Right answers by how a question is worded: "hard" ones share more words with a wrong sentence of the note."""
+    rows = [
+        json.loads(line) for line in gzip.decompress((DATA / f"{part}_questions.jsonl.gz").read_bytes()).splitlines()
+    ]
+    wording, of = np.array([row["wording"] for row in rows]), np.array(notes)
+    found: dict[str, Any] = {}
+    for name in ("plain", "task", "hard"):
+        asked = wording == name
+        each = {key: np.array([run["answer"][asked] for run in runs]) for key, runs in policies.items() if runs}
+        found[name] = {"questions": int(asked.sum())}
+        found[name] |= {key: combined(values, of[asked].tolist()).to_dict() for key, values in each.items()}
+    return found
 
 
 def combined(values: np.ndarray, notes: Sequence[str]) -> Estimate:
@@ -279,6 +296,13 @@ def pair_accuracies(runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, A
     found = {"reward_accuracy": accuracy(np.ones(len(rows), dtype=bool))}
     for kind in ("answer", "manner", "mixed"):
         found[f"{kind}_pairs_accuracy"] = accuracy(np.array([row["source"] == f"notes, {kind} pairs" for row in rows]))
+    with gzip.open(DATA / f"{part}_questions.jsonl.gz", "rt", encoding="utf-8") as stream:
+        worded = {row["prompt"]: row["wording"] for row in map(json.loads, stream)}
+    wording = np.array([worded[row["prompt"][0]["content"]] for row in rows])
+    answers = np.array([row["source"] == "notes, answer pairs" for row in rows])
+    found["answer_pairs_by_wording"] = {
+        name: accuracy(answers & (wording == name)) for name in ("plain", "task", "hard")
+    }
     parts = sorted({row["decided_by"] for row in rows})
     found["accuracy_by_part"] = {
         part: accuracy(np.array([row["decided_by"] == part for row in rows])) for part in parts

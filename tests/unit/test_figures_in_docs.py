@@ -116,6 +116,10 @@ def aligned() -> Iterator[str]:
     yield f"gold {plain(found['ppo_minus_best_other'], 3, sign='+')}"
     yield plain(found["answer_ppo_minus_best_other"], 3, sign="+")
     yield ", ".join(f"{name} {one['gold']['value']:.3f}" for name, one in found["trivial"].items())
+    for wording, one in found["answers_by_wording"].items():
+        cells = [percent(one[name]) for name in ("start", "sft", "ppo", "dpo", "best_of_8")]
+        pairs = percent(found["answer_pairs_by_wording"][wording])
+        yield f"| {wording} ({one['questions']}) | {' | '.join(cells)} | {pairs} |"
     general = [one["general"] for one in found["by_seed"]]
     for policy in ("sft", "policy"):
         answers = [one[policy]["parts"]["answer"]["level"]["value"] for one in general]
@@ -299,7 +303,9 @@ def in_short() -> Iterator[str]:
     yield "rewards within 2e-5 of `rrm-lm score`"
     right = {name: one["parts"]["answer"] for name, one in result("aligned")["policies_at_temperature_0"].items()}
     ppo, sft = (f"{100 * right[name]['value']:.0f}%" for name in ("ppo", "sft"))
-    yield f"PPO is right on {ppo} of test questions, SFT on {sft}"
+    plainly = result("aligned")["answers_by_wording"]["plain"]
+    yield f"PPO is right on {ppo} of test questions ({100 * plainly['ppo']['value']:.0f}% of plain ones)"
+    yield f"SFT on {sft} ({100 * plainly['sft']['value']:.0f}%)"
     gain = result("aligned")["answer_ppo_minus_best_other"]
     yield f"{plus(gain['value'])} points, {gain['kind']}: {plus(gain['low'])} to {plus(gain['high'])}"
     for one in result("aligned")["first_answers"]:
