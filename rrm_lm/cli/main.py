@@ -5,7 +5,6 @@ Commands are imported only when they run: `rrm-lm --help` never waits for torch.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import signal
@@ -20,7 +19,7 @@ from typing import NoReturn
 from rrm_lm import __version__
 from rrm_lm.api.resuming import resume_command
 from rrm_lm.cli.commands import COMMANDS
-from rrm_lm.errors import ConfigError, Interrupted, RRMError
+from rrm_lm.errors import ConfigError, Interrupted, RRMError, did_you_mean
 from rrm_lm.launch import failures, launcher, signals
 
 HELP_FLAGS = {"-h", "--help", "--help_all", "--help-all"}
@@ -122,9 +121,8 @@ def _dispatch(words: list[str]) -> int:
         print(f"rrm-lm {__version__}")
         return 0
     if name not in COMMANDS:
-        nearest = difflib.get_close_matches(name.lstrip("-"), COMMANDS, n=1)
         raise ConfigError(
-            f"There is no command `{name}`" + (f" (did you mean `{nearest[0]}`?)" if nearest else ""),
+            f"There is no command `{name}`{did_you_mean(name.lstrip('-'), COMMANDS)}",
             expected=f"one of {', '.join(COMMANDS)}",
             remedy="see rrm-lm --help",
         )

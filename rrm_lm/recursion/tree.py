@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rrm_lm.errors import ConfigError
+from rrm_lm.errors import ConfigError, did_you_mean
 from rrm_lm.recursion.tasks import POINT, Domain, Task, make_task
 
 _CHOICES = {"assistance": ("notes", "worst_flaw"), "policy": ("best_of_n", "ppo"), "critique_view": ("reward", "all")}
@@ -87,12 +86,12 @@ def read_tree(domain: Domain, nodes: Mapping[str, Any], root: str = "", where: s
     settings = {name: _settings(name, values, where) for name, values in nodes.items()}
     helping = {helper: name for name, one in settings.items() for helper in one.helpers}
     found = [
-        f"The node {name} has a helper {helper!r} that is not in the tree{_near(helper, settings)}"
+        f"The node {name} has a helper {helper!r} that is not in the tree{did_you_mean(helper, settings)}"
         for helper, name in helping.items()
         if helper not in settings
     ]
     if root and root not in settings:
-        found.append(f"The tree has no node {root!r} to be its root{_near(root, settings)}")
+        found.append(f"The tree has no node {root!r} to be its root{did_you_mean(root, settings)}")
     if found:
         raise ConfigError(found[0], where=where, expected="one of " + ", ".join(settings))
     tops = [root] if root else [name for name in settings if name not in helping]
@@ -151,7 +150,7 @@ def _settings(name: str, values: Any, where: str) -> NodeSettings:
     given: dict[str, Any] = {}
     for key, value in (values or {}).items():
         if key not in known:
-            raise ConfigError(f"There is no setting {key!r}{_near(key, known)}", where=place)
+            raise ConfigError(f"There is no setting {key!r}{did_you_mean(key, known)}", where=place)
         given[key] = _converted(key, value, known[key].default, place)
     settings = NodeSettings(**given)
     rules = [(key, getattr(settings, key) in of, "one of " + ", ".join(of)) for key, of in _CHOICES.items()]
@@ -178,8 +177,3 @@ def _converted(key: str, value: Any, default: Any, place: str) -> Any:
                 return kind(value)
     expected = {tuple: "a list of names", bool: "true or false", int: "a whole number", float: "a number"}
     raise ConfigError(f"The setting {key} cannot be {value!r}", where=place, expected=expected.get(kind, "text"))
-
-
-def _near(name: str, known: Mapping[str, Any]) -> str:
-    found = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -12,7 +12,6 @@ file, with fitted weights and their intervals.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.errors import ConfigError, DataError, did_you_mean
 from rrm_lm.feedback.criteria.detectors import DETECTORS
 from rrm_lm.options import refuse_repeats
 from rrm_lm.storage import plain, write_text
@@ -120,8 +119,7 @@ class Criterion:
 
 def _unknown(what: str, given: Any, known: Iterable[str], where: str) -> ConfigError:
     known = list(known)
-    nearest = difflib.get_close_matches(str(given), known, n=1, cutoff=0.4)
-    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    hint = did_you_mean(given, known)
     return ConfigError(f"There is no {what} {given!r}{hint}", where=where, expected="one of " + ", ".join(known))
 
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import enum
 import os
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from trl.scripts.utils import TrlParser  # not from `trl`, which may import more in later versions
 
 from rrm_lm import __version__
-from rrm_lm.errors import ConfigError
+from rrm_lm.errors import ConfigError, did_you_mean
 from rrm_lm.settings.parsing.file import Setting, read_settings
 from rrm_lm.settings.parsing.help import command_help
 from rrm_lm.settings.permissions import FLAGS_ONLY, KEYS, CodeArguments, check_environment, check_setting, runs_code
@@ -161,7 +160,7 @@ class _Parser(TrlParser):
     def misfit(self, action: argparse.Action, value: Any) -> ConfigError:
         if action.choices is not None:
             choices = [str(choice.value if isinstance(choice, enum.Enum) else choice) for choice in action.choices]
-            expected = "one of " + ", ".join(choices) + _suggestion(str(value), choices)
+            expected = "one of " + ", ".join(choices) + did_you_mean(str(value), choices)
         else:
             kind = getattr(action.type, "__name__", str(action.type))
             expected = _EXPECTED.get(kind, kind) + (", one or more" if action.nargs == "+" else "")
@@ -182,7 +181,7 @@ def _apply_file(parser: _Parser, dataclass_types: Sequence[type], path: Path, fl
     actions = {action.dest: action for action in reversed(parser._actions)}
     settings = read_settings(path)
     if unknown := [setting for setting in settings if setting.key not in actions and setting.key != "env"]:
-        named = [f"`{s.key}` in line {s.line}{_suggestion(s.key, actions)}" for s in unknown]
+        named = [f"`{s.key}` in line {s.line}{did_you_mean(s.key, actions)}" for s in unknown]
         raise ConfigError(f"There is no setting {' and no '.join(named)}", where=str(path), remedy=_UNKNOWN_REMEDY)
     options = parser._option_string_actions
     given = {options[name].dest for name in _names(flags) if name in options}
@@ -234,13 +233,5 @@ def _refuse_unknown_flags(parser: _Parser, flags: Sequence[str]) -> None:
     known = parser._option_string_actions
     if unknown := [name for name in _names(flags) if name not in known]:
         spellings = {option.lstrip("-").replace("-", "_") for option in known}
-        named = [f"`{name}`{_suggestion(name.lstrip('-').replace('-', '_'), spellings, '--')}" for name in unknown]
+        named = [f"`{name}`{did_you_mean(name.lstrip('-').replace('-', '_'), spellings, '--')}" for name in unknown]
         raise ConfigError(f"There is no flag {' and no '.join(named)}", where=_FLAGS, remedy=_UNKNOWN_REMEDY)
-
-
-def _suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """` (did you mean `learning_rate`?)` for the known name nearest to `name`, or nothing if none is near."""
-    names = sorted(known)
-    # Other programs accept abbreviations such as `--learn`, which are not close matches by their letters.
-    nearest = difflib.get_close_matches(name, names, n=1) or [other for other in names if other.startswith(name)]
-    return f" (did you mean `{prefix}{nearest[0]}`?)" if nearest else ""

@@ -39,7 +39,7 @@ def test_one_node_may_help_two() -> None:
     ("nodes", "message"),
     [
         ({}, "no nodes"),
-        ({"top": {"task": "main", "helpers": ["leter_s"]}, "letter_s": {}}, "did you mean 'letter_s'"),
+        ({"top": {"task": "main", "helpers": ["leter_s"]}, "letter_s": {}}, "did you mean `letter_s`"),
         ({"letter_s": {"helpers": ["small_s"]}, "small_s": {"helpers": ["letter_s"]}}, "no single root"),
         ({"top": {"task": "main"}, "letter_s": {}}, "no single root: top, letter_s"),
         (
@@ -54,7 +54,7 @@ def test_one_node_may_help_two() -> None:
         ({"a": {"task": "letter_s", "helpers": ["b"]}, "b": {"task": "letter_s"}}, "no easier than a"),
         ({"top": {"task": "main", "helpers": ["small_s"]}, "small_s": {}}, "cannot help with top"),
         ({"letter_b": {"helpers": ["small_s"]}, "small_s": {}}, "letter_b has no parts"),
-        ({"top": {"task": "main", "question": 3}}, "did you mean 'questions'"),
+        ({"top": {"task": "main", "question": 3}}, "did you mean `questions`"),
         ({"top": {"task": "main", "questions": 0}}, "questions is 0"),
         ({"top": {"task": "main", "questions": 1.5}}, "cannot be 1.5"),
         ({"top": {"task": "main", "questions": True}}, "cannot be True"),
@@ -77,7 +77,7 @@ def test_an_invalid_tree_is_refused(nodes: dict[str, Any], message: str) -> None
 
 def test_a_named_root_must_reach_all_nodes() -> None:
     nodes = {"top": {"task": "main"}, "letter_s": {}}
-    with pytest.raises(ConfigError, match=r"no node 'tpo' to be its root.*did you mean 'top'"):
+    with pytest.raises(ConfigError, match=r"no node 'tpo' to be its root.*did you mean `top`"):
         read_tree(Letters(), nodes, "tpo")
     with pytest.raises(ConfigError, match="letter_s helps nobody"):
         read_tree(Letters(), nodes, "top")

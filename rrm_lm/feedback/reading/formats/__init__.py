@@ -6,13 +6,12 @@ reported, or the file is refused (`unread.name_unread`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from rrm_lm.errors import DataError
+from rrm_lm.errors import DataError, did_you_mean
 from rrm_lm.feedback.counts import FileCounts
 from rrm_lm.feedback.reading.formats import columns, responses, structure
 from rrm_lm.feedback.reading.formats.columns import IGNORE
@@ -233,9 +232,8 @@ def rename(rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str], file: 
             (ours, sorted(COLUMNS), unknown, "one of "),
         ):
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                remedy = f"did you mean {near[0]!r}?" if near else ""
-                raise DataError(what, where=file, expected=expected + ", ".join(names), remedy=remedy)
+                near = did_you_mean(name, names)
+                raise DataError(what, where=file, expected=expected + ", ".join(names) + near)
     targets = [ours for ours in mapping.values() if ours != IGNORE]
     if len(set(targets)) != len(targets):
         raise DataError("--columns maps two columns to one name", where=file, remedy="map each to a name of its own")

@@ -69,9 +69,9 @@ def test_values_point_to_the_wanted_direction() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("{statement: is short, measure: wrods}", "no measure 'wrods' (did you mean 'words'?)"),
-        ("{statement: is short, mesaure: words}", "no key 'mesaure' (did you mean 'measure'?)"),
-        ("{statement: is short, measure: words, direction: lesser}", "did you mean 'less'?"),
+        ("{statement: is short, measure: wrods}", "no measure 'wrods' (did you mean `words`?)"),
+        ("{statement: is short, mesaure: words}", "no key 'mesaure' (did you mean `measure`?)"),
+        ("{statement: is short, measure: words, direction: lesser}", "did you mean `less`?"),
         ("{measure: words}", "no statement"),
         ("{statement: a, measure: words, target: [5, 3]}", "target"),
         ("{statement: a, measure: words, target: 5}", "invalid"),

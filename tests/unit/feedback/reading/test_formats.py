@@ -515,8 +515,8 @@ def test_columns_map_any_other_shape(load):
 @pytest.mark.parametrize(
     ("mapping", "found"),
     [
-        ({"questions": "prompt"}, "did you mean 'question'"),
-        ({"question": "promt"}, "did you mean 'prompt'"),
+        ({"questions": "prompt"}, "did you mean `question`"),
+        ({"question": "promt"}, "did you mean `prompt`"),
         ({"question": "prompt", "better": "prompt"}, "two columns to one name"),
     ],
 )
