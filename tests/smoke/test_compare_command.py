@@ -72,7 +72,7 @@ def test_all_measures_together(
     assert len(read_rows(tmp_path / "out" / "verdicts.jsonl")) == 8
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Answers before and after" in page and "at temperature 0" in page
-    assert f"{policy}: mean gold reward" in result.out and "4 held-out prompts" in result.out
+    assert f"{policy}: mean gold reward" in result.out and "4 prompts" in result.out
 
 
 def test_trivial_policies_and_parts_of_gold(

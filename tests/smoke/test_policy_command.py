@@ -98,7 +98,7 @@ def test_monitor_and_page(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any
         assert text in page
     assert all(question in page for question in HELD_OUT[:3]) and HELD_OUT[3] not in page
     assert "3 updates of 4 episodes each" in page
-    assert "3 held-out prompts" in result.out and "after training: mean gold reward" in result.out
+    assert "3 prompts" in result.out and "after training: mean gold reward" in result.out
 
 
 def test_the_terminal_shows_one_prompt_and_a_line_for_each_update(

@@ -32,7 +32,7 @@ _ANSWERS = 3  # prompts whose answers are printed
 def print_comparison(comparison: PolicyComparison) -> None:
     """Print some answers, the numbers as tables, and a one-sentence verdict per policy."""
     measure = comparison.measure
-    table = Table(title=f"{len(comparison.prompts)} held-out prompts", title_justify="left")
+    table = Table(title=f"{len(comparison.prompts)} prompts", title_justify="left")
     rewards = [] if measure is None else [f"mean {measure}", "difference", "wins"]
     for column in ("policy", *rewards, "KL", "tokens", "ended"):
         table.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")

@@ -191,7 +191,7 @@ def test_values_at_temperature_0_stand_next_to_the_sampled_ones():
 @pytest.mark.parametrize(
     ("gold", "proxy", "words"),
     [
-        (0.2, 0.5, "(95% interval +0.205 to +0.215, 12 held-out prompts): better."),
+        (0.2, 0.5, "(95% interval +0.205 to +0.215, 12 prompts): better."),
         (-0.2, 0.5, "worse. The reward it was optimized for rose by 0.510: it is over-optimized."),
         (-0.2, -0.5, "worse."),
         (-0.01, 0.5, "not shown to be better or worse. The reward it was optimized for rose by 0.510 nevertheless."),
@@ -234,7 +234,7 @@ def said(comparison, result) -> list[str]:
 def test_a_higher_reward_is_not_called_better_where_a_part_fell_or_nonsense_gets_as_much(answer, trivial, words):
     found = parted(answer, trivial=trivial)
     assert said(found, found.policies[0]) == ([minus(words)] if words else [])
-    end = "to +0.215, 12 held-out prompts): higher." if words else "to +0.215, 12 held-out prompts): better."
+    end = "to +0.215, 12 prompts): higher." if words else "to +0.215, 12 prompts): better."
     assert sentence("policy_verdict", found, found.policies[0]).endswith(end)
     assert minus(words) in Page(page(found, tracks={})).text
 
