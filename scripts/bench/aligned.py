@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def stages(seed: int, part: str, out: Path) -> Iterator[tuple[Path, Callable[[],
     )  # fmt: skip
     yield (
         folders["dpo"] / "config.json",
-        lambda: train_dpo(folders["sft"], COMPARISONS, folders["dpo"], seed),
+        lambda: in_own_process(train_dpo, folders["sft"], COMPARISONS, folders["dpo"], seed),
     )
     shared = ["--prompts", questions, "--gold", questions, "--max_new_tokens", "48", "--seed", str(seed)]
     policies = list(folders.values())
@@ -88,6 +89,15 @@ def command(*parts: object) -> Callable[[], None]:
     """A command of rrm-lm as a function."""
     words = [sys.executable, "-m", "rrm_lm", *map(str, parts)]
     return lambda: subprocess.run(words, check=True, cwd=ROOT)  # type: ignore[return-value]
+
+
+def in_own_process(work: Callable[..., None], *args: object) -> None:
+    """Call a function in a process of its own, whose memory is free when it ends."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=args)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{work.__name__} failed with exit code {process.exitcode}")
 
 
 def run_seed(seed: int, part: str, out: Path) -> None:
