@@ -12,7 +12,9 @@ def did_you_mean(name: object, known: Iterable[str], prefix: str = "") -> str:
     """` (did you mean `learning_rate`?)` for the known name nearest to `name`, or nothing if none is near."""
     names = sorted(known)
     # Other programs accept abbreviations such as `--learn`, which are not close matches by their letters.
-    nearest = difflib.get_close_matches(str(name), names, n=1) or [one for one in names if one.startswith(str(name))]
+    nearest = difflib.get_close_matches(str(name), names, n=1) or [
+        one for one in names if name and one.startswith(str(name))
+    ]
     return f" (did you mean `{prefix}{nearest[0]}`?)" if nearest else ""
 
 

@@ -129,7 +129,8 @@ def measured(seed: int, part: str, out: Path) -> dict[str, Any]:
     values["trivial"] = {START_PLUS_CLOSE: by_prompt(files["greedy"], user, close=f" {CONSTANT}")["smollm2-135m"]}
     if (found / "best_of" / "results.json").is_file():
         best = by_prompt(found / "best_of" / "samples.jsonl", user, best_by=str(run / "reward"))
-        values["best_of"] = {"best_of_8": best["sft"]}
+        any_right = by_prompt(found / "best_of" / "samples.jsonl", user, best_by="")["sft"]
+        values["best_of"] = {"best_of_8": best["sft"], "best_of_8_by_truth": any_right}
     return {
         "seed": seed, "part": part, "commit": commit(), "machine": machine(),
         "config": sha256(CONFIG),
@@ -156,7 +157,7 @@ def by_prompt(file: Path, user: NoteUser, best_by: str | None = None, close: str
     Args:
         file: `samples.jsonl` or `greedy.jsonl` of a comparison.
         user: Judges the samples.
-        best_by: Only the sample of each prompt with the highest such reward counts.
+        best_by: Only the sample of each prompt with the highest such reward counts; "": that with the highest gold.
         close: What is added to each sample.
     """
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -169,7 +170,8 @@ def by_prompt(file: Path, user: NoteUser, best_by: str | None = None, close: str
         for request in user.requests.values():
             rows = prompts[request.text]
             chosen = [max(rows, key=lambda row: row["rewards"][best_by])] if best_by else rows
-            judged.append([user.judge(request.text, row["response"] + close) for row in chosen])
+            each = [user.judge(request.text, row["response"] + close) for row in chosen]
+            judged.append([max(each, key=lambda one: one.gold)] if best_by == "" else each)
         found[name] = {"gold": np.array([np.mean([j.gold for j in some]) for some in judged])} | {
             part: np.array([np.mean([j.parts[part] for j in some]) for some in judged]) for part in user.parts
         }
@@ -237,6 +239,8 @@ def summary(part: str) -> dict[str, Any]:
     other = max(("start", "sft"), key=lambda name: policies[name]["gold"]["value"])
     at_zero = {name: table(greedy, name) for name in POLICIES}
     right = max(("start", "sft"), key=lambda name: at_zero[name]["parts"]["answer"]["value"])
+    worded = {name: [run[name] for run in greedy] for name in POLICIES}
+    worded |= {name: [run[name] for run in best if name in run] for name in ("best_of_8", "best_of_8_by_truth")}
     return {
         "part": part, "seeds": [run["seed"] for run in runs], "commits": [run["commit"] for run in runs],
         "best_of_8_seeds": [run["seed"] for run in runs if "best_of" in run["values"]],
@@ -247,8 +251,7 @@ def summary(part: str) -> dict[str, Any]:
         "first_answers": next((found for run in runs if (found := run.get("first_answers"))), []),
         "policies": policies,
         "policies_at_temperature_0": at_zero,
-        "answers_by_wording": by_wording(part, notes, {**{n: [run[n] for run in greedy] for n in POLICIES},
-                                                       "best_of_8": [run["best_of_8"] for run in best]}),
+        "answers_by_wording": by_wording(part, notes, worded),
         "better_in_gold": other,
         "better_in_answers": right,
         "ppo_minus_best_other": over([run["ppo"]["gold"] - run[other]["gold"] for run in sampled]),

@@ -243,7 +243,10 @@ class Experiment:
         if arm == INPUT:
             records = read_with_notes(records, assistance)
         name, folder = _identifier(f"{arm}_{seed}"), self.place(seed) / _identifier(arm)
-        NodeTrainer(self.shared, name, self.settings, TrainingOptions(seed)).train_reward(records, folder)
+        settings = self.settings
+        if arm in ("C0", "C+"):  # as many updates as the other arms, from fewer or more comparisons
+            settings = replace(settings, num_train_epochs=self.sizes.epochs * len(pairs) / len(records))
+        NodeTrainer(self.shared, name, settings, TrainingOptions(seed)).train_reward(records, folder)
         trained = time.perf_counter() - began - labelled
         scorer: ResponseScorer = load_reward(self.shared, folder, name)
         if arm == INPUT:

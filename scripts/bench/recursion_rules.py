@@ -105,7 +105,7 @@ class Conclusion:
 
 
 def conclude(found: Findings) -> Conclusion:
-    """Apply the rules, all of which use intervals.
+    """Apply the rules. Accuracies are judged by their intervals, gold by its value.
 
     Not testable: G - U is under 3 points. Else it is not shown to help when the interval of A - U, A - C or A - Sh
     includes 0; Sh is above U; the lower end of a helper's balanced accuracy is under .7; accuracy rises and best-of-n
@@ -122,7 +122,7 @@ def conclude(found: Findings) -> Conclusion:
     if found.sham is None or found.over_sham is None:
         reasons.append("the sham (Sh) was not run")
     elif found.over_sham.low <= 0:
-        reasons.append("notes on other responses (Sh) are about as good as A")
+        reasons.append("the interval of A - Sh, notes on other responses, includes 0")
     if found.sham is not None and found.sham.low > 0:
         reasons.append("notes on other responses (Sh) are better than no notes")
     reasons += [

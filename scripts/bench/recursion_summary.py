@@ -18,7 +18,7 @@ from rrm_lm.evaluation.policies.best_of_n import expected_best
 from rrm_lm.evaluation.reports import page
 from rrm_lm.evaluation.reports.plots import ForestRow, forest
 from rrm_lm.evaluation.statistics.metrics import Estimate, correctness
-from rrm_lm.storage import now, write_json, write_text
+from rrm_lm.storage import now, sha256, write_json, write_text
 
 BEST = f"best_of_{BEST_OF[-1]}"
 DEPTHS = ("U", "A", "A2")  # by levels of helpers below the overseer
@@ -45,24 +45,29 @@ def measured(folder: Path) -> Seeds:
             helpers |= {f"{name} of {kind}" if kind != "A" else name: _helper(one, kind)
                         for name, one in _read(file)["helpers"].items()}  # fmt: skip
         names = [name for name in arms if not name.endswith("_policy")]
+        pairs = sha256(place / "pairs.json") if names else ""
         found[place.name[4:]] = {
-            "arms": {name: _arm(arms[name], arms.get(f"{name}_policy"), questions) for name in names},
+            "arms": {name: _arm(arms[name], arms.get(f"{name}_policy"), questions, pairs) for name in names},
             "helpers": helpers,
         }
     return {seed: one for seed, one in found.items() if one["arms"] or one["helpers"]}
 
 
 def _together(old: Seeds, new: Seeds) -> Seeds:
-    """All seeds; where both have an arm or a helper, the new one counts."""
+    """All seeds; where both have an arm or a helper, the new one counts. Exits if their arms have other pairs."""
     empty: dict[str, Any] = {"arms": {}, "helpers": {}}
+    for seed in {*old, *new}:
+        arms = [*old.get(seed, empty)["arms"].values(), *new.get(seed, empty)["arms"].values()]
+        if len({one["pairs"] for one in arms}) > 1:
+            raise SystemExit(f"The arms of seed {seed} have different pairs: run all of a seed on one machine")
     return {
         seed: {key: old.get(seed, empty)[key] | new.get(seed, empty)[key] for key in empty}
         for seed in sorted({*old, *new}, key=int)
     }
 
 
-def _arm(piece: dict[str, Any], policy: dict[str, Any] | None, questions: dict[str, Any]) -> dict[str, Any]:
-    """An arm at one seed."""
+def _arm(piece: dict[str, Any], policy: dict[str, Any] | None, questions: dict[str, Any], pairs: str) -> dict[str, Any]:
+    """An arm at one seed. `pairs` is a digest of the pairs that it learned from, which all arms of a seed share."""
     best, most = expected_best(piece["rewards"], questions["gold"]), len(questions["gold"][0])
     found = {
         "label_accuracy": _mean(piece["labels"]),
@@ -73,6 +78,7 @@ def _arm(piece: dict[str, Any], policy: dict[str, Any] | None, questions: dict[s
         "comparisons": piece["comparisons"],
         "seconds": piece["seconds"]["all"],
         "commit": piece["commit"],
+        "pairs": pairs,
     }
     if policy is not None:
         found |= {
@@ -107,13 +113,16 @@ def results(by_seed: Seeds, trivial: Mapping[str, float]) -> dict[str, Any]:
     Args:
         by_seed: What was measured.
         trivial: Gold of responses that need no reward model, the arm B.
+
+    Seeds count when all arms of the core are done, and their policies when all of these are.
     """
+    every, by_seed = by_seed, _complete(by_seed)
     found: dict[str, Any] = {
         "seeds": _seeds(by_seed, *CORE),
         "policy_seeds": _seeds(by_seed, *CORE, key="policy_gold"),
         "arms": {arm: _over_arm(by_seed, arm) for arm in (*CORE, *CONTROLS) if _seeds(by_seed, arm)},
         "helpers": _helpers(by_seed),
-        "by_seed": by_seed,
+        "by_seed": every,
     }
     if not found["seeds"]:
         return found | {"verdict": "not finished: no seed has all of " + ", ".join(CORE)}
@@ -134,6 +143,16 @@ def results(by_seed: Seeds, trivial: Mapping[str, float]) -> dict[str, Any]:
     deep = _seeds(by_seed, *DEPTHS)
     found["depths"] = {str(n): {"arm": arm, **_against_a(by_seed, arm, deep)} for n, arm in enumerate(DEPTHS) if deep}
     return found | _judged(by_seed, found)
+
+
+def _complete(by_seed: Seeds) -> Seeds:
+    """The seeds with all arms of the core, without the policies of seeds that lack one of these."""
+    found = {seed: one for seed, one in by_seed.items() if all(arm in one["arms"] for arm in CORE)}
+    for seed, one in found.items():
+        if not all("policy_gold" in one["arms"][arm] for arm in CORE):
+            arms = {name: {k: v for k, v in arm.items() if k != "policy_gold"} for name, arm in one["arms"].items()}
+            found[seed] = {**one, "arms": arms}
+    return found
 
 
 def _judged(by_seed: Seeds, found: dict[str, Any]) -> dict[str, Any]:

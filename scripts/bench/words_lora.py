@@ -106,7 +106,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for person in PEOPLE:
         of = {(one["draw"], one["arm"]): one for one in runs if one["person"] == person}
         draws = sorted({draw for draw, _ in of if all((draw, arm) in of for arm in ARMS)})
-        if not draws:
+        if len(draws) < 2:
             continue
         matrices[person] = {arm: np.array([of[draw, arm]["correct"] for draw in draws]) for arm in ARMS}
         prompts[person] = of[draws[0], "pairs"]["prompts"]

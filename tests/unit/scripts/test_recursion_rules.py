@@ -93,6 +93,42 @@ def test_the_ratio_of_two_paired_means_has_the_interval_of_fieller() -> None:
     assert share([0.1], [0.2]) is None
 
 
+SUMMARY = load_bench("recursion_summary")
+
+
+def arm(accuracy: float, **more: float) -> dict:
+    gold = {f"best_of_{n}": accuracy * n for n in (1, 4, 16)}
+    cost = {"checks": 0, "comparisons": 8, "seconds": 1.0, "commit": "", "pairs": "one"}
+    return {"label_accuracy": 0.7, "reward_accuracy": accuracy, "near_accuracy": accuracy, **gold, **cost, **more}
+
+
+def seed(assisted: float, **more: dict) -> dict:
+    return {"arms": {"U": arm(0.6), "A": arm(assisted), "C": arm(0.61), "G": arm(0.7), **more}, "helpers": {}}
+
+
+def test_a_seed_counts_when_all_of_its_arms_are_done() -> None:
+    part = {"arms": {"U": arm(0.1), "A": arm(0.9)}, "helpers": {}}
+    found = SUMMARY.results({"1": seed(0.65), "2": seed(0.67), "3": part}, {"random": 0.1})
+    assert found["seeds"] == [1, 2] and found["by_seed"]["3"] == part
+    assert found["differences"]["A - U"]["reward_accuracy"]["value"] == pytest.approx(0.06)
+    assert found["arms"]["A"]["reward_accuracy_by_seed"] == [0.65, 0.67]
+    assert found["pgr_reward_accuracy"]["value"] == pytest.approx(0.6) and found["pgr_policy"] is None
+
+
+def test_policies_count_when_all_of_a_seed_are_done() -> None:
+    gold = {"policy_gold": 1.0, "policy_unreadable": 0.0, "policy_seconds": 1.0, "policy_tokens": 9}
+    every = {name: arm(0.7, **gold) for name in "UACG"}
+    found = SUMMARY.results({"1": seed(0.65, **every), "2": seed(0.67, A=arm(0.67, **gold))}, {})
+    assert found["policy_seeds"] == [1] and found["arms"]["A"]["policy_by_seed"] == [1.0]
+
+
+def test_arms_of_one_seed_have_the_same_pairs() -> None:
+    other = {"arms": {"Sh": arm(0.6) | {"pairs": "other"}}, "helpers": {}}
+    assert set(SUMMARY._together({"1": seed(0.6)}, {"2": other})) == {"1", "2"}
+    with pytest.raises(SystemExit, match="different pairs"):
+        SUMMARY._together({"1": seed(0.6)}, {"1": other})
+
+
 # -- controls ---------------------------------------------------------------------------------------------------------
 
 

@@ -72,9 +72,7 @@ def test_the_page() -> None:
     comparison = before_and_after(PROMPTS, MEASURED[0].samples, MEASURED[-1].samples, NAMES)
     page = render_training_report(replace(DATA, comparison=comparison, configuration={"kl_coef": 0.1}))
     assert "After training: mean gold reward is 0.733 (95% interval" in page
-    assert (
-        "), +0.400 compared with before training (95% interval +0.400 to +0.400, 3 prompts): better." in page
-    )
+    assert "), +0.400 compared with before training (95% interval +0.400 to +0.400, 3 prompts): better." in page
     assert "4 updates of 16 episodes each, 16 s in total." in page
     for anchor in ("training", "rewards", "over-optimisation", "answers", "settings", "glossary"):
         assert f'id="{anchor}"' in page and f'href="#{anchor}"' in page
