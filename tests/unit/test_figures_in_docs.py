@@ -117,11 +117,11 @@ def aligned() -> Iterator[str]:
     yield plain(found["answer_ppo_minus_best_other"], 3, sign="+")
     yield ", ".join(f"{name} {one['gold']['value']:.3f}" for name, one in found["trivial"].items())
     for wording, one in found["answers_by_wording"].items():
-        cells = [percent(one[name]) for name in ("start", "sft", "ppo", "dpo", "best_of_8")]
+        cells = [percent(one[name]) for name in ("start", "sft", "ppo", "dpo", "best_of_8", "best_of_8_by_truth")]
         pairs = percent(found["answer_pairs_by_wording"][wording])
         yield f"| {wording} ({one['questions']}) | {' | '.join(cells)} | {pairs} |"
     general = [one["general"] for one in found["by_seed"]]
-    for policy in ("sft", "policy"):
+    for policy in ("sft", "policy", "dpo"):
         answers = [one[policy]["parts"]["answer"]["level"]["value"] for one in general]
         yield f"{min(answers):.2f} to {max(answers):.2f}"
     ended = {name: [one[name]["drift"]["finished"]["level"]["value"] for one in general] for name in ("sft", "policy")}
