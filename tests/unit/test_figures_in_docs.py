@@ -150,6 +150,15 @@ def asking() -> Iterator[str]:
             yield f"| {name} | {budget} | {' | '.join(f'{value:.1f}%' for value in values)} | {points(difference)} |"
 
 
+def words_lora() -> Iterator[str]:
+    found = result("words_lora")["plain"]
+    accuracy = {arm: f"{100 * one['value']:.1f}%" for arm, one in found["accuracy"].items()}
+    assert {one["verdict"] for one in found["gain_over_pairs"].values()} == {"not shown"}
+    yield f"{len(found['draws'])} draws of the plain person are done"
+    yield f"alone {accuracy['pairs']}"
+    yield f"the critique loss {accuracy['loss']}, with criteria {accuracy['words']}"
+
+
 def critic() -> Iterator[str]:
     found = result("critic")
     yield f"{percent(found['accuracy']['none-plain'])} of {found['heldout']['pairs']} held-out pairs"
@@ -361,6 +370,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, critiques),
     (BENCH, critic),
     (BENCH, recursion),
+    (BENCH, words_lora),
     (BENCH, clauses),
     (BENCH, words),
     (BENCH, notes),
