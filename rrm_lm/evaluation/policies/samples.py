@@ -173,7 +173,7 @@ def held_out_probe(
     def written() -> tuple[list[list[Drawn]], list[list[float]], list[list[float]]]:
         backbone, adapter = policy()
         drawn = draw(backbone, adapter, chat, prompts, sampling, samples=samples, seed=seed, batch_tokens=batch_tokens)
-        options = {"micro_batch_tokens": micro_batch_tokens}
+        options: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens}
         own = log_probs(backbone, adapter, drawn, sampling.temperature, **options)
         return drawn, own, log_probs(*reference, drawn, sampling.temperature, **options)
 
