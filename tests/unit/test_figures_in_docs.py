@@ -192,6 +192,14 @@ def recursion() -> Iterator[str]:
     yield f"{plus(gain.value)} points ({gain.kind}: {plus(gain.low)} to {plus(gain.high)})"
 
 
+def new_recursion() -> Iterator[str]:
+    found = result("recursion")
+    assert found["verdict"] == "not shown to help"
+    yield f"of which {len(found['seeds'])} seed is done"
+    arms = (f"{100 * found['arms'][arm]['reward_accuracy']['value']:.1f}% ({arm})" for arm in ("U", "A", "C", "G"))
+    yield "{}, {}, {} and {}".format(*arms)
+
+
 def recursion_gain() -> metrics.OverRuns:
     """Reward accuracy of A minus that of U, over the seeds."""
     arms = result("recursion_first")["arms"]
@@ -370,6 +378,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, critiques),
     (BENCH, critic),
     (BENCH, recursion),
+    (BENCH, new_recursion),
     (BENCH, words_lora),
     (BENCH, clauses),
     (BENCH, words),
