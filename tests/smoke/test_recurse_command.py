@@ -99,7 +99,7 @@ def test_errors_in_a_tree_are_reported_before_anything_is_loaded(
 ) -> None:
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace("helpers: [letter_s, letter_b]", "helpers: [letter_s, letter_c]"), encoding="utf-8")
-    assert "did you mean 'letter_" in recurse(capsys, config).error["error"]
+    assert "did you mean `letter_" in recurse(capsys, config).error["error"]
     config.write_text(text.replace("max_length: 300", "max_length: 40"), encoding="utf-8")
     found = recurse(capsys, config)
     assert found.code == 2 and "tokens for a prompt and a response" in found.error["error"]
