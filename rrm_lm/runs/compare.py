@@ -222,10 +222,10 @@ class CompareRun:
             logger.warning("no KL divergence for %s: %s", name, reason)
             return None
         temperature, options = self.sampling.temperature, {"micro_batch_tokens": self.drawing.micro_batch_tokens}
-        both = ((policy, name), (reference, "the reference"))
-        ours, theirs = (
-            log_probs(one.backbone, one.adapter, answers, temperature, label=f"log-probabilities of {of}", **options)
-            for one, of in both
+        bar = "log-probabilities of "
+        ours = log_probs(policy.backbone, policy.adapter, answers, temperature, label=bar + name, **options)
+        theirs = log_probs(
+            reference.backbone, reference.adapter, answers, temperature, label=bar + "the reference", **options
         )
         return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(ours, theirs, strict=True)]
 

@@ -43,6 +43,7 @@ COMPARISONS = (DATA / "train_plain.jsonl.gz", DATA / "train_plain_contrasts.json
 POLICIES = ("start", "sft", "ppo", "dpo")
 KEPT = RESULTS / "aligned"
 SAMPLES, BEST_OF = 4, 8
+WORDINGS = ("plain", "task", "hard")
 CONSTANT = "I hope this helps! Have a lovely day!"
 START_PLUS_CLOSE = "start model at temperature 0 plus a close"
 
@@ -269,14 +270,17 @@ def summary(part: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def wordings(part: str) -> dict[str, str]:
+    """How each question is worded, by its prompt, in the order of the requests."""
+    with gzip.open(DATA / f"{part}_questions.jsonl.gz", "rt", encoding="utf-8") as stream:
+        return {row["prompt"]: row["wording"] for row in map(json.loads, stream)}
+
+
 def by_wording(part: str, notes: Sequence[str], policies: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Right answers by how a question is worded: "hard" ones share more words with a wrong sentence of the note."""
-    rows = [
-        json.loads(line) for line in gzip.decompress((DATA / f"{part}_questions.jsonl.gz").read_bytes()).splitlines()
-    ]
-    wording, of = np.array([row["wording"] for row in rows]), np.array(notes)
+    wording, of = np.array([*wordings(part).values()]), np.array(notes)
     found: dict[str, Any] = {}
-    for name in ("plain", "task", "hard"):
+    for name in WORDINGS:
         asked = wording == name
         each = {key: np.array([run["answer"][asked] for run in runs]) for key, runs in policies.items() if runs}
         found[name] = {"questions": int(asked.sum())}
@@ -309,13 +313,10 @@ def pair_accuracies(runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, A
     found = {"reward_accuracy": accuracy(np.ones(len(rows), dtype=bool))}
     for kind in ("answer", "manner", "mixed"):
         found[f"{kind}_pairs_accuracy"] = accuracy(np.array([row["source"] == f"notes, {kind} pairs" for row in rows]))
-    with gzip.open(DATA / f"{part}_questions.jsonl.gz", "rt", encoding="utf-8") as stream:
-        worded = {row["prompt"]: row["wording"] for row in map(json.loads, stream)}
+    worded = wordings(part)
     wording = np.array([worded[row["prompt"][0]["content"]] for row in rows])
     answers = np.array([row["source"] == "notes, answer pairs" for row in rows])
-    found["answer_pairs_by_wording"] = {
-        name: accuracy(answers & (wording == name)) for name in ("plain", "task", "hard")
-    }
+    found["answer_pairs_by_wording"] = {name: accuracy(answers & (wording == name)) for name in WORDINGS}
     parts = sorted({row["decided_by"] for row in rows})
     found["accuracy_by_part"] = {
         part: accuracy(np.array([row["decided_by"] == part for row in rows])) for part in parts

@@ -158,18 +158,13 @@ def _complete(by_seed: Seeds) -> Seeds:
 def _judged(by_seed: Seeds, found: dict[str, Any]) -> dict[str, Any]:
     """The verdict, and the goals of the experiment, which are stricter than the rules."""
 
-    def gain(one: str, other: str, key: str = "reward_accuracy") -> Interval | None:
-        values = _paired(by_seed, one, other, key)
-        return over_seeds(values) if values else None
-
-    def known(interval: Interval | None) -> Interval:
-        assert interval is not None  # every seed of the core has them
-        return interval
+    def gain(one: str, other: str, key: str = "reward_accuracy") -> list[float]:
+        return _paired(by_seed, one, other, key)
 
     findings = Findings(
-        gain=known(gain("A", "U")), room=known(gain("G", "U")), over_cost=known(gain("A", "C")),
-        sham=gain("Sh", "U"), over_sham=gain("A", "Sh"), best_gain=known(gain("A", "U", BEST)),
-        policy_gain=gain("A", "U", "policy_gold"),
+        gain=over_seeds(gain("A", "U")), room=over_seeds(gain("G", "U")), over_cost=over_seeds(gain("A", "C")),
+        sham=_if_measured(gain("Sh", "U")), over_sham=_if_measured(gain("A", "Sh")),
+        best_gain=over_seeds(gain("A", "U", BEST)), policy_gain=_if_measured(gain("A", "U", "policy_gold")),
         curve=[found["arms"]["A"]["best_of_n"][str(n)]["value"] for n in BEST_OF],
         helpers={name: Interval(*_ends(one["balanced_accuracy"])) for name, one in found["helpers"].items()
                  if one["helps_main"]},
@@ -187,6 +182,10 @@ def _judged(by_seed: Seeds, found: dict[str, Any]) -> dict[str, Any]:
             "Sh not above U": findings.sham is not None and findings.sham.value <= 0,
         },
     }
+
+
+def _if_measured(values: Sequence[float]) -> Interval | None:
+    return over_seeds(values) if values else None
 
 
 def _over_arm(by_seed: Seeds, arm: str) -> dict[str, Any]:
@@ -222,8 +221,8 @@ def _over_arm(by_seed: Seeds, arm: str) -> dict[str, Any]:
 
 
 def _differences(by_seed: Seeds, one: str, other: str) -> dict[str, Any]:
-    gains = {key: _paired(by_seed, one, other, key) for key in MEASURES}
-    found: dict[str, Any] = {key: over_seeds(gain).to_dict() if gain else None for key, gain in gains.items()}
+    gains = {key: _if_measured(_paired(by_seed, one, other, key)) for key in MEASURES}
+    found: dict[str, Any] = {key: gain and gain.to_dict() for key, gain in gains.items()}
     return found | {"seeds": _seeds(by_seed, one, other)}
 
 
@@ -279,7 +278,7 @@ def _paired(by_seed: Seeds, one: str, other: str, key: str, seeds: Sequence[int]
 def _share(gain: Sequence[float], room: Sequence[float]) -> dict[str, float | None] | None:
     """The performance gap recovered; None ("not testable") while the interval of what there is to gain includes 0."""
     found = share(gain, room) if room else None
-    return found.to_dict() if found else None
+    return found and found.to_dict()
 
 
 def _ends(value: Mapping[str, float | None]) -> tuple[float, float, float]:

@@ -73,7 +73,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """A row of a forest plot: a label, an estimate, the style of its marker, and the runs of which it is the mean."""
+    """A row of a forest plot: a label, an estimate, and the style of its marker."""
 
     label: str
     estimate: Estimate

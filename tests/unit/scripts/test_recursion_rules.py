@@ -15,6 +15,7 @@ from tests.unit.recursion.test_assistance import PROMPT, Fake, right
 from tests.unit.recursion.toy import Letters
 
 RULES, CONTROLS = load_bench("recursion_rules"), load_bench("recursion_controls")
+SUMMARY = load_bench("recursion_summary")
 Findings, Interval = RULES.Findings, RULES.Interval
 conclude, over_seeds, share = RULES.conclude, RULES.over_seeds, RULES.share
 DOMAIN = Letters()
@@ -75,7 +76,13 @@ def test_the_committed_experiment_is_not_shown_to_help() -> None:
     gain = over_seeds(np.subtract(arms["A"]["reward_accuracy_by_seed"], arms["U"]["reward_accuracy_by_seed"]).tolist())
     assert gain.low < 0 and gain.to_dict() == found["over_seeds"]["A - U"]["reward_accuracy"]
     assert found["verdict"] == "not shown to help" and "the interval of A - U includes 0" in found["reasons"]
-    assert f"Computed verdict: {found['verdict']}." in (RESULTS / "recursion_first.html").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_verdict_of_the_results() -> None:
+    found = json.loads((RESULTS / "recursion.json").read_text(encoding="utf-8"))
+    again = SUMMARY.results(found["by_seed"], found["trivial"])
+    assert {key: found[key] for key in again} == again  # everything follows from what was measured
+    assert f"Computed verdict: {found['verdict']}." in (RESULTS / "recursion.html").read_text(encoding="utf-8")
 
 
 def test_with_little_to_gain_it_is_not_testable() -> None:
@@ -91,9 +98,6 @@ def test_the_ratio_of_two_paired_means_has_the_interval_of_fieller() -> None:
     assert 0.92 < held / several < 0.98
     assert share([0.1, 0.2, 0.1], [-0.1, 0.2, 0.1]) is None  # nothing to gain: any share is possible
     assert share([0.1], [0.2]) is None
-
-
-SUMMARY = load_bench("recursion_summary")
 
 
 def arm(accuracy: float, **more: float) -> dict:
