@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -11,11 +12,18 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rrm_lm.errors import CheckpointError
 from rrm_lm.storage import explained, now, write_json
 
+if TYPE_CHECKING:
+    import filelock
+
 logger = logging.getLogger(__name__)
+
+# What flock says on an NFS mount without a lock service; filelock itself handles ENOSYS (Lustre without `-o flock`).
+_NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +49,9 @@ class Owner:
 def lock(path: str | os.PathLike[str], *, what: str, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path` during the block; the system releases it if this process dies.
 
+    On a file system without flock the lock is the existence of `<path>.soft`. If its holder is killed, it stays until the
+    next process of the same machine finds the holder gone, or until a person deletes it.
+
     Args:
         path: The lock file. `<path>.owner.json` describes its holder; the file of a dead process is replaced.
         what: What is locked, for messages: "The output folder", "The model cache".
@@ -49,26 +60,11 @@ def lock(path: str | os.PathLike[str], *, what: str, wait: float = 0.0) -> Itera
     Raises:
         CheckpointError: Another process holds it; the message gives the process, machine, start time and command.
     """
-    import filelock
-
     path = Path(path)
     owner_file = path.with_name(path.name + ".owner.json")
-    holder = filelock.FileLock(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            holder.acquire(timeout=0)
-        except filelock.Timeout:
-            if wait > 0:
-                logger.info("%s is in use; waiting (%s)", what, _read_owner(owner_file))
-            try:
-                holder.acquire(timeout=wait, poll_interval=0.2)
-            except filelock.Timeout:
-                raise CheckpointError(
-                    f"{what} is in use by another run: {_read_owner(owner_file)}",
-                    where=str(path.parent),
-                    remedy="wait for that run to end, or stop it; its lock ends with it",
-                ) from None
+        holder = _acquire(path, owner_file, what, wait)
     try:
         if owner_file.exists():
             logger.warning("took over %s: its holder ended without releasing it (%s)", path, _read_owner(owner_file))
@@ -79,6 +75,36 @@ def lock(path: str | os.PathLike[str], *, what: str, wait: float = 0.0) -> Itera
             owner_file.unlink(missing_ok=True)
     finally:
         holder.release()
+
+
+def _acquire(path: Path, owner_file: Path, what: str, wait: float) -> filelock.BaseFileLock:
+    import filelock
+
+    holder: filelock.BaseFileLock = filelock.FileLock(path)
+    remedy = "wait for that run to end, or stop it; its lock ends with it"
+    try:
+        try:
+            holder.acquire(timeout=0)
+        except filelock.Timeout:
+            raise
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
+            soft = path.with_name(path.name + ".soft")
+            logger.warning("%s: this file system has no flock (%s); %s is the lock", path.parent, error.strerror, soft)
+            remedy = f"wait for that run to end; if it was killed on another machine, delete {soft}"
+            holder = filelock.SoftFileLock(soft)
+            holder.acquire(timeout=0)
+    except filelock.Timeout:
+        if wait > 0:
+            logger.info("%s is in use; waiting (%s)", what, _read_owner(owner_file))
+        try:
+            holder.acquire(timeout=wait, poll_interval=0.2)
+        except filelock.Timeout:
+            raise CheckpointError(
+                f"{what} is in use by another run: {_read_owner(owner_file)}", where=str(path.parent), remedy=remedy
+            ) from None
+    return holder
 
 
 def _read_owner(file: Path) -> str:

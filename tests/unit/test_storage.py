@@ -284,21 +284,59 @@ class TestFolders:
 
 
 HOLD = textwrap.dedent("""
-    import sys, time
+    import fcntl, os, sys
     from rrm_lm.locks import lock
+
+    def no_lock_service(fd, operation):
+        raise OSError(error, os.strerror(error))
+
+    if error := int(sys.argv[2]):
+        fcntl.flock = no_lock_service
     with lock(sys.argv[1], what="The folder"):
         print("held", flush=True)
         sys.stdin.read()
 """)
 
 
-def hold_elsewhere(path: Path) -> subprocess.Popen[str]:
-    """Another process that holds the lock until its stdin closes."""
+def hold_elsewhere(path: Path, error: int = 0) -> subprocess.Popen[str]:
+    """Another process that holds the lock until its stdin closes; its flock fails with `error`, unless that is 0."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(path), str(error)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.filterwarnings("ignore:flock not supported")
+class TestLockWithoutFlock:
+    """On a shared folder whose file system has no flock."""
+
+    @pytest.fixture(autouse=True)
+    def no_lock_service(self, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        def flock(fd: int, operation: int) -> None:
+            raise OSError(error, os.strerror(error))
+
+        monkeypatch.setattr("fcntl.flock", flock)
+
+    def test_one_process_at_a_time(self, error: int, tmp_path: Path) -> None:
+        holder = hold_elsewhere(tmp_path / ".lock", error)
+        try:
+            with pytest.raises(CheckpointError) as caught, locks.lock(tmp_path / ".lock", what="The folder"):
+                pytest.fail("the lock must not be given twice")
+            assert f"The folder is in use by another run: process {holder.pid} on " in str(caught.value)
+        finally:
+            holder.communicate("")
+        for _ in range(2):
+            with locks.lock(tmp_path / ".lock", what="The folder"):
+                assert "pid" in json.loads((tmp_path / ".lock.owner.json").read_text())
+
+    def test_the_lock_of_a_killed_process_is_taken_over(self, error: int, tmp_path: Path) -> None:
+        holder = hold_elsewhere(tmp_path / ".lock", error)
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate()
+        with locks.lock(tmp_path / ".lock", what="The folder", wait=60):
+            assert json.loads((tmp_path / ".lock.owner.json").read_text())["pid"] == os.getpid()
 
 
 class TestLock:
