@@ -49,8 +49,8 @@ class Owner:
 def lock(path: str | os.PathLike[str], *, what: str, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path` during the block; the system releases it if this process dies.
 
-    On a file system without flock the lock is the existence of `<path>.soft`. If its holder is killed, it stays until the
-    next process of the same machine finds the holder gone, or until a person deletes it.
+    On a file system without flock, the lock is the existence of `<path>.soft`. If its holder is killed, it stays until
+    the next process of the same machine finds the holder gone, or until a person deletes it.
 
     Args:
         path: The lock file. `<path>.owner.json` describes its holder; the file of a dead process is replaced.

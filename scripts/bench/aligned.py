@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -28,10 +29,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from aligned_dpo import train_dpo
+from aligned_dpo import MODEL, train_dpo
 from common import RESULTS, commit, machine, save
 
+from rrm_lm.evaluation.policies.samples import drawn_text, log_probs
 from rrm_lm.evaluation.statistics.metrics import Estimate, mean_estimate, over_runs
+from rrm_lm.feedback.records import Message
+from rrm_lm.models.saving.policies import load_policy
 from rrm_lm.simulated.note_users import NoteUser
 from rrm_lm.storage import sha256, write_json
 
@@ -84,6 +88,27 @@ def stages(seed: int, part: str, out: Path) -> Iterator[tuple[Path, Callable[[],
     folder = run / "general"
     flags = ["--samples", "1", "--max_new_tokens", "64", "--output_dir", folder]
     yield folder / "results.json", command("compare", *policies, *general, *flags)
+    file = run / "likelihood" / "results.json"
+    yield file, lambda: in_own_process(likelihoods, {"start": MODEL, **folders}, file)
+
+
+def likelihoods(policies: Mapping[str, str | Path], file: Path) -> None:
+    """Write the mean log-likelihood per token, in nats, that each policy gives to the answers to 50 general prompts.
+
+    SmolLM2 wrote the answers at several settings for `data/assistant`. Of each pair, the preferred one is taken.
+    """
+    with gzip.open(GENERAL[0], "rt", encoding="utf-8") as stream:
+        chosen = {row["prompt"][-1]["content"]: row["chosen"][-1]["content"] for row in map(json.loads, stream)}
+    texts = [((Message("user", asked),), answer) for asked, answer in list(chosen.items())[:50]]
+    found: dict[str, list[float]] = {}
+    for name, folder in policies.items():
+        backbone, chat, adapter, _ = load_policy(str(folder))
+        answers = [[drawn_text(chat, asked, answer)] for asked, answer in texts]
+        totals = log_probs(backbone, adapter, answers)
+        sizes = [len(one.line.ids) - one.line.response_start for (one,) in answers]
+        found[name] = [round(total / size, 4) for (total,), size in zip(totals, sizes, strict=True)]
+    file.parent.mkdir(exist_ok=True)
+    write_json(file, found)
 
 
 def command(*parts: object) -> Callable[[], None]:
@@ -121,7 +146,7 @@ def measured(seed: int, part: str, out: Path) -> dict[str, Any]:
     user = NoteUser.from_file(DATA / f"{part}_questions.jsonl.gz")
     # Policies are named by their folders here.
     run = out / f"seed{seed}"
-    found, general = run / part, run / "general" / "results.json"
+    found, general, likelihood = run / part, run / "general" / "results.json", run / "likelihood" / "results.json"
     names = {"smollm2-135m": "start", "sft": "sft", "policy": "ppo", "dpo": "dpo"}
     files = {"sampled": found / "policies" / "samples.jsonl", "greedy": found / "policies" / "greedy.jsonl"}
     values = {
@@ -137,6 +162,7 @@ def measured(seed: int, part: str, out: Path) -> dict[str, Any]:
         "config": sha256(CONFIG),
         "pairs": pairs_judged(found / "evaluate"),
         "general": json.loads(general.read_text().replace(f"{run}/", ""))["policies"] if general.is_file() else {},
+        "likelihood": json.loads(likelihood.read_text()) if likelihood.is_file() else {},
         "values": {
             way: {name: {key: v.round(4).tolist() for key, v in one.items()} for name, one in policies.items()}
             for way, policies in values.items()
@@ -250,6 +276,7 @@ def summary(part: str) -> dict[str, Any]:
         "baselines": next((found for run in runs if (found := run["pairs"]["baselines"])), {}),
         "by_seed": [{key: run[key] for key in ("seed", "seconds", "general")} for run in runs],
         "first_answers": next((found for run in runs if (found := run.get("first_answers"))), []),
+        "general_likelihood": general_likelihood(runs),
         "policies": policies,
         "policies_at_temperature_0": at_zero,
         "answers_by_wording": by_wording(part, notes, worded),
@@ -288,9 +315,28 @@ def by_wording(part: str, notes: Sequence[str], policies: Mapping[str, Sequence[
     return found
 
 
-def combined(values: np.ndarray, notes: Sequence[str]) -> Estimate:
-    """An estimate over runs and notes; over notes alone for a single run."""
-    return over_runs(values, notes) if len(values) > 1 else mean_estimate(values[0], notes, bounds=(-1, 1))
+def general_likelihood(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Log-likelihood per token of general answers, in nats: the start model's, and each policy's minus that."""
+    each = [{name: np.array(v) for name, v in run["likelihood"].items()} for run in runs if run.get("likelihood")]
+    if not each:
+        return {}
+    prompts = [str(number) for number in range(len(each[0]["start"]))]
+    return {
+        "seeds": [run["seed"] for run in runs if run.get("likelihood")],
+        "start": mean_estimate(each[0]["start"], prompts, bounds=(-math.inf, 0)).to_dict(),
+        "minus_start": {
+            name: combined(np.array([one[name] - one["start"] for one in each]), prompts, math.inf).to_dict()
+            for name in POLICIES[1:]
+        },
+    }
+
+
+def combined(values: np.ndarray, notes: Sequence[str], most: float = 1.0) -> Estimate:
+    """An estimate over runs and notes; over notes alone for a single run. No value is above `most` in size."""
+    bounds = (-most, most)
+    return (
+        over_runs(values, notes, bounds=bounds) if len(values) > 1 else mean_estimate(values[0], notes, bounds=bounds)
+    )
 
 
 def pairs_judged(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def keep(folder: Path, seed: int, gain: float = 0.1, config: str = "same") -> No
         "pairs": {"correct": [row["decided_by"] == "answer" for row in pairs], "baselines": {}},
         "values": {"sampled": policies, "greedy": policies, "best_of": {"best_of_8": above(3)}}
         | {"trivial": {ALIGNED.START_PLUS_CLOSE: above(0)}},
+        "likelihood": {"start": [-2.0, -3.0], "sft": [-2.5, -3.5], "ppo": [-2.5, -4.5], "dpo": [-2.0, -3.0]},
     }  # fmt: skip
     (folder / f"validation_seed{seed}.json").write_text(json.dumps(kept), encoding="utf-8")
 
@@ -49,6 +50,9 @@ def test_the_summary_finds_the_planted_gain(tmp_path: Path, monkeypatch: pytest.
     assert found["policies"]["best_of_8"]["gold"]["value"] > found["policies"]["ppo"]["gold"]["value"]
     assert found["accuracy_by_part"]["answer"]["value"] == 1 and found["accuracy_by_part"]["close"]["value"] == 0
     assert 0 < found["reward_accuracy"]["value"] < 1
+    likelihood = found["general_likelihood"]
+    assert likelihood["start"]["value"] == -2.5
+    assert {name: one["value"] for name, one in likelihood["minus_start"].items()} == {"sft": -0.5, "ppo": -1, "dpo": 0}
     assert found["trivial"]["whole note"]["gold"]["value"] < 0.3
     assert found["trivial"][ALIGNED.START_PLUS_CLOSE]["ppo_minus"]["value"] == pytest.approx(0.2, abs=0.02)
 
