@@ -29,7 +29,7 @@ from rrm_lm.feedback.splits import responses_of
 from rrm_lm.models.ensemble import EnsembleReward
 from rrm_lm.models.pretrained import process_state, resolve
 from rrm_lm.models.reward_files import read_settings
-from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json
+from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json, recorded_date
 from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.recursion.critics import AssistedScorer
 from rrm_lm.runs.critics import CRITIQUES_FILE, CriticSource, find_critic
@@ -37,6 +37,7 @@ from rrm_lm.runs.gold import load_gold
 from rrm_lm.settings.scoring import EvaluateArguments, ScoreArguments, ScoringArguments
 from rrm_lm.storage import json_text, write_json, write_jsonl, write_text
 from rrm_lm.text.chat import ChatFormat
+from rrm_lm.text.templates import date_of
 from rrm_lm.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ _SCORING = (
     *("base_model", "micro_batch_tokens", "critique_samples", "critique_temperature", "seed", "ensemble", "ensemble_k"),
     "max_length",
 )
-_LOADING = ("dtype", "attn_implementation", "pad_token", "chat_template", "load_in_4bit", "load_in_8bit")
+_LOADING = ("dtype", "attn_implementation", "load_in_4bit", "load_in_8bit")
 
 
 def cached_scorer(args: EvaluateArguments, model: str) -> ResponseScorer:
@@ -79,9 +80,10 @@ def cached_scorer(args: EvaluateArguments, model: str) -> ResponseScorer:
     own = (Path(model) / CRITERIA_FILE).is_file()  # criteria are measured again, since their code may have changed
     if process_state().num_processes > 1 or not args.cache_scores or own:
         return make_scorer(args, model)
-    key = {name: getattr(args, name) for name in _SCORING + _LOADING}
+    key = {name: getattr(args, name) for name in _SCORING + _LOADING} | args.tokenizing()
     key |= {name: version(name) for name in ("rrm_lm", "torch", "transformers", "peft")}
     try:
+        key["chat_date"] = date_of(_tokenizer(args, model))  # today's, if the template writes one and none is recorded
         key |= {"weights": _digest(model, args.model_revision, args.base_model), "device": str(process_state().device)}
     except RRMError:
         return make_scorer(args, model)  # which says what is wrong with the model
@@ -107,11 +109,16 @@ def chat_of(args: ScoringArguments, model: str, scorer: Any) -> ChatFormat | Non
     """The chat format of a scorer, without loading a model whose rewards were all in the cache."""
     if not isinstance(scorer, CachedScorer) or scorer.is_loaded:
         return getattr(getattr(scorer, "scorer", scorer), "chat", None)
+    return ChatFormat(_tokenizer(args, model))
+
+
+def _tokenizer(args: ScoringArguments, model: str) -> Any:
     adapter = model_file(resolve(model, args.model_revision), ADAPTER_CONFIG, args.model_revision)
-    name = model
+    name, texts = model, args.tokenizing()
     if adapter is not None and not (adapter.parent / "tokenizer_config.json").is_file():
         name = str(args.base_model or read_json(adapter)["base_model_name_or_path"])
-    return ChatFormat(load_tokenizer(name, trust_remote_code=args.trust_remote_code, **args.tokenizing()))
+    texts["chat_date"] = args.chat_date or recorded_date(resolve(model, args.model_revision), args.model_revision)
+    return load_tokenizer(name, trust_remote_code=args.trust_remote_code, **texts)
 
 
 def with_baselines(evaluation: Evaluation, scorer: Any, args: EvaluateArguments) -> Evaluation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from peft import AutoPeftModelForSequenceClassification, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rrm_lm.errors import ModelError
+from rrm_lm.evaluation.preferences.score_cache import CachedScorer
 from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, JudgeScorer, RewardScorer, load_scorer
 from rrm_lm.evaluation.preferences.scoring import group_by_prompt, merge_shards, score_responses, score_shard
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.reward_files import load_reward_model
+from rrm_lm.runs.scoring import cached_scorer
+from rrm_lm.settings.scoring import EvaluateArguments
 from tests.smoke.commands import contents, pair_rows, read, read_rows, rewards_of, run, write_rows
 from tests.smoke.conftest import TrainedReward
 from tests.tiny import lora, prompt_of, save_tiny_model, tiny_model, tiny_tokenizer
@@ -502,3 +506,27 @@ def test_an_adapter_with_dropout_and_other_layers(family: str, tmp_path: Path, c
     assert made.code == 0, made.err
     assert evaluate(capsys, tmp_path / "out", pairs, tmp_path / "judged").code == 0
     close(rewards_of(tmp_path / "judged"), rewards_of(tmp_path / "out"))
+
+
+def test_rewards_of_another_prompt_text_are_not_taken_from_the_cache(trained: TrainedReward, tmp_path: Path) -> None:
+    folder = str(classifier(tmp_path / "theirs"))
+    template = tmp_path / "dated.jinja"
+    template.write_text(
+        "{{ strftime_now('%d %B %Y') }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}",
+        encoding="utf-8",
+    )
+    dated = {"chat_template_path": str(template)}
+    options: list[dict[str, Any]] = [
+        {}, {"pad_token": "<|im_end|>"}, {"fold_system": True}, dated, dated | {"chat_date": "2024-02-29"},
+    ]  # fmt: skip
+    files = []
+    for given in options:
+        args = EvaluateArguments(dataset=[str(trained.heldout)], model=[folder], **given)
+        scorer = cached_scorer(args, folder)
+        assert isinstance(scorer, CachedScorer)
+        files.append(scorer.file)
+    assert len(set(files)) == len(options)
+    today = dated | {"chat_date": date.today().isoformat()}
+    args = EvaluateArguments(dataset=[str(trained.heldout)], model=[folder], **today)
+    assert cached_scorer(args, folder).file == files[3]  # type: ignore[attr-defined]

@@ -69,6 +69,6 @@ def _environment() -> jinja2.Environment:
     made.filters.update({function.__name__: function for function in _FILTERS}, is_finite=math.isfinite)
     made.globals.update(sentence=sentence, counted=formats.counted, baseline_names=formats.BASELINE_NAMES)
     made.globals.update(level_cell=formats.level_cell, change_cell=formats.change_cell)
-    made.globals.update(greedy_cells=formats.greedy_cells)
+    made.globals.update(greedy_cells=formats.greedy_cells, infinity=math.inf)
     made.globals.update(light=css_variables(dark=False), dark=css_variables(dark=True))
     return made

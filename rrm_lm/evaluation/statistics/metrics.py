@@ -73,18 +73,22 @@ def cluster_index(clusters: Clusters) -> tuple[Ints, int]:
     return np.fromiter((numbers[label] for label in clusters), dtype=np.intp), len(numbers)
 
 
-def clustered_se(contributions: ArrayLike, clusters: Clusters) -> tuple[float, int]:
+def clustered_se(contributions: ArrayLike, clusters: Clusters, weights: ArrayLike | None = None) -> tuple[float, int]:
     """Standard error of a sum of linearized contributions `(n,)`, and the number of clusters `G`.
 
-    A contribution is an observation's part of the estimate's error: `(x_i - mean) / n` for a mean. With one cluster,
-    the variance between clusters is unknown and the standard error is NaN.
+    A contribution is an observation's part of the estimate's error: `(x_i - mean) / n` for a mean. The `(n,)` `weights`
+    of the observations in the estimate are equal by default. A cluster with a share `w` of the weight pulls the
+    estimate toward itself, so its error looks smaller by `1 - w`, which is divided out: for a weighted mean, this is
+    the jackknife over clusters (CR3: Bell and McCaffrey 2002). With one cluster, the variance between clusters is
+    unknown and the standard error is NaN.
     """
     values = np.asarray(contributions, dtype=float)
     index, count = cluster_index(clusters)
     if count < 2:
         return math.nan, count
-    sums = np.bincount(index, weights=values, minlength=count)
-    return float(math.sqrt(count / (count - 1) * float(sums @ sums))), count
+    weight = np.bincount(index, weights=None if weights is None else np.asarray(weights, dtype=float), minlength=count)
+    sums = np.bincount(index, weights=values, minlength=count) / (1 - weight / weight.sum())
+    return float(math.sqrt((count - 1) / count * float(sums @ sums))), count
 
 
 def t_quantile(df: float) -> float:
@@ -113,7 +117,7 @@ def share(
     if strata is not None:
         which, number = cluster_index(strata)
         centre = (np.bincount(which, w * x, number) / np.bincount(which, w, number))[which]
-    se, count = clustered_se(w * (x - centre), clusters)
+    se, count = clustered_se(w * (x - centre), clusters, w)
     spread = value * (1 - value)
     effective = float(count)
     if se > _NO_ERROR:
@@ -229,7 +233,8 @@ def balanced_accuracy(truth: Sequence[Hashable], said: Sequence[Hashable], clust
     right = np.fromiter((a == b for a, b in zip(truth, said, strict=True)), dtype=float)
     counts = np.bincount(index, minlength=kinds)
     recalls = np.bincount(index, weights=right, minlength=kinds) / counts
-    se, count = clustered_se((right - recalls[index]) / (kinds * counts[index]), clusters)
+    weights = 1 / (kinds * counts[index])
+    se, count = clustered_se(weights * (right - recalls[index]), clusters, weights)
     return _bounded(float(recalls.mean()), se, count - 1, (0.0, 1.0), right.size, count)
 
 
@@ -264,7 +269,9 @@ class Calibration:
     """Expected calibration error, its bins, and its value by chance."""
 
     ece: float  # sum over bins of (share of examples in the bin) times |confidence - accuracy|; 0 to 1/2
-    by_chance: float  # the 95th percentile of the ECE of a perfectly calibrated model with as many prompts
+    # The 95th percentile of the ECE of a perfectly calibrated model with as many prompts. Infinite if a bin holds
+    # comparisons of one prompt only, whose variation is unknown.
+    by_chance: float
     # mean of accuracy minus confidence: positive if the model is underconfident, negative if overconfident
     modesty: Estimate
     bins: tuple[ReliabilityBin, ...]  # from least to most confident
@@ -279,8 +286,9 @@ def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, d
 
     Equal confidences share a bin, so the result does not depend on the order of the examples. `by_chance` flips the
     sign of each prompt's deviations within the bins at random (wild cluster bootstrap: Cameron, Gelbach and Miller
-    2008; fixed seed). `margins` is `(n,)`, and `clusters` `(n,)` prompt labels. There are fewer than `max_bins` bins if
-    one would have under twenty examples. Raises ValueError if there are no margins.
+    2008; fixed seed), after the correction of :func:`clustered_se` in each bin. `margins` is `(n,)`, and `clusters`
+    `(n,)` prompt labels. There are fewer than `max_bins` bins if one would have under twenty examples. Raises
+    ValueError if there are no margins.
     """
     m = np.asarray(margins, dtype=float)
     if m.size == 0:
@@ -299,13 +307,17 @@ def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, d
     gaps = np.bincount(which, weights=right - confidence, minlength=bins)
     ece = float(np.abs(gaps).sum() / m.size)
 
-    deviations = right - confidence - (gaps / np.bincount(which, minlength=bins))[which]
-    sums = np.zeros((count, bins))
+    in_bin = np.bincount(which, minlength=bins)
+    deviations = right - confidence - (gaps / in_bin)[which]
+    sums, sizes = np.zeros((2, count, bins))
     np.add.at(sums, (index, which), deviations)
+    np.add.at(sizes, (index, which), 1)
+    known = bool((sizes < in_bin).all())  # else, a bin has one prompt
+    sums /= np.where(sizes < in_bin, 1 - sizes / in_bin, 1)
     random = np.random.default_rng(0)
     block = max(1, 4_000_000 // count)  # signs of one block take about 32 MB
     flips = [random.choice((-1.0, 1.0), size=(min(block, draws - i), count)) @ sums for i in range(0, draws, block)]
-    by_chance = float(np.quantile(np.abs(np.concatenate(flips)).sum(axis=1) / m.size, LEVEL))
+    by_chance = float(np.quantile(np.abs(np.concatenate(flips)).sum(axis=1) / m.size, LEVEL)) if known else math.inf
     modesty = mean_estimate(right - confidence, clusters, bounds=(-1.0, 0.5))
     return Calibration(ece, by_chance, modesty, rows)
 

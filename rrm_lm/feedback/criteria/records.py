@@ -110,7 +110,7 @@ class Criterion:
         found = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "where"}
         found = {name: value for name, value in found.items() if name == "weight" or value not in (None, 0, (), "")}
         if "target" in found:
-            found |= {"target": [value if math.isfinite(value) else ".inf" for value in found["target"]]}
+            found |= {"target": list(found["target"])}
             del found["direction"]
         found["quotations"] = [{"text": one.text, "where": one.where} for one in self.quotations]
         rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in found.items()}
@@ -173,6 +173,6 @@ def _criterion(entry: Any, where: str) -> Criterion:
 
 def write_criteria(path: str | Path, criteria: Iterable[Criterion], comment: str = "") -> None:
     """Write criteria.yaml; the lines of `comment` come first."""
-    entries = [plain(criterion.to_dict()) for criterion in criteria]
+    entries = [plain(criterion.to_dict(), only_finite=False) for criterion in criteria]
     text = yaml.safe_dump({"criteria": entries}, sort_keys=False, allow_unicode=True, width=110)
-    write_text(path, "".join(f"# {line}\n" for line in comment.splitlines()) + text.replace("'.inf'", ".inf"))
+    write_text(path, "".join(f"# {line}\n" for line in comment.splitlines()) + text)

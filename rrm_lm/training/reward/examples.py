@@ -176,7 +176,8 @@ class ExampleBuilder:
         """One example from comparisons of one prompt; none if they are not usable."""
         critiques: dict[str, tuple[str, ...]] = {}  # of each response
         for record in records:
-            critiques |= {record.chosen: record.chosen_critiques, record.rejected: record.rejected_critiques}
+            for text, said in ((record.chosen, record.chosen_critiques), (record.rejected, record.rejected_critiques)):
+                critiques[text] = tuple(dict.fromkeys((*critiques.get(text, ()), *said)))
         try:
             encoded = self.chat.encode(
                 records[0].prompt, list(critiques), list(critiques.values()) if self.with_critiques else None

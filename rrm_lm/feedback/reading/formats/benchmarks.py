@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from rrm_lm.feedback.reading.formats.pairs import TIE_GRADE, TIE_TEXTS
@@ -45,12 +45,12 @@ RANKED_TEXTS = ("answer", "response", "text", "completion", "output", "content")
 RANKED_BY = ("rank", "overall_score", "score", "rating")  # a lower rank is better, a higher score is better
 
 
-def ranked_keys(item: object) -> tuple[str, str] | None:
-    """The keys of the text and of the rank or score of a listed response, if it has both."""
-    if not isinstance(item, dict):
+def ranked_keys(item: object, ranked_by: Sequence[str] = RANKED_BY) -> tuple[str, str] | None:
+    """The keys of the text and of the rank or score of a listed response, if it has both. Turns have roles instead."""
+    if not isinstance(item, dict) or "role" in item:
         return None
     text = next((name for name in RANKED_TEXTS if isinstance(item.get(name), str)), None)
-    value = next((name for name in RANKED_BY if as_number(item.get(name)) is not None), None)
+    value = next((name for name in ranked_by if as_number(item.get(name)) is not None), None)
     return (text, value) if text and value else None
 
 
@@ -59,10 +59,14 @@ def read_ranked(row: Row) -> Iterator[Record]:
     prompt, name = row.prompt(), row.table.reader
     ranked: list[tuple[float, str]] = []
     unread: dict[str, None] = {}
-    for item in row.rows(name):
-        keys = ranked_keys(item.values)
+    items = row.rows(name)
+    # Ranks are not comparable with scores, so all responses need the same one.
+    by = [key for key in RANKED_BY if all(as_number(item.values.get(key)) is not None for item in items)]
+    for item in items:
+        keys = ranked_keys(item.values, by)
         if keys is None:
-            row.fail(name, "has a response without a text or a rank", f"one of each: {RANKED_TEXTS}; {RANKED_BY}")
+            what = "has a response without a text, or no rank or score that all of them have"
+            row.fail(name, what, f"one of each: {RANKED_TEXTS}; {RANKED_BY}")
         unread |= {key: None for key in item.values if key not in keys and item.has(key)}
         value = item.number(keys[1])
         ranked.append((value if keys[1] == "rank" else -value, item.response(keys[0], prompt)))

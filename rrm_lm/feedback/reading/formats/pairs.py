@@ -30,6 +30,7 @@ def read_preference(row: Row) -> Iterator[Record]:
     prompt, chosen, rejected = _prompt_and_responses(row)
     margin = row.optional_number("margin")
     rated = [f"{side}_rating" for side in ("chosen", "rejected")]
+    difference = None
     if row.has("score_chosen") and row.has("score_rejected"):
         rated = ["score_chosen", "score_rejected"]
         difference = row.number(rated[0]) - row.number(rated[1])
@@ -40,7 +41,11 @@ def read_preference(row: Row) -> Iterator[Record]:
     ratings = [row.optional_rating(name) for name in rated]
     best = Side(chosen, row.texts("chosen_critiques", "chosen_critique"), ratings[0])
     other = Side(rejected, row.texts("rejected_critiques", "rejected_critique"), ratings[1])
-    yield from pair(row, prompt, best, other, margin=margin)
+    if margin == difference == 0:  # the sides come from the scores (UltraFeedback), so at equal ones they are arbitrary
+        row.drop(TIE_GRADE)
+        yield from words(row, prompt, best, other)
+    else:
+        yield from pair(row, prompt, best, other, margin=margin)
 
 
 def read_graded(row: Row) -> Iterator[Record]:

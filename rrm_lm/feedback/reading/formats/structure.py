@@ -60,7 +60,7 @@ TEMPLATES = (
     ),
     _dialect("Gemma", r"<start_of_turn>(user|model)\n", r"<end_of_turn>|<eos>"),
     _dialect("Zephyr or Phi", r"<\|(system|user|assistant)\|>\s*", r"</s>|<\|end\|>|<\|endoftext\|>"),
-    _dialect("Mistral", r"\[(/?INST)\]", r"</s>"),
+    _dialect("Mistral", r"\[(/?INST)\]", r"</s>(?:\s*<s>)?"),
     _dialect("DeepSeek", r"<\uff5c(User|Assistant)\uff5c>", r"<\uff5cend\u2581of\u2581sentence\uff5c>"),
 )
 # Marks that ordinary text may contain, so they count only at the beginning.

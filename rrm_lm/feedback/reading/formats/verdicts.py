@@ -147,13 +147,16 @@ def _words(
             return frozenset({"1"}), frozenset({"0"})  # SHP: 1 means that A is preferred
         unclear = name in ("label", "labels", "verdict", "result", "outcome") and values & {"0", "true", "false"}
         named = values <= set(suffixes)
-        if not named and (unclear or not (values <= {"0", "1"} or values <= {"1", "2"})):
+        only_one = values == {"1"}  # the second of 0 and 1, or the first of 1 and 2
+        if not named and (unclear or only_one or not (values <= {"0", "1"} or values <= {"1", "2"})):
+            first = responses[0]
+            rename = f"pass --columns {name}=preference if 0 stands for {first}; else also swap the responses"
             raise DataError(
                 f"the values of {name!r} do not say which response is better: {', '.join(sorted(values))}",
                 where=file,
-                expected=f"the name of the better response, such as {responses[0]}, or its place, 0 or 1, in a column "
-                "named preference, winner or choice",
-                remedy=f"pass --columns {name}=preference if 0 stands for {responses[0]}; else also swap the responses",
+                expected=f"the name of the better response, such as {first}, or its place, 0 or 1, in a column named "
+                "preference, winner or choice",
+                remedy=f"write the name of the better response instead of {name} 1" if only_one else rename,
             )
         if not named:
             words = [{"0"}, {"1"}] if values <= {"0", "1"} else [{"1"}, {"2"}]

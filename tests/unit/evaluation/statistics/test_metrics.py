@@ -112,14 +112,41 @@ def test_share_interval_always_holds_its_value_and_does_not_depend_on_order(rows
 # ---- means and differences ----
 
 
-def test_standard_error_is_that_of_a_regression_with_clustered_errors():
+def test_standard_error_of_clusters_of_one_size_is_that_of_a_regression_with_clustered_errors():
     rng = np.random.default_rng(3)
-    clusters = rng.integers(0, 25, 120)
-    values = rng.normal(size=25)[clusters] + rng.normal(size=120)
-    se, count = metrics.clustered_se((values - values.mean()) / 120, clusters)
-    fit = OLS(values, np.ones(120)).fit(cov_type="cluster", cov_kwds={"groups": clusters})
+    clusters = rng.permutation(np.repeat(np.arange(25), 5))
+    values = rng.normal(size=25)[clusters] + rng.normal(size=125)
+    se, count = metrics.clustered_se((values - values.mean()) / 125, clusters)
+    # statsmodels divides by n - 1 where this function divides by n.
+    fit = OLS(values, np.ones(125)).fit(cov_type="cluster", cov_kwds={"groups": clusters})
     assert count == 25
     assert se == pytest.approx(float(fit.bse[0]))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_standard_error_of_clusters_of_unequal_size_is_that_of_a_jackknife(weighted: bool):
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(7), [40, 1, 2, 9, 1, 1, 5])
+    values = rng.normal(size=7)[clusters] + rng.normal(size=len(clusters))
+    weights = rng.uniform(0.5, 2, len(clusters)) if weighted else np.ones(len(clusters))
+    mean = np.average(values, weights=weights)
+    without = [np.average(values[clusters != g], weights=weights[clusters != g]) for g in range(7)]
+    share = weights / weights.sum()
+    se, _ = metrics.clustered_se(share * (values - mean), clusters, weights if weighted else None)
+    assert se == pytest.approx(math.sqrt(6 / 7 * np.square(np.array(without) - mean).sum()))
+
+
+@pytest.mark.parametrize("sizes", [[45] * 3 + [1] * 40, [100] + [1] * 20])
+def test_intervals_cover_with_a_few_prompts_that_have_most_of_the_comparisons(sizes: list[int]):
+    """Without the correction for a cluster's own weight, the coverage is 82% and 35%."""
+    rng = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    covered = 0
+    for _ in range(300):
+        skill = rng.beta(0.75 * 4, 0.25 * 4, len(sizes))[clusters]  # correlation 0.2 within a prompt
+        found = metrics.share((rng.random(len(clusters)) < skill).astype(float), clusters)
+        covered += found.low <= 0.75 <= found.high
+    assert covered / 300 >= 0.86
 
 
 def test_mean_estimate_by_hand():
@@ -323,6 +350,25 @@ def test_a_calibrated_model_stays_within_chance_and_an_overconfident_one_does_no
         assert boastful.ece > boastful.by_chance
         assert boastful.modesty.high < 0
     assert within / 40 >= 0.8
+
+
+def test_one_large_prompt_does_not_make_a_calibrated_model_look_miscalibrated():
+    rng = np.random.default_rng(7)
+    clusters = np.repeat(np.arange(43), [45] * 3 + [1] * 40)
+    beyond = 0
+    for _ in range(100):
+        shared, own = rng.normal(size=(2, 175))
+        margins = np.abs(rng.normal(0, 1.5, 175))
+        latent = math.sqrt(0.2) * shared[clusters] + math.sqrt(0.8) * own
+        right = stats.norm.cdf(latent) < 1 / (1 + np.exp(-margins))
+        found = metrics.calibration(np.where(right, margins, -margins), clusters, draws=200)
+        beyond += found.ece > found.by_chance
+    assert beyond <= 12  # 5 in the mean
+
+
+def test_chance_is_unknown_with_one_prompt_in_a_bin():
+    found = metrics.calibration([1.0, -1.0], ["a", "a"])
+    assert found.by_chance == math.inf and found.ece > 0
 
 
 @given(st.permutations(range(60)))

@@ -39,6 +39,9 @@ criteria:
     assert (plain.direction, plain.function, rhymes.function) == ("less", "", "my.py:rhymes")
 
 
+ENDS = ((-math.inf, 3.0), (-2.0, math.inf), (0.0, 2.0))
+
+
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     criteria = [
         Criterion(
@@ -53,10 +56,12 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
             quotations=(Quotation("More: \u201cplease\u201d", "row 1"),),
         ),
     ]
+    criteria += [Criterion("is like that", f"w{i}", "words", "target", ends) for i, ends in enumerate(ENDS)]
     write_criteria(tmp_path / "criteria.yaml", criteria, "made by hand\nsecond line")
     again = read_criteria(tmp_path / "criteria.yaml")
     assert [one.to_dict() for one in again] == [one.to_dict() for one in criteria]
     assert again[1].target == (30, math.inf)
+    assert tuple(one.target for one in again[2:]) == ENDS
 
 
 def test_values_point_to_the_wanted_direction() -> None:

@@ -160,6 +160,16 @@ def test_scores_of_any_scale_never_cost_the_pair(load, scores):
     assert record.margin is None  # the overseer's preference and the scores disagree
 
 
+def test_a_pair_with_equal_scores_is_a_tie_unless_it_has_a_margin(load):
+    """UltraFeedback's rejected response is drawn at random, so it may have the best score, too."""
+    tie = PAIR | {"prompt": "Oslo?", "score_chosen": 7, "score_rejected": 7, "rejected_critique": "too long"}
+    feedback = load(PAIR | {"score_chosen": 8, "score_rejected": 5}, tie)
+    assert [record.margin for record in feedback.comparisons] == [3]
+    assert feedback.counts.files[0].dropped["tie: the overseer preferred neither response"].count == 1
+    assert [record.critique for record in feedback.critiques] == ["too long"]
+    assert [record.margin for record in load(tie | {"margin": 2}).comparisons] == [2]
+
+
 @pytest.mark.parametrize("true", [True, "True", "TRUE", "yes", "1", 1, "1.0"])
 def test_booleans_in_any_spelling(load, true):
     rows = {"prompt": "Hi", "completion": "Yo", "label": true}, {"prompt": "Hi", "completion": "Go", "label": 0}

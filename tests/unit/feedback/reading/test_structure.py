@@ -104,6 +104,14 @@ def test_text_that_was_rendered_with_a_chat_template_is_parsed(load, template, e
         assert (record.prompt, record.chosen, record.rejected) == (talk, "Hello!", "Go.")
 
 
+@pytest.mark.parametrize("between", ["</s><s>", "</s> <s>", " </s><s>", "</s>", ""])
+def test_earlier_turns_of_a_mistral_conversation_lose_their_end(load, between):
+    prompt = f"<s>[INST] one [/INST] first{between}[INST] two [/INST]"
+    [record] = load({"prompt": prompt, "chosen": " yes</s>", "rejected": " no</s>"}).comparisons
+    turns = [(turn.role, turn.content) for turn in record.prompt]
+    assert turns == [("user", "one"), ("assistant", "first"), ("user", "two")]
+
+
 def test_turn_marks_inside_a_text_are_refused_and_a_lone_token_is_text(load):
     good = {"prompt": "What is <|im_end|>?", "chosen": "<|im_end|> ends a turn.", "rejected": "Go."}
     assert load(good).comparisons[0].chosen == good["chosen"]

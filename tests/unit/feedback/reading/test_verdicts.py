@@ -77,6 +77,39 @@ def test_nectar_rankings(load):
     assert pairs(load(scored)) == [("Hi", "good", "bad")]
 
 
+def test_a_response_without_the_rank_of_the_others_is_not_placed_by_its_score(load):
+    answers = [
+        {"answer": "good", "rank": 1, "score": 0.9},
+        {"answer": "bad", "rank": None, "score": 0.1},
+        {"answer": "fair", "rank": 2, "score": 0.5},
+    ]
+    best_first = [("Hi", "good", "fair"), ("Hi", "good", "bad"), ("Hi", "fair", "bad")]
+    assert pairs(load({"prompt": "Hi", "answers": answers})) == best_first
+    for answer in answers[:2]:
+        del answer["score"]
+    with pytest.raises(DataError, match="no rank or score that all of them have"):
+        load({"prompt": "Hi", "answers": answers})
+
+
+def test_scored_turns_of_a_conversation_are_not_ranked_responses(load):
+    talk = [{"role": "user", "content": "hi there", "score": 2}, {"role": "assistant", "content": "yo", "score": 9}]
+    try:
+        feedback = load({"prompt": "Hi", "messages": talk})
+    except DataError:
+        return
+    assert not feedback.comparisons
+
+
+@pytest.mark.parametrize("name", ["winner", "label"])
+def test_a_verdict_that_is_always_1_does_not_say_which_response_is_better(load, name):
+    rows = [{"prompt": p, "response_a": "one", "response_b": "two", name: 1} for p in ("Hi", "Ho")]
+    with pytest.raises(DataError, match="do not say which response is better: 1") as caught:
+        load(*rows)
+    assert f"write the name of the better response instead of {name} 1" in str(caught.value)
+    numbered = [{"prompt": p, "response_1": "one", "response_2": "two", name: 1} for p in ("Hi", "Ho")]
+    assert pairs(load(*numbered)) == [("Hi", "one", "two"), ("Ho", "one", "two")]
+
+
 @pytest.mark.parametrize(
     ("names", "verdict", "first", "second"),
     [

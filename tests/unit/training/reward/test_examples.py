@@ -216,6 +216,17 @@ def test_comparisons_of_one_prompt_share_it_and_repeated_responses() -> None:
     assert [len(example.pairs) for example in builder().together(records, 2)] == [2, 1, 1]
 
 
+def test_a_response_of_several_comparisons_keeps_the_critiques_of_all() -> None:
+    records = [
+        comparison(chosen="yes", rejected="no", chosen_critiques=("clear",), rejected_critiques=("wrong",)),
+        comparison(chosen="yes", rejected="perhaps", rejected_critiques=("vague",)),
+        comparison(chosen="no", rejected="perhaps", chosen_critiques=("wrong", "short")),
+    ]
+    (example,) = builder().together(records, 3)
+    said = sorted((response_of(line), critique_of(line)) for line in example.lines if critique_of(line))
+    assert said == [("no", "short"), ("no", "wrong"), ("perhaps", "vague"), ("yes", "clear")]
+
+
 def test_together_one_response_that_cannot_be_used_takes_nothing_else_with_it() -> None:
     template = "{% for m in messages %}{{ m['content'].split('#')[0] | trim }}{% endfor %}"
     made = ExampleBuilder(tiny_chat(template=template), SHARING)
