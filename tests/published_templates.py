@@ -305,6 +305,7 @@ class Published:
         cuts_reasoning: Whether it cuts reasoning out of the last response.
         opens_thought: Whether its generation prompt ends in ``<think>``, which training text lacks.
         loses_system: Whether a system message is in the generation prompt and not in the text with a response.
+        ends_turns: The token that ends a turn, if the eos token only ends a whole conversation.
     """
 
     family: Family
@@ -313,11 +314,16 @@ class Published:
     cuts_reasoning: bool = False
     opens_thought: bool = False
     loses_system: bool = False
+    ends_turns: str = ""
 
     @property
     def is_changed(self) -> bool:
-        """Whether training text begins differently from the generation prompt, or lacks reasoning."""
-        return self.cuts_reasoning or self.opens_thought or self.loses_system
+        """Whether training text begins differently from the generation prompt, lacks reasoning, or ends differently."""
+        return self.cuts_reasoning or self.opens_thought or self.loses_system or bool(self.ends_turns)
+
+    @property
+    def end(self) -> str:
+        return self.ends_turns or self.family.end
 
 
 _IM = ("<|im_start|>",)
@@ -346,7 +352,10 @@ PUBLISHED = {
     "deepseek-r1": Published(
         _family(DEEPSEEK_R1, _EOS_R1, "<pad>", _BOS_R1, _DEEPSEEK), cuts_reasoning=True, opens_thought=True
     ),
-    "phi-3": Published(_family(PHI3, "<|end|>", "<unk>", None, ("<|system|>", "<|user|>", "<|assistant|>"))),
+    "phi-3": Published(
+        _family(PHI3, "<|endoftext|>", "<unk>", None, ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")),
+        ends_turns="<|end|>",
+    ),
     "phi-4": Published(_family(PHI4, "<|im_end|>", "<|dummy_85|>", None, ("<|im_start|>", "<|im_sep|>"))),
     "zephyr": Published(_family(ZEPHYR, "</s>", "<unk>", "<s>")),
     "mistral": Published(TEMPLATES["mistral"], refuses_system=True),

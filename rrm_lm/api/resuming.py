@@ -106,10 +106,13 @@ def fingerprint(path: Path) -> str:
     if path.is_file():
         return store_digest(path)[:16] if is_store(path) else _of_file(path)
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        is_content = file.suffix in _HASHED or file.name == CRITERIA_FILE
-        if file.is_file() and is_content and not _RUN_RECORDS.fullmatch(file.name):
-            digest.update(f"{file.name} {_of_file(file)}\n".encode())
+    for depth in ("*", "*/*", "*/*/*"):  # a data set may be in subfolders; those of a model hold checkpoints
+        for file in sorted(path.glob(depth)):
+            is_content = file.suffix in _HASHED or file.name == CRITERIA_FILE
+            if file.is_file() and is_content and not _RUN_RECORDS.fullmatch(file.name):
+                digest.update(f"{file.relative_to(path)} {_of_file(file)}\n".encode())
+        if digest.digest() != hashlib.sha256().digest():
+            break
     return digest.hexdigest()[:16]
 
 

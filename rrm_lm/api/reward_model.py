@@ -107,7 +107,7 @@ class RewardModel:
         """
         folder = Path(folder)
         if isinstance(self.scorer, RewardScorer):
-            self.scorer.model.save(folder, self.scorer.chat.tokenizer)
+            self.scorer.model.save(folder, self.scorer.chat.tokenizer, trim=self.scorer.chat.trim)
             if self.scorer.criteria is not None:
                 self.scorer.criteria.save(folder)
         elif isinstance(self.scorer, ClassifierScorer):

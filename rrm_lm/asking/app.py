@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -94,11 +94,14 @@ class Pages:
         fields: Mapping[str, str] | None = None,
         problem: str = "",
         status: int = 200,
+        shown: Sequence[int] = (),
     ) -> HTMLResponse:
-        """The page of one item, filled with the person's answer if there is one, or with `fields`."""
+        """The page of one item, filled with the person's answer, if there is one, or with the `fields` of a form whose
+        responses had the order `shown`.
+        """
         person = self.person(request)
         self.desk.keep(person, item.id)
-        shown, answer = self.desk.order(person, item), self.desk.state.answer(person, item.id)
+        shown, answer = shown or self.desk.order(person, item), self.desk.state.answer(person, item.id)
         done, total, seconds = self.desk.progress(person)
         left = ""
         if seconds is not None and done < total:
@@ -109,6 +112,7 @@ class Pages:
             status,
             item=item,
             responses=[{"text": item.responses[place], "notes": item.notes[place]} for place in shown],
+            shown=" ".join(map(str, shown)),
             fields={**forms.fill_form(answer, shown), **(fields or {})},
             criteria=self.criteria,
             changing=answer is not None,
@@ -157,14 +161,17 @@ class Pages:
         person = self.person(request)
         fields = await self.guard.form(request, person)
         item = self.item(fields.get("item", ""))
+        shown = self.desk.order(person, item)
         try:
-            answer = forms.read_answer(fields, item, self.desk.order(person, item))
+            if "shown" in fields:  # it differs if the page is from before a restart with another --seed
+                shown = forms.shown_order(fields["shown"], item)
+            answer = forms.read_answer(fields, item, shown)
             await run_in_threadpool(self.desk.take, person, item, answer, fields.get("request", ""))
         except DataError as error:
             problem = error.what[:1].upper() + error.what[1:]
-            return self.ask(request, item, fields=fields, problem=f"Not saved: {problem}.", status=422)
+            return self.ask(request, item, fields=fields, problem=f"Not saved: {problem}.", status=422, shown=shown)
         except CheckpointError as error:
-            return self.ask(request, item, fields=fields, problem=f"Not saved: {error}", status=507)
+            return self.ask(request, item, fields=fields, problem=f"Not saved: {error}", status=507, shown=shown)
         if request.headers.get("x-next") == "page":  # from ask.js, which thus waits for one reply instead of two
             return await run_in_threadpool(self.next, request)
         return RedirectResponse("/", 303)

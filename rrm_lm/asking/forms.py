@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rrm_lm.asking.text import clean
+from rrm_lm.errors import DataError
 from rrm_lm.feedback.store.events import BOTH_BAD, FIRST, SECOND, SKIP, TIE, About, Answer, Item
 
 STARS = 5
@@ -17,6 +18,14 @@ STRENGTHS = {
     "7": ("right", 3),
 }
 OTHERS = {"4": TIE, "0": BOTH_BAD, "s": SKIP}
+
+
+def shown_order(field: str, item: Item) -> tuple[int, ...]:
+    """The order of responses in a page, from its field "shown", such as "1 0". Raises DataError: it is not one."""
+    order = tuple(int(place) if place.isdecimal() else -1 for place in field.split())
+    if sorted(order) != list(range(len(item.responses))):
+        raise DataError("the form does not say in which order the answers were shown", where=f"item {item.id}")
+    return order
 
 
 def read_answer(fields: Mapping[str, str], item: Item, shown: Sequence[int]) -> Answer:

@@ -27,7 +27,7 @@ class Guard:
     """The rules of one server. `hosts`: names with ports that it answers to; others may be rebound to this address."""
 
     def __init__(self, hosts: Collection[str], max_body: int, max_requests: int, key: bytes) -> None:
-        self.hosts, self.max_body, self.max_requests, self._key = set(hosts), max_body, max_requests, key
+        self.hosts, self.max_body, self.max_requests, self._key = set(map(_host, hosts)), max_body, max_requests, key
         self.members: set[str] = set()  # the tokens of people, each of whom has a limit of their own
         self._left: dict[str, tuple[float, float]] = {}  # requests that a client may send now, and since when
 
@@ -37,7 +37,7 @@ class Guard:
 
     def refusal(self, request: Request) -> tuple[int, str] | None:
         """The status and reason to refuse a request, or None."""
-        if request.headers.get("host", "") not in self.hosts:
+        if _host(request.headers.get("host", "")) not in self.hosts:
             return 421, "this server does not answer to that name; see --hostname"
         client = request.cookies.get("person", "")
         if client not in self.members:  # anybody can make up cookies
@@ -52,7 +52,7 @@ class Guard:
     async def form(self, request: Request, person: str) -> dict[str, str]:
         """The fields of a form. Raises HTTPException: from another site, without its secret, too large, or too slow."""
         origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+        if origin is not None and _host(origin.partition("://")[2]) != _host(request.headers.get("host", "")):
             raise HTTPException(403, "the form comes from another site")
         try:
             async with asyncio.timeout(FORM_SECONDS):
@@ -75,3 +75,8 @@ class Guard:
             if len(body) > self.max_body or (length.isdigit() and int(length) > self.max_body):
                 raise HTTPException(413, f"the answer is larger than {self.max_body // 1000} kB")
         return bytes(body)
+
+
+def _host(name: str) -> str:
+    """A host and port as browsers send them: in lower case, and without the port of HTTP."""
+    return name.lower().removesuffix(":80")

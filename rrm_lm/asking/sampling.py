@@ -17,7 +17,7 @@ from pathlib import Path
 from rrm_lm.asking.items import pairs
 from rrm_lm.asking.training import current_policy
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.feedback.store.events import Item
+from rrm_lm.feedback.store.events import Item, State
 from rrm_lm.feedback.store.files import Store
 from rrm_lm.settings.feedback import AskArguments
 from rrm_lm.storage import MANIFEST, sha256
@@ -106,8 +106,7 @@ def sample(args: AskArguments, prompts: Mapping[Prompt, str], model: str) -> Non
         options = {"n": args.samples, "max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
         batch = 1  # the first item comes as early as possible
         while left and current_policy(args) == model:
-            state = store.state()
-            if sum(len(state.people_of(name)) < args.overlap for name in state.items) >= AHEAD:
+            if waiting(store.state(), args) >= AHEAD:
                 time.sleep(0.5)
                 continue
             now, left = left[:batch], left[batch:]
@@ -116,6 +115,12 @@ def sample(args: AskArguments, prompts: Mapping[Prompt, str], model: str) -> Non
                 group = [group] if isinstance(group, str) else group
                 store.add_items(list(pairs(prompt, group, model=digest, source=source)))
             batch = BATCH
+
+
+def waiting(state: State, args: AskArguments) -> int:
+    """How many items wait for the person who has the fewest left: whoever comes first is not kept from answering."""
+    answered = [state.people_of(name) for name in state.items]
+    return min(sum(who not in by and len(by) < args.overlap for by in answered) for who in args.everybody)
 
 
 def model_digest(name: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rrm_lm.asking.desk import Desk
+from rrm_lm.errors import RRMError
 from rrm_lm.feedback.store.events import FIRST, SECOND
 from rrm_lm.feedback.store.transfer import export
 from rrm_lm.settings.feedback import AskArguments
@@ -49,7 +50,10 @@ class Trainer(threading.Thread):
             compared, answers = self.counts()
             if compared >= LEAST and answers >= tried + (self.args.train_every if tried else 0):
                 tried = answers
-                self._train(answers)
+                try:
+                    self._train(answers)
+                except (RRMError, OSError) as error:  # shown on the page; more answers start the next attempt
+                    self.problem = str(error)
 
     @property
     def is_running(self) -> bool:

@@ -81,12 +81,22 @@ def find_surrogate(text: str) -> str:
 
 
 def check_prompt(prompt: Prompt, origin: Origin) -> None:
-    """Raise a DataError unless a prompt has known roles, a user turn with text, and a user or tool turn at the end."""
+    """Raise a DataError unless a prompt has known roles, a user turn with text, and a user or tool turn at the end, and
+    lists its tools and tool calls.
+    """
     for place, message in enumerate(prompt):
         if message.role not in ROLES and (message.role != TOOLS or place > 0):
             what = f"unknown role {message.role!r} in the prompt"
             remedy = "rename the role, for example human to user and gpt to assistant"
             raise DataError(what, where=str(origin), expected="one of " + ", ".join(ROLES), remedy=remedy)
+        if (message.role == TOOLS and not _is_list(message.content)) or (
+            message.extra and not isinstance(message.to_dict().get("tool_calls", []), list)
+        ):
+            what, remedy = (
+                f"the {message.role} turn has tools that are not a JSON list",
+                "fix the value or remove the row",
+            )
+            raise DataError(what, where=str(origin), expected="a list of tools, or of tool calls", remedy=remedy)
     if not any(message.role == "user" and message.content.strip() for message in prompt):
         what = "the prompt has no user turn with text in it"
         remedy = "add the user's request to the prompt or remove the row"
@@ -95,6 +105,13 @@ def check_prompt(prompt: Prompt, origin: Origin) -> None:
         what = f"the prompt ends with the turn of role {prompt[-1].role}, so there is nothing to respond to"
         remedy = "move the last assistant turn into the response or remove the row"
         raise DataError(what, where=str(origin), expected="a last turn by the user or a tool", remedy=remedy)
+
+
+def _is_list(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except ValueError:
+        return False
 
 
 # The fields that a record checks, and their names in messages: texts, and numbers from 0 to 1.

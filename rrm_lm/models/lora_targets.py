@@ -17,6 +17,7 @@ from rrm_lm.errors import ConfigError
 _ROUTERS = {"router", "gate", "shared_expert_gate"}  # parts of their names
 # PEFT options that change more than low-rank terms; they would also change the backbone without adapters.
 _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
+_CHANGES_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initializations that also change the weights
 
 
 def default_targets(model: Any, config: LoraConfig) -> set[str]:
@@ -39,6 +40,9 @@ def default_targets(model: Any, config: LoraConfig) -> set[str]:
 def unsupported(config: dict[str, Any]) -> list[str]:
     """Settings of a LoRA adapter that change more than LoRA layers."""
     extra = [name for name in _UNSUPPORTED if config.get(name)]
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGES_WEIGHTS):
+        extra.append(f"init_lora_weights {start}")
     return extra + ([f"bias {config['bias']}"] if config.get("bias", "none") != "none" else [])
 
 

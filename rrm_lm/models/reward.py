@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from rrm_lm.errors import CheckpointError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.ensemble import Ensemble
-from rrm_lm.models.portable import save_reward_tokenizer
+from rrm_lm.models.portable import save_reward_tokenizer, save_tokenizer
 from rrm_lm.models.saving.adapters import ADAPTER_WEIGHTS, load_tensors, put_weights, save_adapter
 from rrm_lm.models.sharding import Root, assign, reshard
 from rrm_lm.storage import write_json
@@ -114,7 +114,7 @@ class RewardModel(Root):
             members = self.head(ends.float())
         rewards = self.settings.combination(members)
         critiques = [(n, at) for n, line in enumerate(lines) for at in line.critique] if with_critiques else []
-        responses = [(n, at) for n in written for at in range(lines[n].response_start, lines[n].reward_at + 1)]
+        responses = [(n, at) for n in written for at in range(max(1, lines[n].response_start), lines[n].reward_at + 1)]
         if not critiques and not responses:
             return RewardOutput(rewards, rewards.new_zeros(0), members, rewards.new_zeros(0))
         places = critiques + responses
@@ -135,20 +135,23 @@ class RewardModel(Root):
 
     # -- saving and loading ---------------------------------------------------------------------------------------
 
-    def save(self, folder: Path, tokenizer: Any, write: bool = True) -> None:
+    def save(self, folder: Path, tokenizer: Any, write: bool = True, trim: bool = True) -> None:
         """Write a PEFT ``SEQ_CLS`` adapter folder with its head, the tokenizer and :data:`SETTINGS_FILE`.
 
         `AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=...)` loads it, given
         the tokenizer's pad token. For an ensemble, `num_labels` is the number of members and the logits are their
         rewards. :func:`rrm_lm.models.reward_files.load_classifier` does the same and also finds the embedded model.
 
-        For `write` see :func:`rrm_lm.models.saving.adapters.save_adapter`.
+        For `write` see :func:`rrm_lm.models.saving.adapters.save_adapter`. Without `trim`, for the adapter of another
+        program (see :class:`rrm_lm.text.chat.ChatFormat`), there are no settings, and the tokenizer is saved as it is.
         """
         reshard(self)
         base, head = self.settings, {_HEAD_KEY: self.head.weight}
         options = {"task": "SEQ_CLS", "base_model": base.base_model, "revision": base.revision}
         save_adapter(self.backbone, self.adapter, folder, head, **options, write=write, modules_to_save=["score"])
-        if write:
+        if write and not trim:
+            save_tokenizer(tokenizer, folder)
+        elif write:
             save_reward_tokenizer(tokenizer, folder)
             write_json(folder / SETTINGS_FILE, replace(self.settings, chat_date=date_of(tokenizer)).to_dict())
 

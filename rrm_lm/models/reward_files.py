@@ -21,6 +21,7 @@ from rrm_lm.errors import ModelError
 from rrm_lm.feedback.criteria.records import CRITERIA_FILE
 from rrm_lm.feedback.records import Message
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.lora_targets import unsupported
 from rrm_lm.models.portable import Conversation, add_old_names, is_template_of, messages_of, save_reward_tokenizer
 from rrm_lm.models.pretrained import refuse_pickles, resolve
 from rrm_lm.models.reward import ADAPTER, SETTINGS_FILE, RewardModel, RewardSettings
@@ -107,6 +108,8 @@ def put_reward(
     template, wrong = folder / "chat_template.jinja", ""
     if base_model is None and not _is_same(settings.base_model, backbone):
         wrong = f"was trained on another backbone, {settings.base_model} and not {backbone.causal_lm.name_or_path}"
+    elif extra := unsupported(config.to_dict()):
+        wrong = f"changes more than LoRA layers ({', '.join(extra)})"
     elif settings.critique_first:
         wrong = "writes a critique before it scores, which is not possible on a shared backbone"
     elif not adds_criteria and (folder / CRITERIA_FILE).is_file():

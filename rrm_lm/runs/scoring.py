@@ -118,7 +118,7 @@ def _tokenizer(args: ScoringArguments, model: str) -> Any:
     if adapter is not None and not (adapter.parent / "tokenizer_config.json").is_file():
         name = str(args.base_model or read_json(adapter)["base_model_name_or_path"])
     texts["chat_date"] = args.chat_date or recorded_date(resolve(model, args.model_revision), args.model_revision)
-    return load_tokenizer(name, trust_remote_code=args.trust_remote_code, **texts)
+    return load_tokenizer(name, own_pad=True, trust_remote_code=args.trust_remote_code, **texts)
 
 
 def with_baselines(evaluation: Evaluation, scorer: Any, args: EvaluateArguments) -> Evaluation:

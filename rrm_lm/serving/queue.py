@@ -137,6 +137,9 @@ def _work(model: Served, asked: Sequence[tuple[Ask | DataError, bool]]) -> list[
             reads.append(read(model.chat, ask, cut))
         except RRMError as error:
             reads.append(error)
+        except Exception as error:  # whatever a message holds must not end the server
+            what = " ".join(str(error).split())[:200]
+            reads.append(DataError(f"The response cannot be read ({type(error).__name__}: {what})"))
     rewards = iter(_score(model, [one for one in reads if isinstance(one, Read)]))
     return [(one, next(rewards)) if isinstance(one, Read) else (None, one) for one in reads]
 

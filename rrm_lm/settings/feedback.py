@@ -109,6 +109,9 @@ class AskArguments(DatasetSource):
         if not is_loopback(self.host) and not self.people:
             what = f"{self.host} is open to other machines, and nobody is invited"
             raise ConfigError(what, where="host", remedy="pass --people with the names of those who will answer")
+        if self.ask == "disagreement" and self.model:
+            what = "Answers that a model writes are asked about as they come, not by disagreement"
+            raise ConfigError(what, where="ask and model", expected="--responses FILE", remedy="leave one of them out")
         if (self.ask == "disagreement") != (len(self.reward_model) >= 2):
             raise ConfigError("To ask about disagreement, two or more reward models are needed", where="reward_model")
         unknown = [pair for pair in self.keys if pair.partition("=")[0] not in KEYS or not pair.partition("=")[2]]

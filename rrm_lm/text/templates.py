@@ -89,9 +89,10 @@ def without_date(tokenizer: Any) -> Any:
 def align_responses(tokenizer: Any) -> None:
     """Change a tokenizer's template to render a last response as the model samples it, after the generation prompt.
 
-    Templates of some reasoning models (DeepSeek R1, QwQ) cut the text up to ``</think>`` out of every response, and end
-    the generation prompt with ``<think>``, which training text lacks. Mistral Nemo's writes the system message only if
-    the last turn is the user's, so the text with a response lacks it. Other templates do not change.
+    Phi-3's ends a conversation with the eos token, after the token that ends every turn; a response ends with the
+    latter. Templates of some reasoning models (DeepSeek R1, QwQ) cut the text up to ``</think>`` out of every response,
+    and end the generation prompt with ``<think>``, which training text lacks. Mistral Nemo's writes the system message
+    only if the last turn is the user's, so the text with a response lacks it. Other templates do not change.
     """
     _change(tokenizer, lambda template: _aligned(tokenizer, template))
 
@@ -112,19 +113,32 @@ def _aligned(tokenizer: Any, template: str) -> str:
     with contextlib.suppress(Exception):  # some templates refuse system messages
         both = (("system", "rrm system"), user)
         follows &= rendered(*both, answer).startswith(rendered(*both, generation=True))
-    if _ALIGNED in template or "rrm answer" not in text or (follows and not is_cut):
+    after = text.rpartition("rrm answer")[2]
+    end = _end_of_turn(tokenizer, after)
+    if _ALIGNED in template or "rrm answer" not in text or (follows and not is_cut and end == after):
         return template
-    logger.info(
-        "the chat template %s; responses are rendered as they are sampled, after the generation prompt",
-        "cuts the text up to </think> out of responses" if follows else "writes generation prompts in another way",
-    )
+    reason = "writes generation prompts in another way"
+    if follows:
+        reason = (
+            "cuts the text up to </think> out of responses" if is_cut else "writes the eos token after the last turn"
+        )
+    what = "the chat template %s; responses are rendered as they are sampled, after the generation prompt"
+    logger.info(what, reason)
     opens = start[common_beginning([start, text]) :].strip() == "<think>"
     end = _END.format(
-        only=" and '</think>' in messages[-1]['content']" if follows else "",
+        only=" and '</think>' in messages[-1]['content']" if follows and end == after else "",
         text=_AFTER_OPENING if opens else "{{ text }}",
-        end=text.rpartition("rrm answer")[2],
+        end=end,
     )
     return _BEGIN + template.removesuffix("\n") + end
+
+
+def _end_of_turn(tokenizer: Any, after: str) -> str:
+    """The text after a last answer, without an eos token that follows another token that ends the turn."""
+    eos = tokenizer.eos_token
+    ends = [str(token) for token in tokenizer.added_tokens_decoder.values() if after.startswith(str(token))]
+    end = max(ends, key=len, default="")
+    return end if end not in ("", eos) and after.removeprefix(end).strip() == eos else after
 
 
 def _change(tokenizer: Any, change: Callable[[str], str]) -> None:

@@ -120,6 +120,24 @@ def test_a_reward_model_is_trained_meanwhile(tiny: Path, tmp_path: Path, monkeyp
         assert Trainer(Desk(store), args).rounds == [one]  # known after a restart
 
 
+def test_a_failed_export_is_shown_and_the_next_answers_start_another_attempt(tmp_path: Path) -> None:
+    args = AskArguments(train=True, train_every=1, train_dir=str(tmp_path / "train"))
+    (tmp_path / "train" / "round-1").mkdir(parents=True)
+    (tmp_path / "train" / "round-1" / "feedback").write_text("a file where a folder belongs")
+    with Store(tmp_path / "a.db", create=True) as store:
+        items = [Item((Message("user", f"Say {n}."),), (f"It is {n}.", f"No {n}!")) for n in range(LEAST)]
+        store.add_items(items)
+        for item in items:
+            store.append(ANSWER, person="anna", item=item.id, body=asdict(Answer(verdict=FIRST)))
+        trainer = Trainer(Desk(store), args)
+        trainer.start()
+        deadline = time.monotonic() + 60
+        while not trainer.problem and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "feedback" in trainer.problem and trainer.is_alive()
+        trainer.stop()
+
+
 @pytest.mark.slow
 def test_the_policy_is_trained_against_the_reward_model_and_answers_again(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

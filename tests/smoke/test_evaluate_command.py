@@ -518,7 +518,7 @@ def test_rewards_of_another_prompt_text_are_not_taken_from_the_cache(trained: Tr
     )
     dated = {"chat_template_path": str(template)}
     options: list[dict[str, Any]] = [
-        {}, {"pad_token": "<|im_end|>"}, {"fold_system": True}, dated, dated | {"chat_date": "2024-02-29"},
+        {}, {"pad_token": "<|im_start|>"}, {"fold_system": True}, dated, dated | {"chat_date": "2024-02-29"},
     ]  # fmt: skip
     files = []
     for given in options:

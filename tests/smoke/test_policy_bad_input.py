@@ -17,7 +17,7 @@ from rrm_lm.storage import verify
 from tests.smoke.commands import contents, read, run, write_rows
 from tests.smoke.conftest import TrainedReward
 from tests.smoke.policies import CHECKPOINTS, QUESTIONS, teach, updates, write_prompts
-from tests.tiny import save_tiny_model, tiny_tokenizer
+from tests.tiny import CHATML, save_tiny_model, tiny_tokenizer
 from tests.tiny_policy import written
 
 
@@ -104,6 +104,23 @@ def test_pipelines_that_are_refused(
     assert what in result.error["error"]
     assert put(where) in result.error.get("where", "")
     assert contents(tmp_path / "out") == {} and contents(trained.folder) == before
+
+
+@pytest.mark.parametrize("places", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_prompts_that_the_template_refuses_are_skipped(places: tuple[int, ...], tmp_path: Path, capsys: Any) -> None:
+    template = "{{ raise_exception('no system messages') if messages[0].role == 'system' }}" + CHATML
+    model = save_tiny_model(tmp_path / "strict", tokenizer=tiny_tokenizer(template))
+    prompts = write_prompts(tmp_path / "data")
+    system, user = {"role": "system", "content": "be short"}, {"role": "user", "content": "who is it?"}
+    talks = [[system, {**user, "content": f"who is it? {n}"}][n not in places :] for n in range(4)]
+    write_rows(prompts, [{"prompt": talk} for talk in talks])
+    words = ("--skip_bad_rows", "true", "--max_steps", 1)
+    result = teach(capsys, model, prompts, tmp_path / "out", *words)
+    if len(places) == 4:
+        assert result.code == 2 and "refuses all prompts" in result.error["error"]
+    else:
+        assert result.code == 0, result.err
+        assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
 def test_no_prompts_and_no_reward(tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:

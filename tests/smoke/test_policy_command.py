@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rrm_lm.storage import verify
@@ -226,11 +227,13 @@ def test_it_starts_from_a_policy(reference: str, tiny: Path, prompts: Path, tmp_
     assert not same(tmp_path / "sft", tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["adapter", "model"])
-def test_other_value_functions(kind: str, tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
-    result = teach(capsys, tiny, prompts, tmp_path / "out", "--value_function", kind)
+@pytest.mark.parametrize(("kind", "dtype"), [("adapter", "float32"), ("model", "float32"), ("model", "bfloat16")])
+def test_other_value_functions(kind: str, dtype: str, tiny: Path, prompts: Path, tmp_path: Path, capsys: Any) -> None:
+    result = teach(capsys, tiny, prompts, tmp_path / "out", "--value_function", kind, "--dtype", dtype)
     assert result.code == 0, result.err
-    assert (tmp_path / "out" / "value.safetensors").stat().st_size > 4000  # more than a head
+    weights = load_file(tmp_path / "out" / "value.safetensors")
+    assert sum(map(torch.numel, weights.values())) > 1000  # more than a head
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}  # what is trained
     assert AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "out")) is not None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rrm_lm.api.data.heldout import settle_template
 from rrm_lm.api.start import fitted
-from rrm_lm.errors import ConfigError
+from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.feedback.reading.prompts import as_feedback, prompt_sources
 from rrm_lm.feedback.records import Prompt, prompt_id
 from rrm_lm.feedback.splits import Stratum, limit_prompts, split_by_prompt
@@ -77,6 +77,9 @@ def renderable_prompts(
     settle_template(checks, bool(skip_bad_rows))
     refused = {record.prompt for record in records if record.origin in checks.origins}
     train, held = ([prompt for prompt in side if prompt not in refused] for side in (prompts, heldout))
+    if not train:
+        what, remedy = "the chat template refuses all prompts", "pass another one with --chat_template_path"
+        raise DataError(what, where="prompts", expected="prompts that it can render", remedy=remedy)
     return train, held
 
 

@@ -95,6 +95,7 @@ class PolicyTraining:
         gold = gold_reward(monitor, load, given.gold)
         start = load_start(model, config.stop_token_id, given.policy, rewards.reward_model)
         train, watched = renderable_prompts(start.chat, train, watched, getattr(split, "skip_bad_rows", None))
+        self.prompts = train
         length = config.response_length
         chat, longest = fit_chat(start.chat, start.backbone, split.max_length, length, [*train, *watched])
         if self.main:
@@ -122,7 +123,7 @@ class PolicyTraining:
     def show_prompt(self) -> None:
         """Print the first prompt to stderr as the model sees it."""
         if self.main:
-            show_prompt(self.training.policy.chat, self.given.prompts[0][0])
+            show_prompt(self.training.policy.chat, self.prompts[0])
 
     def train(self, run: OutputRun) -> Any:
         """Train and write all results to the output folder; returns Hugging Face's `TrainOutput`."""
@@ -141,7 +142,7 @@ class PolicyTraining:
     def _save(self) -> None:
         trainer, chat = self.training.trainer, self.training.policy.chat
         # Any tokens after a prompt serve for the check: every logit must be identical.
-        prompts = [chat.prompt_ids(prompt) for prompt in self.given.prompts[0][:_CHECKED]]
+        prompts = [chat.prompt_ids(prompt) for prompt in self.prompts[:_CHECKED]]
         sample = [ChatFormat.sampled_line(ids, (*ids[-8:], chat.end_id)) for ids in prompts]
         trainer.save_state()
         model, merge = self.settings.model, self.settings.run.merge

@@ -106,7 +106,7 @@ def _value_model(policy: Policy, args: ModelArguments, name: str | None) -> Back
         given,
         num_labels=None if name else 1,
         revision=None if name else start.revision,
-        dtype=args.dtype,
+        dtype="float32",  # all of it is trained, and steps of a learning rate are too small for bfloat16 weights
         attn_implementation=args.attn_implementation,
         trust_remote_code=args.trust_remote_code,
     )

@@ -3,7 +3,7 @@
 
 const main = () => document.getElementById("main");
 const form = () => main().querySelector('form[action="/answer"]');
-const draftKey = () => `draft ${document.body.dataset.person} ${main().dataset.item}`;
+const draftKey = () => `draft ${document.body.dataset.person} ${main().dataset.item} ${main().dataset.shown}`;
 let active = 0; // the answer that keys such as "critique" are about
 let selected = ""; // the last text that was selected in an answer
 
@@ -19,7 +19,7 @@ function activate(place) {
 
 function saveDraft() {
   if (!form()) return;
-  const fields = [...new FormData(form())].filter(([name, value]) => value && !["secret", "request", "item"].includes(name));
+  const fields = [...new FormData(form())].filter(([name, value]) => value && !["secret", "request", "item", "shown"].includes(name));
   const typed = fields.filter(([name, value]) => form().elements[name].defaultValue !== value || name === "verdict");
   try {
     typed.length ? localStorage.setItem(draftKey(), JSON.stringify(typed)) : localStorage.removeItem(draftKey());

@@ -18,15 +18,19 @@ import yaml
 
 from rrm_lm import __version__
 from rrm_lm.errors import CheckpointError, ConfigError
+from rrm_lm.feedback.reading.files import READERS, data_suffix
+from rrm_lm.feedback.reading.tables import SIDE_FILES
 from rrm_lm.feedback.store.files import is_store
 from rrm_lm.feedback.store.records import store_digest
 from rrm_lm.launch import signals
-from rrm_lm.storage import read_object, sha256, write_json, write_text
+from rrm_lm.storage import MANIFEST, read_object, sha256, write_json, write_text
 
 _CHECKPOINTS = "checkpoint-*"
 _RESUMABLE = {"collect": "*.asked"}  # files that a stopped stage resumes from
 _LIST = "tag:yaml.org,2002:seq"
 _OUTPUTS = (".safetensors", ".jsonl")  # files that later stages read; the others are for people
+_MADE = ("config.json", "adapter_config.json", MANIFEST)  # one of them is in a folder with a model or an output
+_DATA = (*READERS, ".arrow")
 _REPORTS = ("scores.jsonl", "samples.jsonl", "greedy.jsonl", "verdicts.jsonl", "over_optimisation.jsonl")
 
 
@@ -59,14 +63,7 @@ class Stage:
             "command": self.command,
             "settings": yaml.load(self.settings, Loader=yaml.BaseLoader),
             "flags": list(self.flags),
-            "files": {
-                name: store_digest(name)
-                if is_store(name)
-                else sha256(name)
-                if Path(name).is_file()
-                else _hashes(Path(name))
-                for name in self._named_files()
-            },
+            "files": {name: _contents(Path(name).expanduser()) for name in self._named_files()},
         }
 
     def _named_files(self) -> list[str]:
@@ -74,9 +71,10 @@ class Stage:
         found = set()
         settings = yaml.compose(self.settings, Loader=yaml.SafeLoader)
         assert settings is not None
-        for value in [*(scalar.value for scalar in _scalars(settings)), *self.flags]:
+        flags = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in self.flags]
+        for value in [*(scalar.value for scalar in _scalars(settings)), *flags]:
             path = value.rpartition(":")[0] if ".py:" in value else value
-            if path and len(path) < 1000 and Path(path).exists() and Path(path) != self.folder:
+            if path and len(path) < 1000 and (found_at := Path(path).expanduser()).exists() and found_at != self.folder:
                 found.add(path)
         return sorted(found)
 
@@ -179,6 +177,17 @@ def _scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
     if isinstance(node, yaml.SequenceNode):
         return [scalar for item in node.value for scalar in _scalars(item)]
     return [scalar for _, value in node.value for scalar in _scalars(value)]
+
+
+def _contents(path: Path) -> Any:
+    """Hashes of what a stage may read: a file, a store of feedback, or a folder of a model, an output or a data set."""
+    if path.is_file():
+        return store_digest(path) if is_store(path) else sha256(path)
+    if any((path / name).is_file() for name in _MADE):
+        return _hashes(path)
+    files = sorted(file for depth in ("*", "*/*", "*/*/*") for file in path.glob(depth) if file.is_file())
+    data = (file for file in files if data_suffix(file) in _DATA and file.name not in SIDE_FILES)
+    return {str(file.relative_to(path)): sha256(file) for file in data}
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -109,6 +109,7 @@ class Answer:
         problems = {
             f"{self.verdict!r} is not a verdict": self.verdict not in ("", *VERDICTS),
             "there are no two responses to compare": self.verdict not in ("", SKIP) and len(item.responses) != 2,
+            "there is no request to write an answer to": bool(self.demonstration.strip()) and not item.prompt,
             "the answer is about other responses": len(self.about) not in (0, len(item.responses)),
             "a rating is out of range": any(one.rating is not None and not 0 <= one.rating <= 1 for one in self.about),
             "a goal is neither `goal` nor `unacceptable`": any(one.goal not in ("", *GOALS) for one in self.about),

@@ -70,7 +70,7 @@ def _records(item: Item, answer: Answer, common: dict[str, Any]) -> Iterator[Rec
             yield Correction(response=response, corrected=about.corrected, critique=critique, **prompt)
         if about.goal == "goal":
             yield GoalExample(example=response, **prompt)
-    if answer.demonstration.strip():
+    if answer.demonstration.strip() and item.prompt:
         yield Demonstration(response=answer.demonstration, **prompt)
 
 
@@ -101,7 +101,7 @@ def _rows(item: Item, answer: Answer) -> Iterator[tuple[str, Row]]:
                 (GOAL_EXAMPLES, "goal_example") if about.goal == "goal" else (UNACCEPTABLE, "unacceptable_example")
             )
             yield kind, {**prompt, column: response}
-    if answer.demonstration.strip():
+    if answer.demonstration.strip() and item.prompt:
         yield DEMONSTRATIONS, {**prompt, "completion": turn(answer.demonstration)}
 
 

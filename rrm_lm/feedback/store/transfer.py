@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,21 +81,38 @@ def add_answers(
 
 
 def merge(store: Store, others: Sequence[Store]) -> dict[str, int]:
-    """Add the events of other stores, with people and times; returns counts. Merging a store again adds nothing."""
-    found = [(event, other.id) for other in others for event in other.events()]
-    counts, numbers = Counter(answers=0, duplicates=0, conflicts=0), dict[tuple[str, int], int]()
+    """Add the events of other stores, with people and times; returns counts. Merging a store again adds nothing.
+
+    An event is known by its content, and by how many equal ones its store has before it: copies of a store number
+    different events alike, and the same event of two stores may have two numbers.
+    """
+    found = [(event, place) for place, other in enumerate(others) for event in other.events()]
+    counts, numbers = Counter(answers=0, duplicates=0, conflicts=0), dict[tuple[int, int], int]()
     before = {(event.person, event.item): _said(answer) for event, answer in store.state().answers()}
-    for event, origin in sorted(found, key=lambda one: (one[0].kind != ITEM, one[0].time, one[0].id)):
-        body, request = event.body, f"{origin}:{event.id}"
-        if event.kind == ITEM:
-            request = f"item:{event.item}"
-        elif event.kind == UNDO:
-            body = {**body, "answer": numbers.get((origin, int(body.get("answer", 0))), 0)}
-        [(number, new)] = store.append_all([(dataclasses.replace(event, body=body), request)])
-        numbers[origin, event.id] = number
+    seen = Counter[tuple[int, str]]()
+
+    def identify(event: Event, place: int) -> str:
+        fields = [event.time, event.person, event.kind, event.item, storage.plain(event.body)]
+        content = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        seen[place, content] += 1
+        return f"{content} {seen[place, content]}"
+
+    known = {identify(event, -1): event.id for event in store.events()}
+    for event, place in sorted(found, key=lambda one: (one[0].kind != ITEM, one[0].time, one[0].id)):
+        body = event.body
+        if event.kind == UNDO:
+            body = {**body, "answer": numbers.get((place, int(body.get("answer", 0))), 0)}
+        added = dataclasses.replace(event, body=body)
+        identity = identify(added, place)
+        number, new = known.get(identity, 0), False
+        if not number:
+            request = f"item:{event.item}" if event.kind == ITEM else f"merged:{identity}"
+            [(number, new)] = store.append_all([(added, request)])
+            known[identity] = number
+        numbers[place, event.id] = number
         if event.kind == ANSWER:
-            known = before.get((event.person, event.item))
-            conflicts = new and known is not None and known != _said(Answer.from_dict(event.body))
+            said = before.get((event.person, event.item))
+            conflicts = new and said is not None and said != _said(Answer.from_dict(event.body))
             counts["conflicts" if conflicts else "answers" if new else "duplicates"] += 1
     return dict(counts)
 

@@ -58,7 +58,7 @@ def encode_prompts(
 
 
 def _row_ids(row: Mapping[str, Any], collator: Any, origin: Origin) -> tuple[int, ...]:
-    mask = None
+    mask = row.get("attention_mask") if "input_ids" in row else None
     if "input_ids" not in row and collator is not None:
         padded = collator([row])
         row, mask = {"input_ids": padded["input_ids"][0]}, padded.get("attention_mask", [None])[0]

@@ -54,9 +54,11 @@ class RewardExample:
 
     @property
     def chosen_tokens(self) -> int:
-        """Tokens of the chosen responses, up to the one at which the reward is read."""
+        """Tokens of the chosen responses, up to the one at which the reward is read. The first token of a line has no
+        token before it that predicts it; a response begins there if its prompt was cut off.
+        """
         chosen = [self.lines[number] for number in {pair.chosen for pair in self.pairs}]
-        return sum(line.reward_at + 1 - line.response_start for line in chosen)
+        return sum(line.reward_at + 1 - max(1, line.response_start) for line in chosen)
 
 
 @dataclass(slots=True)

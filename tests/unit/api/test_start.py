@@ -263,7 +263,9 @@ def test_refused_before_training(family: str, settings: dict[str, Any], said: st
         reward_of(folder_of(family), **settings)
 
 
-@pytest.mark.parametrize("more", [{"modules_to_save": ["embed_tokens"]}, {"bias": "lora_only"}])
+@pytest.mark.parametrize(
+    "more", [{"modules_to_save": ["embed_tokens"]}, {"bias": "lora_only"}, {"init_lora_weights": "pissa_niter_4"}]
+)
 def test_more_than_lora_is_refused(more: dict[str, Any], folder_of: Folder, tmp_path: Path) -> None:
     lora = LoraConfig(r=4, target_modules=["q_proj"], **more)
     args = rrm_lm.RewardConfig(output_dir=str(tmp_path / "out"), report_to="none", use_cpu=True)

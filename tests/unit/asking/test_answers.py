@@ -12,11 +12,12 @@ import pytest
 
 from rrm_lm.asking.forms import fill_form, read_answer
 from rrm_lm.asking.items import check_unchanged, items_of_responses
+from rrm_lm.asking.sampling import waiting
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.feedback.criteria.records import Criterion, write_criteria
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Message
-from rrm_lm.feedback.store.events import FIRST, Item
+from rrm_lm.feedback.store.events import ANSWER, FIRST, SECOND, Item
 from rrm_lm.feedback.store.files import Store
 from rrm_lm.settings.feedback import AskArguments
 
@@ -70,6 +71,47 @@ def test_the_form_shows_the_answer_that_it_gave(choice: str) -> None:
         assert fill_form(answer, shown) == fields
         if choice == "1":
             assert (answer.verdict == FIRST) == (shown == (0, 1)) and answer.strength == 3
+
+
+def test_a_page_from_before_a_restart_with_another_seed_keeps_its_order(page: MakePage) -> None:
+    one = page()
+    for _ in range(4):
+        item, before = order_of(one, one.fields()["item"])
+        form, one.pages.desk.seed = one.fields(), one.pages.desk.seed + 1
+        assert one.client.post("/answer", data={**form, "verdict": "1", "critique_1": "B is poor."}).status_code == 200
+        answer = one.store.state().answer(one.pages.args.everybody[0], item.id)
+        assert answer.shown == before and answer.verdict == (FIRST if before == (0, 1) else SECOND)
+        assert answer.about[before[1]].critiques == ("B is poor.",)
+
+
+@pytest.mark.parametrize("shown", ["", "0", "0 0", "1 2", "a b", "0 1 2"])
+def test_an_impossible_order_is_refused(shown: str, page: MakePage) -> None:
+    found = page().answer(verdict="1", shown=shown)
+    assert found.status_code == 422 and "in which order" in found.text and not page().store.state().answers()
+
+
+def test_an_outcome_without_a_request_asks_for_no_answer_of_ones_own(page: MakePage) -> None:
+    one = page()
+    goal = Item((), ("The lake is clean.",))
+    one.store.add_items([goal])
+    address = f"/item/{goal.id}"
+    assert "demonstration" not in one.get(address)
+    refused = one.answer(address, goal_0="goal", demonstration="Mine.")
+    assert refused.status_code == 422 and "no request to write an answer to" in refused.text
+    # A store of an earlier version may hold such an answer.
+    one.store.append(ANSWER, person="anna", item=goal.id, body={"demonstration": "Mine."})
+    one.answer(address, goal_0="goal")
+    assert load_feedback(str(one.store.path)).sizes() == {"goal_examples": 1}
+
+
+def test_whoever_answers_first_is_not_kept_waiting_for_the_others(store: Store) -> None:
+    args = AskArguments(people=["anna", "ben"], overlap=2)
+    assert waiting(store.state(), args) == 4
+    for name in list(store.state().items)[:3]:
+        store.append(ANSWER, person="anna", item=name, body={"verdict": "tie"})
+    assert waiting(store.state(), args) == 1
+    alone = AskArguments(people=["anna", "ben"])
+    assert waiting(store.state(), alone) == 1
 
 
 def test_an_edit_that_changes_nothing_is_no_correction() -> None:
@@ -251,6 +293,7 @@ def test_a_changed_file_is_refused_and_a_longer_one_is_not(tmp_path: Path, store
         ({"people": ["a", "a"]}, "twice"),
         ({"people": ["a\n"]}, "not a name"),
         ({"ask": "disagreement"}, "two or more reward models"),
+        ({"ask": "disagreement", "reward_model": ["a", "b"], "model": "m"}, "as they come"),
         ({"keys": ["jump=j"]}, "sets no key"),
         ({"overlap": 0}, "overlap is 0"),
     ],

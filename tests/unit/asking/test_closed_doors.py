@@ -214,6 +214,17 @@ def test_forms_from_elsewhere(change: dict[str, str], headers: dict[str, str], s
     assert len(one.store.state().answers()) == (status == 200)
 
 
+def test_names_are_compared_as_browsers_send_them() -> None:
+    made = guard.Guard(["Annas-MacBook.local:8001", "127.0.0.1:80"], 1000, 100, b"key")
+
+    def refused(host: str) -> bool:
+        scope = {"type": "http", "headers": [(b"host", host.encode())], "client": ("127.0.0.1", 1)}
+        return made.refusal(Request(scope)) is not None
+
+    assert not any(map(refused, ("annas-macbook.local:8001", "Annas-MacBook.local:8001", "127.0.0.1", "127.0.0.1:80")))
+    assert all(map(refused, ("evil.test:8001", "annas-macbook.local", "127.0.0.1:8001", "")))
+
+
 def test_a_form_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "FORM_SECONDS", 0.05)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rrm_lm.models.reward_files import load_reward_model, merge_reward_model, pu
 from rrm_lm.models.saving import adapters
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import Line
+from rrm_lm.training.reward.examples import LinePair, RewardExample
 from tests.tiny import (
     FAMILIES,
     lora,
@@ -119,6 +121,18 @@ def test_likelihood_of_critiques_and_responses_by_the_whole_model(family: str) -
     assert len(responses) > 2 and output.response_nll.tolist() == pytest.approx(responses, abs=1e-4)
     assert len(alone.critique_nll) == 0 and alone.response_nll.tolist() == pytest.approx(responses, abs=1e-4)
     assert len(expected) == 3 + 3 + 2 + 4
+
+
+def test_no_token_is_predicted_where_the_prompt_was_cut_off() -> None:
+    model = tiny_reward_model()
+    line = replace(lines_of()[0], response_start=0)
+    with torch.no_grad(), model.backbone.using(ADAPTER):
+        logits = model.backbone.causal_lm(input_ids=torch.tensor([line.ids])).logits[0]
+        output = model(collate(model.backbone.rows([line.ids]), 0), [line], written=[0])
+    expected = -logits.log_softmax(-1)[range(line.reward_at), line.ids[1 : line.reward_at + 1]]
+    torch.testing.assert_close(output.response_nll, expected, atol=1e-4, rtol=1e-4)
+    example = RewardExample((), (line,), (LinePair(0, 0, None),))
+    assert example.chosen_tokens == len(output.response_nll)
 
 
 def test_without_critiques_the_language_model_head_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +343,16 @@ def test_adapters_of_other_programs_have_no_settings(tmp_path: Path) -> None:
     assert read_settings(tmp_path) is None
     get_peft_model(tiny_model(), lora()).save_pretrained(str(tmp_path))
     assert read_settings(tmp_path) is None
+
+
+def test_an_adapter_that_would_change_the_shared_weights_is_not_put_on_them(tmp_path: Path) -> None:
+    """PiSSA subtracts the adapter's first weights from the layer."""
+    model = tiny_reward_model()
+    model.save(tmp_path, tiny_tokenizer())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa"}))
+    with pytest.raises(ModelError, match=r"LoRA layers .*pissa"):
+        put_reward(model.backbone, tmp_path, base_model="tiny", adapter="again")
 
 
 def test_a_family_that_cannot_share_scores_alike(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from rrm_lm.settings.serving import DIALECTS, ServeArguments
 from tests.unit.serving.conftest import save_reward, served
 
 HI = {"items": [{"prompt": "who?", "responses": ["yes"]}]}
+HI_AGAIN = {"role": "user", "content": "and?"}
 TALK = "<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -59,6 +60,41 @@ def test_a_failed_response_is_an_error_in_its_place(client: TestClient, reward: 
     assert [found[0][0]["reward"], found[0][5]["reward"]] == pytest.approx(
         reward.score("who?", ["yes", "no"]), abs=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "tools", "content": "search, calculator"}, {"role": "user", "content": "who?"}],
+        [{"role": "tools", "content": "{}"}, {"role": "user", "content": "who?"}],
+        [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "", "tool_calls": 5}, HI_AGAIN],
+        [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "", "tool_calls": [[5]]}, HI_AGAIN],
+    ],
+)
+def test_a_malformed_message_fails_alone_and_the_server_goes_on(client: TestClient, messages: list[Any]) -> None:
+    sent = {"items": [{"messages": messages, "responses": ["yes"]}], "timeout": 20}
+    found = client.post("/v1/rewards", json=sent)
+    assert found.status_code == 200
+    response = found.json()["items"][0]["responses"][0]
+    assert "error" in response or isinstance(messages[1].get("tool_calls"), list)
+    again = client.post("/v1/rewards", json=HI | {"timeout": 20})
+    assert again.status_code == 200 and "reward" in again.json()["items"][0]["responses"][0]
+    assert client.get("/health").status_code == 200
+
+
+def test_no_failure_of_reading_a_response_ends_the_server(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = asks.read
+
+    def broken(*args: Any) -> Any:
+        if args[1].response == "no":
+            raise ValueError("planted")
+        return real(*args)
+
+    monkeypatch.setattr("rrm_lm.serving.queue.read", broken)
+    sent = {"items": [{"prompt": "who?", "responses": ["yes", "no"]}], "timeout": 20}
+    good, bad = client.post("/v1/rewards", json=sent).json()["items"][0]["responses"]
+    assert "reward" in good and "ValueError: planted" in bad["error"]["what"]
+    assert client.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,19 @@ def test_all_words_are_there_after_the_generation_prompt(name: str, answer: str)
     (line,) = chat.encode(TALK, [answer]).lines[0]
     ids = chat.prompt_ids(TALK)
     assert list(line.ids[: len(ids)]) == ids and line.response_start == len(ids)
-    assert line.ids[-1] == chat.end_id == chat.tokenizer.convert_tokens_to_ids(PUBLISHED[name].family.end)
+    assert line.ids[-1] == chat.end_id == chat.tokenizer.convert_tokens_to_ids(PUBLISHED[name].end)
+
+
+def test_a_turn_ends_before_the_eos_token_that_ends_a_conversation() -> None:
+    chat, plain = prepared("phi-3"), ChatFormat(published_tokenizer("phi-3"))
+    assert with_answer(plain, "the sea").endswith("the sea<|end|>\n<|endoftext|>")
+    assert with_answer(chat, "the sea").endswith("<|assistant|>\nthe sea<|end|>")
+    again = prompt_of("who?", "the sea", "why?")
+    assert chat.transcript(again, None) == plain.transcript(again, None)
+    (line,) = chat.encode(TALK, ["the sea"], [["too long"]]).lines[0]
+    words = chat.tokenizer.decode(list(line.ids))
+    assert line.ids[line.reward_at] == chat.end_id
+    assert words.endswith("the sea<|end|>\n<|user|>\ntoo long<|end|>")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -164,7 +176,7 @@ def test_responses_after_an_opened_thought(name: str, answer: str, after: str) -
     chat = prepared(name)
     start = chat.transcript(TALK, None)
     assert start.endswith("<think>\n")
-    assert with_answer(chat, answer).rstrip() == start + after + PUBLISHED[name].family.end
+    assert with_answer(chat, answer).rstrip() == start + after + PUBLISHED[name].end
 
 
 def test_reasoning_that_would_be_cut_out() -> None:

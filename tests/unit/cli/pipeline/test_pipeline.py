@@ -147,6 +147,32 @@ def test_python_files_are_inputs_with_and_without_a_name_in_them(tmp_path: Path)
         assert made.inputs() != before, named
 
 
+@pytest.mark.parametrize(
+    ("named", "flags", "file"),
+    [
+        ("~/set.csv", (), "set.csv"),
+        ("other", ("--dataset_name", "{home}/set.csv"), "set.csv"),
+        ("other", ("--dataset_name={home}/set.csv",), "set.csv"),
+        ("{home}/set", (), "set/train.csv"),
+        ("{home}/set", (), "set/data/train-00000-of-00001.parquet"),
+        ("{home}/set", (), "set/scores.jsonl"),
+        ("{home}/set", (), "set/train/data.arrow"),
+    ],
+)
+def test_changed_data_is_noticed_however_it_is_named(
+    named: str, flags: tuple[str, ...], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("one")
+    settings = f"dataset_name: ['{named.format(home=tmp_path)}']\n"
+    flags = tuple(flag.format(home=tmp_path) for flag in flags)
+    made = Stage("reward", "reward", settings, flags, tmp_path / "out", tmp_path / "records")
+    before = made.inputs()
+    (tmp_path / file).write_text("another")
+    assert made.inputs() != before
+
+
 def test_a_store_is_an_input_by_its_answers(tmp_path: Path) -> None:
     """Not by its bytes: those of a store that is in use are partly in another file, and retraction only adds some."""
     item = Item((Message("user", "Capital of Norway?"),), ("Oslo.", "Rome."))

@@ -16,6 +16,7 @@ import torch
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import rrm_lm
 from rrm_lm.errors import ModelError
 from rrm_lm.evaluation.preferences import own_forward
 from rrm_lm.evaluation.preferences.judge import JudgeScorer
@@ -119,6 +120,15 @@ def test_an_adapter_is_read_at_the_token_of_the_merged_model(template: str, base
     own.merge_and_unload().save_pretrained(str(merged))
     tokenizer(template, base_pad).save_pretrained(str(merged))
     assert scored(merged, ClassifierScorer) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("template", [CHATML, ENDING_IN_EOS])
+def test_a_saved_copy_of_an_adapter_gives_the_same_rewards(template: str, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "lora", "SEQ_CLS", template)
+    rrm_lm.RewardModel.from_pretrained(folder, dtype="float32").save_pretrained(tmp_path / "copy")
+    assert scored(tmp_path / "copy", RewardScorer) == scored(folder, RewardScorer)
+    own: Any = AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path / "copy"), num_labels=1)
+    assert by_its_maker(own, template) == pytest.approx(scored(folder, RewardScorer), abs=1e-4)
 
 
 def test_without_a_pad_in_the_configuration_the_tokenizers_pad_ends_rows(tmp_path: Path) -> None:

@@ -167,6 +167,38 @@ def test_merging_keeps_people_times_and_undone_answers(store: Store, tmp_path: P
         assert transfer.merge(merged, [other]) == {"answers": 0, "duplicates": 1, "conflicts": 1}
 
 
+def test_copies_of_a_store_that_were_filled_apart_are_merged_whole(store: Store, tmp_path: Path) -> None:
+    names, paths = ("carl", "dora"), [tmp_path / f"{name}.db" for name in ("carl", "dora")]
+    for name, path in zip(names, paths, strict=True):
+        with Store(store.path) as original:
+            original._connection.execute("VACUUM INTO ?", (str(path),))
+        with Store(path) as copy:
+            copy.append(ANSWER, person=name, item=PAIR.id, body={"verdict": "first" if name == "carl" else "second"})
+    shared = len(store.state().answers())
+    with Store(paths[0]) as carl, Store(paths[1]) as dora, Store(tmp_path / "all.db", create=True) as merged:
+        assert transfer.merge(merged, [carl, dora])["answers"] == shared + 2
+        assert {e.person for e, _ in merged.state().answers()} == {"anna", "ben", "carl", "dora"}
+        assert transfer.merge(merged, [carl, dora])["answers"] == 0
+        assert transfer.merge(store, [carl, dora])["answers"] == 2
+        assert {(e.person, a.verdict) for e, a in store.state().answers() if e.person in names} == {
+            ("carl", "first"), ("dora", "second"),
+        }  # fmt: skip
+
+
+def test_an_older_copy_changes_nothing_in_the_store_it_was_made_of(store: Store, tmp_path: Path) -> None:
+    store._connection.execute("VACUUM INTO ?", (str(tmp_path / "backup.db"),))
+    for verdict in ("second", "first", "second"):  # within a second, so two of these events are equal
+        store.append(ANSWER, person="anna", item=PAIR.id, body={"verdict": verdict})
+    before = [(event.id, answer) for event, answer in store.state().answers()]
+    with Store(tmp_path / "backup.db") as backup:
+        found = transfer.merge(store, [backup])
+        assert (found["answers"], found["conflicts"]) == (0, 0)
+        assert [(event.id, answer) for event, answer in store.state().answers()] == before
+        transfer.merge(backup, [store])
+        answer = backup.state().answer("anna", PAIR.id)
+        assert answer is not None and answer.verdict == "second"
+
+
 def test_retracted_feedback_is_not_trained_on(store: Store) -> None:
     before = store_digest(store.path)
     store.append(RETRACT, body={"person": "anna"})

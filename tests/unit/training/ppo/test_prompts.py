@@ -43,6 +43,14 @@ def test_a_collators_padding_is_taken_off_by_its_mask(side: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("ids", "mask"), [([0, 0, 5, 0, 7], [0, 0, 1, 1, 1]), ([5, 0, 7, 0, 0], [1, 1, 1, 0, 0]), ([5, 0, 7], [1, 1, 1])]
+)
+def test_padding_of_tokenized_rows_is_taken_off_by_their_mask(ids: list[int], mask: list[int]) -> None:
+    (item,) = encode_prompts([{"input_ids": ids, "attention_mask": mask}], None, TOKENIZER)
+    assert item.ids == (5, 0, 7)
+
+
+@pytest.mark.parametrize(
     ("dataset", "says"),
     [
         ([], "no prompt"),
