@@ -16,6 +16,7 @@ from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.saving.policies import Policy as LoadedPolicy
 from rrm_lm.models.saving.policies import PolicySettings, load_policy, save_policy
+from rrm_lm.text.batching import context_length
 from rrm_lm.text.chat import ChatFormat
 
 
@@ -89,7 +90,7 @@ class Policy:
         if n < 1:
             raise ConfigError(f"n is {n}", where="n", expected="at least 1")
         backbone, chat, adapter, _ = self.loaded
-        context = getattr(backbone.config, "max_position_embeddings", None)
+        context = context_length(backbone.config)
         if context is not None and max_new_tokens >= int(context):
             what = f"max_new_tokens is {max_new_tokens}, and the model has {context} positions"
             raise ConfigError(what, where="max_new_tokens", expected="fewer, so that a prompt fits")

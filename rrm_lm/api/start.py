@@ -14,7 +14,7 @@ from rrm_lm.models.backbone import Backbone, evaluating
 from rrm_lm.models.lora_targets import expert_parameters, find_fault, misfit
 from rrm_lm.models.saving.policies import POLICY
 from rrm_lm.settings.models import ModelArguments
-from rrm_lm.text.batching import collate, share
+from rrm_lm.text.batching import collate, context_length, share
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def fitted(asked: int | None, backbone: Backbone, reserved: int = 0) -> int | No
     """The longest conversation in tokens: `asked`, or the model's positions without `reserved` ones if they are fewer.
     None if neither limits it.
     """
-    context = getattr(backbone.config, "max_position_embeddings", None)
+    context = context_length(backbone.config)
     if context is None or (asked is not None and asked <= int(context) - reserved):
         return asked
     if asked is not None:

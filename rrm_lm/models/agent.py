@@ -244,8 +244,9 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):  # a number, not a layer
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):  # a number, not a layer
+                setattr(module, name, 0.0)
 
 
 def copy_adapter(backbone: Backbone, source: str, target: str) -> None:

@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rrm_lm.errors import ModelError
-from rrm_lm.models.lora_targets import default_targets
+from rrm_lm.models.lora_targets import decoder_of, default_targets
 from rrm_lm.models.pretrained import rounding
 from rrm_lm.models.sharding import device_of
 from rrm_lm.text.batching import Batch, Row, attention_mask, by_layer_type, collate, share
@@ -78,8 +78,7 @@ class Backbone(nn.Module):
     @property
     def decoder(self) -> Any:
         """The language model without its head. Maps token ids to hidden states."""
-        decoder = self.causal_lm.get_decoder()
-        return decoder if decoder is not self.causal_lm else decoder.model  # Llama 4 names its parts differently
+        return decoder_of(self.causal_lm)
 
     def add_adapter(self, name: str, config: LoraConfig) -> None:
         """Add a new, trainable LoRA adapter. Other adapters keep their ``requires_grad``."""

@@ -20,17 +20,24 @@ _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication
 _CHANGES_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initializations that also change the weights
 
 
+def decoder_of(model: Any) -> Any:
+    """The language model without its head, and without the parts of a multimodal model that read something else."""
+    decoder = model.get_decoder()
+    return decoder if decoder is not model else model.model  # Llama 4 names its parts differently
+
+
 def default_targets(model: Any, config: LoraConfig) -> set[str]:
     """All linear layers except the language-model head, routers, and layers whose names mean experts to PEFT: in
     families with fused experts, it takes the `gate_proj` of any layer for the experts' parameter.
     """
     modules = {name: module for name, module in model.named_modules() if ".base_layer" not in name}
+    inside = set(decoder_of(model).modules())  # text does not reach the other towers of a multimodal model
     routers = _ROUTERS if any("experts" in name.split(".") for name in modules) else set()
     probe: Any = copy.deepcopy(config)
     probe.target_modules = set()
     for name, module in modules.items():
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        linear = isinstance(base, (nn.Linear, Conv1D)) and ".lora_" not in name
+        linear = isinstance(base, (nn.Linear, Conv1D)) and ".lora_" not in name and module in inside
         if linear and base is not model.get_output_embeddings() and routers.isdisjoint(name.split(".")):
             probe.target_modules.add(name)
     convert_peft_config_for_transformers(probe, model, None)

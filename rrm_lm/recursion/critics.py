@@ -30,6 +30,7 @@ from rrm_lm.recursion.agents import Agent, ScorerWithNotes
 from rrm_lm.recursion.assistance import ENOUGH
 from rrm_lm.recursion.notes import Note, is_verbatim, shortened, with_notes, without_marks
 from rrm_lm.recursion.tasks import MainTask
+from rrm_lm.text.batching import context_length
 from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class AdapterCritic:
     label = "critic"
 
     def __init__(self, model: RewardModel, chat: ChatFormat, name: str, *, batch_tokens: int = 8192) -> None:
-        context = getattr(model.backbone.config, "max_position_embeddings", None)
+        context = context_length(model.backbone.config)
         left = None if context is None else context - chat.max_critique_length - _TEMPLATE_TOKENS
         longest = min((n for n in (chat.max_length, left) if n is not None), default=None)
         self.model, self.name, self.batch_tokens = model.eval(), name, batch_tokens

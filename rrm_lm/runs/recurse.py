@@ -32,6 +32,7 @@ from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.parsing.parser import parse, write_resolved
 from rrm_lm.settings.workflows import RecurseArguments
 from rrm_lm.storage import read_object, sha256, verify
+from rrm_lm.text.batching import context_length
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.templates import align_responses
 from rrm_lm.training.output_folder import OutputFolder
@@ -134,7 +135,7 @@ class RecurseRun:
             return tokens_needed(shared, node.settings, node.task.prompts(32, random.Random(0))) + notes
 
         needed, name = max((need(node), node.name) for node in self.tree.walk())
-        positions = getattr(shared.backbone.config, "max_position_embeddings", None) or self.args.max_length
+        positions = context_length(shared.backbone.config) or self.args.max_length
         if needed > min(self.args.max_length, positions):
             raise ConfigError(
                 f"The node {name} needs {needed} tokens for a prompt and a response",

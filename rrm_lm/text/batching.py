@@ -11,6 +11,7 @@ A mask is named for what is True in it. No mask is computed from pad ids; length
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,10 +173,33 @@ def by_layer_type(config: Any, mask: Callable[[int | None], Tensor]) -> Any:
     """A model's masks: one, or one per layer type if the configuration lists `layer_types`. `mask` makes a mask for a
     sliding window, or for full attention (None).
     """
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    window, kinds = window_of(config), getattr(config, "layer_types", None)
     if not kinds:
         return mask(window)
     return {kind: mask(window if kind == "sliding_attention" else None) for kind in set(kinds)}
+
+
+def context_length(config: Any) -> int | None:
+    """How many tokens a model reads at most, None if its configuration does not say. With LongRoPE (Phi-3 128k), those
+    that its short frequencies cover: transformers chooses the frequencies by the longest row of a batch, so that one
+    longer row would change all others, and the keys that are cached already.
+    """
+    limit, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+    kinds = rope.values() if rope and all(isinstance(one, dict) for one in rope.values()) else [rope]
+    for one in kinds:  # one for each layer type, in some families
+        if one.get("rope_type") == "longrope":
+            short = one.get("original_max_position_embeddings") or config.original_max_position_embeddings
+            limit = short if limit is None else min(limit, short)
+    return limit
+
+
+def window_of(config: Any) -> int | None:
+    """The sliding window of a model's attention. An unknown key of a config.json becomes an attribute, too, which the
+    model ignores: the window of a Mistral checkpoint that was converted to Llama.
+    """
+    kind = type(config)
+    is_known = hasattr(kind, "sliding_window") or "sliding_window" in inspect.signature(kind.__init__).parameters
+    return getattr(config, "sliding_window", None) if is_known else None
 
 
 def length_groups(

@@ -28,6 +28,7 @@ from rrm_lm.feedback.splits import LeakageReport, composition, composition_text,
 from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.planning.footprint import read_config
 from rrm_lm.settings.feedback import InspectArguments
+from rrm_lm.text.batching import context_length
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.template_checks import TemplateChecks, check_template
 from rrm_lm.text.templates import align_responses
@@ -156,7 +157,7 @@ def inspect_sources(args: InspectArguments, given: Feedback | None = None) -> In
     chat = None
     if args.model is not None:
         loading = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-        positions = getattr(read_config(args.model, **loading)[0], "max_position_embeddings", None)
+        positions = context_length(read_config(args.model, **loading)[0])
         tokenizer = load_tokenizer(args.model, **args.tokenizing(), **loading)
         align_responses(tokenizer)
         chat = ChatFormat(tokenizer, min(filter(None, (args.max_length, positions)), default=None))

@@ -32,6 +32,7 @@ from rrm_lm.models.saving.adapters import (
 from rrm_lm.models.saving.policies import PolicySettings, policy_config, read_policy_settings
 from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer, prepare_tokenizer
 from rrm_lm.settings.models import ModelArguments
+from rrm_lm.text.batching import context_length
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.templates import align_responses
 from rrm_lm.training.reward.config import RewardConfig
@@ -238,7 +239,7 @@ def _fitted_length(config: RewardConfig, backbone: Backbone) -> int | None:
     if found is not None and found < 1:
         raise ConfigError(
             f"max_critique_length is {config.max_critique_length}, and the model has "
-            f"{backbone.config.max_position_embeddings} positions",
+            f"{context_length(backbone.config)} positions",
             where="max_critique_length",
             expected="room for a prompt and a response in addition to the critique",
         )

@@ -16,6 +16,7 @@ from rrm_lm.evaluation.preferences.judge import answer_logits
 from rrm_lm.feedback.asking.judge_questions import LETTER_QUESTION, fill
 from rrm_lm.feedback.records import Message, Prompt
 from rrm_lm.models.backbone import Backbone, check_logits
+from rrm_lm.text.batching import context_length
 from rrm_lm.text.chat import ChatFormat
 
 PairQuestion = tuple[Prompt, str, str]  # a prompt, the response shown first, the response shown second
@@ -53,7 +54,7 @@ class LanguageModelJudge:
         check_logits(backbone)
         self.backbone, self.adapter, self.name = backbone, adapter, name
         self.chat = ChatFormat(chat.tokenizer)  # never truncates a question
-        self.longest = chat.max_length or getattr(backbone.config, "max_position_embeddings", None)
+        self.longest = chat.max_length or context_length(backbone.config)
         self.micro_batch_tokens, self.question = micro_batch_tokens, question
         # The possible first tokens of an answer: a letter with and without a leading space.
         tokens = [[chat.tokenizer(text, add_special_tokens=False).input_ids[-1] for text in (a, f" {a}")] for a in "AB"]

@@ -28,7 +28,7 @@ from rrm_lm.models.saving.policies import load_policy
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import is_sharded, max_over_processes, shard_for_use, with_full_params
 from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer, own_pad_id
-from rrm_lm.text.batching import Batch, collate, length_groups, row_groups, share
+from rrm_lm.text.batching import Batch, collate, context_length, length_groups, row_groups, share
 from rrm_lm.text.chat import ChatFormat, Line
 
 logger = logging.getLogger(__name__)
@@ -290,7 +290,7 @@ def _load_classifier(
 
 def within_context(max_length: int | None, config: Any) -> int | None:
     """`max_length`, capped at the model's number of positions."""
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(config.get_text_config())
     return min((length for length in (max_length, context) if length is not None), default=None)
 
 

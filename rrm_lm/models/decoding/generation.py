@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.backbone import evaluating
 from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.text.batching import context_length
 
 Progress = Callable[[int, int, float], None]
 
@@ -110,7 +111,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, num_retu
     if sampling.temperature == 0 and num_return > 1:
         what = f"temperature 0 gives one response per prompt, but num_return is {num_return}"
         raise ConfigError(what, where="num_return", remedy="set a temperature above 0, or num_return to 1")
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = context_length(config)
     for number, prompt in enumerate(prompts):
         where = f"prompt {number + 1} of {len(prompts)}"
         if not prompt:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.key_values import KeyValues, positions, visible
 from rrm_lm.models.decoding.products import Product, merged_weight
+from rrm_lm.text.batching import window_of
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _PARTS = {
@@ -54,7 +55,7 @@ class LeanDecoder:
         decoder, config = backbone.decoder, backbone.config
         self.embed, self.rotary, self.last_norm = decoder.embed_tokens, decoder.rotary_emb, _norm(decoder.norm)
         kinds = getattr(config, "layer_types", None) or [None] * len(decoder.layers)
-        window = getattr(config, "sliding_window", None)
+        window = window_of(config)
         self.heads = int(config.num_attention_heads)
         self.groups = int(getattr(config, "num_key_value_heads", None) or self.heads)
         self.blocks = [

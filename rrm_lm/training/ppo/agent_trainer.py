@@ -18,6 +18,7 @@ from rrm_lm.models.agent_files import load_agent, save_agent, trained
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.saving.policies import PolicySettings
 from rrm_lm.models.sharding import configure_fsdp, full_copy_fits, max_over_processes, register_forward
+from rrm_lm.text.batching import context_length
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.control import KLControl, LastGood, RewardScale, Steering
@@ -59,7 +60,7 @@ class AgentTrainer(ResumableTrainer):
     def prepare_prompts(self, chat: ChatFormat | None, collator: Callable[..., Any] | None) -> None:
         args, tokenizer = self.args, self.processing_class
         self.prompts = encode_prompts(self.train_dataset, chat, tokenizer, collator)  # type: ignore[arg-type]
-        positions = getattr(self.agent.backbone.config, "max_position_embeddings", None)
+        positions = context_length(self.agent.backbone.config)
         check_lengths(self.prompts, args.response_length, positions)
         args.count_batches(self.processes.count, len(self.prompts))
         assert args.local_batch_size is not None

@@ -19,11 +19,13 @@ TRL computes log-probabilities with the temperature alone, even if top-p or top-
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ from trl.trainer.rloo_trainer import RLOOTrainer as _TrlRLOOTrainer
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Message, Prompt
-from rrm_lm.models.agent import copy_adapter
+from rrm_lm.models.agent import copy_adapter, disable_dropout
 from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
@@ -45,6 +47,7 @@ from rrm_lm.models.ensemble import disagreement
 from rrm_lm.models.saving.policies import Policy, PolicySettings
 from rrm_lm.models.sharding import reshard, with_full_params
 from rrm_lm.models.tokenizers import align_pad
+from rrm_lm.text.batching import context_length
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.control import LastGood, out_of_bounds
@@ -103,6 +106,7 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
         settings = settings or policy.settings or PolicySettings(str(policy.backbone.causal_lm.name_or_path))
         self.keep_for_saving(policy, chat.tokenizer, replace(settings, method="rloo"))
         policy.backbone.set_trainable(self.adapter, True)
+        disable_dropout(policy.backbone)  # TRL's function leaves out numbers such as attention_dropout
         if ppo.compile_layers:
             policy.backbone.compile_layers()
         self.policy, self.ppo, self.rewards = policy, ppo, rewards
@@ -139,7 +143,7 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
     def _settings(self, more: dict[str, Any]) -> RLOOConfig:
         """TRL's settings. Raises ConfigError (see the class)."""
         ppo, rewards = self.ppo, self.rewards
-        positions = getattr(self.backbone.config, "max_position_embeddings", None)
+        positions = context_length(self.backbone.config)
         check_lengths(self.prompts, ppo.response_length, positions)
         if ppo.reward_weights is not None and [float(weight) for weight in ppo.reward_weights] != rewards.weights:
             what = f"The rewards have the weights {rewards.weights}, and reward_weights is {ppo.reward_weights}"
@@ -156,6 +160,15 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
     def _rollouts(self, prompts: Sequence[Any], responses: Sequence[Sequence[int]]) -> Rollouts:
         items = [self._items[_to_prompt(messages)] for messages in prompts]
         return Rollouts.of(items, responses, self._saved_tokenizer, self.end_ids, torch.device("cpu"))
+
+    def save_weights(self, folder: Path, write: bool) -> None:
+        super().save_weights(folder, write)
+        if self.is_saving_checkpoint:
+            self.last_good.save(folder, write)
+
+    def load_weights(self, folder: Path) -> None:
+        super().load_weights(folder)
+        self.last_good.load(folder, self.backbone.device)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         reshard(self.model)
@@ -192,9 +205,14 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
         return found
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """TRL's method on float32 logits. TRL uses the logits' dtype, and a bfloat16 sum may be off by half a nat."""
+        """TRL's method on float32 logits and with positions. TRL uses the logits' dtype, and a bfloat16 sum may be off
+        by half a nat. It pads prompts on the left, which shifts the learned positions of GPT-2.
+        """
+        takes_positions = "position_ids" in inspect.signature(self.backbone.causal_lm.forward).parameters
 
         def in_float32(**inputs: Any) -> Any:
+            if takes_positions:
+                inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)
             output = model(**inputs)
             output.logits = output.logits.float()
             return output

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from rrm_lm.errors import ModelError
-from rrm_lm.models.backbone import Backbone, check_logits
+from rrm_lm.models.agent import POLICY
+from rrm_lm.models.backbone import Backbone, adapter_parameters, check_logits
 from rrm_lm.text.batching import collate, share
 from tests.exactness import EXACT, adapter_layers, alone, furthest, groups, run, together
 from tests.tiny import (
@@ -168,3 +171,21 @@ def test_taking_an_adapter_off_leaves_the_others_as_they_were() -> None:
         assert furthest(together(backbone, rows, "right", None), bare) < EXACT
         assert furthest(together(backbone, rows, "right", "reward"), bare) > 0.01
     assert {name for name in trainable(backbone) if ".reward." in name} == trainable(backbone) != set()
+
+
+def test_no_adapter_on_what_text_does_not_reach() -> None:
+    """The vision tower of a multimodal model."""
+    text = tiny_config("gemma3").to_dict()
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4,
+        image_token_index=3, boi_token_index=4, eoi_token_index=5,
+    )  # fmt: skip
+    backbone = Backbone(AutoModelForCausalLM.from_config(config).eval(), pad_id=0)
+    assert any("vision" in name for name, _ in backbone.named_parameters())
+    backbone.add_adapter(POLICY, LoraConfig(r=2, target_modules="all-linear"))
+    batch = collate(backbone.rows([[7, 8, 9, 10]]), 0)
+    backbone(batch, POLICY).sum().backward()
+    found = adapter_parameters(backbone, POLICY)
+    assert len(found) == 2 * 7 * int(backbone.config.num_hidden_layers)
+    assert all(parameter.grad is not None for parameter in found.values())

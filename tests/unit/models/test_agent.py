@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification, OPTConfig, OPTForCausalLM
 
 from rrm_lm.errors import ConfigError, ModelError
-from rrm_lm.models.agent import POLICY, REFERENCE, VALUE, AgentModel, PolicyOutput
+from rrm_lm.models.agent import POLICY, REFERENCE, VALUE, AgentModel, PolicyOutput, disable_dropout
 from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings
@@ -204,3 +204,11 @@ def test_roll_out_is_the_policys() -> None:
         logits = agent.backbone.causal_lm(input_ids=torch.tensor([prompts[0]])).logits[0, -1]
     assert found[0][0][0] == int(logits.argmax())
     assert all(1 <= len(samples[0]) <= 5 for samples in found)
+
+
+def test_dropout_is_disabled_where_it_is_a_number() -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5)).train()
+    disable_dropout(model)
+    ids = torch.arange(3, 12)[None]
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)

@@ -6,8 +6,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config
 
-from rrm_lm.text.batching import Row, attention_mask, collate, common_beginning, length_groups, share
+from rrm_lm.text.batching import (
+    Row,
+    attention_mask,
+    collate,
+    common_beginning,
+    context_length,
+    length_groups,
+    share,
+    window_of,
+)
 
 # Few token ids, so that lines often share prefixes of every length, repeat, or begin one another.
 LINES = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=8), min_size=1, max_size=6)
@@ -282,3 +292,21 @@ def test_the_common_beginning() -> None:
     assert common_beginning([(1, 2, 3), (1, 2), (1, 2, 4)]) == 2
     assert common_beginning([(1, 2), (3, 2)]) == 0
     assert common_beginning([(1, 2)]) == 2
+
+
+def test_a_window_that_the_model_does_not_know_is_none() -> None:
+    assert window_of(LlamaConfig(sliding_window=16)) is None  # an unknown key of config.json
+    assert [window_of(kind(sliding_window=16)) for kind in (MistralConfig, Phi3Config, Gemma3TextConfig)] == [16] * 3
+    assert window_of(Qwen2Config(sliding_window=16, use_sliding_window=True)) == 16
+    assert window_of(Qwen2Config(sliding_window=16)) is None
+
+
+def test_the_context_is_what_the_short_frequencies_cover() -> None:
+    """LongRoPE switches to other ones for a whole batch."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 512}
+    long = Phi3Config(**sizes, original_max_position_embeddings=64, rope_parameters=rope)
+    assert context_length(long) == 64
+    assert context_length(Phi3Config(**sizes)) == context_length(LlamaConfig(**sizes)) == 512
+    assert context_length(GPT2Config(n_positions=128)) == 128
+    assert context_length(object()) is None
