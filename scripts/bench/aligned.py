@@ -34,9 +34,11 @@ from common import RESULTS, commit, machine, save
 
 from rrm_lm.evaluation.policies.samples import drawn_text, log_probs
 from rrm_lm.evaluation.statistics.metrics import Estimate, mean_estimate, over_runs
+from rrm_lm.feedback.criteria.detectors import content_words
 from rrm_lm.feedback.records import Message
 from rrm_lm.models.saving.policies import load_policy
 from rrm_lm.simulated.note_users import NoteUser
+from rrm_lm.simulated.plain_user import split_sentences
 from rrm_lm.storage import sha256, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,7 @@ SAMPLES, BEST_OF = 4, 8
 WORDINGS = ("plain", "task", "hard")
 CONSTANT = "I hope this helps! Have a lovely day!"
 START_PLUS_CLOSE = "start model at temperature 0 plus a close"
+WORD_OVERLAP = "sentence with most of the question's words plus a close"
 
 # For each policy, the values of every prompt: gold and its parts, averaged over samples.
 ByPrompt = dict[str, dict[str, np.ndarray]]
@@ -216,14 +219,22 @@ def first_answers(file: Path, user: NoteUser, names: Mapping[str, str], count: i
 
 
 def trivial(user: NoteUser) -> ByPrompt:
-    """Policies that need no model: a constant reply, the first sentence of the note, and the whole note."""
-    texts: Mapping[str, Callable[[str], str]] = {
+    """Policies that need no model: a constant reply, the first sentence of the note, the whole note, and the sentence
+    of the note that shares most content words with the question.
+    """
+
+    def overlap(request: Any) -> str:
+        asked = content_words(request.question)
+        return max(split_sentences(request.note), key=lambda one: len(asked & content_words(one))) + " Good luck!"
+
+    texts: Mapping[str, Callable[[Any], str]] = {
         "constant reply": lambda _: CONSTANT,
-        "first sentence of the note": lambda note: note.split(". ")[0] + ". " + CONSTANT,
-        "whole note": lambda note: note,
+        "first sentence of the note": lambda request: request.note.split(". ")[0] + ". " + CONSTANT,
+        "whole note": lambda request: request.note,
+        WORD_OVERLAP: overlap,
     }
     requests = list(user.requests.values())
-    judged = {name: [user.judge(r.text, text(r.note)) for r in requests] for name, text in texts.items()}
+    judged = {name: [user.judge(r.text, text(r)) for r in requests] for name, text in texts.items()}
     return {
         name: {"gold": np.array([j.gold for j in some])}
         | {part: np.array([j.parts[part] for j in some]) for part in user.parts}
@@ -251,10 +262,11 @@ def summary(part: str) -> dict[str, Any]:
         ]
         for way in ("sampled", "greedy", "best_of", "trivial")
     )
-    notes = [request.note for request in user.requests.values()]  # questions about one note are not independent
+    rows = questions(part)
+    patterns = [rows[one.text]["pattern"] for one in user.requests.values()]  # notes of one pattern are not independent
 
     def over(runs: Sequence[np.ndarray]) -> dict[str, Any]:
-        return combined(np.array(runs), notes).to_dict()
+        return combined(np.array(runs), patterns).to_dict()
 
     def table(runs: Sequence[ByPrompt], name: str) -> dict[str, Any]:
         parts = {part: over([run[name][part] for run in runs]) for part in user.parts}
@@ -265,9 +277,12 @@ def summary(part: str) -> dict[str, Any]:
         policies["best_of_8"] = table(best, "best_of_8")
     other = max(("start", "sft"), key=lambda name: policies[name]["gold"]["value"])
     at_zero = {name: table(greedy, name) for name in POLICIES}
+    better = max(("start", "sft"), key=lambda name: at_zero[name]["gold"]["value"])
     right = max(("start", "sft"), key=lambda name: at_zero[name]["parts"]["answer"]["value"])
     worded = {name: [run[name] for run in greedy] for name in POLICIES}
     worded |= {name: [run[name] for run in best if name in run] for name in ("best_of_8", "best_of_8_by_truth")}
+    no_model = trivial(user)
+    worded[WORD_OVERLAP] = [no_model[WORD_OVERLAP]]
     return {
         "part": part, "seeds": [run["seed"] for run in runs], "commits": [run["commit"] for run in runs],
         "best_of_8_seeds": [run["seed"] for run in runs if "best_of" in run["values"]],
@@ -279,10 +294,11 @@ def summary(part: str) -> dict[str, Any]:
         "general_likelihood": general_likelihood(runs),
         "policies": policies,
         "policies_at_temperature_0": at_zero,
-        "answers_by_wording": by_wording(part, notes, worded),
+        "answers_by_wording": by_wording(part, patterns, worded),
         "better_in_gold": other,
         "better_in_answers": right,
         "ppo_minus_best_other": over([run["ppo"]["gold"] - run[other]["gold"] for run in sampled]),
+        "ppo_minus_best_other_at_temperature_0": over([run["ppo"]["gold"] - run[better]["gold"] for run in greedy]),
         "answer_ppo_minus_best_other": over(
             [run["ppo"]["answer"] - run[right]["answer"] for run in greedy]
         ),
@@ -290,22 +306,24 @@ def summary(part: str) -> dict[str, Any]:
             part: over([run["ppo"][part] - run["sft"][part] for run in sampled]) for part in user.parts
         },
         "trivial": {
-            name: {key: mean_estimate(values, notes, bounds=(0, 1)).to_dict() for key, values in found.items()}
+            name: {key: mean_estimate(values, patterns, bounds=(0, 1)).to_dict() for key, values in found.items()}
             | {"ppo_minus": over([run["ppo"]["gold"] - found["gold"] for run in sampled])}
-            for name, found in (trivial(user) | plus_close[0]).items()  # they do not depend on the seed
+            for name, found in (no_model | plus_close[0]).items()  # they do not depend on the seed
         },
     }  # fmt: skip
 
 
-def wordings(part: str) -> dict[str, str]:
-    """How each question is worded, by its prompt, in the order of the requests."""
+def questions(part: str) -> dict[str, dict[str, Any]]:
+    """The rows of the questions, by their prompt, in the order of the requests."""
     with gzip.open(DATA / f"{part}_questions.jsonl.gz", "rt", encoding="utf-8") as stream:
-        return {row["prompt"]: row["wording"] for row in map(json.loads, stream)}
+        return {row["prompt"]: row for row in map(json.loads, stream)}
 
 
-def by_wording(part: str, notes: Sequence[str], policies: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def by_wording(
+    part: str, patterns: Sequence[str], policies: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
     """Right answers by how a question is worded: "hard" ones share more words with a wrong sentence of the note."""
-    wording, of = np.array([*wordings(part).values()]), np.array(notes)
+    wording, of = np.array([row["wording"] for row in questions(part).values()]), np.array(patterns)
     found: dict[str, Any] = {}
     for name in WORDINGS:
         asked = wording == name
@@ -347,20 +365,20 @@ def pairs_judged(folder: Path) -> dict[str, Any]:
 
 
 def pair_accuracies(runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, Any]:
-    """Accuracy of the reward models over seeds and notes: of all comparisons, and of those of each kind."""
+    """Accuracy of the reward models over seeds and patterns: of all comparisons, and of those of each kind."""
     with gzip.open(DATA / f"{part}_plain.jsonl.gz", "rt", encoding="utf-8") as stream:
         rows = [json.loads(line) for line in stream]
-    notes = np.array([row["prompt"][0]["content"].rsplit("\n\n", 1)[0] for row in rows])
+    known = questions(part)
+    asked = [known[row["prompt"][0]["content"]] for row in rows]
+    patterns, wording = (np.array([one[name] for one in asked]) for name in ("pattern", "wording"))
     correct = np.array([run["pairs"]["correct"] for run in runs], dtype=float)
 
     def accuracy(chosen: np.ndarray) -> dict[str, Any]:
-        return combined(correct[:, chosen], notes[chosen].tolist()).to_dict()
+        return combined(correct[:, chosen], patterns[chosen].tolist()).to_dict()
 
     found = {"reward_accuracy": accuracy(np.ones(len(rows), dtype=bool))}
     for kind in ("answer", "manner", "mixed"):
         found[f"{kind}_pairs_accuracy"] = accuracy(np.array([row["source"] == f"notes, {kind} pairs" for row in rows]))
-    worded = wordings(part)
-    wording = np.array([worded[row["prompt"][0]["content"]] for row in rows])
     answers = np.array([row["source"] == "notes, answer pairs" for row in rows])
     found["answer_pairs_by_wording"] = {name: accuracy(answers & (wording == name)) for name in WORDINGS}
     parts = sorted({row["decided_by"] for row in rows})

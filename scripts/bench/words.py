@@ -9,8 +9,10 @@ question to a model. Each draw of n comparisons of one person is given to all ar
 - `no_words`: all detectors with prior mean 0; `words`: the same, and the criteria that the n comparisons' critiques
   name, with the prior that `rrm-lm criteria` gives; `words_only`: those criteria alone;
 - `default`: all detectors, with prior means that were fitted to other sets;
-- `other_person`: the other simulated person's critiques of the same responses; `shuffled`: critiques of other responses
-  of the draw; `flat`: one prior mean for all that is named, in the wanted direction;
+- `other_person`: the other simulated person's critiques of the same responses, compared with `words` on draws of their
+  own, from the comparisons whose responses both people criticized (`both_people`), of which some kinds have none;
+  `shuffled`: critiques of other responses of the draw; `flat`: one prior mean for all that is named, in the wanted
+  direction;
 - `checkboxes`: the aspects that the critiques name, in clauses that are read without fault;
 - `equal_time`: no words, and as many comparisons as take a person the time of n comparisons with critiques.
 
@@ -64,6 +66,7 @@ class Set:
     test: list[Comparison]
     person: str = ""
     theirs: dict[Any, tuple[str, ...]] = field(default_factory=dict)  # critiques by another person, of responses
+    both: list[Comparison] = field(default_factory=list)  # those of `train` that another person criticized, too
 
     @property
     def prompts(self) -> list[str]:
@@ -75,13 +78,13 @@ def comparisons(file: Path) -> list[Comparison]:
 
 
 def notes(person: str) -> Set:
-    """A simulated person of data/notes: the comparisons whose responses the other person criticized, too."""
+    """A simulated person of data/notes, with the other person's critiques of the same responses."""
     mine, other = (comparisons(DATA / "notes" / f"train_{one}.jsonl.gz") for one in sorted(PEOPLE, key=person.__ne__))
     theirs: dict[Any, tuple[str, ...]] = {}
     for one in other:
         theirs |= {(one.prompt, one.chosen): one.chosen_critiques, (one.prompt, one.rejected): one.rejected_critiques}
     both = [one for one in mine if {(one.prompt, one.chosen), (one.prompt, one.rejected)} <= set(theirs)]
-    return Set(both, comparisons(DATA / "notes" / f"validation_{person}.jsonl.gz"), person, theirs)
+    return Set(mine, comparisons(DATA / "notes" / f"validation_{person}.jsonl.gz"), person, theirs, both)
 
 
 def default_weights(name: str, sets: Mapping[str, Set]) -> dict[str, float]:
@@ -102,32 +105,41 @@ def right(criteria: list[Criterion], pairs: list[Comparison], test: list[Compari
     return (np.sign(found[:, 0] - found[:, 1]) + 1) / 2
 
 
-def drawn(name: str, one: Set, budget: int, number: int, default: Mapping[str, float]) -> Draw:
+def drawn(name: str, one: Set, pool: list[Comparison], budget: int, number: int, default: Mapping[str, float]) -> Draw:
     generator = random.Random(f"{name}/{budget}/{number}")
-    pairs = generator.sample(one.train, budget)
+    pairs = generator.sample(pool, budget)
     used = set(map(id, pairs))
-    rest = [pair for pair in one.train if id(pair) not in used]
+    rest = [pair for pair in pool if id(pair) not in used]
     more = budget * SECONDS_TO_CRITICIZE // SECONDS_TO_COMPARE
     longer = pairs + generator.sample(rest, min(more, len(rest)))
     texts = (one.theirs.get((pair.prompt, text), ()) for pair in pairs for text in (pair.chosen, pair.rejected))
-    theirs = with_critiques(pairs, texts) if one.theirs else []
+    theirs = with_critiques(pairs, texts) if pool is one.both else []
     return Draw(pairs, longer, theirs, default, number, one.person)
 
 
 def runs_of(name: str, one: Set, budget: int, draws: int, default: Mapping[str, float]) -> Runs:
     found: dict[str, list[Floats]] = {}
     for number in range(draws):
-        draw = drawn(name, one, budget, number, default)
+        draw = drawn(name, one, one.train, budget, number, default)
         for arm in arms_of(draw):
             pairs = draw.longer if arm == "equal_time" else draw.pairs
             found.setdefault(arm, []).append(right(ARMS[arm](draw), pairs, one.test))
+        if one.both:
+            draw = drawn(name, one, one.both, budget, number, default)
+            for arm, kept in (("words", "both_people"), ("other_person", "other_person")):
+                found.setdefault(kept, []).append(right(ARMS[arm](draw), draw.pairs, one.test))
     print(name, budget, {arm: f"{100 * np.mean(rows):.1f}" for arm, rows in found.items()}, flush=True)
     return {arm: np.stack(rows) for arm, rows in found.items()}
 
 
+def gain_over(runs: Runs, arm: str) -> Floats:
+    """(draws, pairs) `words` minus another arm, on the same draws."""
+    return runs["both_people" if arm == "other_person" else "words"] - runs[arm]
+
+
 def table(runs: Runs, prompts: Sequence[str]) -> dict[str, Any]:
     """Accuracy of each arm, and the gain of `words` over each other arm."""
-    gains = {arm: over_runs(runs["words"] - rows, prompts) for arm, rows in runs.items() if arm != "words"}
+    gains = {arm: over_runs(gain_over(runs, arm), prompts) for arm in runs if arm not in ("words", "both_people")}
     return {
         "accuracy": {arm: asdict(over_runs(rows, prompts)) for arm, rows in runs.items()},
         "gain_over": {arm: asdict(gain) for arm, gain in gains.items()},
@@ -139,7 +151,7 @@ def primary(runs: Mapping[tuple[str, int], Runs], sets: Mapping[str, Set]) -> di
     some = [runs[person, PRIMARY_BUDGET] for person in PEOPLE]
     prompts = [prompt for person in PEOPLE for prompt in sets[person].prompts]
     gains = {
-        arm: over_runs(np.concatenate([one["words"] - one[arm] for one in some], axis=1), prompts)
+        arm: over_runs(np.concatenate([gain_over(one, arm) for one in some], axis=1), prompts)
         for arm in ("no_words", "other_person")
     }
     reached = all(gain.value >= AIM and verdict(gain) == "better" for gain in gains.values())
@@ -195,7 +207,10 @@ def main() -> None:
             {
                 "commit": commit(), "machine": machine(), "draws": BUDGETS, "prior_std": PRIOR_STD,
                 "seconds": {"to_compare": SECONDS_TO_COMPARE, "to_criticize": SECONDS_TO_CRITICIZE},
-                "pairs": {name: {"train": len(one.train), "held_out": len(one.test)} for name, one in sets.items()},
+                "pairs": {
+                    name: {"train": len(one.train), "both_people": len(one.both), "held_out": len(one.test)}
+                    for name, one in sets.items()
+                },
                 "primary": primary(runs, sets), "sets": found,
             },
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,8 @@ from rrm_lm.simulated.plain_words import WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 RESULTS, DATA = ROOT / "scripts" / "bench" / "results", ROOT / "data" / "assistant"
+NOTES = ROOT / "data" / "notes"
+OVERLAP_RULE = "sentence with most of the question's words plus a close"  # as in aligned.py
 README, BENCH, CARD = ROOT / "README.md", RESULTS.parent / "README.md", DATA / "README.md"
 
 Found = dict[str, Any]
@@ -109,24 +113,38 @@ def aligned() -> Iterator[str]:
     yield f"{percent(found['reward_accuracy'])} of {found['reward_accuracy']['n']} comparisons"
     yield f"on {percent(found['answer_pairs_accuracy'])} of those"
     yield f"linear probe on {100 * found['baselines']['probe']['accuracy']['value']:.1f}%"
+    yield f"of {found['reward_accuracy']['clusters']} patterns"
     for policy, one in found["policies"].items():
-        cells = [plain(one["gold"], 3), plain(one["parts"]["answer"], 3)]
         greedy = found["policies_at_temperature_0"].get(policy)
-        yield f"| {' | '.join([*cells, plain(greedy['parts']['answer'], 3) if greedy else ''])} |"
-    yield f"gold {plain(found['ppo_minus_best_other'], 3, sign='+')}"
+        gold, right = ([here["gold"], here["parts"]["answer"]] for here in (one, greedy or one))
+        cells = (plain(value, 3) if value else "" for value in (gold[0], greedy and right[0], gold[1], greedy and right[1]))
+        yield f"| {' | '.join(cells)} |"
+    yield f"gold {plain(found['ppo_minus_best_other'], 3, sign='+')}, at temperature 0"
+    yield f"{plain(found['ppo_minus_best_other_at_temperature_0'], 3, sign='+')}; right answers"
     yield plain(found["answer_ppo_minus_best_other"], 3, sign="+")
     yield ", ".join(f"{name} {one['gold']['value']:.3f}" for name, one in found["trivial"].items())
+    rule = found["trivial"][OVERLAP_RULE]
+    yield f"gold of {rule['gold']['value']:.3f} and is right on {100 * rule['answer']['value']:.1f}%"
+    files = ("train_plain.jsonl.gz", "train_plain_contrasts.jsonl.gz")
+    comparisons = sum(len(gzip.decompress((NOTES / name).read_bytes()).splitlines()) for name in files)
+    drawn = re.findall(r"pairs: int = (\d+)", (RESULTS.parent / "aligned_dpo.py").read_text(encoding="utf-8"))
+    yield f"{int(drawn[0]):,} of the {comparisons:,} comparisons"
+    columns = ("start", "sft", "ppo", "dpo", "best_of_8", "best_of_8_by_truth", OVERLAP_RULE)
     for wording, one in found["answers_by_wording"].items():
-        cells = [percent(one[name]) for name in ("start", "sft", "ppo", "dpo", "best_of_8", "best_of_8_by_truth")]
         pairs = percent(found["answer_pairs_by_wording"][wording])
-        yield f"| {wording} ({one['questions']}) | {' | '.join(cells)} | {pairs} |"
+        yield f"| {wording} ({one['questions']}) | {' | '.join(percent(one[name]) for name in columns)} | {pairs} |"
     general = [one["general"] for one in found["by_seed"]]
     for policy in ("sft", "policy", "dpo"):
         answers = [one[policy]["parts"]["answer"]["level"]["value"] for one in general]
         yield f"{min(answers):.2f} to {max(answers):.2f}"
     ended = {name: [one[name]["drift"]["finished"]["level"]["value"] for one in general] for name in ("sft", "policy")}
     assert min(ended["sft"]) == 1
-    yield f"all SFT answers end, and {100 * min(ended['policy']):.0f} to {100 * max(ended['policy']):.0f}% of PPO's"
+    start = [one["smollm2-135m"]["drift"]["finished"]["level"]["value"] for one in general]
+    ours = f"{100 * min(ended['policy']):.0f} to {100 * max(ended['policy']):.0f}%"
+    yield f"all SFT answers end, {ours} of PPO's, and {100 * min(start):.0f}% of SmolLM2's"
+    if likelihood := found["general_likelihood"]:
+        minus = {name: plain(one, 2, sign="+") for name, one in likelihood["minus_start"].items()}
+        yield f"start model's {likelihood['start']['value']:.2f}: SFT {minus['sft']}, PPO {minus['ppo']}, DPO {minus['dpo']} nats"
 
 
 def served() -> Iterator[str]:
@@ -171,23 +189,36 @@ def critic() -> Iterator[str]:
 
 
 def recursion() -> Iterator[str]:
+    """Without seed 0, the pilot."""
     found = result("recursion_first")
     names = {"U": "U: nobody helps", "A": "A: helpers' notes", "Sh": "Sh: notes on another response",
              "C": "C: the checks without helpers", "G": "G: true labels"}  # fmt: skip
+    arms = {arm: [found["arms"][arm][f"{name}_by_seed"] for name in ("reward_accuracy", "policy")] for arm in names}
     for arm, name in names.items():
-        one = found["arms"][arm]
+        cells = zip(arms[arm], (1, 2), (100, 1), strict=True)
         yield (
-            f"| {name} | {100 * one['label_accuracy']:.0f}% | {by_seed(one['reward_accuracy_by_seed'])} "
-            f"| {one['best_of_n']['16']['value']:.2f} | {by_seed(one['policy_by_seed'], 2, 1)} |"
+            f"| {name} | "
+            + " | ".join(
+                f"{by_seed(values[1:], digits, scale)} (pilot {scale * values[0]:.{digits}f})"
+                for values, digits, scale in cells
+            )
+            + " |"
         )
-    for name, one in found["over_seeds"].items():
-        yield f"| {name} | {points(one['reward_accuracy'])} | {plain(one['policy_gold'], sign='+')} |"
+    for one, other in ("AU", "GU", "AC", ("Sh", "U"), ("A", "Sh"), "CU"):
+        pairs = zip(arms[one], arms[other], (1, 2), (100, 1), strict=True)
+        yield (
+            f"| {one} - {other} | "
+            + " | ".join(
+                ", ".join(f"{scale * (a - b):+.{digits}f}" for a, b in zip(first[1:], second[1:], strict=True))
+                for first, second, digits, scale in pairs
+            )
+            + " |"
+        )
     for arm, one in found["ablations"].items():
         yield f"| {arm} | {one['checks']} | {100 * one['reward_accuracy']['value']:.1f}% | {points(one['less_A'])} |"
     for name in ("benchmark", "heat", "lifetime", "security"):
         yield f"{found['helpers'][name]['balanced_accuracy']:.2f}"
     yield f"{100 * found['arms']['C']['policy_unreadable'][0]:.0f}% of its responses cannot be read"
-    yield f'"{found["verdict_text"]}"'
     gain = recursion_gain()
     yield f"{plus(gain.value)} points ({gain.kind}: {plus(gain.low)} to {plus(gain.high)})"
 
@@ -201,9 +232,9 @@ def new_recursion() -> Iterator[str]:
 
 
 def recursion_gain() -> metrics.OverRuns:
-    """Reward accuracy of A minus that of U, over the seeds."""
+    """Reward accuracy of A minus that of U, over the seeds that count."""
     arms = result("recursion_first")["arms"]
-    assisted, alone = (np.array(arms[name]["reward_accuracy_by_seed"])[:, None] for name in ("A", "U"))
+    assisted, alone = (np.array(arms[name]["reward_accuracy_by_seed"])[1:, None] for name in ("A", "U"))
     return metrics.over_runs(assisted - alone, ["all questions"])
 
 
@@ -320,9 +351,11 @@ def in_short() -> Iterator[str]:
     yield "rewards within 2e-5 of `rrm-lm score`"
     right = {name: one["parts"]["answer"] for name, one in result("aligned")["policies_at_temperature_0"].items()}
     ppo, sft = (f"{100 * right[name]['value']:.0f}%" for name in ("ppo", "sft"))
-    plainly = result("aligned")["answers_by_wording"]["plain"]
-    yield f"PPO is right on {ppo} of test questions ({100 * plainly['ppo']['value']:.0f}% of plain ones)"
-    yield f"SFT on {sft} ({100 * plainly['sft']['value']:.0f}%)"
+    yield f"PPO is right on {ppo} of test questions, SFT on {sft}"
+    rule = result("aligned")["trivial"][OVERLAP_RULE]["answer"]["value"]
+    hard = result("aligned")["answers_by_wording"]["hard"]
+    yield f"is right on {100 * rule:.0f}%"
+    yield f"{100 * hard['ppo']['value']:.0f}% against {100 * hard[OVERLAP_RULE]['value']:.0f}%"
     gain = result("aligned")["answer_ppo_minus_best_other"]
     yield f"{plus(gain['value'])} points, {gain['kind']}: {plus(gain['low'])} to {plus(gain['high'])}"
     for one in result("aligned")["first_answers"]:

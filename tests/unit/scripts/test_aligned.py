@@ -53,6 +53,12 @@ def test_the_summary_finds_the_planted_gain(tmp_path: Path, monkeypatch: pytest.
     likelihood = found["general_likelihood"]
     assert likelihood["start"]["value"] == -2.5
     assert {name: one["value"] for name, one in likelihood["minus_start"].items()} == {"sft": -0.5, "ppo": -1, "dpo": 0}
+    patterns = {row["pattern"] for row in ALIGNED.questions("validation").values()}
+    assert found["ppo_minus_best_other"]["clusters"] == found["reward_accuracy"]["clusters"] == len(patterns)
+    rule = found["trivial"][ALIGNED.WORD_OVERLAP]["answer"]["value"]
+    statistics = json.loads((ALIGNED.DATA / "statistics.json").read_text())["validation"]
+    known = statistics["right_by_rule"]["value in the sentence that shares most words"]
+    assert rule == pytest.approx(known, abs=0.08)
     assert found["trivial"]["whole note"]["gold"]["value"] < 0.3
     assert found["trivial"][ALIGNED.START_PLUS_CLOSE]["ppo_minus"]["value"] == pytest.approx(0.2, abs=0.02)
 
