@@ -516,7 +516,7 @@ def test_rewards_of_another_prompt_text_are_not_taken_from_the_cache(trained: Tr
         "{% if add_generation_prompt %}<assistant>{% endif %}",
         encoding="utf-8",
     )
-    dated = {"chat_template_path": str(template)}
+    dated: dict[str, Any] = {"chat_template_path": str(template)}
     options: list[dict[str, Any]] = [
         {}, {"pad_token": "<|im_start|>"}, {"fold_system": True}, dated, dated | {"chat_date": "2024-02-29"},
     ]  # fmt: skip
@@ -527,6 +527,6 @@ def test_rewards_of_another_prompt_text_are_not_taken_from_the_cache(trained: Tr
         assert isinstance(scorer, CachedScorer)
         files.append(scorer.file)
     assert len(set(files)) == len(options)
-    today = dated | {"chat_date": date.today().isoformat()}
+    today: dict[str, Any] = {**dated, "chat_date": date.today().isoformat()}
     args = EvaluateArguments(dataset=[str(trained.heldout)], model=[folder], **today)
     assert cached_scorer(args, folder).file == files[3]  # type: ignore[attr-defined]

@@ -116,9 +116,9 @@ def aligned() -> Iterator[str]:
     yield f"of {found['reward_accuracy']['clusters']} patterns"
     for policy, one in found["policies"].items():
         greedy = found["policies_at_temperature_0"].get(policy)
-        gold, right = ([here["gold"], here["parts"]["answer"]] for here in (one, greedy or one))
-        cells = (plain(value, 3) if value else "" for value in (gold[0], greedy and right[0], gold[1], greedy and right[1]))
-        yield f"| {' | '.join(cells)} |"
+        values = [here and here["gold"] for here in (one, greedy)]
+        values += [here and here["parts"]["answer"] for here in (one, greedy)]
+        yield f"| {' | '.join(plain(value, 3) if value else '' for value in values)} |"
     yield f"gold {plain(found['ppo_minus_best_other'], 3, sign='+')}, at temperature 0"
     yield f"{plain(found['ppo_minus_best_other_at_temperature_0'], 3, sign='+')}; right answers"
     yield plain(found["answer_ppo_minus_best_other"], 3, sign="+")
@@ -144,7 +144,8 @@ def aligned() -> Iterator[str]:
     yield f"all SFT answers end, {ours} of PPO's, and {100 * min(start):.0f}% of SmolLM2's"
     if likelihood := found["general_likelihood"]:
         minus = {name: plain(one, 2, sign="+") for name, one in likelihood["minus_start"].items()}
-        yield f"start model's {likelihood['start']['value']:.2f}: SFT {minus['sft']}, PPO {minus['ppo']}, DPO {minus['dpo']} nats"
+        yield f"start model's {likelihood['start']['value']:.2f}: SFT {minus['sft']}, PPO {minus['ppo']},"
+        yield f"DPO {minus['dpo']} nats"
 
 
 def served() -> Iterator[str]:

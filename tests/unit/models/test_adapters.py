@@ -184,7 +184,7 @@ def test_no_adapter_on_what_text_does_not_reach() -> None:
     backbone = Backbone(AutoModelForCausalLM.from_config(config).eval(), pad_id=0)
     assert any("vision" in name for name, _ in backbone.named_parameters())
     backbone.add_adapter(POLICY, LoraConfig(r=2, target_modules="all-linear"))
-    batch = collate(backbone.rows([[7, 8, 9, 10]]), 0)
+    batch = collate(backbone.rows([(7, 8, 9, 10)]), 0)
     backbone(batch, POLICY).sum().backward()
     found = adapter_parameters(backbone, POLICY)
     assert len(found) == 2 * 7 * int(backbone.config.num_hidden_layers)

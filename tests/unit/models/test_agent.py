@@ -207,7 +207,13 @@ def test_roll_out_is_the_policys() -> None:
 
 
 def test_dropout_is_disabled_where_it_is_a_number() -> None:
-    sizes = {"vocab_size": 64, "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "ffn_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5)).train()
     disable_dropout(model)
     ids = torch.arange(3, 12)[None]

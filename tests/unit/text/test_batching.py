@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -295,7 +297,7 @@ def test_the_common_beginning() -> None:
 
 
 def test_a_window_that_the_model_does_not_know_is_none() -> None:
-    assert window_of(LlamaConfig(sliding_window=16)) is None  # an unknown key of config.json
+    assert window_of(LlamaConfig(**{"sliding_window": 16})) is None  # type: ignore[arg-type]  # an unknown key of config.json
     assert [window_of(kind(sliding_window=16)) for kind in (MistralConfig, Phi3Config, Gemma3TextConfig)] == [16] * 3
     assert window_of(Qwen2Config(sliding_window=16, use_sliding_window=True)) == 16
     assert window_of(Qwen2Config(sliding_window=16)) is None
@@ -304,7 +306,7 @@ def test_a_window_that_the_model_does_not_know_is_none() -> None:
 def test_the_context_is_what_the_short_frequencies_cover() -> None:
     """LongRoPE switches to other ones for a whole batch."""
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 512}
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 512}
     long = Phi3Config(**sizes, original_max_position_embeddings=64, rope_parameters=rope)
     assert context_length(long) == 64
     assert context_length(Phi3Config(**sizes)) == context_length(LlamaConfig(**sizes)) == 512
