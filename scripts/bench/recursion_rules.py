@@ -2,7 +2,8 @@
 
 Arms: U, unassisted; A, assisted by helpers; C, A's checks spent on fully measured pairs; G, gold labels; Sh, notes
 about another response (a sham). All arms of a seed have the same pairs and are tested on the same fresh questions, so
-their differences are paired by seed. Every interval is Student's t interval over the means of the seeds.
+their differences are paired by seed. Intervals are Student's t intervals over the means of the seeds; those of
+differences in accuracy, from five seeds on, are also over the questions, which all seeds share (recursion_summary.py).
 """
 
 from __future__ import annotations

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from recursion_rules import AIM, BEST_OF, CONTROLS, CORE, Findings, Interval, conclude, over_seeds, share
 
 from rrm_lm.evaluation.policies.best_of_n import expected_best
 from rrm_lm.evaluation.reports import page
 from rrm_lm.evaluation.reports.plots import ForestRow, forest
-from rrm_lm.evaluation.statistics.metrics import Estimate, correctness
+from rrm_lm.evaluation.statistics.metrics import FEWEST_RUNS, Estimate, correctness, over_runs
 from rrm_lm.storage import now, sha256, write_json, write_text
 
 BEST = f"best_of_{BEST_OF[-1]}"
@@ -26,6 +27,7 @@ DIFFERENCES = (
     ("A", "U"), ("G", "U"), ("A", "C"), ("C", "U"), ("Sh", "U"), ("A", "Sh"), ("A", "C0"), ("A", "C+"), ("A", "A0"),
 )  # fmt: skip
 MEASURES = ("reward_accuracy", "near_accuracy", BEST, "policy_gold")
+FAR = "far_correct"
 NOTES = "recursion_notes.txt"  # failed attempts, one per line; shown on the page
 
 Seeds = dict[str, dict[str, Any]]  # by seed: `arms` and `helpers`
@@ -72,6 +74,8 @@ def _arm(piece: dict[str, Any], policy: dict[str, Any] | None, questions: dict[s
     found = {
         "label_accuracy": _mean(piece["labels"]),
         "reward_accuracy": float(correctness(piece["far"]).mean()),
+        # By question, which all seeds share: 2 right, 1 tied, 0 wrong.
+        FAR: "".join(f"{2 * one:.0f}" for one in correctness(piece["far"])),
         "near_accuracy": float(correctness(piece["near"]).mean()),
         **{f"best_of_{n}": float(best[:, min(n, most) - 1].mean()) for n in BEST_OF},
         "checks": piece["checks"],
@@ -108,7 +112,8 @@ def _helper(one: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def results(by_seed: Seeds, trivial: Mapping[str, float]) -> dict[str, Any]:
-    """All results: every number with its t interval over the seeds that have it.
+    """All results: every number with its t interval over the seeds that have it; of differences in accuracy between
+    arms, also over questions.
 
     Args:
         by_seed: What was measured.
@@ -158,13 +163,15 @@ def _complete(by_seed: Seeds) -> Seeds:
 def _judged(by_seed: Seeds, found: dict[str, Any]) -> dict[str, Any]:
     """The verdict, and the goals of the experiment, which are stricter than the rules."""
 
-    def gain(one: str, other: str, key: str = "reward_accuracy") -> list[float]:
-        return _paired(by_seed, one, other, key)
+    def gain(one: str, other: str, key: str = "reward_accuracy") -> Interval:
+        found = _difference(by_seed, one, other, key)
+        assert found is not None  # the seeds have all arms of the core
+        return found
 
     findings = Findings(
-        gain=over_seeds(gain("A", "U")), room=over_seeds(gain("G", "U")), over_cost=over_seeds(gain("A", "C")),
-        sham=_if_measured(gain("Sh", "U")), over_sham=_if_measured(gain("A", "Sh")),
-        best_gain=over_seeds(gain("A", "U", BEST)), policy_gain=_if_measured(gain("A", "U", "policy_gold")),
+        gain=gain("A", "U"), room=gain("G", "U"), over_cost=gain("A", "C"),
+        sham=_difference(by_seed, "Sh", "U"), over_sham=_difference(by_seed, "A", "Sh"),
+        best_gain=gain("A", "U", BEST), policy_gain=_difference(by_seed, "A", "U", "policy_gold"),
         curve=[found["arms"]["A"]["best_of_n"][str(n)]["value"] for n in BEST_OF],
         helpers={name: Interval(*_ends(one["balanced_accuracy"])) for name, one in found["helpers"].items()
                  if one["helps_main"]},
@@ -184,8 +191,19 @@ def _judged(by_seed: Seeds, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _if_measured(values: Sequence[float]) -> Interval | None:
-    return over_seeds(values) if values else None
+def _difference(by_seed: Seeds, one: str, other: str, key: str = "reward_accuracy") -> Interval | None:
+    """The difference of two arms with its interval over seeds; for accuracies of five seeds or more, over seeds and
+    questions. None if no seed has both.
+    """
+    means = _paired(by_seed, one, other, key)
+    if not means:
+        return None
+    arms = [by_seed[str(seed)]["arms"] for seed in _seeds(by_seed, one, other, key=key)]
+    if key != "reward_accuracy" or len(arms) < FEWEST_RUNS:
+        return over_seeds(means)
+    each = np.array([[[int(digit) / 2 for digit in of[arm][FAR]] for arm in (one, other)] for of in arms])
+    found = over_runs(each[:, 0] - each[:, 1], [str(number) for number in range(each.shape[-1])])
+    return Interval(found.value, found.low, found.high)
 
 
 def _over_arm(by_seed: Seeds, arm: str) -> dict[str, Any]:
@@ -221,7 +239,7 @@ def _over_arm(by_seed: Seeds, arm: str) -> dict[str, Any]:
 
 
 def _differences(by_seed: Seeds, one: str, other: str) -> dict[str, Any]:
-    gains = {key: _if_measured(_paired(by_seed, one, other, key)) for key in MEASURES}
+    gains = {key: _difference(by_seed, one, other, key) for key in MEASURES}
     found: dict[str, Any] = {key: gain and gain.to_dict() for key, gain in gains.items()}
     return found | {"seeds": _seeds(by_seed, one, other)}
 

@@ -119,6 +119,18 @@ def test_a_seed_counts_when_all_of_its_arms_are_done() -> None:
     assert found["pgr_reward_accuracy"]["value"] == pytest.approx(0.6) and found["pgr_policy"] is None
 
 
+def test_seeds_that_agree_on_the_same_questions_do_not_hide_how_few_questions_decide() -> None:
+    """300 questions of which 20 decide: the interval over seeds alone has no width."""
+    right = {"U": 180, "A": 200, "C": 180, "G": 220}
+    every = {name: arm(n / 300) | {SUMMARY.FAR: "2" * n + "0" * (300 - n)} for name, n in right.items()}
+    found = SUMMARY.results({str(number): seed(0.0, **every) for number in range(1, 9)}, {})
+    gain = found["differences"]["A - U"]["reward_accuracy"]
+    error = (20 / 300 * (1 - 20 / 300) / 300) ** 0.5
+    assert gain["value"] == pytest.approx(20 / 300) and gain["high"] - gain["low"] > 3.8 * error
+    few = SUMMARY.results({str(number): seed(0.0, **every) for number in range(1, 4)}, {})
+    assert few["differences"]["A - U"]["reward_accuracy"]["low"] == pytest.approx(20 / 300)
+
+
 def test_policies_count_when_all_of_a_seed_are_done() -> None:
     gold = {"policy_gold": 1.0, "policy_unreadable": 0.0, "policy_seconds": 1.0, "policy_tokens": 9}
     every = {name: arm(0.7, **gold) for name in "UACG"}
