@@ -74,7 +74,10 @@ class Stage:
         flags = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in self.flags]
         for value in [*(scalar.value for scalar in _scalars(settings)), *flags]:
             path = value.rpartition(":")[0] if ".py:" in value else value
-            if path and len(path) < 1000 and (found_at := Path(path).expanduser()).exists() and found_at != self.folder:
+            if path in ("", "~") or len(path) >= 1000:  # ~ is null in YAML
+                continue
+            place = Path(path).expanduser()
+            if place.exists() and place != self.folder:
                 found.add(path)
         return sorted(found)
 
@@ -185,7 +188,9 @@ def _contents(path: Path) -> Any:
         return store_digest(path) if is_store(path) else sha256(path)
     if any((path / name).is_file() for name in _MADE):
         return _hashes(path)
-    files = sorted(file for depth in ("*", "*/*", "*/*/*") for file in path.glob(depth) if file.is_file())
+    wide = path.resolve() in (Path.cwd(), *Path.cwd().parents)  # a value such as "." or "/"
+    depths = ("*",) if wide else ("*", "*/*", "*/*/*")
+    files = sorted(file for depth in depths for file in path.glob(depth) if file.is_file())
     data = (file for file in files if data_suffix(file) in _DATA and file.name not in SIDE_FILES)
     return {str(file.relative_to(path)): sha256(file) for file in data}
 

@@ -173,6 +173,19 @@ def test_changed_data_is_noticed_however_it_is_named(
     assert made.inputs() != before
 
 
+@pytest.mark.parametrize("value", ["~", ".", "/", "'~'", "null"])
+def test_values_that_are_wide_folders_by_chance_are_not_searched(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path)
+    made = Stage("reward", "reward", f"max_steps: {value}\n", (), tmp_path / "out", tmp_path / "records")
+    before = made.inputs()
+    (tmp_path / "deep" / "other.csv").write_text("one")
+    assert made.inputs() == before
+
+
 def test_a_store_is_an_input_by_its_answers(tmp_path: Path) -> None:
     """Not by its bytes: those of a store that is in use are partly in another file, and retraction only adds some."""
     item = Item((Message("user", "Capital of Norway?"),), ("Oslo.", "Rome."))
