@@ -85,10 +85,8 @@ def _acquire(path: Path, owner_file: Path, what: str, wait: float) -> filelock.B
     try:
         try:
             holder.acquire(timeout=0)
-        except filelock.Timeout:
-            raise
         except OSError as error:
-            if error.errno not in _NO_FLOCK:
+            if error.errno not in _NO_FLOCK:  # a timeout has no number
                 raise
             soft = path.with_name(path.name + ".soft")
             logger.warning("%s: this file system has no flock (%s); %s is the lock", path.parent, error.strerror, soft)

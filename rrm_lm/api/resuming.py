@@ -100,19 +100,17 @@ def fingerprint(path: Path) -> str:
     """
     # Here and not above: `rrm-lm --help` imports this module, and these import YAML and SQLite.
     from rrm_lm.feedback.criteria.records import CRITERIA_FILE
+    from rrm_lm.feedback.reading.tables import every_data_file
     from rrm_lm.feedback.store.files import is_store
     from rrm_lm.feedback.store.records import store_digest
 
     if path.is_file():
         return store_digest(path)[:16] if is_store(path) else _of_file(path)
     digest = hashlib.sha256()
-    for depth in ("*", "*/*", "*/*/*"):  # a data set may be in subfolders; those of a model hold checkpoints
-        for file in sorted(path.glob(depth)):
-            is_content = file.suffix in _HASHED or file.name == CRITERIA_FILE
-            if file.is_file() and is_content and not _RUN_RECORDS.fullmatch(file.name):
-                digest.update(f"{file.relative_to(path)} {_of_file(file)}\n".encode())
-        if digest.digest() != hashlib.sha256().digest():
-            break
+    listed = [file for file in sorted(path.iterdir()) if file.is_file() and not _RUN_RECORDS.fullmatch(file.name)]
+    content = [file for file in listed if file.suffix in _HASHED or file.name == CRITERIA_FILE]
+    for file in content or every_data_file(path):  # a data set may be in subfolders; those of a model hold checkpoints
+        digest.update(f"{file.relative_to(path)} {_of_file(file)}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -92,11 +92,9 @@ def check_prompt(prompt: Prompt, origin: Origin) -> None:
         if (message.role == TOOLS and not _is_list(message.content)) or (
             message.extra and not isinstance(message.to_dict().get("tool_calls", []), list)
         ):
-            what, remedy = (
-                f"the {message.role} turn has tools that are not a JSON list",
-                "fix the value or remove the row",
-            )
-            raise DataError(what, where=str(origin), expected="a list of tools, or of tool calls", remedy=remedy)
+            what = f"the {message.role} turn has tools that are not a JSON list"
+            expected, remedy = "a list of tools, or of tool calls", "fix the value or remove the row"
+            raise DataError(what, where=str(origin), expected=expected, remedy=remedy)
     if not any(message.role == "user" and message.content.strip() for message in prompt):
         what = "the prompt has no user turn with text in it"
         remedy = "add the user's request to the prompt or remove the row"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -197,9 +198,12 @@ def window_of(config: Any) -> int | None:
     """The sliding window of a model's attention. An unknown key of a config.json becomes an attribute, too, which the
     model ignores: the window of a Mistral checkpoint that was converted to Llama.
     """
-    kind = type(config)
-    is_known = hasattr(kind, "sliding_window") or "sliding_window" in inspect.signature(kind.__init__).parameters
-    return getattr(config, "sliding_window", None) if is_known else None
+    return getattr(config, "sliding_window", None) if _declares_window(type(config)) else None
+
+
+@cache
+def _declares_window(kind: type) -> bool:
+    return hasattr(kind, "sliding_window") or "sliding_window" in inspect.signature(kind.__init__).parameters
 
 
 def length_groups(

@@ -307,41 +307,21 @@ def hold_elsewhere(path: Path, error: int = 0) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("error", [0, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 @pytest.mark.filterwarnings("ignore:flock not supported")
-class TestLockWithoutFlock:
-    """On a shared folder whose file system has no flock."""
+class TestLock:
+    """Also on a shared folder whose file system has no flock, which then fails with `error`."""
 
     @pytest.fixture(autouse=True)
     def no_lock_service(self, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
         def flock(fd: int, operation: int) -> None:
             raise OSError(error, os.strerror(error))
 
-        monkeypatch.setattr("fcntl.flock", flock)
+        if error:
+            monkeypatch.setattr("fcntl.flock", flock)
 
-    def test_one_process_at_a_time(self, error: int, tmp_path: Path) -> None:
+    def test_a_held_lock_is_refused_with_its_holders_name(self, error: int, tmp_path: Path) -> None:
         holder = hold_elsewhere(tmp_path / ".lock", error)
-        try:
-            with pytest.raises(CheckpointError) as caught, locks.lock(tmp_path / ".lock", what="The folder"):
-                pytest.fail("the lock must not be given twice")
-            assert f"The folder is in use by another run: process {holder.pid} on " in str(caught.value)
-        finally:
-            holder.communicate("")
-        for _ in range(2):
-            with locks.lock(tmp_path / ".lock", what="The folder"):
-                assert "pid" in json.loads((tmp_path / ".lock.owner.json").read_text())
-
-    def test_the_lock_of_a_killed_process_is_taken_over(self, error: int, tmp_path: Path) -> None:
-        holder = hold_elsewhere(tmp_path / ".lock", error)
-        holder.send_signal(signal.SIGKILL)
-        holder.communicate()
-        with locks.lock(tmp_path / ".lock", what="The folder", wait=60):
-            assert json.loads((tmp_path / ".lock.owner.json").read_text())["pid"] == os.getpid()
-
-
-class TestLock:
-    def test_a_held_lock_is_refused_with_its_holders_name(self, tmp_path: Path) -> None:
-        holder = hold_elsewhere(tmp_path / ".lock")
         try:
             with pytest.raises(CheckpointError) as caught, locks.lock(tmp_path / ".lock", what="The folder"):
                 pytest.fail("the lock must not be given twice")
@@ -352,16 +332,18 @@ class TestLock:
             assert "pid" in json.loads((tmp_path / ".lock.owner.json").read_text())
         assert not (tmp_path / ".lock.owner.json").exists()
 
-    def test_the_lock_of_a_killed_process_is_taken_over(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        holder = hold_elsewhere(tmp_path / ".lock")
+    def test_the_lock_of_a_killed_process_is_taken_over(
+        self, error: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        holder = hold_elsewhere(tmp_path / ".lock", error)
         holder.send_signal(signal.SIGKILL)
         holder.communicate()
-        with locks.lock(tmp_path / ".lock", what="The folder"):
+        with locks.lock(tmp_path / ".lock", what="The folder", wait=60):
             assert json.loads((tmp_path / ".lock.owner.json").read_text())["pid"] == os.getpid()
         assert f"process {holder.pid}" in caplog.text
 
-    def test_waiting_for_the_holder(self, tmp_path: Path) -> None:
-        holder = hold_elsewhere(tmp_path / ".lock")
+    def test_waiting_for_the_holder(self, error: int, tmp_path: Path) -> None:
+        holder = hold_elsewhere(tmp_path / ".lock", error)
         assert holder.stdin is not None
         holder.stdin.close()  # it ends by itself now, a moment later
         with locks.lock(tmp_path / ".lock", what="The folder", wait=60):

@@ -18,8 +18,7 @@ import yaml
 
 from rrm_lm import __version__
 from rrm_lm.errors import CheckpointError, ConfigError
-from rrm_lm.feedback.reading.files import READERS, data_suffix
-from rrm_lm.feedback.reading.tables import SIDE_FILES
+from rrm_lm.feedback.reading.tables import every_data_file
 from rrm_lm.feedback.store.files import is_store
 from rrm_lm.feedback.store.records import store_digest
 from rrm_lm.launch import signals
@@ -30,7 +29,6 @@ _RESUMABLE = {"collect": "*.asked"}  # files that a stopped stage resumes from
 _LIST = "tag:yaml.org,2002:seq"
 _OUTPUTS = (".safetensors", ".jsonl")  # files that later stages read; the others are for people
 _MADE = ("config.json", "adapter_config.json", MANIFEST)  # one of them is in a folder with a model or an output
-_DATA = (*READERS, ".arrow")
 _REPORTS = ("scores.jsonl", "samples.jsonl", "greedy.jsonl", "verdicts.jsonl", "over_optimisation.jsonl")
 
 
@@ -188,11 +186,7 @@ def _contents(path: Path) -> Any:
         return store_digest(path) if is_store(path) else sha256(path)
     if any((path / name).is_file() for name in _MADE):
         return _hashes(path)
-    wide = path.resolve() in (Path.cwd(), *Path.cwd().parents)  # a value such as "." or "/"
-    depths = ("*",) if wide else ("*", "*/*", "*/*/*")
-    files = sorted(file for depth in depths for file in path.glob(depth) if file.is_file())
-    data = (file for file in files if data_suffix(file) in _DATA and file.name not in SIDE_FILES)
-    return {str(file.relative_to(path)): sha256(file) for file in data}
+    return {str(file.relative_to(path)): sha256(file) for file in every_data_file(path)}
 
 
 def _hashes(folder: Path) -> dict[str, str]:

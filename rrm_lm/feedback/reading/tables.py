@@ -151,6 +151,16 @@ def _data_files(path: Path) -> list[Path]:
     return sorted(file for file in files if data_suffix(file) in READERS and not file.name.startswith("."))
 
 
+def every_data_file(path: Path) -> list[Path]:
+    """The files in a folder and its subfolders that a split of it may be read from, to notice that they changed. The
+    subfolders of the current folder, or of one around it, are left out: such a folder is hardly meant as data.
+    """
+    around = path.resolve() in (Path.cwd(), *Path.cwd().parents)
+    found = (file for depth in ("*", "*/*", "*/*/*")[: 1 if around else 3] for file in path.glob(depth))
+    data = (file for file in found if data_suffix(file) in (*READERS, ".arrow") and file.name not in SIDE_FILES)
+    return sorted(file for file in data if file.is_file())
+
+
 def _part(file: Path) -> str:
     """A file's name without extension and shard number: "train" for train-00000-of-00002.parquet."""
     suffixes = len(data_suffix(file)) + (3 if file.suffix.lower() == ".gz" else 0)

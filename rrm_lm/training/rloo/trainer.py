@@ -120,6 +120,7 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
         assert args.steps_per_generation is not None and args.generation_batch_size is not None
         self.steps_per_update = args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
         self.last_good = LastGood(self._trained)
+        self.takes_positions = "position_ids" in inspect.signature(policy.backbone.causal_lm.forward).parameters
         self.stop_reason: str | None = None
         align_pad(policy.backbone.causal_lm, chat.tokenizer)
         policy.backbone.model.set_adapter(self.adapter)  # TRL trains the active adapter, which may be a different one
@@ -208,10 +209,9 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
         """TRL's method on float32 logits and with positions. TRL uses the logits' dtype, and a bfloat16 sum may be off
         by half a nat. It pads prompts on the left, which shifts the learned positions of GPT-2.
         """
-        takes_positions = "position_ids" in inspect.signature(self.backbone.causal_lm.forward).parameters
 
         def in_float32(**inputs: Any) -> Any:
-            if takes_positions:
+            if self.takes_positions:
                 inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)
             output = model(**inputs)
             output.logits = output.logits.float()

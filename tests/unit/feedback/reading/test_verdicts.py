@@ -93,11 +93,8 @@ def test_a_response_without_the_rank_of_the_others_is_not_placed_by_its_score(lo
 
 def test_scored_turns_of_a_conversation_are_not_ranked_responses(load):
     talk = [{"role": "user", "content": "hi there", "score": 2}, {"role": "assistant", "content": "yo", "score": 9}]
-    try:
-        feedback = load({"prompt": "Hi", "messages": talk})
-    except DataError:
-        return
-    assert not feedback.comparisons
+    with pytest.raises(DataError, match="'prompt' is not read with these columns"):
+        load({"prompt": "Hi", "messages": talk})
 
 
 @pytest.mark.parametrize("name", ["winner", "label"])
