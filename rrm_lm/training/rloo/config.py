@@ -39,18 +39,27 @@ class RLOOConfig(TrainerArguments, TRLConfig):
 
 
 def rloo_config(
-    ppo: PPOConfig, *, processes: int, prompts: int, longest: int, weights: Sequence[float], **more: Any
+    ppo: PPOConfig,
+    *,
+    processes: int,
+    prompts: int,
+    longest: int,
+    logits: int,
+    weights: Sequence[float],
+    **more: Any,
 ) -> RLOOConfig:
     """Make TRL's settings for the same run with RLOO.
 
     An update has the same episodes, epochs (``num_ppo_epochs``) and steps (``num_mini_batches``) as with PPO. Numbers
     of updates (``max_steps``, ``save_steps``, ``warmup_steps``) become numbers of optimizer steps, because TRL counts
-    those. Every update is logged. The number of episodes per forward pass follows from ``micro_batch_tokens`` and does
-    not change the gradient.
+    those. Every update is logged. The number of episodes per forward pass follows from ``micro_batch_tokens`` and
+    ``logits`` and does not change the gradient.
 
     Args:
         ppo: The PPO settings. :meth:`PPOConfig.count_batches` is called on them.
         longest: Tokens of the longest prompt.
+        logits: Response tokens whose logits fit into memory at once. TRL keeps the logits of all responses of a forward
+            pass, which PPO does not.
         more: Settings that only RLOOConfig has, such as ``normalize_advantages``.
 
     Raises:
@@ -61,7 +70,8 @@ def rloo_config(
     set_sizes(ppo, TOKENS)
     ppo.count_batches(processes, prompts)
     assert ppo.local_mini_batch_size is not None and ppo.num_total_batches is not None
-    at_once = _divisor(ppo.local_mini_batch_size, ppo.micro_batch_tokens // (longest + ppo.response_length))
+    most = min(ppo.micro_batch_tokens // (longest + ppo.response_length), logits // ppo.response_length)
+    at_once = _divisor(ppo.local_mini_batch_size, most)
     accumulated = ppo.local_mini_batch_size // at_once
     steps = ppo.num_ppo_epochs * ppo.num_mini_batches  # per update
     known = {item.name for item in fields(RLOOConfig)}

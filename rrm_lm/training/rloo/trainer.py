@@ -43,6 +43,7 @@ from rrm_lm.models.agent import copy_adapter, disable_dropout
 from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
+from rrm_lm.models.decoding.token_probs import chunk
 from rrm_lm.models.ensemble import disagreement
 from rrm_lm.models.saving.policies import Policy, PolicySettings
 from rrm_lm.models.sharding import reshard, with_full_params
@@ -154,6 +155,7 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
             processes=PartialState().num_processes,
             prompts=len(self.prompts),
             longest=max(len(item.ids) for item in self.prompts),
+            logits=chunk(int(self.backbone.config.vocab_size), self.backbone.device),
             weights=rewards.weights if ppo.missing_eos_penalty is None else [*rewards.weights, 1.0],
             **more,
         )

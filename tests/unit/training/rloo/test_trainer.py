@@ -120,6 +120,7 @@ def test_settings_under_their_names_there(tmp_path: Path) -> None:
         processes=1,
         prompts=50,
         longest=30,
+        logits=256,
         weights=[2.0, 0.5],
         normalize_advantages=True,
     )
@@ -138,8 +139,18 @@ def test_shares_of_a_run_stay_shares(tmp_path: Path) -> None:
     ppo = settings(
         tmp_path, num_ppo_epochs=4, total_episodes=80, save_strategy="steps", save_steps=0.25, warmup_steps=0.1
     )
-    made = rloo_config.rloo_config(ppo, processes=1, prompts=5, longest=30, weights=[1.0])
+    made = rloo_config.rloo_config(ppo, processes=1, prompts=5, longest=30, logits=256, weights=[1.0])
     assert (made.max_steps, made.save_steps, made.warmup_steps) == (2 * 4, 1 * 4, 0.1)
+
+
+@pytest.mark.parametrize(("logits", "rows"), [(256, 4), (70, 3), (40, 2), (20, 1), (5, 1)])
+def test_logits_bound_the_rows_of_a_forward_pass(logits: int, rows: int, tmp_path: Path) -> None:
+    ppo = settings(
+        tmp_path, per_device_train_batch_size=12, num_mini_batches=1, micro_batch_tokens=200, response_length=20
+    )
+    made = rloo_config.rloo_config(ppo, processes=1, prompts=50, longest=30, logits=logits, weights=[1.0])
+    assert made.per_device_train_batch_size == rows
+    assert made.per_device_train_batch_size * made.gradient_accumulation_steps == 12
 
 
 @pytest.mark.parametrize(
