@@ -68,7 +68,7 @@ def asks_of(item: Any, where: str = "the item") -> list[Ask | DataError]:
             return [query_of(item["query"], item.get("prompt"))]
         row = Row(dict(item), Origin(where, 1), "", FileCounts(where, "request"))
         name = row.first("messages", "prompt")
-        responses = item.get("responses", item.get("response"))
+        responses = _responses_in(item)
         responses = [responses] if isinstance(responses, str) else responses
         if isinstance(item.get(name), str):
             row.values[name] = [{"role": "user", "content": item[name]}]
@@ -104,8 +104,12 @@ def query_of(query: Any, prompt: Any) -> Ask | DataError:
 
 def size_of(item: Any) -> int:
     """How many responses or errors :func:`asks_of` finds in an item."""
-    responses = item.get("responses") if isinstance(item, Mapping) else None
+    responses = _responses_in(item) if isinstance(item, Mapping) and "query" not in item else None
     return max(1, len(responses)) if isinstance(responses, list) else 1
+
+
+def _responses_in(item: Mapping[str, Any]) -> Any:
+    return item.get("responses", item.get("response"))
 
 
 def read(chat: ChatFormat, ask: Ask | DataError, cut: bool = True) -> Read:

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
 from torch import nn
 
+from rrm_lm.errors import ConfigError
 from rrm_lm.models.backbone import Backbone, evaluating
 from rrm_lm.models.lora_targets import expert_parameters, find_fault, misfit
+from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, read_json
 from rrm_lm.models.saving.policies import POLICY
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.batching import collate, context_length, share
 
 logger = logging.getLogger(__name__)
+
+
+def refuse_inside(output_dir: str | Path | None, models: Iterable[str | None], data: Iterable[Any] = ()) -> None:
+    """Refuse models, backbones of adapters, and data in the output folder: a run deletes or replaces what is there, and
+    its results would refer to files that are gone. Raises ConfigError.
+    """
+    folder = Path(str(output_dir)).expanduser().resolve()
+    used = {str(one): Path(one).expanduser() for one in (*models, *data) if isinstance(one, str | Path)}
+    for name, path in list(used.items()):
+        if (path / ADAPTER_CONFIG).is_file():
+            base = str(read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path"))
+            used[f"{base}, the backbone of {name}"] = Path(base)
+    for name, path in used.items():
+        if path.exists() and folder in (path.resolve(), *path.resolve().parents):
+            what = "The run would replace what it reads, because it is in the output folder"
+            raise ConfigError(what, where=name, remedy="choose another --output_dir")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -19,18 +19,19 @@ from rrm_lm.settings.feedback import AskArguments
 def items_of_responses(args: AskArguments) -> Iterator[Item]:
     """The items of the files of `--responses`: each two responses to a prompt, or its only one.
 
-    A row has `prompt` and a list `responses`, and may have `notes`, a list of remarks for each response. Other feedback
-    gives its responses. Raises DataError: no such file, or a row without a prompt or responses.
+    A row has `prompt` and a list `responses`, and may have `notes`, a remark or a list of remarks for each response.
+    Other feedback gives its responses. Raises DataError: no such file, or a row without a prompt or responses.
     """
     for name in args.responses:
         columns = {column for table in read_tables(name, split=args.split) for _, row in table.rows for column in row}
         if "responses" in columns:
-            rows: dict[Prompt, Any] = {}
             ignored = {column: IGNORE for column in ("responses", "notes") if column in columns}
             options = args.reading(args.split)
             options["columns"] = {**(options["columns"] or {}), **ignored}
-            for prompt in prompt_sources([name], **options, rows=rows):
-                yield from _pairs(prompt, rows[prompt].get("responses"), rows[prompt].get("notes") or [], name)
+            rows: list[tuple[Prompt, Mapping[str, Any]]] = []
+            prompt_sources([name], **options, every_row=rows)
+            for prompt, row in rows:
+                yield from _pairs(prompt, row.get("responses"), row.get("notes") or [], name)
         else:
             groups: dict[Prompt, dict[str, None]] = {}
             for record in load_feedback(name, **args.reading(args.split)).records():
@@ -44,7 +45,8 @@ def _pairs(prompt: Prompt, responses: Any, notes: Any, source: str) -> Iterator[
     if not isinstance(responses, list) or not all(isinstance(text, str) and text.strip() for text in responses):
         what = f"`responses` is {str(responses)[:60]!r}"
         raise DataError(what, where=f"{source}, the prompt {prompt[-1].content[:60]!r}", expected="a list of texts")
-    own = dict(zip(responses, [tuple(map(str, note or ())) for note in notes], strict=False))
+    remarks = [(note,) if isinstance(note, str) else tuple(map(str, note or ())) for note in notes]
+    own = dict(zip(responses, remarks, strict=False))
     yield from pairs(prompt, responses, source=source, notes=own)
 
 

@@ -76,7 +76,7 @@ def static_memory(strategy: str, processes: int, sizes: Footprint, trained: Trai
         return Memory(weights=sizes.weights, adapters=adapters, gradients=gradients, optimizer=moments)
     state = part(moments + trained.trained)  # ZeRO adds a float32 copy of the trained parameters
     if strategy == "zero2":
-        return Memory(sizes.weights, _BUCKET * itemsize, adapters, gradients, state)
+        return Memory(sizes.weights, _BUCKET * 4, adapters, gradients, state)  # adapters are reduced in float32
     if strategy == "zero3":
         gathered = (min(_LIVE + _PREFETCHED, sizes.parameters) + _BUCKET) * itemsize
         return Memory(part(sizes.weights), gathered, part(adapters), part(gradients), state)

@@ -140,7 +140,10 @@ class FlawJudge:
         return _best([self._value(prompt, response) for response in responses])
 
     def explain(self, prompt: Prompt, response: str, notes: Notes) -> str:
-        return "That is so." if self._value(prompt, response) >= 0 else "That is not so."
+        value = self._value(prompt, response)
+        if value == 0:  # the note says that there is no flaw, which was not checked
+            return ""
+        return "That is so." if value > 0 else "That is not so."
 
     def is_real(self, prompt: Prompt, note: Note) -> bool:
         if (prompt, note.verdict) not in self.judged:

@@ -27,6 +27,7 @@ def train_policy(
     more: PolicyRunArguments,
 ) -> None:
     """Lock the output folder, and change it only after all inputs are valid: train, monitor, save, reload, report."""
+    monitor.require_gold()
     check_start(Path(str(config.output_dir)), model, rewards, config)
     # A copy: the trainer writes derived values into its settings.
     settings = (data, rewards, model, copy.copy(config), monitor, more)

@@ -15,6 +15,7 @@ from rrm_lm.api.judging import environment, judge, with_comparisons, write_judge
 from rrm_lm.api.resuming import fingerprint
 from rrm_lm.errors import ConfigError, DataError, RRMError
 from rrm_lm.evaluation.preferences.baselines import baselines, frozen_states
+from rrm_lm.evaluation.preferences.criteria import CriteriaScorer
 from rrm_lm.evaluation.preferences.judge import NOTES_QUESTION
 from rrm_lm.evaluation.preferences.results import Evaluation, compare_all, grouped
 from rrm_lm.evaluation.preferences.score_cache import CachedScorer
@@ -122,11 +123,10 @@ def _tokenizer(args: ScoringArguments, model: str) -> Any:
 
 
 def with_baselines(evaluation: Evaluation, scorer: Any, args: EvaluateArguments) -> Evaluation:
-    """The evaluation with the baselines of each set. Raises ConfigError in several processes."""
-    if process_state().num_processes > 1:
-        raise ConfigError("baselines are computed in one process", where="baselines", remedy="leave out the launcher")
+    """The evaluation with the baselines of each set."""
     train = [c for name in args.baselines_train for c in load_feedback(name, **args.reading("train")).comparisons]
-    probe = frozen_states(scorer.scorer if isinstance(scorer, CachedScorer) else scorer)
+    scorer = scorer.scorer if isinstance(scorer, CachedScorer) else scorer
+    probe = None if isinstance(scorer, CriteriaScorer) else frozen_states(scorer)
     sets = tuple(replace(result, baselines=baselines(result, train, probe)) for result in evaluation.sets)
     return replace(evaluation, sets=sets)
 
@@ -178,6 +178,8 @@ def evaluate(args: EvaluateArguments) -> None:
         active=state.is_main_process,
         deferred=True,  # keep earlier results until there are new ones
     )
+    if args.baselines and state.num_processes > 1:
+        raise ConfigError("baselines are computed in one process", where="baselines", remedy="leave out the launcher")
     with folder:
         state.wait_for_everyone()
         sets = with_comparisons(load_sets(args))

@@ -12,7 +12,7 @@ from rrm_lm.api.data.inspection import log_inspection
 from rrm_lm.api.data.shown import show_learned
 from rrm_lm.api.output_run import OutputRun, check_evaluation, trainer_settings
 from rrm_lm.api.policy.saving import check_before_training, save_and_compare
-from rrm_lm.api.start import fitted, log_sizes, put_fresh_adapter
+from rrm_lm.api.start import fitted, log_sizes, put_fresh_adapter, refuse_inside
 from rrm_lm.errors import DataError
 from rrm_lm.evaluation.statistics.metrics import mean_estimate
 from rrm_lm.feedback.reading.datasets import Feedback
@@ -47,7 +47,9 @@ class SFTRun:
         self.data, self.model_args, self.config, self.more = data, model, config, more
 
     def run(self) -> None:
-        settings = (self.data, self.model_args, self.config, self.more)
+        data, settings = self.data, (self.data, self.model_args, self.config, self.more)
+        named = [*data.dataset_name, *(data.eval_dataset_name or ())]
+        refuse_inside(self.config.output_dir, [self.model_args.model_name_or_path], named)
         with OutputRun("rrm-lm sft", self.config, self.more, settings, self.config.resume_from_checkpoint) as run:
             train, heldout, leak = self._feedback()
             self.model_args = run.on_its_date(self.model_args)
@@ -69,6 +71,7 @@ class SFTRun:
             sample = [example.line for example in (checked or examples)[:_CHECKED]]
             save_and_compare(trainer, policy, run.folder, sample, self.model_args, merge=self.more.merge)
             self._measure(trainer, policy, checked)
+            trainer.upload()
 
     def _feedback(self) -> tuple[list[Demonstration], list[Demonstration], LeakageReport | None]:
         """Training responses, held-out responses, and the leakage check between them."""

@@ -114,10 +114,13 @@ class MonitorArguments:
             raise ConfigError(
                 "Both gold and monitor_reward_model are set", where="gold", expected="one of them, gold if there is one"
             )
-        if self.stop_when_over_optimised and not self.has_gold:
-            what = "There is no independent reward that would show over-optimization"
-            raise ConfigError(what, where="stop_when_over_optimised", expected="gold or monitor_reward_model")
 
     @property
     def has_gold(self) -> bool:
         return self.gold is not None or self.monitor_reward_model is not None
+
+    def require_gold(self, given: bool = False) -> None:
+        """Raise a ConfigError if over-optimization stops the run and no reward shows it; `given`: one is loaded."""
+        if self.stop_when_over_optimised and not (given or self.has_gold):
+            what = "There is no independent reward that would show over-optimization"
+            raise ConfigError(what, where="stop_when_over_optimised", expected="gold or monitor_reward_model")

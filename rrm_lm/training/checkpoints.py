@@ -127,13 +127,17 @@ def check_space(output_dir: Path, model: Any, args: Any, merge: bool) -> None:
 
 def prune(output_dir: str | os.PathLike[str], save_total_limit: int | None, *, keep: Iterable[Path] = ()) -> None:
     """Delete the oldest checkpoints until `save_total_limit` are left; those in `keep` always stay. None, 0 or less
-    keeps all. `keep` begins with the checkpoint just saved and may name others, such as the best one. Checkpoints with
-    a later step than the first are deleted before all others: the run was resumed from an earlier step.
+    keeps all. `keep` begins with the checkpoint just saved and may name others, such as the best one. If there are
+    checkpoints with a later step than the first, the run was resumed from an earlier step: they are deleted before all
+    others, or, without a limit, renamed to abandoned-checkpoint-STEP, so that no later run resumes from them.
     """
     kept = [Path(path).absolute() for path in keep]
-    if save_total_limit is None or save_total_limit <= 0:
-        return
     last = _step(kept[0]) if kept else None
+    if save_total_limit is None or save_total_limit <= 0:
+        for path in _checkpoints(Path(output_dir)) if last is not None else ():
+            if _step(path) > last and path.absolute() not in kept:
+                _abandon(path)
+        return
     checkpoints = sorted(
         (path for path in _checkpoints(Path(output_dir)) if any(path.iterdir())),
         key=lambda path: (last is None or _step(path) <= last, _step(path)),
@@ -142,6 +146,15 @@ def prune(output_dir: str | os.PathLike[str], save_total_limit: int | None, *, k
     for checkpoint in [path for path in checkpoints if path.absolute() not in kept][: max(surplus, 0)]:
         logger.debug("deleted %s (save_total_limit is %d)", checkpoint, save_total_limit)
         remove_folder(checkpoint)
+
+
+def _abandon(checkpoint: Path) -> None:
+    place = checkpoint.with_name(f"abandoned-{checkpoint.name}")
+    if place.exists():
+        remove_folder(place)
+    checkpoint.rename(place)
+    message = "%s is of a later step than the run, which was resumed from an earlier one; it is now %s"
+    logger.warning(message, checkpoint, place)
 
 
 def has_checkpoint(output_dir: Path) -> bool:

@@ -253,8 +253,14 @@ class ResumableTrainer(_Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 replace_files(staging, folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: Hugging Face's card would replace the run's, and needs a model with a configuration."""
+
+    def upload(self) -> None:
+        """Push the output folder to the Hub if ``push_to_hub`` is set. Called by all processes at the end of a run."""
         if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save")
+            self.push_to_hub(commit_message="End of training")
 
     def save_metrics(self, split: str, metrics: dict[str, Any]) -> None:
         """Write Hugging Face's `<split>_results.json` and `all_results.json`, each atomically."""
@@ -280,9 +286,6 @@ class AdapterTrainer(ResumableTrainer):
         assert policy.adapter is not None
         self.backbone, self.adapter = policy.backbone, policy.adapter
         self.policy_settings, self._saved_tokenizer = settings, tokenizer
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: TRL would write its card into the run's folder at every checkpoint."""
 
     def save_weights(self, folder: Path, write: bool) -> None:
         """Write the adapter in PEFT's format. PEFT itself would use a subfolder for a name other than `default`."""

@@ -268,6 +268,9 @@ def summary(part: str) -> dict[str, Any]:
     def over(runs: Sequence[np.ndarray]) -> dict[str, Any]:
         return combined(np.array(runs), patterns).to_dict()
 
+    def gain(runs: Sequence[np.ndarray]) -> dict[str, Any]:
+        return combined(np.array(runs), patterns, -1.0).to_dict()
+
     def table(runs: Sequence[ByPrompt], name: str) -> dict[str, Any]:
         parts = {part: over([run[name][part] for run in runs]) for part in user.parts}
         return {"gold": over([run[name]["gold"] for run in runs]), "parts": parts}
@@ -297,17 +300,17 @@ def summary(part: str) -> dict[str, Any]:
         "answers_by_wording": by_wording(part, patterns, worded),
         "better_in_gold": other,
         "better_in_answers": right,
-        "ppo_minus_best_other": over([run["ppo"]["gold"] - run[other]["gold"] for run in sampled]),
-        "ppo_minus_best_other_at_temperature_0": over([run["ppo"]["gold"] - run[better]["gold"] for run in greedy]),
-        "answer_ppo_minus_best_other": over(
+        "ppo_minus_best_other": gain([run["ppo"]["gold"] - run[other]["gold"] for run in sampled]),
+        "ppo_minus_best_other_at_temperature_0": gain([run["ppo"]["gold"] - run[better]["gold"] for run in greedy]),
+        "answer_ppo_minus_best_other": gain(
             [run["ppo"]["answer"] - run[right]["answer"] for run in greedy]
         ),
         "parts_ppo_minus_sft": {
-            part: over([run["ppo"][part] - run["sft"][part] for run in sampled]) for part in user.parts
+            part: gain([run["ppo"][part] - run["sft"][part] for run in sampled]) for part in user.parts
         },
         "trivial": {
             name: {key: mean_estimate(values, patterns, bounds=(0, 1)).to_dict() for key, values in found.items()}
-            | {"ppo_minus": over([run["ppo"]["gold"] - found["gold"] for run in sampled])}
+            | {"ppo_minus": gain([run["ppo"]["gold"] - found["gold"] for run in sampled])}
             for name, found in (no_model | plus_close[0]).items()  # they do not depend on the seed
         },
     }  # fmt: skip
@@ -343,15 +346,15 @@ def general_likelihood(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seeds": [run["seed"] for run in runs if run.get("likelihood")],
         "start": mean_estimate(each[0]["start"], prompts, bounds=(-math.inf, 0)).to_dict(),
         "minus_start": {
-            name: combined(np.array([one[name] - one["start"] for one in each]), prompts, math.inf).to_dict()
+            name: combined(np.array([one[name] - one["start"] for one in each]), prompts, -math.inf, math.inf).to_dict()
             for name in POLICIES[1:]
         },
     }
 
 
-def combined(values: np.ndarray, notes: Sequence[str], most: float = 1.0) -> Estimate:
-    """An estimate over runs and notes; over notes alone for a single run. No value is above `most` in size."""
-    bounds = (-most, most)
+def combined(values: np.ndarray, notes: Sequence[str], least: float = 0.0, most: float = 1.0) -> Estimate:
+    """An estimate over runs and notes; over notes alone for a single run. All values are from `least` to `most`."""
+    bounds = (least, most)
     return (
         over_runs(values, notes, bounds=bounds) if len(values) > 1 else mean_estimate(values[0], notes, bounds=bounds)
     )

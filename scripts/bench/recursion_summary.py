@@ -184,9 +184,9 @@ def _judged(by_seed: Seeds, found: dict[str, Any]) -> dict[str, Any]:
         "verdict_text": conclusion.text,
         "aim_met": {
             "A - U at least 6 points": findings.gain.value >= AIM,
-            "best-of-16 PGR at least 0.4": best is not None and best["value"] >= 0.4,
+            "best-of-16 PGR at least 0.4": None if best is None else best["value"] >= 0.4,
             "A above C": findings.over_cost.value > 0,
-            "Sh not above U": findings.sham is not None and findings.sham.value <= 0,
+            "Sh not above U": None if findings.sham is None else findings.sham.value <= 0,
         },
     }
 
@@ -198,9 +198,16 @@ def _difference(by_seed: Seeds, one: str, other: str, key: str = "reward_accurac
     means = _paired(by_seed, one, other, key)
     if not means:
         return None
-    arms = [by_seed[str(seed)]["arms"] for seed in _seeds(by_seed, one, other, key=key)]
-    if key != "reward_accuracy" or len(arms) < FEWEST_RUNS:
+    if key != "reward_accuracy":
         return over_seeds(means)
+    return _minus(by_seed, one, other, _seeds(by_seed, one, other, key=key))
+
+
+def _minus(by_seed: Seeds, one: str, other: str, seeds: Sequence[int]) -> Interval:
+    """The difference of two arms in accuracy at these seeds."""
+    arms = [by_seed[str(seed)]["arms"] for seed in seeds]
+    if len(arms) < FEWEST_RUNS:
+        return over_seeds([of[one]["reward_accuracy"] - of[other]["reward_accuracy"] for of in arms])
     each = np.array([[[int(digit) / 2 for digit in of[arm][FAR]] for arm in (one, other)] for of in arms])
     found = over_runs(each[:, 0] - each[:, 1], [str(number) for number in range(each.shape[-1])])
     return Interval(found.value, found.low, found.high)
@@ -253,7 +260,7 @@ def _against_a(by_seed: Seeds, arm: str, seeds: Sequence[int] | None = None) -> 
         "checks": mine[0]["checks"],
         "label_accuracy": _mean([one["label_accuracy"] for one in mine]),
         "reward_accuracy": over_seeds([one["reward_accuracy"] for one in mine]).to_dict(),
-        "less_A": over_seeds(_paired(by_seed, arm, "A", "reward_accuracy", seeds)).to_dict(),
+        "less_A": _minus(by_seed, arm, "A", seeds).to_dict(),
         BEST: over_seeds([one[BEST] for one in mine]).to_dict(),
         f"{BEST}_less_A": over_seeds(_paired(by_seed, arm, "A", BEST, seeds)).to_dict(),
     }

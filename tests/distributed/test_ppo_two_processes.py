@@ -19,8 +19,14 @@ from tests.distributed.processes import counting_bytes, launch
 from tests.tiny_policy import counting, logs, tiny_agent, trainer
 
 torch.set_num_threads(1)
-MICRO_BATCHES = {"many": 25, "one": 4096, "drawn": 25}  # tokens of each; of one the first pass keeps its graph
-DRAWN = {"temperature": 0.5, "stop_token_id": 352}  # which this model often writes: responses end early, out of step
+# Tokens of each; of one the first pass keeps its graph.
+MICRO_BATCHES = {"many": 25, "one": 4096, "drawn": 25, "parts": 25}
+MORE: dict[str, dict[str, Any]] = {
+    # This model often writes this token: responses end early, out of step.
+    "drawn": {"temperature": 0.5, "stop_token_id": 352},
+    # A process may have no episode of a mini-batch, or the same ones again when the other one has not.
+    "parts": {"num_mini_batches": 4, "num_ppo_epochs": 2},
+}
 
 
 def train(folder: Path, processes: int, run: str, resume: Path | None = None) -> PPOTrainer:
@@ -47,7 +53,7 @@ def train(folder: Path, processes: int, run: str, resume: Path | None = None) ->
         save_strategy="steps",
         save_steps=1,
         rewards=[PythonReward(counting)],
-        **(DRAWN if run == "drawn" else {}),
+        **MORE.get(run, {}),
     )
     if run != "drawn":
         agent.roll_out = responses  # type: ignore[method-assign]
@@ -76,7 +82,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     launch(__file__, tmp_path)
     both = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     for name in MICRO_BATCHES:
-        check([found[name] for found in both], train(tmp_path / f"{name} of one", 1, name))
+        steps = 8 if name == "parts" else 2
+        check([found[name] for found in both], train(tmp_path / f"{name} of one", 1, name), steps)
         assert (tmp_path / name / "checkpoint-3" / "rng_state_1.pth").is_file()
     for found in both:  # on from the first update, bit for bit
         assert found["again"].keys() == found["one"]["learned"].keys()
@@ -85,7 +92,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert [found["many"]["fewer"] for found in both] == [0, 0] and [found["one"]["fewer"] for found in both] == [3, 3]
 
 
-def check(both: Sequence[dict[str, Any]], one: PPOTrainer) -> None:
+def check(both: Sequence[dict[str, Any]], one: PPOTrainer, steps: int) -> None:
     begun = dict(tiny_agent(value="adapter", reward=True).named_parameters())
     for name, parameter in learned(one).items():
         assert float((parameter - begun[name]).detach().abs().max()) > 1e-6, name
@@ -96,11 +103,11 @@ def check(both: Sequence[dict[str, Any]], one: PPOTrainer) -> None:
         for key, value in theirs.items():
             assert float(mine[key]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), key
     assert both[0]["steering"] == pytest.approx(one.steering.kl.coefficient)
-    # Only what is trained travels, and it travels once a step, of which an update has two; beside it a few counts.
+    # Only what is trained travels, and it travels once a step; in addition to it, a few counts.
     trained = sum(4 * parameter.numel() for parameter in learned(one).values())
     assert trained < 0.5 * sum(4 * parameter.numel() for parameter in one.agent.parameters())
     for other in both:
-        assert all(2 * trained <= sent <= 2 * trained + 400 for sent in other["sent"]), (trained, other["sent"])
+        assert all(0 <= sent - steps * trained <= 200 * steps for sent in other["sent"]), (trained, other["sent"])
 
 
 def of_two(folder: Path, run: str) -> dict[str, Any]:

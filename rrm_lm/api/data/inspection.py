@@ -138,7 +138,9 @@ def inspect(data: Rows, model: str | None = None, **settings: Any) -> Inspection
     names = [data] if isinstance(data, str | os.PathLike) else data
     if isinstance(names, list) and all(isinstance(name, str | os.PathLike) for name in names):
         return inspect_sources(InspectArguments(dataset=[str(name) for name in names], model=model, **settings))
-    return inspect_sources(InspectArguments(dataset=["the rows"], model=model, **settings), read_rows(data))
+    args = InspectArguments(dataset=["the rows"], model=model, **settings)
+    columns = args.reading("")["columns"]
+    return inspect_sources(args, read_rows(data, split=args.dataset_train_split, columns=columns))
 
 
 def inspect_sources(args: InspectArguments, given: Feedback | None = None) -> Inspection:

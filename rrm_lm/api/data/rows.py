@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
+from datasets import DatasetDict, IterableDatasetDict
+
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import Feedback, feedback_of_rows, load_feedback, merge_feedback
 from rrm_lm.feedback.reading.prompts import load_prompts, table_prompts
@@ -48,9 +50,7 @@ def read_rows(
         return load_feedback(os.fspath(rows), columns=columns, split=split)
     table: Any = rows
     if isinstance(table, Mapping):  # a DatasetDict
-        if split not in table:
-            raise DataError(f"there is no split {split!r}", where=name, expected="one of " + ", ".join(map(str, table)))
-        table = table[split]
+        table = _one_split(table, split, name)
     found: list[Any] = list(islice(table, most))
     if found and all(isinstance(row, str | os.PathLike) for row in found):
         return merge_feedback(*(load_feedback(os.fspath(row), columns=columns, split=split) for row in found))
@@ -66,9 +66,17 @@ def read_rows(
     return feedback_of_rows(found, name=name, columns=columns)
 
 
+def _one_split(splits: Mapping[str, Any], split: str, name: str) -> Any:
+    if split not in splits:
+        raise DataError(f"there is no split {split!r}", where=name, expected="one of " + ", ".join(map(str, splits)))
+    return splits[split]
+
+
 def read_sets(data: Any, *, split: str = "test", columns: Mapping[str, str] | None = None) -> dict[str, Feedback]:
-    """Feedback by set name, from a mapping of names to rows, or from rows. Files get their short names."""
-    if isinstance(data, Mapping):
+    """Feedback by set name, from a mapping of names to rows, or from rows. Files get their short names. Of a
+    `DatasetDict`, `split` is read.
+    """
+    if isinstance(data, Mapping) and not isinstance(data, DatasetDict | IterableDatasetDict):
         return {str(name): read_rows(rows, split=split, columns=columns, name=str(name)) for name, rows in data.items()}
     names = [data] if isinstance(data, str | os.PathLike) else data
     if isinstance(names, list | tuple) and names and all(isinstance(name, str | os.PathLike) for name in names):
@@ -112,13 +120,17 @@ def is_prompt(value: Any) -> bool:
     return isinstance(first, Message) or (isinstance(first, Mapping) and "role" in first)
 
 
-def read_prompts(prompts: Any, *, rows: dict[Prompt, Mapping[str, Any]] | None = None) -> list[Prompt]:
-    """The distinct prompts in a list of texts or messages, or in any source of feedback, of which the split train is
-    read. `rows` receives the row of each prompt, with all its columns. Raises DataError for a prompt without a user
-    turn, or no prompt at all.
+def read_prompts(
+    prompts: Any, *, split: str = "train", rows: dict[Prompt, Mapping[str, Any]] | None = None
+) -> list[Prompt]:
+    """The distinct prompts in a list of texts or messages, or in any source of feedback. `split` is that of a Hub set,
+    a folder or a `DatasetDict`. `rows` receives the row of each prompt, with all its columns. Raises DataError for a
+    prompt without a user turn, or no prompt at all.
     """
+    if isinstance(prompts, Mapping):
+        prompts = _one_split(prompts, split, "prompts")
     if isinstance(prompts, str | os.PathLike):
-        found = load_prompts(os.fspath(prompts), split="train", rows=rows)
+        found = load_prompts(os.fspath(prompts), split=split, rows=rows)
     elif isinstance(prompts, Feedback):
         found = [record.prompt for record in prompts.records() if record.prompt]
     else:

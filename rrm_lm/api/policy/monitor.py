@@ -96,6 +96,7 @@ class Monitor:
             seed=config.seed,
             batch_tokens=config.rollout_batch_tokens,
             micro_batch_tokens=config.micro_batch_tokens,
+            ends=trainer.end_ids,
             within=lambda function: with_full_params(trainer.model, function),
         )
         self.callback = OverOptimisationCallback(

@@ -11,12 +11,13 @@ from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.policies.gold import RewardFunction, rewards_by
 from rrm_lm.evaluation.policies.results import GOLD
 from rrm_lm.evaluation.preferences.scorers import load_scorer
+from rrm_lm.evaluation.preferences.scoring import ResponseScorer
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import resolve
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
 from rrm_lm.models.reward_files import put_reward
-from rrm_lm.models.saving.adapters import fetch_adapter
+from rrm_lm.models.saving.adapters import fetch_adapter, has_template
 from rrm_lm.settings.training import MonitorArguments, RewardArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.reward_sources import RewardSource, RewardSum, ScorerReward
@@ -159,5 +160,10 @@ def scorer_loader(loading: dict[str, Any], *, micro_batch_tokens: int, seed: int
     they score, and `chat_template` for tokenizers without one.
     """
     options = {key: loading[key] for key in ("dtype", "attn_implementation", "trust_remote_code")}
-    options |= {"micro_batch_tokens": micro_batch_tokens, "seed": seed, "chat_template": chat_template}
-    return lambda name, **more: load_scorer(name, **options, **more)
+
+    def load(name: str, **more: Any) -> ResponseScorer:
+        own = chat_template is None or has_template(name, bool(loading["trust_remote_code"]))
+        texts = {"chat_template": None if own else chat_template}
+        return load_scorer(name, micro_batch_tokens=micro_batch_tokens, seed=seed, **texts, **options, **more)
+
+    return load

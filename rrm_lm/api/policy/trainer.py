@@ -137,6 +137,7 @@ class PolicyTraining:
                 self._save()
             episodes = int(self.settings.config.batch_size or 0)  # computed by the trainer
             write_results(self.folder, training, result, self.watcher, run.settings, episodes)
+            training.trainer.upload()
         return result
 
     def _save(self) -> None:
@@ -179,7 +180,8 @@ class PPOTrainer:
         prompts: Training prompts: a list of texts or messages, rows, or a file.
         args: Settings; by default those of `rrm-lm policy`.
         eval_prompts: Held-out prompts; by default ``args.eval_fraction`` of the prompts.
-        gold: An independent reward, of the same kinds, that monitors the policy. It is never optimized.
+        gold: An independent reward, of the same kinds, that monitors the policy; by default ``args.gold``. It is never
+            optimized.
         peft_config: The LoRA configuration of a fresh adapter.
         callbacks: As in `transformers.Trainer`.
 
@@ -214,11 +216,15 @@ class PPOTrainer:
         self.args = args or PPOConfig()
         self.args.algorithm = self.algorithm
         self.args.model_name_or_path = policy.name if isinstance(policy, Policy) else str(policy)
+        gold = self.args.gold if gold is None else gold
+        self.args.require_gold(gold is not None)
         named = RewardArguments()
         listed: Any = rewards if isinstance(rewards, list | tuple) else [rewards]
         rows: dict[Prompt, Any] = {}
         train = dict.fromkeys(read_prompts(prompts, rows=rows), ("", ""))
-        heldout = None if eval_prompts is None else dict.fromkeys(read_prompts(eval_prompts, rows=rows), ("", ""))
+        heldout = None
+        if eval_prompts is not None:
+            heldout = dict.fromkeys(read_prompts(eval_prompts, split="test", rows=rows), ("", ""))
         sources = _sort_rewards(listed, named, self.args, rows)
         check_start(Path(str(self.args.output_dir)), self.args, named, self.args)
         given = Given(
@@ -234,6 +240,8 @@ class PPOTrainer:
         self._training = PolicyTraining(
             PolicySettingsGroup(self.args, named, self.args, self.args, self.args, self.args), given
         )
+        if isinstance(policy, Policy):
+            policy.loaded = self._training.training.policy
         self._prompts = given.prompts[0]
         self.trainer = self._training.training.trainer
 
@@ -303,6 +311,9 @@ def _source(reward: Any, rows: PromptRows) -> RewardSource:
 def _gold(gold: Reward, rows: PromptRows) -> RewardFunction:
     if isinstance(gold, str | Path):
         text = str(gold)
+        if Path(text).is_file() and Path(text).suffix not in (".yaml", ".yml"):
+            expected = "a reward model, or a function; rrm-lm policy --gold also takes a file of requests"
+            raise ConfigError("The gold reward is a file of data", where=f"gold: {text}", expected=expected)
         is_function = ":" in text and not Path(text).exists()
         gold = load_function(text) if is_function else RewardModel.from_pretrained(text)
     source = _source(gold, rows)

@@ -16,7 +16,7 @@ from rrm_lm.api.policy.config import PolicyConfig
 from rrm_lm.api.policy.lines import UpdateLines
 from rrm_lm.api.policy.rewards import Rewards
 from rrm_lm.api.policy.saving import check_before_training
-from rrm_lm.api.start import log_sizes, lora_settings, put_fresh_adapter
+from rrm_lm.api.start import log_sizes, lora_settings, put_fresh_adapter, refuse_inside
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.agent import AgentModel
@@ -34,16 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 def check_start(folder: Path, model: ModelArguments, rewards: RewardArguments, config: PolicyConfig) -> None:
-    """Refuse unknown models, and models in the output folder: the run would overwrite them, and resuming needs them.
-    Raises ConfigError: a model is in the output folder, or there is a value model but `value_function` is not "model";
-    ModelError: there is no such model.
+    """Refuse unknown models, models in the output folder, and a value model that has no effect. Raises ConfigError, and
+    ModelError if there is no such model.
     """
-    names = [str(model.model_name_or_path), *rewards.reward_model, *filter(None, [rewards.value_model])]
-    for name in names:
-        path = Path(resolve(name))
-        if path.is_dir() and path.resolve() == folder.resolve():
-            what = "The model to start from, or a reward, is in the output folder, which the run would write over"
-            raise ConfigError(what, where=name, remedy="choose another --output_dir")
+    models = [model.model_name_or_path, *rewards.reward_model, rewards.value_model]
+    refuse_inside(folder, models)
+    for name in filter(None, models):
+        resolve(name)
     if rewards.value_model is not None and config.value_function != "model":
         what = f"There is a value_model, and value_function is {config.value_function}"
         raise ConfigError(what, where="value_model", remedy="pass --value_function model, or leave out value_model")

@@ -41,7 +41,7 @@ def read_feedback(
     if eval_dataset is None:
         sets = {}
     elif isinstance(eval_dataset, Mapping):
-        sets = {str(name): read_rows(rows, name=str(name)) for name, rows in eval_dataset.items()}
+        sets = {str(name): read_rows(rows, split="test", name=str(name)) for name, rows in eval_dataset.items()}
     elif eval_dataset is not HOLD_OUT:
         sets = {"held out": read_rows(eval_dataset, split="test", name="eval_dataset")}
     train, heldout = hold_out(split, train, None if sets is None else merge_feedback(*sets.values()))

@@ -94,7 +94,7 @@ def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantiza
         known = {key: value for key, value in loading.items() if key != "quantization_config"}
         model = load_sequence_classifier(name, **known)
     else:
-        loading = _loading_again(model, name)
+        loading = _loading_again(model, name, args.trust_remote_code)
     adapter = None
     if isinstance(model, PeftModel):
         adapter, model = _taken_off(model)
@@ -131,12 +131,18 @@ def _from_adapter(name: str, folder: Path, args: ModelArguments, tokenizer: Any,
     )
 
 
-def _loading_again(model: Any, name: str) -> dict[str, Any] | None:
+def _loading_again(model: Any, name: str, trust_remote_code: bool) -> dict[str, Any] | None:
     try:
         resolve(name)
     except ModelError:
         return None
-    return {"dtype": model.dtype, "attn_implementation": getattr(model.config, "_attn_implementation", None)}
+    found = {
+        "dtype": model.dtype,
+        "attn_implementation": getattr(model.config, "_attn_implementation", None),
+        "trust_remote_code": trust_remote_code,
+    }
+    quantization = getattr(model.config, "quantization_config", None)
+    return found if quantization is None else {**found, "quantization_config": quantization}
 
 
 def _taken_off(model: PeftModel) -> tuple[tuple[LoraConfig, dict[str, Tensor]], Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.trainer_utils import PredictionOutput
 
 from rrm_lm.api.data.heldout import check_learned, files, settle_template, without_refused
 from rrm_lm.api.data.inspection import log_inspection
+from rrm_lm.api.data.rows import read_rows
 from rrm_lm.api.data.shown import show_example
 from rrm_lm.api.judging import judge, write_judgement
 from rrm_lm.api.output_run import OutputRun, changed_settings, check_evaluation, trainer_settings
@@ -31,7 +34,8 @@ from rrm_lm.api.reward.inputs import Settings, check_arguments, fingerprint, set
 from rrm_lm.api.reward.model import is_readable, learns_critiques, load_start, make_model, narrows_critiques
 from rrm_lm.api.reward.saving import check_classifier, plain_model, save_and_compare
 from rrm_lm.api.reward_model import RewardModel
-from rrm_lm.errors import ConfigError
+from rrm_lm.api.start import refuse_inside
+from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.feedback.reading.datasets import merge_feedback
 from rrm_lm.models.pretrained import set_seed
@@ -108,6 +112,8 @@ class RewardTrainer(_RewardTrainer):
             settings = settings_of(args, name, peft_config)
         self._settings = settings
         check_arguments(args, settings.run_arguments, train_dataset, data_collator)
+        named = [getattr(settings.split, item, ()) for item in ("dataset_name", "eval_dataset_name")]
+        refuse_inside(args.output_dir, [model], [train_dataset, eval_dataset, *chain(*named)])
         found = read_feedback(args, settings.split, train_dataset, eval_dataset)
         self.train_feedback, self.heldout_feedback, self.leakage = found
         start = load_start(model, settings.model, processing_class, quantization_config)
@@ -229,6 +235,7 @@ class RewardTrainer(_RewardTrainer):
                 merge={"trust_remote_code": code} if arguments.merge else None,
             )
             self._judge(run)
+            self.upload()
         return result
 
     _critic: _RewardTrainer | None = None  # of the first phase, in which the model learns to write critiques
@@ -312,6 +319,35 @@ class RewardTrainer(_RewardTrainer):
         Returns:
             ``{"eval_loss": ..., "eval_accuracy": ..., "eval_margin": ...}``; empty without pairs.
         """
-        if eval_dataset is not None and not is_encoded(eval_dataset):
-            eval_dataset = held_out_examples(self._builder, eval_dataset)
+        if eval_dataset is not None:
+            eval_dataset = self._encoded(eval_dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Rewards of pairs: predictions (pairs, 2), of the chosen and the rejected responses; labels are all 0.
+
+        Args:
+            test_dataset: Feedback as in the constructor.
+            ignore_keys: Unused.
+            metric_key_prefix: Prefix of the names of the metrics, which are those of :meth:`evaluate`.
+
+        Raises:
+            DataError: There are no pairs in it.
+        """
+        examples = self._encoded(test_dataset)
+        if isinstance(examples, Mapping) or not any(example.pairs for example in examples):
+            raise DataError("There are no pairs to predict the rewards of", where="test_dataset", expected="one set")
+        return super().predict(examples, ignore_keys, metric_key_prefix)
+
+    def _encoded(self, rows: Any) -> Any:
+        """Held-out feedback as examples; with the model's own critiques, if it reads the reward after them."""
+        if is_encoded(rows):
+            return rows
+        if not self.args.critique_first or self._critic is not None or is_pretokenized(rows):
+            return held_out_examples(self._builder, rows)
+        if isinstance(rows, Mapping):
+            return {name: self._encoded(part) for name, part in rows.items()}
+        comparisons = read_rows(rows, split="test", name="eval_dataset").comparisons
+        return own_critiques(plain_model(self), self._builder, comparisons, self.args)

@@ -88,8 +88,8 @@ class Fall:
     """How far the last point is below the best one before it."""
 
     best_step: int  # where gold reward was highest before the last point
-    # Gold reward of the last point minus that of the best, paired by prompt. The interval has a Bonferroni correction
-    # for picking the best of `n` points; otherwise noise alone would eventually look like a fall.
+    # Gold reward of the last point minus that of the best, paired by prompt. The interval is corrected for picking the
+    # best of `n` points and for all looks at a run, at most 2.5% of which look like a fall by noise alone.
     difference: Estimate
     fallen: bool  # whether the whole interval is below 0
 
@@ -242,7 +242,10 @@ def fall_of(track: Track) -> Fall | None:
     labels = [label for label, there in zip(track.clusters, known, strict=True) if there]
     value = float(values.mean())
     se, count = clustered_se((values - value) / values.size, labels)
-    half = float(scipy.stats.t.ppf(1 - 0.025 / len(earlier), count - 1)) * se if count > 1 else math.inf
+    # 2.5% is spent over all looks of a run, the k-th of which compares with k points: 1/(1*2) + 1/(2*3) + ... = 1.
+    looks = len(earlier)
+    tail = 0.025 / (looks * looks * (looks + 1))
+    half = float(scipy.stats.t.ppf(1 - tail, count - 1)) * se if count > 1 else math.inf
     found = Estimate(value, value - half, value + half, len(earlier), count)
     return Fall(track.steps[best], found, fallen=found.high < 0)
 

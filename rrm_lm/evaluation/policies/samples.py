@@ -64,15 +64,18 @@ def draw(
     seed: int = 0,
     batch_tokens: int = 16384,
     progress: Progress | None = None,
+    ends: Sequence[int] | None = None,
 ) -> list[list[Drawn]]:
     """Sample `samples` responses to each prompt from a policy. Equal calls give equal responses.
 
     Without an adapter, the bare backbone is the policy. A prompt longer than the chat format's `max_length` loses its
-    beginning. `batch_tokens` is the maximum of tokens held at once; `progress` is called after each batch with the
+    beginning. `ends` are the tokens that end a response, by default :func:`end_ids`. `batch_tokens` is the maximum of
+    tokens held at once; `progress` is called after each batch with the
     responses done, the total, and tokens per second. Raises ModelError: a prompt and its response do not fit the
     model's context; ConfigError: several samples at temperature 0.
     """
-    ids, ends = [chat.prompt_ids(prompt) for prompt in prompts], end_ids(chat)
+    ids = [chat.prompt_ids(prompt) for prompt in prompts]
+    ends = end_ids(chat) if ends is None else list(ends)
     options: dict[str, Any] = {"seed": seed, "batch_tokens": batch_tokens, "progress": progress}
     sampled = roll_out(backbone, adapter, ids, sampling, end_ids=ends, num_return=samples, **options)
 
@@ -156,6 +159,7 @@ def held_out_probe(
     seed: int = 0,
     batch_tokens: int = 16384,
     micro_batch_tokens: int = 4096,
+    ends: Sequence[int] | None = None,
     within: Within = lambda function: function(),
 ) -> Measure:
     """Make the `measure` of `OverOptimisationCallback`: samples of the current policy, their rewards and KL divergence.
@@ -172,7 +176,8 @@ def held_out_probe(
 
     def written() -> tuple[list[list[Drawn]], list[list[float]], list[list[float]]]:
         backbone, adapter = policy()
-        drawn = draw(backbone, adapter, chat, prompts, sampling, samples=samples, seed=seed, batch_tokens=batch_tokens)
+        drawing: dict[str, Any] = {"samples": samples, "seed": seed, "batch_tokens": batch_tokens, "ends": ends}
+        drawn = draw(backbone, adapter, chat, prompts, sampling, **drawing)
         options: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens}
         own = log_probs(backbone, adapter, drawn, sampling.temperature, **options)
         return drawn, own, log_probs(*reference, drawn, sampling.temperature, **options)

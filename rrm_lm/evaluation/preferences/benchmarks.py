@@ -8,13 +8,22 @@ does `outputs.py` in RewardBench's files.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rrm_lm.evaluation.statistics.metrics import Clusters, Estimate, clustered_se, correctness, share, t_quantile
+from rrm_lm.evaluation.statistics.metrics import (
+    Clusters,
+    Estimate,
+    cluster_index,
+    clustered_se,
+    correctness,
+    share,
+    t_quantile,
+)
 
 # RewardBench 0.1.4: the subsets of each section and their example counts. math-prm has 447 examples and counts as 984,
 # to weigh as much as the six programming languages together.
@@ -71,16 +80,20 @@ class BestOfItem:
     best: float
     others: tuple[float, ...]
     cluster: str
+    subset: str = ""
 
 
 def best_of_n(choices: Sequence[BestOfItem]) -> Estimate:
-    """How often the best response has the highest reward. An m-way tie counts 1/m. Chance is 1/n. Raises ValueError if
-    there are no items.
+    """How often the best response has the highest reward: the mean over subsets, as in RewardBench 2 (whose total also
+    has the Ties subset). An m-way tie counts 1/m. Chance is 1/n. Raises ValueError if there are no items.
     """
     values = [
         1 / (1 + choice.others.count(choice.best)) if choice.best >= max(choice.others) else 0.0 for choice in choices
     ]
-    return share(values, [choice.cluster for choice in choices])
+    subsets = [choice.subset for choice in choices]
+    counts = Counter(subsets)
+    weights = [1 / counts[subset] for subset in subsets]
+    return share(values, [choice.cluster for choice in choices], weights=weights, strata=subsets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +156,25 @@ def ties_score(items: Sequence[TieItem]) -> Estimate | None:
 
 @dataclass(frozen=True, slots=True)
 class StyleMatrix:
-    """RM-Bench: accuracy by the style of the chosen (row) and of the rejected response (column), concise to fancy."""
+    """RM-Bench: accuracy by the style of the chosen (row) and of the rejected response (column), concise to fancy. All
+    domains weigh the same.
+    """
 
     matrix: tuple[tuple[float | None, ...], ...]  # `(3, 3)` accuracies; None without a comparison
     hard: Estimate | None  # the chosen response is the plainer one (above the diagonal)
     normal: Estimate | None  # both have the same style (the diagonal)
     easy: Estimate | None  # the chosen response is the fancier one (below the diagonal)
+    average: Estimate | None  # of the three
 
 
-def style_matrix(margins: ArrayLike, styles: Sequence[tuple[int, int]], clusters: Clusters) -> StyleMatrix:
-    """RM-Bench's accuracies for `(n,)` margins and `(n,)` pairs of styles (chosen, rejected), each 0, 1 or 2."""
+def style_matrix(
+    margins: ArrayLike, styles: Sequence[tuple[int, int]], clusters: Clusters, domains: Sequence[str] = ()
+) -> StyleMatrix:
+    """RM-Bench's accuracies for `(n,)` margins, `(n,)` pairs of styles (chosen, rejected), each 0, 1 or 2, and `(n,)`
+    domains. "safety-refuse" and "safety-response" are one domain. By default, all comparisons are of one domain.
+    """
     right, labels = correctness(margins), list(clusters)
+    domain, count = cluster_index([name.split("-")[0] for name in domains] or [""] * len(labels))
     chosen = np.array([pair[0] for pair in styles])
     rejected = np.array([pair[1] for pair in styles])
 
@@ -161,13 +182,17 @@ def style_matrix(margins: ArrayLike, styles: Sequence[tuple[int, int]], clusters
         found = np.flatnonzero(rows)
         if found.size == 0:
             return None
-        # Each cell of the matrix has the same weight, regardless of its number of comparisons.
-        cells = chosen[found] * 3 + rejected[found]
-        weights = 1 / np.bincount(cells)[cells]
+        # Each style pair has the same weight, and each domain in it, regardless of the number of comparisons.
+        pairs = chosen[found] * 3 + rejected[found]
+        cells = pairs * count + domain[found]
+        per_pair = np.bincount(np.unique(cells) // count, minlength=9)
+        weights = 1 / (np.bincount(cells)[cells] * per_pair[pairs])
         return share(right[found], [labels[i] for i in found], weights=weights, strata=cells)
 
-    matrix = tuple(
-        tuple(float(right[rows].mean()) if (rows := (chosen == i) & (rejected == j)).any() else None for j in range(3))
-        for i in range(3)
-    )
-    return StyleMatrix(matrix, over(chosen < rejected), over(chosen == rejected), over(chosen > rejected))
+    def cell(i: int, j: int) -> float | None:
+        estimate = over((chosen == i) & (rejected == j))
+        return None if estimate is None else estimate.value
+
+    matrix = tuple(tuple(cell(i, j) for j in range(3)) for i in range(3))
+    hard, normal, easy = over(chosen < rejected), over(chosen == rejected), over(chosen > rejected)
+    return StyleMatrix(matrix, hard, normal, easy, over(chosen >= 0))

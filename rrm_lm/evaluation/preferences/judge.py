@@ -95,6 +95,9 @@ def answer_logits(
 
 
 def _first_tokens(tokenizer: Any, word: str) -> list[int]:
-    """The possible first tokens of an answer: the word with and without a leading space, capitalized or not."""
+    """The possible first tokens of an answer: the word with and without a leading space, capitalized or not. A token of
+    the space alone, which every answer may begin with, is left out.
+    """
     spellings = [word, " " + word, word.lower(), " " + word.lower(), word.upper()]
-    return sorted({tokenizer(spelling, add_special_tokens=False).input_ids[0] for spelling in spellings})
+    ids = [tokenizer(spelling, add_special_tokens=False).input_ids for spelling in spellings]
+    return sorted({next((token for token in each if tokenizer.decode([token]).strip()), each[0]) for each in ids})

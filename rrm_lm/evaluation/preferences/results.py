@@ -263,6 +263,7 @@ def measure(scored: Sequence[ScoredComparison]) -> Measures:
             [one.margin for one in styled],
             [one.comparison.styles or (0, 0) for one in styled],
             [one.comparison.prompt_id for one in styled],
+            [one.comparison.subset for one in styled],
         )
         if styled
         else None,
@@ -354,7 +355,8 @@ def best_of_choices(scored: Sequence[ScoredComparison]) -> list[BestOfItem]:
             continue
         others = {one.comparison.rejected: one.reward_rejected for one in group}
         if len(others) == BEST_OF - 1:
-            choices.append(BestOfItem(first.reward_chosen, tuple(others.values()), first.comparison.prompt_id))
+            about = first.comparison
+            choices.append(BestOfItem(first.reward_chosen, tuple(others.values()), about.prompt_id, about.subset))
     return choices
 
 

@@ -200,7 +200,7 @@ def load_scorer(
         micro_batch_tokens, critique_samples, critique_temperature, seed: See the scorers.
         ensemble, ensemble_k: How the members of a reward ensemble are combined, instead of the recorded way.
         max_length: Maximum conversation length in tokens, for models that do not record it.
-        pad_token, chat_template: For tokenizers without them.
+        pad_token, chat_template: Replace those of the tokenizer, except for adapters of this project.
         chat_date, fold_system: See :func:`rrm_lm.text.templates.prepare_template`. An adapter records its date.
         shard: Shard a reward model if this launch shards models. All processes must then make the same calls.
         judge_question: The question to a judge, instead of `judge.JUDGE_QUESTION`.

@@ -81,11 +81,12 @@ def benchmark_rows(measures: Measures) -> list[tuple[str, Estimate]]:
     styles = measures.styles
     found = {
         **{f"RewardBench: {name}": estimate for name, estimate in measures.sections.items()},
-        "Best of four": measures.best_of_four,
+        "Best of four, mean of subsets": measures.best_of_four,
         "RewardBench 2: Ties": measures.ties_subset,
         "RM-Bench: easy": styles and styles.easy,
         "RM-Bench: normal": styles and styles.normal,
         "RM-Bench: hard": styles and styles.hard,
+        "RM-Bench: average": styles and styles.average,
     }
     return [(label, estimate) for label, estimate in found.items() if estimate is not None]
 

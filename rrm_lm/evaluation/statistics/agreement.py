@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from rrm_lm.errors import ConfigError
+from rrm_lm.evaluation.statistics.metrics import share
 
 _SURE = 0.98  # no person is taken to be right more often: few answers prove no more
 
@@ -41,11 +42,9 @@ def agreement(verdicts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """Agreement on things by name, each with the value that each person gave it.
 
     Returns `alpha` with the number `n` of things judged twice; `pairs` of people with `kappa`; and for each of `people`
-    the share of equal values over all (thing, other person), with `low` and `high` of its 95% Wilson interval, so that
-    one careless person stands out.
+    the share of equal values over all (thing, other person), with `low` and `high` of its 95% interval clustered by
+    thing, so that one careless person stands out.
     """
-    from scipy.stats import binomtest
-
     people = sorted({person for given in verdicts.values() for person in given})
     both = {
         (a, b): [(given[a], given[b]) for given in verdicts.values() if a in given and b in given]
@@ -53,15 +52,15 @@ def agreement(verdicts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     }
     with_others = {}
     for person in people:
-        equal = [a == b for pair, values in both.items() if person in pair for a, b in values]
+        equal = [
+            (value == given[person], thing)
+            for thing, given in verdicts.items()
+            for other, value in given.items()
+            if person in given and other != person
+        ]
         if equal:
-            share = binomtest(sum(equal), len(equal)).proportion_ci(method="wilson")
-            with_others[person] = {
-                "n": len(equal),
-                "value": sum(equal) / len(equal),
-                "low": share.low,
-                "high": share.high,
-            }
+            found = share([same for same, _ in equal], [thing for _, thing in equal])
+            with_others[person] = {"n": len(equal), "value": found.value, "low": found.low, "high": found.high}
     return {
         "alpha": alpha([list(given.values()) for given in verdicts.values()]),
         "n": sum(len(given) > 1 for given in verdicts.values()),

@@ -34,12 +34,14 @@ def prompt_sources(
     skip_bad_rows: bool | None = None,
     limits: ReadLimits | None = None,
     rows: dict[Prompt, Mapping[str, Any]] | None = None,
+    every_row: list[tuple[Prompt, Mapping[str, Any]]] | None = None,
     counts: list[FileCounts] | None = None,
 ) -> dict[Prompt, tuple[str, str]]:
     """The distinct prompts of several sets in order of first appearance, each with its source and subset.
 
     `names` are files, folders, or Hub sets ("org/name") of feedback or of prompts only; the other options are those of
-    `load_feedback`. `rows` receives the row of each prompt, with all its columns, and `counts` the counts of each file.
+    `load_feedback`. `rows` receives the first row of each prompt, with all its columns, `every_row` the prompt and the
+    columns of each row, and `counts` the counts of each file.
     Raises DataError for no such set, an unknown shape, an invalid row, or no prompt.
     """
     found: dict[Prompt, tuple[str, str]] = {}
@@ -50,7 +52,7 @@ def prompt_sources(
             items = read_store(name).items.values()
             prompts = [(item.prompt, (item.source, "")) for item in items if item.prompt]
         for table in () if is_store(name) else read_tables(name, split=split, config=config, limits=limits):
-            prompts += table_prompts(table, columns, skip, rows, counts)
+            prompts += table_prompts(table, columns, skip, rows, every_row, counts)
         if not prompts:
             raise DataError("there is no prompt in it", where=name, expected="at least one row with a prompt")
         for prompt, source in prompts:
@@ -63,6 +65,7 @@ def table_prompts(
     columns: Mapping[str, str] | None,
     skip_bad_rows: bool,
     rows: dict[Prompt, Mapping[str, Any]] | None = None,
+    every_row: list[tuple[Prompt, Mapping[str, Any]]] | None = None,
     counts: list[FileCounts] | None = None,
 ) -> list[tuple[Prompt, tuple[str, str]]]:
     """The prompts of one table with their sources and subsets; see `prompt_sources`."""
@@ -71,8 +74,10 @@ def table_prompts(
     if found is None:
         records = read_records(table, columns, skip_bad_rows, counts)
         found = [(r.origin.row, r.prompt, (r.source, r.subset)) for r in records if r.prompt]
+    values = dict(table.rows) if rows is not None or every_row is not None else {}
+    if every_row is not None:
+        every_row += [(prompt, values[number]) for number, prompt, _ in found]
     if rows is not None:
-        values = dict(table.rows)
         differ = sum(rows.setdefault(prompt, values[number]) != values[number] for number, prompt, _ in found)
         if differ:
             message = "%s: %d rows repeat the prompt of another row with other columns; the first row's are used"

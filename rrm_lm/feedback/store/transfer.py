@@ -194,7 +194,7 @@ def read_argilla(records: Sequence[Any], file: str) -> tuple[dict[str, Item], di
         try:
             fields, responses = record["fields"], record["responses"]
             names = [name for name in (*_SIDES, "response1", "response2") if fields.get(name)]
-            messages = record.get("metadata", {}).get("messages")
+            messages = (record.get("metadata") or {}).get("messages")
             if messages:
                 prompt = tuple(map(Message.from_dict, json.loads(messages)))
             else:
@@ -225,13 +225,26 @@ def _argilla_part(question: str, value: Any, places: Mapping[str, str]) -> tuple
         return question, value
     if name not in {field.name for field in dataclasses.fields(About)} or f"response_{side}" not in places:
         raise ValueError(question)
+    if name == "critiques":
+        value = _argilla_critiques(value)
     return f"{name}_{places[f'response_{side}']}", value
+
+
+def _argilla_critiques(value: str) -> tuple[str, ...]:
+    """The critiques in a list that :func:`argilla_records` wrote as text, or the one that a person typed."""
+    try:
+        listed = json.loads(value)
+    except ValueError:
+        listed = None
+    if isinstance(listed, list) and all(isinstance(one, str) for one in listed):
+        return tuple(listed)
+    return (value,) if value.strip() else ()
 
 
 def _argilla_answer(parts: Mapping[str, Any], item: Item) -> Answer:
     about = []
     for place in range(len(item.responses)):
         own = {name[:-2]: value for name, value in parts.items() if name.endswith(f"_{place}")}
-        about.append(About(**{**own, "critiques": tuple(json.loads(own.get("critiques", "[]")))}))
+        about.append(About(**{**own, "critiques": own.get("critiques", ())}))
     whole = {name: parts[name] for name in ("verdict", "strength", "demonstration") if name in parts}
     return Answer(**whole, about=tuple(about) if any(one != About() for one in about) else ())

@@ -15,14 +15,14 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from rrm_lm.errors import CheckpointError, ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.embedded import backbone_name
 from rrm_lm.models.lora_targets import unsupported
-from rrm_lm.models.pretrained import load_causal_lm, model_file, resolve
+from rrm_lm.models.pretrained import from_pretrained, load_causal_lm, model_file, resolve
 from rrm_lm.models.sharding import assign, gather, reshard
 from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer
 
@@ -227,6 +227,15 @@ def load_backbone(
     model = load_causal_lm(settings.base_model, new_head=headless, **loading)
     check_vocabulary(tokenizer, model)
     return settings, Backbone(model, int(tokenizer.pad_token_id), sharing), tokenizer  # type: ignore[arg-type]
+
+
+def has_template(name: str, trust_remote_code: bool = False) -> bool:
+    """Whether the tokenizer of a model or an adapter has a chat template. Raises ModelError: there is none."""
+    folder = fetch_adapter(resolve(name))
+    if folder is not None and not (folder / "tokenizer_config.json").is_file():
+        name = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
+    tokenizer = from_pretrained(AutoTokenizer, resolve(name), trust_remote_code=trust_remote_code)
+    return bool(tokenizer.chat_template)
 
 
 def recorded_date(name: str, revision: str | None = None) -> str | None:

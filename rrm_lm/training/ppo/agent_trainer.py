@@ -25,7 +25,7 @@ from rrm_lm.training.ppo.control import KLControl, LastGood, RewardScale, Steeri
 from rrm_lm.training.ppo.passes import AgentPasses
 from rrm_lm.training.ppo.prompts import PromptOrder, check_lengths, encode_prompts
 from rrm_lm.training.ppo.update import PolicyUpdate
-from rrm_lm.training.trainer import TRAINER_STATE, AdapterTrainer, ResumableTrainer
+from rrm_lm.training.trainer import TRAINER_STATE, ResumableTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,6 @@ class AgentTrainer(ResumableTrainer):
     agent: AgentModel
     settings: PolicySettings
     sampling: Sampling
-
-    create_model_card = AdapterTrainer.create_model_card
 
     def keep_names_of_trl(self, ref_model: Any, reward_model: Any) -> None:
         """Set the attributes that TRL's callbacks and users expect."""

@@ -63,8 +63,10 @@ def episode_metrics(
         values = torch.tensor(rewards, device=raw.device)
         found[f"reward/{name}"] = processes.mean(values[~values.isnan()])  # NaN: a function returned None
         apart = disagreement(rewards)
-        if apart is not None:
-            found[f"disagreement/{name}"] = processes.mean(torch.tensor([apart], device=raw.device))
+        # A process whose responses are all blank has none, and must still take part.
+        known = torch.tensor([] if apart is None else [apart], device=raw.device)
+        if processes.max(len(known)):
+            found[f"disagreement/{name}"] = processes.mean(known)
     return found
 
 

@@ -92,7 +92,8 @@ class Grouping:
     text), a row has a few families that share it.
 
     A group has at most `max_tokens` padded tokens. `max_over_processes` gives the maximum of a number over all
-    processes: sharded models communicate in every pass, so all processes must run the same number of passes.
+    processes: sharded models communicate in every pass, so all processes must run the same number of passes. It is
+    called for every mini-batch, because one process may have the same episodes again when another one has not.
     """
 
     def __init__(
@@ -107,26 +108,37 @@ class Grouping:
         self._agent, self._max_tokens, self._max_over_processes = agent, max_tokens, max_over_processes
         self._share = share and agent.can_share
         self._made: dict[tuple[int, ...], list[Group]] = {}
+        self._whole: list[Group] | None = None
 
     def __call__(self, episodes: Sequence[int] | None = None) -> list[Group]:
         """Group these episodes (by default all), longest first so that memory peaks in the first group."""
-        members = tuple(sorted(range(len(self.lines)) if episodes is None else episodes))
+        if episodes is not None:
+            return self._padded(self._own(episodes))
+        if self._whole is None:
+            self._whole = self._padded(self._own(range(len(self.lines))))
+        return self._whole
+
+    def _own(self, episodes: Sequence[int]) -> list[Group]:
+        members = tuple(sorted(episodes))
         if members not in self._made:
             self._made[members] = self._groups(members)
         return self._made[members]
 
+    def _padded(self, groups: list[Group]) -> list[Group]:
+        """The groups, and as many dummy groups as other processes have more."""
+        missing = self._max_over_processes(len(groups)) - len(groups)
+        if not missing:
+            return groups
+        dummy = self._group([[0]], [self._row([0])])
+        return groups + [replace(dummy, episodes=[], index=dummy.index[:0])] * missing
+
     def _groups(self, members: tuple[int, ...]) -> list[Group]:
         by_row = self._episodes_of_rows(members) if members else []
         rows = [self._row(episodes) for episodes in by_row]
-        groups = [
+        return [
             self._group([by_row[i] for i in indices], [rows[i] for i in indices])
             for indices in length_groups([len(row) for row in rows], self._max_tokens)
         ]
-        missing = self._max_over_processes(len(groups)) - len(groups)
-        if missing:
-            dummy = self._group([[0]], [self._row([0])])
-            groups += [replace(dummy, episodes=[], index=dummy.index[:0])] * missing
-        return groups
 
     def _episodes_of_rows(self, members: tuple[int, ...]) -> list[list[int]]:
         """The episodes of each row: one family, or several if all prompts have a common prefix."""

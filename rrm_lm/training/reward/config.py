@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
+from rrm_lm.errors import ConfigError
 from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.options import check, check_minimum, option
 from rrm_lm.training.arguments import NO_LIGER, FeedbackArguments, check_above_zero, check_choice, refuse_settings
@@ -87,6 +88,9 @@ class RewardConfig(FeedbackArguments, TrainingArguments):
         check_minimum(self, sft_weight=0)
         check_minimum(self, critique_samples=1, max_critique_length=1, comparisons_together=1)
         check_above_zero(self, "grade_scale")
+        if self.critique_first and self.sft_weight:
+            what = "sft_weight would also learn the model's own critiques, which stand between response and reward"
+            raise ConfigError(what, where="sft_weight", remedy="leave out sft_weight or critique_first")
         Ensemble(self.ensemble_heads, self.ensemble, self.ensemble_k)  # validates these settings
         if self.ensemble_heads > 1 and not self.center_rewards_coefficient:
             logger.warning("without center_rewards_coefficient the members' rewards may differ by constants")

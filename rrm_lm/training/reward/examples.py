@@ -125,7 +125,8 @@ class ExampleBuilder:
     def together(self, records: Sequence[Comparison], most: int) -> list[RewardExample]:
         """Examples with up to `most` comparisons of one prompt. The prompt and repeated responses are computed once.
 
-        The loss is a mean over pairs, so it is the same as with :meth:`comparisons`, which this is for `most` 1.
+        The loss of the pairs is the same as with :meth:`comparisons`, which this is for `most` 1. A response and each
+        of its critiques count once in an example, however many comparisons it is in.
         """
         if most == 1:
             return self.comparisons(records)

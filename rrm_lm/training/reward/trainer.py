@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import PredictionOutput
 
 from rrm_lm.models.reward import RewardModel, RewardOutput
 from rrm_lm.text.batching import Batch, collate, row_groups
@@ -54,6 +55,10 @@ class RewardDataset(list[RewardExample]):
     """Examples, with the columns that TRL's datasets have."""
 
     column_names = COLUMNS
+
+
+def _pair_counts(examples: Sequence[RewardExample], order: Sequence[int]) -> list[int]:
+    return [len(examples[index].pairs) for index in order]
 
 
 def _held_out(examples: Sequence[RewardExample] | Mapping[str, Sequence[RewardExample]] | None) -> Any:
@@ -257,34 +262,56 @@ class RewardTrainer(ResumableTrainer, Trainer):
             for name, part in chosen_set.items():
                 found |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             return found
-        examples: list[RewardExample] = list(chosen_set or ())
+        if not any(example.pairs for example in chosen_set or ()):
+            return {}
+        metrics = self._predict(list(chosen_set), metric_key_prefix).metrics
+        assert metrics is not None
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Predictions (pairs, 2), the rewards of the chosen and the rejected response of each pair, labels that are all
+        0, and the metrics of :meth:`evaluate`.
+        """
+        return self._predict(list(test_dataset), metric_key_prefix)
+
+    def _predict(self, examples: list[RewardExample], prefix: str) -> PredictionOutput:
+        """Rewards and metrics of examples with at least one pair, in their order."""
         model = self.model_wrapped if self.model_wrapped is not None else self.model
         model.eval()
         losses, rewards = [], []
+        paired = [example for example in examples if example.pairs]
+        groups = row_groups([one.rows for one in paired], self.args.micro_batch_tokens)
         with torch.no_grad():
-            for members in self._groups([example for example in examples if example.pairs]):
+            for group in groups:
+                members = [paired[index] for index in group]
                 batch, lines = self._collate(members)
                 output = with_offsets(model(batch, lines, with_critiques=False), members)
                 # Members are combined as in inference, and every pair counts once.
                 combined = output._replace(members=output.rewards.unsqueeze(-1))
                 losses.append(pair_losses(combined, members, self.args))
                 rewards.append(pair_rewards(output.rewards, members))
-        if not losses:
-            return {}
-        loss, pairs = torch.cat(losses).float(), torch.cat(rewards)
+        # Groups are sorted by length; predictions have the order of the examples.
+        order = [index for group in groups for index in group]
+        place = {
+            index: part
+            for index, part in zip(order, torch.cat(rewards).split(_pair_counts(paired, order)), strict=True)
+        }
+        loss, pairs = torch.cat(losses).float(), torch.cat([place[index] for index in range(len(paired))])
         margin = pairs[:, 0] - pairs[:, 1]
         metrics = {
-            f"{metric_key_prefix}_loss": float(loss.mean()),
-            f"{metric_key_prefix}_accuracy": float((margin > 0).float().mean() + 0.5 * (margin == 0).float().mean()),
-            f"{metric_key_prefix}_margin": float(margin.mean()),
+            f"{prefix}_loss": float(loss.mean()),
+            f"{prefix}_accuracy": float((margin > 0).float().mean() + 0.5 * (margin == 0).float().mean()),
+            f"{prefix}_margin": float(margin.mean()),
         }
+        predictions, labels = pairs.float().cpu().numpy(), np.zeros(len(pairs), dtype=np.int64)
         if self.compute_metrics is not None:
-            predictions = EvalPrediction(pairs.float().cpu().numpy(), np.zeros(len(pairs), dtype=np.int64))
-            more = self.compute_metrics(predictions)
-            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+            more = self.compute_metrics(EvalPrediction(predictions, labels))
+            metrics |= {f"{prefix}_{name}": value for name, value in more.items()}
+        return PredictionOutput(predictions, labels, metrics)
 
     # -- saving -------------------------------------------------------------------------------------------------------
 

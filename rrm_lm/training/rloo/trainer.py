@@ -224,8 +224,12 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         calculate = super()._calculate_rewards
         if any(isinstance(source, AdapterReward) for source in self.rewards.sources):  # on the policy's own backbone
-            return with_full_params(self.model, calculate, *args, **kwargs)
-        return calculate(*args, **kwargs)
+            rewards = with_full_params(self.model, calculate, *args, **kwargs)
+        else:
+            rewards = calculate(*args, **kwargs)
+        # TRL leaves out a response without any reward; the penalty for a missing end is not a reward of its own.
+        unscored = rewards[:, : len(self.rewards.sources)].isnan().all(1, keepdim=True)
+        return rewards.masked_fill(unscored, torch.nan)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)

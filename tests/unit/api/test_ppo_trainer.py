@@ -78,3 +78,28 @@ def test_what_cannot_be_used_is_refused(tiny: Path, tmp_path: Path) -> None:
         rrm_lm.PPOTrainer(str(tiny), 3, PROMPTS, settings(tmp_path / "b"))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no prompt"):
         rrm_lm.PPOTrainer(str(tiny), length, [], settings(tmp_path / "c"))
+
+
+def test_a_policy_without_an_adapter_is_trained_in_place(tiny: Path, tmp_path: Path) -> None:
+    policy = rrm_lm.Policy.from_pretrained(tiny, dtype="float32")
+    assert policy.loaded.adapter is None
+    trainer = rrm_lm.PPOTrainer(policy, length, PROMPTS, settings(tmp_path / "out", max_steps=1))
+    trainer.train()
+    again = {"max_new_tokens": 6, "temperature": 0}
+    assert policy.loaded.adapter is not None
+    assert policy.respond(PROMPTS, **again) == trainer.policy.respond(PROMPTS, **again)
+
+
+def test_the_gold_reward_of_the_settings_monitors(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "gold.py").write_text("def f(prompts, completions, **kwargs):\n    return [1.0] * len(prompts)\n")
+    named = {"gold": f"{tmp_path / 'gold.py'}:f", "stop_when_over_optimised": True}
+    rrm_lm.PPOTrainer(str(tiny), length, PROMPTS, settings(tmp_path / "a", max_steps=1, **named)).train()
+    rows = [json.loads(line) for line in (tmp_path / "a" / "over_optimisation.jsonl").read_text().splitlines()]
+    assert all(sample["gold"] == 1.0 for row in rows for sample in row["samples"])
+    given = settings(tmp_path / "b", stop_when_over_optimised=True)
+    rrm_lm.PPOTrainer(str(tiny), length, PROMPTS, given, gold=length)
+    with pytest.raises(ConfigError, match="no independent reward"):
+        rrm_lm.PPOTrainer(str(tiny), length, PROMPTS, settings(tmp_path / "c", stop_when_over_optimised=True))
+    (tmp_path / "requests.jsonl").write_text("{}")
+    with pytest.raises(ConfigError, match="a file of data"):
+        rrm_lm.PPOTrainer(str(tiny), length, PROMPTS, settings(tmp_path / "d", gold=str(tmp_path / "requests.jsonl")))

@@ -272,6 +272,18 @@ def test_items_of_files(tmp_path: Path) -> None:
         list(items_of_responses(rows(path, '{"prompt": "Q?", "responses": "a"}')))
 
 
+def test_each_row_of_a_prompt_gives_its_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    more = rows(
+        path,
+        '{"prompt": "Q?", "responses": ["a", "b"], "notes": ["Too long", "ok"]}',
+        '{"prompt": "Q?", "responses": ["c", "d"]}',
+    )
+    items = list(items_of_responses(more))
+    assert [item.responses for item in items] == [("a", "b"), ("c", "d")]
+    assert items[0].notes == (("Too long",), ("ok",))
+
+
 def test_a_changed_file_is_refused_and_a_longer_one_is_not(tmp_path: Path, store: Store) -> None:
     path = tmp_path / "file.jsonl"
     old = list(items_of_responses(rows(path, '{"prompt": "Q?", "responses": ["a", "b"]}')))

@@ -57,3 +57,17 @@ def test_own_dialect_reads_prompts_messages_and_several_responses(
     assert found == pytest.approx([*reward.score("who?", ["yes", "no"]), *reward.score("who?", ["the sea"])], abs=1e-5)
     assert reply["model"] == "mine" and len(reply["digest"]) == 16
     assert reply["items"][0]["responses"][0]["tokens"] > 4 and not reply["items"][0]["responses"][0]["truncated"]
+
+
+def test_each_item_gets_its_own_rewards_however_it_lists_them(client: TestClient, reward: rrm_lm.RewardModel) -> None:
+    items = [
+        {"prompt": "who?", "response": ["yes", "no"]},
+        {"prompt": "who?", "responses": ["the sea"]},
+        {"prompt": "who?", "query": "who?maybe", "responses": ["x", "y"]},
+        {"prompt": "who?", "response": "the moon"},
+    ]
+    reply = client.post("/v1/rewards", json={"items": items}).json()
+    found = [[one["reward"] for one in item["responses"]] for item in reply["items"]]
+    assert [len(item) for item in found] == [2, 1, 1, 1]
+    expected = reward.score("who?", ["yes", "no", "the sea", "maybe", "the moon"])
+    assert [value for item in found for value in item] == pytest.approx([*expected], abs=1e-5)

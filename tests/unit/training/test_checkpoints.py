@@ -193,3 +193,17 @@ class TestSpace:
         self.free(monkeypatch, 51.99)
         self.check(tmp_path, **settings)
         assert "the checkpoints and the final model have about 52 MB" in caplog.text
+
+
+def test_checkpoints_of_an_abandoned_branch_are_not_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run was resumed from step 20 with other settings, and `true` must not take step 50 of the earlier branch."""
+    for step in (10, 20, 30, 40, 50):
+        make_checkpoint(tmp_path, step)
+    saved = make_checkpoint(tmp_path, 25)
+    prune(tmp_path, None, keep=[saved, tmp_path / "checkpoint-40"])  # the best one stays
+    left = ["abandoned-checkpoint-30", "abandoned-checkpoint-50", *(f"checkpoint-{n}" for n in (10, 20, 25, 40))]
+    assert names(tmp_path) == left
+    assert "is of a later step than the run" in caplog.text
+    make_checkpoint(tmp_path, 30)
+    prune(tmp_path, None, keep=[saved])
+    assert newest_verified(tmp_path) == saved

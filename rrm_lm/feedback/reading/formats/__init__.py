@@ -66,7 +66,8 @@ def recognize_rows(
     remarks = _name_aliases({theirs: ours for theirs, ours in aliases.items() if ours in read})
     if implicit:
         refuse_other_text(table, read, file)
-    remarks += _find_scales(table, info, read)
+    verdicts = table.verdicts.columns if chosen.needs == "@verdicts" and table.verdicts is not None else set()
+    remarks += _find_scales(table, info, read - verdicts)
     if chosen.read in SINGLE and not table.have_any(*responses.RESPONSES):
         read.discard("prompt")  # the messages hold it
     unread = [
@@ -79,6 +80,7 @@ def recognize_rows(
     remarks += structure.odd_texts(text for cell in cells for text in columns.texts_in(cell))
     info.repeats_prompt = _repeats_prompt(table, read - set(ALWAYS))
     info.is_rendered = _is_rendered(table, read)
+    info.has_speakers = _has_speakers(table, read)
     named = _read_as(table, read, aliases, mapping)
     counts = FileCounts(file, chosen.name, columns=named, unread=unread, remarks=remarks)
     return Recognized(found, chosen, info, counts)
@@ -103,7 +105,9 @@ def _named(
     """The rows under our column names, their columns, and the mapping from their names to ours."""
     renamed = rename(rows, mapping, file) if mapping else rows
     # Message lists that were written as text are parsed.
-    found = [{name: structure.parse_cell(value) for name, value in row.items()} for row in renamed]
+    found = [{name: _parsed(name, value) for name, value in row.items()} for row in renamed]
+    if _lists_are_text(found):  # CSV files cannot hold lists
+        found = [{**row, **{name: structure.parse_texts(row[name]) for name in PAIR_OF_LISTS}} for row in found]
     table = FileColumns(found, file)
     particular = next((known for known in PARTICULAR if table.fit(known.needs)), None)
     joined: dict[str, str] = {}
@@ -127,6 +131,31 @@ def _named(
             found = [_as_pair(row, single) for row in found]
             table, joined = FileColumns(found, file), joined | {single: "chosen"}
     return found, table, joined | aliases
+
+
+PAIR_OF_LISTS = ("chosen", "rejected")
+
+
+def _parsed(name: str, value: Any) -> Any:
+    """A parsed cell. A response that is a message of another role as JSON is text."""
+    parsed = structure.parse_cell(value)
+    if isinstance(value, str) and parsed is not value and name in RESPONSE_COLUMNS:
+        last = parsed[-1].get("role", parsed[-1].get("from"))
+        return parsed if structure.ROLE_NAMES.get(last) == "assistant" else value
+    return parsed
+
+
+def _lists_are_text(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether chosen and rejected are lists of responses that were written as text, and not answers in JSON: the lists
+    differ in length, or the file has columns of a benchmark.
+    """
+    if not rows or not all(isinstance(row.get(name), str) for row in rows for name in PAIR_OF_LISTS):
+        return False
+    lists = [[structure.parse_texts(row[name]) for name in PAIR_OF_LISTS] for row in rows]
+    if any(part is None for pair in lists for part in pair):
+        return False
+    of_benchmark = not {"num_correct", "domain", "total_completions"}.isdisjoint(rows[0])
+    return of_benchmark or any(len(chosen or ()) != len(rejected or ()) for chosen, rejected in lists)
 
 
 def _as_pair(row: dict[str, Any], single: str) -> dict[str, Any]:
@@ -191,6 +220,21 @@ def _is_rendered(table: FileColumns, read: set[str]) -> bool:
     rows = table.rows[:2000]
     marked = sum(
         any(isinstance(text := row.get(name), str) and structure.has_turns_inside(text) for name in read)
+        for row in rows
+    )
+    return marked > 0 and marked >= len(rows) / 2
+
+
+def _has_speakers(table: FileColumns, read: set[str]) -> bool:
+    """Whether at least half of the rows have a prompt "Human: ..." and a response "Assistant: ..."."""
+    rows = table.rows[:2000]
+
+    def begins(row: Mapping[str, Any], name: str, mark: str) -> bool:
+        return isinstance(text := row.get(name), str) and text.lstrip().startswith(mark)
+
+    marked = sum(
+        begins(row, "prompt", structure.HUMAN)
+        and any(begins(row, name, structure.ASSISTANT) for name in read & RESPONSE_COLUMNS)
         for row in rows
     )
     return marked > 0 and marked >= len(rows) / 2

@@ -34,7 +34,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "messages": "conversations conversation dialogue dialog",
         "completion": "output answer reply",
         "label": "labels",
-        "rating": "score stars",
+        "rating": "score stars helpfulness",
         "chosen_rating": "chosen-rating chosen_score chosen_avg_rating",
         "rejected_rating": "rejected-rating rejected_score rejected_avg_rating",
     }.items()

@@ -182,7 +182,7 @@ def _prompt_and_responses(row: Row) -> tuple[Prompt, str, str]:
             return row.in_context(prompt), chosen, rejected
     prompt = row.prompt()
     rests = [row.after(prompt, talk) for talk in talks]
-    if all(rest and rest[0].role == "assistant" for rest in rests):
+    if all(len(rest) == 1 and rest[0].role == "assistant" for rest in rests):
         sides = [row.one_response(name, rest) for name, rest in zip(("chosen", "rejected"), rests, strict=True)]
         return prompt, row.without_prompt(sides[0], prompt), row.without_prompt(sides[1], prompt)
     shared, chosen, rejected = split_shared(row, *talks)  # conversations that begin before the prompt

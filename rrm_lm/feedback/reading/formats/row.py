@@ -12,8 +12,11 @@ from typing import Any, NoReturn
 from rrm_lm.errors import DataError
 from rrm_lm.feedback.counts import FileCounts
 from rrm_lm.feedback.reading.formats.structure import (
+    ASSISTANT,
     HELPSTEER,
+    HUMAN,
     ROLE_NAMES,
+    SPEAKERS,
     dialect_of,
     has_turns_inside,
     looks_like_messages,
@@ -38,6 +41,7 @@ class Table:
     # the range of each column of ratings that are not in [0, 1]
     scales: dict[str, tuple[float, float]] = field(default_factory=dict)
     repeats_prompt: bool = False  # whether responses usually begin with the prompt's text
+    has_speakers: bool = False  # whether prompts usually begin with "Human:" and responses with "Assistant:"
     is_rendered: bool = False  # whether texts usually contain a chat template's turn marks
     # columns with the name of a source or subset that hold long texts, and so name neither
     documents: Collection[str] = ()
@@ -83,7 +87,7 @@ class Row:
         value = self.require(name)
         if not isinstance(value, str):
             self.fail(name, f"is {_a(value)}, not text", "text")
-        if looks_like_messages(value):
+        if looks_like_messages(value) and not isinstance(parse_literal(value), dict):  # any object may be an answer
             self.fail(name, "holds a message list as text that cannot be parsed", "a JSON list of messages, or text")
         return self._encodable(name, value)
 
@@ -185,6 +189,8 @@ class Row:
         if isinstance(self.values.get(name), list):
             return self.one_response(name, self.after(prompt, self.messages(name)))
         text = self.text(name)
+        if self.table.has_speakers and text.lstrip().startswith(ASSISTANT):
+            text = text.lstrip().removeprefix(ASSISTANT).strip()
         dialect = dialect_of(text)
         if dialect is not None:
             return self.one_response(name, self.after(prompt, split_turns(text, dialect)))
@@ -246,6 +252,8 @@ class Row:
     def _turns(self, name: str) -> Prompt:
         text = self.text(name)
         dialect = dialect_of(text)
+        if dialect is None and self.table.has_speakers and text.lstrip().startswith(HUMAN):
+            dialect = SPEAKERS
         if dialect is None and HELPSTEER.mark.search(text):
             return split_turns("\n<extra_id_1>User\n" + text, HELPSTEER)
         if dialect is None:

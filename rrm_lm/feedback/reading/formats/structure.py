@@ -70,6 +70,8 @@ WRITTEN = (
     _dialect("Guanaco", r"### (Human|Assistant):"),
     _dialect("Alpaca", r"### (Instruction|Response):"),
 )
+HUMAN, ASSISTANT = "Human:", "Assistant:"
+SPEAKERS = _dialect("Human and Assistant in one line", r"(?:\A|\s)(Human|Assistant):")
 _BEGIN = re.compile(r"\A\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*")
 _ROLES = {
     **dict.fromkeys(("USER", "Instruction"), "user"),
@@ -158,7 +160,8 @@ def parse_cell(value: Any) -> Any:
         return [value] if is_message(value) else value
     if isinstance(value, str) and looks_like_messages(value):
         parsed = parse_literal(value)
-        parsed = [parsed] if isinstance(parsed, dict) else parsed
+        if isinstance(parsed, dict):  # a single message, or any other object
+            parsed = [parsed] if {parsed.get("role"), parsed.get("from")} & ROLE_NAMES.keys() else None
         if isinstance(parsed, list) and parsed and all(map(is_message, parsed)):
             return parsed
     return value

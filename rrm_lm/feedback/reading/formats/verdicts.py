@@ -88,8 +88,10 @@ def read_verdict(row: Row) -> Iterator[Record]:
 def _responses(row: Row, names: tuple[str, str]) -> tuple[Prompt, str, str]:
     values = [row.require(name) for name in names]
     turns = [parse_texts(value) or [] for value in values]
-    if all(turns):  # lists as in the arena: all user turns, and all turns of each model
-        asked = parse_texts(row.values.get("prompt")) or [row.text("prompt")]
+    asked = parse_texts(row.values.get("prompt"))
+    # Lists as in the arena: all user turns, and all turns of each model. A list as text may also be the answer itself.
+    if all(turns) and (asked or all(isinstance(value, list) for value in values)):
+        asked = asked or [row.text("prompt")]
         if not all(len(answers) == len(asked) for answers in turns):
             row.fail(names[0], f"has {len(turns[0])} turns and the prompt {len(asked)}", "as many responses as prompts")
         talks = [

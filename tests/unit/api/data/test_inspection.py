@@ -196,3 +196,10 @@ def test_the_short_form_for_the_log_of_a_run() -> None:
         "tokens (median/95%/longest): prompt 15/15/15; response 2/5/5; "
         "none of 2 conversations is longer than 64 tokens (max_length)",
     ]
+
+
+def test_rows_in_memory_take_columns_and_a_split() -> None:
+    renamed = [{"question": one["prompt"], "better": one["chosen"], "worse": one["rejected"]} for one in pairs(12)]
+    columns = ["question=prompt", "better=chosen", "worse=rejected"]
+    found = rrm_lm.inspect({"part": renamed}, columns=columns, dataset_train_split="part", eval_fraction=0)
+    assert found.problem == "" and found.counts["train"]["comparisons"].total() == 12

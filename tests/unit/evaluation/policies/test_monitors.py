@@ -194,7 +194,7 @@ def test_a_proxy_that_is_gamed_has_a_falling_best_of_n():
 # ---- the stop rule ----
 
 
-def test_a_fall_is_paired_by_prompt_and_widened_for_picking_the_best():
+def test_a_fall_is_paired_by_prompt_and_widened_for_all_points_and_looks():
     from scipy import stats
 
     gold = np.array([[0.0, 2.0, 1.0, 0.5], [1.0, 3.0, 0.0, 1.5], [5.0, 6.0, 5.5, 5.5]])
@@ -202,7 +202,8 @@ def test_a_fall_is_paired_by_prompt_and_widened_for_picking_the_best():
     fall = fall_of(track)
     assert fall is not None and fall.best_step == 10
     differences = np.array([-1.5, -1.5, -0.5])
-    half = stats.t.ppf(1 - 0.025 / 3, 2) * differences.std(ddof=1) / math.sqrt(3)
+    tail = 0.025 / (3 * 3 * 4)  # the third look, at three points
+    half = stats.t.ppf(1 - tail, 2) * differences.std(ddof=1) / math.sqrt(3)
     assert fall.difference.value == pytest.approx(differences.mean())
     assert fall.difference.high == pytest.approx(differences.mean() + half)
     assert not fall.fallen
@@ -227,13 +228,15 @@ def test_a_clear_fall_stops_and_says_why():
 
 
 def test_noise_alone_seldom_stops_a_run():
-    """Ten looks at a policy that does not change: 5 of these 40 runs are stopped; with plain intervals 14 would be."""
+    """Ten looks at a policy that does not change. With plain intervals, 14 of these 40 runs would be stopped; with a
+    correction for the best point alone, 5.
+    """
     stopped = 0
     for seed in range(40):
         found = measurements(lambda d: 0.0, steps([0.1 * i for i in range(10)]), noise=1.0, seed=seed)
         falls = [fall_of(track_of(found[:count])) for count in range(2, 11)]
         stopped += any(fall is not None and fall.fallen for fall in falls)
-    assert stopped <= 7
+    assert stopped <= 1
 
 
 def test_readings_say_where_the_peak_is():

@@ -91,3 +91,22 @@ def test_style_matrix_weighs_cells_alike_and_shows_empty_ones():
     assert found.hard is not None and found.hard.value == pytest.approx(0.5)
     assert found.easy is None
     assert found.matrix[2][2] is None
+
+
+def test_rm_bench_averages_domains_and_not_items():
+    """RM-Bench: (Chat + Code + Math + Safety) / 4, with both kinds of safety as one domain."""
+    styles = [(0, 1)] * 14
+    margins = [1.0] + [-1.0] * 9 + [1.0, 1.0, -1.0, -1.0]
+    domains = ["chat"] + ["math"] * 9 + ["safety-refuse"] * 3 + ["safety-response"]
+    found = benchmarks.style_matrix(margins, styles, [str(i) for i in range(14)], domains)
+    assert found.hard is not None and found.average is not None
+    assert found.hard.value == pytest.approx((1 + 0 + 0.5) / 3)
+    assert found.matrix[0][1] == pytest.approx(0.5)
+    assert found.average.value == pytest.approx(0.5)
+
+
+def test_best_of_four_averages_subsets():
+    right, wrong = (1.0, (0.0, 0.0, 0.0)), (0.0, (1.0, 0.0, 0.0))
+    choices = [BestOfItem(*right, "a", "Math")]
+    choices += [BestOfItem(*wrong, str(number), "Safety") for number in range(9)]
+    assert benchmarks.best_of_n(choices).value == pytest.approx(0.5)

@@ -10,6 +10,7 @@ import pytest
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.statistics.agreement import agreement, alpha, kappa, log_odds, reliabilities
+from rrm_lm.evaluation.statistics.metrics import share as share_of
 
 
 def answers(rng: random.Random, flips: dict[str, float], n: int = 60) -> dict[str, dict[str, str]]:
@@ -51,6 +52,18 @@ def test_a_careless_person_in_three_stands_out(seed: int) -> None:
     assert min(people, key=lambda who: people[who]["value"]) == "ben"
     assert found["n"] == 60 and people["ben"]["n"] == 120 and people["ben"]["low"] < people["ben"]["value"]
     assert max(found["pairs"], key=lambda pair: pair["kappa"])["people"] == ("anna", "carl")
+
+
+def test_intervals_count_things_and_not_pairs_of_people() -> None:
+    """One wrong answer differs from those of both others."""
+    verdicts = {
+        str(thing): {"anna": "first", "ben": "second" if thing < 10 else "first", "carl": "first"}
+        for thing in range(50)
+    }
+    ben = agreement(verdicts)["people"]["ben"]
+    assert (ben["n"], ben["value"]) == (100, 0.8)
+    wilson = share_of([thing >= 10 for thing in range(50)], [str(thing) for thing in range(50)])
+    assert (ben["low"], ben["high"]) == pytest.approx((wilson.low, wilson.high))
 
 
 def test_one_person_agrees_with_nobody() -> None:

@@ -86,7 +86,7 @@ SHAPES: dict[str, Callable[..., tuple[Row, Expected, str]]] = {
         "prompt response_1 response_2 preference_strength",
     ),
     "HelpSteer2": lambda p, a, *_: (
-        {"prompt": p, "response": a, "helpfulness": 3},
+        {"prompt": p, "response": a, "helpfulness": 3, "correctness": 2, "coherence": 4},
         [("Rating", p, a, 0.75)],
         "prompt response helpfulness",
     ),

@@ -122,8 +122,101 @@ def test_helpsteer2_ratings_make_pairs(load):
 
 
 def test_helpsteer2_disagreements_are_averaged(load):
-    [rating] = load({"prompt": "Hi", "response": "Hello", "helpfulness": [4, 3, 2]}).ratings
+    attributes = {"correctness": [4, 4, 4], "coherence": [4, 4, 3]}
+    [rating] = load({"prompt": "Hi", "response": "Hello", "helpfulness": [4, 3, 2], **attributes}).ratings
     assert rating.rating == 0.75
+
+
+def test_helpfulness_alone_is_a_rating_on_the_scale_of_its_file(load):
+    """Without the other attributes of HelpSteer2, nothing says that the best is 4."""
+    rows = [{"prompt": "Hi", "response": text, "helpfulness": value} for text, value in (("a", 0.9), ("b", 0.1))]
+    feedback = load(*({**row, "critique": "Short."} for row in rows))
+    assert [rating.rating for rating in feedback.ratings] == [0.9, 0.1]
+    assert len(feedback.critiques) == 2 and {rating.source for rating in feedback.ratings} == {"mine"}
+    five = [{"prompt": "Hi", "response": text, "helpfulness": value} for text, value in (("a", 5), ("b", 1))]
+    assert [rating.rating for rating in load(*five).ratings] == [1.0, 0.0]
+
+
+def test_lists_that_csv_holds_as_text_are_lists(load):
+    text = "prompt,chosen,rejected,subset,num_correct\n"
+    text += """Capital?,"['Oslo.']","['Bergen.', 'Rome.']",Factuality,1\n"""
+    feedback = load(text, name="mine.csv")
+    pairs = [(one.chosen, one.rejected) for one in feedback.comparisons]
+    assert pairs == [("Oslo.", "Bergen."), ("Oslo.", "Rome.")]
+    assert len({one.group for one in feedback.comparisons}) == 1
+    answers = {"prompt": "Cities as JSON?", "chosen": '["Oslo", "Rome"]', "rejected": '["Oslo", "Sea"]'}
+    [one] = load(answers).comparisons  # lists of the same length are the answers themselves
+    assert (one.chosen, one.rejected) == ('["Oslo", "Rome"]', '["Oslo", "Sea"]')
+
+
+def test_a_judged_answer_in_json_stays_what_was_judged(load):
+    rows = [
+        {"prompt": "A city as a JSON list.", "response_a": '["Oslo"]', "response_b": '["Sea"]', "winner": "model_a"},
+        {"prompt": "Two, please.", "response_a": "Oslo", "response_b": '["Oslo", "Rome"]', "winner": "model_b"},
+    ]
+    first, second = load(*rows).comparisons
+    assert (first.chosen, first.rejected) == ('["Oslo"]', '["Sea"]')
+    assert (second.chosen, second.rejected) == ('["Oslo", "Rome"]', "Oslo")
+
+
+def test_the_arena_s_lists_of_turns_are_turns(load):
+    row = {"prompt": '["Hi", "Why?"]', "response_a": '["Hello", "So."]', "response_b": '["Hello", "No."]'}
+    [one] = load({**row, "winner": "model_b"}).comparisons
+    assert [message.content for message in one.prompt] == ["Hi", "Hello", "Why?"]
+    assert (one.chosen, one.rejected) == ("No.", "So.")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"from": "USD", "to": "EUR", "value": "92"}',
+        '{"role": "user", "content": "Hello"}',
+        '{"role": "x", "content": 1}',
+    ],
+)
+def test_an_answer_in_json_is_no_message(load, answer: str) -> None:
+    [one] = load({"prompt": "As JSON, please.", "completion": answer}).demonstrations
+    assert one.response == answer
+    [pair] = load({"prompt": "As JSON, please.", "chosen": answer, "rejected": "no"}).comparisons
+    assert pair.chosen == answer
+
+
+def test_a_prompt_that_is_the_first_turn_of_the_conversations(load):
+    shared = [("user", "q1?"), ("assistant", "a1"), ("user", "q2?")]
+    talks = [
+        [{"role": role, "content": content} for role, content in (*shared, ("assistant", last))]
+        for last in ("good", "bad")
+    ]
+    [one] = load({"prompt": "q1?", "chosen": talks[0], "rejected": talks[1]}).comparisons
+    assert [message.content for message in one.prompt] == ["q1?", "a1", "q2?"]
+    assert (one.chosen, one.rejected) == ("good", "bad")
+
+
+def test_pairs_whose_prompt_ends_before_the_cue(load):
+    """yitingxie/rlhf-reward-datasets, which DeepSpeed-Chat reads: the marks are in the cells."""
+    rows = [
+        {
+            "prompt": "Human: How do I boil an egg? ",
+            "chosen": "Assistant: Ten minutes.",
+            "rejected": "Assistant: No idea.",
+        },
+        {
+            "prompt": "\n\nHuman: Hi Assistant: Hello Human: Eggs? ",
+            "chosen": "Assistant: Yes.",
+            "rejected": "Assistant: No.",
+        },
+    ]
+    first, second = load(*rows).comparisons
+    assert first.prompt == (Message("user", "How do I boil an egg?"),)
+    assert (first.chosen, first.rejected) == ("Ten minutes.", "No idea.")
+    assert [message.content for message in second.prompt] == ["Hi", "Hello", "Eggs?"]
+
+
+def test_the_column_of_the_verdict_is_no_scale(load):
+    rows = [{"prompt": "Hi", "output_1": "a", "output_2": "b", "label": value} for value in (1, 2)]
+    feedback = load(*rows)
+    assert [one.chosen for one in feedback.comparisons] == ["a", "b"]
+    assert not any("scale" in remark for file in feedback.counts.files for remark in file.remarks)
 
 
 def test_helpsteer2_preference(load):

@@ -150,6 +150,24 @@ def test_argillas_own_dataset_of_preferences() -> None:
         transfer.read_argilla([{"text": "x"}], "file")
 
 
+@pytest.mark.parametrize(
+    ("value", "critiques"),
+    [("Too long.", ("Too long.",)), ('["Too long.", "Cold."]', ("Too long.", "Cold.")), ("123", ("123",)), (" ", ())],
+)
+def test_argilla_gives_critiques_that_a_person_typed(value: str, critiques: tuple[str, ...]) -> None:
+    record = {
+        "fields": {"prompt": "q", "response_0": "a", "response_1": "b"},
+        "responses": {
+            "verdict": [{"value": "first", "user_id": "u"}],
+            "critiques_0": [{"value": value, "user_id": "u"}],
+        },
+        "metadata": None,
+    }
+    _, given = transfer.read_argilla([record], "file")
+    [answer] = given.values()
+    assert (answer.about[0].critiques if answer.about else ()) == critiques
+
+
 def test_merging_keeps_people_times_and_undone_answers(store: Store, tmp_path: Path) -> None:
     last = store.state().last("ben")
     assert last is not None

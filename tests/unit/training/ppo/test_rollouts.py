@@ -89,3 +89,20 @@ def test_spreading_is_undone_by_the_mask_and_passes_gradients() -> None:
     assert wide.tolist() == [[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]
     (wide * torch.tensor([[1.0, 10.0, 5.0], [100.0, 5.0, 5.0]])).sum().backward()
     assert flat.grad is not None and flat.grad.tolist() == [1.0, 10.0, 100.0]
+
+
+def test_all_processes_compare_their_number_of_passes_for_every_mini_batch() -> None:
+    """One process may have the same episodes again, or all of them, when another one has not: no call may be saved."""
+    calls: list[int] = []
+
+    def count(number: int) -> int:
+        calls.append(number)
+        return number
+
+    grouping = Grouping(tiny_agent(), rollouts().lines, 10_000, count)
+    grouping()
+    grouping()
+    assert len(calls) == 1  # all episodes: every process has them at the same time
+    for episodes in ([1, 4], [4, 1], [], [], range(6), range(6)):
+        grouping(episodes)
+    assert len(calls) == 7
