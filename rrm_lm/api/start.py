@@ -23,9 +23,12 @@ from rrm_lm.text.batching import collate, context_length, share
 logger = logging.getLogger(__name__)
 
 
-def refuse_inside(output_dir: str | Path | None, models: Iterable[str | None], data: Iterable[Any] = ()) -> None:
+def refuse_inside(
+    output_dir: str | Path | None, models: Iterable[str | None], data: Iterable[Any] = (), in_place: bool = True
+) -> None:
     """Refuse models, backbones of adapters, and data in the output folder: a run deletes or replaces what is there, and
-    its results would refer to files that are gone. Raises ConfigError.
+    its results would refer to files that are gone. `in_place`: the output folder may itself be the adapter to train on,
+    which is in memory when it is replaced. Raises ConfigError.
     """
     folder = Path(str(output_dir)).expanduser().resolve()
     used = {str(one): Path(one).expanduser() for one in (*models, *data) if isinstance(one, str | Path)}
@@ -34,6 +37,8 @@ def refuse_inside(output_dir: str | Path | None, models: Iterable[str | None], d
             base = str(read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path"))
             used[f"{base}, the backbone of {name}"] = Path(base)
     for name, path in used.items():
+        if in_place and path.resolve() == folder and (path / ADAPTER_CONFIG).is_file():
+            continue
         if path.exists() and folder in (path.resolve(), *path.resolve().parents):
             what = "The run would replace what it reads, because it is in the output folder"
             raise ConfigError(what, where=name, remedy="choose another --output_dir")

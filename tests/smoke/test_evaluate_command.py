@@ -162,12 +162,17 @@ def test_a_language_model_as_a_judge(trained: TrainedReward, tmp_path: Path, cap
     assert f"{trained.model}: a causal language model, used as a judge" in result.err
     model: Any = AutoModelForCausalLM.from_pretrained(str(trained.model)).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(str(trained.model))
+
+    def first(spelling: str) -> int:  # a space of its own begins both answers, and says nothing
+        ids = tokenizer(spelling).input_ids
+        return ids[1] if tokenizer.decode(ids[:1]) == " " else ids[0]
+
     firsts = {
-        word: sorted(
-            {tokenizer(s).input_ids[0] for s in (word, f" {word}", word.lower(), f" {word.lower()}", word.upper())}
-        )
+        word: sorted({first(s) for s in (word, f" {word}", word.lower(), f" {word.lower()}", word.upper())})
         for word in ("Yes", "No")
     }
+    assert tokenizer(" Yes").input_ids[0] == tokenizer(" No").input_ids[0]
+    assert not set(firsts["Yes"]) & set(firsts["No"])
     row = read_rows(trained.heldout)[0]
     for side, found in zip(("chosen", "rejected"), rewards_of(tmp_path / "out")[0], strict=True):
         question = (

@@ -38,7 +38,7 @@ def check_start(folder: Path, model: ModelArguments, rewards: RewardArguments, c
     ModelError if there is no such model.
     """
     models = [model.model_name_or_path, *rewards.reward_model, rewards.value_model]
-    refuse_inside(folder, models)
+    refuse_inside(folder, models, in_place=False)
     for name in filter(None, models):
         resolve(name)
     if rewards.value_model is not None and config.value_function != "model":
