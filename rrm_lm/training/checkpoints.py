@@ -134,8 +134,8 @@ def prune(output_dir: str | os.PathLike[str], save_total_limit: int | None, *, k
     kept = [Path(path).absolute() for path in keep]
     last = _step(kept[0]) if kept else None
     if save_total_limit is None or save_total_limit <= 0:
-        for path in _checkpoints(Path(output_dir)) if last is not None else ():
-            if _step(path) > last and path.absolute() not in kept:
+        for path in _checkpoints(Path(output_dir)):
+            if last is not None and _step(path) > last and path.absolute() not in kept:
                 _abandon(path)
         return
     checkpoints = sorted(

@@ -27,7 +27,7 @@ def dataset_dict() -> DatasetDict:
         prompts = [f"{name} {number}" for number in range(count)]
         return Dataset.from_dict({"prompt": prompts, "chosen": ["a"] * count, "rejected": ["b"] * count})
 
-    return DatasetDict(train=rows("train", 5), test=rows("test", 2))
+    return DatasetDict({"train": rows("train", 5), "test": rows("test", 2)})
 
 
 def test_the_split_of_a_dataset_dict() -> None:

@@ -53,7 +53,7 @@ def test_predictions_are_in_the_order_of_the_rows(tiny: Path, tmp_path: Path) ->
     each = [model.score(row["prompt"], [row["chosen"], row["rejected"]]) for row in data]
     assert found.predictions == pytest.approx(np.array(each), abs=1e-5)
     assert found.metrics is not None and found.label_ids is not None
-    assert {"test_accuracy", "test_loss", "test_margin"} <= found.metrics.keys() and not found.label_ids.any()
+    assert {"test_accuracy", "test_loss", "test_margin"} <= found.metrics.keys() and not np.any(found.label_ids)
     assert found.metrics["test_accuracy"] == made.evaluate(data)["eval_accuracy"]
     with pytest.raises(DataError, match="no pairs"):
         made.predict({"a": data})
