@@ -108,6 +108,20 @@ def notes() -> Iterator[str]:
     yield f"in gold {plain(pilot['ppo_minus_sft']['gold'], 3, sign='+')}"
 
 
+def sft_pilot() -> Iterator[str]:
+    found = result("notes_sft_pilot")
+    passes = found["right_at_temperature_0"]
+    yield f"One pass is right on {percent(passes['sft_450_one_pass']['right'])}"
+    yield f"three passes on {percent(passes['sft_450_three_passes']['right'])}"
+    yield f"on {100 * passes['sft_450_three_passes']['hard']['value']:.0f}% of hard questions"
+    runs = found["ppo_from_three_passes"]
+    fast, slow = runs["learning_rate_3e-4"], runs["learning_rate_1e-4"]
+    yield f"from {100 * fast[0]['right']:.1f}% to {100 * fast[-1]['right']:.1f}% in {fast[-1]['update']} updates"
+    yield f"to {100 * slow[-1]['right']:.1f}% in {slow[-1]['update']}"
+    of_values = found["reward_model_from_one_pass"]["by_source"]["notes, answer pairs"]
+    yield f"on {percent(of_values)} of answer pairs after 70 steps"
+
+
 def aligned() -> Iterator[str]:
     found = result("aligned")
     yield f"{percent(found['reward_accuracy'])} of {found['reward_accuracy']['n']} comparisons"
@@ -417,6 +431,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, clauses),
     (BENCH, words),
     (BENCH, notes),
+    (BENCH, sft_pilot),
     (BENCH, aligned),
     (BENCH, served),
     (BENCH, clients),
