@@ -120,6 +120,8 @@ def sft_pilot() -> Iterator[str]:
     yield f"to {100 * slow[-1]['right']:.1f}% in {slow[-1]['update']}"
     of_values = found["reward_model_from_one_pass"]["by_source"]["notes, answer pairs"]
     yield f"on {percent(of_values)} of answer pairs after 70 steps"
+    first, last = found["ppo_from_one_pass"][0], found["ppo_from_one_pass"][-1]
+    yield f"from {100 * first['right']:.1f}% to {100 * last['right']:.1f}% in {last['update']} updates"
 
 
 def aligned() -> Iterator[str]:
