@@ -19,6 +19,7 @@ from rrm_lm.feedback.reading.formats.structure import (
     SPEAKERS,
     dialect_of,
     has_turns_inside,
+    is_plain_object,
     looks_like_messages,
     parse_literal,
     split_turns,
@@ -87,7 +88,7 @@ class Row:
         value = self.require(name)
         if not isinstance(value, str):
             self.fail(name, f"is {_a(value)}, not text", "text")
-        if looks_like_messages(value) and not isinstance(parse_literal(value), dict):  # any object may be an answer
+        if looks_like_messages(value) and not is_plain_object(value):
             self.fail(name, "holds a message list as text that cannot be parsed", "a JSON list of messages, or text")
         return self._encodable(name, value)
 

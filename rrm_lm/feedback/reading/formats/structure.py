@@ -179,6 +179,13 @@ def looks_like_messages(text: str) -> bool:
     return bool(_MESSAGE_KEY.match(text) and _CONTENT_KEY.search(text))
 
 
+def is_plain_object(text: str) -> bool:
+    """Whether a text is a JSON or Python object without a list of messages in it, which may be an answer."""
+    parsed = parse_literal(text)
+    lists = [part for part in parsed.values() if isinstance(part, list)] if isinstance(parsed, dict) else []
+    return isinstance(parsed, dict) and not any(part and all(map(is_message, part)) for part in lists)
+
+
 def parse_texts(value: Any) -> list[str] | None:
     """The texts of a list, or of a list written as text; None for anything else."""
     parsed = parse_literal(value) if isinstance(value, str) else value
