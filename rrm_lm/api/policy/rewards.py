@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rrm_lm.errors import DataError, ModelError
@@ -162,7 +163,8 @@ def scorer_loader(loading: dict[str, Any], *, micro_batch_tokens: int, seed: int
     options = {key: loading[key] for key in ("dtype", "attn_implementation", "trust_remote_code")}
 
     def load(name: str, **more: Any) -> ResponseScorer:
-        own = chat_template is None or has_template(name, bool(loading["trust_remote_code"]))
+        is_file = Path(name).is_file()  # of criteria, which read text
+        own = chat_template is None or is_file or has_template(name, bool(loading["trust_remote_code"]))
         texts = {"chat_template": None if own else chat_template}
         return load_scorer(name, micro_batch_tokens=micro_batch_tokens, seed=seed, **texts, **options, **more)
 

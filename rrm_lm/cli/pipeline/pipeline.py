@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from rrm_lm.cli.commands import COMMANDS
-from rrm_lm.cli.pipeline.stages import Stage, section
+from rrm_lm.cli.pipeline.stages import Stage, scalars, section
 from rrm_lm.cli.pipeline.views import stage_view
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.reports.formats import duration
@@ -150,13 +150,15 @@ def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]
         before = folders.get("policy")
         if number > 1:
             add("collect", number, overrides={"policy": str(before), "round": number})
+        if number == 1 and "sft" in nodes and _starts_from(nodes, "$sft"):
+            add("sft")
         if "reward_first" in nodes and number == 1:
             add("reward_first")
         if "reward" in nodes:
             first = {"model_name_or_path": str(folders["reward_first"])} if "reward_first" in folders else {}
             collected = [str(stage.folder / FEEDBACK) for stage in reversed(stages) if stage.command == "collect"]
             add("reward", number, defaults=first, additions={"dataset_name": collected})
-        if "sft" in nodes and number == 1:
+        if "sft" in nodes and "sft" not in folders:
             add("sft")
         if "policy" in nodes:
             reward = {"reward_model": [str(folders["reward"])]} if "reward" in folders else {}
@@ -169,6 +171,12 @@ def plan(args: PipelineArguments, file: Path, flags: Mapping[str, Sequence[str]]
     return stages
 
 
+def _starts_from(nodes: Mapping[str, yaml.MappingNode], stage: str) -> bool:
+    """Whether a reward model refers to this stage, which then comes before it."""
+    rewards = [nodes[name] for name in ("reward_first", "reward") if name in nodes]
+    return any(scalar.value == stage for node in rewards for scalar in scalars(node))
+
+
 def _sections(file: Path) -> dict[str, yaml.MappingNode]:
     root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)  # checked when the settings were read
@@ -179,8 +187,8 @@ EXAMPLES = """\
 rrm-lm run --config configs/demo.yaml
 rrm-lm run --config configs/demo.yaml --policy.total_episodes 512
 rrm-lm run --config configs/demo.yaml --rounds 2   (new feedback, then again)
-A section of the file holds the settings of the command with that name; the
-value `$reward` is the folder of that stage. Run again, the command skips
+A section holds the settings of the command with that name; `$reward` is the
+folder of that stage, and `reward` may start from `$sft`. Run again, it skips
 finished stages with the same settings and files, and resumes a stopped one.
 """
 

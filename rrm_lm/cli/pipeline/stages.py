@@ -70,7 +70,7 @@ class Stage:
         settings = yaml.compose(self.settings, Loader=yaml.SafeLoader)
         assert settings is not None
         flags = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in self.flags]
-        for value in [*(scalar.value for scalar in _scalars(settings)), *flags]:
+        for value in [*(scalar.value for scalar in scalars(settings)), *flags]:
             path = value.rpartition(":")[0] if ".py:" in value else value
             if path in ("", "~") or len(path) >= 1000:  # ~ is null in YAML
                 continue
@@ -139,7 +139,7 @@ def section(
     settings that are lists. Raises ConfigError: a value refers to a stage that does not come earlier.
     """
     node = copy.deepcopy(node)
-    for scalar in _scalars(node):
+    for scalar in scalars(node):
         if scalar.value.startswith("$"):
             if scalar.value[1:] not in folders:
                 expected = ", ".join(f"${known}" for known in folders) or "no such value in the first stage"
@@ -172,12 +172,13 @@ def _items(node: yaml.Node | None) -> list[yaml.Node]:
     return list(node.value) if isinstance(node, yaml.SequenceNode) else [node]
 
 
-def _scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
+def scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
+    """All scalars in a node."""
     if isinstance(node, yaml.ScalarNode):
         return [node]
     if isinstance(node, yaml.SequenceNode):
-        return [scalar for item in node.value for scalar in _scalars(item)]
-    return [scalar for _, value in node.value for scalar in _scalars(value)]
+        return [scalar for item in node.value for scalar in scalars(item)]
+    return [scalar for _, value in node.value for scalar in scalars(value)]
 
 
 def _contents(path: Path) -> Any:

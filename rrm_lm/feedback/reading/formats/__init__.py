@@ -140,8 +140,7 @@ def _parsed(name: str, value: Any) -> Any:
     """A parsed cell. A response that is a message of another role as JSON is text."""
     parsed = structure.parse_cell(value)
     if isinstance(value, str) and parsed is not value and name in RESPONSE_COLUMNS:
-        last = parsed[-1].get("role", parsed[-1].get("from"))
-        return parsed if structure.ROLE_NAMES.get(last) == "assistant" else value
+        return parsed if structure.ROLE_NAMES.get(structure.role_of(parsed[-1])) == "assistant" else value
     return parsed
 
 

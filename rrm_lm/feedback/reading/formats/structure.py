@@ -161,10 +161,15 @@ def parse_cell(value: Any) -> Any:
     if isinstance(value, str) and looks_like_messages(value):
         parsed = parse_literal(value)
         if isinstance(parsed, dict):  # a single message, or any other object
-            parsed = [parsed] if {parsed.get("role"), parsed.get("from")} & ROLE_NAMES.keys() else None
+            parsed = [parsed] if role_of(parsed) in ROLE_NAMES else None
         if isinstance(parsed, list) and parsed and all(map(is_message, parsed)):
             return parsed
     return value
+
+
+def role_of(message: dict[str, Any]) -> str:
+    """The role of a message, however the column is called; "" without one."""
+    return next((message[name] for name in ("role", "from") if isinstance(message.get(name), str)), "")
 
 
 def is_message(value: Any) -> bool:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 
 from rrm_lm.api.policy.lines import line_of
 from rrm_lm.api.policy.monitor import Optimised
-from rrm_lm.api.policy.rewards import short_names
+from rrm_lm.api.policy.rewards import scorer_loader, short_names
 from rrm_lm.evaluation.policies.samples import Drawn, rewards_of_drawn
 from rrm_lm.evaluation.reports.history import Update
+from rrm_lm.models.saving.adapters import has_template
+from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.training.reward_sources import PythonReward, RewardSum
 from tests.tiny import prompt_of, tiny_chat
 
@@ -57,3 +63,26 @@ def test_the_optimised_reward_is_that_of_training() -> None:
     assert seen == ["the moon", "the moon"]
     free = Optimised(rewards, chat.tokenizer, [chat.end_id], penalty=None)
     assert rewards_of_drawn(free, [prompt, prompt], [drawn[:1], drawn[1:]]) == [[4.0], [4.0]]
+
+
+def test_a_chat_template_is_for_rewards_without_one(tiny: Path, tmp_path: Path) -> None:
+    """A classifier of another program reads its own format, whatever the policy's is."""
+    given = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    load = scorer_loader(
+        {"dtype": "float32", "attn_implementation": None, "trust_remote_code": False},
+        micro_batch_tokens=512,
+        seed=0,
+        chat_template=given,
+    )
+    own = load(str(tiny)).chat.tokenizer.chat_template
+    assert own != given and own == load_tokenizer(str(tiny)).chat_template
+    bare = shutil.copytree(tiny, tmp_path / "bare")
+    for file in (bare / "chat_template.jinja", bare / "tokenizer_config.json"):
+        if file.suffix == ".jinja":
+            file.unlink(missing_ok=True)
+        else:
+            config = json.loads(file.read_text())
+            config.pop("chat_template", None)
+            file.write_text(json.dumps(config))
+    assert not has_template(str(bare)) and has_template(str(tiny))
+    assert load(str(bare)).chat.tokenizer.chat_template == given

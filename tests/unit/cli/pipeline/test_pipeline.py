@@ -63,6 +63,26 @@ def test_the_reward_model_continues_the_one_that_learned_from_the_clearest_compa
     assert settings(policy)["reward_model"] == ["out/reward"]
 
 
+def test_a_reward_model_that_starts_from_the_imitating_policy_comes_after_it(tmp_path: Path) -> None:
+    text = FILE.replace("reward:\n", "reward:\n  model_name_or_path: $sft\n", 1)
+    stages = planned(tmp_path, rounds=2, text=text)
+    assert [stage.name for stage in stages] == [
+        "sft",
+        "reward",
+        "policy",
+        "collect-2",
+        "reward-2",
+        "policy-2",
+        "compare",
+    ]
+    assert settings(stages[1])["model_name_or_path"] == settings(stages[2])["model_name_or_path"] == "out/sft"
+    first = text.replace(
+        "reward:\n  model_name_or_path: $sft\n", "reward_first:\n  model_name_or_path: $sft\nreward:\n", 1
+    )
+    names = [stage.name for stage in planned(tmp_path, text=first)]
+    assert names == ["sft", "reward_first", "reward", "policy", "compare"]
+
+
 def test_values_reach_the_commands_as_they_were_written(tmp_path: Path) -> None:
     """YAML alone would make a text of 1e-4 and false of no."""
     reward = planned(tmp_path)[0]

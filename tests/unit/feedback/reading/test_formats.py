@@ -172,6 +172,7 @@ def test_the_arena_s_lists_of_turns_are_turns(load):
         '{"from": "USD", "to": "EUR", "value": "92"}',
         '{"role": "user", "content": "Hello"}',
         '{"role": "x", "content": 1}',
+        '{"role": ["a"], "from": {}}',
     ],
 )
 def test_an_answer_in_json_is_no_message(load, answer: str) -> None:
