@@ -11,6 +11,7 @@ from rrm_lm.api.policy.config import PolicyConfig
 from rrm_lm.api.policy.prompts import read_prompts
 from rrm_lm.api.policy.trainer import Given, PolicySettingsGroup, PolicyTraining
 from rrm_lm.api.policy.trainers import check_start
+from rrm_lm.api.start import refuse_inside
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.runs.gold import load_gold
 from rrm_lm.settings.data import PromptArguments
@@ -28,6 +29,7 @@ def train_policy(
 ) -> None:
     """Lock the output folder, and change it only after all inputs are valid: train, monitor, save, reload, report."""
     monitor.require_gold()
+    refuse_inside(config.output_dir, [], [*data.prompts, *data.eval_prompts])
     check_start(Path(str(config.output_dir)), model, rewards, config)
     # A copy: the trainer writes derived values into its settings.
     settings = (data, rewards, model, copy.copy(config), monitor, more)

@@ -17,6 +17,7 @@ from rrm_lm.errors import ModelError
 from rrm_lm.evaluation.preferences.score_cache import CachedScorer
 from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, JudgeScorer, RewardScorer, load_scorer
 from rrm_lm.evaluation.preferences.scoring import group_by_prompt, merge_shards, score_responses, score_shard
+from rrm_lm.feedback.criteria.records import Criterion, write_criteria
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.reward_files import load_reward_model
@@ -404,6 +405,15 @@ def test_baselines(kind: str, trained: TrainedReward, tmp_path: Path, capsys: An
         "other comparisons"
         in read(tmp_path / "out" / "results.json")["sets"]["heldout"]["baselines"]["probe"]["fitted"]
     )
+
+
+def test_baselines_of_criteria_have_no_probe(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
+    criterion = Criterion("is short", "short", "words", "less", weight=0.7, mean=-4.0, scale=3.0)
+    write_criteria(tmp_path / "criteria.yaml", [criterion])
+    result = evaluate(capsys, tmp_path / "criteria.yaml", trained.heldout, tmp_path / "out", "--baselines", "true")
+    assert result.code == 0, result.err
+    found = read(tmp_path / "out" / "results.json")["sets"]["heldout"]["baselines"]
+    assert list(found) == ["longer", "shorter", "style", "words"]
 
 
 GOLD = """

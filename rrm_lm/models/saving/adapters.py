@@ -230,7 +230,7 @@ def load_backbone(
 
 
 def has_template(name: str, trust_remote_code: bool = False) -> bool:
-    """Whether the tokenizer of a model or an adapter has a chat template. Raises ModelError: there is none."""
+    """Whether the tokenizer of a model or an adapter has a chat template. Raises ModelError for an unknown model."""
     folder = fetch_adapter(resolve(name))
     if folder is not None and not (folder / "tokenizer_config.json").is_file():
         name = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))

@@ -57,10 +57,6 @@ class RewardDataset(list[RewardExample]):
     column_names = COLUMNS
 
 
-def _pair_counts(examples: Sequence[RewardExample], order: Sequence[int]) -> list[int]:
-    return [len(examples[index].pairs) for index in order]
-
-
 def _held_out(examples: Sequence[RewardExample] | Mapping[str, Sequence[RewardExample]] | None) -> Any:
     if isinstance(examples, Mapping):
         return {name: RewardDataset(part) for name, part in examples.items()}
@@ -296,11 +292,8 @@ class RewardTrainer(ResumableTrainer, Trainer):
                 rewards.append(pair_rewards(output.rewards, members))
         # Groups are sorted by length; predictions have the order of the examples.
         order = [index for group in groups for index in group]
-        place = {
-            index: part
-            for index, part in zip(order, torch.cat(rewards).split(_pair_counts(paired, order)), strict=True)
-        }
-        loss, pairs = torch.cat(losses).float(), torch.cat([place[index] for index in range(len(paired))])
+        parts = torch.cat(rewards).split([len(paired[index].pairs) for index in order])
+        loss, pairs = torch.cat(losses).float(), torch.cat([parts[place] for place in np.argsort(order)])
         margin = pairs[:, 0] - pairs[:, 1]
         metrics = {
             f"{prefix}_loss": float(loss.mean()),

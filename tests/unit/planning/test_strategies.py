@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from rrm_lm.planning.footprint import Footprint
-from rrm_lm.planning.strategies import STRATEGIES, Memory, Passes, Trained, gathered_model, static_memory, traffic
+from rrm_lm.planning.strategies import (
+    _BUCKET,
+    STRATEGIES,
+    Memory,
+    Passes,
+    Trained,
+    gathered_model,
+    static_memory,
+    traffic,
+)
 
 # Weights of 1000 bytes in half precision: four blocks of 200 and the rest.
 SIZES = Footprint(
@@ -96,3 +105,8 @@ def test_a_whole_model_for_rollouts_is_received_once_and_held() -> None:
     assert gathered_model("zero3", SIZES) == 1000
     # The rest of the model and two blocks are gathered anyway.
     assert gathered_model("fsdp2", SIZES) == 1000 - 200 - 2 * 200
+
+
+def test_zero2_reduces_gradients_of_adapters_in_float32() -> None:
+    """DeepSpeed's bucket has the dtype of the trained parameters, whatever that of the backbone is."""
+    assert static_memory("zero2", 4, SIZES, TRAINED).gathered == 4 * _BUCKET

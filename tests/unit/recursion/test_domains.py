@@ -148,3 +148,5 @@ def test_pointing_at_flaws() -> None:
     assert alone.compare(asked, notes).preferred == 0
     assert alone.compare(asked, notes[1:]).preferred == 1  # a flaw that is not there is worse than none
     assert len(judge.judged) == 2
+    # That there is no flaw was not checked, so nothing is said of it.
+    assert [judge.explain(asked, note, ()) for note in notes] == ["That is so.", "That is not so.", ""]

@@ -148,13 +148,15 @@ def _lists_are_text(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether chosen and rejected are lists of responses that were written as text, and not answers in JSON: the lists
     differ in length, or the file has columns of a benchmark.
     """
-    if not rows or not all(isinstance(row.get(name), str) for row in rows for name in PAIR_OF_LISTS):
-        return False
-    lists = [[structure.parse_texts(row[name]) for name in PAIR_OF_LISTS] for row in rows]
-    if any(part is None for pair in lists for part in pair):
+
+    def sizes(row: Mapping[str, Any]) -> list[int]:
+        texts = (row.get(name) for name in PAIR_OF_LISTS)
+        return [len(structure.parse_texts(text) or ()) if isinstance(text, str) else 0 for text in texts]
+
+    if not rows or not all(all(sizes(row)) for row in rows):  # ends at the first row of most files
         return False
     of_benchmark = not {"num_correct", "domain", "total_completions"}.isdisjoint(rows[0])
-    return of_benchmark or any(len(chosen or ()) != len(rejected or ()) for chosen, rejected in lists)
+    return of_benchmark or any(len(set(sizes(row))) > 1 for row in rows)
 
 
 def _as_pair(row: dict[str, Any], single: str) -> dict[str, Any]:

@@ -11,10 +11,14 @@ import pytest
 from transformers import Trainer
 
 import rrm_lm
+from rrm_lm.api.policy.config import PolicyConfig
 from rrm_lm.api.reward.model import load_start
 from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.models.pretrained import load_causal_lm
+from rrm_lm.runs.policy import train_policy
+from rrm_lm.settings.data import PromptArguments
 from rrm_lm.settings.models import ModelArguments
+from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, RewardArguments
 from tests.smoke.commands import write_rows
 from tests.tiny import some_comparisons
 
@@ -86,7 +90,6 @@ def test_an_upload_has_the_card_and_the_results(tiny: Path, tmp_path: Path, monk
     made.hub_model_id = "nobody/nothing"  # which init_hf_repo sets
     made.train()
     assert len(seen) == 1 and seen[0] >= {"README.md", "results.json", "adapter_model.safetensors", "report.html"}
-    assert "License" not in seen[0]
 
 
 def test_named_sets_and_one_set_are_the_same_split(tiny: Path, tmp_path: Path) -> None:
@@ -124,3 +127,13 @@ def test_a_loaded_model_is_loaded_again_as_it_was(tiny: Path) -> None:
     start = load_start(model, ModelArguments(trust_remote_code=True))
     assert start.loading is not None
     assert start.loading["trust_remote_code"] and start.loading["quantization_config"] == {"quant_method": "nothing"}
+
+
+def test_a_policy_run_does_not_replace_its_prompts(tiny: Path, tmp_path: Path) -> None:
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "who?"}])
+    config = PolicyConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    data, model = PromptArguments(prompts=[str(prompts)]), ModelArguments(model_name_or_path=str(tiny))
+    rewards = RewardArguments(reward_function=["rewards.py:f"])
+    with pytest.raises(ConfigError, match="The run would replace what it reads"):
+        train_policy(data, rewards, model, config, MonitorArguments(), PolicyRunArguments())
+    assert prompts.is_file()

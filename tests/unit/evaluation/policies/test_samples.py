@@ -51,6 +51,17 @@ def test_what_is_drawn_is_what_people_read() -> None:
     assert again == drawn != other
 
 
+def test_the_tokens_that_end_a_response_can_be_given() -> None:
+    backbone = policy()
+    ids = CHAT.prompt_ids(PROMPTS[0])
+    [[one]] = draw(backbone, "policy", CHAT, PROMPTS[:1], SAMPLING)
+    first = one.line.ids[len(ids)]
+    [[ended]] = draw(backbone, "policy", CHAT, PROMPTS[:1], SAMPLING, ends=[first])
+    assert ended.line.ids == (*ids, first) and ended.finished and ended.text == ""
+    [[endless]] = draw(backbone, "policy", CHAT, PROMPTS[:1], SAMPLING, ends=[])
+    assert endless.tokens == 6 and not endless.finished
+
+
 def test_both_tokens_that_end_a_response_are_known() -> None:
     assert end_ids(CHAT) == [2]
     tokenizer = tiny_chat().tokenizer

@@ -444,6 +444,16 @@ def test_another_token_that_ends_responses(tmp_path: Path, monkeypatch: pytest.M
     assert logs(made)[0]["rewards/missing_eos_penalty/mean"] == pytest.approx(-0.5)
 
 
+def test_a_response_without_a_reward_is_left_out_whatever_its_penalty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(tmp_path, missing_eos_penalty=1.0)
+    found = torch.tensor([[torch.nan, 0.0], [5.0, -1.0]])
+    monkeypatch.setattr(rloo._TrlRLOOTrainer, "_calculate_rewards", lambda self: found)
+    rewards = made._calculate_rewards()
+    assert rewards[0].isnan().all() and rewards[1].tolist() == [5.0, -1.0]
+
+
 def test_what_callbacks_log_does_not_swallow_the_metrics(tmp_path: Path) -> None:
     class Speak(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
