@@ -102,8 +102,12 @@ class OutputFolder:
         with self._held:
             if not self._begun:
                 return
+            outcome = "finished" if kind is None else f"stopped by {kind.__name__}"
             try:
-                self._record(ended=now(), outcome="finished" if kind is None else f"stopped by {kind.__name__}")
+                self._record(ended=now(), outcome=outcome)
+            except KeyboardInterrupt:  # a launcher sends SIGTERM while a process stops because another has failed
+                self._record(ended=now(), outcome=outcome)
+                raise
             except CheckpointError as fault:
                 if kind is None:
                     raise

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from rrm_lm.errors import CheckpointError
+from rrm_lm.errors import CheckpointError, Interrupted
+from rrm_lm.training import output_folder
 from rrm_lm.training.output_folder import OutputFolder
 
 
@@ -219,3 +220,22 @@ def test_a_process_that_does_not_write_changes_nothing(earlier: Path) -> None:
     with folder:
         folder.begin()
     assert visible(earlier) == {"model.bin", "checkpoint-1", "run.json"}
+
+
+def test_a_signal_while_the_outcome_is_written_does_not_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the launcher stops this process, which is already ending because of another's failure."""
+    folder, write, interrupts = folder_of(tmp_path / "out"), output_folder.write_json, [Interrupted(signal.SIGTERM)]
+
+    def interrupted(path: Path, record: Any) -> None:
+        if record["ended"] and interrupts:
+            raise interrupts.pop()
+        write(path, record)
+
+    monkeypatch.setattr(output_folder, "write_json", interrupted)
+    with pytest.raises(Interrupted), folder:
+        folder.begin()
+        raise RuntimeError("closed by peer")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["outcome"] == "stopped by RuntimeError" and record["ended"] and not interrupts
