@@ -52,7 +52,7 @@ $(DEV_STAMP): $(STAMP)
 fetch: install ## fetch and convert the embedded default model (once)
 	@$(BIN)/rrm-lm fetch $(MODEL) < /dev/null
 
-demo: install fetch ## feedback -> reward model -> policy -> a report that compares them, on data/assistant
+demo: install fetch ## feedback -> reward model -> policy -> a report that compares them, on data/notes
 	@HF_HUB_OFFLINE=1 $(BIN)/rrm-lm run --config configs/demo.yaml --output_dir $(DEMO) < /dev/null
 	@echo
 	@echo "The report: file://$(CURDIR)/$(DEMO)/report.html"

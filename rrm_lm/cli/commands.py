@@ -314,8 +314,9 @@ _ALL = (
         "runs.compare:compare_policies",
         "settings.policies:CompareArguments settings.policies:DrawingArguments",
         examples="""
-            rrm-lm compare outputs/demo/policy --prompts data/assistant/heldout.jsonl.gz \\
-                --gold data/assistant/requests.jsonl                (after `make demo`)
+            rrm-lm compare outputs/demo/policy \\
+                --prompts data/notes/validation_questions.jsonl.gz \\
+                --gold data/notes/validation_questions.jsonl.gz     (after `make demo`)
             rrm-lm compare outputs/sft outputs/ppo --prompts my_prompts.jsonl \\
                 --proxy outputs/reward --reward_model outputs/other
             rrm-lm compare outputs/ppo --prompts my_prompts.jsonl \\

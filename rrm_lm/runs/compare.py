@@ -238,8 +238,8 @@ class CompareRun:
         functions += [(name, lambda name=name: self._scorer(name)) for name in self.args.scorers]
         for measure, make in functions:
             function = make()  # one reward model in memory at a time
-            for of_policy, drawn in zip(rewards, answers, strict=True):
-                of_policy[measure] = rewards_of_drawn(function, prompts, drawn)
+            for of_policy, found in zip(rewards, _rewards_of_all(function, prompts, answers), strict=True):
+                of_policy[measure] = found
             del function
             gc.collect()
             every = (value for of_policy in rewards for row in of_policy[measure] for value in row)
@@ -290,6 +290,15 @@ class CompareRun:
 def _first_answers(answers: Sequence[Answers]) -> list[list[str]]:
     """Each policy's first answer to each prompt: the ones that judges compare."""
     return [[group[0].text for group in drawn] for drawn in answers]
+
+
+def _rewards_of_all(
+    function: RewardFunction, prompts: Sequence[Prompt], answers: Sequence[Answers]
+) -> list[list[list[float]]]:
+    """Rewards by policy, prompt and answer, from one call, so that a reward model computes each prompt once."""
+    of_prompts = [[one for drawn in answers for one in drawn[i]] for i in range(len(prompts))]
+    values = [iter(row) for row in rewards_of_drawn(function, prompts, of_prompts)]
+    return [[[next(row) for _ in group] for group, row in zip(drawn, values, strict=True)] for drawn in answers]
 
 
 def _trivial_name(text: str) -> str:

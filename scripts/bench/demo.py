@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import machine, save
+from common import commit, machine, save
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -27,9 +27,10 @@ def results(folder: Path) -> dict[str, object]:
     (heldout,) = read(folder / "reward" / "results.json")["sets"].values()
     return {
         "command": "rrm-lm run --config configs/demo.yaml",
+        "commit": commit(),
         "machine": machine(),
         "minutes": minutes | {"all": round(sum(minutes.values()), 1)},
-        "reward": {"accuracy": heldout["accuracy"]},
+        "reward": {"accuracy": heldout["accuracy"], "by_source": heldout["by_source"]},
         "compare": read(folder / "compare" / "results.json"),
     }
 

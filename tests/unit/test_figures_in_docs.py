@@ -309,9 +309,9 @@ def policy_speed() -> Iterator[str]:
 
 DEMO_ROWS = (
     "SmolLM2-135M-Instruct",
-    "SFT on chosen answers (300 comparisons)",
-    "then PPO, 8 updates of 16 episodes",
-    'always "Xyzzy blorp frob. Enjoy!"',
+    "SFT on 100 demonstrations",
+    "then PPO, 8 updates of 64 episodes",
+    'always "I hope this helps! Have a lovely day!"',
     'SmolLM2\'s first sentence + "Hope this helps!"',
 )
 
@@ -325,14 +325,21 @@ def demo() -> Iterator[str]:
             f"| {plain(one['parts']['answer']['level'], 3)} | {one['drift']['tokens']['level']['value']:.0f} "
             f"| {100 * one['drift']['finished']['level']['value']:.0f}% |"
         )
-    answers = found["outputs/demo/policy"]["parts_minus"]["outputs/demo/sft"]["answer"]
-    yield f"{plain(answers, 3, sign='+')} in how much of the question it answers"
-    policy = found["outputs/demo/policy"]["minus"]
-    yield f"PPO is {plain(policy['outputs/demo/sft'], 3, sign='+')} above SFT"
-    yield f"{plain(policy[next(name for name in policy if 'Xyzzy' in name)], 3, sign='+')} above the constant reply"
-    yield f"{plain(policy[next(name for name in policy if 'Hope' in name)], 3, sign='+')} against the first sentence"
-    accuracy = result("demo")["reward"]["accuracy"]
-    yield f"{percent(accuracy)} of {accuracy['n']} held-out comparisons"
+    policy = found["outputs/demo/policy"]
+    answers = policy["parts_minus"]["outputs/demo/sft"]["answer"]
+    yield f"PPO is {plain(policy['minus']['outputs/demo/sft'], 3, sign='+')} above SFT in gold reward"
+    yield f"{plain(answers, 3, sign='+')} in right answers"
+    reward = result("demo")["reward"]
+    pairs = reward["by_source"]["notes, answer pairs"]["accuracy"]
+    yield f"{percent(reward['accuracy'])} of {reward['accuracy']['n']} held-out comparisons and {percent(pairs)} of {pairs['n']}"
+
+
+def demo_trials() -> Iterator[str]:
+    trials = result("notes_demo_trials")
+    for one in trials["reward_models"]:
+        yield f"| {one['tokens'] / 1000:.0f} | {percent(one['accuracy'])} | {percent(one['answer_pairs'])} |"
+    for one in trials["policies_at_temperature_0"].values():
+        yield f"| {percent(one['right'])} | {plain(one['gold'], 3)} |"
 
 
 def clients() -> Iterator[str]:
@@ -444,6 +451,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, reward_speed),
     (BENCH, policy_speed),
     (BENCH, demo),
+    (BENCH, demo_trials),
     (BENCH, processes),
     (ROOT / "configs" / "accelerate" / "README.md", large),
     (README, in_short),

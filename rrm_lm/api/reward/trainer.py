@@ -167,7 +167,9 @@ class RewardTrainer(_RewardTrainer):
             held_out = None if eval_dataset is HOLD_OUT else held_out_examples(builder, eval_dataset)
         else:
             feedback = self.train_feedback
-            examples = builder.together(feedback.comparisons, args.comparisons_together)
+            examples = builder.joined(
+                builder.together(feedback.comparisons, args.comparisons_together), args.prompts_together
+            )
             ratings = feedback.ratings if args.rating_weight > 0 else ()
             examples += builder.responses(feedback.critiques, ratings)
             sets = {name: held_out_examples(builder, part) for name, part in self.heldout_feedback.items()}

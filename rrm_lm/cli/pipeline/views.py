@@ -34,7 +34,10 @@ def _reward(folder: Path) -> str:
 
 def _sft(folder: Path) -> str:
     count = read_object(folder / "examples.json").get("learned_responses")
-    return f"imitates {count} responses" if count else "imitates responses"
+    if not count:
+        return "imitates responses"
+    passes = read_object(folder / "trainer_state.json").get("epoch") or 1.0
+    return f"imitates {round(count * passes)} of {count} responses" if passes < 1 else f"imitates {count} responses"
 
 
 def _policy(folder: Path) -> str:

@@ -45,6 +45,11 @@ class RewardConfig(FeedbackArguments, TrainingArguments):
         "Most comparisons of one prompt that are one piece of feedback, so that the prompt and repeated responses are "
         "computed once (arXiv 2203.02155, section 3.5).",
     )
+    prompts_together: int = option(
+        1,
+        "Most prompts with the same beginning, such as questions on one text, that are one piece of feedback, so that "
+        "the beginning is computed once.",
+    )
     share_prefixes: bool = option(True, "Compute shared prefixes once, where that is exact.")
     critique_weight: float = option(0.5, "Weight of learning to write the critiques; 0 ignores them.")
     critique_weight_end: float | None = option(
@@ -86,7 +91,7 @@ class RewardConfig(FeedbackArguments, TrainingArguments):
         check(self, ("train_sampling_strategy", is_known, by_length))
         check_minimum(self, critique_weight=0, critique_weight_end=0, rating_weight=0, center_rewards_coefficient=0)
         check_minimum(self, sft_weight=0)
-        check_minimum(self, critique_samples=1, max_critique_length=1, comparisons_together=1)
+        check_minimum(self, critique_samples=1, max_critique_length=1, comparisons_together=1, prompts_together=1)
         check_above_zero(self, "grade_scale")
         if self.critique_first and self.sft_weight:
             what = "sft_weight would also learn the model's own critiques, which stand between response and reward"

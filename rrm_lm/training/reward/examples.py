@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from rrm_lm.errors import DataError, TemplateError
 from rrm_lm.feedback.counts import Tally
 from rrm_lm.feedback.records import Comparison, Critique, Origin, Prompt, Rating, prompt_id
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.text.batching import Row
+from rrm_lm.text.batching import Row, common_beginning
 from rrm_lm.text.chat import ChatFormat, Encoded, Line
 from rrm_lm.text.template_checks import TemplateChecks
 
@@ -136,6 +137,40 @@ class ExampleBuilder:
         pieces = [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
         return [example for piece in pieces for example in self._compared(piece)]
 
+    def joined(self, examples: Sequence[RewardExample], most: int) -> list[RewardExample]:
+        """Join up to `most` examples whose prompts begin alike, such as questions on one text, which is computed once.
+
+        Prompts begin alike if at least half of the tokens of each are a common prefix. The losses are the same.
+        """
+        if most == 1:
+            return list(examples)
+        groups: list[list[RewardExample]] = []
+        for example in sorted(examples, key=lambda one: one.lines[0].ids):
+            if groups and len(groups[-1]) < most and _begin_alike(groups[-1][0].lines[0], example.lines[0]):
+                groups[-1].append(example)
+            else:
+                groups.append([example])
+        return [self._join(group) for group in groups]
+
+    def _join(self, examples: Sequence[RewardExample]) -> RewardExample:
+        lines = [line for example in examples for line in example.lines]
+        starts = [0, *accumulate(len(example.lines) for example in examples)]
+        numbered = list(zip(starts, examples, strict=False))
+        pairs = [
+            LinePair(start + pair.chosen, start + pair.rejected, pair.grade)
+            for start, example in numbered
+            for pair in example.pairs
+        ]
+        return replace(
+            examples[0],
+            rows=tuple(self.backbone.rows([line.ids for line in lines], [line.blind for line in lines])),
+            lines=tuple(lines),
+            pairs=tuple(pairs),
+            ratings=tuple((start + line, rating) for start, example in numbered for line, rating in example.ratings),
+            origin="; ".join(example.origin for example in examples),
+            offsets=tuple(offset for example in examples for offset in example.offsets),
+        )
+
     def responses(self, critiques: Sequence[Critique], ratings: Sequence[Rating]) -> list[RewardExample]:
         """One example per response that has critiques or a rating but no comparison."""
         found: dict[tuple[Prompt, str], tuple[list[str], list[float], Origin]] = {}
@@ -233,3 +268,8 @@ class ExampleBuilder:
             lines = tuple(replace(line, critique_view=line.reward_at) if line.critique else line for line in lines)
         rows = tuple(self.backbone.rows([line.ids for line in lines], [line.blind for line in lines]))
         return RewardExample(rows, lines, pairs, tuple(ratings), str(origin), offsets, prompt_id)
+
+
+def _begin_alike(one: Line, other: Line) -> bool:
+    common = common_beginning([one.ids[: one.response_start], other.ids[: other.response_start]])
+    return 2 * common >= max(one.response_start, other.response_start)

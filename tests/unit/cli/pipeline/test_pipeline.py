@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from rrm_lm.cli.pipeline.pipeline import config_file, plan, take_stage_flags
 from rrm_lm.cli.pipeline.stages import Stage
+from rrm_lm.cli.pipeline.views import stage_view
 from rrm_lm.errors import CheckpointError, ConfigError
 from rrm_lm.feedback.records import Message
 from rrm_lm.feedback.store.events import Item
@@ -241,3 +243,17 @@ def test_stage_without_outputs_is_not_done(stage: Stage) -> None:
     with pytest.raises(CheckpointError, match="left no weights"):
         stage.finish(1.0)
     assert not stage.is_done()
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"), [(0.222, "imitates 100 of 450 responses"), (3.0, "imitates 450 responses")]
+)
+def test_only_the_responses_that_training_reached_are_called_imitated(
+    passes: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (sft,) = [one for one in planned(tmp_path) if one.name == "sft"]
+    sft.folder.mkdir(parents=True)
+    (sft.folder / "examples.json").write_text('{"learned_responses": 450}')
+    (sft.folder / "trainer_state.json").write_text(json.dumps({"epoch": passes}))
+    assert stage_view(sft, tmp_path / "out").outcome == said

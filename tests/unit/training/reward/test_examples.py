@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -262,6 +264,53 @@ def test_system_messages_and_many_records() -> None:
     prompt = (Message("system", "short"), *records[0].prompt)
     (example,) = builder().comparisons([comparison(prompt)])
     assert TOKENIZER.decode(list(example.lines[0].ids)).startswith("<|im_start|>system\nshort<|im_end|>")
+
+
+QUESTIONS = ["the sea is blue the moon is not who lives in the sea?", "the sea is blue the moon is not yes?"]
+
+
+def test_prompts_that_begin_alike_share_their_beginning() -> None:
+    records = [
+        comparison(QUESTIONS[0], "yes", "no", row=1, chosen_critiques=("clear",), margin=0.5),
+        comparison("who?", "yes", "no", row=2),
+        comparison(QUESTIONS[1], "the moon", "no", row=3, chosen_rating=0.9, rejected_rating=0.2),
+        comparison(QUESTIONS[1], "the moon", "yes", row=4),
+    ]
+    made = builder(pair_ratings=True)
+    alone = made.together(records, 2)
+    joined = made.joined(alone, 2)
+    assert sorted(len(example.pairs) for example in joined) == [1, 3]
+    both = max(joined, key=lambda example: len(example.pairs))
+    assert rows_fit(both) and {origin.rpartition(" ")[2] for origin in both.origin.split("; ")} == {"1", "3"}
+    said = {(response_of(both.lines[p.chosen]), response_of(both.lines[p.rejected]), p.grade) for p in both.pairs}
+    assert said == {("yes", "no", 0.5), ("the moon", "no", None), ("the moon", "yes", None)}
+    assert {(response_of(both.lines[line]), rating) for line, rating in both.ratings} == {("the moon", 0.9), ("no", 0.2)}
+    assert sum(map(len, both.rows)) < 0.7 * sum(len(row) for one in alone if one.pairs for row in one.rows)
+    assert made.joined(alone, 1) == alone
+    assert sorted(len(example.pairs) for example in made.joined(alone, 3)) == [1, 3]  # "who?" begins otherwise
+
+
+def test_joined_prompts_keep_what_their_rewards_are_added_to() -> None:
+    known = {"yes": 1.0, "no": 2.0, "the moon": 3.0}
+    made = replace(builder(), known=lambda prompt, responses: [known[text] for text in responses])
+    (both,) = made.joined(made.comparisons([comparison(q, "yes", "no") for q in QUESTIONS]), 2)
+    assert both.offsets == tuple(known[response_of(line)] for line in both.lines)
+
+
+@pytest.mark.parametrize("backbone", [SHARING, APART])
+def test_rewards_are_the_same_where_prompts_share_their_beginning(backbone: Backbone) -> None:
+    model = tiny_reward_model(sharing=backbone.can_share)
+    made = builder(model.backbone)
+    alone = made.comparisons([comparison(q, "yes", "no", row=n) for n, q in enumerate(QUESTIONS)])
+    (both,) = made.joined(alone, 2)
+
+    def rewards(example: RewardExample) -> dict[tuple[int, ...], float]:
+        with torch.no_grad():
+            found = model(collate(example.rows, 0), example.lines, with_critiques=False).rewards.tolist()
+        return {line.ids: reward for line, reward in zip(example.lines, found, strict=True)}
+
+    apart = {ids: reward for example in alone for ids, reward in rewards(example).items()}
+    assert len(apart) == 4 and rewards(both) == pytest.approx(apart, abs=1e-4)
 
 
 @pytest.mark.parametrize("backbone", [SHARING, APART])
