@@ -159,7 +159,9 @@ def test_every_section_of_a_pipeline_is_one_that_its_command_accepts(
         if path.stem != "asked":  # whose feedback people give
             assert main([*words, "--rounds", "2"]) == 0
     names = [stage.name for stage in planned[1].stages]
-    first = ["sft", "reward"] if path.stem == "demo" else ["reward", "sft"]  # the demo's reward model starts from the policy
+    first = (
+        ["sft", "reward"] if path.stem == "demo" else ["reward", "sft"]
+    )  # the demo's reward model starts from the policy
     assert [name for name in names if name != "reward_first"] == [
         *first, "policy", *["collect-2", "reward-2", "policy-2"] * (path.stem != "asked"), "compare",
     ]  # fmt: skip

@@ -309,7 +309,7 @@ def policy_speed() -> Iterator[str]:
 
 DEMO_ROWS = (
     "SmolLM2-135M-Instruct",
-    "SFT on 100 demonstrations",
+    "SFT on 450 demonstrations",
     "then PPO, 8 updates of 64 episodes",
     'always "I hope this helps! Have a lovely day!"',
     'SmolLM2\'s first sentence + "Hope this helps!"',
@@ -329,17 +329,23 @@ def demo() -> Iterator[str]:
     answers = policy["parts_minus"]["outputs/demo/sft"]["answer"]
     yield f"PPO is {plain(policy['minus']['outputs/demo/sft'], 3, sign='+')} above SFT in gold reward"
     yield f"{plain(answers, 3, sign='+')} in right answers"
-    reward = result("demo")["reward"]
-    pairs = reward["by_source"]["notes, answer pairs"]["accuracy"]
-    yield f"{percent(reward['accuracy'])} of {reward['accuracy']['n']} held-out comparisons and {percent(pairs)} of {pairs['n']}"
+    every = result("demo")["reward"]["accuracy"]
+    pairs = result("demo")["reward"]["by_source"]["notes, answer pairs"]["accuracy"]
+    yield f"{percent(every)} of {every['n']} held-out comparisons and {percent(pairs)} of {pairs['n']}"
 
 
 def demo_trials() -> Iterator[str]:
     trials = result("notes_demo_trials")
+    apart, one_prompt, one_note = (
+        f"{tokens / 1000:.0f} thousand" for tokens in trials["tokens_of_all_comparisons"].values()
+    )
+    yield f"The {trials['comparisons']:,} comparisons are {apart} tokens"
+    yield f"{one_prompt} with `--comparisons_together 3`, and {one_note} if"
     for one in trials["reward_models"]:
         yield f"| {one['tokens'] / 1000:.0f} | {percent(one['accuracy'])} | {percent(one['answer_pairs'])} |"
-    for one in trials["policies_at_temperature_0"].values():
-        yield f"| {percent(one['right'])} | {plain(one['gold'], 3)} |"
+    for one in trials["policies_at_temperature_0"]:
+        before, after = (percent(one[when]["right"]) for when in ("before", "after"))
+        yield f"| {percent(one['reward_model_answer_pairs'])} | {one['settings']} | {before} | {after} |"
 
 
 def clients() -> Iterator[str]:

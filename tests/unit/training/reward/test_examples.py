@@ -284,7 +284,10 @@ def test_prompts_that_begin_alike_share_their_beginning() -> None:
     assert rows_fit(both) and {origin.rpartition(" ")[2] for origin in both.origin.split("; ")} == {"1", "3"}
     said = {(response_of(both.lines[p.chosen]), response_of(both.lines[p.rejected]), p.grade) for p in both.pairs}
     assert said == {("yes", "no", 0.5), ("the moon", "no", None), ("the moon", "yes", None)}
-    assert {(response_of(both.lines[line]), rating) for line, rating in both.ratings} == {("the moon", 0.9), ("no", 0.2)}
+    assert {(response_of(both.lines[line]), rating) for line, rating in both.ratings} == {
+        ("the moon", 0.9),
+        ("no", 0.2),
+    }
     assert sum(map(len, both.rows)) < 0.7 * sum(len(row) for one in alone if one.pairs for row in one.rows)
     assert made.joined(alone, 1) == alone
     assert sorted(len(example.pairs) for example in made.joined(alone, 3)) == [1, 3]  # "who?" begins otherwise
