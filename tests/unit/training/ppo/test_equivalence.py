@@ -27,7 +27,7 @@ from tests.deprecations import trls_arguments
 from tests.tiny import VOCABULARY, lora, tiny_config, tiny_tokenizer
 
 UPDATES, EPISODES, LONGEST, PAD, EOS = 3, 8, 7, 0, 2
-CLOSE = 1e-5  # relative to the largest number of each tensor
+CLOSE = 5e-6  # relative to the largest number of each tensor; the models are in float64, the estimates in float32
 
 
 def prompts() -> list[list[list[int]]]:
@@ -52,11 +52,13 @@ def responses(uneven: bool) -> list[list[list[int]]]:
 
 
 def model(kind: Any, seed: int) -> Any:
-    """With weights of usual size: the wide ones of the other tests magnify rounding to more than is compared here."""
+    """With weights of usual size: the wide ones of the other tests magnify rounding to more than is compared here. In
+    float64, because the rounding of float32 depends on the CPU and adds up over 24 steps.
+    """
     torch.manual_seed(seed)
     config = tiny_config("llama")
     config.num_labels, config.initializer_range = 1, 0.1
-    return kind(config).eval()
+    return kind(config).eval().double()
 
 
 def settings(folder: Path, **more: Any) -> dict[str, Any]:
