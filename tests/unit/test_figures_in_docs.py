@@ -118,6 +118,9 @@ def sft_pilot() -> Iterator[str]:
     fast, slow = runs["learning_rate_3e-4"], runs["learning_rate_1e-4"]
     yield f"from {100 * fast[0]['right']:.1f}% to {100 * fast[-1]['right']:.1f}% in {fast[-1]['update']} updates"
     yield f"to {100 * slow[-1]['right']:.1f}% in {slow[-1]['update']}"
+    new, change = found["ppo_with_new_questions"], found["ppo_with_new_questions"]["right_after_minus_before"]
+    before, after = (f"{100 * new[when]['right']['value']:.1f}%" for when in ("before", "after"))
+    yield f"{before} before and {after} after 10 updates ({points(change).replace(' (', ' points, ')}"
     of_values = found["reward_model_from_one_pass"]["by_source"]["notes, answer pairs"]
     yield f"on {percent(of_values)} of answer pairs after 70 steps"
     first, last = found["ppo_from_one_pass"][0], found["ppo_from_one_pass"][-1]
