@@ -163,7 +163,7 @@ class ExampleBuilder:
         ]
         return replace(
             examples[0],
-            rows=tuple(self.backbone.rows([line.ids for line in lines], [line.blind for line in lines])),
+            rows=self._rows(lines),
             lines=tuple(lines),
             pairs=tuple(pairs),
             ratings=tuple((start + line, rating) for start, example in numbered for line, rating in example.ratings),
@@ -266,8 +266,10 @@ class ExampleBuilder:
         lines = tuple(line for group in encoded.lines for line in group)
         if self.narrow:
             lines = tuple(replace(line, critique_view=line.reward_at) if line.critique else line for line in lines)
-        rows = tuple(self.backbone.rows([line.ids for line in lines], [line.blind for line in lines]))
-        return RewardExample(rows, lines, pairs, tuple(ratings), str(origin), offsets, prompt_id)
+        return RewardExample(self._rows(lines), lines, pairs, tuple(ratings), str(origin), offsets, prompt_id)
+
+    def _rows(self, lines: Sequence[Line]) -> tuple[Row, ...]:
+        return tuple(self.backbone.rows([line.ids for line in lines], [line.blind for line in lines]))
 
 
 def _begin_alike(one: Line, other: Line) -> bool:
