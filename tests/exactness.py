@@ -70,3 +70,7 @@ def relative(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """The largest relative error of any parameter's gradient."""
     assert mine.keys() == theirs.keys() and mine
     return max(float((mine[name] - theirs[name]).norm() / theirs[name].norm()) for name in mine)
+
+
+def largest(tensors: Sequence[Tensor]) -> float:
+    return max(float(tensor.detach().abs().max()) for tensor in tensors)

@@ -104,6 +104,9 @@ def merging_tokenizer() -> Any:
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
+BACKBONE_DTYPE = torch.float32
+
+
 def tiny_config(family: str, layers: int = 2) -> Any:
     """Configuration of a tiny model of one of `FAMILIES`."""
     common: dict[str, Any] = {
@@ -153,12 +156,12 @@ def tiny_model(
     family: str = "llama",
     *,
     attention: str = "sdpa",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     seed: int = 0,
     layers: int = 2,
     config: Any = None,
 ) -> Any:
-    """A tiny causal language model with random weights, in evaluation mode."""
+    """A tiny causal language model with random weights, in evaluation mode and by default in `BACKBONE_DTYPE`."""
     config = config if config is not None else tiny_config(family, layers)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
@@ -171,7 +174,7 @@ def tiny_model(
                 parameter.copy_(0.5 * noise)
             else:
                 parameter.copy_(0.3 * noise)
-    return model.to(dtype).eval()
+    return model.to(dtype or BACKBONE_DTYPE).eval()
 
 
 def lora(family: str = "llama", *, dropout: float = 0.0, rank: int = 4, random: bool = True) -> LoraConfig:

@@ -35,10 +35,11 @@ def tiny_agent(
     seed: int = 0,
     layers: int = 2,
     attention: str = "sdpa",
+    model: Any = None,
 ) -> AgentModel:
     """An agent on a tiny backbone; the same arguments give the same weights."""
     torch.manual_seed(seed + 1)
-    model = tiny_model(family, seed=seed, layers=layers, attention=attention)
+    model = model if model is not None else tiny_model(family, seed=seed, layers=layers, attention=attention)
     backbone = Backbone(model, pad_id=0, sharing=sharing)
     agent = AgentModel.create(backbone, lora(family, random=random, dropout=dropout), value=value)
     if reward:

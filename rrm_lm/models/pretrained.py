@@ -99,7 +99,19 @@ def _load_model(auto_class: Any, name: str, revision: str | None, new_head: bool
                 remedy="use the class that saved the checkpoint (its config.json names it), or load it there without "
                 "these weights and save it again with save_pretrained",
             )
-    return model.eval()
+    return compute_as_stored(model).eval()
+
+
+def compute_as_stored(model: Any) -> Any:
+    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16, and return the model.
+
+    It repacks at a layer's first evaluation. This rounds the scales, so that rewards change, and the packed product has
+    no backward pass, so that later steps of training get wrong gradients (bitsandbytes 0.50).
+    """
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+    return model
 
 
 def model_file(path: str, name: str, revision: str | None = None) -> Path | None:

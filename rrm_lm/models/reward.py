@@ -20,6 +20,7 @@ from rrm_lm.errors import CheckpointError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.models.portable import save_reward_tokenizer, save_tokenizer
+from rrm_lm.models.quantization import quantization_of
 from rrm_lm.models.saving.adapters import ADAPTER_WEIGHTS, load_tensors, put_weights, save_adapter
 from rrm_lm.models.sharding import Root, assign, reshard
 from rrm_lm.storage import write_json
@@ -57,6 +58,7 @@ class RewardSettings:
     ensemble: str = "mean"  # how they are combined (:data:`rrm_lm.models.ensemble.COMBINATIONS`)
     ensemble_k: float = 1.0  # standard deviations to subtract, with mean_minus_std
     chat_date: str | None = None  # the date that the chat template wrote in training, if it writes one
+    quantization: dict[str, Any] | None = None  # of the backbone in training (:func:`quantization_of`)
 
     def __post_init__(self) -> None:
         _ = self.combination  # raises on invalid settings
@@ -76,8 +78,9 @@ class RewardSettings:
         return replace(self, **changed)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields to save. Ensemble fields are saved only for ensembles, and a date only if there is one."""
-        left = ["ensemble"] * (self.ensemble_heads == 1) + ["chat_date"] * (self.chat_date is None)
+        """The fields to save: those of ensembles only for ensembles, a date or quantization only if there is one."""
+        left = [name for name in ("chat_date", "quantization") if getattr(self, name) is None]
+        left += ["ensemble"] * (self.ensemble_heads == 1)
         return {name: value for name, value in asdict(self).items() if not name.startswith(tuple(left))}
 
 
@@ -121,7 +124,8 @@ class RewardModel(Root):
         before = _gather(hidden, [batch.at(number, position - 1) for number, position in places])
         targets = torch.tensor([lines[number].ids[position] for number, position in places], device=hidden.device)
         nll = self._token_nll(before, targets)
-        return RewardOutput(rewards, nll[: len(critiques)], members, nll[len(critiques) :])
+        # Cloned, because a sharded model must not return views.
+        return RewardOutput(rewards, nll[: len(critiques)].clone(), members, nll[len(critiques) :].clone())
 
     def _token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         def nll(states: Tensor, tokens: Tensor) -> Tensor:
@@ -153,7 +157,8 @@ class RewardModel(Root):
             save_tokenizer(tokenizer, folder)
         elif write:
             save_reward_tokenizer(tokenizer, folder)
-            write_json(folder / SETTINGS_FILE, replace(self.settings, chat_date=date_of(tokenizer)).to_dict())
+            trained_on = {"chat_date": date_of(tokenizer), "quantization": quantization_of(self.backbone.causal_lm)}
+            write_json(folder / SETTINGS_FILE, replace(self.settings, **trained_on).to_dict())
 
     def load_adapter_state(self, folder: Path) -> None:
         """Load a saved adapter and head into this model. Raises CheckpointError if they do not fit."""

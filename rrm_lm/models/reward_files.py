@@ -23,7 +23,8 @@ from rrm_lm.feedback.records import Message
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.lora_targets import unsupported
 from rrm_lm.models.portable import Conversation, add_old_names, is_template_of, messages_of, save_reward_tokenizer
-from rrm_lm.models.pretrained import refuse_pickles, resolve
+from rrm_lm.models.pretrained import compute_as_stored, refuse_pickles, resolve
+from rrm_lm.models.quantization import dequantized, quantization_of, quantized_as
 from rrm_lm.models.reward import ADAPTER, SETTINGS_FILE, RewardModel, RewardSettings
 from rrm_lm.models.saving.adapters import load_backbone
 from rrm_lm.models.tokenizers import own_pad_id
@@ -108,6 +109,8 @@ def put_reward(
     template, wrong = folder / "chat_template.jinja", ""
     if base_model is None and not _is_same(settings.base_model, backbone):
         wrong = f"was trained on another backbone, {settings.base_model} and not {backbone.causal_lm.name_or_path}"
+    elif settings.quantization != quantization_of(backbone.causal_lm):
+        wrong = "was trained on this backbone with another quantization"
     elif extra := unsupported(config.to_dict()):
         wrong = f"changes more than LoRA layers ({', '.join(extra)})"
     elif settings.critique_first:
@@ -183,9 +186,14 @@ def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftMode
     to `from_pretrained` of the backbone (dtype, revision, trust_remote_code ...). Raises ModelError if the family has
     no sequence-classification model in transformers.
     """
+    loaded: Any = PeftModel.from_pretrained(_classifier_without_adapter(folder, pad_token_id, **loading), str(folder))
+    return loaded.eval()
+
+
+def _classifier_without_adapter(folder: Path, pad_token_id: int, **loading: Any) -> Any:
     _, settings = recorded(folder)
     base = resolve(settings.base_model)
-    options = {"revision": settings.revision, "dtype": torch.float32, **loading}
+    options = {"revision": settings.revision, "dtype": torch.float32, **quantized_as(settings.quantization), **loading}
     try:
         with _quiet():  # warnings that `score` is new and `lm_head` unused, as intended
             plain = AutoModelForSequenceClassification.from_pretrained(
@@ -201,8 +209,7 @@ def load_classifier(folder: Path, pad_token_id: int, **loading: Any) -> PeftMode
             where=str(base),
             remedy="leave out --merge; rrm-lm score and rrm-lm evaluate read the adapter",
         ) from error
-    loaded: Any = PeftModel.from_pretrained(plain, str(folder))
-    return loaded.eval()
+    return compute_as_stored(plain)
 
 
 def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: Any) -> None:
@@ -217,7 +224,8 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
         what = "A merged checkpoint cannot hold the criteria of the reward model"
         raise ModelError(what, where=str(folder / CRITERIA_FILE), remedy="train without --criteria to merge")
     settings = read_settings(folder)
-    merged: Any = load_classifier(folder, tokenizer.pad_token_id, **loading).merge_and_unload()
+    plain = dequantized(_classifier_without_adapter(folder, tokenizer.pad_token_id, **loading))
+    merged: Any = PeftModel.from_pretrained(plain, str(folder)).eval().merge_and_unload()
     if merged.score.out_features > 1:
         merged.score.weight = nn.Parameter(merged.score.weight.detach().mean(0, keepdim=True), requires_grad=False)
         merged.score.out_features = 1
@@ -228,7 +236,7 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
         add_old_names(staged)
         save_reward_tokenizer(tokenizer, staged)
         if settings is not None:
-            write_json(staged / SETTINGS_FILE, replace(settings, ensemble_heads=1).to_dict())
+            write_json(staged / SETTINGS_FILE, replace(settings, ensemble_heads=1, quantization=None).to_dict())
 
 
 @contextmanager

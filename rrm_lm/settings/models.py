@@ -111,6 +111,8 @@ class ModelArguments(ModelLoading, ModelConfig):
             raise ConfigError("use_peft is false", where="use_peft", expected=expected)
         nothing = "nothing: only LoRA and the scalar head are trained"
         check(self, ("lora_modules_to_save", not self.lora_modules_to_save, nothing))
+        # LLM.int8 also rounds activations, together over a batch: a response's reward depends on the rows beside it.
+        check(self, ("load_in_8bit", not self.load_in_8bit, "false for training; use load_in_4bit"))
 
     def lora(self) -> Any:
         from peft import LoraConfig
@@ -139,20 +141,12 @@ def quantized(settings: ModelConfig) -> dict[str, Any]:
     """
     if not (settings.load_in_4bit or settings.load_in_8bit):
         return {}
-    from importlib.util import find_spec
-
     from trl.trainer.utils import get_quantization_config
 
-    from rrm_lm.models.pretrained import default_dtype, process_state
+    from rrm_lm.models.pretrained import default_dtype
+    from rrm_lm.models.quantization import on_this_device, require_bitsandbytes, storage
 
-    if find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            "Loading in 4 or 8 bit needs the package bitsandbytes, which is not installed",
-            where="load_in_4bit" if settings.load_in_4bit else "load_in_8bit",
-            remedy="pip install 'rrm_lm[quantization]'",
-        )
+    require_bitsandbytes("load_in_4bit" if settings.load_in_4bit else "load_in_8bit")
     dtype = str(default_dtype()).removeprefix("torch.") if settings.dtype in (None, "auto") else settings.dtype
-    return {
-        "quantization_config": get_quantization_config(replace(settings, dtype=dtype)),
-        "device_map": {"": process_state().local_process_index},
-    }
+    settings = replace(settings, dtype=dtype, bnb_4bit_quant_storage=settings.bnb_4bit_quant_storage or storage(dtype))
+    return {"quantization_config": get_quantization_config(settings), "device_map": on_this_device()}

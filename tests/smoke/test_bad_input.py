@@ -314,6 +314,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "no comparisons": (("--max_comparisons", "0"), "max_comparisons is 0", "max_comparisons"),
     "no column": (("--columns", "question"), "`question` names no column", "columns"),
     "unknown column": (("--columns", "questoin=prompt"), "--columns names 'questoin'", "pairs.jsonl"),
+    "eight bits": (("--load_in_8bit", "true"), "load_in_8bit is True", "load_in_8bit"),
     "unfrozen": (("--use_peft", "false"), "use_peft is false", "use_peft"),
     "no package": (("--load_in_4bit", "true"), "needs the package bitsandbytes", "load_in_4bit"),
     "no dtype": (("--dtype", "int3"), "'int3' is not a dtype for weights", "dtype"),

@@ -64,6 +64,7 @@ def test_files_written_by_a_run(tiny: Path, prompts: Path, tmp_path: Path, capsy
         "max_length": 512,
         "revision": None,
         "chat_date": None,
+        "quantization": None,
         "method": "ppo",
     }
     found = read(folder / "train_results.json")

@@ -92,6 +92,7 @@ def test_files_written_by_a_run(tiny: Path, chosen: Path, tmp_path: Path, capsys
         "max_length": 120,
         "revision": None,
         "chat_date": None,
+        "quantization": None,
         "method": "sft",
     }
     examples = read(folder / "examples.json")

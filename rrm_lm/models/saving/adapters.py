@@ -23,6 +23,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.embedded import backbone_name
 from rrm_lm.models.lora_targets import unsupported
 from rrm_lm.models.pretrained import from_pretrained, load_causal_lm, model_file, resolve
+from rrm_lm.models.quantization import quantized_as
 from rrm_lm.models.sharding import assign, gather, reshard
 from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer
 
@@ -203,7 +204,7 @@ def load_backbone(
     backbone is not available.
     """
     if base_model is not None:
-        settings = replace(settings, base_model=base_model, revision=None)
+        settings = replace(settings, base_model=base_model, revision=None, quantization=None)
     if loading.get("revision") is None:
         loading["revision"] = settings.revision
     try:
@@ -224,6 +225,8 @@ def load_backbone(
         **tokenizing,
     )
     headless = is_classifier(base, loading["revision"], bool(loading.get("trust_remote_code")))
+    if loading.get("quantization_config") is None:
+        loading |= quantized_as(settings.quantization)
     model = load_causal_lm(settings.base_model, new_head=headless, **loading)
     check_vocabulary(tokenizer, model)
     return settings, Backbone(model, int(tokenizer.pad_token_id), sharing), tokenizer  # type: ignore[arg-type]

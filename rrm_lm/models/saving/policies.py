@@ -18,6 +18,7 @@ from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.portable import add_old_names, save_tokenizer
 from rrm_lm.models.pretrained import load_causal_lm, refuse_pickles, resolve
+from rrm_lm.models.quantization import dequantized, quantization_of, quantized_as
 from rrm_lm.models.saving.adapters import (
     ADAPTER_CONFIG,
     fetch_adapter,
@@ -51,6 +52,7 @@ class PolicySettings:
     revision: str | None = None  # branch, tag or commit of the backbone on the Hub
     method: str = ""  # sft, ppo ...
     chat_date: str | None = None  # the date that the chat template wrote in training, if it writes one
+    quantization: dict[str, Any] | None = None  # of the backbone in training (:func:`quantization_of`)
 
 
 class Policy(NamedTuple):
@@ -80,7 +82,8 @@ def save_policy(
     save_adapter(backbone, adapter, folder, task="CAUSAL_LM", base_model=base, revision=revision, write=write)
     if write:
         save_tokenizer(without_date(tokenizer), folder)
-        write_json(folder / SETTINGS_FILE, asdict(replace(settings, chat_date=date_of(tokenizer))))
+        trained_on = {"chat_date": date_of(tokenizer), "quantization": quantization_of(backbone.causal_lm)}
+        write_json(folder / SETTINGS_FILE, asdict(replace(settings, **trained_on)))
 
 
 # -- loading --------------------------------------------------------------------------------------------------------
@@ -223,12 +226,13 @@ def merge_policy(
     if Path(base).is_dir():
         refuse_pickles(base)
     options = {"revision": revision, **loading}
+    options |= quantized_as(settings.quantization if settings else None)
     plain = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, dtype=torch.float32, **options)
-    merged: Any = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
+    merged: Any = PeftModel.from_pretrained(dequantized(plain), str(folder)).merge_and_unload()
     align_pad(merged, tokenizer)
     with staged_folder(output, replace=True) as staged:
         merged.to(dtype).save_pretrained(str(staged))
         add_old_names(staged)
         save_tokenizer(without_date(tokenizer), staged)
         if settings is not None:
-            write_json(staged / SETTINGS_FILE, asdict(settings))
+            write_json(staged / SETTINGS_FILE, asdict(replace(settings, quantization=None)))

@@ -45,6 +45,7 @@ from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.decoding.token_probs import chunk
 from rrm_lm.models.ensemble import disagreement
+from rrm_lm.models.quantization import keeping_weights
 from rrm_lm.models.saving.policies import Policy, PolicySettings
 from rrm_lm.models.sharding import reshard, with_full_params
 from rrm_lm.models.tokenizers import align_pad
@@ -128,7 +129,7 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
         functions: list[Any] = [_RewardFunction(source, self._rollouts) for source in rewards.sources]
         if ppo.missing_eos_penalty is not None:
             functions.append(_missing_end_penalty(ppo.missing_eos_penalty, self._rollouts))
-        with _known_as_default(policy.backbone.model, self.adapter):
+        with _known_as_default(policy.backbone.model, self.adapter), keeping_weights(policy.backbone.model):
             super().__init__(
                 model=policy.backbone.model,
                 reward_funcs=functions,

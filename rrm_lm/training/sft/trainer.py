@@ -22,6 +22,7 @@ from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Comparison, Correction, Demonstration, Prompt
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.quantization import keeping_weights
 from rrm_lm.models.saving.policies import Policy, PolicySettings
 from rrm_lm.models.tokenizers import align_pad
 from rrm_lm.text.batching import collate, length_groups, share
@@ -145,17 +146,18 @@ class SFTTrainer(AdapterTrainer, TRLTrainer):
             policy.backbone.compile_layers()
         data = to_dataset(train)
         self._seconds, self._logged_tokens = 0.0, 0.0  # of training steps since the last log; up to it
-        super().__init__(
-            model=policy.backbone.model,
-            args=args,
-            data_collator=_Collator(
-                pad_token_id=policy.backbone.pad_id, pad_to_multiple_of=args.pad_to_multiple_of, dummy=data[0]
-            ),
-            train_dataset=data,
-            eval_dataset=to_dataset(heldout) if heldout else None,
-            processing_class=tokenizer,
-            **kwargs,
-        )
+        with keeping_weights(policy.backbone.model):
+            super().__init__(
+                model=policy.backbone.model,
+                args=args,
+                data_collator=_Collator(
+                    pad_token_id=policy.backbone.pad_id, pad_to_multiple_of=args.pad_to_multiple_of, dummy=data[0]
+                ),
+                train_dataset=data,
+                eval_dataset=to_dataset(heldout) if heldout else None,
+                processing_class=tokenizer,
+                **kwargs,
+            )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         if getattr(self.args, "train_sampling_strategy", "random") in ("random", "sequential"):

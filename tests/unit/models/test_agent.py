@@ -16,6 +16,7 @@ from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings
 from rrm_lm.text.batching import Batch, collate
 from rrm_lm.text.chat import Line
+from tests.precision import Precision
 from tests.tiny import lora, tiny_config, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, tiny_agent
 
@@ -53,26 +54,26 @@ def plain_log_probs(agent: AgentModel, line: Line, adapter: str | None, sampling
 
 @torch.no_grad()
 @pytest.mark.parametrize("sampling", [SAMPLING, Sampling(8, 1.3, top_p=0.7, top_k=40)], ids=str)
-def test_the_policys_log_probabilities_are_of_what_was_sampled_from(sampling: Sampling) -> None:
+def test_the_policys_log_probabilities_are_of_what_was_sampled_from(sampling: Sampling, precision: Precision) -> None:
     agent = tiny_agent()
     found = output(agent, sampling=sampling)
     expected = [plain_log_probs(agent, line, POLICY, sampling) for family in lines_of() for line in family]
-    torch.testing.assert_close(found.log_probs, torch.cat(expected), atol=1e-5, rtol=1e-5)
+    precision.close(found.log_probs, torch.cat(expected))
 
 
 @torch.no_grad()
-def test_the_references_are_under_temperature_alone_and_without_the_adapter() -> None:
+def test_the_references_are_under_temperature_alone_and_without_the_adapter(precision: Precision) -> None:
     agent = tiny_agent()
     batch, lines = laid(agent, lines_of())
     found = agent("reference", batch, lines, Sampling(8, 0.7, top_p=0.5, top_k=3))
     expected = torch.cat([plain_log_probs(agent, line, None, SAMPLING) for line in lines])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    precision.close(found, expected)
     assert (output(agent).log_probs - expected).abs().max() > 0.1
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("value", ["head", "adapter"])
-def test_values_are_of_the_state_before_each_token_and_behind_the_last(value: str) -> None:
+def test_values_are_of_the_state_before_each_token_and_behind_the_last(value: str, precision: Precision) -> None:
     agent = tiny_agent(value=value)
     found = output(agent)
     values, ends = [], []
@@ -80,15 +81,15 @@ def test_values_are_of_the_state_before_each_token_and_behind_the_last(value: st
         for line in family:
             with agent.backbone.using(POLICY if value == "head" else VALUE):
                 hidden = agent.backbone.decoder(input_ids=torch.tensor([line.ids])).last_hidden_state[0]
-            each = agent.value_head(hidden).squeeze(-1)
+            each = agent.value_head(hidden.float()).squeeze(-1)
             values.append(each[line.response_start - 1 : -1])
             ends.append(each[-1])
-    torch.testing.assert_close(found.values, torch.cat(values), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.end_values, torch.stack(ends), atol=1e-5, rtol=1e-5)
+    precision.close(found.values, torch.cat(values))
+    precision.close(found.end_values, torch.stack(ends))
 
 
 @torch.no_grad()
-def test_a_separate_value_model() -> None:
+def test_a_separate_value_model(precision: Precision) -> None:
     config = tiny_config("llama")
     config.num_labels = 1
     torch.manual_seed(3)
@@ -97,13 +98,13 @@ def test_a_separate_value_model() -> None:
     found = output(agent)
     line = lines_of()[0][0]
     each = value_model.score(value_model.model(input_ids=torch.tensor([line.ids])).last_hidden_state[0]).squeeze(-1)
-    torch.testing.assert_close(found.values[: len(RESPONSES[0])], each[line.response_start - 1 : -1], atol=1e-5, rtol=0)
+    precision.close(found.values[: len(RESPONSES[0])], each[line.response_start - 1 : -1])
     assert agent.value_model is value_model
 
 
 @pytest.mark.parametrize("value", ["head", "adapter"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gpt2"])
-def test_sharing_a_prompt_changes_neither_values_nor_gradients(family: str, value: str) -> None:
+def test_sharing_a_prompt_changes_neither_values_nor_gradients(family: str, value: str, precision: Precision) -> None:
     """Three responses to one prompt, two of which begin alike."""
     found = []
     for sharing in (None, False):
@@ -117,23 +118,23 @@ def test_sharing_a_prompt_changes_neither_values_nor_gradients(family: str, valu
         found.append((result, gradients))
     (one, one_gradients), (other, other_gradients) = found
     for name in ("log_probs", "values", "entropy", "end_values"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-5, rtol=1e-5)
+        precision.close(getattr(one, name), getattr(other, name))
     assert one_gradients.keys() == other_gradients.keys()
     for name, gradient in one_gradients.items():
         assert gradient is not None, name
         scale = float(other_gradients[name].abs().max())
-        assert float((gradient - other_gradients[name]).abs().max()) <= 1e-5 * max(scale, 1.0), name
+        assert float((gradient - other_gradients[name]).abs().max()) <= precision.bound(1e-5) * max(scale, 1.0), name
 
 
 @torch.no_grad()
-def test_the_reward_is_read_at_the_last_token_by_its_own_adapter() -> None:
+def test_the_reward_is_read_at_the_last_token_by_its_own_adapter(precision: Precision) -> None:
     agent = tiny_agent(reward=True)
     batch, lines = laid(agent, lines_of())
     found = agent("reward", batch, lines)
     for number, line in enumerate(lines):
         with agent.backbone.using(ADAPTER):
             hidden = agent.backbone.decoder(input_ids=torch.tensor([line.ids])).last_hidden_state[0, -1]
-        assert float(found[number]) == pytest.approx(float(agent.reward_head(hidden)), abs=1e-5)  # type: ignore[misc]
+        precision.close(found[[number]], agent.reward_head(hidden.float()))  # type: ignore[misc]
 
 
 def test_what_is_trained() -> None:

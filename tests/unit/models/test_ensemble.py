@@ -26,6 +26,7 @@ from rrm_lm.storage import json_text
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import Line
 from rrm_lm.training.reward_sources import AdapterReward, RewardSum, ScorerReward
+from tests.precision import Precision
 from tests.tiny import lora, prompt_of, save_tiny_model, tiny_chat, tiny_model, tiny_reward_model, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -117,7 +118,7 @@ def test_what_is_no_ensemble(how: dict[str, Any], words: str) -> None:
 # -- one model ------------------------------------------------------------------------------------------------------
 
 
-def test_members_differ_and_share_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_differ_and_share_one_pass(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
     """Four members cost one pass of the trunk, in scoring as in a single call."""
     passes: list[int] = []
     forward = Backbone.forward
@@ -248,7 +249,7 @@ def test_a_members_critiques_are_averaged_before_members_are_combined() -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 4])
-def test_the_reward_on_the_policys_backbone(heads: int) -> None:
+def test_the_reward_on_the_policys_backbone(heads: int, precision: Precision) -> None:
     """It reads lines in any order and company, and leaves the mode as it was."""
     model = ensemble_of(heads, ensemble="min")
     output = output_of(model)
@@ -257,6 +258,6 @@ def test_the_reward_on_the_policys_backbone(heads: int) -> None:
     order = [2, 0, 3, 1]
     for tokens in (4096, 10):
         found = AdapterReward(model, micro_batch_tokens=tokens).score_lines([lines[i] for i in order])
-        assert found == pytest.approx(output.rewards[order].tolist(), abs=1e-5)
+        precision.close(found, output.rewards[order])
         assert (disagreement(found) is not None) == (heads > 1)
     assert model.training and model.backbone.training

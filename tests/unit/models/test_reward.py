@@ -23,6 +23,7 @@ from rrm_lm.models.saving import adapters
 from rrm_lm.text.batching import collate, share
 from rrm_lm.text.chat import Line
 from rrm_lm.training.reward.examples import LinePair, RewardExample
+from tests.precision import Precision
 from tests.tiny import (
     FAMILIES,
     lora,
@@ -72,7 +73,7 @@ def saved(family: str, tmp_path: Path) -> tuple[RewardModel, Path]:
 # -- reading the reward ---------------------------------------------------------------------------------------------
 
 
-def test_the_reward_is_the_head_on_the_last_hidden_state_of_the_response() -> None:
+def test_the_reward_is_the_head_on_the_last_hidden_state_of_the_response(precision: Precision) -> None:
     model = tiny_reward_model("llama")
     lines = lines_of(critiques=True)
     expected = []
@@ -80,8 +81,8 @@ def test_the_reward_is_the_head_on_the_last_hidden_state_of_the_response() -> No
         for line in lines:
             ids = torch.tensor([line.ids[: line.reward_at + 1]])  # nothing behind it exists
             hidden = model.backbone.causal_lm(input_ids=ids, output_hidden_states=True).hidden_states[-1]
-            expected.append(float(hidden[0, -1] @ model.head.weight[0]))
-    assert rewards_of(model, lines).tolist() == pytest.approx(expected, abs=1e-5)
+            expected.append(float(hidden[0, -1].float() @ model.head.weight[0]))
+    precision.close(rewards_of(model, lines), expected)
     assert expected[0] == pytest.approx(expected[1])  # two critiques of one response
     assert len({round(value, 3) for value in expected}) == 4
 
@@ -101,7 +102,7 @@ def test_the_head_starts_small_and_in_float32() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_likelihood_of_critiques_and_responses_by_the_whole_model(family: str) -> None:
+def test_likelihood_of_critiques_and_responses_by_the_whole_model(family: str, precision: Precision) -> None:
     model = tiny_reward_model(family)
     lines = lines_of(critiques=True)
     expected: list[float] = []
@@ -109,7 +110,7 @@ def test_likelihood_of_critiques_and_responses_by_the_whole_model(family: str) -
     written = [0, 2]
     with torch.no_grad(), model.backbone.using(ADAPTER):
         for number, line in enumerate(lines):
-            logits = model.backbone.causal_lm(input_ids=torch.tensor([line.ids])).logits[0]
+            logits = model.backbone.causal_lm(input_ids=torch.tensor([line.ids])).logits[0].float()
             nll = [0.0, *(-logits.log_softmax(-1)[range(len(line.ids) - 1), line.ids[1:]]).tolist()]
             expected += [nll[at] for at in line.critique]
             responses += nll[line.response_start : line.reward_at + 1] if number in written else []
@@ -117,20 +118,21 @@ def test_likelihood_of_critiques_and_responses_by_the_whole_model(family: str) -
         batch = collate(model.backbone.rows([line.ids for line in lines]), 0, "left")
         output = model(batch, lines, written=written)
         alone = model(batch, lines, with_critiques=False, written=written)
-    assert output.critique_nll.tolist() == pytest.approx(expected, abs=1e-4)
-    assert len(responses) > 2 and output.response_nll.tolist() == pytest.approx(responses, abs=1e-4)
-    assert len(alone.critique_nll) == 0 and alone.response_nll.tolist() == pytest.approx(responses, abs=1e-4)
+    precision.close(output.critique_nll, expected)
+    precision.close(output.response_nll, responses)
+    precision.close(alone.response_nll, responses)
+    assert len(responses) > 2 and len(alone.critique_nll) == 0
     assert len(expected) == 3 + 3 + 2 + 4
 
 
-def test_no_token_is_predicted_where_the_prompt_was_cut_off() -> None:
+def test_no_token_is_predicted_where_the_prompt_was_cut_off(precision: Precision) -> None:
     model = tiny_reward_model()
     line = replace(lines_of()[0], response_start=0)
     with torch.no_grad(), model.backbone.using(ADAPTER):
         logits = model.backbone.causal_lm(input_ids=torch.tensor([line.ids])).logits[0]
         output = model(collate(model.backbone.rows([line.ids]), 0), [line], written=[0])
     expected = -logits.log_softmax(-1)[range(line.reward_at), line.ids[1 : line.reward_at + 1]]
-    torch.testing.assert_close(output.response_nll, expected, atol=1e-4, rtol=1e-4)
+    precision.close(output.response_nll, expected)
     example = RewardExample((), (line,), (LinePair(0, 0, None),))
     assert example.chosen_tokens == len(output.response_nll)
 
@@ -147,7 +149,7 @@ def test_without_critiques_the_language_model_head_is_not_used(monkeypatch: pyte
     assert model(collate([share([lines_of()[0].ids])], 0), lines_of()[:1]).critique_nll.shape == (0,)
 
 
-def test_many_critique_tokens_go_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_critique_tokens_go_in_chunks(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
     lines = lines_of(critiques=True)
     results = []
     logits = Backbone.logits
@@ -167,7 +169,8 @@ def test_many_critique_tokens_go_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
         grads = torch.cat([p.grad.flatten() for p in model.backbone.parameters() if p.grad is not None])
         assert max(widest) == (12 if chunk == 1000 else 5)
         results.append((output.critique_nll.detach(), grads / grads.norm()))
-    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
+    for one, other in zip(*results, strict=True):
+        precision.close(one, other)
 
 
 # -- saving and loading ---------------------------------------------------------------------------------------------
@@ -355,13 +358,13 @@ def test_an_adapter_that_would_change_the_shared_weights_is_not_put_on_them(tmp_
         put_reward(model.backbone, tmp_path, base_model="tiny", adapter="again")
 
 
-def test_a_family_that_cannot_share_scores_alike(tmp_path: Path) -> None:
+def test_a_family_that_cannot_share_scores_alike(tmp_path: Path, precision: Precision) -> None:
     config = BloomConfig(vocab_size=416, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0)
     model = tiny_reward_model(model=tiny_model(config=config, attention="eager"))
     lines = lines_of()
     assert not model.backbone.can_share
     apart = torch.cat([rewards_of(model, [line]) for line in lines])
-    torch.testing.assert_close(rewards_of(model, lines), apart, atol=1e-5, rtol=1e-5)
+    precision.close(rewards_of(model, lines), apart)
 
 
 def test_several_reward_models_on_one_backbone(tmp_path: Path) -> None:

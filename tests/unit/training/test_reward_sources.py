@@ -24,6 +24,7 @@ from rrm_lm.training.reward_sources import (
     ScorerReward,
     load_function,
 )
+from tests.precision import Precision
 from tests.tiny import tiny_chat, tiny_config, tiny_reward_model
 from tests.tiny_policy import CHAT, PROMPTS
 
@@ -143,11 +144,11 @@ def test_functions_that_cannot_be_had(tmp_path: Path) -> None:
             load_function(spec)
 
 
-def test_a_reward_model_of_its_own_scores_text() -> None:
+def test_a_reward_model_of_its_own_scores_text(precision: Precision) -> None:
     scorer = RewardScorer(tiny_reward_model().eval(), tiny_chat(), "folder/other")
     found = asked(ScorerReward(scorer))
     expected = scorer.score(list(ASKED), [[text] for text in RESPONSES])
-    assert found["other"] == pytest.approx([values[0] for values in expected], abs=1e-5)
+    precision.close(found["other"], [values[0] for values in expected])
 
 
 def test_a_response_without_text_gets_the_lowest_reward(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ from rrm_lm.models.reward import RewardModel
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import Line
 from rrm_lm.training.reward.examples import ExampleBuilder, FitCounts, LinePair, RewardExample
+from tests.precision import Precision
 from tests.tiny import (
     CHATML,
     comparison,
@@ -104,7 +105,7 @@ def test_critiques_may_see_only_the_reward() -> None:
     assert rows_fit(narrow)
 
 
-def test_the_reward_does_not_feel_the_critique() -> None:
+def test_the_reward_does_not_feel_the_critique(precision: Precision) -> None:
     model = tiny_reward_model()
     for narrow in (False, True):
         rewards = []
@@ -112,8 +113,8 @@ def test_the_reward_does_not_feel_the_critique() -> None:
             record = comparison(chosen_critiques=texts)
             made = ExampleBuilder(tiny_chat(), model.backbone, narrow=narrow).comparisons([record])
             rewards.append(_rewards(model, made[0])[[0, -1]])
-        torch.testing.assert_close(rewards[1], rewards[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(rewards[2], rewards[0], atol=1e-5, rtol=0)
+        precision.close(rewards[1], rewards[0])
+        precision.close(rewards[2], rewards[0])
 
 
 def _rewards(model: RewardModel, example: RewardExample) -> torch.Tensor:
@@ -301,7 +302,7 @@ def test_joined_prompts_keep_what_their_rewards_are_added_to() -> None:
 
 
 @pytest.mark.parametrize("backbone", [SHARING, APART])
-def test_rewards_are_the_same_where_prompts_share_their_beginning(backbone: Backbone) -> None:
+def test_rewards_are_the_same_where_prompts_share_their_beginning(backbone: Backbone, precision: Precision) -> None:
     model = tiny_reward_model(sharing=backbone.can_share)
     made = builder(model.backbone)
     alone = made.comparisons([comparison(q, "yes", "no", row=n) for n, q in enumerate(QUESTIONS)])
@@ -313,7 +314,9 @@ def test_rewards_are_the_same_where_prompts_share_their_beginning(backbone: Back
         return {line.ids: reward for line, reward in zip(example.lines, found, strict=True)}
 
     apart = {ids: reward for example in alone for ids, reward in rewards(example).items()}
-    assert len(apart) == 4 and rewards(both) == pytest.approx(apart, abs=1e-4)
+    together = rewards(both)
+    assert len(apart) == 4 and together.keys() == apart.keys()
+    precision.close([together[ids] for ids in apart], list(apart.values()))
 
 
 @pytest.mark.parametrize("backbone", [SHARING, APART])

@@ -26,6 +26,7 @@ from rrm_lm.training.rloo import config as rloo_config
 from rrm_lm.training.rloo import trainer as rloo
 from rrm_lm.training.rloo.trainer import RLOOTrainer
 from tests.deprecations import trls_switch
+from tests.precision import Precision
 from tests.tiny import lora, prompt_of, save_tiny_model, tiny_model
 from tests.tiny_policy import CHAT, PROMPTS, config, counting, state
 
@@ -234,7 +235,7 @@ def test_advantages_by_hand(reference: str, tmp_path: Path, monkeypatch: pytest.
 @trls_switch
 @pytest.mark.parametrize("change", ["micro_batch_tokens", "gradient_checkpointing"])
 def test_the_gradient_does_not_depend_on_how_it_is_computed(
-    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     writes(monkeypatch, UNEVEN)
     plain: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, "num_ppo_epochs": 2}
@@ -249,20 +250,21 @@ def test_the_gradient_does_not_depend_on_how_it_is_computed(
         assert made.state.global_step == 4 and len(logs(made)) == 2
         found.append(state(made.backbone))
     assert all(torch.isfinite(parameter).all() for parameter in found[0].values())
-    for name, parameter in found[0].items():
-        torch.testing.assert_close(found[1][name], parameter, atol=1e-5, rtol=1e-5, msg=name)
     begun = state(tiny_policy().backbone)
+    precision.same_change(found[0], found[1], begun, 1e-5)
     assert max(float((found[0][name] - begun[name]).abs().max()) for name in begun) > 1e-3
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_log_probabilities_do_not_depend_on_the_padding_of_prompts(family: str, tmp_path: Path) -> None:
+def test_log_probabilities_do_not_depend_on_the_padding_of_prompts(
+    family: str, tmp_path: Path, precision: Precision
+) -> None:
     made = trainer(tmp_path, tiny_policy(family))
     short, long, response = [40, 41, 42], [*range(50, 60)], [70, 71, 72, 2]
     ids = torch.tensor([[0] * 7 + short + response, long + response])
     found = made._get_per_token_logps_and_entropies(made.model, ids, (ids != 0).long(), 4)[0]
     alone = made._get_per_token_logps_and_entropies(made.model, ids[:1, 7:], torch.ones(1, 7, dtype=torch.long), 4)[0]
-    torch.testing.assert_close(found[0], alone[0], atol=1e-4, rtol=1e-4)
+    precision.close(found[0], alone[0])
 
 
 def test_dropout_is_off_where_it_is_a_number(tmp_path: Path) -> None:

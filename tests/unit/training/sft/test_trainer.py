@@ -24,6 +24,7 @@ from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.sft import config as sft_config
 from rrm_lm.training.sft.config import SFTConfig
 from rrm_lm.training.sft.trainer import Imitation, SFTTrainer, imitations, response_nll, to_imitate
+from tests.precision import Precision
 from tests.tiny import (
     CHATML,
     comparison,
@@ -180,7 +181,7 @@ def test_responses_that_leave_no_room_for_their_prompt_are_left_out() -> None:
 # -- learning -------------------------------------------------------------------------------------------------------
 
 
-def test_two_steps_change_the_adapter_and_nothing_else(tmp_path: Path) -> None:
+def test_two_steps_change_the_adapter_and_nothing_else(tmp_path: Path, precision: Precision) -> None:
     policy = tiny_policy()
     before = state(policy)
     trainer = trained(config(tmp_path), policy)
@@ -193,25 +194,24 @@ def test_two_steps_change_the_adapter_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss_type", ["chunked_nll", "nll"])
-def test_the_loss_is_the_mean_over_learned_tokens(loss_type: str, tmp_path: Path) -> None:
+def test_the_loss_is_the_mean_over_learned_tokens(loss_type: str, tmp_path: Path, precision: Precision) -> None:
     """TRL's number for a batch of uneven rows, against each row by itself and by the model's own logits."""
     policy, examples = tiny_policy(), some_imitations(8)
     expected: list[float] = []
     with torch.no_grad():
         for example in examples:
             ids = torch.tensor([example.line.ids])
-            log_probs = policy.backbone.eval().causal_lm(input_ids=ids).logits[0].log_softmax(-1)
+            log_probs = policy.backbone.eval().causal_lm(input_ids=ids).logits[0].float().log_softmax(-1)
             places = range(example.line.response_start, len(example.line.ids))
             expected += [-float(log_probs[at - 1, ids[0, at]]) for at in places]
     nll = torch.cat(response_nll(policy.backbone, POLICY, [example.line for example in examples], 60))
-    assert nll.tolist() == pytest.approx(expected, abs=1e-4)
+    precision.close(nll, expected)
     args = config(tmp_path, per_device_train_batch_size=8, max_steps=1, loss_type=loss_type)
-    assert trained(args, policy, train=examples).state.log_history[0]["loss"] == pytest.approx(
-        sum(expected) / len(expected), abs=1e-3
-    )
+    logged = trained(args, policy, train=examples).state.log_history[0]["loss"]
+    precision.close([logged], [sum(expected) / len(expected)], exact=1e-4)
 
 
-def test_rows_of_one_step_in_parts(tmp_path: Path) -> None:
+def test_rows_of_one_step_in_parts(tmp_path: Path, precision: Precision) -> None:
     """Gradient accumulation changes nothing but rounding."""
     plain = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
     states = []
@@ -220,8 +220,7 @@ def test_rows_of_one_step_in_parts(tmp_path: Path) -> None:
         args = config(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=parts, **plain)
         trained(args, policy, train=some_imitations(8))
         states.append(state(policy))
-    for name in states[0]:
-        torch.testing.assert_close(states[0][name], states[1][name], atol=1e-5, rtol=1e-4)
+    precision.same_change(states[0], states[1], state(tiny_policy()), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -245,14 +244,13 @@ def test_settings_of_hugging_face_and_trl(more: dict[str, Any], tmp_path: Path) 
     assert all(torch.equal(value, before[name]) != ("lora_" in name) for name, value in state(policy).items())
 
 
-def test_recomputed_activations_change_nothing(tmp_path: Path) -> None:
+def test_recomputed_activations_change_nothing(tmp_path: Path, precision: Precision) -> None:
     states = []
     for recompute in (False, True):
         policy = tiny_policy()
         trained(config(tmp_path, activation_checkpointing=recompute), policy)
         states.append(state(policy))
-    for name in states[0]:
-        torch.testing.assert_close(states[0][name], states[1][name], atol=1e-6, rtol=1e-5)
+    precision.same_change(states[0], states[1], state(tiny_policy()), 1e-6)
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step(tmp_path: Path) -> None:
@@ -318,14 +316,14 @@ def test_a_checkpoint_is_a_policy_folder(tmp_path: Path) -> None:
 # -- held-out loss --------------------------------------------------------------------------------------------------
 
 
-def test_the_held_out_loss_does_not_depend_on_the_batches() -> None:
+def test_the_held_out_loss_does_not_depend_on_the_batches(precision: Precision) -> None:
     backbone = Backbone(tiny_model("gpt2"), pad_id=0)
     lines = [example.line for example in some_imitations(9)]
     alone = [response_nll(backbone, None, [line])[0] for line in lines]
     assert [len(nll) for nll in alone] == [len(line.ids) - line.response_start for line in lines]
     for budget in (1, 100, 10_000):
         together = response_nll(backbone, None, lines, budget)
-        torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+        precision.close(torch.cat(together), torch.cat(alone))
 
 
 def test_a_family_that_cannot_take_masks() -> None:
