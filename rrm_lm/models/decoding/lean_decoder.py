@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.key_values import KeyValues, positions, visible
-from rrm_lm.models.decoding.products import Product, merged_weight
+from rrm_lm.models.decoding.products import Adapted, Product, merged_weight
 from rrm_lm.text.batching import window_of
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -31,14 +31,14 @@ class _Block:
     """The parts of one layer. Products with the same input are fused."""
 
     norm: Any
-    qkv: Product
+    qkv: Product | Adapted
     q_norm: Any
     k_norm: Any
-    out: Product
+    out: Product | Adapted
     mlp_norm: Any
-    gate_up: Product
+    gate_up: Product | Adapted
     act: Any
-    down: Product
+    down: Product | Adapted
     window: int | None
     scaling: float
 
@@ -47,8 +47,8 @@ class LeanDecoder:
     """Llama-like layers: norm, grouped-query attention with rotary positions, norm, gated MLP.
 
     The weights are copied, those with the same input concatenated, the adapter merged into the copies, and these packed
-    for oneDNN if `packed` (see :mod:`rrm_lm.models.decoding.products`). Raises TypeError: the model has other layers,
-    or the adapter cannot be merged into their weights.
+    for oneDNN if `packed`; where merging would lose bits, the model's own weights are used and the adapter is computed
+    apart (see :mod:`rrm_lm.models.decoding.products`). Raises TypeError: the model has other layers or adapters.
     """
 
     def __init__(self, backbone: Backbone, adapter: str | None, packed: bool) -> None:
@@ -151,13 +151,15 @@ def _norm(module: Any) -> Any:
     return partial(nn.functional.rms_norm, normalized_shape=tuple(weight.shape), weight=weight, eps=eps)
 
 
-def _joined(modules: Sequence[nn.Module], adapter: str | None, packed: bool) -> Product:
+def _joined(modules: Sequence[nn.Module], adapter: str | None, packed: bool) -> Product | Adapted:
     """Fuse several linear layers that have the same input."""
     found = [merged_weight(module, adapter) for module in modules]
     parts = [part for part in found if part is not None]
+    if len(parts) != len(modules) and adapter is not None:
+        return Adapted(modules, adapter)
     biases = [bias for _, bias in parts if bias is not None]
     if len(parts) != len(modules) or len(biases) not in (0, len(parts)):
-        raise TypeError("a layer that is not linear, an adapter that cannot be merged, or biases in some layers only")
+        raise TypeError("a layer that is not linear, or biases in some layers only")
     if len(parts) == 1:
         return Product(*parts[0], packed)
     return Product(torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None, packed)

@@ -3,13 +3,16 @@
 A rollout multiplies the same weights by a few rows hundreds of times. On CPUs, MKL repacks the weights in every
 product, which takes half of the time or more (fp32, 16 rows). Here they are packed once, for oneDNN. The model's own
 weights do not change.
+
+An adapter in float32 on weights of fewer bits (bfloat16, 4 bit) would lose most of itself in their sum. It stays apart
+there, and layers with the same input compute their adapters together (:class:`Adapted`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
@@ -63,7 +66,7 @@ def merged_weight(module: nn.Module, adapter: str | None) -> tuple[Tensor, Tenso
     """Weight (out, in) and bias of a linear layer with an adapter merged in. Read-only: they may alias the layer's.
     None for an unknown kind of layer, or if the adapter cannot be merged without loss.
     """
-    base: Any = module.base_layer if isinstance(module, BaseTunerLayer) else module
+    base = _without_adapter(module)
     if type(base) not in (nn.Linear, Conv1D):
         return None
     weight = base.weight.t() if type(base) is Conv1D else base.weight
@@ -74,10 +77,57 @@ def merged_weight(module: nn.Module, adapter: str | None) -> tuple[Tensor, Tenso
     if adapter is None or adapter not in module.lora_A:
         return weight, base.bias
     a, b = module.lora_A[adapter], module.lora_B[adapter]
-    plain = adapter not in module.lora_variant and a.bias is None and b.bias is None
-    if not plain or weight.dtype not in _EXACT or a.weight.dtype != weight.dtype:
+    if not _is_plain(module, adapter) or weight.dtype not in _EXACT or a.weight.dtype != weight.dtype:
         return None
     return torch.addmm(weight, b.weight, a.weight, alpha=module.scaling[adapter]), base.bias
+
+
+class Adapted:
+    """Linear layers with the same input and an adapter that is not merged into their weights: their outputs, joined.
+
+    The sum of layer and adapter is rounded once, as PEFT does; only the order of float32 sums differs. Raises
+    TypeError: a layer that is not linear, or an adapter that is more than two matrices.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], adapter: str) -> None:
+        self.bases = [_without_adapter(module) for module in modules]
+        found = [_low_rank(module, adapter) for module in modules]
+        self.a = torch.cat([a for a, _ in found])  # (ranks, in)
+        self.b = torch.block_diag(*(b for _, b in found))  # (out, ranks)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        outputs = [base(x) for base in self.bases]
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        low = nn.functional.linear(nn.functional.linear(x.to(self.a.dtype), self.a), self.b)
+        return (joined + low).to(joined.dtype)
+
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """(n, out) and (n, in) -> (n, out): the sum of `total` and the outputs."""
+        return total + self(x)
+
+
+def _without_adapter(module: nn.Module) -> Any:
+    return module.base_layer if isinstance(module, BaseTunerLayer) else module
+
+
+def _low_rank(module: nn.Module, adapter: str) -> tuple[Tensor, Tensor]:
+    """An adapter's factors (rank, in) and (out, rank), the second scaled. The rank is 0 for a layer without it."""
+    base, layer = _without_adapter(module), cast(Any, module)
+    if not isinstance(base, nn.Linear):
+        raise TypeError("a layer that is not linear")
+    if base is module or adapter not in layer.lora_A:
+        device = base.weight.device
+        return torch.empty(0, base.in_features, device=device), torch.empty(base.out_features, 0, device=device)
+    if layer.merged or not _is_plain(layer, adapter):
+        raise TypeError("an adapter that is more than two matrices, or merged")
+    return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight * layer.scaling[adapter]
+
+
+def _is_plain(module: Any, adapter: str) -> bool:
+    """Whether an adapter of a layer is the product of two matrices."""
+    unbiased = module.lora_A[adapter].bias is None and module.lora_B[adapter].bias is None
+    return unbiased and adapter not in module.lora_variant
 
 
 def products_of(model: nn.Module, adapter: str | None, packed: bool) -> dict[nn.Module, Product]:

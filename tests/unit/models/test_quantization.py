@@ -13,6 +13,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from rrm_lm.errors import ModelError
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.models.backbone import Backbone
+from rrm_lm.models.decoding import decoders
+from rrm_lm.models.decoding.rollouts import roll_out
+from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier
 from rrm_lm.models.quantization import keeping_weights, quantization_of
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, RewardSettings
@@ -106,6 +109,16 @@ def test_evaluation_does_not_repack_the_weights(base: Path) -> None:
     with torch.no_grad():
         backbone.model.eval()(input_ids=torch.tensor([[4, 5, 6, 7]]))
     assert len(layers) == 14 and all(torch.equal(b, layer.weight.data) for b, layer in zip(before, layers, strict=True))
+
+
+def test_rollouts_on_rounded_weights_take_the_fast_decoder(base: Path) -> None:
+    backbone = backbone_on(base)
+    backbone.add_adapter(POLICY, lora())
+    prompt = [4, 5, 6, 7]
+    [[ids]] = roll_out(backbone, POLICY, [prompt], Sampling(8, temperature=0.0), end_ids=[])
+    with torch.no_grad(), backbone.using(POLICY):
+        logits = backbone.causal_lm(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+    assert logits.argmax(-1).tolist() == ids and decoders._agreeing[backbone] == {"lean": True}
 
 
 # -- policies ---------------------------------------------------------------------------------------------------------

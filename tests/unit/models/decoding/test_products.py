@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rrm_lm.models.decoding.products import Product, can_pack, computing_with, merged_weight, products_of
+from rrm_lm.models.decoding.products import Adapted, Product, can_pack, computing_with, merged_weight, products_of
 
 
 def layer(kind: type = nn.Linear, **options: Any) -> Any:
@@ -80,6 +80,10 @@ def other(module: Any) -> None:
     module.base_layer.__class__ = Other
 
 
+def other_kind(module: Any) -> None:
+    module.base_layer = nn.Embedding(6, 9)
+
+
 @pytest.mark.parametrize("change", [half, mixed, merged, other])
 def test_layers_that_cannot_be_one_weight(change: Any) -> None:
     module = layer()
@@ -91,6 +95,36 @@ def test_layers_that_cannot_be_one_weight(change: Any) -> None:
 def test_adapters_that_are_more_than_a_weight(options: dict[str, Any]) -> None:
     assert merged_weight(layer(**options), "default") is None
     assert merged_weight(nn.Embedding(3, 4), None) is None
+
+
+def test_an_adapter_of_more_bits_is_computed_apart() -> None:
+    """Three layers with one input, one of them without an adapter: PEFT's outputs, to the last rounding."""
+    modules = [layer(), layer(bias=False), nn.Linear(6, 5).eval()]
+    for module in modules:
+        getattr(module, "base_layer", module).to(torch.bfloat16)
+    joined = Adapted(modules, "default")
+    x, total = torch.randn(40, 6).bfloat16(), torch.randn(40, 23).bfloat16()
+    expected = torch.cat([module(x) for module in modules], -1)
+    assert joined(x).dtype == torch.bfloat16
+    torch.testing.assert_close(joined(x), expected, rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(joined.add_to(total, x), total + expected, rtol=2**-6, atol=2**-6)
+    torch.testing.assert_close(joined(x.view(5, 8, 6)).view(40, -1), joined(x))
+    without = torch.cat([getattr(module, "base_layer", module)(x) for module in modules], -1)
+    assert float((without - expected).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("change", [merged, other_kind], ids=lambda change: change.__name__)
+def test_what_cannot_be_computed_apart(change: Any) -> None:
+    module = layer()
+    change(module)
+    with pytest.raises(TypeError):
+        Adapted([module], "default")
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_other_adapters_cannot_be_computed_apart(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="more than two matrices"):
+        Adapted([layer(**options)], "default")
 
 
 def test_modules_compute_with_products_and_get_their_own_way_back() -> None:

@@ -13,6 +13,7 @@ from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.training.ppo.update import PolicyUpdate
 from tests.host_sync import host_waits
+from tests.precision import Precision
 from tests.tiny_policy import CHAT, tiny_agent, trainer
 
 
@@ -90,7 +91,7 @@ def test_a_wait_in_an_update_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("how", [{}, {"top_p": 0.7}, {"top_k": 3}, {"temperature": 0.0}], ids=str)
-def test_tokens_are_drawn_without_waiting(how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_drawn_without_waiting(how: Any, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = tiny_agent()
     prompts = [[5, 6, 7, 8], [5, 6, 9], [10, 11, 12, 13, 14]]
     draws = Sampling(40, **how)
