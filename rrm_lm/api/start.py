@@ -15,6 +15,7 @@ from torch import nn
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.backbone import Backbone, evaluating
 from rrm_lm.models.lora_targets import expert_parameters, find_fault, misfit
+from rrm_lm.models.quantization import numbers_in
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, read_json
 from rrm_lm.models.saving.policies import POLICY
 from rrm_lm.settings.models import ModelArguments
@@ -85,7 +86,8 @@ def put_fresh_adapter(backbone: Backbone, args: ModelArguments, lora: LoraConfig
 
 def log_sizes(name: str, model: nn.Module) -> None:
     """Log how many parameters a model has, and how many of them are trained."""
-    total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False))
+    numbers = numbers_in(model)
+    total, trained = sum(numbers.values()), sum(numbers[id(p)] for p in model.parameters() if p.requires_grad)
     logger.info("%s: %.1f M parameters, %.2f M trained", name, total / 1e6, trained / 1e6)
 
 

@@ -70,6 +70,15 @@ def require_bitsandbytes(where: str) -> None:
         )
 
 
+def numbers_in(model: nn.Module) -> dict[int, int]:
+    """How many numbers each parameter stands for, by its `id`: a 4-bit weight holds several in each of its own."""
+    layers: list[Any] = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    packed = {
+        id(x.weight): x.in_features * x.out_features for x in layers if getattr(x, "quant_state", None) is not None
+    }
+    return {id(parameter): packed.get(id(parameter), parameter.numel()) for parameter in model.parameters()}
+
+
 def dequantized(model: Any) -> Any:
     """The model with its rounded weights in full precision; unchanged if it is not quantized."""
     return model if getattr(model, "hf_quantizer", None) is None else model.dequantize()

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from rrm_lm.models.quantization import numbers_in
+
 # Dense operations per second in bfloat16, by a part of the device's name, from the makers' data sheets.
 _PEAKS = {
     "B200": 2250e12,
@@ -45,8 +47,8 @@ def peak(device: torch.device) -> float | None:
 def layer_weights(decoder: Any) -> int:
     """Number of frozen weights in the layers of a language model, without its head."""
     own = {id(parameter) for parameter in decoder.get_input_embeddings().parameters()}
-    named = decoder.named_parameters()
-    return sum(p.numel() for name, p in named if ".lora_" not in name and id(p) not in own and p.ndim > 1)
+    named, numbers = decoder.named_parameters(), numbers_in(decoder)
+    return sum(numbers[id(p)] for name, p in named if ".lora_" not in name and id(p) not in own and p.ndim > 1)
 
 
 def utilization(decoder: Any, per_weight: float, seconds: float, device: torch.device) -> dict[str, float]:

@@ -17,7 +17,7 @@ from rrm_lm.models.decoding import decoders
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier
-from rrm_lm.models.quantization import keeping_weights, quantization_of
+from rrm_lm.models.quantization import keeping_weights, numbers_in, quantization_of
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, RewardSettings
 from rrm_lm.models.reward_files import load_classifier, load_reward_model, merge_reward_model, put_reward
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy, merge_policy, save_policy
@@ -98,6 +98,12 @@ def test_no_reward_is_read_on_a_backbone_that_is_quantized_otherwise(base: Path,
     assert rewards(placed) == rewards(model)
     with pytest.raises(ModelError, match="another quantization"):
         put_reward(backbone_on(base, dtype="float32"), tmp_path / "reward")
+
+
+def test_weights_are_counted_and_not_what_holds_them(base: Path) -> None:
+    rounded, full = (backbone_on(base, **loading).model for loading in (FOUR_BIT, {"dtype": "float32"}))
+    assert sum(numbers_in(rounded).values()) == sum(p.numel() for p in full.parameters())
+    assert sum(p.numel() for p in rounded.parameters()) < sum(p.numel() for p in full.parameters())
 
 
 def test_evaluation_does_not_repack_the_weights(base: Path) -> None:
