@@ -1,7 +1,15 @@
-"""Speed and memory on a GPU: reward training and PPO on models of three sizes in bfloat16, compared with TRL 1.12.
+"""Results, speed and memory on a GPU: scoring, reward training and PPO on models of three sizes in bfloat16, compared
+with TRL 1.12 (scoring: with plain transformers).
 
-    python scripts/bench/gpu.py                      writes scripts/bench/results/scaling_gpu.json
+    python scripts/bench/gpu.py --quick              at most 12 minutes on one H200
+    python scripts/bench/gpu.py                      all settings and three rounds: hours; results are kept
     python scripts/bench/gpu.py --device cpu         a tiny model on the CPU: tests the script, saves nothing
+
+Both write scripts/bench/results/scaling_gpu.json. First come checks (gpu_checks.py): bfloat16 against float32, shared
+prompts against padded ones, rollouts against the uncached model, and where the host waits for the GPU in a PPO update.
+The quick form tries one setting of each side for two steps, ours first, and begins nothing after its time is over; it
+runs a part at a time if given --models. `profile` has the kernels of one step of each task that took the longest, and
+the share of the step in which no kernel ran. `goals` compares with what this project set itself for one H200.
 
 Models: the embedded one, and two that are randomly initialized on the device (1B, 8B). LoRA of rank 16 on all linear
 layers, bfloat16 weights and autocasting. A step of reward training has 32 pairs; a PPO update has 64 episodes of 128
@@ -20,9 +28,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from common import RESULTS, machine, save
-from gpu_job import MARK, MODELS, SETTINGS, SIDES, SMALL, TASKS, BenchJob, Load
+from gpu_job import CHECKS, MARK, MODELS, PROFILE, SETTINGS, SIDES, SMALL, TASKS, BenchJob, Load
 
 Result = dict[str, Any]
 SIDES_FILE = Path(__file__).with_name("gpu_sides.py")
@@ -47,10 +57,14 @@ class Runs:
         about: Describes the measurement; results of another measurement are not continued.
         seconds: Time limit of a process.
         fresh: Discard saved results.
+        all_seconds: Time after which no process is started.
     """
 
-    def __init__(self, path: Path | None, about: Result, seconds: float, fresh: bool) -> None:
+    def __init__(
+        self, path: Path | None, about: Result, seconds: float, fresh: bool, all_seconds: float = math.inf
+    ) -> None:
         self.path, self.about, self.seconds = path, about, seconds
+        self.end = time.monotonic() + all_seconds
         kept = json.loads(path.read_text()) if path is not None and path.is_file() and not fresh else {}
         if kept and {name: kept.get(name) for name in about} != about:
             sys.exit(f"{path} was measured with something else than {about}: start again with --fresh")
@@ -60,7 +74,10 @@ class Runs:
         """The result of a job with this number: a saved one, or that of a new run."""
         key = f"{job.model} {job.task} {job.side} {number}"
         if key not in self.found:
-            self.found[key] = {"setting": job.setting, **launch(job, self.seconds)}
+            left = self.end - time.monotonic()
+            if left <= 0:  # not saved: another call measures it
+                return {"setting": job.setting, "error": "not started, since the time was over"}
+            self.found[key] = {"setting": job.setting, **launch(job, min(left, self.seconds))}
             print(key, _told(self.found[key]), flush=True)
             self.save({})
         return self.found[key]
@@ -153,6 +170,7 @@ def summary(many: Sequence[Result]) -> Result:
     if not whole:
         return {"error": many[-1]["error"], **failed}
     names = ("tokens_per_second", "mfu", "tflops_per_second", "peak_tflops_per_second", "rollout_tokens_per_second")
+    names += ("iteration_over_rollout",)
     return {
         "setting": whole[0]["setting"],
         **{name: median(one[name] for one in whole) for name in names if name in whole[0]},
@@ -163,6 +181,37 @@ def summary(many: Sequence[Result]) -> Result:
 
 def _outcome(result: Result) -> Any:
     return result.get("error") or result["tokens_per_second"]
+
+
+def profile(runs: Runs, job: BenchJob, compared: Result) -> Result:
+    """A step of the task in our best setting."""
+    setting = compared["ours"].get("setting")
+    if setting is None:
+        return {"error": compared["ours"]["error"]}
+    found = runs(replace(job, task=PROFILE, setting={"task": job.task, "setting": setting}), f"of {job.task}")
+    names = ("waiting_share", "busy_seconds", "longest", "error")
+    return {name: found[name] for name in names if name in found}
+
+
+GOALS = {  # what this project set itself for 8B on one H200: where the value is, the goal, and whether it is a maximum
+    "mfu of reward training": (("reward", "ours", "mfu"), 0.45, False),
+    "mfu of scoring": (("score", "ours", "mfu"), 0.5, False),
+    "ppo iteration over its rollout": (("ppo", "ours", "iteration_over_rollout"), 1.5, True),
+    "speed of ppo over TRL": (("ppo", "speed_ratio"), 3.0, False),
+    "memory of ppo over TRL": (("ppo", "memory_ratio"), 1 / 3, True),
+}
+
+
+def judged(result: Result) -> Result:
+    """The goals that these results decide: value, goal, and whether it is met."""
+    found = {}
+    for name, (place, goal, is_maximum) in GOALS.items():
+        value: Any = result.get("8b", {})
+        for key in place:
+            value = value.get(key, {})
+        if value != {}:
+            found[name] = {"value": value, "goal": goal, "met": value <= goal if is_maximum else value >= goal}
+    return found
 
 
 def device_of(name: str) -> Result:
@@ -183,7 +232,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="default: 3; on the CPU 1")
     parser.add_argument("--steps", type=int, help="measured in each run, after a first one; default: 4; on the CPU 1")
     parser.add_argument("--settings", type=int, help="of each side that are tried; default: all; on the CPU 1")
-    parser.add_argument("--minutes", type=float, default=10.0, help="most of a run")
+    parser.add_argument("--quick", action="store_true", help="one setting, one round of two steps, 12 minutes in all")
+    parser.add_argument("--minutes", type=float, help="most of a run; default: 10; with --quick 2")
     parser.add_argument("--embedded", default="smollm2-135m", help="the embedded model, whose tokenizer all take")
     parser.add_argument("--output", help="file in scripts/bench/results; default: scaling_gpu.json; on the CPU none")
     parser.add_argument("--fresh", action="store_true", help="forget what is kept")
@@ -192,21 +242,28 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit("torch finds no GPU; use --device cpu to test the script on the CPU")
     small = args.device == "cpu"
     load = SMALL if small else Load()
-    steps, rounds = args.steps or (1 if small else 4), args.rounds or (1 if small else 3)
+    steps = args.steps or (1 if small else 2 if args.quick else 4)
+    once = small or args.quick
+    rounds, tried = args.rounds or (1 if once else 3), args.settings or (1 if once else 99)
     name = args.output or (None if small else "scaling_gpu.json")
     about: Result = {
         "device": device_of(args.device), "load": asdict(load), "steps": steps, "lora_rank": 16, "dtype": "bfloat16",
         "embedded": args.embedded,
     }  # fmt: skip
-    runs = Runs(None if name is None else RESULTS / name, about, 60 * args.minutes, args.fresh)
-    result: Result = {}
+    seconds = 60 * (args.minutes or (2 if args.quick else 10))
+    path = None if name is None else RESULTS / name
+    runs = Runs(path, about, seconds, args.fresh, 12 * 60 - 10 if args.quick else math.inf)
+    job = BenchJob("embedded", CHECKS, "ours", SETTINGS["ppo", "ours"][0], load, args.device, 1, args.embedded)
+    checks = {name: found for name, found in runs(job, "once").items() if name != "setting"}
+    told: Result = {"checks": checks, "models": {}, "profile": {}}
     for model in args.models or (["tiny"] if small else ["embedded", "1b", "8b"]):
         for task in args.tasks:
             job = BenchJob(model, task, "ours", {}, load, args.device, steps, args.embedded)
-            found = compare(runs, job, args.sides, rounds, args.settings or (1 if small else 99))
-            result.setdefault(model, {})[task] = found
-            runs.save({"models": result})
-    print(json.dumps(result, indent=2))
+            found = compare(runs, job, args.sides, rounds, tried)
+            told["models"].setdefault(model, {})[task] = found
+            told["profile"].setdefault(model, {})[task] = profile(runs, job, found)
+            runs.save(told | {"goals": judged(told["models"])})
+    print(json.dumps(told | {"goals": judged(told["models"])}, indent=2))
     if runs.path is not None:
         print(runs.path)
 

@@ -73,6 +73,10 @@ class WeightCounts:
         weights = 4.0 * self.layers if whole else 2.0 * self.layers + 4.0 * self.lora
         return text.tokens * weights + 8.0 * self.width * text.seen
 
+    def score(self, text: Text) -> float:
+        """Rewards of conversations."""
+        return self.forward(text)
+
     def reward(self, text: Text) -> float:
         """A step of reward-model training on conversations."""
         return self.forward(text) + self.backward(text)

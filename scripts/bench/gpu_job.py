@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-TASKS, SIDES, EMBEDDED = ("reward", "ppo"), ("ours", "trl"), "embedded"
+TASKS, SIDES, EMBEDDED = ("score", "reward", "ppo"), ("ours", "trl"), "embedded"
+CHECKS, PROFILE = "checks", "profile"  # other jobs of one process
 MARK = "RESULT "  # precedes the result of a process
 
 
@@ -48,6 +49,9 @@ _OURS: list[dict[str, Any]] = [
 ]
 # Settings to try for each side, from the fastest expected to the smallest memory.
 SETTINGS: dict[tuple[str, str], list[dict[str, Any]]] = {
+    ("score", "ours"): [{"micro_batch_tokens": 65536}, {"micro_batch_tokens": 16384}, {"micro_batch_tokens": 4096}],
+    # Of plain transformers: TRL has no code of its own for scoring.
+    ("score", "trl"): [{"micro_batch_tokens": 65536}, {"micro_batch_tokens": 16384}, {"micro_batch_tokens": 4096}],
     ("reward", "ours"): _OURS,
     ("reward", "trl"): [
         {"micro_batch": 16, "gradient_checkpointing": False},
@@ -96,7 +100,8 @@ class BenchJob:
 
     Attributes:
         model: One of MODELS.
-        task, side: What is trained, by whom.
+        task, side: What is done, by whom; the task CHECKS compares results, and PROFILE profiles a step of the task
+            in `setting`.
         setting: One of SETTINGS.
         load: The workload of a step.
         device: Where.

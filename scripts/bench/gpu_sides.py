@@ -1,7 +1,7 @@
-"""What `gpu.py` measures: a few steps of one trainer, ours or TRL's, on one model, in a separate process.
+"""What `gpu.py` measures: a few steps of one task, ours or TRL's, on one model, in a separate process.
 
 All steps use the same conversations; the first step is not counted. Tokens are random, because their content does not
-affect the time.
+affect the time. The checks are in gpu_checks.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import torch
 from common import peak_rss_mb
 from datasets import Dataset
 from gpu_flops import Text, WeightCounts
-from gpu_job import EMBEDDED, MARK, BenchJob, Load
+from gpu_job import CHECKS, EMBEDDED, MARK, PROFILE, BenchJob, Load
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -38,13 +38,14 @@ from transformers import (
     TrainerCallback,
 )
 
+from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, RewardScorer
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding import decoders
 from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.tokenizers import load_tokenizer
-from rrm_lm.text.chat import Line
+from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.ppo.trainer import PPOTrainer
 from rrm_lm.training.reward.config import RewardConfig
@@ -60,10 +61,12 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class DeviceClock(TrainerCallback):
-    """End times of steps and durations of rollouts, after synchronizing the device."""
+    """End times of steps and durations of rollouts, after synchronizing the device. A `profiler` records the second
+    step.
+    """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, profiler: Any = None) -> None:
+        self.device, self.profiler = device, profiler
         self.ends: list[float] = []
         self.rollouts: list[float] = []
 
@@ -72,8 +75,15 @@ class DeviceClock(TrainerCallback):
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
+    def on_step_begin(self, *args: Any, **options: Any) -> None:
+        if self.profiler is not None and self.ends:  # not the first step
+            self.now()
+            self.profiler.start()
+
     def on_step_end(self, *args: Any, **options: Any) -> None:
         self.ends.append(self.now())
+        if self.profiler is not None and len(self.ends) > 1:
+            self.profiler.stop()
 
     def rollout(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, its calls timed as rollouts."""
@@ -235,6 +245,50 @@ def trl_reward(job: BenchJob, tokenizer: Any, vocabulary: int, clock: DeviceCloc
     return TrainerSide(trainer, computed.tokens, {"reward": WeightCounts.of(model.config, RANK).reward(computed)})
 
 
+class Scoring:
+    """Scores the same conversations in every step, with the interface of a trainer."""
+
+    def __init__(self, scorer: Any, lines: Any, steps: int, clock: DeviceClock) -> None:
+        self.scorer, self.lines, self.steps, self.clock = scorer, lines, steps, clock
+        self.model = scorer.model
+
+    def train(self) -> None:
+        for _ in range(self.steps):
+            self.clock.on_step_begin()
+            self.scorer.score_lines(self.lines)
+            self.clock.on_step_end()
+
+
+def _scoring(
+    job: BenchJob, scorer: Any, backbone: Any, vocabulary: int, clock: DeviceClock, shares: bool
+) -> TrainerSide:
+    lines = [
+        [[Line(prompt + ids, len(prompt), len(prompt + ids) - 1)] for ids in responses]
+        for prompt, *responses in pairs(job, vocabulary)
+    ]
+    each = [line.ids for group in lines for (line,) in group]
+    rows = [row for group in lines for row in backbone.rows([line.ids for (line,) in group])] if shares else []
+    computed = Text.of([len(ids) for ids in each])
+    if rows:
+        computed = Text(sum(map(len, rows)), sum(place + 1 for row in rows for place in row.positions))
+    flops = {"score": WeightCounts.of(scorer.model.config if not shares else backbone.config, RANK).score(computed)}
+    return TrainerSide(Scoring(scorer, lines, job.steps + 1, clock), sum(map(len, each)), flops)
+
+
+def our_scoring(job: BenchJob, tokenizer: Any, vocabulary: int, clock: DeviceClock, folder: str) -> TrainerSide:
+    backbone = Backbone(made(job), int(tokenizer.pad_token_id))
+    model = RewardModel.create(backbone, lora(), RewardSettings(job.model)).requires_grad_(False).eval()
+    scorer = RewardScorer(model, ChatFormat(tokenizer), **job.setting)
+    return _scoring(job, scorer, backbone, vocabulary, clock, backbone.can_share)
+
+
+def plain_scoring(job: BenchJob, tokenizer: Any, vocabulary: int, clock: DeviceClock, folder: str) -> TrainerSide:
+    adapted = get_peft_model(made(job, classifier=True), lora("SEQ_CLS"))
+    adapted.config.pad_token_id = tokenizer.pad_token_id
+    scorer = ClassifierScorer(adapted, ChatFormat(tokenizer), job.model, **job.setting)
+    return _scoring(job, scorer, None, vocabulary, clock, False)
+
+
 def ppo_settings(job: BenchJob, folder: str, micro_batch: int) -> dict[str, Any]:
     return {
         **shared(job, folder), "per_device_train_batch_size": micro_batch,
@@ -302,6 +356,8 @@ def _ppo_side(
 
 
 TRAINERS = {
+    ("score", "ours"): our_scoring,
+    ("score", "trl"): plain_scoring,
     ("reward", "ours"): our_reward,
     ("reward", "trl"): trl_reward,
     ("ppo", "ours"): our_ppo,
@@ -315,7 +371,15 @@ TRAINERS = {
 def run(job: BenchJob) -> dict[str, Any]:
     """Train, and return speed and memory."""
     device = torch.device(job.device)
-    peak, clock = matrix_peak(device), DeviceClock(device)
+    if job.task == CHECKS:
+        from gpu_checks import checks
+
+        return checks(job)
+    profiler = None
+    if job.task == PROFILE:
+        job = replace(job, task=job.setting["task"], setting=job.setting["setting"], steps=1)
+        profiler = step_profiler(device)
+    peak, clock = matrix_peak(device), DeviceClock(device, profiler)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -340,11 +404,44 @@ def run(job: BenchJob) -> dict[str, Any]:
         "mfu": round(needed / seconds / peak, 4),
         "peak_memory_gib": round(peak_memory_gib(device), 3),
     }
+    if profiler is not None:
+        found |= profiled(profiler, seconds, device)
     if clock.rollouts:
         written = job.load.episodes * job.load.new_tokens
         spent = statistics.median(clock.rollouts[1:])
-        found |= {"rollout_seconds": round(spent, 4), "rollout_tokens_per_second": round(written / spent, 1)}
+        found |= {
+            "rollout_seconds": round(spent, 4),
+            "rollout_tokens_per_second": round(written / spent, 1),
+            "iteration_over_rollout": round(seconds / spent, 3),
+        }
     return {**found, **side.more()}
+
+
+def step_profiler(device: torch.device) -> Any:
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=kinds)
+
+
+def profiled(profiler: Any, seconds: float, device: torch.device) -> dict[str, Any]:
+    """The kernels (on a CPU, operators) that took the longest in a step, and the share of the step in which none ran.
+
+    Profiling itself takes time, which counts as waiting.
+    """
+    on = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    # Operators on the host repeat the times of their kernels.
+    events = [e for e in profiler.key_averages() if device.type != "cuda" or "cuda" in str(e.device_type).lower()]
+    events.sort(key=lambda event: -getattr(event, on))
+    busy = sum(getattr(event, on) for event in events) / 1e6
+    return {
+        "busy_seconds": round(busy, 4),
+        "waiting_share": round(max(0.0, 1 - busy / seconds), 4),
+        "longest": [
+            {"kernel": e.key[:100], "calls": e.count, "share": round(getattr(e, on) / 1e6 / max(busy, 1e-9), 4)}
+            for e in events[:12]
+        ],
+    }
 
 
 def _check_place(trainer: Any, device: torch.device) -> None:

@@ -52,8 +52,14 @@ def test_every_side_trains_and_is_compared(
             assert both[side]["peak_memory_gib"] > 0 and len(both[side]["tried"]) == 1
         assert both["speed_ratio"] > 0 and len(both["speed_ratio_rounds"]) == 1
     runs = found["runs"]
-    assert len(runs) == 2 * 2 * (1 + 1)
-    for task in ("reward", "ppo"):  # the same conversations, in every run
+    assert len(runs) == 1 + 3 * (2 * (1 + 1) + 1)
+    for name, check in found["checks"].items():
+        assert name == "host_waits_per_update" or check["ok"], (name, check)
+    assert found["checks"]["rollouts"]["decoder"] == "lean"
+    for profile in found["profile"]["tiny"].values():
+        assert 0 <= profile["waiting_share"] < 1 and profile["longest"][0]["share"] > 0
+    assert found["goals"] == {}
+    for task in ("score", "reward", "ppo"):  # the same conversations, in every run
         assert len({run["tokens_per_step"] for key, run in runs.items() if f" {task} " in key}) == 1
     ours, theirs = runs["tiny reward ours round 0"], runs["tiny reward trl round 0"]
     assert ours["shares_prompts"] and ours["flops_per_step"]["reward"] < theirs["flops_per_step"]["reward"]
@@ -77,6 +83,11 @@ def test_every_side_trains_and_is_compared(
     assert told["ours"]["tokens_per_second"] == 21.0 and told["trl"]["error"] == "out of memory"
     assert "speed_ratio" not in told
     assert read(output)["runs"]["tiny reward ours round 0"] == ours
+    # What the time is too short for is told, too, and measured by another call.
+    monkeypatch.setattr(gpu.math, "inf", 0.0)
+    gpu.main([*words, "--models", "8b", "--tasks", "ppo"])
+    assert read(output)["models"]["8b"]["ppo"]["ours"]["error"] == "not started, since the time was over"
+    assert not any(key.startswith("8b") for key in read(output)["runs"])
     with pytest.raises(SystemExit, match="start again with --fresh"):
         gpu.main([*words, "--steps", "3"])
 
@@ -90,6 +101,20 @@ def test_the_embedded_model_and_the_least_memory_that_trl_can_have(
         setting = jobs.SETTINGS[task, side][-1]
         job = jobs.BenchJob(model, task, side, setting, jobs.SMALL, "cpu", 1, str(tiny))
         assert sides.run(jobs.BenchJob.loads(job.dumps()))["tokens_per_second"] > 0
+
+
+def test_goals_are_judged(gpu: Any) -> None:
+    ppo = {"ours": {"mfu": 0.3, "iteration_over_rollout": 1.2}, "speed_ratio": 2.9, "memory_ratio": 0.3}
+    goals = gpu.judged({"8b": {"score": {"ours": {"mfu": 0.5}}, "reward": {"ours": {"error": "killed"}}, "ppo": ppo}})
+    assert [goal["met"] for goal in goals.values()] == [True, True, False, True]
+
+
+def test_a_difference_is_found(gpu: Any) -> None:
+    checks = importlib.import_module("gpu_checks")
+    one = torch.tensor([1.0, -2.0])
+    assert checks._compared(one, one, 0.05) == {"difference": 0.0, "allowed": 0.05, "ok": True}
+    assert not checks._compared(one + 0.2, one, 0.05)["ok"]
+    assert not checks._compared(one.flip(0), one, 0.05, norm=True)["ok"]
 
 
 @pytest.mark.slow
