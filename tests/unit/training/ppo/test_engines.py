@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean, variance
 from typing import Any
 
 import pytest
@@ -94,24 +95,26 @@ def test_every_update_samples_from_the_adapter_of_that_update(tmp_path: Path, se
 
 
 def test_a_policy_learns_as_much_as_with_the_own_loop(tmp_path: Path, server: RolloutServer) -> None:
-    """One seed: the last rewards differ by sampling alone, which is most of the tolerance."""
+    """The means over three seeds differ by less than two standard errors of the seeds."""
 
     def wanted(prompts: Any, texts: Any) -> list[float]:
         return [float("a" in text) - 0.05 * len(text) for text in texts]
 
     settings: dict[str, Any] = {
-        "max_steps": 25, "per_device_train_batch_size": 16, "samples_per_prompt": 4, "learning_rate": 2e-2,
+        "max_steps": 25, "per_device_train_batch_size": 32, "samples_per_prompt": 4, "learning_rate": 2e-2,
         "response_length": 4, "kl_coef": 0.0, "rewards": [PythonReward(wanted, "a")],
     }  # fmt: skip
-    own = trainer(tmp_path / "own", tiny_agent(random=False), **settings)
-    other = served(tmp_path / "server", server, tiny_agent(random=False), **settings)
-    last = []
-    for made in (own, other):
-        made.train()
-        scores = [float(entry["reward/a"]) for entry in logs(made)]
-        last.append(sum(scores[-5:]) / 5)
-        assert last[-1] > sum(scores[:3]) / 3 + 0.2, scores
-    assert last[0] == pytest.approx(last[1], abs=0.3)
+    last: dict[str, list[float]] = {"own": [], "server": []}
+    for seed in range(3):
+        own = trainer(tmp_path / f"own {seed}", tiny_agent(random=False), seed=seed, **settings)
+        other = served(tmp_path / f"server {seed}", server, tiny_agent(random=False), seed=seed, **settings)
+        for name, made in (("own", own), ("server", other)):
+            made.train()
+            scores = [float(entry["reward/a"]) for entry in logs(made)]
+            last[name].append(sum(scores[-5:]) / 5)
+            assert last[name][-1] > sum(scores[:3]) / 3 + 0.2, scores
+    error = (variance(last["own"]) / 3 + variance(last["server"]) / 3) ** 0.5
+    assert abs(mean(last["own"]) - mean(last["server"])) <= 2 * error, last
 
 
 # -- the mismatch of engines ------------------------------------------------------------------------------------------
