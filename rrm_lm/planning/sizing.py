@@ -16,7 +16,7 @@ from accelerate.utils import parse_flag_from_env
 from peft import LoraConfig
 
 from rrm_lm.errors import ModelError, RRMError
-from rrm_lm.models.decoding.token_probs import logit_bytes
+from rrm_lm.models.decoding.token_probs import chunk, logit_bytes
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.models.sharding import max_over_processes
 from rrm_lm.planning.planning import Job, choose, measure
@@ -48,7 +48,9 @@ def fit_sizes(args: Any, task: str, backbone: Any, lora: LoraConfig, job: Callab
             least = {name: -max_over_processes(-tokens, device) for name, tokens in found.items()}
             set_sizes(args, least)
             shown = ", ".join(f"{name} {tokens}" for name, tokens in least.items())
-            logger.info("%s: what fits into %.1f GB of GPU memory", shown, memory / 1e9)
+            logits = chunk(int(backbone.config.vocab_size), device)
+            told = "%s: what fits into %.1f GB of GPU memory; logits of %d tokens at once"
+            logger.info(told, shown, memory / 1e9, logits)
     set_sizes(args, TOKENS)
 
 

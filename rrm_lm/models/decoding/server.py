@@ -8,7 +8,8 @@ and takes no defaults from the model's ``generation_config.json`` (which may lim
 
 SGLang does not work. Its paths for adapters differ (``/load_lora_adapter``), its completions have no token ids, and
 its answers repeat the name that was asked for, so that a stale adapter would go unnoticed
-(``python/sglang/srt/entrypoints/openai/serving_completions.py``: ``model=request.model``).
+(``python/sglang/srt/entrypoints/openai/serving_completions.py``: ``model=request.model``). ``transformers serve`` does
+not work either: in 5.24 its completions take text, not token ids, and it loads no adapters.
 """
 
 from __future__ import annotations
