@@ -48,7 +48,8 @@ def _has_mask(args: Any) -> bool:
 def note(found: list[str], what: str) -> None:
     """Add `what` with the innermost line of the package, unless an optimizer asked."""
     frames = traceback.extract_stack()
-    if any("torch/optim" in frame.filename for frame in frames):
+    # Batches are made on the host, and `from_host` copies without waiting.
+    if any("torch/optim" in frame.filename or frame.name in ("collate", "from_host") for frame in frames):
         return
     own = [frame for frame in frames if frame.filename.startswith(_PACKAGE)]
     where = f"{Path(own[-1].filename).relative_to(_PACKAGE)}:{own[-1].lineno}: {own[-1].line}" if own else "outside"

@@ -24,7 +24,7 @@ from rrm_lm.models.quantization import quantization_of
 from rrm_lm.models.saving.adapters import ADAPTER_WEIGHTS, load_tensors, put_weights, save_adapter
 from rrm_lm.models.sharding import Root, assign, reshard
 from rrm_lm.storage import write_json
-from rrm_lm.text.batching import Batch
+from rrm_lm.text.batching import Batch, from_host
 from rrm_lm.text.chat import Line
 from rrm_lm.text.templates import date_of
 
@@ -122,7 +122,7 @@ class RewardModel(Root):
             return RewardOutput(rewards, rewards.new_zeros(0), members, rewards.new_zeros(0))
         places = critiques + responses
         before = _gather(hidden, [batch.at(number, position - 1) for number, position in places])
-        targets = torch.tensor([lines[number].ids[position] for number, position in places], device=hidden.device)
+        targets = from_host([lines[number].ids[position] for number, position in places], hidden.device)
         nll = self._token_nll(before, targets)
         # Cloned, because a sharded model must not return views.
         return RewardOutput(rewards, nll[: len(critiques)].clone(), members, nll[len(critiques) :].clone())
@@ -181,4 +181,4 @@ class RewardModel(Root):
 def _gather(hidden: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
     """(batch, time, hidden) at (row, index) places -> (places, hidden)."""
     rows, indices = zip(*places, strict=True)
-    return hidden[torch.tensor(rows, device=hidden.device), torch.tensor(indices, device=hidden.device)]
+    return hidden[from_host(rows, hidden.device), from_host(indices, hidden.device)]

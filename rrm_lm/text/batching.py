@@ -93,15 +93,22 @@ class Batch:
     responses: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        sees = None if self.sees is None else self.sees.to(device)
-        ids, positions, real = self.input_ids.to(device), self.position_ids.to(device), self.is_real.to(device)
-        return Batch(ids, positions, real, sees, self.where)
+        """The same batch on another device; the host does not wait for the copies."""
+        parts = (self.input_ids, self.position_ids, self.is_real, self.sees)
+        ids, positions, real, sees = (None if part is None else part.to(device, non_blocking=True) for part in parts)
+        return Batch(ids, positions, real, sees, self.where)  # type: ignore[arg-type]
 
     def at(self, line: int, token: int) -> tuple[int, int]:
         """Row and index of a line's token."""
         row, indices = self.where[line]
         return row, indices[token]
+
+
+def from_host(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of values that are on the host. Unlike ``torch.tensor(values, device=device)``, it does not wait for
+    what the device computes.
+    """
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def collate(rows: Sequence[Row], pad_id: int, padding_side: str = "right") -> Batch:

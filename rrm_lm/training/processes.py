@@ -118,7 +118,7 @@ def accumulate(accelerator: Any, model: Any, loss: Callable[[], Tensor], last: b
 
 
 def check_finite(
-    loss: Tensor,
+    loss: Tensor | float,
     where: str,
     suspects: str = "the data",
     outcome: str = "training stopped before the step, so nothing was changed",
@@ -126,7 +126,7 @@ def check_finite(
     """Raise instead of training on a loss that is not finite. `where` names the step and its examples, and `suspects`
     what to inspect. Raises TrainingError if the loss is infinite or NaN; a caller that has taken steps undoes them.
     """
-    value = float(loss.detach())
+    value = float(loss.detach()) if isinstance(loss, Tensor) else loss
     if not math.isfinite(value):
         raise TrainingError(
             f"The loss is {value}; {outcome}",

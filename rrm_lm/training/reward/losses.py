@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrm_lm.models.reward import RewardOutput
+from rrm_lm.text.batching import from_host
 from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import RewardExample
 
@@ -77,7 +78,7 @@ def with_offsets(output: RewardOutput, examples: Sequence[RewardExample]) -> Rew
     if not any(example.offsets for example in examples):
         return output
     known = [one for example in examples for one in example.offsets or [0.0] * len(example.lines)]
-    added = output.rewards.new_tensor(known)
+    added = _like(output.rewards, known)
     return output._replace(rewards=output.rewards + added, members=output.members + added[:, None])
 
 
@@ -87,7 +88,7 @@ def with_offsets(output: RewardOutput, examples: Sequence[RewardExample]) -> Rew
 def pair_rewards(rewards: Tensor, examples: Sequence[RewardExample]) -> Tensor:
     """(pairs, 2) rewards of the chosen and the rejected response, from (lines,) rewards."""
     chosen, rejected, _ = _pair_lines(examples)
-    return torch.stack([rewards[chosen], rewards[rejected]], dim=-1)
+    return torch.stack([_at(rewards, chosen), _at(rewards, rejected)], dim=-1)
 
 
 def pair_margins(rewards: Tensor, examples: Sequence[RewardExample]) -> Tensor:
@@ -103,17 +104,17 @@ def pair_losses(output: RewardOutput, examples: Sequence[RewardExample], args: R
     chosen, rejected, grades = _pair_lines(examples)
     if not chosen:
         return output.rewards.new_zeros(0)
-    left, right = output.members[chosen], output.members[rejected]
+    left, right = _at(output.members, chosen), _at(output.members, rejected)
     scaled = [None if grade is None else grade / args.grade_scale for grade in grades]
     shift: Tensor | float = 0.0
     target: Tensor | float = 1.0
     if args.grades == "margin":
-        shift = left.new_tensor([grade or 0.0 for grade in scaled])[:, None]
+        shift = _like(left, [grade or 0.0 for grade in scaled])[:, None]
     elif args.grades == "target":
-        target = graded_target(left.new_tensor([math.inf if grade is None else grade for grade in scaled]))[:, None]
+        target = graded_target(_like(left, [math.inf if grade is None else grade for grade in scaled]))[:, None]
     losses = bradley_terry(left, right, shift=shift, target=target, label_smoothing=args.label_smoothing_factor)
     if args.grades == "weight":
-        losses = losses * left.new_tensor([1.0 if grade is None else grade for grade in scaled])[:, None]
+        losses = losses * _like(left, [1.0 if grade is None else grade for grade in scaled])[:, None]
     if args.center_rewards_coefficient:
         losses = losses + args.center_rewards_coefficient * centering(left, right)
     return _mean_over_members(losses, [example for example in examples for _ in example.pairs], args.seed)
@@ -128,14 +129,22 @@ def rating_losses(output: RewardOutput, examples: Sequence[RewardExample], seed:
         offset += len(example.lines)
     if not lines:
         return output.rewards.new_zeros(0)
-    rewards = output.members[lines]
-    losses = rating_regression(rewards, rewards.new_tensor(ratings)[:, None].expand_as(rewards))
+    rewards = _at(output.members, lines)
+    losses = rating_regression(rewards, _like(rewards, ratings)[:, None].expand_as(rewards))
     return _mean_over_members(losses, [example for example in examples for _ in example.ratings], seed)
 
 
 def chosen_lines(examples: Sequence[RewardExample]) -> list[int]:
     """Line indices (over all examples) of the chosen responses, each once."""
     return list(dict.fromkeys(_pair_lines(examples)[0]))
+
+
+def _at(numbers: Tensor, places: Sequence[int]) -> Tensor:
+    return numbers[from_host(places, numbers.device, torch.long)]
+
+
+def _like(numbers: Tensor, values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
+    return from_host(values, numbers.device, numbers.dtype)
 
 
 def _pair_lines(examples: Sequence[RewardExample]) -> tuple[list[int], list[int], list[float | None]]:
@@ -159,7 +168,7 @@ def _mean_over_members(losses: Tensor, examples: Sequence[RewardExample], seed: 
     if heads == 1:
         return losses.squeeze(-1)
     weights = [member_weights(seed, heads, example.prompt_id) for example in examples]
-    return (losses * losses.new_tensor(weights)).mean(-1)
+    return (losses * _like(losses, weights)).mean(-1)
 
 
 def member_weights(seed: int, heads: int, prompt_id: str) -> tuple[float, ...]:

@@ -99,6 +99,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
         self.args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = True  # Trainer passes global item counts as num_items_in_batch
         self._sums: dict[str, float] = defaultdict(float)
+        self._measured: dict[str, Tensor] = {}  # sums that are on the device until they are logged
 
     @property
     def unwrapped_model(self) -> RewardModel:
@@ -121,20 +122,26 @@ class RewardTrainer(ResumableTrainer, Trainer):
         micro_batches = self._groups(inputs)
         # Equally many in all processes, because sharded models communicate in every forward pass.
         micro_batches += [[] for _ in range(self.processes.max(len(micro_batches)) - len(micro_batches))]
-        total = torch.zeros((), device=self.args.device)
+        parts: list[Tensor] = []
         for number, members in enumerate(micro_batches):
 
             def loss(members: list[RewardExample] = members) -> Tensor:
-                found = self._loss(model, members, counts)
-                origins = ", ".join(example.origin for example in members)
-                where = f"step {self.state.global_step + 1}, feedback from {origins}"
-                check_finite(found, where, "that feedback")
                 # Gradients are averaged over processes, and each process has only its part of the global sum.
-                return found * self.processes.count
+                found = self._loss(model, members, counts) * self.processes.count
+                if self.is_deepspeed_enabled:  # whose backward pass ends with the optimizer's step
+                    self._check(found, members)
+                return found
 
-            total += accumulate(self.accelerator, model, loss, number == len(micro_batches) - 1)
+            parts.append(accumulate(self.accelerator, model, loss, number == len(micro_batches) - 1))
+        # Read once for all micro-batches, because each reading waits for the GPU.
+        for members, value in zip(micro_batches, torch.stack(parts).tolist(), strict=True):
+            self._check(value, members)
         self._sums["seconds"] += time.perf_counter() - started
-        return total
+        return torch.stack(parts).sum()
+
+    def _check(self, loss: Tensor | float, members: Sequence[RewardExample]) -> None:
+        origins = ", ".join(example.origin for example in members)
+        check_finite(loss, f"step {self.state.global_step + 1}, feedback from {origins}", "that feedback")
 
     def _groups(self, examples: Sequence[RewardExample]) -> list[list[RewardExample]]:
         """Group examples of similar length under the token budget."""
@@ -207,9 +214,8 @@ class RewardTrainer(ResumableTrainer, Trainer):
             "margin": margins.sum(),
             "disagreement": output.members.std(-1, correction=0).sum(),
         }
-        # One transfer for all, because each one synchronizes the GPU.
-        for name, value in zip(measured, torch.stack(list(measured.values())).tolist(), strict=True):
-            self._sums[name] += value
+        for name, value in measured.items():
+            self._measured[name] = self._measured.get(name, 0.0) + value.float()
         self._sums["pairs"] += len(margins)
         self._sums["ratings"] += sum(len(example.ratings) for example in examples)
         self._sums["critiques"] += len(output.critique_nll)
@@ -220,6 +226,8 @@ class RewardTrainer(ResumableTrainer, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the components of the loss, over all processes, to Trainer's logs."""
         if "loss" in logs:
+            for name, value in self._measured.items():
+                self._sums[name] = float(value)
             values = self.processes.total(torch.tensor([self._sums[name] for name in _SUMS], dtype=torch.float64))
             sums = dict(zip(_SUMS, values.tolist(), strict=True))
             for item in _ITEMS:
@@ -237,6 +245,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
             each = TRAINED * sums["tokens"] / self.processes.count
             logs |= utilization(self.unwrapped_model.backbone.decoder, each, seconds, self.args.device)
             self._sums.clear()
+            self._measured.clear()
         super().log(logs, start_time)
 
     # -- held-out loss ------------------------------------------------------------------------------------------------

@@ -12,8 +12,12 @@ from rrm_lm.models.decoding import rollouts, sampling
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.training.ppo.update import PolicyUpdate
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.examples import ExampleBuilder
+from rrm_lm.training.reward.trainer import RewardTrainer
 from tests.host_sync import host_waits
 from tests.precision import Precision
+from tests.tiny import rating, some_comparisons, tiny_chat, tiny_reward_model
 from tests.tiny_policy import CHAT, tiny_agent, trainer
 
 
@@ -88,6 +92,34 @@ def test_a_wait_in_an_update_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     loss = PolicyUpdate._loss
     monkeypatch.setattr(PolicyUpdate, "_loss", lambda *args: loss(*args) * (1.0 + 0.0 * loss(*args).item()))
     assert any("_local_scalar_dense" in one for one in run_update(tmp_path, monkeypatch))
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_reward_training_reads_once_in_a_step(planted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four micro-batches of pairs, critiques and ratings."""
+    model = tiny_reward_model()
+    builder = ExampleBuilder(tiny_chat(), model.backbone)
+    examples = builder.comparisons(some_comparisons(6, critiques=True))
+    examples += builder.responses([], [rating(f"moon {n}?", "no " * n, 0.3, row=n) for n in range(1, 3)])
+    args = RewardConfig(
+        str(tmp_path), use_cpu=True, per_device_train_batch_size=8, micro_batch_tokens=100, max_steps=1, sft_weight=0.2,
+        save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+    made, found = RewardTrainer(model, args, examples, processing_class=tiny_chat().tokenizer), []
+    loss, passes = RewardTrainer._loss, []
+
+    def watched(self: Any, *more: Any) -> Any:
+        with host_waits() as here:
+            result = loss(self, *more)
+            result = result * (1.0 + 0.0 * result.item()) if planted else result
+        passes.append(len(more[1]))
+        found.extend(here)
+        return result
+
+    monkeypatch.setattr(RewardTrainer, "_loss", watched)
+    made.train()
+    ours = [one for one in found if "self.decoder(" not in one]  # see test_an_update_does_not_wait
+    assert len(passes) > 2 and bool(ours) == planted, ours
 
 
 @pytest.mark.parametrize("how", [{}, {"top_p": 0.7}, {"top_k": 3}, {"temperature": 0.0}], ids=str)
