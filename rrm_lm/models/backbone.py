@@ -142,7 +142,7 @@ class Backbone(nn.Module):
         with self.using(adapter):
             output = self.decoder(
                 input_ids=batch.input_ids,
-                attention_mask=self._mask(batch),
+                attention_mask=self.mask(batch),
                 position_ids=batch.position_ids,
                 use_cache=False,
             )
@@ -222,7 +222,7 @@ class Backbone(nn.Module):
     def _attention(self) -> str:
         return str(getattr(self.config, "_attn_implementation", None) or "eager")
 
-    def _mask(self, batch: Batch) -> Any:
+    def mask(self, batch: Batch) -> Any:
         """The mask in this model's form: one tensor, or one per layer type."""
         additive, dtype = self._attention == "eager", self.causal_lm.dtype
         if batch.sees is None:

@@ -77,6 +77,21 @@ def common_beginning(lines: Sequence[Any]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
+def alike(items: Sequence[Any], most: int, prompt: Callable[[Any], Sequence[int]]) -> list[list[Any]]:
+    """Group up to `most` items whose prompts begin alike, such as questions on one text: at least half of the tokens of
+    each are a common prefix. `prompt` gives the token ids of an item's prompt.
+    """
+    groups: list[list[Any]] = []
+    for item in sorted(items, key=prompt):  # type: ignore[arg-type]
+        first = groups[-1][0] if groups else item
+        common = common_beginning([prompt(first), prompt(item)])
+        if groups and len(groups[-1]) < most and 2 * common >= max(len(prompt(first)), len(prompt(item))):
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    return groups
+
+
 @dataclass(slots=True)
 class Batch:
     """Rows padded to one length, ready for the model."""

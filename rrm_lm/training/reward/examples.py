@@ -11,7 +11,7 @@ from rrm_lm.errors import DataError, TemplateError
 from rrm_lm.feedback.counts import Tally
 from rrm_lm.feedback.records import Comparison, Critique, Origin, Prompt, Rating, prompt_id
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.text.batching import Row, common_beginning
+from rrm_lm.text.batching import Row, alike
 from rrm_lm.text.chat import ChatFormat, Encoded, Line
 from rrm_lm.text.template_checks import TemplateChecks
 
@@ -138,18 +138,12 @@ class ExampleBuilder:
         return [example for piece in pieces for example in self._compared(piece)]
 
     def joined(self, examples: Sequence[RewardExample], most: int) -> list[RewardExample]:
-        """Join up to `most` examples whose prompts begin alike, such as questions on one text, which is computed once.
-
-        Prompts begin alike if at least half of the tokens of each are a common prefix. The losses are the same.
+        """Join up to `most` examples whose prompts begin alike (see :func:`rrm_lm.text.batching.alike`), so that the
+        beginning is computed once. The losses are the same.
         """
         if most == 1:
             return list(examples)
-        groups: list[list[RewardExample]] = []
-        for example in sorted(examples, key=lambda one: one.lines[0].ids):
-            if groups and len(groups[-1]) < most and _begin_alike(groups[-1][0].lines[0], example.lines[0]):
-                groups[-1].append(example)
-            else:
-                groups.append([example])
+        groups = alike(examples, most, lambda one: one.lines[0].ids[: one.lines[0].response_start])
         return [self._join(group) for group in groups]
 
     def _join(self, examples: Sequence[RewardExample]) -> RewardExample:
@@ -270,8 +264,3 @@ class ExampleBuilder:
 
     def _rows(self, lines: Sequence[Line]) -> tuple[Row, ...]:
         return tuple(self.backbone.rows([line.ids for line in lines], [line.blind for line in lines]))
-
-
-def _begin_alike(one: Line, other: Line) -> bool:
-    common = common_beginning([one.ids[: one.response_start], other.ids[: other.response_start]])
-    return 2 * common >= max(one.response_start, other.response_start)

@@ -9,7 +9,7 @@ import torch
 from trl.trainer.sft_config import SFTConfig as TRLConfig
 
 from rrm_lm.models.pretrained import default_device, default_dtype
-from rrm_lm.options import check, option
+from rrm_lm.options import check, check_minimum, option
 from rrm_lm.training.arguments import NO_LIGER, FeedbackArguments, refuse_settings
 
 SOURCES = ("demonstrations", "corrections", "chosen")
@@ -55,6 +55,11 @@ class SFTConfig(FeedbackArguments, TRLConfig):
         "What to imitate, one or more of: demonstrations, corrections (the corrected text) and "
         "chosen (the chosen response of each comparison).",
     )
+    prompts_together: int = option(
+        1,
+        "Most prompts with the same beginning, such as questions on one text, that are one row, so that the beginning "
+        "is computed once. The batch size then counts rows.",
+    )
     micro_batch_tokens: int = option(2048, "Most padded tokens at once when the held-out loss is measured at the end.")
 
     def __post_init__(self) -> None:
@@ -74,4 +79,7 @@ class SFTConfig(FeedbackArguments, TRLConfig):
         only = self.completion_only_loss is not False
         check(self, ("completion_only_loss", only, "true: the prompt is not the policy's to write"))
         unknown = [source for source in self.sft_on if source not in SOURCES]
+        check_minimum(self, prompts_together=1)
+        alone = self.prompts_together == 1 or not self.pad_to_multiple_of
+        check(self, ("pad_to_multiple_of", alone, "unset with prompts_together above 1"))
         check(self, ("sft_on", bool(self.sft_on) and not unknown, f"one or more of {', '.join(SOURCES)}"))

@@ -7,8 +7,10 @@ stay text, over-long prompts lose their oldest turns, and the loss covers the re
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.quantization import keeping_weights
 from rrm_lm.models.saving.policies import Policy, PolicySettings
 from rrm_lm.models.tokenizers import align_pad
-from rrm_lm.text.batching import collate, length_groups, share
+from rrm_lm.text.batching import Batch, Row, alike, collate, length_groups, share
 from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.processes import check_finite
 from rrm_lm.training.reward.examples import FitCounts
@@ -44,6 +46,10 @@ class Imitation:
     line: Line  # Prompt and response. The loss starts at `line.response_start`.
     origin: str  # file and row, for error messages
     prompt_id: str  # identifies prompts that count as the same (see :func:`rrm_lm.feedback.records.prompt_id`)
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        return self.line.ids[: self.line.response_start]
 
     @property
     def learned(self) -> int:
@@ -144,14 +150,18 @@ class SFTTrainer(AdapterTrainer, TRLTrainer):
             args.loss_type = "nll"  # TRL's chunked loss leaves out this factor of Granite's logits
         if args.compile_layers:
             policy.backbone.compile_layers()
-        data = to_dataset(train)
+        rows = in_rows(train, args.prompts_together, policy.backbone)
+        data = to_dataset(train) if rows is None else rows_to_dataset(rows)
         self._seconds, self._logged_tokens = 0.0, 0.0  # of training steps since the last log; up to it
         with keeping_weights(policy.backbone.model):
             super().__init__(
                 model=policy.backbone.model,
                 args=args,
                 data_collator=_Collator(
-                    pad_token_id=policy.backbone.pad_id, pad_to_multiple_of=args.pad_to_multiple_of, dummy=data[0]
+                    pad_token_id=policy.backbone.pad_id,
+                    pad_to_multiple_of=args.pad_to_multiple_of,
+                    dummy=data[0],
+                    rows=[] if rows is None else [row for row, _ in rows],
                 ),
                 train_dataset=data,
                 eval_dataset=to_dataset(heldout) if heldout else None,
@@ -185,12 +195,28 @@ class SFTTrainer(AdapterTrainer, TRLTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """TRL's loss. Raises if it is not finite."""
-        origins = inputs.pop("origins", ())
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        origins, batch = inputs.pop("origins", ()), inputs.pop("batch", None)
+        with self._seeing(batch):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             where = f"step {self.state.global_step + 1}, responses from {', '.join(origins)}"
             check_finite(loss, where, "those responses")
         return (loss, outputs) if return_outputs else loss
+
+    @contextmanager
+    def _seeing(self, batch: Batch | None) -> Iterator[None]:
+        """Mask tokens of other branches of a row inside. TRL only has masks of padding, by which it counts tokens."""
+        if batch is None:
+            yield
+            return
+        mask = self.backbone.mask(batch.to(self.args.device))
+        hook = self.backbone.decoder.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, {**kwargs, "attention_mask": mask}), with_kwargs=True
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 @dataclass
@@ -198,12 +224,17 @@ class _Collator(DataCollatorForLanguageModeling):
     """TRL's collator. It also adds the origins, and makes a dummy batch if a process has no examples."""
 
     dummy: dict[str, Any] | None = None  # the example of a dummy batch, without loss on any token
+    rows: list[Row] = field(default_factory=list)  # of examples that name theirs
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         origins = [example["origin"] for example in examples]
         if not examples and self.dummy is not None:
             examples = [{**self.dummy, "labels": [_IGNORED] * len(self.dummy["labels"])}]
-        return {**super().torch_call(examples), "origins": origins}
+        made = {**super().torch_call(examples), "origins": origins}
+        if not examples or "row" not in examples[0]:
+            return made
+        batch = collate([self.rows[example["row"]] for example in examples], self.pad_token_id)
+        return {**made, "position_ids": batch.position_ids, "batch": batch}
 
 
 def to_dataset(examples: Sequence[Imitation]) -> Dataset:
@@ -214,6 +245,40 @@ def to_dataset(examples: Sequence[Imitation]) -> Dataset:
             "labels": [example.labels() for example in examples],
             "length": [len(example.line.ids) for example in examples],
             "origin": [example.origin for example in examples],
+        }
+    )
+
+
+def in_rows(examples: Sequence[Imitation], most: int, backbone: Backbone) -> list[tuple[Row, list[Imitation]]] | None:
+    """Arrange examples in rows: up to `most` whose prompts begin alike share one, if the model can share prefixes. None
+    if every example has a row of its own.
+    """
+    if most == 1 or not backbone.can_share:
+        return None
+    layers: dict[int, list[Imitation]] = defaultdict(list)  # in each, a prompt is once
+    times: Counter[tuple[int, ...]] = Counter()
+    for one in examples:
+        layers[times[one.prompt_ids]].append(one)
+        times[one.prompt_ids] += 1
+    groups = [group for layer in layers.values() for group in alike(layer, most, lambda one: one.prompt_ids)]
+    return [(share([one.line.ids for one in group]), group) for group in groups]
+
+
+def rows_to_dataset(rows: Sequence[tuple[Row, Sequence[Imitation]]]) -> Dataset:
+    """Like :func:`to_dataset`, for rows of several examples; `row` is the number of each."""
+    labels = [[_IGNORED] * len(row) for row, _ in rows]
+    for own, (row, group) in zip(labels, rows, strict=True):
+        for one, indices in zip(group, row.where, strict=True):
+            for at in range(one.line.response_start, len(one.line.ids)):
+                assert indices[at] == indices[at - 1] + 1  # TRL predicts each token from the one before it in the row
+                own[indices[at]] = one.line.ids[at]
+    return Dataset.from_dict(
+        {
+            "input_ids": [list(row.ids) for row, _ in rows],
+            "labels": labels,
+            "length": [len(row) for row, _ in rows],
+            "origin": ["; ".join(one.origin for one in group) for _, group in rows],
+            "row": list(range(len(rows))),
         }
     )
 

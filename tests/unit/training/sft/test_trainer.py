@@ -23,7 +23,15 @@ from rrm_lm.text.chat import ChatFormat, Line
 from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.sft import config as sft_config
 from rrm_lm.training.sft.config import SFTConfig
-from rrm_lm.training.sft.trainer import Imitation, SFTTrainer, imitations, response_nll, to_imitate
+from rrm_lm.training.sft.trainer import (
+    Imitation,
+    SFTTrainer,
+    imitations,
+    in_rows,
+    response_nll,
+    rows_to_dataset,
+    to_imitate,
+)
 from tests.precision import Precision
 from tests.tiny import (
     CHATML,
@@ -242,6 +250,58 @@ def test_settings_of_hugging_face_and_trl(more: dict[str, Any], tmp_path: Path) 
     log = trained(config(tmp_path, **more), policy).state.log_history
     assert math.isfinite(log[0]["loss"])
     assert all(torch.equal(value, before[name]) != ("lora_" in name) for name, value in state(policy).items())
+
+
+TEXT = "the moon is made of the sea and the story is short "
+ASKED = ["who lives in the sea?", "what is the moon made of?", "is the story short?", "who lives in the moon?"]
+
+
+def about_a_text() -> list[Imitation]:
+    """Four questions on one text, two answers to one of them, and a prompt of its own."""
+    shown = [demonstration(TEXT + question, f"answer {'sea ' * n}", n) for n, question in enumerate(ASKED, 1)]
+    shown += [demonstration(TEXT + ASKED[0], "no", 5), demonstration("who?", "the moon", 6)]
+    return imitations(CHAT, shown, FitCounts())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_prompts_that_begin_alike_share_a_row(recompute: bool, tmp_path: Path, precision: Precision) -> None:
+    """Two steps of gradient descent on all responses: as if each had a row of its own, with fewer tokens."""
+    plain = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    states, tokens, losses = [], [], []
+    for together in (1, 4):
+        policy = tiny_policy()
+        more = {"prompts_together": together, "activation_checkpointing": recompute, **plain}
+        made = trained(config(tmp_path, per_device_train_batch_size=6, **more), policy, train=about_a_text())
+        states.append(state(policy))
+        losses.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
+        tokens.append([entry["num_tokens"] for entry in made.state.log_history if "loss" in entry])
+    precision.same_change(states[0], states[1], state(tiny_policy()), 1e-5)
+    precision.close(losses[1], losses[0], exact=1e-4)
+    assert tokens[1][0] < 0.75 * tokens[0][0]
+
+
+def test_a_prompt_that_goes_on_another_is_learned_behind_it() -> None:
+    ids = about_a_text()[0].prompt_ids
+    short = Imitation(Line((*ids, 40, 41, 2), len(ids), len(ids) + 2), "", "")
+    longer = Imitation(Line((*ids, 50, 51, 60, 2), len(ids) + 2, len(ids) + 3), "", "")
+    rows = in_rows([longer, short], 4, tiny_policy().backbone)
+    assert rows is not None and len(rows) == 1
+    (labels,) = rows_to_dataset(rows)["labels"]
+    assert [(at - len(ids), label) for at, label in enumerate(labels) if label != -100] == [
+        (0, 40), (1, 41), (2, 2), (5, 60), (6, 2),
+    ]  # fmt: skip
+
+
+def test_rows_of_responses_that_cannot_share() -> None:
+    backbone = tiny_policy().backbone
+    rows = in_rows(about_a_text(), 4, backbone)
+    assert rows is not None and in_rows(about_a_text(), 1, backbone) is None
+    # Two answers to one prompt are predicted from one token, so they have two rows.
+    assert [len(group) for _, group in rows] == [4, 1, 1]
+    for row, group in rows:
+        assert [tuple(row.ids[at] for at in where) for where in row.where] == [one.line.ids for one in group]
+    backbone.can_share = False
+    assert in_rows(about_a_text(), 4, backbone) is None
 
 
 def test_recomputed_activations_change_nothing(tmp_path: Path, precision: Precision) -> None:
