@@ -349,6 +349,9 @@ def demo_trials() -> Iterator[str]:
     for one in trials["policies_at_temperature_0"]:
         before, after = (percent(one[when]["right"]) for when in ("before", "after"))
         yield f"| {percent(one['reward_model_answer_pairs'])} | {one['settings']} | {before} | {after} |"
+    for one in trials["sft"]:
+        yield f"{one['tokens'] / 1000:.0f} thousand tokens instead of {one['tokens_without'] / 1000:.0f}"
+        yield f"{percent(one['right'])} in one such run"
 
 
 def clients() -> Iterator[str]:
