@@ -18,6 +18,10 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.models.pretrained import process_state
 
 _STORAGE = "bnb_4bit_quant_storage"
+_ROUNDING = (
+    "quant_method", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant",
+    "llm_int8_skip_modules",
+)  # fmt: skip
 
 
 def quantization_of(model: Any) -> dict[str, Any] | None:
@@ -29,6 +33,12 @@ def quantization_of(model: Any) -> dict[str, Any] | None:
         return None
     found = quantizer.quantization_config.to_dict()
     return {name: value for name, value in found.items() if not name.startswith("_") and name != _STORAGE}
+
+
+def is_rounded_alike(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether two records (:func:`quantization_of`) round weights alike, in whatever dtype these are computed with."""
+    first, second = ({name: (record or {}).get(name) for name in _ROUNDING} for record in (one, other))
+    return first == second
 
 
 def quantized_as(recorded: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -92,4 +102,5 @@ def keeping_weights(model: nn.Module) -> Iterator[None]:
     trained = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
     yield
     for parameter, data in trained.items():
-        parameter.data = data
+        if parameter.dtype != data.dtype:
+            parameter.data = data.to(parameter.device)

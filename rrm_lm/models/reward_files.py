@@ -24,7 +24,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.lora_targets import unsupported
 from rrm_lm.models.portable import Conversation, add_old_names, is_template_of, messages_of, save_reward_tokenizer
 from rrm_lm.models.pretrained import compute_as_stored, refuse_pickles, resolve
-from rrm_lm.models.quantization import dequantized, quantization_of, quantized_as
+from rrm_lm.models.quantization import dequantized, is_rounded_alike, quantization_of, quantized_as
 from rrm_lm.models.reward import ADAPTER, SETTINGS_FILE, RewardModel, RewardSettings
 from rrm_lm.models.saving.adapters import load_backbone
 from rrm_lm.models.tokenizers import own_pad_id
@@ -109,7 +109,7 @@ def put_reward(
     template, wrong = folder / "chat_template.jinja", ""
     if base_model is None and not _is_same(settings.base_model, backbone):
         wrong = f"was trained on another backbone, {settings.base_model} and not {backbone.causal_lm.name_or_path}"
-    elif settings.quantization != quantization_of(backbone.causal_lm):
+    elif base_model is None and not is_rounded_alike(settings.quantization, quantization_of(backbone.causal_lm)):
         wrong = "was trained on this backbone with another quantization"
     elif extra := unsupported(config.to_dict()):
         wrong = f"changes more than LoRA layers ({', '.join(extra)})"
@@ -224,6 +224,8 @@ def merge_reward_model(folder: Path, output: Path, tokenizer: Any, **loading: An
         what = "A merged checkpoint cannot hold the criteria of the reward model"
         raise ModelError(what, where=str(folder / CRITERIA_FILE), remedy="train without --criteria to merge")
     settings = read_settings(folder)
+    if settings is not None and settings.quantization is not None:
+        loading = {"device_map": {"": "cpu"}, **loading}  # where full precision has room
     plain = dequantized(_classifier_without_adapter(folder, tokenizer.pad_token_id, **loading))
     merged: Any = PeftModel.from_pretrained(plain, str(folder)).eval().merge_and_unload()
     if merged.score.out_features > 1:

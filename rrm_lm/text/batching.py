@@ -110,7 +110,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; the host does not wait for the copies."""
         parts = (self.input_ids, self.position_ids, self.is_real, self.sees)
-        ids, positions, real, sees = (None if part is None else part.to(device, non_blocking=True) for part in parts)
+        ids, positions, real, sees = (None if part is None else _copied(part, device) for part in parts)
         return Batch(ids, positions, real, sees, self.where)  # type: ignore[arg-type]
 
     def at(self, line: int, token: int) -> tuple[int, int]:
@@ -123,7 +123,12 @@ def from_host(values: Any, device: torch.device, dtype: torch.dtype | None = Non
     """A tensor of values that are on the host. Unlike ``torch.tensor(values, device=device)``, it does not wait for
     what the device computes.
     """
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+    return _copied(torch.tensor(values, dtype=dtype), device)
+
+
+def _copied(tensor: Tensor, device: torch.device | str) -> Tensor:
+    # Only CUDA reads all of the host's memory before the call returns (on MPS: pytorch#189690).
+    return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 def collate(rows: Sequence[Row], pad_id: int, padding_side: str = "right") -> Batch:

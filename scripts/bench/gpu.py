@@ -69,6 +69,7 @@ class Runs:
         if kept and {name: kept.get(name) for name in about} != about:
             sys.exit(f"{path} was measured with something else than {about}: start again with --fresh")
         self.found: dict[str, Result] = kept.get("runs", {})
+        self.summary: Result = {name: kept[name] for name in ("checks", "models", "profile", "goals") if name in kept}
 
     def __call__(self, job: BenchJob, number: str) -> Result:
         """The result of a job with this number: a saved one, or that of a new run."""
@@ -77,14 +78,20 @@ class Runs:
             left = self.end - time.monotonic()
             if left <= 0:  # not saved: another call measures it
                 return {"setting": job.setting, "error": "not started, since the time was over"}
-            self.found[key] = {"setting": job.setting, **launch(job, min(left, self.seconds))}
-            print(key, _told(self.found[key]), flush=True)
+            made = {"setting": job.setting, **launch(job, min(left, self.seconds))}
+            print(key, _told(made), flush=True)
+            if left < self.seconds and "error" in made:  # perhaps cut short: another call measures it
+                return made
+            self.found[key] = made
             self.save({})
         return self.found[key]
 
     def save(self, summary: Result) -> None:
+        """Save the runs, and what this call found besides what earlier calls did."""
+        for name, found in summary.items():
+            self.summary[name] = {**self.summary.get(name, {}), **found}
         if self.path is not None:
-            save(str(self.path), {**self.about, "machine": machine(), **summary, "runs": self.found})
+            save(str(self.path), {**self.about, "machine": machine(), **self.summary, "runs": self.found})
 
 
 def launch(job: BenchJob, seconds: float) -> Result:

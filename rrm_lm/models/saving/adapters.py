@@ -226,7 +226,8 @@ def load_backbone(
     )
     headless = is_classifier(base, loading["revision"], bool(loading.get("trust_remote_code")))
     if loading.get("quantization_config") is None:
-        loading |= quantized_as(settings.quantization)
+        chosen = {name: value for name, value in loading.items() if value is not None}  # such as another `device_map`
+        loading |= quantized_as(settings.quantization) | chosen
     model = load_causal_lm(settings.base_model, new_head=headless, **loading)
     check_vocabulary(tokenizer, model)
     return settings, Backbone(model, int(tokenizer.pad_token_id), sharing), tokenizer  # type: ignore[arg-type]

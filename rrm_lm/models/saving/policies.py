@@ -6,6 +6,7 @@ and the name of its backbone.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.portable import add_old_names, save_tokenizer
 from rrm_lm.models.pretrained import load_causal_lm, refuse_pickles, resolve
-from rrm_lm.models.quantization import dequantized, quantization_of, quantized_as
+from rrm_lm.models.quantization import dequantized, is_rounded_alike, quantization_of, quantized_as
 from rrm_lm.models.saving.adapters import (
     ADAPTER_CONFIG,
     fetch_adapter,
@@ -41,6 +42,9 @@ _TAKES_REWARDS = (
     "name the policy here; a reward model is the --reward_model of rrm-lm policy and compare, the --model of rrm-lm "
     "score and evaluate, and the --model_name_or_path of rrm-lm reward"
 )
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,9 @@ def put_policy(backbone: Backbone, folder: Path, adapter: str = POLICY, *, train
     trained on. Raises ModelError: not a LoRA adapter of a causal language model, or pickled weights; CheckpointError:
     the weights are missing or broken, or do not fit the backbone.
     """
-    config = policy_config(folder)
+    config, settings = policy_config(folder), read_policy_settings(str(folder))
+    if settings is not None and not is_rounded_alike(settings.quantization, quantization_of(backbone.causal_lm)):
+        logger.warning("%s was trained on this backbone with another quantization", folder)
     config.base_model_name_or_path = None  # PEFT fills in this backbone's, and would warn about another
     try:
         backbone.add_adapter(adapter, config)
@@ -226,7 +232,8 @@ def merge_policy(
     if Path(base).is_dir():
         refuse_pickles(base)
     options = {"revision": revision, **loading}
-    options |= quantized_as(settings.quantization if settings else None)
+    if settings is not None and settings.quantization is not None:  # in host memory, where full precision has room
+        options = {**quantized_as(settings.quantization), "device_map": {"": "cpu"}, **options}
     plain = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, dtype=torch.float32, **options)
     merged: Any = PeftModel.from_pretrained(dequantized(plain), str(folder)).merge_and_unload()
     align_pad(merged, tokenizer)

@@ -6,11 +6,13 @@ stay text, over-long prompts lose their oldest turns, and the loss covers the re
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,6 +36,8 @@ from rrm_lm.training.reward.examples import FitCounts
 from rrm_lm.training.sft.config import SFTConfig
 from rrm_lm.training.speed import TRAINED, utilization
 from rrm_lm.training.trainer import AdapterTrainer
+
+logger = logging.getLogger(__name__)
 
 _IGNORED = -100  # transformers' label of tokens without loss
 _LOGIT_CHUNK = 1024  # tokens whose logits are held at once
@@ -254,6 +258,10 @@ def in_rows(examples: Sequence[Imitation], most: int, backbone: Backbone) -> lis
     if every example has a row of its own.
     """
     if most == 1 or not backbone.can_share:
+        if most > 1:
+            logger.warning(
+                "this model cannot share prefixes: prompts_together has no effect, and steps have fewer responses"
+            )
         return None
     layers: dict[int, list[Imitation]] = defaultdict(list)  # in each, a prompt is once
     times: Counter[tuple[int, ...]] = Counter()
@@ -261,7 +269,22 @@ def in_rows(examples: Sequence[Imitation], most: int, backbone: Backbone) -> lis
         layers[times[one.prompt_ids]].append(one)
         times[one.prompt_ids] += 1
     groups = [group for layer in layers.values() for group in alike(layer, most, lambda one: one.prompt_ids)]
-    return [(share([one.line.ids for one in group]), group) for group in groups]
+    found = []
+    for group in groups:
+        row = share([one.line.ids for one in group])
+        together = _learns_apart(row, group)
+        found += [(row, group)] if together else [(share([one.line.ids]), [one]) for one in group]
+    return found
+
+
+def _learns_apart(row: Row, group: Sequence[Imitation]) -> bool:
+    """Whether each learned token of a row belongs to one response and stands behind the token that predicts it. If a
+    prompt is another prompt with the beginning of its response, that is not so.
+    """
+    learned = [indices[one.line.response_start - 1 :] for one, indices in zip(group, row.where, strict=True)]
+    places = [place for indices in learned for place in indices[1:]]
+    in_order = all(b == a + 1 for indices in learned for a, b in pairwise(indices))
+    return in_order and len(set(places)) == len(places)
 
 
 def rows_to_dataset(rows: Sequence[tuple[Row, Sequence[Imitation]]]) -> Dataset:
@@ -270,7 +293,6 @@ def rows_to_dataset(rows: Sequence[tuple[Row, Sequence[Imitation]]]) -> Dataset:
     for own, (row, group) in zip(labels, rows, strict=True):
         for one, indices in zip(group, row.where, strict=True):
             for at in range(one.line.response_start, len(one.line.ids)):
-                assert indices[at] == indices[at - 1] + 1  # TRL predicts each token from the one before it in the row
                 own[indices[at]] = one.line.ids[at]
     return Dataset.from_dict(
         {

@@ -114,7 +114,7 @@ def test_a_policy_learns_as_much_as_with_the_own_loop(tmp_path: Path, server: Ro
             last[name].append(sum(scores[-5:]) / 5)
             assert last[name][-1] > sum(scores[:3]) / 3 + 0.2, scores
     error = (variance(last["own"]) / 3 + variance(last["server"]) / 3) ** 0.5
-    assert abs(mean(last["own"]) - mean(last["server"])) <= 2 * error, last
+    assert abs(mean(last["own"]) - mean(last["server"])) <= min(2 * error + 0.01, 0.3), last
 
 
 # -- the mismatch of engines ------------------------------------------------------------------------------------------

@@ -263,21 +263,36 @@ def about_a_text() -> list[Imitation]:
     return imitations(CHAT, shown, FitCounts())
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_prompts_that_begin_alike_share_a_row(recompute: bool, tmp_path: Path, precision: Precision) -> None:
+@pytest.mark.parametrize(
+    ("family", "attention", "recompute"),
+    [("llama", "sdpa", False), ("llama", "sdpa", True), ("gemma3", "sdpa", False), ("gpt2", "eager", False)],
+)
+def test_prompts_that_begin_alike_share_a_row(
+    family: str, attention: str, recompute: bool, tmp_path: Path, precision: Precision
+) -> None:
     """Two steps of gradient descent on all responses: as if each had a row of its own, with fewer tokens."""
     plain = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
     states, tokens, losses = [], [], []
     for together in (1, 4):
-        policy = tiny_policy()
+        policy = tiny_policy(model=tiny_model(family, attention=attention))
         more = {"prompts_together": together, "activation_checkpointing": recompute, **plain}
         made = trained(config(tmp_path, per_device_train_batch_size=6, **more), policy, train=about_a_text())
         states.append(state(policy))
         losses.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
         tokens.append([entry["num_tokens"] for entry in made.state.log_history if "loss" in entry])
-    precision.same_change(states[0], states[1], state(tiny_policy()), 1e-5)
+    begun = state(tiny_policy(model=tiny_model(family, attention=attention)))
+    precision.same_change(states[0], states[1], begun, 1e-5)
     precision.close(losses[1], losses[0], exact=1e-4)
     assert tokens[1][0] < 0.75 * tokens[0][0]
+
+
+@pytest.mark.parametrize("response", [(60, 2), (41, 61, 2)])
+def test_a_prompt_that_begins_as_another_conversation_has_a_row_of_its_own(response: tuple[int, ...]) -> None:
+    ids = about_a_text()[0].prompt_ids
+    first = Imitation(Line((*ids, 40, 41, 2), len(ids), len(ids) + 2), "", "")
+    second = Imitation(Line((*ids, 40, *response), len(ids) + 1, len(ids) + len(response)), "", "")
+    rows = in_rows([first, second], 4, tiny_policy().backbone)
+    assert rows is not None and [len(group) for _, group in rows] == [1, 1]
 
 
 def test_a_prompt_that_goes_on_another_is_learned_behind_it() -> None:
