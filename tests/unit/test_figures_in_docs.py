@@ -245,9 +245,11 @@ def recursion() -> Iterator[str]:
 def new_recursion() -> Iterator[str]:
     found = result("recursion")
     assert found["verdict"] == "not shown to help"
-    yield f"of which {len(found['seeds'])} seed is done"
+    yield f"of which {len(found['seeds'])} are done"
     arms = (f"{100 * found['arms'][arm]['reward_accuracy']['value']:.1f}% ({arm})" for arm in ("U", "A", "C", "G"))
     yield "{}, {}, {} and {}".format(*arms)
+    gain = found["differences"]["A - U"]["reward_accuracy"]
+    yield f"A - U is {plus(gain['value'])} points ({plus(gain['low'])} to {plus(gain['high'])})"
 
 
 def recursion_gain() -> metrics.OverRuns:
