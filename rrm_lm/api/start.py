@@ -15,9 +15,9 @@ from torch import nn
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.backbone import Backbone, evaluating
 from rrm_lm.models.lora_targets import expert_parameters, find_fault, misfit
-from rrm_lm.models.quantization import numbers_in
 from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, read_json
 from rrm_lm.models.saving.policies import POLICY
+from rrm_lm.models.saving.quantization import numbers_in
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.batching import collate, context_length, share
 

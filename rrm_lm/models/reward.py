@@ -20,8 +20,8 @@ from rrm_lm.errors import CheckpointError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.ensemble import Ensemble
 from rrm_lm.models.portable import save_reward_tokenizer, save_tokenizer
-from rrm_lm.models.quantization import quantization_of
 from rrm_lm.models.saving.adapters import ADAPTER_WEIGHTS, load_tensors, put_weights, save_adapter
+from rrm_lm.models.saving.quantization import quantization_of
 from rrm_lm.models.sharding import Root, assign, reshard
 from rrm_lm.storage import write_json
 from rrm_lm.text.batching import Batch, from_host

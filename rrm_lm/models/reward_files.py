@@ -24,9 +24,9 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.lora_targets import unsupported
 from rrm_lm.models.portable import Conversation, add_old_names, is_template_of, messages_of, save_reward_tokenizer
 from rrm_lm.models.pretrained import compute_as_stored, refuse_pickles, resolve
-from rrm_lm.models.quantization import dequantized, is_rounded_alike, quantization_of, quantized_as
 from rrm_lm.models.reward import ADAPTER, SETTINGS_FILE, RewardModel, RewardSettings
 from rrm_lm.models.saving.adapters import load_backbone
+from rrm_lm.models.saving.quantization import dequantized, is_rounded_alike, quantization_of, quantized_as
 from rrm_lm.models.tokenizers import own_pad_id
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.chat import ChatFormat

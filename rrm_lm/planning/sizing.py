@@ -49,8 +49,8 @@ def fit_sizes(args: Any, task: str, backbone: Any, lora: LoraConfig, job: Callab
             set_sizes(args, least)
             shown = ", ".join(f"{name} {tokens}" for name, tokens in least.items())
             logits = chunk(int(backbone.config.vocab_size), device)
-            told = "%s: what fits into %.1f GB of GPU memory; logits of %d tokens at once"
-            logger.info(told, shown, memory / 1e9, logits)
+            message = "%s: what fits into %.1f GB of GPU memory; logits of %d tokens at once"
+            logger.info(message, shown, memory / 1e9, logits)
     set_sizes(args, TOKENS)
 
 

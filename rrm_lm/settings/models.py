@@ -111,7 +111,7 @@ class ModelArguments(ModelLoading, ModelConfig):
             raise ConfigError("use_peft is false", where="use_peft", expected=expected)
         nothing = "nothing: only LoRA and the scalar head are trained"
         check(self, ("lora_modules_to_save", not self.lora_modules_to_save, nothing))
-        # LLM.int8 also rounds activations, together over a batch: a response's reward depends on the rows beside it.
+        # LLM.int8 also rounds activations, together over a batch: a response's reward depends on the other rows.
         check(self, ("load_in_8bit", not self.load_in_8bit, "false for training; use load_in_4bit"))
 
     def lora(self) -> Any:
@@ -144,7 +144,7 @@ def quantized(settings: ModelConfig) -> dict[str, Any]:
     from trl.trainer.utils import get_quantization_config
 
     from rrm_lm.models.pretrained import default_dtype
-    from rrm_lm.models.quantization import on_this_device, require_bitsandbytes, storage
+    from rrm_lm.models.saving.quantization import on_this_device, require_bitsandbytes, storage
 
     require_bitsandbytes("load_in_4bit" if settings.load_in_4bit else "load_in_8bit")
     dtype = str(default_dtype()).removeprefix("torch.") if settings.dtype in (None, "auto") else settings.dtype

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rrm_lm.models.quantization import numbers_in
+from rrm_lm.models.saving.quantization import numbers_in
 
 # Dense operations per second in bfloat16, by a part of the device's name, from the makers' data sheets.
 _PEAKS = {

@@ -262,15 +262,15 @@ def main(words: Sequence[str] | None = None) -> None:
     runs = Runs(path, about, seconds, args.fresh, 12 * 60 - 10 if args.quick else math.inf)
     job = BenchJob("embedded", CHECKS, "ours", SETTINGS["ppo", "ours"][0], load, args.device, 1, args.embedded)
     checks = {name: found for name, found in runs(job, "once").items() if name != "setting"}
-    told: Result = {"checks": checks, "models": {}, "profile": {}}
+    result: Result = {"checks": checks, "models": {}, "profile": {}}
     for model in args.models or (["tiny"] if small else ["embedded", "1b", "8b"]):
         for task in args.tasks:
             job = BenchJob(model, task, "ours", {}, load, args.device, steps, args.embedded)
             found = compare(runs, job, args.sides, rounds, tried)
-            told["models"].setdefault(model, {})[task] = found
-            told["profile"].setdefault(model, {})[task] = profile(runs, job, found)
-            runs.save(told | {"goals": judged(told["models"])})
-    print(json.dumps(told | {"goals": judged(told["models"])}, indent=2))
+            result["models"].setdefault(model, {})[task] = found
+            result["profile"].setdefault(model, {})[task] = profile(runs, job, found)
+            runs.save(result | {"goals": judged(result["models"])})
+    print(json.dumps(result | {"goals": judged(result["models"])}, indent=2))
     if runs.path is not None:
         print(runs.path)
 

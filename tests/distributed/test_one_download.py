@@ -29,8 +29,8 @@ def test_weights_are_downloaded_once(tmp_path: Path) -> None:
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path.startswith(f"/api/models/{NAME}"):
-                told = {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
-                self.answer(json.dumps(told).encode(), {})
+                about = {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+                self.answer(json.dumps(about).encode(), {})
                 return
             name = path.rpartition("/")[2]
             if name not in files or "/resolve/" not in path:
@@ -67,7 +67,7 @@ def test_weights_are_downloaded_once(tmp_path: Path) -> None:
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             for _ in range(2)
         ]
-        told = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    assert told[0][0] == told[1][0] and int(told[0][0]) > 0
+        output = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    assert output[0][0] == output[1][0] and int(output[0][0]) > 0
     assert got[WEIGHTS] == 1

@@ -72,7 +72,7 @@ def both(folder: Path, base: Path, processes: int) -> dict[str, Any]:
 
 @pytest.mark.timeout(240)
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes, which `make test` installs")
     base = save_tiny_model(tmp_path / "base", layers=LAYERS)
     launch(__file__, tmp_path)
     one = both(tmp_path / "one", base, 1)

@@ -83,7 +83,7 @@ def test_every_side_trains_and_is_compared(
     assert told["ours"]["tokens_per_second"] == 21.0 and told["trl"]["error"] == "out of memory"
     assert "speed_ratio" not in told
     assert read(output)["runs"]["tiny reward ours round 0"] == ours
-    # What the time is too short for is told, too, and measured by another call.
+    # Runs that the time is too short for are listed with that reason, and another call measures them.
     monkeypatch.setattr(gpu.math, "inf", 0.0)
     gpu.main([*words, "--models", "8b", "--tasks", "ppo"])
     assert read(output)["models"]["8b"]["ppo"]["ours"]["error"] == "not started, since the time was over"

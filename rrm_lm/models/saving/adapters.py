@@ -23,7 +23,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.embedded import backbone_name
 from rrm_lm.models.lora_targets import unsupported
 from rrm_lm.models.pretrained import from_pretrained, load_causal_lm, model_file, resolve
-from rrm_lm.models.quantization import quantized_as
+from rrm_lm.models.saving.quantization import quantized_as
 from rrm_lm.models.sharding import assign, gather, reshard
 from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer
 

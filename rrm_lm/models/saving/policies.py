@@ -19,7 +19,6 @@ from rrm_lm.errors import ModelError
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.portable import add_old_names, save_tokenizer
 from rrm_lm.models.pretrained import load_causal_lm, refuse_pickles, resolve
-from rrm_lm.models.quantization import dequantized, is_rounded_alike, quantization_of, quantized_as
 from rrm_lm.models.saving.adapters import (
     ADAPTER_CONFIG,
     fetch_adapter,
@@ -31,6 +30,7 @@ from rrm_lm.models.saving.adapters import (
     read_weights,
     save_adapter,
 )
+from rrm_lm.models.saving.quantization import dequantized, is_rounded_alike, quantization_of, quantized_as
 from rrm_lm.models.tokenizers import align_pad, check_vocabulary, load_tokenizer
 from rrm_lm.storage import staged_folder, write_json
 from rrm_lm.text.chat import ChatFormat

@@ -45,8 +45,8 @@ from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.decoding.token_probs import chunk
 from rrm_lm.models.ensemble import disagreement
-from rrm_lm.models.quantization import keeping_weights
 from rrm_lm.models.saving.policies import Policy, PolicySettings
+from rrm_lm.models.saving.quantization import keeping_weights
 from rrm_lm.models.sharding import reshard, with_full_params
 from rrm_lm.models.tokenizers import align_pad
 from rrm_lm.text.batching import context_length

@@ -26,8 +26,8 @@ from rrm_lm.errors import DataError
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.records import Comparison, Correction, Demonstration, Prompt
 from rrm_lm.models.backbone import Backbone
-from rrm_lm.models.quantization import keeping_weights
 from rrm_lm.models.saving.policies import Policy, PolicySettings
+from rrm_lm.models.saving.quantization import keeping_weights
 from rrm_lm.models.tokenizers import align_pad
 from rrm_lm.text.batching import Batch, Row, alike, collate, length_groups, share
 from rrm_lm.text.chat import ChatFormat, Line
@@ -278,7 +278,7 @@ def in_rows(examples: Sequence[Imitation], most: int, backbone: Backbone) -> lis
 
 
 def _learns_apart(row: Row, group: Sequence[Imitation]) -> bool:
-    """Whether each learned token of a row belongs to one response and stands behind the token that predicts it. If a
+    """Whether each learned token of a row belongs to one response and directly follows the token that predicts it. If a
     prompt is another prompt with the beginning of its response, that is not so.
     """
     learned = [indices[one.line.response_start - 1 :] for one, indices in zip(group, row.where, strict=True)]

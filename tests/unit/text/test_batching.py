@@ -16,6 +16,7 @@ from rrm_lm.text.batching import (
     collate,
     common_beginning,
     context_length,
+    from_host,
     length_groups,
     share,
     window_of,
@@ -312,3 +313,17 @@ def test_the_context_is_what_the_short_frequencies_cover() -> None:
     assert context_length(Phi3Config(**sizes)) == context_length(LlamaConfig(**sizes)) == 512
     assert context_length(GPT2Config(n_positions=128)) == 128
     assert context_length(object()) is None
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cuda", False), ("mps", True), ("cpu", True)])
+def test_only_copies_to_cuda_do_not_wait(device: str, waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[bool] = []
+
+    def to(self: torch.Tensor, where: Any, non_blocking: bool = False) -> torch.Tensor:
+        copies.append(non_blocking)
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    from_host([1, 2], torch.device(device))
+    collate([share([(4, 5, 6), (4, 7)])], 0).to(device)
+    assert copies == [not waits] * 5

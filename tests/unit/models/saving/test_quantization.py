@@ -17,10 +17,10 @@ from rrm_lm.models.decoding import decoders
 from rrm_lm.models.decoding.rollouts import roll_out
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier
-from rrm_lm.models.quantization import keeping_weights, numbers_in, quantization_of
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel, RewardSettings
 from rrm_lm.models.reward_files import load_classifier, load_reward_model, merge_reward_model, put_reward
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy, merge_policy, save_policy
+from rrm_lm.models.saving.quantization import keeping_weights, numbers_in, quantization_of
 from rrm_lm.text.batching import collate
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.reward.examples import FitCounts
@@ -31,7 +31,7 @@ from rrm_lm.training.sft.trainer import SFTTrainer, imitations, to_imitate
 from tests.tiny import lora, save_tiny_model, some_comparisons, tiny_chat
 from tests.tiny_policy import CHAT, PROMPTS, config, counting
 
-pytest.importorskip("bitsandbytes")
+pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes, which `make test` installs")
 FOUR_BIT: dict[str, Any] = {
     "quantization_config": BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
