@@ -23,7 +23,7 @@ from peft import PeftModel
 from rrm_lm.errors import ConfigError, ModelError, RRMError, TrainingError
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import evaluating
-from rrm_lm.models.ensemble import EnsembleReward
+from rrm_lm.models.ensemble import EnsembleReward, with_added
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.models.sharding import shard_for_use
 from rrm_lm.text.batching import collate, length_groups, row_groups, share
@@ -185,6 +185,24 @@ class AdapterReward:
         return self.model.settings.combination.rewards([found[number] for number in range(len(lines))])
 
 
+class WithCriteria:
+    """A reward that reads tokens, and the rewards of criteria of the same model, which read the text: for each prompt,
+    those of its responses. A response without text gets the lowest reward of its batch.
+    """
+
+    def __init__(self, source: TokenRewardSource, criteria: Callable[..., Sequence[Sequence[float]]]) -> None:
+        self.source, self.name, self._criteria = source, source.name, criteria
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], lines: Sequence[Line]) -> list[float]:
+        """(responses) sums; there is one prompt and one line per response."""
+        added = self._criteria(prompts, [[response] for response in responses])
+        found = [
+            with_added(reward, part) for reward, (part,) in zip(self.source.score_lines(lines), added, strict=True)
+        ]
+        lowest = min(found, default=0.0)
+        return [reward if response.strip() else lowest for reward, response in zip(found, responses, strict=True)]
+
+
 class RewardSum:
     """A weighted sum of sources. The sources have distinct names; the weights are 1 by default. With `is_part` there
     are more sources elsewhere, so none of these needs to apply to a response. Raises ConfigError for no source,
@@ -193,7 +211,7 @@ class RewardSum:
 
     def __init__(
         self,
-        sources: Sequence[RewardSource | TokenRewardSource],
+        sources: Sequence[RewardSource | TokenRewardSource | WithCriteria],
         weights: Sequence[float] | None = None,
         is_part: bool = False,
     ) -> None:
@@ -220,7 +238,10 @@ class RewardSum:
         """
         found = {}
         for source in self.sources:
-            if isinstance(source, TokenRewardSource):
+            values: Sequence[float]
+            if isinstance(source, WithCriteria):
+                values = source.score(prompts, responses, lines)
+            elif isinstance(source, TokenRewardSource):
                 values = source.score_lines(lines)
             else:
                 values = _call(source, prompts, responses, [line.ids[line.response_start :] for line in lines])

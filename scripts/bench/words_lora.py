@@ -1,16 +1,23 @@
-"""Do words help on top of a LoRA reward when there are few comparisons? `rrm-lm reward`, three ways, on the same draws.
+"""Do words help on top of a LoRA reward? Each draw has 16 (or 256) comparisons of one person.
 
-    python scripts/bench/words_lora.py --draws 6 --minutes 60     (repeat until it is finished)
-    python scripts/bench/words_lora.py --draws 0                  (only the summary)
+    python scripts/bench/words_lora.py --draws 20 --minutes 60                (repeat until it is finished)
+    python scripts/bench/words_lora.py --draws 3 --budget 256 --minutes 60
+    python scripts/bench/words_lora.py --draws 0                              (only the summary)
 
-Each draw of 16 comparisons of one simulated person of data/notes trains three reward models:
+Two reward models are trained on each draw of each simulated person of data/notes:
 
-- `pairs`: the comparisons alone (`critique_weight 0`);
-- `loss`: also learning to write the critiques, the default (`critique_weight 0.5`);
-- `words`: the comparisons, and the criteria that their critiques name (`critique_weight 0`, `criteria critiques`).
+- `pairs`: the comparisons alone (`rrm-lm reward --critique_weight 0`);
+- `loss`: also learning to write the critiques (`--critique_weight 0.5`); only with `--arms loss`.
 
-Accuracy is on the same 100 comparisons of the validation part for all. Every run is one line of
-results/words_lora_runs.jsonl and is not repeated; intervals in results/words_lora.json are over draws and prompts.
+To the rewards of `pairs` are added, with weights fitted to the same comparisons,
+
+- `words`: the criteria that their critiques name (what `--criteria critiques` does);
+- `other_person`: those that the other person's critiques of the same responses name, as far as there are any;
+- `detectors`: all detectors, without words.
+
+`words_alone` is the first of these without the LoRA part. Accuracy is on the same 100 comparisons of the validation
+part for all. Every run is one line of results/words_lora_runs.jsonl and is not repeated; intervals in
+results/words_lora.json are over draws and prompts.
 """
 
 from __future__ import annotations
@@ -20,11 +27,12 @@ import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,56 +42,104 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from common import RESULTS, commit, machine, save
+from words import comparisons, notes
+from words_arms import DETECTORS_ALONE, named, with_critiques
 
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward
 from rrm_lm.evaluation.statistics.metrics import over_runs, verdict
+from rrm_lm.feedback.records import Comparison
 
 NOTES = Path(__file__).parents[2] / "data" / "notes"
 RUNS = RESULTS / "words_lora_runs.jsonl"
+FOLDER = Path(__file__).parents[2] / "outputs" / "words_lora"
 PEOPLE = ("plain", "thorough")
-BUDGET, HELD_OUT = 16, 100
-# Fixed before the first run: 24 updates, which is what few comparisons need to be learned at all.
+HELD_OUT = 100
+# Fixed before the first run. 16 comparisons: 24 updates, which they need to be learned at all.
+EPOCHS = {16: 6, 256: 2}
 TRAINING = {
-    "model_name_or_path": "smollm2-135m", "num_train_epochs": 6, "per_device_train_batch_size": 4,
+    "model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 4,
     "learning_rate": 5e-4, "max_length": 384, "save_strategy": "no",
 }  # fmt: skip
-ARMS: Mapping[str, Mapping[str, Any]] = {
-    "pairs": {"critique_weight": 0},
-    "loss": {"critique_weight": 0.5},
-    "words": {"critique_weight": 0, "criteria": "critiques"},
-}
+TRAINED: Mapping[str, Mapping[str, Any]] = {"pairs": {"critique_weight": 0}, "loss": {"critique_weight": 0.5}}
+ADDED = ("words", "other_person", "detectors", "words_alone")
 
 
 def rows(file: Path) -> list[str]:
     return gzip.decompress(file.read_bytes()).decode("utf-8").splitlines()
 
 
-def drawn(person: str, draw: int) -> list[str]:
+def drawn(person: str, draw: int, budget: int = 16) -> list[str]:
     """The comparisons of a draw, all with critiques."""
     some = [row for row in rows(NOTES / f"train_{person}.jsonl.gz") if json.loads(row).get("rejected_critiques")]
-    return random.Random(f"{person}/{draw}").sample(some, BUDGET)
+    return random.Random(f"{person}/{draw}").sample(some, budget)
 
 
 def held_out(person: str) -> list[str]:
     return random.Random("held out").sample(rows(NOTES / f"validation_{person}.jsonl.gz"), HELD_OUT)
 
 
-def run(person: str, draw: int, arm: str) -> dict[str, Any]:
-    """Train one reward model; which of the held-out comparisons it gets right."""
-    began = time.perf_counter()
+def trained(person: str, draw: int, arm: str, budget: int = 16) -> Path:
+    """The folder of a reward model; trains it if it is not there."""
+    folder = FOLDER / (f"{person}_{draw}" if budget == 16 else f"{person}_{draw}_{budget}") / arm
+    if arm == "words" and not folder.is_dir():
+        shutil.copytree(trained(person, draw, "pairs", budget), folder)
+        criteria_of(arm, person, draw, budget).save(folder)
+    if (folder / "scores.jsonl").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    train, test = folder.parent / "train.jsonl", folder.parent / "test.jsonl"
+    train.write_text("\n".join(drawn(person, draw, budget)), encoding="utf-8")
+    test.write_text("\n".join(held_out(person)), encoding="utf-8")
+    settings = {**TRAINING, **TRAINED[arm], "num_train_epochs": EPOCHS[budget], "seed": draw, "output_dir": folder}
+    files = ["--dataset_name", str(train), "--eval_dataset_name", str(test)]
+    words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "rrm_lm", "reward", *files, *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return folder
+
+
+def criteria_of(arm: str, person: str, draw: int, budget: int = 16) -> CriteriaReward:
+    """The criteria of an arm, fitted to the comparisons of the draw."""
+    pairs = read(drawn(person, draw, budget))
+    if arm == "detectors":
+        criteria = DETECTORS_ALONE
+    elif arm == "other_person":
+        theirs = notes(person).theirs
+        texts = (theirs.get((pair.prompt, text), ()) for pair in pairs for text in (pair.chosen, pair.rejected))
+        criteria = named(with_critiques(pairs, texts))
+    else:
+        criteria = named(pairs)
+    reward = CriteriaReward(criteria)
+    reward.fit(pairs)
+    return reward
+
+
+def read(lines: Sequence[str]) -> list[Comparison]:
     with tempfile.TemporaryDirectory() as folder:
-        train, test, out = (Path(folder) / name for name in ("train.jsonl", "test.jsonl", "out"))
-        train.write_text("\n".join(drawn(person, draw)), encoding="utf-8")
-        test.write_text("\n".join(held_out(person)), encoding="utf-8")
-        settings = {**TRAINING, **ARMS[arm], "seed": draw, "output_dir": out}
-        files = ["--dataset_name", str(train), "--eval_dataset_name", str(test)]
-        words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-        command = [sys.executable, "-m", "rrm_lm", "reward", *files, *words]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        scores = [json.loads(line) for line in (out / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+        file = Path(folder) / "rows.jsonl"
+        file.write_text("\n".join(lines), encoding="utf-8")
+        return comparisons(file)
+
+
+def margins(person: str, draw: int, arm: str, budget: int = 16) -> list[float]:
+    """The margins of the held-out comparisons."""
+    if arm in TRAINED:
+        rows = (trained(person, draw, arm, budget) / "scores.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["margin"] for line in rows]
+    test = read(held_out(person))
+    responses = [[one.chosen, one.rejected] for one in test]
+    rewards = criteria_of(arm, person, draw, budget).rewards([one.prompt for one in test], responses)
+    lora = [0.0] * len(test) if arm == "words_alone" else margins(person, draw, "pairs", budget)
+    return [one + chosen - rejected for one, (chosen, rejected) in zip(lora, rewards, strict=True)]
+
+
+def run(person: str, draw: int, arm: str, budget: int = 16) -> dict[str, Any]:
+    began = time.perf_counter()
+    found = [round(one, 5) for one in margins(person, draw, arm, budget)]
     return {
-        "person": person, "draw": draw, "arm": arm, "correct": [one["correct"] for one in scores],
-        "prompts": [one["prompt_id"] for one in scores], "seconds": round(time.perf_counter() - began, 1),
-        "commit": commit(),
+        "budget": budget, "person": person, "draw": draw, "arm": arm, "margins": found,
+        "prompts": [one.prompt_id for one in read(held_out(person))],
+        "seconds": round(time.perf_counter() - began, 1), "commit": commit(), "cpu": machine()["cpu"],
     }  # fmt: skip
 
 
@@ -91,57 +147,71 @@ def kept() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()] if RUNS.is_file() else []
 
 
-def missing(draws: int) -> Iterator[tuple[str, int, str]]:
-    done = {(one["person"], one["draw"], one["arm"]) for one in kept()}
-    for draw in range(draws):
-        for person in PEOPLE:
-            yield from ((person, draw, arm) for arm in ARMS if (person, draw, arm) not in done)
+def right(run: Mapping[str, Any]) -> np.ndarray:
+    """(comparisons,) 1 where the chosen response has the higher reward, 1/2 for ties."""
+    return (np.sign(run["margins"]) + 1) / 2
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Accuracy of each arm and gain over `pairs`, by person and for both, over the draws that all arms have."""
+    """Accuracy of each arm, and the gains of `words` over the others, by person and for both; each arm over the draws
+    that it and `words` have.
+    """
     found: dict[str, Any] = {}
-    matrices: dict[str, dict[str, np.ndarray]] = {}
+    values: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     prompts: dict[str, list[str]] = {}
-    for person in PEOPLE:
-        of = {(one["draw"], one["arm"]): one for one in runs if one["person"] == person}
-        draws = sorted({draw for draw, _ in of if all((draw, arm) in of for arm in ARMS)})
-        if len(draws) < 2:
-            continue
-        matrices[person] = {arm: np.array([of[draw, arm]["correct"] for draw in draws]) for arm in ARMS}
-        prompts[person] = of[draws[0], "pairs"]["prompts"]
-        found[person] = {"draws": draws, **table(matrices[person], prompts[person])}
-    if len(matrices) == len(PEOPLE):
-        fewest = min(len(one["pairs"]) for one in matrices.values())
-        both = {arm: np.concatenate([matrices[p][arm][:fewest] for p in PEOPLE], axis=1) for arm in ARMS}
-        found["both"] = {"draws": fewest, **table(both, [one for person in PEOPLE for one in prompts[person]])}
+    for one in runs:
+        values.setdefault(one["person"], {}).setdefault(one["arm"], {})[one["draw"]] = right(one)
+        prompts[one["person"]] = one["prompts"]
+    for person, arms in values.items():
+        found[person] = table(arms, prompts[person])
+    if len(values) == len(PEOPLE):
+        first, second = (values[person] for person in PEOPLE)
+        both = {
+            arm: {
+                draw: np.concatenate([first[arm][draw], second[arm][draw]]) for draw in {*first[arm]} & {*second[arm]}
+            }
+            for arm in first
+            if arm in second
+        }
+        found["both"] = table(both, [one for person in PEOPLE for one in prompts[person]])
     return found
 
 
-def table(of: Mapping[str, np.ndarray], prompts: Sequence[str]) -> dict[str, Any]:
-    gains = {arm: over_runs(of[arm] - of["pairs"], prompts) for arm in ARMS if arm != "pairs"}
-    return {
-        "accuracy": {arm: asdict(over_runs(values, prompts)) for arm, values in of.items()},
-        "gain_over_pairs": {arm: asdict(gain) | {"verdict": verdict(gain)} for arm, gain in gains.items()},
-    }
+def table(arms: Mapping[str, Mapping[int, np.ndarray]], prompts: Sequence[str]) -> dict[str, Any]:
+    accuracy, gains = {}, {}
+    for arm, values in arms.items():
+        draws = sorted({*values} & {*arms["words"]})
+        if len(draws) > 1:
+            mine, words = (np.stack([of[draw] for draw in draws]) for of in (values, arms["words"]))
+            accuracy[arm] = asdict(over_runs(mine, prompts))
+            gain = over_runs(words - mine, prompts)
+            gains[arm] = asdict(gain) | {"verdict": verdict(gain)}
+    return {"accuracy": accuracy, "gain_of_words_over": {arm: gain for arm, gain in gains.items() if arm != "words"}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=6)
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--budget", type=int, default=16, choices=EPOCHS)
+    parser.add_argument("--people", nargs="+", default=PEOPLE, choices=PEOPLE)
+    parser.add_argument("--arms", nargs="+", default=["pairs", *ADDED], choices=[*TRAINED, *ADDED])
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after this time")
     args = parser.parse_args()
     began = time.perf_counter()
-    for person, draw, arm in missing(args.draws):
+    wanted = [(draw, person, arm) for draw in range(args.draws) for person in args.people for arm in args.arms]
+    for draw, person, arm in wanted:
         if time.perf_counter() - began > 60 * args.minutes:
             break
-        found = run(person, draw, arm)
+        key = {"budget": args.budget, "person": person, "draw": draw, "arm": arm}
+        if any(key.items() <= one.items() for one in kept()):
+            continue
+        found = run(person, draw, arm, args.budget)
         with RUNS.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(found) + "\n")
-        print(person, draw, arm, f"{100 * np.mean(found['correct']):.1f}%", f"{found['seconds']:.0f} s", flush=True)
-    runs = kept()
-    settings = {"budget": BUDGET, "held_out": HELD_OUT, "training": TRAINING, "arms": ARMS}
-    save("words_lora.json", {"machine": machine(), **settings, **summary(runs)})
+        print(person, draw, arm, f"{100 * right(found).mean():.1f}%", f"{found['seconds']:.0f} s", flush=True)
+    settings = {"held_out": HELD_OUT, "epochs": EPOCHS, "training": TRAINING}
+    found = {str(n): summary([one for one in kept() if one["budget"] == n]) for n in EPOCHS}
+    save("words_lora.json", {"machine": machine(), **settings, "budgets": found})
 
 
 if __name__ == "__main__":

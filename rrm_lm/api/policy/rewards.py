@@ -11,8 +11,10 @@ from typing import Any
 from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.policies.gold import RewardFunction, rewards_by
 from rrm_lm.evaluation.policies.results import GOLD
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
+from rrm_lm.feedback.criteria.records import CRITERIA_FILE, read_criteria
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import resolve
@@ -21,7 +23,7 @@ from rrm_lm.models.reward_files import put_reward
 from rrm_lm.models.saving.adapters import fetch_adapter, has_template
 from rrm_lm.settings.training import MonitorArguments, RewardArguments
 from rrm_lm.text.chat import ChatFormat
-from rrm_lm.training.reward_sources import RewardSource, RewardSum, ScorerReward
+from rrm_lm.training.reward_sources import RewardSource, RewardSum, ScorerReward, WithCriteria
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Rewards:
 
     Attributes:
         own: The reward model on the policy's backbone, or None.
+        criteria: What this model adds to the rewards that it reads from tokens, or None.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Rewards:
     ) -> None:
         labels = short_names([*args.reward_model, *args.reward_function])
         self.own: RewardModel | None = None
+        self.criteria: CriteriaReward | None = None
         self._loaded: list[ScorerReward] = []
         self._by_name: dict[str, RewardSource | None] = {}  # None for `own`
         for name in args.reward_model:
@@ -64,6 +68,7 @@ class Rewards:
                 self._loaded.append(loaded)
             else:
                 self.own, self._by_name[labels[name]] = own, None
+                self.criteria = _detected(Path(str(fetch_adapter(resolve(name)))))
         self._by_name |= {labels[name]: functions[name] for name in args.reward_function}
         for source in more:
             free = (source.name, *(f"{source.name}_{number}" for number in range(2, len(more) + len(labels) + 2)))
@@ -85,6 +90,7 @@ class Rewards:
         """The weighted sum of all rewards, by their names and in the order of the settings. `own` is the source of the
         reward on the policy's backbone. For `weights` see :class:`RewardSum`.
         """
+        own = own if self.criteria is None else WithCriteria(own, self.criteria.rewards)
         sources: list[Any] = [source or own for source in self._by_name.values()]
         for name, source in zip(self._by_name, sources, strict=True):
             source.name = name
@@ -99,12 +105,24 @@ def _on_backbone(args: RewardArguments, backbone: Backbone, chat: ChatFormat, na
     if folder is None or not (folder / SETTINGS_FILE).is_file():
         return None
     try:
-        reward = put_reward(backbone, folder, chat=chat, ensemble=args.ensemble, ensemble_k=args.ensemble_k)
+        options = {"ensemble": args.ensemble, "ensemble_k": args.ensemble_k}
+        adds_criteria = _detected(folder) is not None
+        reward = put_reward(backbone, folder, chat=chat, adds_criteria=adds_criteria, **options)
     except ModelError as error:
         logger.info("%s gets its own backbone: %s", name, error.what)
         return None
     logger.info("%s: a reward model, on the policy's own backbone", name)
     return reward
+
+
+def _detected(folder: Path) -> CriteriaReward | None:
+    """The criteria of a reward model, if it has any and all are measured by detectors; the others need its own backbone
+    or a permission.
+    """
+    if not (folder / CRITERIA_FILE).is_file():
+        return None
+    criteria = read_criteria(folder / CRITERIA_FILE)
+    return None if any(one.question or one.function for one in criteria) else CriteriaReward(criteria)
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

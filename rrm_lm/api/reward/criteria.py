@@ -36,10 +36,19 @@ def fitted_criteria(
 
 
 def _found(train: Feedback) -> list[Criterion]:
+    """What the critiques name and a detector measures. A small model answers the other questions at random, and an
+    answer takes a pass of the model for every response.
+    """
     criteria = find_criteria(train.records()).criteria
+    asked = [one for one in criteria if one.question]
+    if asked:
+        what = ", ".join(f"{one.name} ({one.named} clauses)" for one in asked)
+        remedy = "to ask the model, write them to a file with rrm-lm criteria --output and pass it as --criteria"
+        logger.info("criteria that only a question to the model would measure are left out: %s; %s", what, remedy)
+    criteria = [one for one in criteria if not one.question]
     if not criteria:
         raise DataError(
-            "The critiques of the training part name no criterion",
+            "The critiques of the training part name no criterion that a detector measures",
             where="criteria: critiques",
             expected="critiques in English about the responses",
             remedy="look at rrm-lm criteria --dataset FILE, or write a criteria.yaml by hand",

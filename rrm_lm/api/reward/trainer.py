@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,6 @@ class RewardTrainer(_RewardTrainer):
             narrow=narrows_critiques(args, reward_model.backbone),
         )
         self.criteria = fitted_criteria(settings.run_arguments, self.train_feedback, reward_model, self.chat)
-        if self.criteria is not None:
-            self._builder = replace(self._builder, known=self.criteria.of_responses)
         examples, held_out = self._encode(args, train_dataset, eval_dataset)
         backbone = reward_model.backbone
         adapter = backbone.model.peft_config[reward_model.adapter]

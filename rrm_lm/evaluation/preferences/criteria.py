@@ -2,7 +2,9 @@
 
 With z the measures in the wanted direction, standardized over the training responses, the reward of the criteria is
 ``sum(weight * z)`` in nats. The weights are the maximum a posteriori of a logistic model of comparisons, with a normal
-prior around the weights that the words gave; intervals are from the Hessian there (Laplace's approximation).
+prior around the weights that the words gave; intervals are from the Hessian there (Laplace's approximation). The LoRA
+part is trained as if there were no criteria. Trained on what the criteria leave to explain, it learns less from few
+comparisons, and the sum is worse (scripts/bench/results/words_lora.json).
 """
 
 from __future__ import annotations
@@ -119,10 +121,6 @@ class CriteriaReward:
     def rewards(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each prompt, the criteria's reward of each response."""
         return [parts.sum(1).tolist() for parts in self.contributions(prompts, responses)]
-
-    def of_responses(self, prompt: Prompt, responses: Sequence[str]) -> list[float]:
-        """The criteria's reward of each response to one prompt."""
-        return self.rewards([prompt], [responses])[0]
 
     def explain(self, comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
         """For each criterion, its weight with its interval, and by how many nats it raises the reward of the chosen

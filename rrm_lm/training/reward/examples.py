@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -36,7 +36,6 @@ class RewardExample:
     pairs: tuple[LinePair, ...] = ()  # preferences between lines
     ratings: tuple[tuple[int, float], ...] = ()  # (line, rating in [0, 1])
     origin: str = ""  # file and row, for error messages
-    offsets: tuple[float, ...] = ()  # of each line, rewards from elsewhere that the model adds to; () for none
     prompt_id: str = ""  # identifies prompts that count as the same (see :func:`rrm_lm.feedback.records.prompt_id`)
 
     def __contains__(self, column: object) -> bool:
@@ -107,8 +106,7 @@ class FitCounts:
 class ExampleBuilder:
     """Turns records into examples. `pair_ratings` also trains on the ratings of compared responses. With `narrow`,
     critiques attend to the response only through the token at which the reward is read; the model must accept such a
-    mask. `counts` counts cuts and unusable records. `known` gives rewards of responses from elsewhere, such as
-    criteria: the model learns what is to be added to them.
+    mask. `counts` counts cuts and unusable records.
     """
 
     chat: ChatFormat
@@ -117,7 +115,6 @@ class ExampleBuilder:
     pair_ratings: bool = False
     narrow: bool = False
     counts: FitCounts = field(default_factory=FitCounts)
-    known: Callable[[Prompt, Sequence[str]], Sequence[float]] | None = None
 
     def comparisons(self, records: Sequence[Comparison]) -> list[RewardExample]:
         """One example per comparison, with its critiques."""
@@ -162,7 +159,6 @@ class ExampleBuilder:
             pairs=tuple(pairs),
             ratings=tuple((start + line, rating) for start, example in numbered for line, rating in example.ratings),
             origin="; ".join(example.origin for example in examples),
-            offsets=tuple(offset for example in examples for offset in example.offsets),
         )
 
     def responses(self, critiques: Sequence[Critique], ratings: Sequence[Rating]) -> list[RewardExample]:
@@ -185,8 +181,7 @@ class ExampleBuilder:
                 continue
             self.counts.add(encoded, origin)
             mean = [(0, sum(numbers) / len(numbers))] if numbers else []
-            offsets = self._offsets(prompt, [response], encoded)
-            examples.append(self.lay(encoded, (), mean, origin, prompt_id(prompt), offsets))
+            examples.append(self.lay(encoded, (), mean, origin, prompt_id(prompt)))
         return examples
 
     def own_critiques(
@@ -200,8 +195,7 @@ class ExampleBuilder:
         for record, (chosen, rejected) in zip(records, lines, strict=True):
             pairs = tuple(LinePair(n, len(chosen) + n, record.margin) for n in range(len(chosen)))
             encoded = Encoded((tuple(chosen), tuple(rejected)))
-            offsets = self._offsets(record.prompt, [record.chosen, record.rejected], encoded)
-            examples.append(self.lay(encoded, pairs, (), record.origin, record.prompt_id, offsets))
+            examples.append(self.lay(encoded, pairs, (), record.origin, record.prompt_id))
         return examples
 
     def _compared(self, records: Sequence[Comparison]) -> list[RewardExample]:
@@ -236,16 +230,8 @@ class ExampleBuilder:
             if self.pair_ratings:
                 rated = ((pair.chosen, record.chosen_rating), (pair.rejected, record.rejected_rating))
                 ratings += [(line, rating) for line, rating in rated if rating is not None]
-        offsets = self._offsets(records[0].prompt, list(critiques), encoded)
-        laid = self.lay(encoded, tuple(pairs), ratings, records[0].origin, records[0].prompt_id, offsets)
+        laid = self.lay(encoded, tuple(pairs), ratings, records[0].origin, records[0].prompt_id)
         return [laid] if pairs else []
-
-    def _offsets(self, prompt: Prompt, responses: Sequence[str], encoded: Encoded) -> tuple[float, ...]:
-        """The known reward of each line; () if none is known."""
-        if self.known is None:
-            return ()
-        rewards = self.known(prompt, responses)
-        return tuple(reward for reward, lines in zip(rewards, encoded.lines, strict=True) for _ in lines)
 
     def lay(
         self,
@@ -254,13 +240,12 @@ class ExampleBuilder:
         ratings: Sequence[tuple[int, float]],
         origin: Origin | str,
         prompt_id: str,
-        offsets: tuple[float, ...] = (),
     ) -> RewardExample:
         """Make an example from encoded lines; its arguments are the fields of :class:`RewardExample`."""
         lines = tuple(line for group in encoded.lines for line in group)
         if self.narrow:
             lines = tuple(replace(line, critique_view=line.reward_at) if line.critique else line for line in lines)
-        return RewardExample(self._rows(lines), lines, pairs, tuple(ratings), str(origin), offsets, prompt_id)
+        return RewardExample(self._rows(lines), lines, pairs, tuple(ratings), str(origin), prompt_id)
 
     def _rows(self, lines: Sequence[Line]) -> tuple[Row, ...]:
         return tuple(self.backbone.rows([line.ids for line in lines], [line.blind for line in lines]))

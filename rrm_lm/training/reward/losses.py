@@ -73,15 +73,6 @@ def rating_regression(reward: Tensor, rating: Tensor) -> Tensor:
     return bradley_terry(reward, torch.zeros_like(reward), target=rating)
 
 
-def with_offsets(output: RewardOutput, examples: Sequence[RewardExample]) -> RewardOutput:
-    """The output with the rewards from elsewhere added to those of each line."""
-    if not any(example.offsets for example in examples):
-        return output
-    known = [one for example in examples for one in example.offsets or [0.0] * len(example.lines)]
-    added = _like(output.rewards, known)
-    return output._replace(rewards=output.rewards + added, members=output.members + added[:, None])
-
-
 # -- the losses of examples -------------------------------------------------------------------------------------------
 
 

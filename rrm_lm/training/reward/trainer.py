@@ -32,7 +32,6 @@ from rrm_lm.training.reward.losses import (
     pair_margins,
     pair_rewards,
     rating_losses,
-    with_offsets,
 )
 from rrm_lm.training.speed import TRAINED, utilization
 from rrm_lm.training.trainer import ResumableTrainer
@@ -158,7 +157,6 @@ class RewardTrainer(ResumableTrainer, Trainer):
         batch, lines = self._collate(examples)
         written = chosen_lines(examples) if self.args.sft_weight else ()
         output = model(batch, lines, with_critiques=self.critique_weight > 0, written=written)
-        output = with_offsets(output, examples)
         parts = {
             "pairs": pair_losses(output, examples, self.args).sum(),
             "ratings": rating_losses(output, examples, self.args.seed).sum(),
@@ -294,7 +292,7 @@ class RewardTrainer(ResumableTrainer, Trainer):
             for group in groups:
                 members = [paired[index] for index in group]
                 batch, lines = self._collate(members)
-                output = with_offsets(model(batch, lines, with_critiques=False), members)
+                output = model(batch, lines, with_critiques=False)
                 # Members are combined as in inference, and every pair counts once.
                 combined = output._replace(members=output.rewards.unsqueeze(-1))
                 losses.append(pair_losses(combined, members, self.args))

@@ -56,7 +56,7 @@ from rrm_lm.training.ppo.control import LastGood, out_of_bounds
 from rrm_lm.training.ppo.prompts import PromptOrder, check_lengths, encode_prompts
 from rrm_lm.training.ppo.rollouts import Rollouts, end_id
 from rrm_lm.training.processes import check_finite
-from rrm_lm.training.reward_sources import AdapterReward, RewardSource, RewardSum, TokenRewardSource
+from rrm_lm.training.reward_sources import AdapterReward, RewardSum, WithCriteria
 from rrm_lm.training.rloo.config import rloo_config
 from rrm_lm.training.trainer import AdapterTrainer
 
@@ -224,7 +224,8 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         calculate = super()._calculate_rewards
-        if any(isinstance(source, AdapterReward) for source in self.rewards.sources):  # on the policy's own backbone
+        sources = [one.source if isinstance(one, WithCriteria) else one for one in self.rewards.sources]
+        if any(isinstance(source, AdapterReward) for source in sources):  # on the policy's own backbone
             rewards = with_full_params(self.model, calculate, *args, **kwargs)
         else:
             rewards = calculate(*args, **kwargs)
@@ -315,7 +316,7 @@ def _set_reference(backbone: Backbone, start: str | None) -> None:
 class _RewardFunction:
     """A reward source in TRL's calling convention."""
 
-    def __init__(self, source: RewardSource | TokenRewardSource, rollouts: Callable[..., Rollouts]) -> None:
+    def __init__(self, source: Any, rollouts: Callable[..., Rollouts]) -> None:
         self.__name__ = source.name
         self._source, self._rollouts = RewardSum([source], is_part=True), rollouts
 

@@ -107,20 +107,37 @@ def test_evaluate_explains_the_reward_every_time(trained: Path, tmp_path: Path) 
         assert [one["statement"] for one in found] == ["is short", "the LoRA reward"]
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+@pytest.mark.parametrize("question", ["", "- {statement: is kind, measure: 'question: Is it kind?', weight: 0.1}\n"])
 def test_a_policy_optimizes_the_sum(
-    trained: Path, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    trained: Path,
+    tiny: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    question: str,
+    algorithm: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Detectors read the text; questions need the reward model on a backbone of its own."""
+    folder = shutil.copytree(trained, tmp_path / "reward")
+    with open(folder / "criteria.yaml", "a") as file:
+        file.write(question)
     args = rrm_lm.PPOConfig(
         output_dir=str(tmp_path / "policy"), use_cpu=True, report_to="none", total_episodes=2, response_length=4,
         eval_fraction=0, per_device_train_batch_size=2, gradient_accumulation_steps=1, num_mini_batches=1,
+        samples_per_prompt=2,
     )  # fmt: skip
+    monkeypatch.setattr(rrm_lm.PPOTrainer, "algorithm", algorithm)
     with caplog.at_level(logging.INFO):
-        made = rrm_lm.PPOTrainer(str(tiny), str(trained), [PROMPT, "who is it?"], args)
-    assert "gets its own backbone: The reward model has criteria" in caplog.text
-    (source,) = made.trainer.rewards.sources
-    asked = [(rrm_lm.feedback.records.Message("user", PROMPT),)] * 3
-    criteria, lora = parts(trained)
-    np.testing.assert_allclose(source(asked, RESPONSES), criteria + lora, rtol=1e-5)
+        made = rrm_lm.PPOTrainer(str(tiny), str(folder), [PROMPT, "who is it?"], args)
+    assert ("gets its own backbone: The reward model has criteria" in caplog.text) is bool(question)
+    asked = [(rrm_lm.feedback.records.Message("user", PROMPT),)] * 4
+    lines = [line for (line,) in load_scorer(str(folder)).chat.encode(asked[0], [*RESPONSES, "yes"]).whole().lines]
+    (found,) = made.trainer.rewards(asked, [*RESPONSES, " "], lines).values()
+    np.testing.assert_allclose(found[:3], sum(parts(folder)), rtol=1e-5)
+    assert found[3] == min(found)  # of a response without text nothing can be measured
+    made.train()
+    assert made.trainer.state.global_step
 
 
 def test_what_cannot_hold_criteria_refuses(trained: Path, tiny: Path, tmp_path: Path) -> None:
@@ -138,7 +155,6 @@ def test_criteria_from_the_critiques_that_are_trained_on(tiny: Path, tmp_path: P
     made = trainer(tiny, tmp_path / "out", "critiques")
     (criterion,) = made.criteria.criteria
     assert (criterion.name, criterion.direction, criterion.named) == ("length", "less", 16)
-    assert made.train_dataset[0].offsets and made.train_dataset[0].offsets[0] > 0 > made.train_dataset[0].offsets[1]
     with pytest.raises(DataError, match="name no criterion"):
         trainer(
             tiny,
@@ -146,6 +162,14 @@ def test_criteria_from_the_critiques_that_are_trained_on(tiny: Path, tmp_path: P
             "critiques",
             rows=[{**row, "chosen_critiques": [], "rejected_critiques": ["Hm."]} for row in ROWS],
         )
+
+
+def test_the_adapter_is_the_one_that_is_trained_without_criteria(trained: Path, tiny: Path, tmp_path: Path) -> None:
+    """Programs that read the adapter alone then read a whole reward of the comparisons."""
+    args = rrm_lm.RewardConfig(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none", max_steps=2)
+    rrm_lm.RewardTrainer(str(tiny), args, train_dataset=ROWS, eval_dataset=ROWS[:3]).train()
+    alone = rrm_lm.RewardModel.from_pretrained(tmp_path / "out").score(PROMPT, RESPONSES)
+    np.testing.assert_array_equal(parts(trained)[1], alone)
 
 
 def test_quotations_of_rows_that_are_held_out_are_reported(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -292,13 +290,6 @@ def test_prompts_that_begin_alike_share_their_beginning() -> None:
     assert sum(map(len, both.rows)) < 0.7 * sum(len(row) for one in alone if one.pairs for row in one.rows)
     assert made.joined(alone, 1) == alone
     assert sorted(len(example.pairs) for example in made.joined(alone, 3)) == [1, 3]  # "who?" begins otherwise
-
-
-def test_joined_prompts_keep_what_their_rewards_are_added_to() -> None:
-    known = {"yes": 1.0, "no": 2.0, "the moon": 3.0}
-    made = replace(builder(), known=lambda prompt, responses: [known[text] for text in responses])
-    (both,) = made.joined(made.comparisons([comparison(q, "yes", "no") for q in QUESTIONS]), 2)
-    assert both.offsets == tuple(known[response_of(line)] for line in both.lines)
 
 
 @pytest.mark.parametrize("backbone", [SHARING, APART])

@@ -1,0 +1,174 @@
+"""Do words help the policy? PPO against the reward of 16 comparisons, with and without criteria from their critiques.
+
+    python scripts/bench/words_policy.py --part validation --draws 0      (a pilot)
+    python scripts/bench/words_policy.py --draws 1 2 3 4 5 --minutes 60   (repeat until it is finished)
+    python scripts/bench/words_policy.py --draws                          (only the summary)
+
+For each simulated person of data/notes and each draw of 16 comparisons with critiques, `rrm-lm reward` trains a reward
+model (see words_lora.py), once without criteria and once with those that the critiques name; SmolLM2 is trained with
+PPO against each, and answers all questions of the part at temperature 0. Gold and right answers are those of that
+person. Each run is one line of results/words_policy_runs.jsonl and is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+from common import RESULTS, commit, machine, save
+from words_lora import FOLDER, NOTES, PEOPLE, rows, trained
+
+from rrm_lm import Policy
+from rrm_lm.evaluation.statistics.metrics import over_runs, verdict
+from rrm_lm.simulated.note_users import NoteUser
+
+RUNS = RESULTS / "words_policy_runs.jsonl"
+START = "smollm2-135m"
+ARMS = ("pairs", "words")
+# Chosen on draw 0 of the validation part.
+TRAINING = {
+    "max_steps": 8, "per_device_train_batch_size": 48, "samples_per_prompt": 4, "num_mini_batches": 2,
+    "num_ppo_epochs": 2, "learning_rate": 3e-4, "lr_scheduler_type": "constant", "kl_coef": 0.05,
+    "response_length": 64, "max_length": 384, "eval_fraction": 0, "save_strategy": "no",
+}  # fmt: skip
+NEW_TOKENS = 80
+READ = 5  # answers that are kept to be read
+
+
+def policy(person: str, draw: int, arm: str) -> str:
+    """The folder of a policy; trains it if it is not there."""
+    reward = trained(person, draw, arm)
+    folder = FOLDER / f"{person}_{draw}" / f"policy_{arm}"
+    if not (folder / "adapter_model.safetensors").is_file():
+        settings = {**TRAINING, "seed": draw, "output_dir": folder}
+        words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+        prompts = ["--prompts", str(NOTES / "train_questions.jsonl.gz"), "--reward_model", str(reward)]
+        command = [sys.executable, "-m", "rrm_lm", "policy", "--model_name_or_path", START, *prompts, *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return str(folder)
+
+
+def answers(name: str, questions: Sequence[str]) -> list[str]:
+    return Policy.from_pretrained(name).respond(questions, temperature=0, max_new_tokens=NEW_TOKENS)
+
+
+def judged(part: str, person: str, name: str) -> dict[str, Any]:
+    """Gold and its parts of a policy's answers, for each question of the part in the order of the file."""
+    user = NoteUser.from_file(NOTES / f"{part}_questions.jsonl.gz", person)
+    asked = [one.text for one in user.requests.values()]
+    given = answers(name, asked)
+    found = [user.judge(prompt, text) for prompt, text in zip(asked, given, strict=True)]
+    parts = {one: [round(judgement.parts[one], 3) for judgement in found] for one in user.parts}
+    return {"gold": [round(one.gold, 4) for one in found], "parts": parts, "first": given[:READ]}
+
+
+def kept() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()] if RUNS.is_file() else []
+
+
+def measure(part: str, person: str, draw: int, arm: str) -> None:
+    """Measure what is missing: a trained policy, or the start model (arm "start"), whose draw counts for nothing."""
+    key = {"part": part, "person": person, "draw": draw, "arm": arm, "settings": settings()}
+    if any(key.items() <= one.items() for one in kept()):
+        return
+    began = time.perf_counter()
+    found = judged(part, person, START if arm == "start" else policy(person, draw, arm))
+    seconds = round(time.perf_counter() - began, 1)
+    line = {**key, **found, "seconds": seconds, "commit": commit(), "cpu": machine()["cpu"]}
+    with RUNS.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+    right = 100 * np.mean(found["parts"]["answer"])
+    print(
+        f"{part} {person} {draw} {arm}: gold {np.mean(found['gold']):.3f}, right {right:.1f}%, {seconds:.0f} s",
+        flush=True,
+    )
+    print("   ", found["first"][0].replace("\n", "\n    "), flush=True)
+
+
+def settings() -> str:
+    return json.dumps([TRAINING, NEW_TOKENS], sort_keys=True)
+
+
+def summary(part: str) -> dict[str, Any]:
+    """Gold and its parts of each arm, and the gain of `words` over the others, for each person, over the draws that
+    both arms have; for both people together, gold and right answers.
+    """
+    runs = [one for one in kept() if one["part"] == part and one["settings"] == settings()]
+    patterns = [json.loads(row)["pattern"] for row in rows(NOTES / f"{part}_questions.jsonl.gz")]
+    found: dict[str, Any] = {}
+    by_person: list[dict[str, dict[str, np.ndarray]]] = []
+    for person in PEOPLE:
+        of = {(one["draw"], one["arm"]): one for one in runs if one["person"] == person}
+        draws = sorted({draw for draw, arm in of if arm == "words" and (draw, "pairs") in of})
+        if len(draws) < 2:
+            continue
+        starts = [one for one in of.values() if one["arm"] == "start"] * len(draws)
+        lines = {"start": starts} | {arm: [of[draw, arm] for draw in draws] for arm in ARMS}
+        metrics = ["gold", *lines["start"][0]["parts"]]
+        values = {arm: {one: matrix(some, one) for one in metrics} for arm, some in lines.items()}
+        by_person.append(values)
+        first = {arm: some[0]["first"] for arm, some in lines.items()}
+        found[person] = {"draws": draws, **table(values, patterns), "first_answers": first}
+    if len(by_person) == len(PEOPLE):
+        fewest = min(len(one["pairs"]["gold"]) for one in by_person)
+        both = {
+            arm: {m: np.concatenate([one[arm][m][:fewest] for one in by_person], axis=1) for m in ("gold", "answer")}
+            for arm in by_person[0]
+        }
+        found["both"] = {"draws": fewest, **table(both, patterns * len(by_person))}
+    return found
+
+
+def matrix(runs: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
+    """(runs, questions) of gold or one of its parts."""
+    return np.array([one["gold"] if metric == "gold" else one["parts"][metric] for one in runs])
+
+
+def table(values: Mapping[str, Mapping[str, np.ndarray]], patterns: Sequence[str]) -> dict[str, Any]:
+    """Each arm and metric, and the gains of `words`; notes of one pattern are not independent."""
+    gains = {
+        f"words_minus_{arm}": {
+            one: over_runs(found - values[arm][one], patterns) for one, found in values["words"].items()
+        }
+        for arm in values
+        if arm != "words"
+    }
+    return {
+        "arms": {arm: {m: asdict(over_runs(v, patterns)) for m, v in some.items()} for arm, some in values.items()},
+        **{
+            name: {m: asdict(gain) | {"verdict": verdict(gain)} for m, gain in some.items()}
+            for name, some in gains.items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", default="test", choices=["validation", "test"])
+    parser.add_argument("--draws", type=int, nargs="*", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--people", nargs="+", default=PEOPLE, choices=PEOPLE)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after this time")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    missing = [(person, draw, arm) for draw in args.draws for person in args.people for arm in ARMS]
+    starts = [(person, -1, "start") for person in args.people] if missing else []
+    for one in starts + missing:
+        if time.perf_counter() - began < 60 * args.minutes:
+            measure(args.part, *one)
+    save("words_policy.json", {"machine": machine(), "training": TRAINING, "part": args.part, **summary(args.part)})
+
+
+if __name__ == "__main__":
+    main()
