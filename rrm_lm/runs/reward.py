@@ -22,7 +22,7 @@ from rrm_lm.feedback.splits import split_by_prompt
 from rrm_lm.models.pretrained import process_state
 from rrm_lm.settings.data import DataArguments
 from rrm_lm.settings.models import ModelArguments
-from rrm_lm.settings.training import RewardCommandArguments
+from rrm_lm.settings.training import AUTO, FROM_CRITIQUES, NONE, RewardCommandArguments
 from rrm_lm.storage import write_json
 from rrm_lm.training.reward.config import RewardConfig
 
@@ -92,7 +92,10 @@ def draw_curve(
         parts[share], _ = split_by_prompt(parts[2 * share], 0.5, data.split_seed)
         folders[share] = root / "learning_curve" / f"{share:.0%}".rstrip("%")
         smaller = replace(config, output_dir=str(folders[share]), resume_from_checkpoint=None, **_QUIET)
-        arguments = replace(more, merge=False, overwrite_output_dir=True)
+        criteria = more.criteria
+        if criteria == AUTO:  # as for the whole, however few comparisons a share has
+            criteria = NONE if whole.criteria is None else FROM_CRITIQUES
+        arguments = replace(more, merge=False, overwrite_output_dir=True, criteria=criteria)
         settings = Settings(replace(data, max_comparisons=None), model, arguments)
         RewardTrainer(str(model.model_name_or_path), smaller, None, parts[share], heldout, settings=settings).train()
     if process_state().is_main_process:

@@ -10,6 +10,7 @@ from rrm_lm.settings.models import EnsembleArguments
 from rrm_lm.settings.permissions import CodeArguments
 
 ALGORITHMS = ("ppo", "rloo")
+FROM_CRITIQUES, AUTO, NONE = "critiques", "auto", "none"  # for --criteria
 
 
 @dataclass
@@ -30,7 +31,8 @@ class RewardRunArguments(FolderArguments, CodeArguments):
     criteria: str | None = option(
         None,
         "Criteria that are added to the reward, with weights fitted to the comparisons: a file of rrm-lm criteria or "
-        "by hand, or `critiques` (read them from the critiques that are trained on).",
+        "by hand, `critiques` (those that the critiques of the training part name), `none`, or `auto`: `critiques` "
+        "where there are some, at most 64 comparisons and no --merge. Unset: `auto` for rrm-lm reward, else `none`.",
     )
 
 
@@ -41,6 +43,9 @@ class RewardCommandArguments(RewardRunArguments):
     learning_curve: bool = option(
         False, "Also train on 25 and 50%% of the prompts, and say whether more feedback would help."
     )
+
+    def __post_init__(self) -> None:
+        self.criteria = self.criteria or AUTO
 
 
 @dataclass

@@ -15,9 +15,10 @@ To the rewards of `pairs` are added, with weights fitted to the same comparisons
 - `other_person`: those that the other person's critiques of the same responses name, as far as there are any;
 - `detectors`: all detectors, without words.
 
-`words_alone` is the first of these without the LoRA part. Accuracy is on the same 100 comparisons of the validation
-part for all. Every run is one line of results/words_lora_runs.jsonl and is not repeated; intervals in
-results/words_lora.json are over draws and prompts.
+`words_alone` is the first of these without the LoRA part. `after_criteria` is how `--criteria critiques` first was: the
+LoRA part learned what the fitted criteria left to explain (three runs, from before that was changed). Accuracy is on
+the same 100 comparisons of the validation part for all. Every run is one line of results/words_lora_runs.jsonl and is
+not repeated; intervals in results/words_lora.json are over draws and prompts.
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ EPOCHS = {16: 6, 256: 2}
 TRAINING = {
     "model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 4,
     "learning_rate": 5e-4, "max_length": 384, "save_strategy": "no",
+}  # fmt: skip
+IMITATION = {
+    "model_name_or_path": "smollm2-135m", "max_steps": 50, "per_device_train_batch_size": 8, "learning_rate": 5e-4,
+    "max_length": 384, "eval_fraction": 0, "save_strategy": "no", "seed": 0,
 }  # fmt: skip
 TRAINED: Mapping[str, Mapping[str, Any]] = {"pairs": {"critique_weight": 0}, "loss": {"critique_weight": 0.5}}
 ADDED = ("words", "other_person", "detectors", "words_alone")
@@ -143,13 +148,27 @@ def run(person: str, draw: int, arm: str, budget: int = 16) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def start() -> Path:
+    """The folder of the policy that words_best_of.py and words_policy.py begin with; trains it if it is not there. It
+    imitates demonstrations of both people, so that it gives answers that either of them likes.
+    """
+    folder = FOLDER / "start"
+    if not (folder / "adapter_model.safetensors").is_file():
+        shown = [NOTES / f"train_{person}_demonstrations.jsonl.gz" for person in PEOPLE]
+        command = [sys.executable, "-m", "rrm_lm", "sft", "--dataset_name", *map(str, shown)]
+        settings = {**IMITATION, "output_dir": folder}
+        words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+        subprocess.run([*command, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return folder
+
+
 def kept() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()] if RUNS.is_file() else []
 
 
 def right(run: Mapping[str, Any]) -> np.ndarray:
     """(comparisons,) 1 where the chosen response has the higher reward, 1/2 for ties."""
-    return (np.sign(run["margins"]) + 1) / 2
+    return np.array(run["correct"]) if "correct" in run else (np.sign(run["margins"]) + 1) / 2
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

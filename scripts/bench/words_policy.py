@@ -5,9 +5,9 @@
     python scripts/bench/words_policy.py --draws                          (only the summary)
 
 For each simulated person of data/notes and each draw of 16 comparisons with critiques, `rrm-lm reward` trains a reward
-model (see words_lora.py), once without criteria and once with those that the critiques name; SmolLM2 is trained with
-PPO against each, and answers all questions of the part at temperature 0. Gold and right answers are those of that
-person. Each run is one line of results/words_policy_runs.jsonl and is not repeated.
+model (see words_lora.py), once without criteria and once with those that the critiques name; SmolLM2, after it imitated
+both people, is trained with PPO against each, and answers all questions of the part at temperature 0. Gold and right
+answers are those of that person. Each run is one line of results/words_policy_runs.jsonl and is not repeated.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from common import RESULTS, commit, machine, save
-from words_lora import FOLDER, NOTES, PEOPLE, rows, trained
+from words_lora import FOLDER, NOTES, PEOPLE, rows, start, trained
 
 from rrm_lm import Policy
 from rrm_lm.evaluation.statistics.metrics import over_runs, verdict
 from rrm_lm.simulated.note_users import NoteUser
 
 RUNS = RESULTS / "words_policy_runs.jsonl"
-START = "smollm2-135m"
 ARMS = ("pairs", "words")
 # Chosen on draw 0 of the validation part.
 TRAINING = {
@@ -55,7 +54,7 @@ def policy(person: str, draw: int, arm: str) -> str:
         settings = {**TRAINING, "seed": draw, "output_dir": folder}
         words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
         prompts = ["--prompts", str(NOTES / "train_questions.jsonl.gz"), "--reward_model", str(reward)]
-        command = [sys.executable, "-m", "rrm_lm", "policy", "--model_name_or_path", START, *prompts, *words]
+        command = [sys.executable, "-m", "rrm_lm", "policy", "--model_name_or_path", str(start()), *prompts, *words]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return str(folder)
 
@@ -84,7 +83,7 @@ def measure(part: str, person: str, draw: int, arm: str) -> None:
     if any(key.items() <= one.items() for one in kept()):
         return
     began = time.perf_counter()
-    found = judged(part, person, START if arm == "start" else policy(person, draw, arm))
+    found = judged(part, person, str(start()) if arm == "start" else policy(person, draw, arm))
     seconds = round(time.perf_counter() - began, 1)
     line = {**key, **found, "seconds": seconds, "commit": commit(), "cpu": machine()["cpu"]}
     with RUNS.open("a", encoding="utf-8") as stream:

@@ -206,7 +206,16 @@ def test_prefix_sharing_does_not_change_rewards(
 ) -> None:
     """The fixture's run, which shares prefixes, once more without sharing: only rounding may differ."""
     monkeypatch.chdir(tmp_path)
-    config = ("--config", trained.folder / "config.yaml", "--output_dir", "out", "--merge", "false")
+    config = (
+        "--config",
+        trained.folder / "config.yaml",
+        "--output_dir",
+        "out",
+        "--merge",
+        "false",
+        "--criteria",
+        "none",
+    )
     assert run(capsys, "reward", *config, "--share_prefixes", share).code == 0
     torch.testing.assert_close(
         torch.tensor(rewards_of(tmp_path / "out")), torch.tensor(rewards_of(trained.folder)), atol=2e-4, rtol=2e-4

@@ -188,12 +188,20 @@ def asking() -> Iterator[str]:
 
 
 def words_lora() -> Iterator[str]:
-    found = result("words_lora")["plain"]
-    accuracy = {arm: f"{100 * one['value']:.1f}%" for arm, one in found["accuracy"].items()}
-    assert {one["verdict"] for one in found["gain_over_pairs"].values()} == {"not shown"}
-    yield f"{len(found['draws'])} draws of the plain person are done"
-    yield f"alone {accuracy['pairs']}"
-    yield f"the critique loss {accuracy['loss']}, with criteria {accuracy['words']}"
+    found = result("words_lora")["budgets"]["16"]
+    for person, one in found.items():
+        arms = ("pairs", "words", "other_person", "detectors", "words_alone")
+        cells = " | ".join(f"{100 * one['accuracy'][arm]['value']:.1f}%" for arm in arms)
+        yield f"| {person} | {cells} |"
+    gains = found["both"]["gain_of_words_over"]
+    verdicts = [gains[arm]["verdict"] for arm in ("pairs", "other_person", "detectors")]
+    assert verdicts == ["better", "better", "not shown"]
+    yield f"**{points(gains['pairs'])}** to the LoRA reward and {points(gains['other_person'])}"
+    yield f"is not shown: {points(gains['detectors'])}"
+    yield f"{len(found['plain']['accuracy']['words']['by_run'])} draws of each person"
+    first, gain = (found["plain"][key]["after_criteria"] for key in ("accuracy", "gain_of_words_over"))
+    yield f"{100 * first['value']:.1f}% for the plain person (range of 2 runs: {100 * first['low']:.1f} to"
+    yield f"{100 * first['high']:.1f}), {100 * gain['value']:.1f} points less"
 
 
 def critic() -> Iterator[str]:
@@ -383,6 +391,10 @@ def in_short() -> Iterator[str]:
     gain = recursion_gain()
     assert metrics.verdict(gain) == "not shown"
     yield f"{100 * gain.value:+.1f} points of reward accuracy ({gain.kind}: {plus(gain.low)} to {plus(gain.high)})"
+    both = result("words_lora")["budgets"]["16"]["both"]
+    words, alone = both["gain_of_words_over"]["pairs"], both["accuracy"]["pairs"]["value"]
+    yield f"[{plus(words['value'])} points ({plus(words['low'])} to {plus(words['high'])})]"
+    yield f"detectors without words {plus(both['accuracy']['detectors']['value'] - alone)}"
     largest = result("clients")["largest_difference"]
     assert largest <= 2e-5
     yield "rewards within 2e-5 of `rrm-lm score`"

@@ -7,26 +7,38 @@ from typing import Any
 
 from rrm_lm.errors import DataError
 from rrm_lm.evaluation.preferences.criteria import CriteriaReward
-from rrm_lm.feedback.criteria.finding import find_criteria
+from rrm_lm.feedback.criteria.finding import Findings, find_criteria
 from rrm_lm.feedback.criteria.records import Criterion, read_criteria
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.models.reward import RewardModel
-from rrm_lm.settings.training import RewardRunArguments
+from rrm_lm.settings.training import AUTO, FROM_CRITIQUES, NONE, RewardRunArguments
 from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
 
-FROM_CRITIQUES = "critiques"
+FEW = 64  # comparisons; with 16, criteria raise the accuracy, with 256 they do not (results/words_lora.json)
 
 
 def fitted_criteria(
     args: RewardRunArguments, train: Feedback, model: RewardModel, chat: ChatFormat
 ) -> CriteriaReward | None:
     """The criteria that the settings name, with weights fitted to the training comparisons; None without any."""
-    if not args.criteria:
+    if args.criteria in (None, NONE):
         return None
-    criteria = _found(train) if args.criteria == FROM_CRITIQUES else read_criteria(args.criteria)
-    if args.criteria != FROM_CRITIQUES:
+    if args.criteria == AUTO:
+        few = 0 < len(train.comparisons) <= FEW
+        criteria = _detected(find_criteria(train.records())) if few else []
+        if criteria and args.merge:
+            logger.info("the critiques name criteria, which a merged checkpoint cannot hold: the LoRA reward alone")
+        if args.merge or not criteria:
+            return None
+        logger.info(
+            "the critiques name criteria, and there are few comparisons (--criteria none: the LoRA reward alone)"
+        )
+    elif args.criteria == FROM_CRITIQUES:
+        criteria = _found(train)
+    else:
+        criteria = read_criteria(args.criteria)
         _warn_held_out(criteria, train)
     reward = CriteriaReward(criteria, model.backbone, chat, allow_code=args.allow_code)
     logger.info("%d criteria, and their weights after %d comparisons:", len(criteria), len(train.comparisons))
@@ -36,16 +48,7 @@ def fitted_criteria(
 
 
 def _found(train: Feedback) -> list[Criterion]:
-    """What the critiques name and a detector measures. A small model answers the other questions at random, and an
-    answer takes a pass of the model for every response.
-    """
-    criteria = find_criteria(train.records()).criteria
-    asked = [one for one in criteria if one.question]
-    if asked:
-        what = ", ".join(f"{one.name} ({one.named} clauses)" for one in asked)
-        remedy = "to ask the model, write them to a file with rrm-lm criteria --output and pass it as --criteria"
-        logger.info("criteria that only a question to the model would measure are left out: %s; %s", what, remedy)
-    criteria = [one for one in criteria if not one.question]
+    criteria = _detected(find_criteria(train.records()))
     if not criteria:
         raise DataError(
             "The critiques of the training part name no criterion that a detector measures",
@@ -54,6 +57,18 @@ def _found(train: Feedback) -> list[Criterion]:
             remedy="look at rrm-lm criteria --dataset FILE, or write a criteria.yaml by hand",
         )
     return criteria
+
+
+def _detected(found: Findings) -> list[Criterion]:
+    """What critiques name and a detector measures. A small model's answers to the other questions are
+    hardly better than chance, and take a pass of the model for every response.
+    """
+    asked = [one for one in found.criteria if one.question]
+    if asked:
+        what = ", ".join(f"{one.name} ({one.named} clauses)" for one in asked)
+        remedy = "to ask the model, write them to a file with rrm-lm criteria --output and pass it as --criteria"
+        logger.info("criteria that only a question to the model would measure are left out: %s; %s", what, remedy)
+    return [one for one in found.criteria if not one.question]
 
 
 def _warn_held_out(criteria: list[Criterion], train: Feedback) -> None:

@@ -13,7 +13,7 @@ from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.settings.data import DataArguments, FeedbackSplit
 from rrm_lm.settings.models import ModelArguments
-from rrm_lm.settings.training import RewardRunArguments
+from rrm_lm.settings.training import AUTO, NONE, RewardRunArguments
 from rrm_lm.training.reward.config import RewardConfig as _TrainingConfig
 from rrm_lm.training.reward.trainer import RewardDataset
 
@@ -54,7 +54,7 @@ def check_arguments(
         )
     if collator is not None:
         raise ConfigError("`data_collator` cannot be set: the trainer builds its own batches", where="RewardTrainer")
-    if run_arguments.merge and run_arguments.criteria:
+    if run_arguments.merge and run_arguments.criteria not in (None, NONE, AUTO):
         raise ConfigError(
             "A merged checkpoint cannot hold criteria: other programs would read other rewards",
             where="merge and criteria",

@@ -11,6 +11,7 @@ import pytest
 
 import rrm_lm
 from rrm_lm.api.resuming import fingerprint
+from rrm_lm.api.reward.criteria import FEW
 from rrm_lm.cli.main import main
 from rrm_lm.errors import ConfigError, DataError, ModelError
 from rrm_lm.evaluation.preferences.scorers import load_scorer
@@ -162,6 +163,36 @@ def test_criteria_from_the_critiques_that_are_trained_on(tiny: Path, tmp_path: P
             "critiques",
             rows=[{**row, "chosen_critiques": [], "rejected_critiques": ["Hm."]} for row in ROWS],
         )
+
+
+@pytest.mark.parametrize(
+    ("flags", "count", "has_criteria"),
+    [([], 8, True), (["--criteria", "none"], 8, False), (["--merge"], 8, False), ([], FEW + 1, False)],
+)
+def test_few_comparisons_with_critiques_get_criteria(
+    tiny: Path, tmp_path: Path, flags: list[str], count: int, has_criteria: bool
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{**ROWS[n % 2], "prompt": f"what is it {n}?"} for n in range(count)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    asked = [
+        "reward",
+        "--model_name_or_path",
+        str(tiny),
+        "--dataset_name",
+        str(data),
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
+    more = ["--max_steps", "1", "--eval_fraction", "0", "--use_cpu", "--report_to", "none", *flags]
+    assert main(asked + more) == 0
+    assert (tmp_path / "o" / "criteria.yaml").is_file() is has_criteria
+
+
+def test_no_critique_no_criteria(tiny: Path, tmp_path: Path) -> None:
+    rows = [{**row, "chosen_critiques": [], "rejected_critiques": ["Hm."]} for row in ROWS]
+    assert trainer(tiny, tmp_path / "out", "auto", rows=rows).criteria is None
+    assert trainer(tiny, tmp_path / "out", "auto").criteria is not None
 
 
 def test_the_adapter_is_the_one_that_is_trained_without_criteria(trained: Path, tiny: Path, tmp_path: Path) -> None:
