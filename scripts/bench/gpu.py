@@ -11,17 +11,25 @@ The quick form tries one setting of each side for two steps, ours first, and beg
 runs a part at a time if given --models. `profile` has the kernels of one step of each task that took the longest, and
 the share of the step in which no kernel ran. `goals` compares with what this project set itself for one H200.
 
+Two tasks have one side. `server` is our PPO with rollouts by vLLM's server (gpu_server.py), which is started for it on
+the same GPU and ended after it, or by the server that --server names, which must serve the model of --embedded with
+LoRA. If there is no vllm command, the result says so. Only what the trainer holds counts as its memory. `grpo` is TRL's
+GRPOTrainer, which samples with transformers here. With --quick both are measured on the last of the models only, after
+the other tasks and without repeating a run; `--quick --models 8b --tasks server grpo` has 12 minutes for them alone.
+
 Models: the embedded one, and two that are randomly initialized on the device (1B, 8B). LoRA of rank 16 on all linear
 layers, bfloat16 weights and autocasting. A step of reward training has 32 pairs; a PPO update has 64 episodes of 128
-new tokens and four epochs. Every run is a separate process. The settings of each side are tried in order, from the
-fastest expected to the smallest memory, until one that fits is slower than an earlier one. The fastest setting then
-runs in rounds that alternate between both sides. If a side runs out of memory, fails or takes too long, this is
-recorded and the others continue. Finished runs are saved, so a stopped script resumes.
+new tokens and four epochs; an iteration of GRPO has as many samples, two of each prompt, and as many epochs. Every run
+is a separate process. The settings of each side are tried in order, from the fastest expected to the smallest memory,
+until one that fits is slower than an earlier one. The fastest setting then runs in rounds that alternate between both
+sides. If a side runs out of memory, fails or takes too long, this is recorded and the others continue. Finished runs
+are saved, so a stopped script resumes.
 
 For each side: `tokens_per_second`, the tokens of a step's conversations (each counted once, whatever the number of
 epochs, without padding) per second of a full step, including rollouts and optimizer; `mfu`, the operations that the
 side's models need for a step (see gpu_flops.py) per second, relative to those of a large bfloat16 matrix product in
-the same process; `peak_memory_gib`, the peak memory of tensors on the device.
+the same process; `peak_memory_gib`, the peak memory of tensors on the device. Where responses are sampled,
+`rollout_share` is the share of a step that this takes; with a server, the share that waits for it.
 """
 
 from __future__ import annotations
@@ -32,8 +40,9 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -43,9 +52,29 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from common import RESULTS, machine, save
-from gpu_job import CHECKS, MARK, MODELS, PROFILE, SETTINGS, SIDES, SMALL, TASKS, BenchJob, Load
+from gpu_job import (
+    ALONE,
+    CHECKS,
+    EMBEDDED,
+    MARK,
+    MODELS,
+    PROFILE,
+    RANK,
+    SAVE,
+    SERVER,
+    SETTINGS,
+    SIDES,
+    SMALL,
+    TASKS,
+    BenchJob,
+    Load,
+)
+from gpu_server import MEMORY_SHARE, ServerError, find_vllm, served
 
 Result = dict[str, Any]
+Measure = Callable[[BenchJob, str], Result]  # the result of a job with a number
+SERVER_SECONDS = 300.0  # longest wait until vLLM has loaded a model and is ready
+OVER = "not started, since the time was over"
 SIDES_FILE = Path(__file__).with_name("gpu_sides.py")
 
 
@@ -73,25 +102,49 @@ class Runs:
 
     def __call__(self, job: BenchJob, number: str) -> Result:
         """The result of a job with this number: a saved one, or that of a new run."""
-        key = f"{job.model} {job.task} {job.side} {number}"
+        key = _key(job, number)
         if key not in self.found:
-            left = self.end - time.monotonic()
+            left = self.left()
             if left <= 0:  # not saved: another call measures it
-                return {"setting": job.setting, "error": "not started, since the time was over"}
+                return {"setting": job.setting, "error": OVER}
             made = {"setting": job.setting, **launch(job, min(left, self.seconds))}
             print(key, _told(made), flush=True)
-            if left < self.seconds and "error" in made:  # perhaps cut short: another call measures it
+            if "error" in made and (left < self.seconds or _is_of_server(job, made)):  # not saved either
                 return made
             self.found[key] = made
             self.save({})
         return self.found[key]
 
+    def left(self) -> float:
+        """Seconds until no process is started any more."""
+        return self.end - time.monotonic()
+
+    def kept(self, job: BenchJob, number: str) -> Result:
+        """The saved result of a job. Raises KeyError if it has not run."""
+        return self.found[_key(job, number)]
+
     def save(self, summary: Result) -> None:
-        """Save the runs, and what this call found besides what earlier calls did."""
+        """Save the runs, and what this call found besides what earlier calls did, for each task of a model."""
         for name, found in summary.items():
-            self.summary[name] = {**self.summary.get(name, {}), **found}
+            self.summary[name] = _joined(self.summary.get(name, {}), found, 2 if name in ("models", "profile") else 1)
         if self.path is not None:
             save(str(self.path), {**self.about, "machine": machine(), **self.summary, "runs": self.found})
+
+
+def _key(job: BenchJob, number: str) -> str:
+    return f"{job.model} {job.task} {job.side} {number}"
+
+
+def _is_of_server(job: BenchJob, made: Result) -> bool:
+    """Whether the server may have failed, not the trainer."""
+    return job.task == SERVER and made["error"] != "out of memory"
+
+
+def _joined(old: Result, new: Result, levels: int) -> Result:
+    """The old entries with the new ones, which replace old ones of the same names so many levels down."""
+    if levels == 0:
+        return new
+    return {**old, **{name: _joined(old.get(name, {}), found, levels - 1) for name, found in new.items()}}
 
 
 def launch(job: BenchJob, seconds: float) -> Result:
@@ -123,7 +176,7 @@ def _told(result: Result) -> str:
     return f"{result['setting']}: " + ", ".join(f"{name} {result[name]}" for name in names if name in result)
 
 
-def choose(runs: Runs, job: BenchJob, most: int) -> tuple[dict[str, Any] | None, list[Result]]:
+def choose(runs: Measure, job: BenchJob, most: int) -> tuple[dict[str, Any] | None, list[Result]]:
     """The fastest setting of a side, and the results of all that were tried.
 
     Args:
@@ -170,6 +223,45 @@ def compare(runs: Runs, job: BenchJob, sides: Sequence[str], rounds: int, most: 
     return result
 
 
+def alone(runs: Measure, job: BenchJob, rounds: int, most: int) -> Result:
+    """The fastest setting of a task that has one side. The run that found it is the first round."""
+    setting, tried = choose(runs, job, most)
+    result = {"tried": [{"setting": one["setting"], "outcome": _outcome(one)} for one in tried]}
+    if setting is None:
+        return {job.side: {**result, "error": tried[-1]["error"]}}
+    many = [one for one in tried if one["setting"] == setting]
+    many += [runs(replace(job, setting=setting), f"round {number}") for number in range(1, rounds)]
+    return {job.side: result | summary(many)}
+
+
+def with_server(runs: Runs, job: BenchJob, rounds: int, most: int) -> Result:
+    """PPO with rollouts by the server that the job names, or else by vLLM, started for it if not all is saved."""
+    if job.server and job.model != EMBEDDED:
+        return {job.side: {"error": "the server of --server has the model of --embedded only"}}
+    try:
+        return alone(runs.kept, job, rounds, most)
+    except KeyError:
+        return alone(runs, job, rounds, most) if job.server else _with_vllm(runs, job, rounds, most)
+
+
+def _with_vllm(runs: Runs, job: BenchJob, rounds: int, most: int) -> Result:
+    """Save the model, serve it with vLLM, and measure."""
+    vllm, side = find_vllm(), job.side
+    if vllm is None:
+        return {side: {"error": "vllm is not installed"}}
+    with tempfile.TemporaryDirectory(prefix="rrm-gpu-") as folder:
+        if runs.left() <= 0:
+            return {side: {"error": OVER}}
+        saved = launch(replace(job, task=SAVE, setting={"folder": folder}), min(runs.left(), runs.seconds))
+        if "error" in saved:
+            return {side: {"error": f"the model was not saved for the server: {saved['error']}"}}
+        try:
+            with served(vllm, folder, job.load, RANK, min(runs.left(), SERVER_SECONDS)) as url:
+                return alone(runs, replace(job, server=url, server_share=MEMORY_SHARE), rounds, most)
+        except ServerError as error:
+            return {side: {"error": str(error)}}
+
+
 def summary(many: Sequence[Result]) -> Result:
     """Medians over the rounds of a side; the maximum for memory."""
     whole = [one for one in many if "error" not in one]
@@ -177,7 +269,7 @@ def summary(many: Sequence[Result]) -> Result:
     if not whole:
         return {"error": many[-1]["error"], **failed}
     names = ("tokens_per_second", "mfu", "tflops_per_second", "peak_tflops_per_second", "rollout_tokens_per_second")
-    names += ("iteration_over_rollout",)
+    names += ("iteration_over_rollout", "rollout_share", "adapter_seconds", "rollout_kl", "server_memory_share")
     return {
         "setting": whole[0]["setting"],
         **{name: median(one[name] for one in whole) for name in names if name in whole[0]},
@@ -204,6 +296,7 @@ GOALS = {  # what this project set itself for 8B on one H200: where the value is
     "mfu of reward training": (("reward", "ours", "mfu"), 0.45, False),
     "mfu of scoring": (("score", "ours", "mfu"), 0.5, False),
     "ppo iteration over its rollout": (("ppo", "ours", "iteration_over_rollout"), 1.5, True),
+    "ppo iteration with vllm over its rollout": (("server", "ours", "iteration_over_rollout"), 1.5, True),
     "speed of ppo over TRL": (("ppo", "speed_ratio"), 3.0, False),
     "memory of ppo over TRL": (("ppo", "memory_ratio"), 1 / 3, True),
 }
@@ -229,12 +322,22 @@ def device_of(name: str) -> Result:
     return {"name": about.name, "memory_gib": round(about.total_memory / 2**30, 1), "cuda": torch.version.cuda}
 
 
+def measured(runs: Runs, job: BenchJob, args: argparse.Namespace, rounds: int, tried: int) -> Result:
+    """A task on a model: both sides, or the one that it has."""
+    if job.task in TASKS:
+        return compare(runs, job, args.sides, rounds, tried)
+    job = replace(job, side=ALONE[job.task])
+    if job.task == SERVER:
+        return with_server(runs, replace(job, server=args.server), rounds, tried)
+    return alone(runs, job, rounds, tried)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     here = "cuda" if torch.cuda.is_available() else "none"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--models", nargs="+", choices=MODELS, help="default: embedded 1b 8b; on the CPU tiny")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=(*TASKS, *ALONE), default=[*TASKS, *ALONE])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--rounds", type=int, help="default: 3; on the CPU 1")
     parser.add_argument("--steps", type=int, help="measured in each run, after a first one; default: 4; on the CPU 1")
@@ -242,6 +345,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one setting, one round of two steps, 12 minutes in all")
     parser.add_argument("--minutes", type=float, help="most of a run; default: 10; with --quick 2")
     parser.add_argument("--embedded", default="smollm2-135m", help="the embedded model, whose tokenizer all take")
+    parser.add_argument(
+        "--server", default="", help="address of a running vLLM server of --embedded, for the task server"
+    )
     parser.add_argument("--output", help="file in scripts/bench/results; default: scaling_gpu.json; on the CPU none")
     parser.add_argument("--fresh", action="store_true", help="forget what is kept")
     args = parser.parse_args(words)
@@ -254,7 +360,7 @@ def main(words: Sequence[str] | None = None) -> None:
     rounds, tried = args.rounds or (1 if once else 3), args.settings or (1 if once else 99)
     name = args.output or (None if small else "scaling_gpu.json")
     about: Result = {
-        "device": device_of(args.device), "load": asdict(load), "steps": steps, "lora_rank": 16, "dtype": "bfloat16",
+        "device": device_of(args.device), "load": asdict(load), "steps": steps, "lora_rank": RANK, "dtype": "bfloat16",
         "embedded": args.embedded,
     }  # fmt: skip
     seconds = 60 * (args.minutes or (2 if args.quick else 10))
@@ -263,12 +369,15 @@ def main(words: Sequence[str] | None = None) -> None:
     job = BenchJob("embedded", CHECKS, "ours", SETTINGS["ppo", "ours"][0], load, args.device, 1, args.embedded)
     checks = {name: found for name, found in runs(job, "once").items() if name != "setting"}
     result: Result = {"checks": checks, "models": {}, "profile": {}}
-    for model in args.models or (["tiny"] if small else ["embedded", "1b", "8b"]):
-        for task in args.tasks:
+    models = args.models or (["tiny"] if small else ["embedded", "1b", "8b"])
+    for model in models:
+        for task in [task for task in (*TASKS, *ALONE) if task in args.tasks]:
+            if task in ALONE and (ALONE[task] not in args.sides or (args.quick and model != models[-1])):
+                continue
             job = BenchJob(model, task, "ours", {}, load, args.device, steps, args.embedded)
-            found = compare(runs, job, args.sides, rounds, tried)
-            result["models"].setdefault(model, {})[task] = found
-            result["profile"].setdefault(model, {})[task] = profile(runs, job, found)
+            result["models"].setdefault(model, {})[task] = found = measured(runs, job, args, rounds, tried)
+            if task in TASKS and "ours" in args.sides:
+                result["profile"].setdefault(model, {})[task] = profile(runs, job, found)
             runs.save(result | {"goals": judged(result["models"])})
     print(json.dumps(result | {"goals": judged(result["models"])}, indent=2))
     if runs.path is not None:

@@ -107,3 +107,15 @@ class WeightCounts:
             "values": values,
             "update": epochs * passes,
         }
+
+    def grpo(self, lengths: Sequence[int], response: int, epochs: int) -> dict[str, float]:
+        """An iteration of GRPO without a reference, by its parts: as PPO's without reward, reference and values.
+
+        Args:
+            lengths: Tokens of each sample, prompt and response.
+            response: Tokens of each response.
+            epochs: How often each sample is trained on; once needs no pass for the old log-probabilities.
+        """
+        parts = self.ppo(lengths, response, epochs, None)
+        old = parts["score"] - self.forward(Text.of(lengths), False) if epochs > 1 else 0.0
+        return {"roll_out": parts["roll_out"], "old_log_probs": old, "update": parts["update"]}

@@ -7,7 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 TASKS, SIDES, EMBEDDED = ("score", "reward", "ppo"), ("ours", "trl"), "embedded"
-CHECKS, PROFILE = "checks", "profile"  # other jobs of one process
+# Tasks of one side: our PPO with rollouts by vLLM's server, and TRL's GRPO.
+SERVER, GRPO = "server", "grpo"
+ALONE = {SERVER: "ours", GRPO: "trl"}
+CHECKS, PROFILE, SAVE = "checks", "profile", "save"  # other jobs of one process
+RANK = 16  # of all LoRA adapters
 MARK = "RESULT "  # precedes the result of a process
 
 
@@ -68,6 +72,14 @@ SETTINGS: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"micro_batch": 4, "rollout_batch": 16, "value_model": "lora"},
         {"micro_batch": 1, "rollout_batch": 4, "value_model": "lora"},
     ],
+    # Without the largest: the server has a part of the memory.
+    (SERVER, "ours"): _OURS[1:],
+    (GRPO, "trl"): [
+        {"micro_batch": 16, "gradient_checkpointing": False},
+        {"micro_batch": 4, "gradient_checkpointing": False},
+        {"micro_batch": 16, "gradient_checkpointing": True},
+        {"micro_batch": 2, "gradient_checkpointing": True},
+    ],
 }
 
 
@@ -100,13 +112,15 @@ class BenchJob:
 
     Attributes:
         model: One of MODELS.
-        task, side: What is done, by whom; the task CHECKS compares results, and PROFILE profiles a step of the task
-            in `setting`.
+        task, side: What is done, by whom; the task CHECKS compares results, PROFILE profiles a step of the task in
+            `setting`, and SAVE writes the model to the folder in `setting`.
         setting: One of SETTINGS.
         load: The workload of a step.
         device: Where.
         steps: Number of measured steps, after a first one.
         embedded: The model whose tokenizer all models use, and which is called ``embedded``.
+        server: With the task SERVER: address of the server that samples.
+        server_share: Its share of the GPU's memory, if it was started here.
     """
 
     model: str
@@ -117,6 +131,8 @@ class BenchJob:
     device: str = "cuda"
     steps: int = 4
     embedded: str = "smollm2-135m"
+    server: str = ""
+    server_share: float | None = None
 
     def dumps(self) -> str:
         return json.dumps(asdict(self))

@@ -1,7 +1,7 @@
 """What `gpu.py` measures: a few steps of one task, ours or TRL's, on one model, in a separate process.
 
 All steps use the same conversations; the first step is not counted. Tokens are random, because their content does not
-affect the time. The checks are in gpu_checks.py.
+affect the time. The checks are in gpu_checks.py; PPO with a server and TRL's GRPO are in gpu_samplers.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from common import peak_rss_mb
 from datasets import Dataset
 from gpu_flops import Text, WeightCounts
-from gpu_job import CHECKS, EMBEDDED, MARK, PROFILE, BenchJob, Load
+from gpu_job import ALONE, CHECKS, EMBEDDED, MARK, PROFILE, RANK, SAVE, BenchJob, Load
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -52,7 +52,7 @@ from rrm_lm.training.reward.config import RewardConfig
 from rrm_lm.training.reward.examples import LinePair, RewardExample
 from rrm_lm.training.reward.trainer import RewardTrainer
 
-RANK, DTYPE = 16, torch.bfloat16
+DTYPE = torch.bfloat16
 # Listed, because "all-linear" would include TRL's classification heads.
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -181,12 +181,14 @@ class TrainerSide:
         tokens: Of the conversations of a step, prompts and responses, each counted once, without padding.
         flops: Operations of a step, by part.
         more: Returns additional results after training.
+        updates: The trainer's own steps in one of ours.
     """
 
     trainer: Any
     tokens: int
     flops: dict[str, float]
     more: Callable[[], dict[str, Any]] = dict
+    updates: int = 1
 
 
 def shared(job: BenchJob, folder: str) -> dict[str, Any]:
@@ -298,21 +300,25 @@ def ppo_settings(job: BenchJob, folder: str, micro_batch: int) -> dict[str, Any]
     }  # fmt: skip
 
 
-def our_ppo(job: BenchJob, tokenizer: Any, vocabulary: int, clock: DeviceClock, folder: str) -> TrainerSide:
+def our_ppo_trainer(
+    job: BenchJob, tokenizer: Any, asked: Sequence[Sequence[int]], clock: DeviceClock, folder: str, **more: Any
+) -> Any:
+    """Our PPO trainer on these prompts; `more` has settings."""
     backbone = Backbone(made(job), int(tokenizer.pad_token_id))
     agent = AgentModel.create(backbone, lora())
     agent.add_reward(RewardModel.create(backbone, lora(), RewardSettings(job.model)))
+    args = PPOConfig(**ppo_settings(job, folder, job.load.episodes), **job.setting, max_kl=None, **more)
+    return PPOTrainer(args, tokenizer, agent, train_dataset=[{"input_ids": ids} for ids in asked], callbacks=[clock])
+
+
+def our_ppo(job: BenchJob, tokenizer: Any, vocabulary: int, clock: DeviceClock, folder: str) -> TrainerSide:
     asked = prompts(job, vocabulary)
-    args = PPOConfig(
-        **ppo_settings(job, folder, job.load.episodes), **job.setting, max_kl=None, rollout_batch_tokens=65536
-    )
-    trainer: Any = PPOTrainer(
-        args, tokenizer, agent, train_dataset=[{"input_ids": ids} for ids in asked], callbacks=[clock]
-    )
+    trainer = our_ppo_trainer(job, tokenizer, asked, clock, folder, rollout_batch_tokens=65536)
     trainer.roll_out = clock.rollout(trainer.roll_out)
-    return _ppo_side(
-        job, trainer, asked, backbone.config, None,
-        lambda: {"shares_prompts": agent.can_share, "decoders": decoders._agreeing.get(backbone, {})},
+    agent = trainer.agent
+    return ppo_side(
+        job, trainer, asked, agent.backbone.config, None,
+        lambda: {"shares_prompts": agent.can_share, "decoders": decoders._agreeing.get(agent.backbone, {})},
     )  # fmt: skip
 
 
@@ -338,10 +344,10 @@ def trl_ppo(job: BenchJob, tokenizer: Any, vocabulary: int, clock: DeviceClock, 
         train_dataset=Dataset.from_dict({"input_ids": asked}), callbacks=[clock],
     )  # fmt: skip
     trl_module.batch_generation = clock.rollout(trl_module.batch_generation)
-    return _ppo_side(job, trainer, asked, policy.config, job.setting["value_model"])
+    return ppo_side(job, trainer, asked, policy.config, job.setting["value_model"])
 
 
-def _ppo_side(
+def ppo_side(
     job: BenchJob,
     trainer: Any,
     asked: Sequence[Sequence[int]],
@@ -368,6 +374,27 @@ TRAINERS = {
 # -- one process ----------------------------------------------------------------------------------------------------
 
 
+def maker(job: BenchJob) -> Callable[..., TrainerSide]:
+    """What makes the job's trainer."""
+    if job.task in ALONE:
+        from gpu_samplers import SAMPLERS
+
+        return SAMPLERS[job.task]
+    return TRAINERS[job.task, job.side]
+
+
+def save_model(job: BenchJob) -> dict[str, Any]:
+    """Write the job's model, with the weights that its trainers have, for a server to read."""
+    from gpu_samplers import covering_tokenizer
+
+    set_seed(0)
+    model = made(job)
+    model.save_pretrained(job.setting["folder"])
+    tokenizer = load_tokenizer(job.embedded) if job.model == EMBEDDED else covering_tokenizer(model.config.vocab_size)
+    tokenizer.save_pretrained(job.setting["folder"])
+    return {}
+
+
 def run(job: BenchJob) -> dict[str, Any]:
     """Train, and return speed and memory."""
     device = torch.device(job.device)
@@ -375,6 +402,8 @@ def run(job: BenchJob) -> dict[str, Any]:
         from gpu_checks import checks
 
         return checks(job)
+    if job.task == SAVE:
+        return save_model(job)
     profiler = None
     if job.task == PROFILE:
         job = replace(job, task=job.setting["task"], setting=job.setting["setting"], steps=1)
@@ -387,10 +416,10 @@ def run(job: BenchJob) -> dict[str, Any]:
     tokenizer: Any = load_tokenizer(job.embedded)
     vocabulary = min(len(tokenizer), int(job.config().vocab_size))
     with tempfile.TemporaryDirectory() as folder:
-        side = TRAINERS[job.task, job.side](job, tokenizer, vocabulary, clock, folder)
+        side = maker(job)(job, tokenizer, vocabulary, clock, folder)
         _check_place(side.trainer, device)
         side.trainer.train()
-    each = [end - start for start, end in pairwise(clock.ends)]
+    each = [end - start for start, end in pairwise(clock.ends[side.updates - 1 :: side.updates])]
     if len(each) != job.steps:
         raise RuntimeError(f"{len(each)} steps were counted, not {job.steps}")
     seconds, needed = statistics.median(each), sum(side.flops.values())
@@ -412,6 +441,7 @@ def run(job: BenchJob) -> dict[str, Any]:
         found |= {
             "rollout_seconds": round(spent, 4),
             "rollout_tokens_per_second": round(written / spent, 1),
+            "rollout_share": round(spent / seconds, 4),
             "iteration_over_rollout": round(seconds / spent, 3),
         }
     return {**found, **side.more()}

@@ -44,7 +44,7 @@ def test_every_side_trains_and_is_compared(
     monkeypatch.setattr(trl_module, "batch_generation", trl_module.batch_generation)  # put back afterwards
     output = tmp_path / "found.json"
     words = ["--device", "cpu", "--embedded", str(tiny), "--output", str(output)]
-    gpu.main([*words, "--models", "tiny"])
+    gpu.main([*words, "--models", "tiny", "--tasks", "score", "reward", "ppo"])
     found = read(output)
     for task, both in found["models"]["tiny"].items():
         for side in ("ours", "trl"):
@@ -107,6 +107,8 @@ def test_goals_are_judged(gpu: Any) -> None:
     ppo = {"ours": {"mfu": 0.3, "iteration_over_rollout": 1.2}, "speed_ratio": 2.9, "memory_ratio": 0.3}
     goals = gpu.judged({"8b": {"score": {"ours": {"mfu": 0.5}}, "reward": {"ours": {"error": "killed"}}, "ppo": ppo}})
     assert [goal["met"] for goal in goals.values()] == [True, True, False, True]
+    goals = gpu.judged({"8b": {"server": {"ours": {"iteration_over_rollout": 1.6}}}})
+    assert goals == {"ppo iteration with vllm over its rollout": {"value": 1.6, "goal": 1.5, "met": False}}
 
 
 def test_a_difference_is_found(gpu: Any) -> None:
