@@ -6,7 +6,7 @@
 
 For each simulated person of data/notes and each draw of 16 comparisons with critiques, `rrm-lm reward` trains a reward
 model (see words_lora.py), once without criteria and once with those that the critiques name; SmolLM2, after it imitated
-both people, is trained with PPO against each, and answers all questions of the part at temperature 0. Gold and right
+both people, is trained with PPO against each, and answers 150 questions of the part at temperature 0. Gold and right
 answers are those of that person. Each run is one line of results/words_policy_runs.jsonl and is not repeated.
 """
 
@@ -38,8 +38,8 @@ RUNS = RESULTS / "words_policy_runs.jsonl"
 ARMS = ("pairs", "words")
 # Chosen on draw 0 of the validation part.
 TRAINING = {
-    "max_steps": 8, "per_device_train_batch_size": 48, "samples_per_prompt": 4, "num_mini_batches": 2,
-    "num_ppo_epochs": 2, "learning_rate": 3e-4, "lr_scheduler_type": "constant", "kl_coef": 0.05,
+    "max_steps": 10, "per_device_train_batch_size": 32, "samples_per_prompt": 4, "num_mini_batches": 2,
+    "num_ppo_epochs": 1, "learning_rate": 5e-4, "lr_scheduler_type": "constant", "kl_coef": 0.05,
     "response_length": 64, "max_length": 384, "eval_fraction": 0, "save_strategy": "no",
 }  # fmt: skip
 NEW_TOKENS = 80
@@ -59,14 +59,20 @@ def policy(person: str, draw: int, arm: str) -> str:
     return str(folder)
 
 
+def questions(part: str) -> list[str]:
+    """150 questions: all of the validation part, every second one of the test part."""
+    every = rows(NOTES / f"{part}_questions.jsonl.gz")
+    return every[:: len(every) // 150]
+
+
 def answers(name: str, questions: Sequence[str]) -> list[str]:
     return Policy.from_pretrained(name).respond(questions, temperature=0, max_new_tokens=NEW_TOKENS)
 
 
 def judged(part: str, person: str, name: str) -> dict[str, Any]:
-    """Gold and its parts of a policy's answers, for each question of the part in the order of the file."""
+    """Gold and its parts of a policy's answers, for each question."""
     user = NoteUser.from_file(NOTES / f"{part}_questions.jsonl.gz", person)
-    asked = [one.text for one in user.requests.values()]
+    asked = [json.loads(row)["prompt"] for row in questions(part)]
     given = answers(name, asked)
     found = [user.judge(prompt, text) for prompt, text in zip(asked, given, strict=True)]
     parts = {one: [round(judgement.parts[one], 3) for judgement in found] for one in user.parts}
@@ -105,7 +111,7 @@ def summary(part: str) -> dict[str, Any]:
     both arms have; for both people together, gold and right answers.
     """
     runs = [one for one in kept() if one["part"] == part and one["settings"] == settings()]
-    patterns = [json.loads(row)["pattern"] for row in rows(NOTES / f"{part}_questions.jsonl.gz")]
+    patterns = [json.loads(row)["pattern"] for row in questions(part)]
     found: dict[str, Any] = {}
     by_person: list[dict[str, dict[str, np.ndarray]]] = []
     for person in PEOPLE:
