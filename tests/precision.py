@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,15 @@ class Precision:
         assert one.shape == other.shape
         allowed = self.bound(exact * (1 + float(other.abs().max())), float(other.abs().max()))
         assert float((one - other).abs().max()) <= allowed
+
+    def most_likely(self, model: Any, prompt: Sequence[int], response: Sequence[int]) -> None:
+        """Assert that a pass over the whole has each token of the response as the most likely one; in bfloat16, its
+        logit may be below the highest by the bound, relative to the largest.
+        """
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1].float()
+        below = logits.amax(-1) - logits[range(len(response)), list(response)]
+        assert float(below.max()) <= self.bound(0.0, float(logits.abs().max()))
 
     def same_change(
         self, one: dict[str, Tensor], other: dict[str, Tensor], before: dict[str, Tensor], exact: float

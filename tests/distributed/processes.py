@@ -50,15 +50,11 @@ def launch(file: str, *words: object, config: str | None = None, timeout: float 
     assert done.returncode == 0, done.stderr[-6000:]
 
 
-def shard_on_cpu(**settings: str) -> None:
-    """Set the environment variables that `accelerate launch` with FSDP2 sets.
-
-    Args:
-        settings: Of Accelerate's launcher, such as ``reshard_after_forward="false"``.
-    """
-    given = {"version": "2", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", **settings}
+def shard_on_cpu() -> None:
+    """Set the environment variables that `accelerate launch` with FSDP2 sets."""
     os.environ["ACCELERATE_USE_FSDP"] = "true"
-    os.environ.update({f"FSDP_{name.upper()}": value for name, value in given.items()})
+    os.environ["FSDP_VERSION"] = "2"
+    os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
 
 
 def share_held(module: nn.Module) -> float:

@@ -34,7 +34,7 @@ from rrm_lm.settings.training import MonitorArguments, PolicyRunArguments, Rewar
 from rrm_lm.storage import report_full_disk
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.text.templates import date_of
-from rrm_lm.training.arguments import TOKENS
+from rrm_lm.training.arguments import TOKENS, set_sizes
 from rrm_lm.training.reward_functions import PromptRows
 from rrm_lm.training.reward_sources import PythonReward, RewardSource, ScorerReward, load_function
 
@@ -129,6 +129,8 @@ class PolicyTraining:
         """Train and write all results to the output folder; returns Hugging Face's `TrainOutput`."""
         training = self.training
         with run:
+            for copied in run.settings:  # before sizes were fitted to this machine
+                set_sizes(copied, {name: getattr(self.settings.config, name) for name in TOKENS})
             run.begin()
             with report_full_disk(self.folder):
                 result = run.train(training.trainer, training.trainer.train, training.steps_per_update)

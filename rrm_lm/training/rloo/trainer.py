@@ -58,6 +58,7 @@ from rrm_lm.training.ppo.rollouts import Rollouts, end_id
 from rrm_lm.training.processes import check_finite
 from rrm_lm.training.reward_sources import AdapterReward, RewardSum, WithCriteria
 from rrm_lm.training.rloo.config import rloo_config
+from rrm_lm.training.speed import FORWARD, TRAINED, utilization
 from rrm_lm.training.trainer import AdapterTrainer
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,7 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
         self.last_good = LastGood(self._trained)
         self.takes_positions = "position_ids" in inspect.signature(policy.backbone.causal_lm.forward).parameters
         self.stop_reason: str | None = None
+        self._operations: Tensor | float = 0.0  # with each weight since the last log, in this process
         align_pad(policy.backbone.causal_lm, chat.tokenizer)
         policy.backbone.model.set_adapter(self.adapter)  # TRL trains the active adapter, which may be a different one
         functions: list[Any] = [_RewardFunction(source, self._rollouts) for source in rewards.sources]
@@ -206,6 +208,9 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
         found = [samples[0] for samples in responses]
         self._record("time/roll_out", seconds)
         self._record("tokens_per_second", sum(map(len, found)) / max(seconds, 1e-9))
+        # Sampling, the policy that sampled, reference, and rewards on this backbone.
+        each = FORWARD * (2 + bool(self.beta) + self._rewards_here)
+        self._operations += each * sum(map(len, [*prompt_ids, *found]))
         return found
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -222,10 +227,15 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
 
         return super()._get_per_token_logps_and_entropies(in_float32, *args, **kwargs)
 
+    @property
+    def _rewards_here(self) -> int:
+        """Number of rewards that are adapters on the policy's own backbone."""
+        sources = [one.source if isinstance(one, WithCriteria) else one for one in self.rewards.sources]
+        return sum(isinstance(source, AdapterReward) for source in sources)
+
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         calculate = super()._calculate_rewards
-        sources = [one.source if isinstance(one, WithCriteria) else one for one in self.rewards.sources]
-        if any(isinstance(source, AdapterReward) for source in sources):  # on the policy's own backbone
+        if self._rewards_here:
             rewards = with_full_params(self.model, calculate, *args, **kwargs)
         else:
             rewards = calculate(*args, **kwargs)
@@ -256,6 +266,7 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
         loss = super()._compute_loss(model, inputs)
         check_finite(loss, f"step {self.state.global_step + 1}", "the rewards")
+        self._operations += TRAINED * (inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
         return loss
 
     def _record(self, name: str, value: float) -> None:
@@ -270,6 +281,9 @@ class RLOOTrainer(AdapterTrainer, _TrlRLOOTrainer):
             return
         assert self.args.generation_batch_size is not None
         logs["episode"] = self.state.global_step // self.steps_per_update * self.args.generation_batch_size
+        seconds = sum(self._metrics["train"]["step_time"])  # without saving
+        logs |= utilization(self.backbone.decoder, float(self._operations), seconds, self.args.device)
+        self._operations = 0.0
         super().log(logs, start_time)
 
 

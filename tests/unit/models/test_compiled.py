@@ -18,6 +18,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.sharding import configure_fsdp
 from rrm_lm.training.reward.config import RewardConfig
+from tests.precision import Precision
 from tests.tiny_policy import logs, state, tiny_agent, trainer
 
 torch.set_num_threads(1)
@@ -38,7 +39,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return versions
 
 
-def test_ppo_learns_the_same(tmp_path: Path, backend: list[int]) -> None:
+def test_ppo_learns_the_same(tmp_path: Path, backend: list[int], precision: Precision) -> None:
     found = {}
     for compiled in (False, True):
         agent = tiny_agent(value="adapter", reward=True, layers=4)
@@ -48,10 +49,11 @@ def test_ppo_learns_the_same(tmp_path: Path, backend: list[int]) -> None:
         made.train()
         found[compiled] = state(agent), logs(made)
         assert bool(backend) == compiled
-    for name, parameter in found[False][0].items():
-        torch.testing.assert_close(found[True][0][name], parameter, atol=1e-5, rtol=1e-4, msg=name)
+    begun = state(tiny_agent(value="adapter", reward=True, layers=4))
+    precision.same_change(found[False][0], found[True][0], begun, 1e-5)
+    close = {"rel": precision.bound(1e-3), "abs": precision.bound(1e-4)}
     for mine, theirs in zip(found[True][1], found[False][1], strict=True):
-        assert all(float(mine[key]) == pytest.approx(float(value), rel=1e-3, abs=1e-4) for key, value in theirs.items())
+        assert all(float(mine[key]) == pytest.approx(float(value), **close) for key, value in theirs.items())
     # Versions are for roles, gradients and first or later layers; not for layers, lengths or steps.
     assert len(backend) <= 16
 

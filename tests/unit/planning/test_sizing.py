@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,20 @@ def test_on_a_cpu_they_are_constants(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sizes(tmp_path, "reward", None, monkeypatch) == [2048]
     assert sizes(tmp_path, "ppo", None, monkeypatch) == [2048, 16384]
     assert sizing.free_memory(Backbone(tiny_model(), 0)) is None
+
+
+@pytest.mark.parametrize("there", ["cuda", "cpu"])
+def test_free_memory_is_what_this_process_may_use(there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 80 GB, another process holds 10; this one has allocated 20 of 25 reserved, of which 16 are the backbone."""
+    gpu = torch.device("cuda", 1)
+    known = {"mem_get_info": (45e9, 80e9), "memory_reserved": 25e9, "memory_allocated": 20e9}
+    for name, value in known.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value if device == gpu else None)
+    monkeypatch.setattr(sizing, "process_state", lambda: SimpleNamespace(device=gpu))
+    part = SimpleNamespace(device=torch.device(there), numel=lambda: 4e9, element_size=lambda: 2)
+    backbone = SimpleNamespace(model=SimpleNamespace(parameters=lambda: [part, part]))
+    expected = 0.9 * (45e9 + 5e9 + (16e9 if there == "cuda" else 0))  # the backbone is planned for, there or not
+    assert sizing.free_memory(backbone) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("task", ["reward", "ppo"])

@@ -14,6 +14,7 @@ from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.decoding.generation import sample
 from rrm_lm.models.decoding.sampling import Sampling
 from rrm_lm.models.decoding.streaming import Words, stream
+from tests.precision import Precision
 from tests.tiny import FAMILIES, lora, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -37,9 +38,10 @@ def generated(backbone: Backbone, count: int = 12) -> list[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_generate_gives(family: str) -> None:
+def test_what_generate_gives(family: str, precision: Precision) -> None:
     backbone = Backbone(tiny_model(family), pad_id=0)
     assert spoken(backbone) == generated(backbone) != []
+    precision.most_likely(backbone.causal_lm, PROMPT, spoken(backbone))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_what_generate_gives(family: str) -> None:
     ],
     ids=["bloom", "mamba", "gpt"],
 )
-def test_families_with_other_caches(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_families_with_other_caches(config: Any, monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
     backbone = Backbone(tiny_model(config=config, attention="eager"), pad_id=0)
     expected = generated(backbone, 6)
     model, widths = backbone.causal_lm, []
@@ -68,7 +70,7 @@ def test_families_with_other_caches(config: Any, monkeypatch: pytest.MonkeyPatch
     assert widths == ([count + done for done in range(6)] if config.model_type == "openai-gpt" else [count, *[1] * 5])
 
 
-def test_the_adapter_speaks_and_leaves_no_trace() -> None:
+def test_the_adapter_speaks_and_leaves_no_trace(precision: Precision) -> None:
     torch.manual_seed(1)
     backbone = Backbone(tiny_model(), pad_id=0)
     backbone.add_adapter("policy", lora())
@@ -95,17 +97,18 @@ def test_the_end_comes_and_nothing_behind_it() -> None:
     assert len(spoken(backbone, max_new_tokens=5)) == 5
 
 
-def test_the_distribution_is_the_one_that_was_asked_for() -> None:
+def test_the_distribution_is_the_one_that_was_asked_for(precision: Precision) -> None:
     """Each first token as often as the model says, within five standard errors."""
     backbone = Backbone(tiny_model(), pad_id=0)
     sampling = Sampling(1, temperature=1.5, top_k=4)
     with torch.no_grad():
-        logits = backbone.causal_lm(input_ids=torch.tensor([PROMPT])).logits[:, -1]
+        logits = backbone.causal_lm(input_ids=torch.tensor([PROMPT])).logits[:, -1].float()
     expected = sampling.shape(logits).softmax(-1)[0]
     random, count = torch.Generator().manual_seed(0), 400
 
     def draw(row: torch.Tensor) -> int:
-        torch.testing.assert_close(row, logits[0], atol=1e-5, rtol=1e-5)
+        assert row.dtype == torch.float32
+        precision.close(row, logits[0])
         return int(sampling.draw(row[None], torch.rand(1, dtype=torch.float64, generator=random)))
 
     found = torch.zeros(len(expected))

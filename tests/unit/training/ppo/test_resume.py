@@ -17,6 +17,7 @@ from rrm_lm.models.agent_files import load_agent
 from rrm_lm.storage import verify
 from rrm_lm.training.checkpoints import newest_verified
 from rrm_lm.training.ppo.trainer import PPOTrainer
+from tests.precision import Precision
 from tests.tiny_policy import logs, state, tiny_agent, trainer
 
 torch.set_num_threads(1)
@@ -49,7 +50,7 @@ class Killer(TrainerCallback):
 
 
 @pytest.mark.parametrize("value", ["head", "adapter"])
-def test_resuming_equals_never_stopping_bit_for_bit(value: str, tmp_path: Path) -> None:
+def test_resuming_equals_never_stopping_bit_for_bit(value: str, tmp_path: Path, precision: Precision) -> None:
     straight = trainer(tmp_path / "straight", tiny_agent(value=value), **SETTINGS)
     straight.train()
 

@@ -20,11 +20,13 @@ from rrm_lm.models.agent import POLICY
 from rrm_lm.models.backbone import Backbone, adapter_parameters
 from rrm_lm.models.reward import ADAPTER, RewardModel, RewardSettings
 from rrm_lm.models.saving.policies import Policy, PolicySettings, load_policy
+from rrm_lm.training import speed
 from rrm_lm.training.ppo.config import PPOConfig
 from rrm_lm.training.reward_sources import AdapterReward, PythonReward, RewardSum
 from rrm_lm.training.rloo import config as rloo_config
 from rrm_lm.training.rloo import trainer as rloo
 from rrm_lm.training.rloo.trainer import RLOOTrainer
+from rrm_lm.training.speed import layer_weights
 from tests.deprecations import trls_switch
 from tests.precision import Precision
 from tests.tiny import lora, prompt_of, save_tiny_model, tiny_model
@@ -466,3 +468,33 @@ def test_what_callbacks_log_does_not_swallow_the_metrics(tmp_path: Path) -> None
     assert [entry["episode"] for entry in logs(made)] == [8, 16]
     held_out = [entry for entry in made.state.log_history if "held_out/gold" in entry]
     assert [set(entry) for entry in held_out] == [{"held_out/gold", "epoch", "step"}] * 2
+
+
+@pytest.mark.parametrize("of", ["function", "adapter"])
+def test_every_update_logs_its_utilization(of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass forward takes 2 operations with each weight, training 4: in two epochs, of all tokens of all episodes."""
+    monkeypatch.setattr(speed, "peak", lambda device: 1e9)
+    writes(monkeypatch, UNEVEN)
+    policy = tiny_policy()
+    reward = PythonReward(counting)
+    if of == "adapter":
+        reward = AdapterReward(RewardModel.create(policy.backbone, lora(), RewardSettings("tiny")))
+    more: dict[str, Any] = {"num_ppo_epochs": 2, "num_mini_batches": 2, "micro_batch_tokens": 80, "max_steps": 2}
+    made = trainer(tmp_path, policy, RewardSum([reward]), logging_first_step=True, **more)
+    given: list[list[int]] = []
+    tokenize = made._tokenize_prompts
+
+    def watched(prompts: list[Any]) -> Any:
+        given.append([len(made._items[rloo._to_prompt(messages)].ids) for messages in prompts])
+        return tokenize(prompts)
+
+    made._tokenize_prompts = watched  # type: ignore[method-assign]
+    made.train()
+    entries = [entry for entry in made.state.log_history if "mfu" in entry]
+    assert [entry["step"] for entry in entries] == [1, 4, 8] and made.args.per_device_train_batch_size < 4
+    found = sum(
+        float(entry["mfu"]) * float(entry["step_time"]) * steps for entry, steps in zip(entries, (1, 3, 4), strict=True)
+    )
+    tokens = sum(map(sum, given)) + 2 * sum(map(len, UNEVEN))
+    operations = (2 * (4 if of == "adapter" else 3) + 4 * 2) * layer_weights(policy.backbone.decoder) * tokens
+    assert found == pytest.approx(operations / 1e9, rel=0.02)
