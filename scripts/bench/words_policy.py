@@ -36,7 +36,8 @@ from rrm_lm.simulated.note_users import NoteUser
 
 RUNS = RESULTS / "words_policy_runs.jsonl"
 ARMS = ("pairs", "words")
-# On draw 0 of the validation part, ten updates with learning rate 5e-4 and kl_coef 0.05 made answers worse in both arms.
+# On draw 0 of the validation part, ten updates with learning rate 5e-4 and kl_coef 0.05 made answers worse in both arms
+# (these runs are kept, too).
 TRAINING = {
     "max_steps": 6, "per_device_train_batch_size": 32, "samples_per_prompt": 4, "num_mini_batches": 2,
     "num_ppo_epochs": 1, "learning_rate": 3e-4, "lr_scheduler_type": "constant", "kl_coef": 0.2,
