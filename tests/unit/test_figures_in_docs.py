@@ -204,6 +204,31 @@ def words_lora() -> Iterator[str]:
     yield f"{100 * first['high']:.1f}), {100 * gain['value']:.1f} points less"
 
 
+def words_best_of() -> Iterator[str]:
+    found = result("words_best_of")
+    for person in ("plain", "thorough", "both"):
+        arms = ("any", "pairs", "words", "other_person", "detectors", "words_alone", "best")
+        cells = " | ".join(f"{found[person]['gold'][arm]['value']:.3f}" for arm in arms)
+        yield f"| {person} | {cells} |"
+    gains = found["both"]["gold_gain_of_words_over"]
+    for arm in ("pairs", "other_person", "detectors"):
+        assert gains[arm]["verdict"] == ("not shown" if arm == "detectors" else "better")
+        yield plain(gains[arm], 3, sign="+")
+    one, alone, words = (f"{100 * found['both']['right'][arm]['value']:.1f}%" for arm in ("any", "pairs", "words"))
+    yield f"{one} of the answers are right, {alone} of those chosen without words, {words} with words"
+
+
+def words_policy() -> Iterator[str]:
+    found = result("words_policy")
+    for person in ("plain", "thorough", "both"):
+        if person in found:
+            arms = [found[person]["arms"][arm] for arm in ("start", "pairs", "words")]
+            cells = [f"{one['gold']['value']:.3f}" for one in arms]
+            cells += [f"{100 * one['answer']['value']:.0f}%" for one in arms]
+            gains = [plain(found[person][f"words_minus_{arm}"]["gold"], 3, sign="+") for arm in ("pairs", "start")]
+            yield f"| {person} | {' | '.join(cells + gains)} |"
+
+
 def critic() -> Iterator[str]:
     found = result("critic")
     yield f"{percent(found['accuracy']['none-plain'])} of {found['heldout']['pairs']} held-out pairs"
@@ -466,6 +491,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, recursion),
     (BENCH, new_recursion),
     (BENCH, words_lora),
+    (BENCH, words_best_of),
     (BENCH, clauses),
     (BENCH, words),
     (BENCH, notes),
