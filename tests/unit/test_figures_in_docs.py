@@ -492,6 +492,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, new_recursion),
     (BENCH, words_lora),
     (BENCH, words_best_of),
+    (BENCH, words_policy),
     (BENCH, clauses),
     (BENCH, words),
     (BENCH, notes),
