@@ -51,7 +51,7 @@ def test_ppo_learns_the_same(tmp_path: Path, backend: list[int], precision: Prec
         assert bool(backend) == compiled
     begun = state(tiny_agent(value="adapter", reward=True, layers=4))
     precision.same_change(found[False][0], found[True][0], begun, 1e-5)
-    close = {"rel": precision.bound(1e-3), "abs": precision.bound(1e-4)}
+    close: Any = {"rel": precision.bound(1e-3), "abs": precision.bound(1e-4)}
     for mine, theirs in zip(found[True][1], found[False][1], strict=True):
         assert all(float(mine[key]) == pytest.approx(float(value), **close) for key, value in theirs.items())
     # Versions are for roles, gradients and first or later layers; not for layers, lengths or steps.

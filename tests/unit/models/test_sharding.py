@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.distributed import HashStore
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -84,9 +84,10 @@ def test_a_model_on_the_cpu_or_whole_on_its_device_has_its_copy(monkeypatch: pyt
 @pytest.fixture
 def alone() -> Iterator[None]:
     """A process group of this process."""
-    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    dist: Any = torch.distributed
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
-    torch.distributed.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def parameters_are_free(unit: nn.Module) -> bool:
@@ -96,8 +97,8 @@ def parameters_are_free(unit: nn.Module) -> bool:
 @pytest.mark.usefixtures("alone")
 def test_which_units_free_their_parameters_is_read_as_fsdp_does_it() -> None:
     """FSDP2 has no getter, so a private attribute is read: it must say what a forward pass then does."""
-    root = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
-    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    root: Any = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    mesh = init_device_mesh("cpu", (1,))
     for layer, frees in zip(root, (True, False, True), strict=True):
         fully_shard(layer, mesh=mesh, reshard_after_forward=frees)
     fully_shard(root, mesh=mesh)

@@ -133,7 +133,8 @@ def test_a_policy_optimizes_the_sum(
         made = rrm_lm.PPOTrainer(str(tiny), str(folder), [PROMPT, "who is it?"], args)
     assert ("gets its own backbone: The reward model has criteria" in caplog.text) is bool(question)
     asked = [(rrm_lm.feedback.records.Message("user", PROMPT),)] * 4
-    lines = [line for (line,) in load_scorer(str(folder)).chat.encode(asked[0], [*RESPONSES, "yes"]).whole().lines]
+    scorer: Any = load_scorer(str(folder))
+    lines = [line for (line,) in scorer.chat.encode(asked[0], [*RESPONSES, "yes"]).whole().lines]
     (found,) = made.trainer.rewards(asked, [*RESPONSES, " "], lines).values()
     np.testing.assert_allclose(found[:3], sum(parts(folder)), rtol=1e-5)
     assert found[3] == min(found)  # of a response without text nothing can be measured
