@@ -129,7 +129,7 @@ def tables(values: Mapping[str, Mapping[str, np.ndarray]], patterns: Sequence[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", default="validation", choices=["validation", "test"])
+    parser.add_argument("--part", default="validation", choices=["validation"])
     parser.add_argument("--draws", type=int, default=6)
     parser.add_argument("--people", nargs="+", default=PEOPLE, choices=PEOPLE)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after this time")

@@ -103,6 +103,18 @@ def measure(part: str, person: str, draw: int, arm: str) -> None:
     print("   ", found["first"][0].replace("\n", "\n    "), flush=True)
 
 
+def record_use(draws: Sequence[int]) -> None:
+    """Append a use of the test part to the ledger of aligned.py."""
+    use = {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "commit": commit(),
+        "script": "words_policy.py",
+        "seeds": [*draws],
+    }
+    with (RESULTS / "aligned_ledger.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({**use, "settings": settings()}) + "\n")
+
+
 def settings() -> str:
     return json.dumps([TRAINING, NEW_TOKENS], sort_keys=True)
 
@@ -169,6 +181,8 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     missing = [(person, draw, arm) for draw in args.draws for person in args.people for arm in ARMS]
+    if args.part == "test" and missing:
+        record_use(args.draws)
     starts = [(person, -1, "start") for person in args.people] if missing else []
     for one in starts + missing:
         if time.perf_counter() - began < 60 * args.minutes:

@@ -245,7 +245,7 @@ def test_the_card_says_what_is_there() -> None:
 
 
 def test_only_the_final_comparison_names_the_test_part() -> None:
-    """Settings must not be chosen on it. scripts/bench/aligned.py records each use in results/aligned_ledger.jsonl."""
+    """Settings must not be chosen on it. What uses it records each use in results/aligned_ledger.jsonl."""
     root = FOLDER.parents[1]
     files = [root / "Makefile", *(root / "configs").rglob("*.yaml"), *(root / "scripts").rglob("*.py")]
     assert len(files) > 30
@@ -254,4 +254,5 @@ def test_only_the_final_comparison_names_the_test_part() -> None:
     ]
     assert named == []
     asks = [f.name for f in files if "notes" in (text := f.read_text()) and re.search(r"[\"']test[\"']", text)]
-    assert asks == ["aligned.py"] and "record_use(" in (root / "scripts" / "bench" / "aligned.py").read_text()
+    assert sorted(asks) == ["aligned.py", "words_policy.py"]
+    assert all("        record_use(" in (root / "scripts" / "bench" / name).read_text() for name in asks)
