@@ -4,18 +4,27 @@
     python scripts/bench/words_lora.py --draws 3 --budget 256 --minutes 60
     python scripts/bench/words_lora.py --draws 0                              (only the summary)
 
-Two reward models are trained on each draw of each simulated person of data/notes:
+A reward model is trained on each draw of each simulated person of data/notes:
 
-- `pairs`: the comparisons alone (`rrm-lm reward --critique_weight 0`);
-- `loss`: also learning to write the critiques (`--critique_weight 0.5`); only with `--arms loss`.
+- `pairs`: the comparisons alone (`rrm-lm reward --critique_weight 0 --criteria none`).
 
-To the rewards of `pairs` are added, with weights fitted to the same comparisons,
+To its rewards are added, with weights fitted to the same comparisons,
 
 - `words`: the criteria that their critiques name (what `--criteria critiques` does);
 - `other_person`: those that the other person's critiques of the same responses name, as far as there are any;
 - `detectors`: all detectors, without words.
 
-`words_alone` is the first of these without the LoRA part. `after_criteria` is how `--criteria critiques` first was: the
+`words_alone` is the first of these without the LoRA part. Only if `--arms` names them, reward models without criteria
+are trained on the comparisons and
+
+- `loss`: on writing the critiques (`--critique_weight 0.5`);
+- `stars`: on the person's ratings of the compared responses;
+- `directed`: on edits of 48 other responses, each preferred to its original, or not, by the criteria of `words`;
+- `random`: on the same edits, each preferred or not by chance;
+- `distilled`: on 24 of these edits and 24 other pairs of responses, with the probabilities that the reward with words
+  gives them.
+
+`after_criteria` is how `--criteria critiques` first was: the
 LoRA part learned what the fitted criteria left to explain (three runs, from before that was changed). Accuracy is on
 the same 100 comparisons of the validation part for all. Every run is one line of results/words_lora_runs.jsonl and is
 not repeated; intervals in results/words_lora.json are over draws and prompts.
@@ -29,12 +38,11 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +53,14 @@ import numpy as np
 from common import RESULTS, commit, machine, save
 from words import comparisons, notes
 from words_arms import DETECTORS_ALONE, named, with_critiques
+from words_runs import is_kept, keep, kept, run_command
 
+from rrm_lm import RewardModel
 from rrm_lm.evaluation.preferences.criteria import CriteriaReward
 from rrm_lm.evaluation.statistics.metrics import over_runs, verdict
+from rrm_lm.feedback.criteria.edits import edited
 from rrm_lm.feedback.records import Comparison
+from rrm_lm.feedback.store.records import comparison_row
 
 NOTES = Path(__file__).parents[2] / "data" / "notes"
 RUNS = RESULTS / "words_lora_runs.jsonl"
@@ -59,13 +71,21 @@ HELD_OUT = 100
 EPOCHS = {16: 6, 256: 2}
 TRAINING = {
     "model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 4,
-    "learning_rate": 5e-4, "max_length": 384, "save_strategy": "no",
+    "learning_rate": 5e-4, "max_length": 384, "criteria": "none", "save_strategy": "no",
 }  # fmt: skip
+UNLABELLED = 48  # other responses; their pairs are seen as often as the comparisons
 IMITATION = {
     "model_name_or_path": "smollm2-135m", "max_steps": 50, "per_device_train_batch_size": 8, "learning_rate": 5e-4,
     "max_length": 384, "eval_fraction": 0, "save_strategy": "no", "seed": 0,
 }  # fmt: skip
-TRAINED: Mapping[str, Mapping[str, Any]] = {"pairs": {"critique_weight": 0}, "loss": {"critique_weight": 0.5}}
+TRAINED: Mapping[str, Mapping[str, Any]] = {
+    "pairs": {"critique_weight": 0},
+    "loss": {"critique_weight": 0.5},
+    "stars": {"critique_weight": 0, "pair_ratings": True},
+    "directed": {"critique_weight": 0},
+    "random": {"critique_weight": 0},
+    "distilled": {"critique_weight": 0, "grades": "target"},
+}
 ADDED = ("words", "other_person", "detectors", "words_alone")
 
 
@@ -92,15 +112,65 @@ def trained(person: str, draw: int, arm: str, budget: int = 16) -> Path:
     if (folder / "scores.jsonl").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    train, test = folder.parent / "train.jsonl", folder.parent / "test.jsonl"
-    train.write_text("\n".join(drawn(person, draw, budget)), encoding="utf-8")
+    train, test = folder.parent / f"train_{arm}.jsonl", folder.parent / "test.jsonl"
+    lines = drawn(person, draw, budget) + [json.dumps(comparison_row(one)) for one in more(arm, person, draw, budget)]
+    train.write_text("\n".join(lines), encoding="utf-8")
     test.write_text("\n".join(held_out(person)), encoding="utf-8")
     settings = {**TRAINING, **TRAINED[arm], "num_train_epochs": EPOCHS[budget], "seed": draw, "output_dir": folder}
-    files = ["--dataset_name", str(train), "--eval_dataset_name", str(test)]
-    words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "rrm_lm", "reward", *files, *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run_command("reward", "--dataset_name", train, "--eval_dataset_name", test, **settings)
     return folder
+
+
+def more(arm: str, person: str, draw: int, budget: int) -> list[Comparison]:
+    """What an arm learns of responses that nobody judged, besides the comparisons."""
+    if arm in ("directed", "random"):
+        rewards = criteria_of("words", person, draw, budget)
+        pairs = edits(rewards, person, draw, budget)
+        found = [better(one, *rewards.rewards([one.prompt], [[one.chosen, one.rejected]])) for one in pairs]
+        return [flipped(one, draw) for one in found] if arm == "random" else found
+    if arm == "distilled":
+        some = edits(criteria_of("words", person, draw, budget), person, draw, budget)[::2]
+        some += unlabelled(person, draw, budget)[1::2]
+        model = RewardModel.from_pretrained(trained(person, draw, "words", budget))
+        texts = [[one.chosen, one.rejected] for one in some]
+        found = model.scorer.score([one.prompt for one in some], texts)
+        return [better(one, rewards) for one, rewards in zip(some, found, strict=True)]
+    return []
+
+
+def unlabelled(person: str, draw: int, budget: int) -> list[Comparison]:
+    """Pairs of responses to other questions than those of the draw, in an order that says nothing."""
+    asked = {one.prompt for one in read(drawn(person, draw, budget))}
+    others = [one for one in read(rows(NOTES / f"train_{person}.jsonl.gz")) if one.prompt not in asked]
+    some = random.Random(f"unlabelled/{person}/{draw}").sample(others, UNLABELLED)
+    plain = [replace(one, chosen_critiques=(), rejected_critiques=(), margin=None) for one in some]
+    return [flipped(one, draw) for one in plain]
+
+
+def edits(rewards: CriteriaReward, person: str, draw: int, budget: int) -> list[Comparison]:
+    """An unlabelled response and an edit of it that moves one of the criteria, for each pair where there is one."""
+    found: list[Comparison] = []
+    pairs = unlabelled(person, draw, budget)
+    for one, other in zip(pairs, pairs[1:] + pairs[:1], strict=True):
+        texts = [*edited(rewards.criteria, one.prompt[-1].content, one.chosen, other.chosen).values()]
+        if texts:
+            text = random.Random(f"{draw}/{one.chosen}").choice(texts)
+            found.append(replace(one, rejected=text))
+    return found
+
+
+def better(pair: Comparison, rewards: Sequence[float]) -> Comparison:
+    """The pair with the response of the higher reward as the chosen one, by the difference of the rewards."""
+    first, second = rewards
+    turned = pair if first >= second else replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+    return replace(turned, margin=abs(first - second), chosen_rating=None, rejected_rating=None)
+
+
+def flipped(pair: Comparison, draw: int) -> Comparison:
+    """The pair in an order that a hash of its texts decides."""
+    texts = sorted([pair.chosen, pair.rejected])
+    random.Random(f"{draw}/{texts}").shuffle(texts)
+    return replace(pair, chosen=texts[0], rejected=texts[1], chosen_rating=None, rejected_rating=None)
 
 
 def criteria_of(arm: str, person: str, draw: int, budget: int = 16) -> CriteriaReward:
@@ -155,15 +225,8 @@ def start() -> Path:
     folder = FOLDER / "start"
     if not (folder / "adapter_model.safetensors").is_file():
         shown = [NOTES / f"train_{person}_demonstrations.jsonl.gz" for person in PEOPLE]
-        command = [sys.executable, "-m", "rrm_lm", "sft", "--dataset_name", *map(str, shown)]
-        settings = {**IMITATION, "output_dir": folder}
-        words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-        subprocess.run([*command, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        run_command("sft", "--dataset_name", *shown, **IMITATION, output_dir=folder)
     return folder
-
-
-def kept() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()] if RUNS.is_file() else []
 
 
 def right(run: Mapping[str, Any]) -> np.ndarray:
@@ -222,14 +285,13 @@ def main() -> None:
         if time.perf_counter() - began > 60 * args.minutes:
             break
         key = {"budget": args.budget, "person": person, "draw": draw, "arm": arm}
-        if any(key.items() <= one.items() for one in kept()):
+        if is_kept(kept(RUNS), key):
             continue
         found = run(person, draw, arm, args.budget)
-        with RUNS.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(found) + "\n")
+        keep(RUNS, [found])
         print(person, draw, arm, f"{100 * right(found).mean():.1f}%", f"{found['seconds']:.0f} s", flush=True)
     settings = {"held_out": HELD_OUT, "epochs": EPOCHS, "training": TRAINING}
-    found = {str(n): summary([one for one in kept() if one["budget"] == n]) for n in EPOCHS}
+    found = {str(n): summary([one for one in kept(RUNS) if one["budget"] == n]) for n in EPOCHS}
     save("words_lora.json", {"machine": machine(), **settings, "budgets": found})
 
 
