@@ -2,11 +2,11 @@
 
     python scripts/bench/words_best_of.py --draws 6 --minutes 60     (repeat until it is finished)
 
-The answers to all questions of the part are sampled once, from SmolLM2 after it imitated both people. For each
-simulated person of data/notes and each draw of 16 comparisons, each arm of words_lora.py chooses one of the 8 answers
-to each question: its gold and right answers are those of that person. `any` is the mean of the 8, `best` the one with
-the highest gold. Each run is one line of results/words_best_of_runs.jsonl and is not repeated; intervals in
-results/words_best_of.json are over draws and questions.
+SmolLM2, after it imitated both people, answers each question of the validation part of data/notes 8 times. For each
+simulated person and each draw of 16 comparisons, each arm of words_lora.py chooses one of these answers: its gold and
+right answers are those of that person. `any` is the mean of the 8, `best` the one with the highest gold. Each run is
+one line of results/words_best_of_runs.jsonl and is not repeated; intervals in results/words_best_of.json are over draws
+and questions.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 from common import RESULTS, commit, machine, save
 from words_lora import ADDED, FOLDER, NOTES, PEOPLE, criteria_of, rows, start, trained
+from words_runs import is_kept, keep, kept
 
 from rrm_lm import Policy, RewardModel
 from rrm_lm.evaluation.statistics.metrics import over_runs, verdict
@@ -36,30 +37,26 @@ from rrm_lm.storage import write_json
 
 RUNS = RESULTS / "words_best_of_runs.jsonl"
 SAMPLES, NEW_TOKENS = 8, 64
-ARMS = ("pairs", *ADDED)
+QUESTIONS = NOTES / "validation_questions.jsonl.gz"
 FIRST = 5  # chosen answers that are kept to be read
 
 
-def user(part: str, person: str) -> NoteUser:
-    return NoteUser.from_file(NOTES / f"{part}_questions.jsonl.gz", person)
+def questions() -> list[str]:
+    return [json.loads(row)["prompt"] for row in rows(QUESTIONS)]
 
 
-def questions(part: str) -> list[str]:
-    return [one.text for one in user(part, PEOPLE[0]).requests.values()]
-
-
-def sampled(part: str) -> list[list[str]]:
+def sampled() -> list[list[str]]:
     """(questions, 8) answers of the start policy; sampled if there are none yet."""
-    file = FOLDER / f"samples_{part}.json"
+    file = FOLDER / "samples_validation.json"
     if not file.is_file():
         settings = {"n": SAMPLES, "temperature": 1.0, "max_new_tokens": NEW_TOKENS, "seed": 0}
-        write_json(file, Policy.from_pretrained(start()).respond(questions(part), **settings))
+        write_json(file, Policy.from_pretrained(start()).respond(questions(), **settings))
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def rewards(part: str, person: str, draw: int) -> dict[str, np.ndarray]:
+def rewards(person: str, draw: int) -> dict[str, np.ndarray]:
     """(questions, 8) rewards of each arm."""
-    asked, answers = questions(part), sampled(part)
+    asked, answers = questions(), sampled()
     model = RewardModel.from_pretrained(trained(person, draw, "pairs"))
     lora = np.array([model.score(one, texts) for one, texts in zip(asked, answers, strict=True)])
     prompts = [(Message("user", one),) for one in asked]
@@ -70,13 +67,13 @@ def rewards(part: str, person: str, draw: int) -> dict[str, np.ndarray]:
     return found
 
 
-def run(part: str, person: str, draw: int) -> list[dict[str, Any]]:
+def run(person: str, draw: int) -> list[dict[str, Any]]:
     """What each arm chooses: gold, right answers, and the first texts."""
-    answers, one_user = sampled(part), user(part, person)
-    judged = [[one_user.judge(q, text) for text in texts] for q, texts in zip(questions(part), answers, strict=True)]
+    answers, user = sampled(), NoteUser.from_file(QUESTIONS, person)
+    judged = [[user.judge(q, text) for text in texts] for q, texts in zip(questions(), answers, strict=True)]
     gold = np.array([[one.gold for one in some] for some in judged])
     right = np.array([[one.parts["answer"] for one in some] for some in judged])
-    chosen = {arm: np.nan_to_num(found, nan=-np.inf).argmax(1) for arm, found in rewards(part, person, draw).items()}
+    chosen = {arm: np.nan_to_num(found, nan=-np.inf).argmax(1) for arm, found in rewards(person, draw).items()}
     chosen["best"] = gold.argmax(1)
     every = range(len(gold))
     lines = [
@@ -85,17 +82,13 @@ def run(part: str, person: str, draw: int) -> list[dict[str, Any]]:
         for arm, at in chosen.items()
     ]  # fmt: skip
     lines.append({"arm": "any", "gold": gold.mean(1).round(5).tolist(), "right": right.mean(1).tolist()})
-    return [{"part": part, "person": person, "draw": draw, **line, "commit": commit()} for line in lines]
+    return [{"part": "validation", "person": person, "draw": draw, **line, "commit": commit()} for line in lines]
 
 
-def kept() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()] if RUNS.is_file() else []
-
-
-def summary(part: str) -> dict[str, Any]:
+def summary() -> dict[str, Any]:
     """Gold and right answers of each arm, and the gains of `words`, by person and for both people."""
-    patterns = [json.loads(row)["pattern"] for row in rows(NOTES / f"{part}_questions.jsonl.gz")]
-    runs = [one for one in kept() if one["part"] == part]
+    patterns = [json.loads(row)["pattern"] for row in rows(QUESTIONS)]
+    runs = kept(RUNS)
     found: dict[str, Any] = {}
     values: list[dict[str, dict[str, np.ndarray]]] = []
     for person in PEOPLE:
@@ -129,7 +122,6 @@ def tables(values: Mapping[str, Mapping[str, np.ndarray]], patterns: Sequence[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", default="validation", choices=["validation"])
     parser.add_argument("--draws", type=int, default=6)
     parser.add_argument("--people", nargs="+", default=PEOPLE, choices=PEOPLE)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after this time")
@@ -137,15 +129,14 @@ def main() -> None:
     began = time.perf_counter()
     for draw in range(args.draws):
         for person in args.people:
-            key = {"part": args.part, "person": person, "draw": draw}
-            if time.perf_counter() - began > 60 * args.minutes or any(key.items() <= one.items() for one in kept()):
+            out_of_time = time.perf_counter() - began > 60 * args.minutes
+            if out_of_time or is_kept(kept(RUNS), {"person": person, "draw": draw}):
                 continue
-            found = run(args.part, person, draw)
-            with RUNS.open("a", encoding="utf-8") as stream:
-                stream.write("".join(json.dumps(line) + "\n" for line in found))
+            found = run(person, draw)
+            keep(RUNS, found)
             print(person, draw, {one["arm"]: round(float(np.mean(one["gold"])), 3) for one in found}, flush=True)
     settings = {"samples": SAMPLES, "max_new_tokens": NEW_TOKENS, "temperature": 1.0}
-    save("words_best_of.json", {"machine": machine(), "part": args.part, **settings, **summary(args.part)})
+    save("words_best_of.json", {"machine": machine(), "part": "validation", **settings, **summary()})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@
 For each simulated person of data/notes and each draw of 16 comparisons with critiques, `rrm-lm reward` trains a reward
 model (see words_lora.py), once without criteria and once with those that the critiques name; SmolLM2, after it imitated
 both people, is trained with PPO against each, and answers 150 questions of the part at temperature 0. Gold and right
-answers are those of that person. Each run is one line of results/words_policy_runs.jsonl and is not repeated.
+answers are those of that person. Each run is one line of results/words_policy_runs.jsonl and is not repeated. Policies
+that need no model stand beside them (`trivial`, see aligned.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
+from aligned import trivial
 from common import RESULTS, commit, machine, save
 from words_lora import FOLDER, NOTES, PEOPLE, rows, start, trained
+from words_runs import is_kept, keep, kept, run_command
 
 from rrm_lm import Policy
 from rrm_lm.evaluation.statistics.metrics import over_runs, verdict
@@ -53,10 +55,8 @@ def policy(person: str, draw: int, arm: str) -> str:
     folder = FOLDER / f"{person}_{draw}" / f"policy_{arm}"
     if not (folder / "adapter_model.safetensors").is_file():
         settings = {**TRAINING, "seed": draw, "output_dir": folder}
-        words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-        prompts = ["--prompts", str(NOTES / "train_questions.jsonl.gz"), "--reward_model", str(reward)]
-        command = [sys.executable, "-m", "rrm_lm", "policy", "--model_name_or_path", str(start()), *prompts, *words]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        prompts = {"prompts": NOTES / "train_questions.jsonl.gz", "reward_model": reward}
+        run_command("policy", model_name_or_path=start(), **prompts, **settings)
     return str(folder)
 
 
@@ -80,39 +80,30 @@ def judged(part: str, person: str, name: str) -> dict[str, Any]:
     return {"gold": [round(one.gold, 4) for one in found], "parts": parts, "first": given[:READ]}
 
 
-def kept() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()] if RUNS.is_file() else []
+def key(part: str, person: str, draw: int, arm: str) -> dict[str, Any]:
+    """What tells runs apart: a policy depends on the settings of PPO, the start model (whose draw is -1) does not."""
+    found = {"part": part, "person": person, "draw": draw, "arm": arm}
+    return found if arm == "start" else found | {"settings": settings()}
 
 
 def measure(part: str, person: str, draw: int, arm: str) -> None:
-    """Measure what is missing: a trained policy, or the start model (arm "start"), whose draw counts for nothing."""
-    key = {"part": part, "person": person, "draw": draw, "arm": arm, "settings": settings()}
-    if any(key.items() <= one.items() for one in kept()):
-        return
+    """Judge a policy, or the start model (arm "start"), and keep what was found."""
     began = time.perf_counter()
     found = judged(part, person, str(start()) if arm == "start" else policy(person, draw, arm))
     seconds = round(time.perf_counter() - began, 1)
-    line = {**key, **found, "seconds": seconds, "commit": commit(), "cpu": machine()["cpu"]}
-    with RUNS.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-    right = 100 * np.mean(found["parts"]["answer"])
-    print(
-        f"{part} {person} {draw} {arm}: gold {np.mean(found['gold']):.3f}, right {right:.1f}%, {seconds:.0f} s",
-        flush=True,
+    keep(
+        RUNS,
+        [{**key(part, person, draw, arm), **found, "seconds": seconds, "commit": commit(), "cpu": machine()["cpu"]}],
     )
+    right = 100 * np.mean(found["parts"]["answer"])
+    print(f"{part} {person} {draw} {arm}: gold {np.mean(found['gold']):.3f}, right {right:.1f}%, {seconds:.0f} s")
     print("   ", found["first"][0].replace("\n", "\n    "), flush=True)
 
 
 def record_use(draws: Sequence[int]) -> None:
     """Append a use of the test part to the ledger of aligned.py."""
-    use = {
-        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "commit": commit(),
-        "script": "words_policy.py",
-        "seeds": [*draws],
-    }
-    with (RESULTS / "aligned_ledger.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({**use, "settings": settings()}) + "\n")
+    use = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "commit": commit(), "script": "words_policy.py"}
+    keep(RESULTS / "aligned_ledger.jsonl", [{**use, "seeds": [*draws], "settings": settings()}])
 
 
 def settings() -> str:
@@ -123,7 +114,7 @@ def summary(part: str) -> dict[str, Any]:
     """Gold and its parts of each arm, and the gain of `words` over the others, for each person, over the draws that
     both arms have; for both people together, gold and right answers.
     """
-    runs = [one for one in kept() if one["part"] == part and one["settings"] == settings()]
+    runs = [one for one in kept(RUNS) if key(part, one["person"], one["draw"], one["arm"]).items() <= one.items()]
     patterns = [json.loads(row)["pattern"] for row in questions(part)]
     found: dict[str, Any] = {}
     by_person: list[dict[str, dict[str, np.ndarray]]] = []
@@ -132,13 +123,14 @@ def summary(part: str) -> dict[str, Any]:
         draws = sorted({draw for draw, arm in of if arm == "words" and (draw, "pairs") in of})
         if len(draws) < 2:
             continue
-        starts = [one for one in of.values() if one["arm"] == "start"] * len(draws)
+        starts = [of[-1, "start"]] * len(draws)
         lines = {"start": starts} | {arm: [of[draw, arm] for draw in draws] for arm in ARMS}
         metrics = ["gold", *lines["start"][0]["parts"]]
         values = {arm: {one: matrix(some, one) for one in metrics} for arm, some in lines.items()}
         by_person.append(values)
         first = {arm: some[0]["first"] for arm, some in lines.items()}
-        found[person] = {"draws": draws, **table(values, patterns), "first_answers": first}
+        without = {"trivial": without_model(part, person)}
+        found[person] = {"draws": draws, **table(values, patterns), **without, "first_answers": first}
     if len(by_person) == len(PEOPLE):
         fewest = min(len(one["pairs"]["gold"]) for one in by_person)
         both = {
@@ -147,6 +139,17 @@ def summary(part: str) -> dict[str, Any]:
         }
         found["both"] = {"draws": fewest, **table(both, patterns * len(by_person))}
     return found
+
+
+def without_model(part: str, person: str) -> dict[str, dict[str, float]]:
+    """The mean gold and right answers of policies that need no model, on the same questions."""
+    user = NoteUser.from_file(NOTES / f"{part}_questions.jsonl.gz", person)
+    asked = {json.loads(row)["prompt"] for row in questions(part)}
+    at = [number for number, one in enumerate(user.requests.values()) if one.text in asked]
+    return {
+        name: {metric: round(float(values[metric][at].mean()), 4) for metric in ("gold", "answer")}
+        for name, values in trivial(user).items()
+    }
 
 
 def matrix(runs: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
@@ -180,11 +183,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after this time")
     args = parser.parse_args()
     began = time.perf_counter()
-    missing = [(person, draw, arm) for draw in args.draws for person in args.people for arm in ARMS]
+    wanted = [(person, draw, arm) for draw in args.draws for person in args.people for arm in ARMS]
+    wanted = [*((person, -1, "start") for person in args.people if wanted), *wanted]
+    missing = [one for one in wanted if not is_kept(kept(RUNS), key(args.part, *one))]
     if args.part == "test" and missing:
         record_use(args.draws)
-    starts = [(person, -1, "start") for person in args.people] if missing else []
-    for one in starts + missing:
+    for one in missing:
         if time.perf_counter() - began < 60 * args.minutes:
             measure(args.part, *one)
     save("words_policy.json", {"machine": machine(), "training": TRAINING, "part": args.part, **summary(args.part)})

@@ -379,6 +379,20 @@ def test_shares_of_a_learning_curve_are_nested_by_prompt(
     assert quarter < half and len(quarter) * 2 == pytest.approx(len(half), abs=1)
 
 
+def test_shares_of_a_learning_curve_have_criteria_if_the_whole_has(
+    tiny: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few comparisons get criteria, and a share may have few where the whole does not."""
+    rows = write_rows(tmp_path / "rows.jsonl", pair_rows(24))
+    for few, has_criteria in ((24, True), (12, False)):
+        monkeypatch.setattr("rrm_lm.api.reward.criteria.FEW", few)
+        out = tmp_path / str(few)
+        result = train(capsys, tiny, rows, out, "--eval_fraction", 0.1, "--learning_curve", "true", "--max_steps", 1)
+        assert result.code == 0, result.err
+        for folder in (out, out / "learning_curve" / "50", out / "learning_curve" / "25"):
+            assert (folder / "criteria.yaml").is_file() is has_criteria
+
+
 def test_a_learning_curve_needs_something_held_out(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     result = train(capsys, tiny, pairs, tmp_path / "out", "--eval_fraction", 0, "--learning_curve", "true")
     assert "no learning curve" in result.error["error"]

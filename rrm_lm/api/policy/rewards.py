@@ -61,14 +61,13 @@ class Rewards:
         self._loaded: list[ScorerReward] = []
         self._by_name: dict[str, RewardSource | None] = {}  # None for `own`
         for name in args.reward_model:
-            own = _on_backbone(args, backbone, chat, name) if self.own is None else None
+            own, criteria = _on_backbone(args, backbone, chat, name) if self.own is None else (None, None)
             if own is None:
                 loaded = ScorerReward(load(name, ensemble=args.ensemble, ensemble_k=args.ensemble_k))
                 self._by_name[labels[name]] = loaded
                 self._loaded.append(loaded)
             else:
-                self.own, self._by_name[labels[name]] = own, None
-                self.criteria = _detected(Path(str(fetch_adapter(resolve(name)))))
+                self.own, self.criteria, self._by_name[labels[name]] = own, criteria, None
         self._by_name |= {labels[name]: functions[name] for name in args.reward_function}
         for source in more:
             free = (source.name, *(f"{source.name}_{number}" for number in range(2, len(more) + len(labels) + 2)))
@@ -97,25 +96,27 @@ class Rewards:
         return RewardSum(sources, weights)
 
 
-def _on_backbone(args: RewardArguments, backbone: Backbone, chat: ChatFormat, name: str) -> RewardModel | None:
-    """Load a reward model onto the policy's backbone; None if another program saved it or its backbone differs. Raises
-    CheckpointError if its weights are missing or broken.
+def _on_backbone(
+    args: RewardArguments, backbone: Backbone, chat: ChatFormat, name: str
+) -> tuple[RewardModel | None, CriteriaReward | None]:
+    """Load a reward model onto the policy's backbone, and its criteria; None if another program saved it, its backbone
+    differs, or its criteria need more than the text. Raises CheckpointError if its weights are missing or broken.
     """
     folder = fetch_adapter(resolve(name))
     if folder is None or not (folder / SETTINGS_FILE).is_file():
-        return None
+        return None, None
+    criteria = _of_text(folder)
+    options = {"ensemble": args.ensemble, "ensemble_k": args.ensemble_k}
     try:
-        options = {"ensemble": args.ensemble, "ensemble_k": args.ensemble_k}
-        adds_criteria = _detected(folder) is not None
-        reward = put_reward(backbone, folder, chat=chat, adds_criteria=adds_criteria, **options)
+        reward = put_reward(backbone, folder, chat=chat, adds_criteria=criteria is not None, **options)
     except ModelError as error:
         logger.info("%s gets its own backbone: %s", name, error.what)
-        return None
+        return None, None
     logger.info("%s: a reward model, on the policy's own backbone", name)
-    return reward
+    return reward, criteria
 
 
-def _detected(folder: Path) -> CriteriaReward | None:
+def _of_text(folder: Path) -> CriteriaReward | None:
     """The criteria of a reward model, if it has any and all are measured by detectors; the others need its own backbone
     or a permission.
     """

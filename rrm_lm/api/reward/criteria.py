@@ -16,7 +16,9 @@ from rrm_lm.text.chat import ChatFormat
 
 logger = logging.getLogger(__name__)
 
-FEW = 64  # comparisons; with 16, criteria raise the accuracy, with 256 they do not (results/words_lora.json)
+# Comparisons. Criteria raise the accuracy of a LoRA reward with 16 (scripts/bench/results/words_lora.json); that of a
+# linear reward they raise with 32, and with 256 for one set of three (words.json).
+FEW = 64
 
 
 def fitted_criteria(
@@ -60,8 +62,8 @@ def _found(train: Feedback) -> list[Criterion]:
 
 
 def _detected(found: Findings) -> list[Criterion]:
-    """What critiques name and a detector measures. A small model's answers to the other questions are
-    hardly better than chance, and take a pass of the model for every response.
+    """What critiques name and a detector measures. A small model's answers to questions are hardly better than chance,
+    and take a pass of the model for every response.
     """
     asked = [one for one in found.criteria if one.question]
     if asked:

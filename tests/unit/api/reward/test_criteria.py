@@ -138,6 +138,8 @@ def test_a_policy_optimizes_the_sum(
     (found,) = made.trainer.rewards(asked, [*RESPONSES, " "], lines).values()
     np.testing.assert_allclose(found[:3], sum(parts(folder)), rtol=1e-5)
     assert found[3] == min(found)  # of a response without text nothing can be measured
+    if algorithm == "rloo":  # what is gathered for rewards under FSDP, and counted in mfu
+        assert made.trainer._rewards_here == (not question)
     made.train()
     assert made.trainer.state.global_step
 
