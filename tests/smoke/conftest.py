@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -103,3 +104,20 @@ def policy(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("policies") / "ppo"
     save_policy(backbone, folder, tiny_tokenizer(), PolicySettings(str(tiny), method="ppo"))
     return folder
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """scripts/bench/gpu.py."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts" / "bench"))
+    return importlib.import_module("gpu")
+
+
+@pytest.fixture
+def jobs(gpu: Any) -> Any:
+    return importlib.import_module("gpu_job")
+
+
+@pytest.fixture
+def sides(gpu: Any) -> Any:
+    return importlib.import_module("gpu_sides")

@@ -17,24 +17,6 @@ from tests.deprecations import trls_arguments
 from tests.smoke.commands import read
 from tests.tiny import tiny_model
 
-BENCH = Path(__file__).parents[2] / "scripts" / "bench"
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module("gpu")
-
-
-@pytest.fixture
-def jobs(gpu: Any) -> Any:
-    return importlib.import_module("gpu_job")
-
-
-@pytest.fixture
-def sides(gpu: Any) -> Any:
-    return importlib.import_module("gpu_sides")
-
 
 @trls_arguments
 def test_every_side_trains_and_is_compared(

@@ -54,22 +54,6 @@ with rollout_server() as fake:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
-    return importlib.import_module("gpu")
-
-
-@pytest.fixture
-def sides(gpu: Any) -> Any:
-    return importlib.import_module("gpu_sides")
-
-
-@pytest.fixture
-def jobs(gpu: Any) -> Any:
-    return importlib.import_module("gpu_job")
-
-
-@pytest.fixture
 def server(gpu: Any) -> Any:
     return importlib.import_module("gpu_server")
 
