@@ -20,7 +20,7 @@ from rrm_lm.models.saving.policies import put_policy
 from tests.http_server import serving
 from tests.tiny import tiny_model
 
-Change = Callable[[dict[str, Any]], Any]  # what is sent instead of an answer: an object, or text
+Change = Callable[[Any], Any]  # what is sent instead of an answer: an object, or text
 
 
 @dataclass
@@ -55,10 +55,18 @@ class RolloutServer:
             return 200, f"Success: LoRA adapter '{name}' removed successfully."
         if name in self.pushed:
             return 400, {"error": {"message": f"The lora adapter '{name}' has already been loaded."}}
-        put_policy(self.backbone, Path(body["lora_path"]), adapter=name)
+        self.put(name, body["lora_path"])
+        return 200, f"Success: LoRA adapter '{name}' added successfully."
+
+    def put(self, name: str, folder: str) -> None:
+        put_policy(self.backbone, Path(folder), adapter=name)
         self.pushed.append(name)
         self.loaded.append(name)
-        return 200, f"Success: LoRA adapter '{name}' added successfully."
+
+    def log_probs(self, adapter: str, prompt: list[int], ids: list[int], sampling: Sampling) -> list[float]:
+        with torch.no_grad(), self.backbone.using(adapter):
+            logits = self.backbone.causal_lm(input_ids=torch.tensor([[*prompt, *ids]])).logits
+        return sampling.log_probs(logits[0, -len(ids) - 1 : -1], torch.tensor(ids)).tolist()
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         adapter = self.pushed[0] if self.is_stale else body["model"]
@@ -69,17 +77,17 @@ class RolloutServer:
         )  # fmt: skip
         choices = []
         for index, ids in enumerate(responses):
-            with torch.no_grad(), self.backbone.using(adapter):
-                logits = self.backbone.causal_lm(input_ids=torch.tensor([[*body["prompt"], *ids]])).logits
-            log_probs = sampling.log_probs(logits[0, -len(ids) - 1 : -1], torch.tensor(ids)).tolist()
+            log_probs = self.log_probs(adapter, body["prompt"], ids, sampling)
             choices.append({"index": index, "text": "", "token_ids": ids, "logprobs": {"token_logprobs": log_probs}})
         return {"id": "cmpl-1", "object": "text_completion", "model": body["model"], "choices": choices}
 
 
 @contextlib.contextmanager
-def rollout_server(family: str = "llama", **options: Any) -> Iterator[RolloutServer]:
+def rollout_server(
+    family: str = "llama", kind: type[RolloutServer] = RolloutServer, **options: Any
+) -> Iterator[RolloutServer]:
     """Serve the model of `tests.tiny_policy.tiny_agent` on a free port of 127.0.0.1."""
-    fake = RolloutServer(Backbone(tiny_model(family), pad_id=0), **options)
+    fake = kind(Backbone(tiny_model(family), pad_id=0), **options)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -8,6 +8,7 @@ from trl.experimental.ppo import PPOConfig as _TrlPPOConfig
 
 from rrm_lm.errors import ConfigError
 from rrm_lm.models.agent import REFERENCES, VALUE_KINDS
+from rrm_lm.models.decoding.server_dialects import SGLANG, VLLM
 from rrm_lm.options import check, check_minimum, option
 from rrm_lm.training.arguments import TrainerArguments, check_above_zero, check_choice
 
@@ -52,14 +53,13 @@ class PPOConfig(TrainerArguments, _TrlPPOConfig):
     )
     rollouts: str = option(
         "own",
-        "What samples: own (this program), or server (vLLM at rollout_url, with a LoRA copy of the policy before each "
-        "update, for long responses on GPUs). Held-out answers are always sampled by this program.",
+        "What samples: own (this program), or server (vLLM or SGLang at rollout_url, with a LoRA copy of the policy "
+        "before each update, for long responses on GPUs). Held-out answers are always sampled by this program.",
     )
     rollout_url: str | None = option(
         None,
-        "With rollouts server: address of a vLLM server of the same model, such as http://127.0.0.1:8000/v1, that sees "
-        "output_dir under the same path. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL "
-        "--enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs --generation-config vllm.",
+        "With rollouts server: address of a server of the same model, such as http://127.0.0.1:8000/v1, that sees "
+        f"output_dir under the same path. Start it with {VLLM.start}; or {SGLANG.start}.",
     )
     rollout_key_env: str | None = option(
         None, "Environment variable with the API key for rollout_url; unset: none. Only on the command line."
