@@ -6,11 +6,12 @@ import logging
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,7 @@ from rrm_lm.evaluation.reports.formats import BASELINE_NAMES, fixed, percent, pe
 from rrm_lm.evaluation.reports.model_card import Card, model_card
 from rrm_lm.evaluation.reports.page import sentence
 from rrm_lm.evaluation.reports.preferences import ReportData, describe, render_report
+from rrm_lm.evaluation.statistics import metrics
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.feedback.splits import LeakageReport
 from rrm_lm.storage import write_text
@@ -51,10 +53,11 @@ def judge(
 
 
 def _explained(criteria: CriteriaReward, result: SetResult, has_lora: bool) -> list[dict[str, Any]]:
-    """What each criterion adds to the scored pairs of a set, and what is left for the LoRA reward."""
-    parts = criteria.explain([one.comparison for one in result.scored])
-    whole = sum(one.margin for one in result.scored) / len(result.scored)
-    rest = {"statement": "the LoRA reward", "lead": whole - sum(part["lead"] for part in parts)}
+    """What each criterion adds to the scored pairs of a set, and the LoRA reward, with its accuracy."""
+    parts, added = criteria.explain([one.comparison for one in result.scored])
+    left = np.array([one.margin for one in result.scored]) - added
+    accuracy = metrics.share(metrics.correctness(left), [one.comparison.prompt_id for one in result.scored])
+    rest = {"statement": "the LoRA reward", "lead": float(left.mean()), "accuracy": asdict(accuracy)}
     return [*parts, rest] if has_lora else parts
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rrm_lm.api.data.rows import Text, is_prompt, read_sets, to_prompt
 from rrm_lm.api.judging import judge, with_comparisons, write_judgement
 from rrm_lm.errors import DataError, ModelError
+from rrm_lm.evaluation.preferences.criteria import save_criteria
 from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, RewardScorer, load_scorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer, score_responses
 from rrm_lm.feedback.asking.overseers import Verdict
@@ -108,8 +109,7 @@ class RewardModel:
         folder = Path(folder)
         if isinstance(self.scorer, RewardScorer):
             self.scorer.model.save(folder, self.scorer.chat.tokenizer, trim=self.scorer.chat.trim)
-            if self.scorer.criteria is not None:
-                self.scorer.criteria.save(folder)
+            save_criteria(self.scorer.criteria, folder)
         elif isinstance(self.scorer, ClassifierScorer):
             self.scorer.model.save_pretrained(str(folder))
             self.scorer.chat.tokenizer.save_pretrained(str(folder))

@@ -106,8 +106,8 @@ _ALL = (
             accelerate launch scripts/train_reward.py --config configs/ultrafeedback.yaml
         """,
         common=(
-            "dataset_name eval_dataset_name model_name_or_path output_dir learning_rate num_train_epochs max_steps "
-            "per_device_train_batch_size max_length critique_weight lora_r merge learning_curve"
+            "dataset_name eval_dataset_name model_name_or_path output_dir learning_rate num_train_epochs "
+            "per_device_train_batch_size max_length critique_weight criteria merge learning_curve"
         ),
     ),
     Command(

@@ -11,6 +11,7 @@ from typing import Any
 
 from rrm_lm.api.data.heldout import read_sources
 from rrm_lm.api.output_run import OutputRun
+from rrm_lm.api.reward.criteria import named_criteria
 from rrm_lm.api.reward.examples import HOLD_OUT
 from rrm_lm.api.reward.inputs import Settings
 from rrm_lm.api.reward.trainer import RewardTrainer
@@ -93,8 +94,8 @@ def draw_curve(
         folders[share] = root / "learning_curve" / f"{share:.0%}".rstrip("%")
         smaller = replace(config, output_dir=str(folders[share]), resume_from_checkpoint=None, **_QUIET)
         criteria = more.criteria
-        if criteria == AUTO:  # as for the whole, however few comparisons a share has
-            criteria = NONE if whole.criteria is None else FROM_CRITIQUES
+        if criteria in (AUTO, FROM_CRITIQUES):  # as for the whole, however few comparisons a share has
+            criteria = FROM_CRITIQUES if whole.criteria is not None and named_criteria(parts[share]) else NONE
         arguments = replace(more, merge=False, overwrite_output_dir=True, criteria=criteria)
         settings = Settings(replace(data, max_comparisons=None), model, arguments)
         RewardTrainer(str(model.model_name_or_path), smaller, None, parts[share], heldout, settings=settings).train()

@@ -28,9 +28,9 @@ from rrm_lm.feedback.reading.limits import ReadLimits
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.feedback.splits import responses_of
 from rrm_lm.models.ensemble import EnsembleReward
-from rrm_lm.models.pretrained import process_state, resolve
+from rrm_lm.models.pretrained import model_file, process_state, resolve
 from rrm_lm.models.reward_files import read_settings
-from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, model_file, read_json, recorded_date
+from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, read_json, recorded_date
 from rrm_lm.models.tokenizers import load_tokenizer
 from rrm_lm.recursion.critics import AssistedScorer
 from rrm_lm.runs.critics import CRITIQUES_FILE, CriticSource, find_critic
@@ -78,12 +78,13 @@ _LOADING = ("dtype", "attn_implementation", "load_in_4bit", "load_in_8bit")
 
 def cached_scorer(args: EvaluateArguments, model: str) -> ResponseScorer:
     """A scorer whose rewards are kept in the cache folder, in a file for this model and these settings."""
-    own = (Path(model) / CRITERIA_FILE).is_file()  # criteria are measured again, since their code may have changed
-    if process_state().num_processes > 1 or not args.cache_scores or own:
+    if process_state().num_processes > 1 or not args.cache_scores:
         return make_scorer(args, model)
     key = {name: getattr(args, name) for name in _SCORING + _LOADING} | args.tokenizing()
     key |= {name: version(name) for name in ("rrm_lm", "torch", "transformers", "peft")}
     try:
+        if model_file(resolve(model, args.model_revision), CRITERIA_FILE, args.model_revision) is not None:
+            return make_scorer(args, model)  # criteria are measured again: their code may have changed
         key["chat_date"] = date_of(_tokenizer(args, model))  # today's, if the template writes one and none is recorded
         key |= {"weights": _digest(model, args.model_revision, args.base_model), "device": str(process_state().device)}
     except RRMError:

@@ -22,7 +22,7 @@ from rrm_lm.api.asks import read
 from rrm_lm.errors import ModelError, RRMError
 from rrm_lm.feedback.criteria.records import CRITERIA_FILE
 from rrm_lm.models.portable import RECORDED, Conversation
-from rrm_lm.models.pretrained import resolve, rounding
+from rrm_lm.models.pretrained import model_file, resolve, rounding
 from rrm_lm.models.reward_files import read_examples
 from rrm_lm.serving.dialects import ALL, OWN, Dialect
 from rrm_lm.serving.models import Served
@@ -77,7 +77,7 @@ def check_server(args: CheckServerArguments) -> int:
     code. Raises ModelError if they differ, the server cannot be asked, or no rewards are recorded.
     """
     location, url = str(args.model), str(args.url).rstrip("/")
-    if (Path(resolve(location)) / CRITERIA_FILE).is_file():
+    if model_file(resolve(location), CRITERIA_FILE) is not None:
         raise ModelError(
             "This reward model has criteria, which other servers do not add",
             where=location,

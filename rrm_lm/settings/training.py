@@ -11,6 +11,7 @@ from rrm_lm.settings.permissions import CodeArguments
 
 ALGORITHMS = ("ppo", "rloo")
 FROM_CRITIQUES, AUTO, NONE = "critiques", "auto", "none"  # for --criteria
+_OFF = ("none", "no", "off", "false")  # YAML reads `no`, `off` and `false` as False
 
 
 @dataclass
@@ -30,10 +31,15 @@ class RewardRunArguments(FolderArguments, CodeArguments):
     merge: bool = option(False, "Also write a plain sequence-classification checkpoint to OUTPUT_DIR/merged.")
     criteria: str | None = option(
         None,
-        "Criteria that are added to the reward, with weights fitted to the comparisons: a file of rrm-lm criteria or "
-        "by hand, `critiques` (those that the critiques of the training part name), `none`, or `auto`: `critiques` "
-        "where there are some, at most 64 comparisons and no --merge. Unset: `auto` for rrm-lm reward, else `none`.",
+        "Criteria that are added to the reward, with weights fitted to the comparisons: a file, `critiques` (those "
+        "that the critiques of the training part name), `none`, or `auto`: `critiques` for at most 64 training "
+        "comparisons, without ratings to learn or --merge. Unset: `auto`; in Python, `none`.",
     )
+
+    def __post_init__(self) -> None:
+        word = str(self.criteria).lower()
+        if self.criteria is not None and word in (*_OFF, AUTO, FROM_CRITIQUES):
+            self.criteria = NONE if word in _OFF else word
 
 
 @dataclass
@@ -45,6 +51,7 @@ class RewardCommandArguments(RewardRunArguments):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.criteria = self.criteria or AUTO
 
 

@@ -56,7 +56,7 @@ from words_arms import DETECTORS_ALONE, named, with_critiques
 from words_runs import is_kept, keep, kept, run_command
 
 from rrm_lm import RewardModel
-from rrm_lm.evaluation.preferences.criteria import CriteriaReward
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward, save_criteria
 from rrm_lm.evaluation.statistics.metrics import over_runs, verdict
 from rrm_lm.feedback.criteria.edits import edited
 from rrm_lm.feedback.records import Comparison
@@ -108,7 +108,7 @@ def trained(person: str, draw: int, arm: str, budget: int = 16) -> Path:
     folder = FOLDER / (f"{person}_{draw}" if budget == 16 else f"{person}_{draw}_{budget}") / arm
     if arm == "words" and not folder.is_dir():
         shutil.copytree(trained(person, draw, "pairs", budget), folder)
-        criteria_of(arm, person, draw, budget).save(folder)
+        save_criteria(criteria_of(arm, person, draw, budget), folder)
     if (folder / "scores.jsonl").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

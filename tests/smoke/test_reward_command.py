@@ -393,6 +393,19 @@ def test_shares_of_a_learning_curve_have_criteria_if_the_whole_has(
             assert (folder / "criteria.yaml").is_file() is has_criteria
 
 
+def test_shares_whose_critiques_name_nothing_have_no_criteria(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+    """The user asked for no criteria, so their absence is no error, least of all after the training."""
+    critiques = {n: ["Far too long."] if n == 1 else [] for n in range(16)}
+    rows = [row | {"chosen_critiques": [], "rejected_critiques": critiques[n]} for n, row in enumerate(pair_rows(16))]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    result = train(
+        capsys, tiny, data, tmp_path / "out", "--eval_fraction", 0.25, "--learning_curve", "true", "--max_steps", 1
+    )
+    assert result.code == 0, result.err
+    shares = [tmp_path / "out" / "learning_curve" / share / "criteria.yaml" for share in ("25", "50")]
+    assert (tmp_path / "out" / "criteria.yaml").is_file() and not all(file.is_file() for file in shares)
+
+
 def test_a_learning_curve_needs_something_held_out(tiny: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
     result = train(capsys, tiny, pairs, tmp_path / "out", "--eval_fraction", 0, "--learning_curve", "true")
     assert "no learning curve" in result.error["error"]

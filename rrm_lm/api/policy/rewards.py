@@ -11,10 +11,9 @@ from typing import Any
 from rrm_lm.errors import DataError, ModelError
 from rrm_lm.evaluation.policies.gold import RewardFunction, rewards_by
 from rrm_lm.evaluation.policies.results import GOLD
-from rrm_lm.evaluation.preferences.criteria import CriteriaReward
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward, saved_criteria
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
-from rrm_lm.feedback.criteria.records import CRITERIA_FILE, read_criteria
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import resolve
@@ -120,10 +119,9 @@ def _of_text(folder: Path) -> CriteriaReward | None:
     """The criteria of a reward model, if it has any and all are measured by detectors; the others need its own backbone
     or a permission.
     """
-    if not (folder / CRITERIA_FILE).is_file():
-        return None
-    criteria = read_criteria(folder / CRITERIA_FILE)
-    return None if any(one.question or one.function for one in criteria) else CriteriaReward(criteria)
+    criteria = saved_criteria(folder)
+    by_text = criteria and not any(one.question or one.function for one in criteria)
+    return CriteriaReward(criteria) if criteria and by_text else None
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

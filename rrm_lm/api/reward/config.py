@@ -39,6 +39,7 @@ class RewardConfig(FeedbackSplit, ModelArguments, RewardRunArguments, _TrainingC
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        RewardRunArguments.__post_init__(self)
         _TrainingConfig.__post_init__(self)
         given = self.model_init_kwargs or {}
         for name, value in (json.loads(given) if isinstance(given, str) else given).items():

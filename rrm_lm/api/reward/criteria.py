@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
-from rrm_lm.errors import DataError
+from rrm_lm.errors import ConfigError, DataError
 from rrm_lm.evaluation.preferences.criteria import CriteriaReward
-from rrm_lm.feedback.criteria.finding import Findings, find_criteria
+from rrm_lm.feedback.criteria.finding import find_criteria
 from rrm_lm.feedback.criteria.records import Criterion, read_criteria
 from rrm_lm.feedback.reading.datasets import Feedback
 from rrm_lm.models.reward import RewardModel
 from rrm_lm.settings.training import AUTO, FROM_CRITIQUES, NONE, RewardRunArguments
 from rrm_lm.text.chat import ChatFormat
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.losses import used_grades
 
 logger = logging.getLogger(__name__)
 
@@ -22,35 +25,61 @@ FEW = 64
 
 
 def fitted_criteria(
-    args: RewardRunArguments, train: Feedback, model: RewardModel, chat: ChatFormat
+    run: RewardRunArguments, args: RewardConfig, train: Feedback, model: RewardModel, chat: ChatFormat
 ) -> CriteriaReward | None:
     """The criteria that the settings name, with weights fitted to the training comparisons; None without any."""
-    if args.criteria in (None, NONE):
-        return None
-    if args.criteria == AUTO:
-        few = 0 < len(train.comparisons) <= FEW
-        criteria = _detected(find_criteria(train.records())) if few else []
-        if criteria and args.merge:
-            logger.info("the critiques name criteria, which a merged checkpoint cannot hold: the LoRA reward alone")
-        if args.merge or not criteria:
-            return None
-        logger.info(
-            "the critiques name criteria, and there are few comparisons (--criteria none: the LoRA reward alone)"
-        )
-    elif args.criteria == FROM_CRITIQUES:
+    if run.criteria == AUTO:
+        criteria = _by_default(run, args, train)
+    elif run.criteria == FROM_CRITIQUES:
         criteria = _found(train)
+    elif run.criteria in (None, NONE):
+        return None
     else:
-        criteria = read_criteria(args.criteria)
-        _warn_held_out(criteria, train)
-    reward = CriteriaReward(criteria, model.backbone, chat, allow_code=args.allow_code)
-    logger.info("%d criteria, and their weights after %d comparisons:", len(criteria), len(train.comparisons))
-    reward.fit(train.comparisons)
-    logger.info("they are added to the LoRA reward; other programs that load the adapter read only that part")
+        criteria = _of_file(run.criteria, train)
+    if not criteria:
+        return None
+    reward = CriteriaReward(criteria, model.backbone, chat, allow_code=run.allow_code)
+    comparisons = train.comparisons
+    logger.info("criteria, with their weights after %d comparisons:", len(comparisons))
+    reward.fit(comparisons, used_grades([one.margin for one in comparisons], args), args.label_smoothing_factor)
+    if not reward.criteria:
+        logger.warning("no criterion is left, so the LoRA reward is the whole reward")
+        return None
+    what = "they are added to the LoRA reward; programs that load the adapter with PEFT read only that part, as do the "
+    logger.info(what + "metrics during the training")
     return reward
 
 
+def _by_default(run: RewardRunArguments, args: RewardConfig, train: Feedback) -> list[Criterion]:
+    """Those that the critiques name, if there are few comparisons and nothing speaks against criteria."""
+    criteria = named_criteria(train) if 0 < len(train.comparisons) <= FEW else []
+    against = ""
+    if run.merge:
+        against = "a merged checkpoint cannot hold them"
+    elif (train.ratings and args.rating_weight > 0) or args.pair_ratings:
+        against = "ratings fix the scale of the reward, which they would shift"
+    if criteria and against:
+        logger.info("the critiques name criteria; %s, so the LoRA reward is the whole reward", against)
+    elif criteria:
+        what = "the critiques name criteria, and there are few comparisons (--criteria none: the LoRA reward alone)"
+        logger.info(what)
+    return [] if against else criteria
+
+
+def _of_file(name: str, train: Feedback) -> list[Criterion]:
+    if not Path(name).expanduser().is_file():
+        expected = f"a file, or {FROM_CRITIQUES}, {AUTO} or {NONE}"
+        raise ConfigError(f"There is no file {name!r}", where="criteria", expected=expected)
+    criteria = read_criteria(name)
+    _warn_held_out(criteria, train)
+    if any(one.low is not None for one in criteria):
+        what = "%s has weights that were fitted before; if to the same comparisons, these now count twice"
+        logger.warning(what, name)
+    return criteria
+
+
 def _found(train: Feedback) -> list[Criterion]:
-    criteria = _detected(find_criteria(train.records()))
+    criteria = named_criteria(train)
     if not criteria:
         raise DataError(
             "The critiques of the training part name no criterion that a detector measures",
@@ -61,16 +90,17 @@ def _found(train: Feedback) -> list[Criterion]:
     return criteria
 
 
-def _detected(found: Findings) -> list[Criterion]:
+def named_criteria(train: Feedback) -> list[Criterion]:
     """What critiques name and a detector measures. A small model's answers to questions are hardly better than chance,
     and take a pass of the model for every response.
     """
-    asked = [one for one in found.criteria if one.question]
+    found = find_criteria(train.records()).criteria
+    asked = [one for one in found if one.question]
     if asked:
         what = ", ".join(f"{one.name} ({one.named} clauses)" for one in asked)
         remedy = "to ask the model, write them to a file with rrm-lm criteria --output and pass it as --criteria"
         logger.info("criteria that only a question to the model would measure are left out: %s; %s", what, remedy)
-    return [one for one in found.criteria if not one.question]
+    return [one for one in found if not one.question]
 
 
 def _warn_held_out(criteria: list[Criterion], train: Feedback) -> None:

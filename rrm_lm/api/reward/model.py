@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rrm_lm.api.start import fitted, log_sizes, lora_settings
 from rrm_lm.errors import ConfigError, ModelError
+from rrm_lm.feedback.criteria.records import CRITERIA_FILE
 from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.portable import unreadable
 from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, resolve, set_seed
@@ -118,6 +119,9 @@ def _from_adapter(name: str, folder: Path, args: ModelArguments, tokenizer: Any,
     if tokenizer is not None:
         own = prepare_tokenizer(tokenizer, name, **args.tokenizing())
     logger.info("%s is an adapter, which is trained on: its own LoRA settings hold", name)
+    if (folder / CRITERIA_FILE).is_file():
+        what = "%s has criteria, which are not taken over; --criteria %s adds them again"
+        logger.warning(what, name, folder / CRITERIA_FILE)
     revision = loading["revision"]
     return Start(
         backbone.causal_lm,

@@ -36,6 +36,7 @@ from rrm_lm.api.reward.saving import check_classifier, plain_model, save_and_com
 from rrm_lm.api.reward_model import RewardModel
 from rrm_lm.api.start import refuse_inside
 from rrm_lm.errors import ConfigError, DataError
+from rrm_lm.evaluation.preferences.criteria import save_criteria
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.feedback.reading.datasets import merge_feedback
 from rrm_lm.models.pretrained import set_seed
@@ -61,7 +62,7 @@ class RewardTrainer(_RewardTrainer):
             model, which is trained on; ``smollm2-135m``; or a loaded causal language model, sequence classifier with
             one output (its head is trained on) or `PeftModel` of one. A loaded model is frozen. Its weights must
             be those of its name, because the saved adapter refers to that name.
-        args: Settings; by default those of `rrm-lm reward`.
+        args: Settings; by default those of `rrm-lm reward`, but no criteria (``RewardConfig(criteria="auto")``).
         data_collator: Must be None: each step packs its own batches by tokens.
         train_dataset: Feedback: a `datasets` set in any supported format, a list of dicts, records of
             `rrm_lm.feedback.records`, a file, or a Hub name; or token ids in ``chosen_ids`` and ``rejected_ids``.
@@ -133,8 +134,8 @@ class RewardTrainer(_RewardTrainer):
             pair_ratings=args.pair_ratings,
             narrow=narrows_critiques(args, reward_model.backbone),
         )
-        self.criteria = fitted_criteria(settings.run_arguments, self.train_feedback, reward_model, self.chat)
         examples, held_out = self._encode(args, train_dataset, eval_dataset)
+        self.criteria = fitted_criteria(settings.run_arguments, args, self.train_feedback, reward_model, self.chat)
         backbone = reward_model.backbone
         adapter = backbone.model.peft_config[reward_model.adapter]
         fit_sizes(args, "reward", backbone, adapter, lambda: job_of(args, examples))
@@ -278,8 +279,13 @@ class RewardTrainer(_RewardTrainer):
 
     def save_weights(self, folder: Path, write: bool) -> None:
         super().save_weights(folder, write)
-        if write and self.criteria is not None:
-            self.criteria.save(folder)
+        if write:
+            save_criteria(self.criteria, folder)
+
+    def save_whole(self, folder: Path) -> None:
+        super().save_whole(folder)
+        if self.args.should_save and self.criteria is None:  # a resumed run may have had some
+            save_criteria(None, folder)
 
     def _judge(self, run: OutputRun) -> None:
         sets = {name: part for name, part in self.heldout_feedback.items() if part.comparisons}

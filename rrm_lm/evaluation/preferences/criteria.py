@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from rrm_lm.feedback.criteria.records import CRITERIA_FILE, Criterion, read_crit
 from rrm_lm.feedback.records import Comparison, Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.text.chat import ChatFormat
+from rrm_lm.training.reward.losses import Grades
 from rrm_lm.training.reward_functions import UserFunction
 from rrm_lm.training.reward_sources import load_function
 
@@ -85,13 +86,12 @@ class CriteriaReward:
     @classmethod
     def load(cls, folder: Path, backbone: Backbone, chat: ChatFormat, *, allow_code: bool) -> CriteriaReward | None:
         """The criteria of a saved reward model; None if it has none."""
-        if not (folder / CRITERIA_FILE).is_file():
-            return None
-        criteria = read_criteria(folder / CRITERIA_FILE)
-        return cls(criteria, backbone, chat, allow_code=allow_code, permission="--trust_remote_code true")
-
-    def save(self, folder: Path) -> None:
-        write_criteria(folder / CRITERIA_FILE, self.criteria, _COMMENT)
+        criteria = saved_criteria(folder)
+        return (
+            None
+            if criteria is None
+            else cls(criteria, backbone, chat, allow_code=allow_code, permission="--trust_remote_code true")
+        )
 
     @property
     def asks(self) -> bool:
@@ -107,7 +107,7 @@ class CriteriaReward:
 
     def contributions(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[Floats]:
         """For each prompt, (responses, criteria) parts of the reward in nats. A value that is missing contributes 0."""
-        weights = np.array([one.weight if one.scale else 0.0 for one in self.criteria])
+        weights = np.array([one.weight if one.scale else 0.0 for one in self.criteria])  # none: not fitted yet
         found = [self._standardized(values) * weights for values in self.values(prompts, responses)]
         self._report_failures()
         return found
@@ -122,48 +122,54 @@ class CriteriaReward:
         """For each prompt, the criteria's reward of each response."""
         return [parts.sum(1).tolist() for parts in self.contributions(prompts, responses)]
 
-    def explain(self, comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    def explain(self, comparisons: Sequence[Comparison]) -> tuple[list[dict[str, Any]], Floats]:
         """For each criterion, its weight with its interval, and by how many nats it raises the reward of the chosen
-        response over that of the rejected one, on average (`lead`).
+        response over that of the rejected one, on average (`lead`); and (comparisons,) margins of all criteria.
         """
         parts = self.contributions([one.prompt for one in comparisons], [[c.chosen, c.rejected] for c in comparisons])
-        leads = np.mean([pair[0] - pair[1] for pair in parts], axis=0)
-        return [
+        margins = np.array([pair[0] - pair[1] for pair in parts]).reshape(len(parts), -1)
+        explained = [
             {"statement": one.statement, "weight": one.weight, "low": one.low, "high": one.high, "lead": float(lead)}
-            for one, lead in zip(self.criteria, leads, strict=True)
+            for one, lead in zip(self.criteria, margins.mean(0), strict=True)
         ]
+        return explained, margins.sum(1)
 
-    def fit(self, comparisons: Sequence[Comparison]) -> None:
-        """Fit means, scales, weights and their intervals to comparisons. A criterion in which the responses do not vary
-        gets no weight, and is named, as are two that measure the same.
+    def fit(self, comparisons: Sequence[Comparison], grades: Grades | None = None, smoothing: float = 0.0) -> None:
+        """Fit means, scales, weights and their intervals to comparisons, with the loss of the LoRA part (`grades` and
+        `smoothing`, see `training.reward.losses`). A criterion in which the responses do not vary is named and left
+        out; two that measure the same are named. Without comparisons, the weights stay as they are.
         """
+        if not comparisons:
+            logger.info("there are no comparisons to fit the weights of the criteria to, which stay as they are")
+            self.criteria = scaled(self.criteria)
+            return
         found = self.values([one.prompt for one in comparisons], [[one.chosen, one.rejected] for one in comparisons])
         self._report_failures()
-        pairs = np.stack(found) if found else np.zeros((0, 2, len(self.criteria)))
+        pairs = np.stack(found)
         flat = pairs.reshape(-1, len(self.criteria))
         known = np.isfinite(flat)
         count = np.maximum(known.sum(0), 1)
         means = np.where(known, flat, 0.0).sum(0) / count
         scales = np.sqrt((np.where(known, flat - means, 0.0) ** 2).sum(0) / count)
-        for number, one in enumerate(self.criteria):
-            varies = scales[number] > 1e-9 * max(1.0, abs(means[number]))
-            if not varies:
-                logger.warning("criterion %s is left out: no two responses of the comparisons differ in it", one.name)
-            scale = float(scales[number]) if varies else None
-            self.criteria[number] = replace(one, mean=float(means[number]), scale=scale)
-        z = np.stack([self._standardized(pair) for pair in pairs]) if len(pairs) else pairs
-        self._report_same(z.reshape(-1, len(self.criteria)))
-        used = [number for number, one in enumerate(self.criteria) if one.scale]
-        prior = np.array([self.criteria[number].weight for number in used])
-        weights, deviations = fit_weights((z[:, 0] - z[:, 1])[:, used], prior)
-        for number, weight, deviation in zip(used, weights, deviations, strict=True):
+        varies = scales > 1e-9 * np.maximum(1.0, abs(means))
+        for number in np.flatnonzero(~varies):
+            what = "criterion %s is left out: no two responses of the comparisons differ in it"
+            logger.warning(what, self.criteria[number].name)
+        kept = np.flatnonzero(varies).tolist()
+        self._measures = [self._measures[number] for number in kept]
+        self.criteria = [
+            replace(self.criteria[number], mean=float(means[number]), scale=float(scales[number])) for number in kept
+        ]
+        if not kept:
+            return
+        z = np.stack([self._standardized(pair) for pair in pairs[:, :, kept]])
+        self._report_same(z.reshape(-1, len(kept)))
+        prior = np.array([one.weight for one in self.criteria])
+        weights, deviations = fit_weights(z[:, 0] - z[:, 1], prior, labels=_labels(grades, smoothing))
+        for number, (weight, deviation) in enumerate(zip(weights.tolist(), deviations.tolist(), strict=True)):
             low, high = weight - 1.96 * deviation, weight + 1.96 * deviation
-            self.criteria[number] = replace(
-                self.criteria[number], weight=float(weight), low=float(low), high=float(high)
-            )
-        for one in self.criteria:
-            if one.scale:
-                logger.info("  %+.2f (%+.2f to %+.2f)  %s", one.weight, one.low, one.high, one.statement)
+            one = self.criteria[number] = replace(self.criteria[number], weight=weight, low=low, high=high)
+            logger.info("  %+.2f (%+.2f to %+.2f)  %s", weight, low, high, one.statement)
 
     def _column(self, number: int, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
         """One criterion's values; a measure that raises gives NaN and is counted."""
@@ -208,9 +214,9 @@ class CriteriaScorer:
 
     def __init__(self, path: str | Path, name: str, *, allow_code: bool = False) -> None:
         self.name = name
-        typical = {name: one.scale for name, one in DETECTORS.items()}
-        criteria = [replace(one, scale=one.scale or typical.get(one.measure, 1.0)) for one in read_criteria(path)]
-        self.criteria = CriteriaReward(criteria, allow_code=allow_code, permission="--trust_remote_code true")
+        self.criteria = CriteriaReward(
+            scaled(read_criteria(path)), allow_code=allow_code, permission="--trust_remote_code true"
+        )
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each prompt, the rewards of its responses in nats; NaN for a response without text."""
@@ -221,26 +227,76 @@ class CriteriaScorer:
         ]
 
 
-def fit_weights(differences: Floats, prior: Floats, prior_std: float = PRIOR_STD) -> tuple[Floats, Floats]:
+def scaled(criteria: Sequence[Criterion]) -> list[Criterion]:
+    """The criteria, with a typical standard deviation as the scale of each that has not been fitted."""
+    typical = {name: one.scale for name, one in DETECTORS.items()}
+    return [replace(one, scale=one.scale or typical.get(one.measure, 1.0)) for one in criteria]
+
+
+def saved_criteria(folder: Path) -> list[Criterion] | None:
+    """The criteria in the folder of a reward model, None without any; one that was added by hand has a typical scale.
+    Raises ConfigError or DataError if the file is invalid.
+    """
+    return scaled(read_criteria(folder / CRITERIA_FILE)) if (folder / CRITERIA_FILE).is_file() else None
+
+
+def save_criteria(reward: CriteriaReward | None, folder: Path) -> None:
+    """Write the criteria of a reward model to its folder; without any, remove those of an earlier model."""
+    if reward is None:
+        (folder / CRITERIA_FILE).unlink(missing_ok=True)
+    else:
+        write_criteria(folder / CRITERIA_FILE, reward.criteria, _COMMENT)
+
+
+class Labels(NamedTuple):
+    """What is known of (pairs,) comparisons: the margin to reach, the probability that the chosen response is better,
+    and a weight.
+    """
+
+    shift: Floats | float = 0.0
+    target: Floats | float = 1.0
+    weight: Floats | float = 1.0
+
+
+_CERTAIN = Labels()
+
+
+def _labels(grades: Grades | None, smoothing: float) -> Labels:
+    """Graded preferences as the Bradley-Terry loss takes them (`training.reward.losses.bradley_terry`)."""
+    used = grades or Grades()
+    target = np.float64(1.0) if used.logit is None else expit(np.array(used.logit))
+    return Labels(
+        0.0 if used.shift is None else np.array(used.shift),
+        target * (1 - smoothing) + (1 - target) * smoothing,
+        1.0 if used.weight is None else np.array(used.weight),
+    )
+
+
+def fit_weights(
+    differences: Floats, prior: Floats, prior_std: float = PRIOR_STD, labels: Labels = _CERTAIN
+) -> tuple[Floats, Floats]:
     """The most probable weights of a logistic model of comparisons, and their standard deviations. `differences`
     (pairs, criteria): chosen minus rejected; `prior` (criteria,): the prior's means.
     """
     if not len(prior):
         return prior, prior
     precision = prior_std**-2
-    weights = most_probable(differences, prior, precision)
-    right = expit(differences @ weights)
-    hessian = (differences * (right * (1 - right))[:, None]).T @ differences + precision * np.eye(len(prior))
+    weights = most_probable(differences, prior, precision, labels)
+    right = expit(differences @ weights - labels.shift)
+    curvature = labels.weight * right * (1 - right)
+    hessian = (differences * curvature[:, None]).T @ differences + precision * np.eye(len(prior))
     return weights, np.sqrt(np.diag(np.linalg.inv(hessian)))
 
 
-def most_probable(differences: Any, prior: Floats, precision: float) -> Floats:
+def most_probable(differences: Any, prior: Floats, precision: float, labels: Labels = _CERTAIN) -> Floats:
     """The weights of the largest posterior of a logistic model of comparisons; `differences` may be sparse."""
 
     def loss(weights: Floats) -> tuple[float, Floats]:
-        margins, away = differences @ weights, weights - prior
-        value = np.logaddexp(0.0, -margins).sum() + 0.5 * precision * away @ away
-        return float(value), precision * away - differences.T @ expit(-margins)
+        margins, away = differences @ weights - labels.shift, weights - prior
+        losses = labels.target * np.logaddexp(0.0, -margins) + (1 - labels.target) * np.logaddexp(0.0, margins)
+        slopes = labels.weight * (labels.target - expit(margins))
+        value = (labels.weight * losses).sum() + 0.5 * precision * away @ away
+        return float(value), precision * away - differences.T @ slopes
 
     return minimize(loss, prior, jac=True, method="L-BFGS-B").x
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -51,11 +51,15 @@ class Card:
 def model_card(evaluation: Evaluation, card: Card) -> str:
     """The card as Markdown, preceded by the Hub's metadata (with its `model-index`) as YAML."""
     several = len(evaluation.sets) > 1
+    explained: Any = evaluation.details.get("criteria") if card.kind == "adapter" else None
+    criteria = explained[evaluation.sets[0].name] if explained else []
     title = evaluation.model.split("/")[-1] or evaluation.model
     text = render(
         "model_card.md.j2",
         evaluation=evaluation,
         card=card,
+        criteria=criteria,  # each, and then the LoRA reward
+        lora=Estimate(**criteria[-1]["accuracy"]) if criteria else None,
         title=title if card.kind != "evaluated" else f"Evaluation of {title}",
         verdicts=[sentence("accuracy_verdict", result, several) for result in evaluation.sets],
         benchmarks=[

@@ -120,6 +120,7 @@ def split_clauses(critique: str) -> list[str]:
         kept.append(match.group())
         return f"\ue000{len(kept) - 1}\ue001"
 
+    text = re.sub(r"[^\S\n]+", " ", text)  # long runs would take the pattern quadratic time
     parts = _SPLIT.split(_QUOTED.sub(keep, text))
     whole = [re.sub("\ue000(\\d+)\ue001", lambda match: kept[int(match.group(1))], part) for part in parts if part]
     clauses: list[str] = []

@@ -12,7 +12,6 @@ file, with fitted weights and their intervals.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -29,6 +28,7 @@ from rrm_lm.storage import plain, write_text
 CRITERIA_FILE = "criteria.yaml"
 QUESTION, FUNCTION = "question", "function"
 DIRECTIONS = ("more", "less", "target")
+_LARGEST = 1e9  # weight, mean or scale, so that rewards stay finite
 WEIGHT = 0.5  # of a criterion without one: reward per standard deviation of the measure
 
 
@@ -81,8 +81,10 @@ class Criterion:
                 where=self.where,
                 expected="direction more or less, or a target of two numbers, the smaller first: target: [3, 5]",
             )
-        if not all(math.isfinite(one) for one in (self.weight, self.mean or 0.0, self.scale or 1.0)):
-            raise ConfigError("A weight, mean or scale is not finite", where=self.where, expected="numbers")
+        if not all(abs(one) < _LARGEST for one in (self.weight, self.mean or 0.0)):
+            raise ConfigError("A weight or mean is not finite, or very large", where=self.where, expected="numbers")
+        if self.scale is not None and not 1 / _LARGEST < self.scale < _LARGEST:
+            raise ConfigError(f"The scale is {self.scale}", where=self.where, expected="a standard deviation above 0")
         if not self.name:
             words = re.findall(r"\w+", self.statement if kind in (QUESTION, FUNCTION) else self.measure)
             object.__setattr__(self, "name", "_".join(words)[:40].lower())
@@ -156,8 +158,12 @@ def _criterion(entry: Any, where: str) -> Criterion:
     try:
         if entry.get("target") is not None:
             low, high = entry["target"]
+            if entry.get("direction", "target") != "target":
+                raise ValueError(f"a target, and direction {entry['direction']}")
             values |= {"target": (float(low), float(high)), "direction": "target"}
         for name in ("weight", "low", "high", "mean", "scale"):
+            if isinstance(entry.get(name), bool):
+                raise ValueError(f"{name} is {entry[name]}")
             values |= {name: float(values[name])} if values.get(name) is not None else {}
         values["quotations"] = tuple(
             Quotation(one, "") if isinstance(one, str) else Quotation(str(one["text"]), str(one.get("where", "")))

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from rrm_lm.errors import CheckpointError, ModelError
+from rrm_lm.feedback.criteria.records import CRITERIA_FILE
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.embedded import backbone_name
 from rrm_lm.models.lora_targets import unsupported
@@ -30,7 +31,14 @@ from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer
 _REWARD_CLASS = re.compile(r"Reward|Score|Classification$")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # files to fetch from the Hub; no pickles
+_WANTED = [
+    "*.json",
+    "*.safetensors",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    CRITERIA_FILE,
+]  # files to fetch from the Hub; no pickles
 
 
 def read_json(file: Path) -> dict[str, Any]:

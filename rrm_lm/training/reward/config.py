@@ -51,7 +51,7 @@ class RewardConfig(FeedbackArguments, TrainingArguments):
         "the beginning is computed once.",
     )
     share_prefixes: bool = option(True, "Compute shared prefixes once, where that is exact.")
-    critique_weight: float = option(0.5, "Weight of learning to write the critiques; 0 ignores them.")
+    critique_weight: float = option(0.5, "Weight of learning to write the critiques; 0: none.")
     critique_weight_end: float | None = option(
         None, "Weight at the end of training, reached linearly; unset keeps it constant."
     )

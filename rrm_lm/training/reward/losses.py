@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import truediv
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,6 +74,24 @@ def rating_regression(reward: Tensor, rating: Tensor) -> Tensor:
     return bradley_terry(reward, torch.zeros_like(reward), target=rating)
 
 
+class Grades(NamedTuple):
+    """What graded preferences mean for (pairs,) comparisons; None for what does not apply."""
+
+    shift: list[float] | None = None  # the margin to reach
+    logit: list[float] | None = None  # of the probability that the chosen response is better
+    weight: list[float] | None = None
+
+
+def used_grades(grades: Sequence[float | None], args: RewardConfig) -> Grades:
+    """The grades as `args.grades` uses them. A comparison without one is certain, of weight 1, and needs no margin."""
+    scaled = [None if grade is None else grade / args.grade_scale for grade in grades]
+    if args.grades == "margin":
+        return Grades(shift=[grade or 0.0 for grade in scaled])
+    if args.grades == "target":
+        return Grades(logit=[math.inf if grade is None else grade for grade in scaled])
+    return Grades(weight=[1.0 if grade is None else grade for grade in scaled]) if args.grades == "weight" else Grades()
+
+
 # -- the losses of examples -------------------------------------------------------------------------------------------
 
 
@@ -96,16 +115,12 @@ def pair_losses(output: RewardOutput, examples: Sequence[RewardExample], args: R
     if not chosen:
         return output.rewards.new_zeros(0)
     left, right = _at(output.members, chosen), _at(output.members, rejected)
-    scaled = [None if grade is None else grade / args.grade_scale for grade in grades]
-    shift: Tensor | float = 0.0
-    target: Tensor | float = 1.0
-    if args.grades == "margin":
-        shift = _like(left, [grade or 0.0 for grade in scaled])[:, None]
-    elif args.grades == "target":
-        target = graded_target(_like(left, [math.inf if grade is None else grade for grade in scaled]))[:, None]
+    used = used_grades(grades, args)
+    shift = 0.0 if used.shift is None else _like(left, used.shift)[:, None]
+    target = 1.0 if used.logit is None else graded_target(_like(left, used.logit))[:, None]
     losses = bradley_terry(left, right, shift=shift, target=target, label_smoothing=args.label_smoothing_factor)
-    if args.grades == "weight":
-        losses = losses * _like(left, [1.0 if grade is None else grade for grade in scaled])[:, None]
+    if used.weight is not None:
+        losses = losses * _like(left, used.weight)[:, None]
     if args.center_rewards_coefficient:
         losses = losses + args.center_rewards_coefficient * centering(left, right)
     return _mean_over_members(losses, [example for example in examples for _ in example.pairs], args.seed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 import rrm_lm
 from rrm_lm.api.resuming import fingerprint
@@ -16,8 +17,11 @@ from rrm_lm.cli.main import main
 from rrm_lm.errors import ConfigError, DataError, ModelError
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.feedback.criteria.records import read_criteria
+from rrm_lm.feedback.reading.datasets import load_feedback
+from rrm_lm.feedback.records import Origin, Rating
 from rrm_lm.models.reward_files import load_reward_model, merge_reward_model, put_reward
-from tests.tiny import tiny_tokenizer
+from rrm_lm.models.saving.adapters import _WANTED
+from tests.tiny import save_tiny_model, tiny_tokenizer
 
 ROWS = [
     {
@@ -34,9 +38,8 @@ PROMPT, RESPONSES = "what is the moon made of?", ["the answer is yes", "no i do 
 
 
 def trainer(start: Path, output: Path, criteria: str, rows: Any = ROWS, held_out: Any = None, **settings: Any) -> Any:
-    args = rrm_lm.RewardConfig(
-        output_dir=str(output), use_cpu=True, report_to="none", max_steps=2, criteria=criteria, **settings
-    )
+    settings = {"use_cpu": True, "report_to": "none", "max_steps": 2, **settings}
+    args = rrm_lm.RewardConfig(output_dir=str(output), criteria=criteria, **settings)
     return rrm_lm.RewardTrainer(str(start), args, train_dataset=rows, eval_dataset=held_out)
 
 
@@ -153,6 +156,113 @@ def test_what_cannot_hold_criteria_refuses(trained: Path, tiny: Path, tmp_path: 
     model, _ = load_reward_model(trained)
     with pytest.raises(ModelError, match="has criteria"):
         put_reward(model.backbone, trained, adapter="second")
+
+
+def test_a_reward_model_on_the_hub_keeps_its_criteria(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is fetched includes them, and they are explained as those of a folder are."""
+    fetched = filter_repo_objects([one.name for one in trained.iterdir()], allow_patterns=_WANTED)
+    place = tmp_path / "hub" / "models--me--rm"
+    (place / "snapshots" / "c0").mkdir(parents=True)
+    for name in fetched:
+        shutil.copy(trained / name, place / "snapshots" / "c0" / name)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("c0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    reward = rrm_lm.RewardModel.from_pretrained("me/rm")
+    np.testing.assert_allclose(reward.score(PROMPT, RESPONSES), sum(parts(trained)), rtol=1e-6)
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    asked = ["evaluate", "--model", "me/rm", "--dataset", str(tmp_path / "rows.jsonl"), "--output_dir"]
+    assert main([*asked, str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["criteria"]
+
+
+def test_a_model_without_criteria_removes_those_of_an_earlier_one(trained: Path, tiny: Path, tmp_path: Path) -> None:
+    """When it is saved over it from Python, and when a run is resumed with other settings."""
+    folder = shutil.copytree(trained, tmp_path / "folder")
+    reward = rrm_lm.RewardModel.from_pretrained(folder)
+    reward.scorer.criteria = None  # type: ignore[attr-defined]
+    found = reward.score(PROMPT, RESPONSES)
+    reward.save_pretrained(folder)
+    np.testing.assert_allclose(rrm_lm.RewardModel.from_pretrained(folder).score(PROMPT, RESPONSES), found)
+
+    trainer(tiny, tmp_path / "run", "auto", save_steps=1).train()
+    assert (tmp_path / "run" / "criteria.yaml").is_file()
+    again = trainer(tiny, tmp_path / "run", "none", save_steps=1, max_steps=3, allow_config_change=True)
+    again.train(resume_from_checkpoint=True)
+    assert not (tmp_path / "run" / "criteria.yaml").exists()
+
+
+def test_the_card_says_what_peft_alone_reads(trained: Path) -> None:
+    card = (trained / "README.md").read_text()
+    (*_, lora) = json.loads((trained / "results.json").read_text())["criteria"]["held out"]
+    assert "- is short (+" in card and "RewardModel.from_pretrained" in card
+    assert f"which is right on {100 * lora['accuracy']['value']:.1f}%" in card
+    assert "load the adapter with PEFT read the LoRA reward alone" in (trained / "report.html").read_text()
+
+
+def test_ratings_fix_the_scale_so_that_no_criteria_are_added(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    asked = [(rrm_lm.feedback.records.Message("user", f"what is it {n}?"),) for n in range(20, 30)]
+    ratings = [
+        Rating(prompt=one, response="yes", rating=0.5, origin=Origin("ratings", n)) for n, one in enumerate(asked)
+    ]
+    rows = [*load_feedback(str(tmp_path / "rows.jsonl")).comparisons, *ratings]
+    with caplog.at_level(logging.INFO):
+        assert trainer(tiny, tmp_path / "out", "auto", rows=rows).criteria is None
+    assert "ratings fix the scale" in caplog.text
+    assert trainer(tiny, tmp_path / "out", "auto", rows=rows, rating_weight=0.0).criteria is not None
+    assert trainer(tiny, tmp_path / "out", "critiques", rows=rows).criteria is not None
+
+
+def test_rows_that_are_left_out_give_no_criteria(tmp_path: Path) -> None:
+    """Critiques of rows that the chat template refuses are not trained on."""
+    refusing = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    save_tiny_model(tmp_path / "start", tokenizer=tiny_tokenizer(refusing))
+    turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "what is it?"}]
+    refused = {**ROWS[0], "prompt": turns}
+    silent = [{**row, "chosen_critiques": [], "rejected_critiques": []} for row in ROWS[1:]]
+    rows = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in silent]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [refused, *rows])))
+    asked = ["reward", "--model_name_or_path", str(tmp_path / "start"), "--dataset_name", str(tmp_path / "rows.jsonl")]
+    more = ["--max_steps", "1", "--eval_fraction", "0", "--use_cpu", "--report_to", "none", "--skip_bad_rows", "true"]
+    assert main([*asked, *more, "--output_dir", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out" / "criteria.yaml").exists()
+
+
+def test_criteria_that_do_not_vary_leave_the_lora_reward(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "criteria.yaml").write_text("- {statement: has a heading, measure: headings}")
+    assert trainer(tiny, tmp_path / "out", str(tmp_path / "criteria.yaml")).criteria is None
+    assert "no criterion is left" in caplog.text
+
+
+def test_fitted_weights_are_not_a_prior_without_a_word(
+    trained: Path, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(tiny, tmp_path / "out", str(trained / "criteria.yaml"))
+    assert "count twice" in caplog.text
+    trainer(trained, tmp_path / "next", "none")
+    assert "has criteria, which are not taken over" in caplog.text
+
+
+@pytest.mark.parametrize("word", ["off", "False", "NONE", "no"])
+def test_words_that_turn_criteria_off(word: str) -> None:
+    assert rrm_lm.RewardConfig(output_dir="unused", criteria=word).criteria == "none"
+    assert rrm_lm.RewardConfig(output_dir="unused", criteria="Auto").criteria == "auto"
+
+
+def test_a_file_that_is_not_there_names_the_words(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="critiques, auto or none"):
+        trainer(tiny, tmp_path / "out", "criterias.yaml")
 
 
 def test_criteria_from_the_critiques_that_are_trained_on(tiny: Path, tmp_path: Path) -> None:

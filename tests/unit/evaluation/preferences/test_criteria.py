@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.evaluation.preferences.criteria import CriteriaReward, fit_weights
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward, _labels, fit_weights, save_criteria
+from rrm_lm.feedback.criteria.detectors import DETECTORS
 from rrm_lm.feedback.criteria.records import Criterion, read_criteria
+from rrm_lm.training.reward.config import RewardConfig
+from rrm_lm.training.reward.losses import bradley_terry, used_grades
 from tests.tiny import comparison, prompt_of, tiny_chat, tiny_reward_model
 
 SHORT = Criterion("is short", "length", "words", "less")
@@ -66,9 +70,9 @@ def test_useless_criteria_are_named(caplog: pytest.LogCaptureFixture) -> None:
         reward.fit(pairs())
     assert "criterion headings is left out: no two responses of the comparisons differ" in caplog.text
     assert "criteria length and brief measure the same (correlation 1.00)" in caplog.text
-    assert reward.criteria[1].scale is None
+    assert [one.name for one in reward.criteria] == ["length", "brief"]
     (parts,) = reward.contributions([prompt_of("what is it?")], [["# One\nok"]])
-    assert parts[0, 1] == 0.0 and parts[0, 0] != 0.0
+    assert parts.shape == (1, 2) and np.all(parts != 0.0)
 
 
 def few(prompts: Any, responses: Any) -> list[float]:
@@ -112,7 +116,7 @@ def test_saved_criteria_give_the_same_rewards(tmp_path: Path) -> None:
     model, chat = tiny_reward_model(), tiny_chat()
     reward = CriteriaReward([SHORT, Criterion("ends", measure="finished")])
     reward.fit(pairs())
-    reward.save(tmp_path)
+    save_criteria(reward, tmp_path)
     again = CriteriaReward.load(tmp_path, model.backbone, chat, allow_code=False)
     assert again is not None and again.criteria[0].low == pytest.approx(reward.criteria[0].low, rel=1e-5)
     asked = [prompt_of("hi")], [["one.", "one two three"]]
@@ -121,3 +125,48 @@ def test_saved_criteria_give_the_same_rewards(tmp_path: Path) -> None:
         one.to_dict() for one in again.criteria
     ]
     assert CriteriaReward.load(tmp_path / "other", model.backbone, chat, allow_code=False) is None
+    save_criteria(None, tmp_path)  # a model without criteria replaces one with
+    assert CriteriaReward.load(tmp_path, model.backbone, chat, allow_code=False) is None
+
+
+def test_a_criterion_that_was_added_by_hand_counts(tmp_path: Path) -> None:
+    (tmp_path / "criteria.yaml").write_text("- {statement: is short, measure: words, direction: less, weight: 2}")
+    model = tiny_reward_model()
+    reward = CriteriaReward.load(tmp_path, model.backbone, tiny_chat(), allow_code=False)
+    assert reward is not None
+    (rewards,) = reward.rewards([prompt_of("what is it?")], [["one", "one two three"]])
+    assert rewards[0] - rewards[1] == pytest.approx(2 * 2 / DETECTORS["words"].scale)
+
+
+def test_without_comparisons_the_weights_of_the_words_stay(caplog: pytest.LogCaptureFixture) -> None:
+    reward = CriteriaReward([SHORT])
+    with caplog.at_level(logging.INFO):
+        reward.fit([])
+    assert "no comparisons" in caplog.text
+    (rewards,) = reward.rewards([prompt_of("what is it?")], [["one", "one two three"]])
+    assert rewards[0] > rewards[1] and reward.criteria[0].weight == SHORT.weight
+
+
+def test_weights_learn_from_grades_what_the_lora_part_learns() -> None:
+    """The posterior's gradient is that of the Bradley-Terry loss, and coin flips teach nothing."""
+    generator = np.random.default_rng(0)
+    differences, prior = generator.normal(size=(40, 2)), np.array([0.4, -0.2])
+    grades = generator.uniform(0, 3, 40).tolist()
+    for use, smoothing in (("margin", 0.0), ("target", 0.0), ("target", 0.1), ("weight", 0.0), ("none", 0.1)):
+        args = RewardConfig(output_dir="unused", grades=use, grade_scale=2.0)
+        used = used_grades(grades, args)
+        weights, _ = fit_weights(differences, prior, labels=_labels(used, smoothing))
+        at = torch.tensor(weights, requires_grad=True)
+        losses = bradley_terry(
+            torch.tensor(differences) @ at,
+            torch.zeros(40, dtype=torch.float64),
+            shift=torch.tensor(used.shift or [0.0]),
+            target=1.0 if used.logit is None else torch.tensor(used.logit, dtype=torch.float64).sigmoid(),
+            label_smoothing=smoothing,
+        )
+        loss = (losses * torch.tensor(used.weight or [1.0])).sum() + ((at - torch.tensor(prior)) ** 2).sum() / 0.5
+        loss.backward()
+        assert at.grad is not None and float(at.grad.abs().max()) < 1e-3, use
+    even = used_grades([0.0] * 40, RewardConfig(output_dir="unused", grades="target"))
+    weights, _ = fit_weights(abs(differences), np.zeros(2), labels=_labels(even, 0.0))
+    np.testing.assert_allclose(weights, 0.0, atol=1e-5)
