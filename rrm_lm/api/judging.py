@@ -162,6 +162,9 @@ def show(evaluation: Evaluation) -> None:
                 accuracy = part.measures.accuracy
                 found = f"{percent(accuracy.value)} ({percent_interval(accuracy)}) of {part.n_scored}"
                 console.print(f"  decided by {name}: {found}", soft_wrap=True)
+        followed: Any = evaluation.details.get("follow_through", {})
+        if result.name in followed:
+            console.print(sentence("follow_through", followed[result.name]), soft_wrap=True)
         if result.baselines:
             console.print(_baselines_table(result))
             console.print(sentence("baselines_verdict", result.baselines), soft_wrap=True)

@@ -16,6 +16,7 @@ from rrm_lm.api.resuming import fingerprint
 from rrm_lm.errors import ConfigError, DataError, RRMError
 from rrm_lm.evaluation.preferences.baselines import baselines, frozen_states
 from rrm_lm.evaluation.preferences.criteria import CriteriaScorer
+from rrm_lm.evaluation.preferences.follow_through import follow_through
 from rrm_lm.evaluation.preferences.judge import NOTES_QUESTION
 from rrm_lm.evaluation.preferences.results import Evaluation, compare_all, grouped
 from rrm_lm.evaluation.preferences.score_cache import CachedScorer
@@ -132,6 +133,20 @@ def with_baselines(evaluation: Evaluation, scorer: Any, args: EvaluateArguments)
     return replace(evaluation, sets=sets)
 
 
+def with_follow_through(evaluation: Evaluation, scorer: ResponseScorer) -> Evaluation:
+    """The evaluation with how often the reward rises once a fault is fixed that the critiques of a set find."""
+    found = {}
+    for result in evaluation.sets:
+        measured = follow_through(scorer, [one.comparison for one in result.examples])
+        if measured is None:
+            logger.warning(
+                "%s: no critique finds a fault that an edit fixes, so there is no follow-through", result.name
+            )
+        else:
+            found[result.name] = measured
+    return replace(evaluation, details={**evaluation.details, **({"follow_through": found} if found else {})})
+
+
 def by_part(evaluation: Evaluation, name: str, limits: ReadLimits) -> Evaluation:
     """The evaluation with the accuracy by the part of a gold reward that decides each comparison.
 
@@ -179,8 +194,9 @@ def evaluate(args: EvaluateArguments) -> None:
         active=state.is_main_process,
         deferred=True,  # keep earlier results until there are new ones
     )
-    if args.baselines and state.num_processes > 1:
-        raise ConfigError("baselines are computed in one process", where="baselines", remedy="leave out the launcher")
+    for name in ("baselines", "follow_through"):
+        if getattr(args, name) and state.num_processes > 1:
+            raise ConfigError(f"{name} is computed in one process", where=name, remedy="leave out the launcher")
     with folder:
         state.wait_for_everyone()
         sets = with_comparisons(load_sets(args))
@@ -192,6 +208,8 @@ def evaluate(args: EvaluateArguments) -> None:
             evaluation = evaluation if args.gold is None else by_part(evaluation, args.gold, args)
             if args.baselines:
                 evaluation = with_baselines(evaluation, scorer, args)
+            if args.follow_through:
+                evaluation = with_follow_through(evaluation, scorer)
             found.append((model, evaluation, chat_of(args, model, scorer), critiques))
             del scorer  # hold one model at a time
         folder.begin()

@@ -89,12 +89,18 @@ class EvaluateArguments(ResultsFolder, ScoringArguments, CriticArguments, CodeAr
         [], "Feedback to fit the baselines on. Unset: cross-validation by prompt on each evaluated set."
     )
 
+    follow_through: bool = option(
+        False, "Also edit away the faults that critiques name: how often does the edited response get a higher reward?"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_repeats("model", self.model)
         self.baselines = self.baselines or bool(self.baselines_train)
-        if self.baselines and self.critic is not None:
-            raise ConfigError("baselines do not read a critic's notes", where="baselines and critic", expected="one")
+        for name in ("baselines", "follow_through"):
+            if getattr(self, name) and self.critic is not None:
+                what = f"{name} is measured without a critic's notes"
+                raise ConfigError(what, where=f"{name} and critic", expected="one of them")
 
     @property
     def folder(self) -> Path:

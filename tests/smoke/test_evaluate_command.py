@@ -446,9 +446,35 @@ def test_a_gold_that_knows_none_of_the_prompts(trained: TrainedReward, tmp_path:
     assert "decides a comparison" in result.error["error"]
 
 
-def test_baselines_do_not_read_critiques(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
-    more = ("--baselines", "true", "--critic", trained.folder)
+@pytest.mark.parametrize("flag", ["--baselines", "--follow_through"])
+def test_critiques_of_a_critic_are_not_read(flag: str, trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
+    more = (flag, "true", "--critic", trained.folder)
     assert "critic" in evaluate(capsys, trained.model, trained.heldout, tmp_path, *more).error["error"]
+
+
+def test_follow_through(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:
+    """A reward that wants short responses follows who calls them too long, and not who misses a friendly close."""
+    rows = [
+        {"prompt": f"when is it {n}?", "chosen": f"at {n}.", "rejected": f"at {n}. in town. at the door.",
+         "chosen_critiques": ["There is no friendly close."], "rejected_critiques": ["Far too long."]}
+        for n in range(6)
+    ]  # fmt: skip
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "short.yaml").write_text("- {statement: is short, measure: words, direction: less}", encoding="utf-8")
+    result = evaluate(capsys, tmp_path / "short.yaml", data, tmp_path / "out", "--follow_through", "true")
+    assert result.code == 0, result.err
+    found = read(tmp_path / "out" / "results.json")["follow_through"]["rows"]
+    assert found["by_aspect"]["length"]["value"] == 1.0 and found["by_aspect"]["close"]["value"] == 0.0
+    assert found["overall"]["value"] == 0.5 and found["faults"] == 12
+    assert "the reward is higher in 50.0% of 12 cases" in " ".join(result.out.split())
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Does it do what people said?" in page and "There is no friendly close" in page
+
+    silent = [{name: value for name, value in row.items() if "critiques" not in name} for row in rows]
+    data = write_rows(tmp_path / "silent.jsonl", silent)
+    result = evaluate(capsys, tmp_path / "short.yaml", data, tmp_path / "none", "--follow_through", "true")
+    assert result.code == 0 and "no follow-through" in result.err
+    assert "follow_through" not in read(tmp_path / "none" / "results.json")
 
 
 def test_ties(trained: TrainedReward, tmp_path: Path, capsys: Any) -> None:

@@ -99,7 +99,9 @@ EDITS: Mapping[str, tuple[Edit, ...]] = {
 }
 
 
-def edited(criteria: Iterable[Criterion], prompt: str, response: str, other: str) -> dict[str, str]:
+def edited(
+    criteria: Iterable[Criterion], prompt: str, response: str, other: str, *, only_better: bool = False
+) -> dict[str, str]:
     """The edits of a response that move the value of a criterion.
 
     Args:
@@ -107,6 +109,7 @@ def edited(criteria: Iterable[Criterion], prompt: str, response: str, other: str
         prompt: The text of the last user turn.
         response: The response, with text in it.
         other: A response to another prompt, or "".
+        only_better: Leave out edits after which the criterion is met less.
 
     Returns:
         Different texts by the name of their criterion, at most one for each.
@@ -120,7 +123,8 @@ def edited(criteria: Iterable[Criterion], prompt: str, response: str, other: str
             text = edit(response, prompt, other)
             if not text or not text.strip() or text.strip() in (response.strip(), *found.values()):
                 continue
-            if one.value(detector.measure(text, prompt)) != one.value(detector.measure(response, prompt)):
+            gain = one.value(detector.measure(text, prompt)) - one.value(detector.measure(response, prompt))
+            if gain > 0 or (gain < 0 and not only_better):
                 found[one.name] = text
                 break
     return found

@@ -157,6 +157,15 @@ def _found(
     return Found(criterion, count - criterion.faults, contradicted, agreement, len(faulty))
 
 
+def as_criteria(reading: Reading) -> list[Criterion]:
+    """What a clause wants, by each measure of its aspect, or by the limits that it gives."""
+    if reading.target is not None:
+        low, high, unit = reading.target
+        return [Criterion(_in_words((low, high), unit), reading.aspect, unit, "target", (low, high))]
+    aspect = lexicon()[reading.aspect]
+    return [_measured(aspect, measure, reading.wants) for measure in aspect.measures]
+
+
 def _measured(aspect: Aspect, measure: str, wanted: str) -> Criterion:
     falls = measure.startswith("-")
     direction = {"more": "less", "less": "more"}[wanted] if falls else wanted
