@@ -227,6 +227,13 @@ def words_policy() -> Iterator[str]:
             cells += [f"{100 * one['answer']['value']:.0f}%" for one in arms]
             gains = [plain(found[person][f"words_minus_{arm}"]["gold"], 3, sign="+") for arm in ("pairs", "start")]
             yield f"| {person} | {' | '.join(cells + gains)} |"
+    verdicts = [found[person]["words_minus_pairs"]["gold"]["verdict"] for person in ("plain", "thorough", "both")]
+    assert verdicts == ["worse", "not shown", "not shown"]
+    assert found["plain"]["draws"] == found["thorough"]["draws"] == [1, 2, 3, 4, 5]
+    name = "sentence with most of the question's words plus a close"
+    plain_one, thorough = (found[person]["trivial"][name] for person in ("plain", "thorough"))
+    yield f"a gold of {plain_one['gold']:.3f} for the plain person and {thorough['gold']:.3f} for the thorough one"
+    yield f"is right on {100 * plain_one['answer']:.0f}% of these questions"
 
 
 def critic() -> Iterator[str]:
