@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -49,8 +50,9 @@ class Owner:
 def lock(path: str | os.PathLike[str], *, what: str, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path` during the block; the system releases it if this process dies.
 
-    On a file system without flock, the lock is the existence of `<path>.soft`. If its holder is killed, it stays until
-    the next process of the same machine finds the holder gone, or until a person deletes it.
+    On a file system without flock, or where other machines do not see it, the lock is the existence of `<path>.soft`.
+    If its holder is killed, it stays until the next process of the same machine finds the holder gone, or until a
+    person deletes it.
 
     Args:
         path: The lock file. `<path>.owner.json` describes its holder; the file of a dead process is replaced.
@@ -83,13 +85,17 @@ def _acquire(path: Path, owner_file: Path, what: str, wait: float) -> filelock.B
     holder: filelock.BaseFileLock = filelock.FileLock(path)
     remedy = "wait for that run to end, or stop it; its lock ends with it"
     try:
+        why = "this file system is mounted with local locks" if _locks_are_local(path) else ""
         try:
-            holder.acquire(timeout=0)
+            if not why:
+                holder.acquire(timeout=0)
         except OSError as error:
             if error.errno not in _NO_FLOCK:  # a timeout has no number
                 raise
+            why = f"this file system has no flock ({error.strerror})"
+        if why:
             soft = path.with_name(path.name + ".soft")
-            logger.warning("%s: this file system has no flock (%s); %s is the lock", path.parent, error.strerror, soft)
+            logger.warning("%s: %s; %s is the lock", path.parent, why, soft)
             remedy = f"wait for that run to end; if it was killed on another machine, delete {soft}"
             holder = filelock.SoftFileLock(soft)
             holder.acquire(timeout=0)
@@ -103,6 +109,24 @@ def _acquire(path: Path, owner_file: Path, what: str, wait: float) -> filelock.B
                 f"{what} is in use by another run: {_read_owner(owner_file)}", where=str(path.parent), remedy=remedy
             ) from None
     return holder
+
+
+def _locks_are_local(path: Path, mounts: Path = Path("/proc/mounts")) -> bool:
+    """Whether flock succeeds although other machines do not see it: on NFS that is mounted with `nolock` or
+    `local_lock` (nfs(5)). False where the mounts cannot be read.
+    """
+    try:
+        lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
+    except OSError:
+        return False
+    folder = os.path.realpath(path.parent)
+    found = ("", "", "")  # the mount that holds the folder: the longest path, and of equal ones the last
+    for _, where, kind, options, *_ in (line for line in lines if len(line) >= 4):
+        place = re.sub(r"\\(\d{3})", lambda match: chr(int(match.group(1), 8)), where)  # a space is written as \040
+        if os.path.commonpath([place, folder]) == place and len(place) >= len(found[0]):
+            found = (place, kind, options)
+    local = {"nolock", "local_lock=all", "local_lock=flock"}
+    return found[1].startswith("nfs") and not local.isdisjoint(found[2].split(","))
 
 
 def _read_owner(file: Path) -> str:

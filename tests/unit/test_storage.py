@@ -283,16 +283,20 @@ class TestFolders:
         assert names(tmp_path) == []
 
 
+LOCAL = -1  # instead of an error number
 HOLD = textwrap.dedent("""
     import fcntl, os, sys
-    from rrm_lm.locks import lock
+    from rrm_lm import locks
 
     def no_lock_service(fd, operation):
         raise OSError(error, os.strerror(error))
 
-    if error := int(sys.argv[2]):
+    error = int(sys.argv[2])
+    if error == -1:
+        locks._locks_are_local, fcntl.flock = lambda path: True, lambda fd, operation: None
+    elif error:
         fcntl.flock = no_lock_service
-    with lock(sys.argv[1], what="The folder"):
+    with locks.lock(sys.argv[1], what="The folder"):
         print("held", flush=True)
         sys.stdin.read()
 """)
@@ -307,17 +311,22 @@ def hold_elsewhere(path: Path, error: int = 0) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("error", [0, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("error", [0, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, LOCAL])
 @pytest.mark.filterwarnings("ignore:flock not supported")
 class TestLock:
-    """Also on a shared folder whose file system has no flock, which then fails with `error`."""
+    """Also on a shared folder whose file system has no flock, which then fails with `error`, or has it for each machine
+    alone (`LOCAL`), so that two processes get it.
+    """
 
     @pytest.fixture(autouse=True)
     def no_lock_service(self, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
         def flock(fd: int, operation: int) -> None:
             raise OSError(error, os.strerror(error))
 
-        if error:
+        if error == LOCAL:
+            monkeypatch.setattr(locks, "_locks_are_local", lambda path: True)
+            monkeypatch.setattr("fcntl.flock", lambda fd, operation: None)
+        elif error:
             monkeypatch.setattr("fcntl.flock", flock)
 
     def test_a_held_lock_is_refused_with_its_holders_name(self, error: int, tmp_path: Path) -> None:
@@ -355,3 +364,32 @@ class TestLock:
             raise RuntimeError
         with locks.lock(tmp_path / ".lock", what="The folder"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("nfs", "rw,vers=3,nolock,addr=10.0.0.1", True),
+        ("nfs", "rw,vers=3,local_lock=flock", True),
+        ("nfs4", "rw,vers=4.2,local_lock=all", True),
+        ("nfs4", "rw,vers=4.2,local_lock=none", False),
+        ("nfs", "rw,vers=3,local_lock=posix", False),
+        ("ext4", "rw,nolock", False),
+    ],
+)
+def test_nfs_with_local_locks_is_recognized(kind: str, options: str, expected: bool, tmp_path: Path) -> None:
+    """In the format of /proc/mounts; of several mounts, the one that holds the folder."""
+    shared = tmp_path / "shared folder"
+    (shared / "run").mkdir(parents=True)
+    place = str(shared).replace(" ", "\\040")
+    lines = [
+        "/dev/sda / ext4 rw 0 0",
+        f"server:/x {place} {kind} {options} 0 0",
+        f"server:/y {place}2 nfs rw,nolock 0 0",
+        "odd",
+    ]
+    mounts = tmp_path / "mounts"
+    mounts.write_text("\n".join(lines))
+    assert locks._locks_are_local(shared / "run" / ".lock", mounts) is expected
+    assert not locks._locks_are_local(tmp_path / "elsewhere" / ".lock", mounts)
+    assert not locks._locks_are_local(shared / ".lock", tmp_path / "no mounts")
