@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from rrm_lm.api.data.rows import Text, is_prompt, read_sets, to_prompt
 from rrm_lm.api.judging import judge, with_comparisons, write_judgement
 from rrm_lm.errors import DataError, ModelError
-from rrm_lm.evaluation.preferences.criteria import save_criteria
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward, save_criteria
 from rrm_lm.evaluation.preferences.scorers import ClassifierScorer, RewardScorer, load_scorer
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer, score_responses
 from rrm_lm.feedback.asking.overseers import Verdict
-from rrm_lm.feedback.criteria.records import Criterion
 from rrm_lm.feedback.records import Prompt
 
 Rewards = NDArray[np.float64]
@@ -186,10 +185,9 @@ class RewardOverseer:
         self.scorer, self.name = scorer, f"reward model {name}"
 
     @property
-    def criteria(self) -> list[Criterion]:
-        """The criteria in the reward; none for a reward model without them."""
-        found = getattr(self.scorer, "criteria", None)
-        return [] if found is None else found.criteria
+    def criteria(self) -> CriteriaReward | None:
+        """The criteria in the reward; None for a reward model without them."""
+        return getattr(self.scorer, "criteria", None)
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
         """Prefer the response with the highest reward; equal rewards are a tie, and a response without one abstains."""

@@ -72,6 +72,9 @@ class CollectArguments(ReadLimits, ServerArguments, CriticArguments, CodeArgumen
     edits: int = option(
         0, "Also ask about this many pairs per prompt of an answer and an edit of it, if the overseer has criteria."
     )
+    editor: str | None = option(
+        None, "llm:MODEL at base_url, which makes the edits for criteria that no rule edits; unset: none are made."
+    )
     critiques: bool = option(True, "Also ask for a critique of each compared answer.")
     round: int = option(1, "Number of the round in records and reports.")
     max_new_tokens: int = option(128, "Most tokens per answer.")
@@ -95,6 +98,9 @@ class CollectArguments(ReadLimits, ServerArguments, CriticArguments, CodeArgumen
             prompts="pass --prompts my_prompts.jsonl",
             overseer="pass --overseer llm:MODEL",
         )
+        if self.editor is not None and (not self.edits or not self.editor.startswith(SERVED) or self.editor == SERVED):
+            what = f"editor is {self.editor}, and edits is {self.edits}"
+            raise ConfigError(what, where="editor", expected="--editor llm:MODEL, and --edits above 0")
 
 
 @dataclass

@@ -260,15 +260,30 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table(arms: Mapping[str, Mapping[int, np.ndarray]], prompts: Sequence[str]) -> dict[str, Any]:
-    accuracy, gains = {}, {}
-    for arm, values in arms.items():
-        draws = sorted({*values} & {*arms["words"]})
-        if len(draws) > 1:
-            mine, words = (np.stack([of[draw] for draw in draws]) for of in (values, arms["words"]))
-            accuracy[arm] = asdict(over_runs(mine, prompts))
-            gain = over_runs(words - mine, prompts)
-            gains[arm] = asdict(gain) | {"verdict": verdict(gain)}
-    return {"accuracy": accuracy, "gain_of_words_over": {arm: gain for arm, gain in gains.items() if arm != "words"}}
+    """Each arm over the draws that it and `words` have, and gains over the draws that both arms have."""
+    several = {arm: values for arm, values in arms.items() if len({*values} & {*arms["words"]}) > 1}
+    accuracy = {arm: over_runs(_both(values, arms["words"])[0], prompts) for arm, values in several.items()}
+
+    def gains(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        found = {pair: _both(several[pair[0]], several[pair[1]]) for pair in pairs}
+        differences = {pair: over_runs(one - other, prompts) for pair, (one, other) in found.items() if len(one) > 1}
+        return {"/".join(pair): asdict(gain) | {"verdict": verdict(gain)} for pair, gain in differences.items()}
+
+    others = [arm for arm in several if arm != "words"]
+    of_words = gains([("words", arm) for arm in others])
+    contrasts = [(arm, "pairs") for arm in ("stars", "directed", "random", "distilled", "loss") if arm in several]
+    contrasts += [("directed", "random")] * ({"directed", "random"} <= several.keys())
+    return {
+        "accuracy": {arm: asdict(one) for arm, one in accuracy.items()},
+        "gain_of_words_over": {name.split("/")[1]: gain for name, gain in of_words.items()},
+        "gains": gains(contrasts),
+    }
+
+
+def _both(first: Mapping[int, np.ndarray], second: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(draws, comparisons) of each, for the draws that both have."""
+    draws = sorted({*first} & {*second})
+    return np.stack([first[draw] for draw in draws]), np.stack([second[draw] for draw in draws])
 
 
 def main() -> None:

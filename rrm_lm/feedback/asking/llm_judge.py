@@ -140,6 +140,16 @@ class ServedJudge:
             self._count(f"critique: {cause}")
         return critique
 
+    def edit(self, prompt: Prompt, response: str, statement: str) -> str:
+        """The response rewritten so that it does what a criterion's statement says; "" if the model wrote none. Raises
+        ModelError as `judge` does.
+        """
+        answer, cause, cut_off = self._ask(fill(judge_questions.edit_question(statement), prompt, response))
+        text, cause = ("", cause or CUT_OFF) if cause or cut_off else judge_questions.read_edit(answer)
+        if cause:
+            self._count(f"edit: {cause}")
+        return text
+
     def judge(self, questions: Sequence[tuple[Prompt, str, str]]) -> list[float | None]:
         """For each prompt with two responses, asked in this order only: 1 if the first is better, 0 if the second is,
         1/2 for a tie, None for an abstention. Raises ModelError if the server cannot be reached, does not know the

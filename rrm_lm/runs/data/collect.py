@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -13,13 +14,16 @@ from rrm_lm.api.policy_model import Policy
 from rrm_lm.api.reward_model import RewardOverseer
 from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.policies.samples import draw
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward
 from rrm_lm.evaluation.preferences.scorers import load_scorer
 from rrm_lm.feedback.asking import judge_questions
 from rrm_lm.feedback.asking.collection import Pair, collect, responses_asked_about
+from rrm_lm.feedback.asking.concurrently import ask_all
 from rrm_lm.feedback.asking.judge_questions import VERDICT_QUESTION
 from rrm_lm.feedback.asking.llm_judge import SERVED, ServedJudge
 from rrm_lm.feedback.asking.overseers import Overseer
 from rrm_lm.feedback.criteria.edits import edited
+from rrm_lm.feedback.criteria.records import Criterion
 from rrm_lm.feedback.reading.prompts import prompt_sources
 from rrm_lm.feedback.records import Prompt
 from rrm_lm.feedback.splits import limit_prompts
@@ -143,24 +147,60 @@ def _draw_responses(args: CollectArguments, prompts: list[Prompt]) -> list[list[
     return [[response.text for response in group] for group in drawn]
 
 
+class _Edit(NamedTuple):
+    """A response, and its edit by a rule for a criterion; "" if an editor is to write it."""
+
+    prompt: Prompt
+    response: str
+    criterion: Criterion
+    text: str
+
+
 def _edited_pairs(
     args: CollectArguments, overseer: Overseer, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]
 ) -> list[Pair]:
     """Up to `args.edits` pairs per prompt of a response and an edit of it that moves a criterion of the overseer."""
     if not args.edits:
         return []
-    criteria = overseer.criteria if isinstance(overseer, RewardOverseer) else []
-    if not criteria:
+    reward = overseer.criteria if isinstance(overseer, RewardOverseer) else None
+    if reward is None:
         raise ConfigError(
             f"The overseer {args.overseer} has no criteria, which say what is edited",
             where="edits",
             expected="a reward model that was trained with --criteria",
         )
-    found: list[Pair] = []
+    chosen: list[_Edit] = []
     for place, (prompt, group) in enumerate(zip(prompts, responses, strict=True)):
         other = next((text for text in responses[place - 1] if text.strip()), "")
-        texts = list(dict.fromkeys(text for text in group if text.strip()))
-        pairs = [(text, edit) for text in texts for edit in edited(criteria, prompt[-1].content, text, other).values()]
+        options: list[_Edit] = []
+        for text in dict.fromkeys(text for text in group if text.strip()):
+            by_rule = edited(reward.criteria, prompt[-1].content, text, other)
+            options += [
+                _Edit(prompt, text, one, by_rule.get(one.name, ""))
+                for one in reward.criteria
+                if one.name in by_rule or args.editor is not None
+            ]
         rng = random.Random(f"{args.seed}/{prompt[-1].content}")
-        found += [(prompt, pair) for pair in rng.sample(pairs, min(args.edits, len(pairs)))]
-    return found
+        chosen += rng.sample(options, min(args.edits, len(options)))
+    pairs = [(one.prompt, (one.response, one.text)) for one in chosen if one.text]
+    return pairs + _written_pairs(args, reward, [one for one in chosen if not one.text])
+
+
+def _written_pairs(args: CollectArguments, reward: CriteriaReward, asked: Sequence[_Edit]) -> list[Pair]:
+    """The edits that the editor writes, kept if they move the measure of their criterion."""
+    if args.editor is None:
+        return []
+    name = args.editor.removeprefix(SERVED)
+    editor = ServedJudge(name, args.base_url, key_variable=args.judge_key_env, max_tokens=4 * args.max_new_tokens)
+    texts = ask_all(
+        lambda one: editor.edit(one.prompt, one.response, one.criterion.statement), asked, at_once=editor.at_once
+    )
+    written = [(one, text) for one, text in zip(asked, texts, strict=True) if text]
+    values = reward.values([one.prompt for one, _ in written], [[one.response, text] for one, text in written])
+    pairs: list[Pair] = []
+    for (one, text), (before, after) in zip(written, values, strict=True):
+        place = reward.criteria.index(one.criterion)
+        if before[place] != after[place]:
+            pairs.append((one.prompt, (one.response, text)))
+    logger.info("%s wrote %d edits; %d of them move what they are to move", name, len(written), len(pairs))
+    return pairs

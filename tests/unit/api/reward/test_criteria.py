@@ -21,6 +21,7 @@ from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Origin, Rating
 from rrm_lm.models.reward_files import load_reward_model, merge_reward_model, put_reward
 from rrm_lm.models.saving.adapters import _WANTED
+from tests.openai_server import fake_server
 from tests.tiny import save_tiny_model, tiny_tokenizer
 
 ROWS = [
@@ -404,7 +405,6 @@ def test_an_ordinary_reward_model_learns_what_one_with_criteria_says(
     ]
     assert np.corrcoef(margins, [row["margin"] for row in rows])[0, 1] > 0.5
 
-    (tmp_path / "plain").mkdir()
     capsys.readouterr()
     asked = [
         "collect",
@@ -418,3 +418,34 @@ def test_an_ordinary_reward_model_learns_what_one_with_criteria_says(
     ]
     assert main(asked) == 2
     assert "has no criteria, which say what is edited" in capsys.readouterr().err
+
+
+def test_a_language_model_edits_what_no_rule_edits(
+    trained: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its edits are kept if they move the measure of the criterion; refusals and other changes are not."""
+    folder = shutil.copytree(trained, tmp_path / "reward")
+    more = "- {statement: 'names {a} number.', name: numbers, measure: numbers, weight: 1}\n"
+    (folder / "criteria.yaml").write_text("criteria:\n" + more)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"what is it {n}?"}) for n in range(6)))
+    replies = iter(
+        ["It is 7.", "It is red.", "I'm sorry, I cannot help.", "<text 12345678>\nIt is 8.\n</text 12345678>"]
+    )
+
+    with fake_server(lambda question: next(replies, "It is 7 and 8.")) as server:
+        asked = [
+            "collect", str(tiny), "--prompts", str(prompts), "--max_new_tokens", "6", "--samples", "2", "--edits", "1",
+            "--overseer", str(folder), "--editor", "llm:fake", "--base_url", server.url,
+        ]  # fmt: skip
+        assert main([*asked, "--output_dir", str(tmp_path / "out")]) == 0
+    assert len(server.questions) == 6
+    assert all("so that it names {a} number. Change as little" in question for question in server.questions)
+    rows = (tmp_path / "out" / "feedback.jsonl").read_text()
+    assert '"It is 7 and 8."' in rows and "It is red" not in rows and "sorry" not in rows and "<text" not in rows
+    assert "fake wrote 5 edits; 4 of them move" in capsys.readouterr().err
+
+    wrong = ["collect", str(tiny), "--prompts", str(prompts), "--overseer", str(folder), "--output_dir"]
+    for flags in (["--editor", "llm:fake"], ["--editor", "fake", "--edits", "1"], ["--editor", "llm:", "--edits", "1"]):
+        assert main([*wrong, str(tmp_path / "no"), *flags]) == 2
+        assert "--editor llm:MODEL" in capsys.readouterr().err
