@@ -204,6 +204,19 @@ def words_lora() -> Iterator[str]:
     yield f"{100 * first['high']:.1f}), {100 * gain['value']:.1f} points less"
 
 
+def words_follow() -> Iterator[str]:
+    found = result("words_follow")
+    for person in ("plain", "thorough"):
+        one = found[person]["all"]
+        arms = ("pairs", "words", "other_person", "detectors", "words_alone")
+        cells = " | ".join(f"{100 * one['share'][arm]['value']:.1f}%" for arm in arms)
+        yield f"| {person} | {one['edits']} | {cells} | {points(one['gain_of_words_over']['detectors'])} |"
+    gains = [found[person]["all"]["gain_of_words_over"] for person in ("plain", "thorough")]
+    assert [one["pairs"]["verdict"] for one in gains] == ["better", "better"]
+    assert [one["detectors"]["verdict"] for one in gains] == ["better", "not shown"]
+    yield f"in points {points(gains[0]['pairs'])} for the plain person and {points(gains[1]['pairs'])} for the thorough one"
+
+
 def words_best_of() -> Iterator[str]:
     found = result("words_best_of")
     for person in ("plain", "thorough", "both"):
@@ -498,6 +511,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, recursion),
     (BENCH, new_recursion),
     (BENCH, words_lora),
+    (BENCH, words_follow),
     (BENCH, words_best_of),
     (BENCH, words_policy),
     (BENCH, clauses),
