@@ -5,8 +5,8 @@
 The critiques of the held-out comparisons of data/notes (validation part) name faults; edits by rule fix some of them
 (`rrm_lm/evaluation/preferences/follow_through.py`). For each simulated person and draw of 16 comparisons: how often
 does the edited response get a higher reward, from the comparisons alone and with criteria? The edits move what
-detectors measure, so criteria with the right signs follow by construction; a LoRA reward does not. Each run is one line of
-results/words_follow_runs.jsonl and is not repeated; intervals in results/words_follow.json are over draws and prompts.
+detectors measure, so criteria with the right signs follow by construction; a LoRA reward does not. Each run is one line
+of results/words_follow_runs.jsonl and is not repeated; results/words_follow.json has intervals over draws and prompts.
 """
 
 from __future__ import annotations

@@ -214,7 +214,8 @@ def words_follow() -> Iterator[str]:
     gains = [found[person]["all"]["gain_of_words_over"] for person in ("plain", "thorough")]
     assert [one["pairs"]["verdict"] for one in gains] == ["better", "better"]
     assert [one["detectors"]["verdict"] for one in gains] == ["better", "not shown"]
-    yield f"in points {points(gains[0]['pairs'])} for the plain person and {points(gains[1]['pairs'])} for the thorough one"
+    for gain, person in zip(gains, ("plain person", "thorough one"), strict=True):
+        yield f"{points(gain['pairs'])} for the {person}"
 
 
 def words_best_of() -> Iterator[str]:

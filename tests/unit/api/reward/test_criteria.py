@@ -263,7 +263,7 @@ def test_words_that_turn_criteria_off(word: str) -> None:
 
 def test_a_file_that_is_not_there_names_the_words(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="critiques, auto or none"):
-        trainer(tiny, tmp_path / "out", "criterias.yaml")
+        trainer(tiny, tmp_path / "out", "missing.yaml")
 
 
 def test_criteria_from_the_critiques_that_are_trained_on(tiny: Path, tmp_path: Path) -> None:
