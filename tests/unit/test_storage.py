@@ -384,6 +384,7 @@ def test_nfs_with_local_locks_is_recognized(kind: str, options: str, expected: b
     place = str(shared).replace(" ", "\\040")
     lines = [
         "/dev/sda / ext4 rw 0 0",
+        f"server:/y {place} {'ext4 rw' if expected else 'nfs rw,nolock'} 0 0",  # the later mount hides it
         f"server:/x {place} {kind} {options} 0 0",
         f"server:/y {place}2 nfs rw,nolock 0 0",
         "odd",
@@ -391,5 +392,7 @@ def test_nfs_with_local_locks_is_recognized(kind: str, options: str, expected: b
     mounts = tmp_path / "mounts"
     mounts.write_text("\n".join(lines))
     assert locks._locks_are_local(shared / "run" / ".lock", mounts) is expected
+    (tmp_path / "link").symlink_to(shared / "run")
+    assert locks._locks_are_local(tmp_path / "link" / ".lock", mounts) is expected
     assert not locks._locks_are_local(tmp_path / "elsewhere" / ".lock", mounts)
     assert not locks._locks_are_local(shared / ".lock", tmp_path / "no mounts")

@@ -157,9 +157,7 @@ class CriteriaReward:
             logger.warning(what, self.criteria[number].name)
         kept = np.flatnonzero(varies).tolist()
         self._measures = [self._measures[number] for number in kept]
-        self.criteria = [
-            replace(self.criteria[number], mean=float(means[number]), scale=float(scales[number])) for number in kept
-        ]
+        self.criteria = [_fitted(self.criteria[number], means[number], scales[number]) for number in kept]
         if not kept:
             return
         z = np.stack([self._standardized(pair) for pair in pairs[:, :, kept]])
@@ -227,9 +225,24 @@ class CriteriaScorer:
         ]
 
 
+def _fitted(criterion: Criterion, mean: float, scale: float) -> Criterion:
+    try:
+        return replace(criterion, mean=float(mean), scale=float(scale))
+    except ConfigError as error:
+        what = (
+            f"The values of the criterion {criterion.name} are too large or too small: mean {mean:g}, scale {scale:g}"
+        )
+        raise ConfigError(what, where=criterion.measure, remedy="rescale what the function returns") from error
+
+
 def scaled(criteria: Sequence[Criterion]) -> list[Criterion]:
     """The criteria, with a typical standard deviation as the scale of each that has not been fitted."""
     typical = {name: one.scale for name, one in DETECTORS.items()}
+    if any(one.scale for one in criteria):
+        for one in criteria:
+            if not one.scale:
+                what = "criterion %s was not fitted: its weight, %g, is for a typical standard deviation of its measure"
+                logger.warning(what, one.name, one.weight)
     return [replace(one, scale=one.scale or typical.get(one.measure, 1.0)) for one in criteria]
 
 

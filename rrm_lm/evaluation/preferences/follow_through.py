@@ -60,12 +60,15 @@ def fixed_faults(comparisons: Sequence[Comparison]) -> tuple[list[Fixed], int]:
 
 def follow_through(scorer: ResponseScorer, comparisons: Sequence[Comparison]) -> FollowThrough | None:
     """The follow-through of a reward on comparisons with critiques; None if no edit fixes a fault that they find, or no
-    pair of a response and its edit has rewards.
+    pair of a response and its edit has rewards. What the scorer would truncate is left out: an edit may be cut off.
     """
     fixed, faults = fixed_faults(comparisons)
+    fits = getattr(getattr(scorer, "scorer", scorer), "fits", None)  # of a cached scorer, its model's
+    if fits is not None:
+        fixed = [one for one in fixed if fits(one.prompt, one.response) and fits(one.prompt, one.edit)]
     scores = scorer.score([one.prompt for one in fixed], [[one.response, one.edit] for one in fixed]) if fixed else []
     gains = [(one, edit - response) for one, (response, edit) in zip(fixed, scores, strict=True)]
-    gains = [(one, gain) for one, gain in gains if gain == gain]  # NaN: too long to be scored
+    gains = [(one, gain) for one, gain in gains if gain == gain]  # NaN: no reward
     if not gains:
         return None
     aspects = Counter(one.aspect for one, _ in gains).most_common()

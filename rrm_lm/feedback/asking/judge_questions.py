@@ -92,6 +92,7 @@ _REFUSAL = re.compile(
     r"(?:help|assist|comply|judge|evaluate|compare|review|provide|answer|continue|engage|fulfil|do (?:this|that))",
     re.IGNORECASE,
 )
+_DECLINES = re.compile(r"\b(?:can['\u2019]?t|cannot|can not|won['\u2019]?t|unable|not able|decline)\b", re.IGNORECASE)
 _WHOLE_SENTENCES = re.compile(r".*[.!?](?=\s|$)")
 _LONGEST_LINE = 80  # maximum characters of a line with only a verdict
 _REASON_LENGTH = 1000  # maximum characters of an answer that are kept as the reason
@@ -143,7 +144,8 @@ def read_verdict(answer: str) -> Verdict:
 def read_edit(answer: str) -> tuple[str, str]:
     """The reply in an answer to `edit_question`, without marks around it, or "" and the cause."""
     text = re.sub(r"^\s*<text \w{8}>\n?|\n?</text \w{8}>\s*$", "", without_thoughts(answer)).strip()
-    return ("", REFUSED if text else EMPTY) if not text or is_refusal(text) else (text, "")
+    refuses = is_refusal(text) and _DECLINES.search(text[:100])  # a reply may well begin with "I'm sorry to hear that"
+    return ("", REFUSED if text else EMPTY) if not text or refuses else (text, "")
 
 
 def read_critique(answer: str, *, cut_off: bool = False) -> tuple[str, str]:

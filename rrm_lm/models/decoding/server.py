@@ -17,7 +17,7 @@ import httpx2
 from rrm_lm.errors import TrainingError
 from rrm_lm.feedback.asking.llm_judge import checked_address, server_key
 from rrm_lm.models.decoding.sampling import Sampling
-from rrm_lm.models.decoding.server_dialects import VLLM, Dialect, speaks
+from rrm_lm.models.decoding.server_dialects import SGLANG, VLLM, Dialect, speaks
 from rrm_lm.options import is_loopback
 
 AT_ONCE = 256  # requests in flight: the server batches those that it has (vLLM runs at most 256 sequences by default)
@@ -48,7 +48,8 @@ class CompletionServer:
     def __init__(self, url: str, key_variable: str, vocabulary: int) -> None:
         address = httpx2.URL(checked_address(url, "rollout_url"))
         self.url, self._vocabulary = url.rstrip("/"), vocabulary
-        self.dialect: Dialect = VLLM  # until `check` has asked
+        self.dialect: Dialect = VLLM
+        self._is_known = False  # `check` has asked what the server speaks
         self._key = server_key(key_variable, address, "rollout_key_env")
         self._client = httpx2.Client(
             base_url=self.url,
@@ -61,7 +62,7 @@ class CompletionServer:
         """Find out what the server speaks. Raises TrainingError: it cannot be reached, or rejects the key."""
         answer = self._ask("GET", "/models")
         try:
-            self.dialect = speaks(answer.json())
+            self.dialect, self._is_known = speaks(answer.json()), True
         except ValueError as error:
             raise self._error(f"The server's answer is not JSON: {answer.text[:200]!r}", "/models") from error
 
@@ -110,7 +111,7 @@ class CompletionServer:
             raise self._error(what, path, expected, f"serve the model that is trained: {self._start}")
         if ends.intersection(ids[:-1]) or len(ids) > most or (len(ids) < most and ids[-1] not in ends):
             what = f"A response of the server has {len(ids)} tokens and does not end as asked for: {shown}"
-            remedy = f"give the server a context length for prompt and response; {self._start}"
+            remedy = f"{self.dialect.early}; {self._start}"
             raise self._error(what, path, f"{most} tokens, or fewer up to the first of {sorted(ends)}", remedy)
         if not all(type(number) in (int, float) and math.isfinite(number) for number in log_probs):
             raise self._error(f"A response of the server has log-probabilities that are not numbers: {shown}", path)
@@ -150,4 +151,6 @@ class CompletionServer:
 
     @property
     def _start(self) -> str:
-        return f"start it with {self.dialect.start}"
+        if self._is_known:
+            return f"start it with {self.dialect.start}"
+        return f"check the address, which usually ends with /v1; start it with {VLLM.start}; or {SGLANG.start}"

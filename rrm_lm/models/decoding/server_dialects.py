@@ -24,6 +24,7 @@ class Dialect:
 
     name: str
     start: str  # how to start such a server
+    early: str  # what to do if a response ends before it should
     load: str
     unload: str
     complete: str
@@ -83,7 +84,7 @@ def _sglang_request(
 
     The prompt is repeated, because `n` responses of one request would share its seed. SGLang uses seeds only with
     ``--enable-deterministic-inference``. It has no way to turn off the model's own end tokens but one that also turns
-    off ours, so they end a response, too.
+    off ours, so they end a response, too; one that ends with another end token than ours is an error.
 
     Raises ConfigError: the samples are truncated, because SGLang reports log-probabilities before truncation
     (`sglang/srt/layers/sampler.py`).
@@ -115,6 +116,10 @@ def _sglang_request(
 
 def _read_sglang(answer: Any) -> tuple[str | None, Read]:
     """Its answers do not name an adapter, but it refuses a name that was never loaded (`tokenizer_manager.py`)."""
+    for one in answer:
+        reason = one["meta_info"].get("finish_reason")
+        if isinstance(reason, dict) and reason.get("type") == "abort":
+            raise ValueError(f"aborted: {reason.get('message')}")
     found = [one["meta_info"]["output_token_logprobs"] for one in answer]
     return None, [([triple[1] for triple in one], [triple[0] for triple in one]) for one in found]
 
@@ -130,6 +135,7 @@ VLLM = Dialect(
     name="vLLM",
     start="VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 64 "
     "--logprobs-mode processed_logprobs --generation-config vllm",
+    early="give the server a --max-model-len for prompt and response",
     load="/load_lora_adapter",
     unload="/unload_lora_adapter",
     complete="/completions",
@@ -140,6 +146,8 @@ SGLANG = Dialect(
     name="SGLang",
     start="python -m sglang.launch_server --model-path MODEL --enable-lora --max-lora-rank 64 "
     "--lora-target-modules all --enable-deterministic-inference",
+    early="give the server a --context-length for prompt and response; or, if the last token is another of the model's "
+    "end tokens, which SGLang always obeys, sample with vLLM",
     load="../load_lora_adapter",
     unload="../unload_lora_adapter",
     complete="../generate",

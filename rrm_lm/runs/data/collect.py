@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ def collect_feedback(args: CollectArguments) -> None:
     policy, file, overseer, critic or setting. Answers collected so far are kept.
     """
     overseer = load_overseer(args)
+    reward, editor = _editing(args, overseer)
     critic = None if args.critic is None else find_critic(args.critic, allow_code=args.allow_code)
     folder = OutputFolder(
         args.output_dir,
@@ -80,7 +82,7 @@ def collect_feedback(args: CollectArguments) -> None:
                 prompts,
                 responses,
                 **choice,
-                edits=_edited_pairs(args, overseer, prompts, responses),
+                edits=_edited_pairs(args, reward, editor, prompts, responses),
                 critiques=args.critiques and not isinstance(overseer, RewardOverseer),
                 round_number=args.round,
                 path=path / FEEDBACK,
@@ -156,12 +158,10 @@ class _Edit(NamedTuple):
     text: str
 
 
-def _edited_pairs(
-    args: CollectArguments, overseer: Overseer, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]
-) -> list[Pair]:
-    """Up to `args.edits` pairs per prompt of a response and an edit of it that moves a criterion of the overseer."""
+def _editing(args: CollectArguments, overseer: Overseer) -> tuple[CriteriaReward | None, ServedJudge | None]:
+    """The criteria that say what is edited, if edits are asked for, and the editor, if there is one."""
     if not args.edits:
-        return []
+        return None, None
     reward = overseer.criteria if isinstance(overseer, RewardOverseer) else None
     if reward is None:
         raise ConfigError(
@@ -169,6 +169,22 @@ def _edited_pairs(
             where="edits",
             expected="a reward model that was trained with --criteria",
         )
+    if args.editor is None:
+        return reward, None
+    name, tokens = args.editor.removeprefix(SERVED), 4 * args.max_new_tokens  # of other tokenizers
+    return reward, ServedJudge(name, args.base_url, key_variable=args.judge_key_env, max_tokens=tokens)
+
+
+def _edited_pairs(
+    args: CollectArguments,
+    reward: CriteriaReward | None,
+    editor: ServedJudge | None,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+) -> list[Pair]:
+    """Up to `args.edits` pairs per prompt of a response and an edit of it that moves a criterion."""
+    if reward is None:
+        return []
     chosen: list[_Edit] = []
     for place, (prompt, group) in enumerate(zip(prompts, responses, strict=True)):
         other = next((text for text in responses[place - 1] if text.strip()), "")
@@ -178,20 +194,21 @@ def _edited_pairs(
             options += [
                 _Edit(prompt, text, one, by_rule.get(one.name, ""))
                 for one in reward.criteria
-                if one.name in by_rule or args.editor is not None
+                if one.name in by_rule or editor is not None
             ]
         rng = random.Random(f"{args.seed}/{prompt[-1].content}")
         chosen += rng.sample(options, min(args.edits, len(options)))
     pairs = [(one.prompt, (one.response, one.text)) for one in chosen if one.text]
-    return pairs + _written_pairs(args, reward, [one for one in chosen if not one.text])
+    if editor is not None:
+        pairs += _written_pairs(editor, reward, [one for one in chosen if not one.text])
+    return list(dict.fromkeys(pairs))
 
 
-def _written_pairs(args: CollectArguments, reward: CriteriaReward, asked: Sequence[_Edit]) -> list[Pair]:
-    """The edits that the editor writes, kept if they move the measure of their criterion."""
-    if args.editor is None:
-        return []
-    name = args.editor.removeprefix(SERVED)
-    editor = ServedJudge(name, args.base_url, key_variable=args.judge_key_env, max_tokens=4 * args.max_new_tokens)
+def _written_pairs(editor: ServedJudge, reward: CriteriaReward, asked: Sequence[_Edit]) -> list[Pair]:
+    """The edits that the editor writes, kept if they move the measure of their criterion. A collection that is continued
+    asks for them again.
+    """
+    logger.info("asking %s for %d edits", editor.name, len(asked))
     texts = ask_all(
         lambda one: editor.edit(one.prompt, one.response, one.criterion.statement), asked, at_once=editor.at_once
     )
@@ -200,7 +217,10 @@ def _written_pairs(args: CollectArguments, reward: CriteriaReward, asked: Sequen
     pairs: list[Pair] = []
     for (one, text), (before, after) in zip(written, values, strict=True):
         place = reward.criteria.index(one.criterion)
-        if before[place] != after[place]:
+        if math.isfinite(before[place]) and math.isfinite(after[place]) and before[place] != after[place]:
             pairs.append((one.prompt, (one.response, text)))
-    logger.info("%s wrote %d edits; %d of them move what they are to move", name, len(written), len(pairs))
+    logger.info("%s wrote %d edits; %d of them move what they are to move", editor.name, len(written), len(pairs))
+    if editor.abstentions:
+        causes = ", ".join(f"{count} {cause}" for cause, count in editor.abstentions.most_common())
+        logger.warning("%s wrote no edit for some responses: %s", editor.name, causes)
     return pairs

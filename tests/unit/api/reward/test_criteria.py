@@ -373,6 +373,10 @@ def test_edited_criteria_are_another_model(trained: Path, tmp_path: Path) -> Non
     assert fingerprint(tmp_path / "copy") != before
 
 
+def nowhere(prompts: Any, responses: Any) -> list[float]:
+    return [float("nan") for _ in responses]
+
+
 def short(prompts: Any, responses: Any) -> list[float]:
     return [-float(len(one)) for one in responses]
 
@@ -443,7 +447,17 @@ def test_a_language_model_edits_what_no_rule_edits(
     assert all("so that it names {a} number. Change as little" in question for question in server.questions)
     rows = (tmp_path / "out" / "feedback.jsonl").read_text()
     assert '"It is 7 and 8."' in rows and "It is red" not in rows and "sorry" not in rows and "<text" not in rows
-    assert "fake wrote 5 edits; 4 of them move" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "fake wrote 5 edits; 4 of them move" in said and "wrote no edit for some responses: 1 edit: refused" in said
+    assert all(request["max_tokens"] == 24 for request in server.requests)
+
+    nowhere = "- {statement: is fine, measure: 'function: tests.unit.api.reward.test_criteria:nowhere', weight: 1}"
+    (folder / "criteria.yaml").write_text(nowhere)
+    with fake_server(lambda question: "It is 7.") as server:
+        asked = ["collect", str(tiny), "--prompts", str(prompts), "--max_new_tokens", "6", "--samples", "2"]
+        more = ["--edits", "1", "--overseer", str(folder), "--editor", "llm:fake", "--allow_code", "true"]
+        assert main([*asked, *more, "--base_url", server.url, "--output_dir", str(tmp_path / "nan")]) == 0
+    assert "fake wrote 6 edits; 0 of them move" in capsys.readouterr().err
 
     wrong = ["collect", str(tiny), "--prompts", str(prompts), "--overseer", str(folder), "--output_dir"]
     for flags in (["--editor", "llm:fake"], ["--editor", "fake", "--edits", "1"], ["--editor", "llm:", "--edits", "1"]):

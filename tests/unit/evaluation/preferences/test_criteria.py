@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rrm_lm.errors import ConfigError
-from rrm_lm.evaluation.preferences.criteria import CriteriaReward, _labels, fit_weights, save_criteria
+from rrm_lm.evaluation.preferences.criteria import CriteriaReward, Labels, _labels, fit_weights, save_criteria
 from rrm_lm.feedback.criteria.detectors import DETECTORS
 from rrm_lm.feedback.criteria.records import Criterion, read_criteria
 from rrm_lm.training.reward.config import RewardConfig
@@ -65,14 +65,15 @@ def test_useless_criteria_are_named(caplog: pytest.LogCaptureFixture) -> None:
         "has few sentences or words", "brief", "function: tests.unit.evaluation.preferences.test_criteria:few"
     )
     never = Criterion("has a heading", measure="headings")
-    reward = CriteriaReward([SHORT, never, same], allow_code=True)
+    reward = CriteriaReward([never, SHORT, same], allow_code=True)
     with caplog.at_level(logging.WARNING):
         reward.fit(pairs())
     assert "criterion headings is left out: no two responses of the comparisons differ" in caplog.text
     assert "criteria length and brief measure the same (correlation 1.00)" in caplog.text
     assert [one.name for one in reward.criteria] == ["length", "brief"]
     (parts,) = reward.contributions([prompt_of("what is it?")], [["# One\nok"]])
-    assert parts.shape == (1, 2) and np.all(parts != 0.0)
+    expected = [one.weight * (-3 - one.mean) / one.scale for one in reward.criteria]  # type: ignore[operator]
+    np.testing.assert_allclose(parts, [expected])
 
 
 def few(prompts: Any, responses: Any) -> list[float]:
@@ -167,6 +168,11 @@ def test_weights_learn_from_grades_what_the_lora_part_learns() -> None:
         loss = (losses * torch.tensor(used.weight or [1.0])).sum() + ((at - torch.tensor(prior)) ** 2).sum() / 0.5
         loss.backward()
         assert at.grad is not None and float(at.grad.abs().max()) < 1e-3, use
+    # A weight of 2 is worth two comparisons, and of margins that are far from their goal little is learned.
+    twice, both = Labels(weight=np.full(40, 2.0)), np.concatenate([differences, differences])
+    np.testing.assert_allclose(fit_weights(differences, prior, labels=twice), fit_weights(both, prior), rtol=1e-4)
+    far, near = (fit_weights(differences, prior, 0.01, Labels(shift=shift))[1] / 0.01 for shift in (30.0, 0.0))
+    assert np.all(far > 0.9999) and np.all(near < 0.9999)
     even = used_grades([0.0] * 40, RewardConfig(output_dir="unused", grades="target"))
     weights, _ = fit_weights(abs(differences), np.zeros(2), labels=_labels(even, 0.0))
     np.testing.assert_allclose(weights, 0.0, atol=1e-5)

@@ -56,6 +56,23 @@ def test_edits_are_made_of_the_response_alone() -> None:
     assert not any(one.response == "It is red." for one in found) and faults > 4
 
 
+def test_an_edit_that_makes_it_worse_is_none() -> None:
+    """To shorten a response is an edit of its length, but not what who calls it too short wants."""
+    row = Comparison(
+        prompt=prompt_of("when?"), chosen="At 8.", rejected="It is red. It is old. It is near.",
+        origin=Origin("rows", 1), rejected_critiques=("Far too short.",),
+    )  # fmt: skip
+    found, faults = fixed_faults([row])
+    assert not found and faults == 1
+
+
+def test_what_would_be_truncated_is_left_out() -> None:
+    scorer: Any = Scorer(lambda text: -len(text))
+    scorer.fits = lambda prompt, text: len(text) < 40
+    found = follow_through(scorer, pairs())
+    assert found is not None and found.overall.n == 2  # not those of the long response
+
+
 def test_the_share_of_rewards_that_rise() -> None:
     short = follow_through(Scorer(lambda text: -len(text)), pairs())
     assert short is not None

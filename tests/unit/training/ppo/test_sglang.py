@@ -34,7 +34,7 @@ class SGLangServer(RolloutServer):
             self.asked.append(body)
             rows = zip(body["input_ids"], body["lora_path"], body["sampling_params"], strict=True)
             return 200, self.change([self.generated(*row) for row in rows])
-        if not self.takes_adapters or path not in ("/load_lora_adapter", "/unload_lora_adapter"):
+        if path == "/models" or not self.takes_adapters or path not in ("/load_lora_adapter", "/unload_lora_adapter"):
             return 404, {"detail": "Not Found"}
         name = body["lora_name"]
         if path == "/unload_lora_adapter":
@@ -93,6 +93,8 @@ def test_every_response_has_a_seed_of_its_own(tmp_path: Path, server: RolloutSer
     parts = [engine.sample(some, Sampling(6), first=first, **options) for first, some in ((0, IDS[:2]), (2, IDS[2:]))]
     assert whole.ids == [*parts[0].ids, *parts[1].ids]
     seeds = [one["sampling_seed"] for body in server.asked[: len(IDS)] for one in body["sampling_params"]]
+    settings = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "stop_token_ids": [2]}
+    assert all(settings.items() <= one.items() for one in server.asked[0]["sampling_params"])  # no model's defaults
     assert len(set(seeds)) == 3 * len(IDS) and all(0 <= seed < 2**62 for seed in seeds)
     assert any(len({tuple(ids) for ids in some}) > 1 for some in whole.ids)
 
@@ -114,7 +116,9 @@ def test_truncated_sampling_is_refused(sampling: Sampling, tmp_path: Path, serve
         (lambda reply: "not json", "cannot be read"),
         (lambda reply: reply[0], "cannot be read"),
         (lambda reply: [{"text": "", "meta_info": {}}] * 2, "cannot be read"),
-        (lambda reply: [ANSWER, ANSWER], "does not end as asked for"),
+        (lambda reply: [ANSWER, ANSWER], "another of the model's end tokens"),
+        (lambda reply: [{"meta_info": {"finish_reason": {"type": "abort", "message": "no room"}}}] * 2,
+         "aborted: no room"),
         (lambda reply: [one | {"meta_info": {"output_token_logprobs": [[None, 5, None]] * 6}} for one in reply],
          "not numbers"),
     ],
@@ -142,3 +146,10 @@ def test_a_server_without_lora_says_how_to_start_it(tmp_path: Path, server: Roll
     server.takes_adapters = False
     with pytest.raises(TrainingError, match=r"sglang\.launch_server.*--enable-lora"):
         served(tmp_path, server).engine.refresh(0)
+
+
+def test_an_address_without_its_version_is_explained(tmp_path: Path, server: RolloutServer) -> None:
+    """The server is not known yet, so both are named."""
+    server.url = server.url.removesuffix("/v1")
+    with pytest.raises(TrainingError, match=r"usually ends with /v1.*vllm serve.*sglang\.launch_server"):
+        served(tmp_path, server)
