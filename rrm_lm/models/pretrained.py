@@ -6,6 +6,7 @@ Also the only place that chooses device, dtype and seed. Remote code is off by d
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import set_seed as set_seed  # Python, NumPy and torch on ever
 
 from rrm_lm.errors import ConfigError, ModelError
 from rrm_lm.models.embedded import EMBEDDED, fetch
+from rrm_lm.models.together import load_once
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -88,7 +90,8 @@ def _load_model(auto_class: Any, name: str, revision: str | None, new_head: bool
         raise ModelError("This is an adapter, and only a whole model can be loaded here", where=name, remedy=remedy)
     options = {"trust_remote_code": False, "revision": revision, **options}
     options = {key: value for key, value in options.items() if value is not None}
-    model, info = from_pretrained(auto_class, path, use_safetensors=True, output_loading_info=True, **options)
+    load = partial(from_pretrained, auto_class, path, use_safetensors=True, output_loading_info=True, **options)
+    model, info = load() if _loads_alone(options) else load_once(load, process_state())
     for keys, found in (("missing_keys", "lacks {} weights of"), ("unexpected_keys", "has {} weights that are not in")):
         wrong = sorted(key for key in info[keys] if not (new_head and re.search(_HEADS, key)))
         if wrong:
@@ -100,6 +103,12 @@ def _load_model(auto_class: Any, name: str, revision: str | None, new_head: bool
                 "these weights and save it again with save_pretrained",
             )
     return compute_as_stored(model).eval()
+
+
+def _loads_alone(options: dict[str, Any]) -> bool:
+    """Whether a process needs its own model: it has a device map or other weights, or imports code from the Hub."""
+    imports = options.get("trust_remote_code") or "/" in str(options.get("attn_implementation"))
+    return bool(imports) or bool(options.keys() & {"quantization_config", "device_map"})
 
 
 def compute_as_stored(model: Any) -> Any:

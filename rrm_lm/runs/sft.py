@@ -22,6 +22,7 @@ from rrm_lm.models.backbone import check_logits
 from rrm_lm.models.pretrained import set_seed
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
 from rrm_lm.models.sharding import run_as_forward
+from rrm_lm.models.together import loading_together
 from rrm_lm.settings.data import DataArguments
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.settings.training import SFTRunArguments
@@ -102,6 +103,7 @@ class SFTRun:
         check_learned(examples, counts, chat, ", ".join(self.data.dataset_name))
         return examples
 
+    @loading_together()
     def _policy(self) -> Policy:
         """The named adapter, or a fresh adapter on the named model."""
         args, name = self.model_args, str(self.model_args.model_name_or_path)

@@ -1,12 +1,13 @@
 """Host memory of two processes that load one model and shard it with FSDP2.
 
-    python scripts/bench/loading.py      writes scripts/bench/results/loading.json (three minutes, 8 GB of memory)
+    python scripts/bench/loading.py      writes scripts/bench/results/loading.json (six minutes, 8 GB of memory)
 
-The model is random, 1.6 GB in float32. Both processes run on the CPU, so their shards, one model together, are in host
-memory as well; on GPUs they are not. Every 10 ms, the proportional set sizes of both are added: private memory, and
-each page of a file that is mapped once. `peak_over_model` is the largest sum, less what both held before loading, over
-the bytes of the model; `peak_without_shards` is one less. The second case converts the weights to bfloat16 while
-loading, so that nothing can be mapped.
+The models are random, 1.6 GB in float32: one whose weights are used as they are, and a mixture of experts, whose
+weights transformers merges while loading. Each is loaded as saved and converted to bfloat16. Both processes run on the
+CPU, so their shards, one model together, are in host memory as well; on GPUs they are not. Every 10 ms, the memory of
+both processes is added, less what both held before loading. `private_over_model` is the largest sum of private memory
+over the bytes of the model. `peak_over_model` also counts each page of a mapped file once; the system frees such pages
+when memory is short. Converted to bfloat16, the float32 file that is read counts as two models.
 """
 
 from __future__ import annotations
@@ -29,15 +30,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from common import commit, machine, save
 from peft import LoraConfig
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, process_state
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.sharding import fsdp_units, shard_for_use
+from rrm_lm.models.together import loading_together
 
 ROOT = Path(__file__).parents[2]
-SHAPE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 20, "num_attention_heads": 16}
+SHAPES = {
+    "llama": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 20},
+    "mixtral": {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 7},
+}
 SIZES = {"float32": 4, "bfloat16": 2}  # bytes
 
 
@@ -63,7 +68,8 @@ def load(folder: str, dtype: str, out: Path) -> None:
     before = held()
     thread = threading.Thread(target=watch)
     thread.start()
-    backbone = Backbone(load_causal_lm(folder, dtype=dtype), 0)
+    with loading_together():
+        backbone = Backbone(load_causal_lm(folder, dtype=dtype), 0)
     lora = LoraConfig(r=16, task_type="SEQ_CLS", target_modules="all-linear")
     model = RewardModel.create(backbone, lora, RewardSettings(folder))
     assert shard_for_use(model) and len(fsdp_units(model)) > 1
@@ -76,7 +82,7 @@ def load(folder: str, dtype: str, out: Path) -> None:
 
 
 def measure(folder: str, dtype: str, parameters: int) -> dict[str, Any]:
-    """The largest sum of both processes' memory, in bytes and over the model's bytes."""
+    """The largest sums of both processes' memory, in bytes and over the model's bytes."""
     config = ROOT / "configs" / "accelerate" / "fsdp2.yaml"
     with tempfile.TemporaryDirectory() as out:
         words = [__file__, "--child", folder, "--dtype", dtype, "--out", out]
@@ -84,23 +90,25 @@ def measure(folder: str, dtype: str, parameters: int) -> dict[str, Any]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         subprocess.run([sys.executable, *launcher, *words], check=True, cwd=ROOT, env=environment)
         found = [json.loads((Path(out) / f"{rank}.json").read_text()) for rank in (0, 1)]
-    base = sum(one["before"]["all"] for one in found)
-    sums = []
+    parts, sums = found[0]["before"], []
+    base, after = ({part: sum(one[when][part] for one in found) for part in parts} for when in ("before", "after"))
     for at, held in found[0]["samples"]:
         other = min(found[1]["samples"], key=lambda sample: abs(sample[0] - at))[1]
-        sums.append({name: held[name] + other[name] for name in held})
-    peak = max(sums, key=lambda one: one["all"])
-    after, model = sum(one["after"]["all"] for one in found) - base, SIZES[dtype] * parameters
-    ratio = round((peak["all"] - base) / model, 3)
+        sums.append({part: held[part] + other[part] - base[part] for part in parts})
+    peaks, model = {part: max(one[part] for one in sums) for part in parts}, SIZES[dtype] * parameters
     return {
-        "model": model, "peak": peak["all"] - base, "peak_parts": peak, "after": after,
-        "peak_over_model": ratio, "peak_without_shards": round(ratio - 1, 3),
+        "dtype": dtype, "model": model, "peaks": peaks, "after": {part: after[part] - base[part] for part in parts},
+        "private_over_model": round(peaks["private"] / model, 3), "peak_over_model": round(peaks["all"] / model, 3),
     }  # fmt: skip
 
 
-def save_random(folder: str, **shape: Any) -> int:
+def save_random(folder: str, kind: str, vocab_size: int = 32000, **shape: Any) -> int:
     """Save a random model; returns the number of its parameters."""
-    model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
+    heads: dict[str, Any] = {"num_attention_heads": 16, "num_key_value_heads": 16}
+    if kind == "llama":
+        model: Any = LlamaForCausalLM(LlamaConfig(**shape, **heads, vocab_size=vocab_size))
+    else:
+        model = MixtralForCausalLM(MixtralConfig(**shape, **heads, vocab_size=vocab_size, num_local_experts=8))
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -115,11 +123,12 @@ def main() -> None:
         load(args.child, args.dtype, args.out)
         return
     cases = []
-    with tempfile.TemporaryDirectory() as folder:
-        parameters = save_random(folder, **SHAPE)
-        for dtype in SIZES:
-            cases.append({"dtype": dtype, **measure(folder, dtype, parameters)})
-            print(json.dumps(cases[-1]), flush=True)
+    for kind, shape in SHAPES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            parameters = save_random(folder, kind, **shape)
+            for dtype in SIZES:
+                cases.append({"model_type": kind, **measure(folder, dtype, parameters)})
+                print(json.dumps(cases[-1]), flush=True)
     about = {"machine": machine(), "commit": commit(), "saved_as": "float32", "processes": 2}
     print(save("loading.json", {**about, "cases": cases}))
 

@@ -20,6 +20,7 @@ from rrm_lm.models.pretrained import resolve
 from rrm_lm.models.reward import SETTINGS_FILE, RewardModel
 from rrm_lm.models.reward_files import put_reward
 from rrm_lm.models.saving.adapters import fetch_adapter, has_template
+from rrm_lm.models.together import loading_together
 from rrm_lm.settings.training import MonitorArguments, RewardArguments
 from rrm_lm.text.chat import ChatFormat
 from rrm_lm.training.reward_sources import RewardSource, RewardSum, ScorerReward, WithCriteria
@@ -179,6 +180,7 @@ def scorer_loader(loading: dict[str, Any], *, micro_batch_tokens: int, seed: int
     """
     options = {key: loading[key] for key in ("dtype", "attn_implementation", "trust_remote_code")}
 
+    @loading_together()
     def load(name: str, **more: Any) -> ResponseScorer:
         is_file = Path(name).is_file()  # of criteria, which read text
         own = chat_template is None or is_file or has_template(name, bool(loading["trust_remote_code"]))

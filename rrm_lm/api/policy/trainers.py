@@ -24,6 +24,7 @@ from rrm_lm.models.backbone import Backbone, check_logits
 from rrm_lm.models.pretrained import load_sequence_classifier, resolve
 from rrm_lm.models.saving.adapters import recorded_date
 from rrm_lm.models.saving.policies import POLICY, Policy, PolicySettings, load_policy
+from rrm_lm.models.together import loading_together
 from rrm_lm.planning.planning import Job
 from rrm_lm.planning.sizing import fit_sizes
 from rrm_lm.settings.models import ModelArguments
@@ -46,6 +47,7 @@ def check_start(folder: Path, model: ModelArguments, rewards: RewardArguments, c
         raise ConfigError(what, where="value_model", remedy="pass --value_function model, or leave out value_model")
 
 
+@loading_together()
 def load_start(
     args: ModelArguments, stop: int | None, loaded: Policy | None = None, rewards: Sequence[str] = ()
 ) -> Policy:
@@ -95,6 +97,7 @@ def make_agent(
     return agent
 
 
+@loading_together()
 def _value_model(policy: Policy, args: ModelArguments, name: str | None) -> Backbone:
     """A sequence-classification model; all of its weights are trained."""
     start = policy.settings or PolicySettings(str(args.model_name_or_path))

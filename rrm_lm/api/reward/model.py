@@ -31,6 +31,7 @@ from rrm_lm.models.saving.adapters import (
     refuse_outputs,
 )
 from rrm_lm.models.saving.policies import PolicySettings, policy_config, read_policy_settings
+from rrm_lm.models.together import loading_together
 from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer, prepare_tokenizer
 from rrm_lm.settings.models import ModelArguments
 from rrm_lm.text.batching import context_length
@@ -58,6 +59,7 @@ class Start(NamedTuple):
     critique_first: bool = False  # the adapter reads the reward after a critique of its own
 
 
+@loading_together()
 def load_start(model: Any, args: ModelArguments, tokenizer: Any = None, quantization: Any = None) -> Start:
     """Load a named model or adapter, or split a loaded model into backbone, head and adapter.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rrm_lm.models.saving.adapters import ADAPTER_CONFIG, fetch_adapter, is_clas
 from rrm_lm.models.saving.policies import load_policy
 from rrm_lm.models.self_critique import with_own_critiques
 from rrm_lm.models.sharding import is_sharded, max_over_processes, shard_for_use, with_full_params
+from rrm_lm.models.together import loading_together
 from rrm_lm.models.tokenizers import check_vocabulary, load_tokenizer, own_pad_id
 from rrm_lm.text.batching import Batch, collate, context_length, length_groups, row_groups, share
 from rrm_lm.text.chat import ChatFormat, Line
@@ -222,7 +224,8 @@ def load_scorer(
         if not Path(path).is_dir():
             loading["revision"] = None  # this is the adapter's revision; the adapter records the backbone's
         options = {"ensemble": ensemble, "ensemble_k": ensemble_k, "chat_date": chat_date, "fold_system": fold_system}
-        model, chat = load_reward_model(adapter, base_model=base_model, tokenizing=texts, **options, **loading)
+        with loading_together() if shard else nullcontext():
+            model, chat = load_reward_model(adapter, base_model=base_model, tokenizing=texts, **options, **loading)
         chat.max_length = chat.max_length or within_context(max_length, model.backbone.config)
         criteria = CriteriaReward.load(adapter, model.backbone, chat, allow_code=bool(loading.get("trust_remote_code")))
         more = "" if criteria is None else f" and {len(criteria.criteria)} criteria"
