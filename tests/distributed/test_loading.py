@@ -22,14 +22,17 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from rrm_lm.api.policy.trainers import load_start as policy_start
+from rrm_lm.api.reward.model import load_start as reward_start
 from rrm_lm.errors import ModelError
 from rrm_lm.models import together
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, load_sequence_classifier, process_state, set_seed
 from rrm_lm.models.reward import RewardModel, RewardSettings
 from rrm_lm.models.sharding import full_tensor, shard_for_use
+from rrm_lm.settings.models import ModelArguments
 from tests.distributed.processes import launch
-from tests.tiny import lora
+from tests.tiny import lora, save_tiny_model
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -100,8 +103,9 @@ def test_shared_weights_equal_own_ones(tmp_path: Path) -> None:
     saved(broken, "llama")
     (broken / "model.safetensors").write_bytes(b"broken")
     (tmp_path / "home").mkdir()
+    save_tiny_model(tmp_path / "tiny")
     launch(__file__, tmp_path, config="fsdp2")
-    for name in ("converted", "alone", "broken", "sharded"):
+    for name in ("converted", "trainers", "alone", "broken", "sharded"):
         assert {(tmp_path / f"{name}-{rank}").exists() for rank in (0, 1)} == {True}, name
     assert list((tmp_path / "home").iterdir()) == []  # no file stays
 
@@ -132,6 +136,13 @@ def same_weights(folder: Path) -> None:
         weight.fill_(process_state().process_index)
     process_state().wait_for_everyone()
     assert weight.unique().tolist() == [process_state().process_index]
+
+
+def in_trainers(folder: Path) -> None:
+    args = ModelArguments(model_name_or_path=str(folder / "tiny"), dtype="bfloat16")
+    start, policy = reward_start(str(args.model_name_or_path), args), policy_start(args, None)
+    assert not copied(start.lm) and not copied(policy.backbone.causal_lm)
+    (folder / f"trainers-{process_state().process_index}").touch()
 
 
 def own_copies(folder: Path) -> None:
@@ -172,4 +183,5 @@ if __name__ == "__main__":
     same_weights(work)
     (work / f"converted-{process_state().process_index}").touch()
     with_adapters(work)
+    in_trainers(work)
     own_copies(work)

@@ -425,6 +425,8 @@ def large() -> Iterator[str]:
         yield " | ".join(f"{plan[task]['memory']['peak'] / 1e9:.0f} GB" for plan in plans)
     yield " | ".join(f"{plan['ppo']['traffic']['learning'] / 1e12:.1f} TB" for plan in plans)
     yield " | ".join(f"{plan['ppo']['traffic']['rollout'] / 1e12:.0f} TB" for plan in plans)
+    private = [one["private_over_model"] for one in result("loading")["cases"]]
+    yield f"{min(private):.2f} to {max(private):.2f} models in private memory"
 
 
 def in_short() -> Iterator[str]:
@@ -483,9 +485,11 @@ def ablation() -> Iterator[str]:
 def processes() -> Iterator[str]:
     ratios = [one["planned_over_measured"] for one in result("plan")["cases"]]
     yield f"{min(ratios):.2f} to {max(ratios):.2f} times the memory"
-    mapped, converted = (one["peak_without_shards"] for one in result("loading")["cases"])
-    yield f"at most {mapped:.2f} times"
-    yield f"own copy: {converted:.2f} times"
+    cases = result("loading")["cases"]
+    mapped, *converted = (f"{one['private_over_model']:.2f}" for one in cases)
+    yield f"at most {mapped} times"
+    yield "{} times (float32 to bfloat16), {} (experts that are merged) and {} (both)".format(*converted)
+    yield "{}, {}, {} and {} times the model".format(*(f"{one['peak_over_model']:.2f}" for one in cases))
     for one in [result("scaling")[job] for job in ("reward", "ppo")]:
         yield f"{one['throughput_ratio']:.2f}"
         yield f"{min(one['throughput_ratio_rounds']):.2f} to {max(one['throughput_ratio_rounds']):.2f}"
