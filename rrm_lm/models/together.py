@@ -60,6 +60,8 @@ def load_once(load: Callable[[], tuple[Any, Any]], state: PartialState) -> tuple
             failure = error
     names = gather_object([file and f"/proc/{os.getpid()}/fd/{file.fileno()}"])
     name = names[state.process_index - state.local_process_index]  # of this machine's first process
+    if not all(gather_object([name is None or os.access(name, os.R_OK)])):  # processes in containers of their own
+        name = None
     if name is not None:
         loaded = None  # the first process frees its copies, and maps the file like the others
         loaded = _read(name)

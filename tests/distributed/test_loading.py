@@ -146,12 +146,15 @@ def in_trainers(folder: Path) -> None:
 
 
 def own_copies(folder: Path) -> None:
-    """Quantized models, a home that is not a folder, and a checkpoint that cannot be read."""
+    """Quantized models, a file that one process cannot see, a home that is not a folder, and a broken checkpoint."""
     rank, name = process_state().process_index, str(folder / "llama")
     bits = BitsAndBytesConfig(load_in_4bit=True)
     with together.loading_together():
         quantized = load_causal_lm(name, dtype="float32", quantization_config=bits, device_map={"": "cpu"})
         assert type(quantized.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+        with pytest.MonkeyPatch.context() as patch:  # as in a container of its own
+            patch.setattr(together.os, "access", lambda path, mode: rank == 0)
+            assert copied(load_causal_lm(name, dtype="bfloat16"))
         os.environ["RRM_LM_HOME"] = str(folder / "llama" / "config.json")
         model = load_causal_lm(name, dtype="bfloat16")
         assert copied(model)

@@ -205,8 +205,8 @@ def _edited_pairs(
 
 
 def _written_pairs(editor: ServedJudge, reward: CriteriaReward, asked: Sequence[_Edit]) -> list[Pair]:
-    """The edits that the editor writes, kept if they move the measure of their criterion. A collection that is continued
-    asks for them again.
+    """The edits that the editor writes, kept if they move the measure of their criterion. A later run of the same
+    collection asks for them again.
     """
     logger.info("asking %s for %d edits", editor.name, len(asked))
     texts = ask_all(
