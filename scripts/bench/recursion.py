@@ -37,7 +37,6 @@ from recursion_rules import CONTROLS, CORE
 from recursion_summary import summarise
 
 from rrm_lm.evaluation.preferences.scoring import ResponseScorer
-from rrm_lm.feedback.asking.overseers import SimulatedOverseer
 from rrm_lm.feedback.records import Comparison, Demonstration, Message, Origin, Prompt
 from rrm_lm.models.backbone import Backbone
 from rrm_lm.models.pretrained import load_causal_lm, process_state
@@ -341,18 +340,17 @@ class Experiment:
         self, arm: str, seed: int, pairs: Sequence[tuple[Prompt, str, str]], assistance: Assistance
     ) -> tuple[list[Comparison], list[int]]:
         """Comparisons as an arm's overseer makes them, and whether each is as the truth has it, where it has one."""
-        overseer: Any = Assisted(LimitedOverseer(self.domain, seed), assistance)
-        if arm == "G":
-            overseer = SimulatedOverseer(self.domain.gold)
+        overseer = Assisted(LimitedOverseer(self.domain, seed), assistance)
         records, right = [], []
         for row, (prompt, *both) in enumerate(pairs[: self._measured] if arm == "C0" else pairs, start=1):
-            verdict = overseer.compare(prompt, both)
             gap = self.domain.gold(prompt, both[0]) - self.domain.gold(prompt, both[1])
-            if verdict.preferred is None:
+            by_gold = None if gap == 0 else int(gap < 0)
+            preferred = by_gold if arm == "G" else overseer.compare(prompt, both).preferred
+            if preferred is None:
                 continue
-            if gap != 0:
-                right.append(int((gap > 0) == (verdict.preferred == 0)))
-            chosen, rejected = both if verdict.preferred == 0 else reversed(both)
+            if by_gold is not None:
+                right.append(int(preferred == by_gold))
+            chosen, rejected = both if preferred == 0 else reversed(both)
             record = Comparison(prompt=prompt, chosen=chosen, rejected=rejected, origin=Origin(f"arm {arm}", row))
             records += [record] * (MEASURED_COUNT if arm == "C+" and row <= self._measured else 1)
         return records, right

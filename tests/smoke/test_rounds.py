@@ -14,7 +14,7 @@ import torch
 from rrm_lm.evaluation.policies.samples import draw
 from rrm_lm.evaluation.preferences.scorers import RewardScorer
 from rrm_lm.feedback.asking.collection import collect
-from rrm_lm.feedback.asking.overseers import SimulatedOverseer
+from rrm_lm.feedback.asking.overseers import Verdict
 from rrm_lm.feedback.records import Comparison, Prompt
 from rrm_lm.models.agent import AgentModel
 from rrm_lm.models.backbone import Backbone
@@ -41,6 +41,19 @@ def gold(_prompt: Prompt, response: str) -> float:
     """Mentioning the moon once or twice is good, twice is better; more often is too much."""
     moons = response.count("moon")
     return float(min(moons, 2) - 2 * max(moons - 2, 0))
+
+
+class ByGold:
+    """Prefers the response with the higher gold reward."""
+
+    name, limit = "by gold", "none"
+
+    def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
+        values = [gold(prompt, response) for response in responses]
+        return Verdict(None) if len(set(values)) == 1 else Verdict(values.index(max(values)))
+
+    def critique(self, prompt: Prompt, response: str) -> str:
+        return ""
 
 
 def questions(count: int, seed: int) -> list[Prompt]:
@@ -79,8 +92,7 @@ class Rounds:
         """New comparisons of the policy's own responses, or of responses by others."""
         prompts = questions(2 * count, seed=self.seed * 10 + self.turns)
         texts = self.responses(prompts, 2) if own else by_others(2 * count, self.seed)
-        overseer = SimulatedOverseer(gold, seed=self.seed)
-        found = collect(overseer, prompts, texts, critiques=False, round_number=self.turns + 1, seed=self.seed)
+        found = collect(ByGold(), prompts, texts, critiques=False, round_number=self.turns + 1, seed=self.seed)
         assert len(found.records) >= count
         self.records += found.records[:count]
 

@@ -1,4 +1,4 @@
-"""The protocol for overseers, who give feedback, and an overseer simulated from a gold reward with a stated limit.
+"""The protocol for overseers, who give feedback, and a way to ask one in both orders.
 
 A person, a simulated person, an LLM judge and an overseer assisted by helpers are all an `Overseer`. They compare and
 critique but never reveal a gold reward.
@@ -7,18 +7,11 @@ critique but never reveal a gold reward.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from rrm_lm.errors import ConfigError
 from rrm_lm.feedback.records import Prompt
-from rrm_lm.options import check
-
-GoldReward = Callable[[Prompt, str], float]
-View = Callable[[Prompt, str], tuple[Prompt, str]]
-Critic = Callable[[Prompt, str], str]
 
 NO_ANSWER = "no answer"  # a temporary abstention: the question may be asked again
 CONTRADICTION = "contradicts itself"
@@ -56,72 +49,6 @@ class Overseer(Protocol):
     def critique(self, prompt: Prompt, response: str) -> str:
         """Say in words what is good or bad about one response; "" for nothing."""
         ...
-
-
-@dataclass(frozen=True)
-class SimulatedOverseer:
-    """A person simulated from a gold reward, with a limited view and with noise.
-
-    Noise is a function of `seed`, the prompt and the responses. A repeated question gets the same answer in any order,
-    so feedback can be gathered in parallel and resumed.
-    """
-
-    gold: GoldReward  # finite reward of a response to a prompt; higher is better
-    name: str = "simulated"
-    limit: str = "none: sees everything"  # what `view` hides, in words for reports
-    # the part of the prompt and response that this overseer sees and `gold` is evaluated on; by default everything
-    view: View = lambda prompt, response: (prompt, response)
-    # Noise in units of the gold reward. The best of k is drawn with probability softmax(gold / temperature), which for
-    # two is Bradley-Terry (1952); 0 always takes the best.
-    temperature: float = 0.0
-    epsilon: float = 0.0  # probability of a slip: taking one of the others, uniformly
-    indifference: float = 0.0  # if the best response leads by no more than this, the verdict is a tie, without noise
-    critic: Critic | None = None  # writes critiques of what is seen; without one, the overseer can only compare
-    seed: int = 0  # tells apart simulated people with equal settings
-
-    def __post_init__(self) -> None:
-        for name, high in (("temperature", math.inf), ("epsilon", 1.0), ("indifference", math.inf)):
-            value = getattr(self, name)
-            check(self, (name, 0.0 <= value <= high and math.isfinite(value), f"from 0 to {high}"))
-
-    def compare(self, prompt: Prompt, responses: Sequence[str]) -> Verdict:
-        """Prefer one response, with noise. Not graded: a strength would leak the gold reward into training. Raises
-        ConfigError for fewer than two responses, or a gold reward that is not a finite number.
-        """
-        if len(responses) < 2:
-            raise ConfigError(f"{len(responses)} response given to compare", expected="at least two responses")
-        values = [self._value(prompt, response) for response in responses]
-        ranked = sorted(values, reverse=True)
-        if ranked[0] - ranked[1] <= self.indifference:
-            return Verdict(None)
-        key = self._key(prompt, *sorted(responses))
-        if self.temperature > 0:  # the largest of value/T + Gumbel noise is a draw from softmax(value/T)
-            values = [
-                value / self.temperature - math.log(-math.log(uniform(key, "gumbel", response)))
-                for value, response in zip(values, responses, strict=True)
-            ]
-        best = max(range(len(responses)), key=values.__getitem__)
-        if uniform(key, "slip") < self.epsilon:
-            others = sorted((i for i in range(len(responses)) if i != best), key=responses.__getitem__)
-            best = others[int(uniform(key, "which") * len(others))]
-        return Verdict(best)
-
-    def critique(self, prompt: Prompt, response: str) -> str:
-        """Critique what this overseer sees of the response. Raises ConfigError if the overseer has no critic."""
-        if self.critic is None:
-            what = f"the overseer {self.name!r} has no critic, so it cannot write critiques"
-            raise ConfigError(what, remedy="give SimulatedOverseer a critic")
-        return self.critic(*self.view(prompt, response))
-
-    def _value(self, prompt: Prompt, response: str) -> float:
-        value = float(self.gold(*self.view(prompt, response)))
-        if not math.isfinite(value):
-            raise ConfigError(f"the gold reward of the overseer {self.name!r} is {value}", expected="a finite number")
-        return value
-
-    def _key(self, prompt: Prompt, *responses: str) -> str:
-        turns = [f"{message.role}\x1f{message.content}" for message in prompt]
-        return "\x1e".join([str(self.seed), self.name, *turns, *responses])
 
 
 def uniform(*parts: str) -> float:

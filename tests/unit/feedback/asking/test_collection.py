@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rrm_lm import locks
 from rrm_lm.errors import CheckpointError, ConfigError, DataError
 from rrm_lm.feedback.asking.collection import ASKED, choose_pairs, collect
-from rrm_lm.feedback.asking.overseers import NO_ANSWER, SimulatedOverseer, Verdict
+from rrm_lm.feedback.asking.overseers import NO_ANSWER, Verdict
 from rrm_lm.feedback.reading.datasets import load_feedback
 from rrm_lm.feedback.records import Comparison, Message, Origin, Prompt
 from rrm_lm.simulated.plain_user import PlainUser, Request
@@ -63,6 +63,10 @@ class Scripted:
         self._count()
         self.written.append((prompt, response))
         return "" if "silent" in response else f" {len(response)} letters.\nFine \ud83d. "
+
+
+class Another(Scripted):
+    name = "another"
 
 
 def read_back(path: Path) -> tuple[Comparison, ...]:
@@ -176,17 +180,13 @@ def test_the_simulated_user_as_overseer(tmp_path: Path) -> None:
     assert replace(read_back(tmp_path / "new.jsonl")[0], origin=record.origin) == record
 
 
-def test_a_simulated_overseer_says_which_and_why_and_never_how_much() -> None:
-    overseer = SimulatedOverseer(
-        lambda _, response: -10.0 * len(response.split()),
-        name="brief",
-        critic=lambda _, response: f"{len(response.split())} words.",
-    )
-    found = collect(overseer, [asked("p"), asked("q"), asked("r")], [["a b c", "a"], ["a b", "c d"], ["a", "a"]])
+def test_an_overseer_says_which_and_why_and_without_a_strength_not_how_much() -> None:
+    prompts, responses = [asked("p"), asked("q"), asked("r")], [["a b c", "a"], ["a b", "c d"], ["a", "a"]]
+    found = collect(Scripted(), prompts, responses)
     (record,) = found.records
     assert (record.prompt, record.chosen, record.rejected) == (asked("p"), "a", "a b c")
-    assert (record.margin, record.source) == (None, "brief")  # a margin would be the gold reward
-    assert (record.chosen_critiques, record.rejected_critiques) == (("1 words.",), ("3 words.",))
+    assert (record.margin, record.source) == (None, "scripted")
+    assert [one[0][:3] for one in (record.chosen_critiques, record.rejected_critiques)] == ["1 l", "5 l"]
     assert (found.counts.ties, found.counts.prompts_without_pair) == (1, 1)
 
 
@@ -273,8 +273,8 @@ def test_answers_of_another_overseer_or_round_are_not_mixed_in(tmp_path: Path) -
     before = path.read_bytes()
     with pytest.raises(CheckpointError, match="round is 1 and not 2"):
         collect(Scripted(), PROMPTS, RESPONSES, path=path, round_number=2)
-    with pytest.raises(CheckpointError, match="overseer is 'scripted' and not 'simulated'"):
-        collect(SimulatedOverseer(lambda *_: 0.0), PROMPTS, RESPONSES, path=path)
+    with pytest.raises(CheckpointError, match="overseer is 'scripted' and not 'another'"):
+        collect(Another(), PROMPTS, RESPONSES, path=path)
     assert path.read_bytes() == before
 
 
