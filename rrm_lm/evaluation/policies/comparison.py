@@ -270,18 +270,18 @@ def distinct(text: str, length: int = 2) -> float:
     return len(set(runs)) / len(runs) if runs else math.nan
 
 
-def repeated(text: str, length: int = RUN) -> float:
+def repeated(text: str) -> float:
     """Share of a text's word runs that occurred earlier in it: 0 without repetition, NaN for too short a text."""
-    return 1 - distinct(text, length)
+    return 1 - distinct(text, RUN)
 
 
-def stock_phrases(texts: Sequence[Sequence[str]], length: int = RUN) -> list[list[float]]:
+def stock_phrases(texts: Sequence[Sequence[str]]) -> list[list[float]]:
     """For each prompt and text, the share of its word runs that also occur in a response to another prompt.
 
     It rises if a policy writes the same text for every prompt. It also rises with the number of texts, so only compare
     equal numbers of texts on the same prompts. NaN for a text shorter than a run.
     """
-    runs = [[word_runs(text, length) for text in group] for group in texts]
+    runs = [[word_runs(text, RUN) for text in group] for group in texts]
     prompts_with = Counter(run for group in runs for run in {run for text in group for run in text})
     return [
         [sum(prompts_with[run] > 1 for run in text) / len(text) if text else math.nan for text in group]

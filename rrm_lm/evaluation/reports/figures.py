@@ -149,9 +149,7 @@ def curves(
             axes = figure.add_subplot(1, len(panels), place)
             for i, (name, (steps, values)) in enumerate(lines.items()):
                 color, marker = colors[i % len(colors)], "o" if len(steps) <= 25 else None
-                if (
-                    len(steps) > 60
-                ):  # one point per batch: show the mean over a centered window over the faint raw values
+                if len(steps) > 60:  # one point per batch: the mean over a centered window, over the faint raw values
                     axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
                     half = max(1, len(values) // 60)
                     values = [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]

@@ -12,6 +12,7 @@ from rrm_lm.errors import ConfigError
 from rrm_lm.evaluation.statistics.metrics import share
 
 _SURE = 0.98  # no person is taken to be right more often: few answers prove no more
+_ROUNDS = 50  # of expectation-maximization
 
 
 def alpha(units: Sequence[Sequence[str]]) -> float | None:
@@ -69,18 +70,13 @@ def agreement(verdicts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     }
 
 
-def reliabilities(verdicts: Mapping[str, Mapping[str, str]], rounds: int = 50) -> dict[str, float]:
+def reliabilities(verdicts: Mapping[str, Mapping[str, str]]) -> dict[str, float]:
     """How often each person is right, 0.5 to `_SURE`, by the one-coin model of Dawid and Skene (1979), with
     expectation-maximization: a person is right with a probability of their own, and else says any other value.
 
-    Only things that several people judged say who is right. Who judged none of them gets the median of the others.
-
-    Args:
-        verdicts: Things by name, each with the value that each person gave it.
-        rounds: Rounds of expectation-maximization.
-
-    Raises:
-        ConfigError: Nothing was judged twice.
+    `verdicts` are things by name, each with the value that each person gave it. Only things that several people judged
+    say who is right. Who judged none of them gets the median of the others. Raises ConfigError if nothing was judged
+    twice.
     """
     shared = [given for given in verdicts.values() if len(given) > 1]
     if not shared:
@@ -88,7 +84,7 @@ def reliabilities(verdicts: Mapping[str, Mapping[str, str]], rounds: int = 50) -
         raise ConfigError(what, where="reliability", remedy="ask with --overlap 2")
     values = sorted({value for given in shared for value in given.values()})
     found = {person: 0.8 for given in shared for person in given}
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         shares: dict[str, list[float]] = {person: [] for person in found}
         for given in shared:
             likely = {

@@ -29,6 +29,7 @@ Clusters = Sequence[Hashable] | NDArray
 
 LEVEL = 0.95
 FEWEST_RUNS = 5  # for an interval over runs: with fewer, its simulated coverage is as low as 87%
+_MOST_BINS = 10  # of a calibration
 _NO_ERROR = 1e-12  # a standard error below this is rounding
 
 
@@ -277,7 +278,7 @@ class Calibration:
     bins: tuple[ReliabilityBin, ...]  # from least to most confident
 
 
-def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, draws: int = 1000) -> Calibration:
+def calibration(margins: ArrayLike, clusters: Clusters, *, draws: int = 1000) -> Calibration:
     """Calibration of the preference probability, in bins of equal mass (Nixon et al. 2019, "Measuring calibration").
 
     P(chosen) has only one label, because the chosen response always comes first. So the **predicted winner** is
@@ -287,14 +288,14 @@ def calibration(margins: ArrayLike, clusters: Clusters, *, max_bins: int = 10, d
     Equal confidences share a bin, so the result does not depend on the order of the examples. `by_chance` flips the
     sign of each prompt's deviations within the bins at random (wild cluster bootstrap: Cameron, Gelbach and Miller
     2008; fixed seed), after the correction of :func:`clustered_se` in each bin. `margins` is `(n,)`, and `clusters`
-    `(n,)` prompt labels. There are fewer than `max_bins` bins if one would have under twenty examples. Raises
+    `(n,)` prompt labels. There are fewer than ten bins if one would have under twenty examples. Raises
     ValueError if there are no margins.
     """
     m = np.asarray(margins, dtype=float)
     if m.size == 0:
         raise ValueError("the calibration of no predictions is not defined")
     confidence, right = scipy.special.expit(np.abs(m)), correctness(m)
-    bins = max(1, min(max_bins, m.size // 20))
+    bins = max(1, min(_MOST_BINS, m.size // 20))
     ranks = scipy.stats.rankdata(confidence, method="average")
     which = np.minimum(((ranks - 0.5) / m.size * bins).astype(np.intp), bins - 1)
     _, which = np.unique(which, return_inverse=True)

@@ -124,7 +124,6 @@ def feedback_of_rows(
     *,
     name: str = "the rows",
     columns: Mapping[str, str] | None = None,
-    skip_bad_rows: bool = False,
 ) -> Feedback:
     """As :func:`load_feedback`, for rows in memory. Each row maps columns to values, in any shape that a file may have.
     `name` is the rows' name in messages and the records' source. Raises DataError for an unknown shape, an invalid row,
@@ -132,7 +131,7 @@ def feedback_of_rows(
     """
     counts: list[FileCounts] = []
     table = SourceTable([(number, dict(row)) for number, row in enumerate(rows, 1)], name, "")
-    return _with_derived(read_records(table, columns, skip_bad_rows, counts), counts)
+    return _with_derived(read_records(table, columns, False, counts), counts)
 
 
 def _with_derived(records: Sequence[Record], counts: Sequence[FileCounts]) -> Feedback:

@@ -62,9 +62,7 @@ def import_records(store: Store, records: Iterable[Record], person: str = "") ->
     return add_answers(store, items, given)
 
 
-def add_answers(
-    store: Store, items: Mapping[str, Item], given: Mapping[tuple[str, str], Answer], time: str = ""
-) -> dict[str, int]:
+def add_answers(store: Store, items: Mapping[str, Item], given: Mapping[tuple[str, str], Answer]) -> dict[str, int]:
     """Store answers by person and item; returns how many are new, duplicates and conflicts."""
     store.add_items(list(items.values()))
     state, counts, events = store.state(), Counter(answers=0, duplicates=0, conflicts=0), []
@@ -75,7 +73,7 @@ def add_answers(
             counts["duplicates"] += 1
             continue
         counts["conflicts" if known is not None else "answers"] += 1
-        events.append((Event(0, time or storage.now(), who, ANSWER, item, dataclasses.asdict(answer)), ""))
+        events.append((Event(0, storage.now(), who, ANSWER, item, dataclasses.asdict(answer)), ""))
     store.append_all(events)
     return dict(counts)
 
