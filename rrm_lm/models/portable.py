@@ -174,10 +174,16 @@ def misread(tokenizer: Any, chat: ChatFormat, conversations: Sequence[Conversati
         for adding in (True, False):
             read = tokenizer(text, add_special_tokens=adding).input_ids
             if read != trained:
-                at = next((i for i, (a, b) in enumerate(zip(read, trained, strict=False)) if a != b), len(trained))
-                found, expected = (tokenizer.decode(ids[at : at + 1]) for ids in (read, trained))
-                return f"token {at + 1} is {found!r} in place of {expected!r}"
+                return first_difference(tokenizer, read, trained)
     return ""
+
+
+def first_difference(tokenizer: Any, found: Sequence[int], expected: Sequence[int]) -> str:
+    """Describe the first token in which two different sequences differ."""
+    least = min(len(found), len(expected))
+    at = next((place for place in range(least) if found[place] != expected[place]), least)
+    mine, theirs = (tokenizer.decode(list(ids[at : at + 1])) for ids in (found, expected))
+    return f"token {at + 1} is {mine!r} in place of {theirs!r}"
 
 
 def unreadable(chat: ChatFormat) -> str:

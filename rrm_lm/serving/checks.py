@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from rrm_lm.api.asks import read
 from rrm_lm.errors import ModelError, RRMError
 from rrm_lm.feedback.criteria.records import CRITERIA_FILE
-from rrm_lm.models.portable import RECORDED, Conversation
+from rrm_lm.models.portable import RECORDED, Conversation, first_difference
 from rrm_lm.models.pretrained import model_file, resolve, rounding
 from rrm_lm.models.reward_files import read_examples
 from rrm_lm.serving.dialects import ALL, OWN, Dialect
@@ -171,7 +171,8 @@ def _check_tokens(model: Served, recorded: Recorded) -> None:
     for (prompt, response), ids, _ in recorded:
         now = model.chat.encode(prompt, [response]).lines[0][0].ids
         if list(now) != list(ids):
-            what = f"The conversation has other tokens than when the model was saved: {_first(model, now, ids)}"
+            where = first_difference(model.chat.tokenizer, now, ids)
+            what = f"The conversation has other tokens than when the model was saved: {where}"
             raise ModelError(what, where=model.location, remedy="use the tokenizer and template of the model's folder")
 
 
@@ -184,13 +185,5 @@ def _why(model: Served, dialect: Dialect, tokenizer: Any, recorded: Recorded) ->
         except RRMError as error:
             return f": {error.what}"
         if list(served) != list(ids):
-            return f": {_first(model, served, ids)}"
+            return f": {first_difference(model.chat.tokenizer, served, ids)}"
     return ""
-
-
-def _first(model: Served, found: Sequence[int], expected: Sequence[int]) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected))
-    )
-    ours, theirs = (model.chat.tokenizer.decode(list(ids[at : at + 1])) for ids in (found, expected))
-    return f"token {at + 1} is {ours!r} in place of {theirs!r}"
