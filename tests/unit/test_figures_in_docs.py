@@ -204,6 +204,17 @@ def words_lora() -> Iterator[str]:
     yield f"{100 * first['high']:.1f}), {100 * gain['value']:.1f} points less"
 
 
+def words_arms() -> Iterator[str]:
+    found = result("words_lora")["budgets"]["16"]
+    for person in ("plain", "thorough"):
+        gains = [found[person]["gains"][f"{arm}/pairs"] for arm in ("stars", "directed", "random", "distilled")]
+        assert all(one["kind"].startswith("range of") for one in gains)
+        cells = (f"{points(one)}, {len(one['by_run'])} draws" for one in gains)
+        yield f"| {person} | {' | '.join(cells)} |"
+    better = [found[person]["gains"]["directed/random"] for person in ("plain", "thorough")]
+    yield f"in every draw: {points(better[0])} and {points(better[1])}."
+
+
 def words_follow() -> Iterator[str]:
     found = result("words_follow")
     for person in ("plain", "thorough"):
@@ -516,6 +527,7 @@ SAID: list[tuple[Path, Callable[[], Iterator[str]]]] = [
     (BENCH, recursion),
     (BENCH, new_recursion),
     (BENCH, words_lora),
+    (BENCH, words_arms),
     (BENCH, words_follow),
     (BENCH, words_best_of),
     (BENCH, words_policy),
