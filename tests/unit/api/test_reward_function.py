@@ -92,7 +92,7 @@ def test_verl(function: Any, expected: list[float]) -> None:
 def test_verl_with_the_reward_router(reward_folder: Path, url: str, expected: list[float]) -> None:
     function = rrm_lm.reward_function(None)
     router = {
-        "reward_router_address": url.removeprefix("http://").replace("127", "any:sesame@127") + "/verl",
+        "reward_router_address": url.removeprefix("http://").replace("127", "any:sesame@127", 1) + "/verl",
         "reward_model_tokenizer": AutoTokenizer.from_pretrained(reward_folder),
     }
     call = {"data_source": "d", "solution_str": "yes", "ground_truth": None, "extra_info": {"prompt": USER}}
