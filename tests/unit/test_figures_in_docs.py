@@ -213,6 +213,9 @@ def words_arms() -> Iterator[str]:
         yield f"| {person} | {' | '.join(cells)} |"
     better = [found[person]["gains"]["directed/random"] for person in ("plain", "thorough")]
     yield f"in every draw: {points(better[0])} and {points(better[1])}."
+    loss = [found[person]["gains"]["loss/pairs"] for person in ("plain", "thorough", "both")]
+    yield f"adds {points(loss[0])} for the plain person in {len(loss[0]['by_run'])} draws"
+    yield f"{points(loss[1])} for the thorough one in {len(loss[1]['by_run'])}, and {points(loss[2])} in both"
 
 
 def words_follow() -> Iterator[str]:
