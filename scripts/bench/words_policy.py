@@ -8,7 +8,7 @@ For each simulated person of data/notes and each draw of 16 comparisons with cri
 model (see words_lora.py), once without criteria and once with those that the critiques name; SmolLM2, after it imitated
 both people, is trained with PPO against each, and answers 150 questions of the part at temperature 0. Gold and right
 answers are those of that person. Each run is one line of results/words_policy_runs.jsonl and is not repeated. Policies
-that need no model stand beside them (`trivial`, see aligned.py).
+that need no model are judged on the same questions (`trivial`, see aligned.py).
 """
 
 from __future__ import annotations

@@ -121,8 +121,9 @@ def _of_text(folder: Path) -> CriteriaReward | None:
     or a permission.
     """
     criteria = saved_criteria(folder)
-    by_text = criteria and not any(one.question or one.function for one in criteria)
-    return CriteriaReward(criteria) if criteria and by_text else None
+    if criteria is None or any(one.question or one.function for one in criteria):
+        return None
+    return CriteriaReward(criteria)
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

@@ -87,11 +87,9 @@ class CriteriaReward:
     def load(cls, folder: Path, backbone: Backbone, chat: ChatFormat, *, allow_code: bool) -> CriteriaReward | None:
         """The criteria of a saved reward model; None if it has none."""
         criteria = saved_criteria(folder)
-        return (
-            None
-            if criteria is None
-            else cls(criteria, backbone, chat, allow_code=allow_code, permission="--trust_remote_code true")
-        )
+        if criteria is None:
+            return None
+        return cls(criteria, backbone, chat, allow_code=allow_code, permission="--trust_remote_code true")
 
     @property
     def asks(self) -> bool:
@@ -229,9 +227,7 @@ def _fitted(criterion: Criterion, mean: float, scale: float) -> Criterion:
     try:
         return replace(criterion, mean=float(mean), scale=float(scale))
     except ConfigError as error:
-        what = (
-            f"The values of the criterion {criterion.name} are too large or too small: mean {mean:g}, scale {scale:g}"
-        )
+        what = f"The values of {criterion.name} are too large or too small: mean {mean:g}, scale {scale:g}"
         raise ConfigError(what, where=criterion.measure, remedy="rescale what the function returns") from error
 
 

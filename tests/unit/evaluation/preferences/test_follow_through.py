@@ -56,7 +56,7 @@ def test_edits_are_made_of_the_response_alone() -> None:
     assert not any(one.response == "It is red." for one in found) and faults > 4
 
 
-def test_an_edit_that_makes_it_worse_is_none() -> None:
+def test_an_edit_that_makes_it_worse_does_not_count() -> None:
     """To shorten a response is an edit of its length, but not what who calls it too short wants."""
     row = Comparison(
         prompt=prompt_of("when?"), chosen="At 8.", rejected="It is red. It is old. It is near.",

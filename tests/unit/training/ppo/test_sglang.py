@@ -123,7 +123,7 @@ def test_truncated_sampling_is_refused(sampling: Sampling, tmp_path: Path, serve
          "not numbers"),
     ],
 )  # fmt: skip
-def test_an_answer_that_is_none_ends_the_run(change: Any, message: str, tmp_path: Path, server: RolloutServer) -> None:
+def test_a_wrong_answer_ends_the_run(change: Any, message: str, tmp_path: Path, server: RolloutServer) -> None:
     server.change = change
     engine = served(tmp_path, server).engine
     engine.refresh(0)
